@@ -1,0 +1,105 @@
+"""What an algorithm can say about images: the words `models` answers in and `dicom_sr` encodes.
+
+Geometry contract, the one rule that keeps a nodule on the right side of the right patient:
+a mask never leaves the pixel grid of the source. `Findings.images` lists source images (or frames) in the order
+of the mask's first axis; voxel (z, y, x) is row y, column x of the stored pixels of `images[z]`.
+Nobody here resamples, flips or re-sorts; millimetres are derived from the headers of those very images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from pydicom.sr.coding import Code
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One source image, or one frame of a multi-frame image (`frame` is 1-based, PS3.3 Table 10-3)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with its concept and UCUM unit, e.g. long axis 7.3 mm."""
+
+    name: Code
+    value: float
+    unit: Code
+    derivation: Code | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One coded statement, e.g. nodule type = solid."""
+
+    name: Code
+    value: Code
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A caliper line drawn on one image: end points in (column, row) pixel coordinates, PS3.3 C.18.6.1.1.
+
+    (0.0, 0.0) is the top left corner of the first pixel; its centre is (0.5, 0.5).
+    """
+
+    image: int  # index into Findings.images
+    start_xy: tuple[float, float]
+    end_xy: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """One lesion: where it is, how sure the algorithm is, and what it measures.
+
+    mask            bool (d, h, w), the smallest box that holds the lesion
+    offset_zyx      index of mask[0, 0, 0] in the source grid
+    key_image       index into Findings.images of the slice with the largest area
+    """
+
+    number: int  # 1-based; the segment number
+    label: str  # "Nodule 1"
+    category: Code  # e.g. SCT 49755003 morphologically abnormal structure
+    type: Code  # e.g. SCT 27925004 nodule
+    site: Code  # e.g. SCT 39607008 lung
+    laterality: Code | None
+    mask: np.ndarray
+    offset_zyx: tuple[int, int, int]
+    key_image: int
+    certainty: float  # 0..1
+    long_axis: Axis | None = None
+    short_axis: Axis | None = None
+    measurements: tuple[Measurement, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Who says it: TID 4019 and ContributingEquipmentSequence (IHE AI Results)."""
+
+    name: str  # "pacs-node lung-nodule"
+    version: str  # "0.1.0+<first 8 hex of the weights' SHA-256>": changes with every retraining
+    manufacturer: str = "pacs-node"
+    family: Code = field(default_factory=lambda: Code("123110", "DCM", "Artificial Intelligence"))
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything one pipeline says about one series. No findings is an answer too."""
+
+    pipeline: str  # "lung-nodule", "breast-us"
+    geometry: Literal["volume", "image"]  # volume: TID 1501 + 1411 (CT); image: TID 1410 (ultrasound)
+    images: tuple[ImageRef, ...]
+    findings: tuple[Finding, ...]
+    algorithm: Algorithm
+    measurements: tuple[Measurement, ...] = ()  # of the whole image: class probabilities of an ultrasound
+    evaluations: tuple[Evaluation, ...] = ()
+    warnings: tuple[str, ...] = ()  # in words, shown in the report: "no calibration: sizes in pixels"
+    facts: Mapping[str, str | float] = field(default_factory=dict)  # for the web page: seconds, device, windows

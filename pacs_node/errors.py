@@ -1,0 +1,55 @@
+"""Everything that can go wrong, and what the node does about it.
+
+NodeError
+├── ReceiveError            answered to the sender as a DIMSE status
+│   ├── SpoolFull           0xA700  Refused: Out of Resources      PS3.4 Table B.2-1
+│   ├── NotReadable         0xC000  Error: Cannot understand       PS3.4 Table B.2-1
+│   └── WrongSopClass       0xA900  Error: Data Set does not match SOP Class
+├── JobError                what the job does next
+│   ├── Refused             the job ends "refused": the input is not fit; the reason is shown
+│   ├── TryAgain            the job waits and runs again (destination down, device out of memory)
+│   └── GiveUp              the job ends "failed": trying again would not help
+└── ConfigError             start-up stops
+"""
+
+from __future__ import annotations
+
+
+class NodeError(Exception):
+    """Root of the tree. The message says what, which, and what now."""
+
+
+class ReceiveError(NodeError):
+    status = 0xC000
+
+
+class SpoolFull(ReceiveError):
+    status = 0xA700  # Refused: Out of Resources, PS3.4 Table B.2-1
+
+
+class NotReadable(ReceiveError):
+    status = 0xC000  # Error: Cannot understand, PS3.4 Table B.2-1
+
+
+class WrongSopClass(ReceiveError):
+    status = 0xA900  # Error: Data Set does not match SOP Class, PS3.4 Table B.2-1
+
+
+class JobError(NodeError):
+    pass
+
+
+class Refused(JobError):
+    pass
+
+
+class TryAgain(JobError):
+    pass
+
+
+class GiveUp(JobError):
+    pass
+
+
+class ConfigError(NodeError):
+    pass

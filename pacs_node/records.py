@@ -1,0 +1,77 @@
+"""What flows through the node. Frozen; paths, never bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One stored SOP instance, durable on disk."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_uid: str
+    study_uid: str
+    transfer_syntax_uid: str
+    path: Path
+    sha256: str  # of the data set as received, without preamble and file meta information
+    size: int  # bytes of the file
+    received_at: datetime  # UTC
+    association: str  # id of the association that brought it
+    calling_ae: str
+
+
+@dataclass(frozen=True)
+class AssociationEnd:
+    """A sender is gone. `released` is the Standard's orderly A-RELEASE; otherwise abort, timeout or lost connection."""
+
+    association: str
+    calling_ae: str
+    released: bool
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about the completeness of a series, besides its instances."""
+
+    last_arrival: datetime
+    arrived: int  # instances of the series stored so far
+    open_associations: frozenset[str] = frozenset()  # those of the series' senders that are still connected
+    released: bool = False  # every association that brought instances ended by A-RELEASE
+    expected: int | None = None  # NumberOfSeriesRelatedInstances told by the sending peer
+    expected_from: str | None = None  # that peer's name
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Is the series fit for inference? In words."""
+
+    fit: bool
+    reason: str  # "85 axial slices, 2.5 mm apart", or "gantry tilt of 12.0 degrees"
+    use: tuple[str, ...] = ()  # SOP Instance UIDs in ascending order along the normal
+    set_aside: dict[str, str] = field(default_factory=dict)  # SOP Instance UID -> reason
+    facts: dict[str, Any] = field(default_factory=dict)  # spacing_mm, tilt_degrees, gaps ...
+
+
+@dataclass(frozen=True)
+class Package:
+    """The objects one job produced, all of one study, ready to be sent to one destination."""
+
+    job: str
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a destination said about one object."""
+
+    sop_instance_uid: str
+    stored: bool
+    status: int | None  # DIMSE status or HTTP status; None for a folder
+    text: str  # "0x0000 Success", "0xB000 stored with a change: Coercion of Data Elements"
+    at: datetime
