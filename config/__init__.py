@@ -1,0 +1,63 @@
+"""Settings: one TOML file in, one frozen Config out, or everything that is wrong with the file, line by line.
+
+>>> config = load(Path("node.toml"), pipelines=PIPELINES)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from config.check import Problem, check
+from config.schema import (
+    Assemble,
+    Config,
+    Database,
+    Infer,
+    Jobs,
+    Node,
+    Peer,
+    Receive,
+    Route,
+)
+
+__all__ = [
+    "Assemble",
+    "Config",
+    "ConfigError",
+    "Database",
+    "Infer",
+    "Jobs",
+    "Node",
+    "Peer",
+    "Problem",
+    "Receive",
+    "Route",
+    "load",
+    "problems",
+]
+
+
+class ConfigError(Exception):
+    """The settings cannot be used. One line per problem: file, line, key, what is wrong, what would be right."""
+
+    def __init__(self, problems: Collection[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+def load(path: Path, pipelines: Collection[str] | None = None) -> Config:
+    """Read a settings file; relative paths in it count from its own folder.
+
+    pipelines: the names a route may use; None leaves them unchecked. Raises ConfigError with ALL errors at once.
+    """
+    config, found = check(Path(path), pipelines)
+    errors = [problem for problem in found if problem.severity == "error"]
+    if errors or config is None:
+        raise ConfigError(errors)
+    return config
+
+
+def problems(path: Path, pipelines: Collection[str] | None = None) -> list[Problem]:
+    """Errors and warnings of a settings file, by line. Empty when there is nothing to say."""
+    return check(Path(path), pipelines)[1]

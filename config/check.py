@@ -1,0 +1,297 @@
+"""What is wrong with a settings file: file, line, key, and the nearest thing that would be right."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+from pydicom.datadict import DicomDictionary
+
+from config.schema import Config, Peer, Route, bad_condition, is_keyword_path
+
+Place = tuple[str | int, ...]  # ("peer", 0, "host"): the key `host` of the first [[peer]]
+
+TABLES: dict[str, type[BaseModel]] = {
+    name: field.annotation  # type: ignore[misc]
+    for name, field in Config.model_fields.items()
+    if field.alias is None
+}
+LISTS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to change in a settings file."""
+
+    file: Path
+    line: int | None  # 1-based; None when it concerns the file as a whole
+    text: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        place = f"{self.file.name}:{self.line}" if self.line else self.file.name
+        return f"{place}: {'warning: ' if self.severity == 'warning' else ''}{self.text}"
+
+
+def check(path: Path, pipelines: Collection[str] | None) -> tuple[Config | None, list[Problem]]:
+    """The settings, or None, and everything there is to say about the file, in the order of its lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = tomllib.loads(text)
+    except OSError as error:
+        return None, [Problem(path, None, f"cannot be read: {error.strerror}")]
+    except UnicodeDecodeError as error:
+        return None, [Problem(path, None, f"is not UTF-8 text: {error.reason} at byte {error.start}")]
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        return None, [Problem(path, int(at[1]) if at else None, f"is not TOML: {error}")]
+
+    lines = lines_of(text)
+    found: list[tuple[Place, str, Literal["error", "warning"]]] = []
+    config = None
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        found += [(place, words, "error") for place, words in _schema_problems(error, raw)]
+    found += [(place, words, "error") for place, words in _cross_problems(raw, pipelines)]
+    found += [(place, words, "warning") for place, words in _warnings(raw)]
+    result = [Problem(path, _line(lines, place), words, severity) for place, words, severity in found]
+    result.sort(key=lambda problem: problem.line or 0)
+    return (config.resolved(path.resolve().parent) if config else None), result
+
+
+# Where a key stands: tomllib does not tell -----------------------------------------------------------------------
+
+_KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+_DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
+_HEADER = re.compile(rf"^\s*(\[\[?)\s*({_DOTTED})\s*\]")
+_ASSIGNMENT = re.compile(rf"^\s*({_DOTTED})\s*=")
+
+
+def lines_of(text: str) -> dict[Place, int]:
+    """The line of every table header and key of valid TOML text; keys of inline tables share their table's line."""
+    lines: dict[Place, int] = {}
+    lists: Counter[Place] = Counter()  # how many [[...]] of this name so far
+    table: Place = ()
+    quotes = ""  # the delimiter of the multi-line string we are in
+    for number, line in enumerate(text.splitlines(), 1):
+        if quotes:
+            quotes = "" if line.count(quotes) % 2 else quotes
+            continue
+        if header := _HEADER.match(line):
+            table = _placed(_split(header[2]), lists, opens=header[1] == "[[")
+            lines.setdefault(table, number)
+        elif key := _ASSIGNMENT.match(line):
+            lines.setdefault((*table, *_split(key[1])), number)
+            quotes = next((q for q in ('"""', "'''") if line.count(q) % 2), "")
+    return lines
+
+
+def _split(dotted: str) -> list[str]:
+    return [key.strip("\"'") for key in re.findall(_KEY, dotted)]
+
+
+def _placed(names: list[str], lists: Counter[Place], opens: bool) -> Place:
+    """The place of a header: a name that is a list of tables means its latest one."""
+    place: Place = ()
+    for depth, name in enumerate(names, 1):
+        place = (*place, name)
+        if opens and depth == len(names):
+            lists[place] += 1
+        if place in lists:
+            place = (*place, lists[place] - 1)
+    return place
+
+
+def _line(lines: dict[Place, int], place: Place) -> int | None:
+    """The line of a place, or of the nearest table around it."""
+    return next((lines[place[:depth]] for depth in range(len(place), 0, -1) if place[:depth] in lines), None)
+
+
+# What the schema says, in words ----------------------------------------------------------------------------------
+
+WORDS = {  # pydantic's error type -> what the value must be
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be a text in quotes",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "tuple_type": "must be a list",
+    "path_type": "must be a path in quotes",
+    "finite_number": "must be a finite number",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must match {pattern}",
+}
+
+
+def _schema_problems(error: ValidationError, raw: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    for item in error.errors():
+        place: Place = item["loc"]
+        if item["type"] == "extra_forbidden":
+            yield place, _unknown(place)
+        elif item["type"] == "missing":
+            yield place[:-1], f"{_table_name(place[:-1])} needs '{place[-1]}'"
+        elif item["type"] == "value_error":
+            yield place, f"{_name(place, raw)}: {item['ctx']['error']}"
+        elif item["type"] in WORDS:
+            words = WORDS[item["type"]].format(**item.get("ctx", {}))
+            yield place, f"{_name(place, raw)} {words}, not {_shown(item['input'])}"
+        else:
+            yield place, f"{_name(place, raw)}: {item['msg']}"
+
+
+def _shown(value: object) -> str:
+    return "a table" if isinstance(value, dict) else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _name(place: Place, raw: dict[str, Any]) -> str:
+    """How a reader of the file calls this place: "dicom_port in [node]", "[[peer]] 'pacs'"."""
+    if len(place) == 1 or (len(place) == 2 and isinstance(place[1], int)):
+        return _table_name(place, raw)
+    keys = [str(part) for part in place[2 if isinstance(place[1], int) else 1 :] if isinstance(part, str)]
+    return f"'{'.'.join(keys)}' in {_table_name(place[: -len(keys)] if keys else place, raw)}"
+
+
+def _table_name(place: Place, raw: dict[str, Any] | None = None) -> str:
+    if len(place) > 1 and isinstance(place[1], int):
+        entry = raw[str(place[0])][place[1]] if raw else None
+        name = entry.get("name") if isinstance(entry, dict) else None
+        return f"[[{place[0]}]] {name!r}" if isinstance(name, str) else f"[[{place[0]}]] number {place[1] + 1}"
+    return f"[[{place[0]}]]" if place[0] in LISTS else f"[{place[0]}]"
+
+
+def _unknown(place: Place) -> str:
+    """No such setting: the nearest one, or the table it belongs to, or the list of what there is."""
+    if len(place) == 1:
+        tables = [*TABLES, *LISTS]
+        near = nearest(str(place[0]), tables)
+        hint = (
+            f"did you mean {_table_name((near,))}?"
+            if near
+            else f"there are {', '.join(_table_name((t,)) for t in tables)}"
+        )
+        return f"no table or setting '{place[0]}'; {hint}"
+    key, table = str(place[-1]), str(place[0])
+    known = list((TABLES | LISTS)[table].model_fields)
+    home = [name for name, model in TABLES.items() if key in model.model_fields]
+    if home:
+        hint = f"it belongs in [{home[0]}]"
+    elif near := nearest(key, known):
+        hint = f"did you mean '{near}'?"
+    else:
+        hint = f"there are {', '.join(known)}"
+    return f"no setting '{key}' in {_table_name((table,))}; {hint}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name most like `word`, also by one of its parts: prot -> dicom_port. None when nothing is like it."""
+
+    def likeness(name: str) -> tuple[float, float]:
+        whole = SequenceMatcher(None, word.lower(), name.lower()).ratio()
+        parts = [SequenceMatcher(None, word.lower(), part).ratio() for part in name.lower().split("_")]
+        return max(whole, *parts), whole
+
+    best = max(known, key=likeness, default=None)
+    return best if best is not None and likeness(best)[0] >= 0.6 else None
+
+
+# What no single setting can know ---------------------------------------------------------------------------------
+
+
+def _tables(raw: dict[str, Any], name: str) -> list[tuple[int, dict[str, Any]]]:
+    """The well-formed [[name]] tables with their index; the others have been reported by the schema."""
+    tables = raw.get(name, [])
+    return [(i, t) for i, t in enumerate(tables) if isinstance(t, dict)] if isinstance(tables, list) else []
+
+
+def _cross_problems(raw: dict[str, Any], pipelines: Collection[str] | None) -> Iterator[tuple[Place, str]]:
+    yield from _duplicates(raw, "peer", "name")
+    yield from _duplicates(raw, "peer", "ae_title", among=lambda peer: peer.get("may_send") is True)
+    yield from _duplicates(raw, "route", "name")
+    node = raw.get("node", {})
+    if isinstance(node, dict) and node.get("dicom_port", 11112) == node.get("web_port", 8080):
+        yield ("node", "web_port"), "'web_port' in [node] is the same as 'dicom_port'; give each its own"
+    peers = {peer["name"]: peer for _, peer in _tables(raw, "peer") if isinstance(peer.get("name"), str)}
+    for i, route in _tables(raw, "route"):
+        where = _table_name(("route", i), raw)
+        yield from _destinations(i, route, where, peers)
+        pipeline = route.get("pipeline")
+        if pipelines is not None and isinstance(pipeline, str) and pipeline not in pipelines:
+            yield ("route", i, "pipeline"), f"{where}: no pipeline '{pipeline}'; {_hint(pipeline, pipelines)}"
+        if isinstance(route.get("match"), dict):
+            for place, words in _conditions(route["match"]):
+                yield ("route", i, "match", *place), f"{where}: {words}"
+
+
+def _destinations(i: int, route: dict[str, Any], where: str, peers: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    names = route.get("send_to")
+    names = names if isinstance(names, list) else []
+    for name in names:
+        if not isinstance(name, str):
+            continue  # reported by the schema
+        if name not in peers:
+            yield ("route", i, "send_to"), f"{where}: no peer '{name}'; {_hint(name, peers)}"
+        elif "folder" not in peers[name] and "host" not in peers[name]:
+            yield ("route", i, "send_to"), f"{where}: peer '{name}' has no host and port, so nothing can be sent to it"
+        if names.count(name) > 1 and name:
+            yield ("route", i, "send_to"), f"{where}: peer '{name}' is named twice in send_to"
+            break
+
+
+def _conditions(match: dict[str, Any], above: str = "") -> Iterator[tuple[Place, str]]:
+    for keyword, condition in match.items():
+        if not is_keyword_path(keyword):
+            part = next(part for part in keyword.split(".") if not is_keyword_path(part))
+            near = get_close_matches(part, KEYWORDS, n=1, cutoff=0.7)
+            yield (keyword,), f"no DICOM keyword '{part}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        elif words := bad_condition(keyword, condition):
+            yield (keyword,), words
+
+
+KEYWORDS = sorted({entry[4] for entry in DicomDictionary.values() if entry[4]})
+
+
+def _hint(word: str, known: Collection[str]) -> str:
+    near = nearest(word, known)
+    return f"did you mean '{near}'?" if near else f"there are {', '.join(sorted(known)) or 'none'}"
+
+
+def _duplicates(raw: dict[str, Any], table: str, key: str, among: Any = lambda _: True) -> Iterator[tuple[Place, str]]:
+    seen: dict[str, int] = {}
+    for i, entry in _tables(raw, table):
+        value = entry.get(key)
+        if not isinstance(value, str) or not among(entry):
+            continue
+        if value in seen:
+            yield (table, i, key), f"{key} '{value}' of [[{table}]] is used twice; each needs its own"
+        seen.setdefault(value, i)
+
+
+def _warnings(raw: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    if not raw.get("route"):
+        yield (), "no [[route]]: series are received and kept, but nothing is inferred"
+    if not any(peer.get("may_send") is True for _, peer in _tables(raw, "peer")):
+        yield (), "no [[peer]] with may_send = true: every sender is rejected"
+    used = {
+        name
+        for _, route in _tables(raw, "route")
+        if isinstance(route.get("send_to"), list)
+        for name in route["send_to"]
+        if isinstance(name, str)
+    }
+    for i, peer in _tables(raw, "peer"):
+        if isinstance(peer.get("name"), str) and peer.get("may_send") is not True and peer["name"] not in used:
+            yield ("peer", i, "name"), f"peer '{peer['name']}' may not send and no route sends to it"

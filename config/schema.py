@@ -1,0 +1,253 @@
+"""Every setting of the node: its name with its unit, its default, its meaning. docs/configuration.md says more.
+
+The models are frozen and refuse what they do not know: a typo stops start-up, it never becomes a default.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydicom.datadict import tag_for_keyword
+
+
+def _ae_title(title: str) -> str:
+    """PS3.5 Table 6.2-1, VR AE: at most 16 bytes of the default repertoire, no backslash, no control character."""
+    if len(title) > 16:
+        raise ValueError(f"AE title '{title}' has {len(title)} characters; 16 are allowed")
+    bad = sorted({c for c in title if not " " <= c <= "~" or c == "\\"})
+    if bad:
+        raise ValueError(
+            f"AE title {title!r} holds {', '.join(map(repr, bad))}; only printable ASCII without backslash"
+        )
+    if title != title.strip() or not title:
+        raise ValueError(
+            f"AE title {title!r} is empty or has spaces at its ends, which the Standard ignores; remove them"
+        )
+    return title
+
+
+AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+RelativePath = Annotated[Path, Field(strict=False)]  # relative to the folder of the settings file
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Node(Settings):
+    """[node]: who this node is and where it listens."""
+
+    ae_title: AeTitle = "PACSNODE"  # senders must call exactly this title
+    dicom_host: str = "0.0.0.0"  # address the DICOM listener binds to; 0.0.0.0 is every interface
+    dicom_port: Port = 11112  # registered for DICOM, PS3.8 9.1.2
+    web_host: str = "127.0.0.1"  # the web pages have no login: keep them local or behind a proxy
+    web_port: Port = 8080
+    data_dir: RelativePath = Path("data")  # spool, results and the default database
+
+
+class Receive(Settings):
+    """[receive]: the DICOM listener."""
+
+    max_associations: Count = 10  # more are rejected: transient, local limit exceeded
+    network_timeout_s: Seconds = 60.0  # an idle association is aborted after this
+    acse_timeout_s: Seconds = 30.0  # ARTIM: waiting for an association request or its release
+    dimse_timeout_s: Seconds = 30.0  # waiting for the rest of a message
+    max_pdu: Annotated[int, Field(ge=0)] = 131072  # bytes; larger is faster; 0 is no limit (PS3.8 D.1)
+    keep_free_gb: Annotated[float, Field(ge=0)] = 2.0  # less free space: C-STORE answers 0xA700 before writing
+    drain_s: Seconds = 30.0  # how long a stop waits for open associations and running jobs
+
+
+class Database(Settings):
+    """[database]: where series, jobs and receipts are kept."""
+
+    url: str = "sqlite:///{data_dir}/node.sqlite"  # or postgresql+psycopg://user:password@host/name
+
+    @field_validator("url")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        if not url.startswith(("sqlite:///", "postgresql+psycopg://")):
+            raise ValueError("url must start with sqlite:/// or postgresql+psycopg://")
+        return url
+
+
+class Assemble(Settings):
+    """[assemble]: when a series is complete, and when it is fit for inference."""
+
+    quiet_s: Seconds = 10.0  # silence after the sender released its association
+    quiet_unreleased_s: Seconds = (
+        60.0  # silence while it is still connected, or after it broke off; never less than quiet_s
+    )
+    ask_peer: bool = False  # ask the sending peer by C-FIND how many images the series has
+    max_wait_s: Seconds = 900.0  # how long to wait for images the peer says exist
+    min_slices: Count = 16  # fewer usable CT slices: inference is refused
+
+
+class Jobs(Settings):
+    """[jobs]: the durable work."""
+
+    infer_timeout_s: Seconds = 1800.0  # one inference; then its process is killed and the job tried again
+    infer_attempts: Count = 3  # then the inference is given up
+    send_backoff_s: Seconds = 10.0  # wait after the first failed send; doubles with every further one
+    send_backoff_max_s: Seconds = 900.0  # the longest wait between two sends
+    max_attempts: Count = 100  # sends to one destination; then the job is failed until "retry now"
+    poison_limit: Count = 5  # a job that took the process down this often is failed
+    lease_s: Seconds = 30.0  # a worker silent for this long loses its jobs to another
+    sweep_s: Seconds = 5.0  # how often rows without a running job are looked for
+
+    @model_validator(mode="after")
+    def _in_proportion(self) -> Jobs:
+        if self.send_backoff_max_s < self.send_backoff_s:
+            raise ValueError("send_backoff_max_s must not be less than send_backoff_s")
+        if self.lease_s < 2 * self.sweep_s:
+            raise ValueError("lease_s must be at least twice sweep_s, or a busy worker loses its own jobs")
+        return self
+
+
+class Infer(Settings):
+    """[infer]: where the models run."""
+
+    device: Device = "auto"  # auto: the first CUDA device, else the CPU
+
+
+class Peer(Settings):
+    """[[peer]]: another system. Either a DICOM peer (ae_title; host and port if we call it) or a folder for results."""
+
+    name: str = Field(min_length=1)  # how routes call it
+    ae_title: AeTitle | None = None
+    host: str | None = None  # needed to send to it, or to ask it
+    port: Port | None = None
+    may_send: bool = False  # may it send images to us? Others are rejected: calling AE title not recognized
+    folder: RelativePath | None = None  # results are written here as files; instead of all of the above
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Peer:
+        if self.folder is not None:
+            if self.ae_title or self.host or self.port or self.may_send:
+                raise ValueError("a peer with a folder takes no ae_title, host, port or may_send; make two peers of it")
+        elif self.ae_title is None:
+            raise ValueError("needs an ae_title (a DICOM peer) or a folder")
+        elif (self.host is None) != (self.port is None):
+            raise ValueError("needs both host and port, or neither (a peer that only sends to us)")
+        elif self.host is None and not self.may_send:
+            raise ValueError("can neither be called (no host and port) nor may it send (may_send = false)")
+        return self
+
+    @property
+    def reachable(self) -> bool:
+        """Can results be sent to it?"""
+        return self.folder is not None or self.host is not None
+
+
+CONDITION_KEYS = ("regex", "min", "max", "absent", "present")
+
+
+def bad_condition(keyword: str, condition: object) -> str | None:
+    """None, or what is wrong with one condition of a route's `match`. The keyword itself is checked elsewhere."""
+    match condition:
+        case bool():
+            return f"{keyword} = {str(condition).lower()}: write {{present = true}} or {{absent = true}}"
+        case str() | int() | float():
+            return None
+        case []:
+            return f"{keyword} = []: an empty list matches nothing"
+        case list():
+            odd = [item for item in condition if isinstance(item, bool) or not isinstance(item, str | int | float)]
+            return f"{keyword}: a list holds texts and numbers only, not {odd[0]!r}" if odd else None
+        case dict():
+            return _bad_table(keyword, condition)
+        case _:
+            return f"{keyword}: a condition is a text, a number, a list or a table, not {condition!r}"
+
+
+def _bad_table(keyword: str, table: dict[str, Any]) -> str | None:
+    unknown = sorted(set(table) - set(CONDITION_KEYS))
+    if unknown or not table:
+        got = f"has no '{unknown[0]}'" if unknown else "is empty"
+        return f"{keyword}: the condition {got}; use one of {', '.join(CONDITION_KEYS)}"
+    kinds = {"range" if key in ("min", "max") else key for key in table}
+    if len(kinds) > 1:
+        return f"{keyword}: {' and '.join(sorted(kinds))} in one condition; use one of them"
+    for bound in ("min", "max"):
+        if bound in table and (isinstance(table[bound], bool) or not isinstance(table[bound], int | float)):
+            return f"{keyword}: {bound} must be a number, not {table[bound]!r}"
+    if table.get("min", float("-inf")) > table.get("max", float("inf")):
+        return f"{keyword}: min {table['min']} is above max {table['max']}"
+    for flag in ("absent", "present"):
+        if flag in table and table[flag] is not True:
+            other = "present" if flag == "absent" else "absent"
+            return f"{keyword}: write {{{flag} = true}} or {{{other} = true}}"
+    if "regex" in table:
+        if not isinstance(table["regex"], str):
+            return f"{keyword}: regex must be a text, not {table['regex']!r}"
+        try:
+            re.compile(table["regex"])
+        except re.error as error:
+            return f"{keyword}: regex '{table['regex']}' is not valid: {error}"
+    return None
+
+
+PRIORITIES = {"stat": 1, "routine": 5}  # lower runs first
+
+
+class Route(Settings):
+    """[[route]]: which series goes to which pipeline, and where its results go. Every matching route makes a job."""
+
+    name: str = Field(min_length=1)
+    match: dict[str, Any]  # DICOM keyword -> condition; all must hold
+    pipeline: str  # "lung-nodule", "breast-us"
+    send_to: Names  # names of peers
+    priority: Literal["routine", "stat"] = "routine"
+    options: dict[str, Any] = Field(default_factory=dict)  # handed to the pipeline as they are
+
+    @property
+    def priority_number(self) -> int:
+        return PRIORITIES[self.priority]
+
+
+class Config(Settings):
+    """A settings file as a whole, checked, with its paths made absolute."""
+
+    node: Node = Node()
+    receive: Receive = Receive()
+    database: Database = Database()
+    assemble: Assemble = Assemble()
+    jobs: Jobs = Jobs()
+    infer: Infer = Infer()
+    peers: tuple[Peer, ...] = Field((), alias="peer", strict=False)
+    routes: tuple[Route, ...] = Field((), alias="route", strict=False)
+
+    def peer(self, name: str) -> Peer:
+        """Raises KeyError for a name that is not in the settings."""
+        return {peer.name: peer for peer in self.peers}[name]
+
+    def resolved(self, folder: Path) -> Config:
+        """The same settings with every relative path taken from `folder`, and the place of the database filled in."""
+        data_dir = (folder / self.node.data_dir.expanduser()).resolve()
+        url = self.database.url.replace("{data_dir}", data_dir.as_posix())
+        if url.startswith("sqlite:///"):
+            url = f"sqlite:///{(folder / url.removeprefix('sqlite:///')).resolve().as_posix()}"
+        return self.model_copy(
+            update={
+                "node": self.node.model_copy(update={"data_dir": data_dir}),
+                "database": Database(url=url),
+                "peers": tuple(
+                    peer.model_copy(update={"folder": (folder / peer.folder.expanduser()).resolve()})
+                    if peer.folder
+                    else peer
+                    for peer in self.peers
+                ),
+            }
+        )
+
+
+def is_keyword_path(path: str) -> bool:
+    """Is it a DICOM keyword, or keywords of sequences and a last one joined by dots?"""
+    return all(tag_for_keyword(part) is not None for part in path.split("."))
