@@ -1,0 +1,29 @@
+"""Losses for masks. All take logits and average over the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """1 - soft Dice over the whole batch: (B, 1, H, W), (B, 1, H, W) in {0, 1} -> scalar"""
+    p, t = torch.sigmoid(logits.float()), target.float()
+    return 1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth)
+
+
+def bce_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """0.5·BCE + Dice, the loss of the residual U-Net: (B, 1, H, W), (B, 1, H, W) -> scalar"""
+    bce = F.binary_cross_entropy_with_logits(logits.float(), target.float())
+    return 0.5 * bce + dice_loss(logits, target)
+
+
+def tversky_loss(logits: Tensor, target: Tensor, alpha: float = 0.5, beta: float = 0.5, smooth: float = 1.0) -> Tensor:
+    """1 - Tversky index per image, averaged, Salehi 2017 (arXiv:1706.05721): (B, 1, H, W), (B, 1, H, W) -> scalar
+
+    alpha weighs false positives, beta false negatives; `smooth` makes an empty prediction of an empty mask cost nothing.
+    """
+    p, t = torch.sigmoid(logits.float()).flatten(1), target.float().flatten(1)
+    hit, extra, missed = (p * t).sum(1), (p * (1 - t)).sum(1), ((1 - p) * t).sum(1)
+    return (1 - (hit + smooth) / (hit + alpha * extra + beta * missed + smooth)).mean()

@@ -1,0 +1,63 @@
+"""What a model system tells the training loop: its data, its network, its loss and how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every hyper-parameter of one training. A system's own Config adds its fields to these."""
+
+    seed: int = 2024
+    width: int = 16
+    epochs: int = 30
+    batch: int = 32
+    lr: float = 3e-4
+    weight_decay: float = 1e-4
+    warm_up_epochs: float = 1.0
+    ema_decay: float = 0.999
+    clip_norm: float = 5.0
+    bf16: bool = True
+
+
+class Recipe(Protocol):
+    """One training. Everything random in `batches` must follow from (config.seed, epoch) alone: that is what makes
+    a killed training go on to the same result."""
+
+    name: str  # file name of the exported weights, "residual_unet_w16"
+    config: TrainConfig
+    split_sha256: str  # of the stored list of patients (or images) in each split
+    preprocessing: str  # version of the mapping from stored pixels to network input
+
+    def model(self) -> nn.Module:
+        """The network, with fresh weights."""
+
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Its learning rates are the peaks of the schedule: a cosine with warm-up."""
+
+    def steps(self, epoch: int) -> int:
+        """How many batches `batches("train", epoch)` gives."""
+
+    def batches(self, split: str, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of one epoch, augmented when split is "train"."""
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Scalar to descend; called under autocast."""
+
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """Figures of one split; "score" picks the best epoch (greater is better)."""
+
+
+class RecipeModule(Protocol):
+    """A system's recipe.py: a Config and the function that builds the recipe from the data's path."""
+
+    Config: type[TrainConfig]
+
+    def build(self, data: Any, config: Any) -> Recipe:
+        """Read the data (a zip, in place) and be ready to train."""
