@@ -51,7 +51,7 @@ def check(path: Path, pipelines: Collection[str] | None) -> tuple[Config | None,
         return None, [Problem(path, None, f"is not UTF-8 text: {error.reason} at byte {error.start}")]
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        return None, [Problem(path, int(at[1]) if at else None, f"is not TOML: {error}")]
+        return None, [Problem(path, int(at[1]) if at else text.count("\n") + 1, f"is not TOML: {error}")]
 
     lines = lines_of(text)
     found: list[tuple[Place, str, Literal["error", "warning"]]] = []
@@ -88,6 +88,7 @@ def lines_of(text: str) -> dict[Place, int]:
         if header := _HEADER.match(line):
             table = _placed(_split(header[2]), lists, opens=header[1] == "[[")
             lines.setdefault(table, number)
+            lines.setdefault(table[:1], number)
         elif key := _ASSIGNMENT.match(line):
             lines.setdefault((*table, *_split(key[1])), number)
             quotes = next((q for q in ('"""', "'''") if line.count(q) % 2), "")
@@ -129,7 +130,7 @@ WORDS = {  # pydantic's error type -> what the value must be
     "finite_number": "must be a finite number",
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
-    "greater_than": "must be more than {gt}",
+    "greater_than": "must be more than {gt:g}",
     "greater_than_equal": "must be {ge} or more",
     "less_than_equal": "must be {le} or less",
     "literal_error": "must be {expected}",
@@ -143,7 +144,7 @@ def _schema_problems(error: ValidationError, raw: dict[str, Any]) -> Iterator[tu
         if item["type"] == "extra_forbidden":
             yield place, _unknown(place)
         elif item["type"] == "missing":
-            yield place[:-1], f"{_table_name(place[:-1])} needs '{place[-1]}'"
+            yield place[:-1], f"{_table_name(place[:-1], raw)} needs '{place[-1]}'"
         elif item["type"] == "value_error":
             yield place, f"{_name(place, raw)}: {item['ctx']['error']}"
         elif item["type"] in WORDS:
@@ -154,7 +155,13 @@ def _schema_problems(error: ValidationError, raw: dict[str, Any]) -> Iterator[tu
 
 
 def _shown(value: object) -> str:
-    return "a table" if isinstance(value, dict) else str(value).lower() if isinstance(value, bool) else repr(value)
+    return (
+        "a table"
+        if isinstance(value, dict | BaseModel)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else repr(value)
+    )
 
 
 def _name(place: Place, raw: dict[str, Any]) -> str:
@@ -177,35 +184,28 @@ def _unknown(place: Place) -> str:
     """No such setting: the nearest one, or the table it belongs to, or the list of what there is."""
     if len(place) == 1:
         tables = [*TABLES, *LISTS]
-        near = nearest(str(place[0]), tables)
-        hint = (
-            f"did you mean {_table_name((near,))}?"
-            if near
-            else f"there are {', '.join(_table_name((t,)) for t in tables)}"
-        )
+        hint = did_you_mean(str(place[0]), tables) or f"there are {', '.join(_table_name((t,)) for t in tables)}"
         return f"no table or setting '{place[0]}'; {hint}"
     key, table = str(place[-1]), str(place[0])
     known = list((TABLES | LISTS)[table].model_fields)
     home = [name for name, model in TABLES.items() if key in model.model_fields]
-    if home:
-        hint = f"it belongs in [{home[0]}]"
-    elif near := nearest(key, known):
-        hint = f"did you mean '{near}'?"
-    else:
-        hint = f"there are {', '.join(known)}"
+    belongs = f"it belongs in [{home[0]}]" if home else None
+    hint = belongs or did_you_mean(key, known) or f"there are {', '.join(known)}"
     return f"no setting '{key}' in {_table_name((table,))}; {hint}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name most like `word`, also by one of its parts: prot -> dicom_port. None when nothing is like it."""
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """The known names most like `word`, also by one of their parts: prot -> dicom_port or web_port. Else None."""
 
-    def likeness(name: str) -> tuple[float, float]:
-        whole = SequenceMatcher(None, word.lower(), name.lower()).ratio()
-        parts = [SequenceMatcher(None, word.lower(), part).ratio() for part in name.lower().split("_")]
-        return max(whole, *parts), whole
+    def likeness(name: str) -> float:
+        return max(
+            SequenceMatcher(None, word.lower(), part).ratio() for part in {name.lower(), *name.lower().split("_")}
+        )
 
-    best = max(known, key=likeness, default=None)
-    return best if best is not None and likeness(best)[0] >= 0.6 else None
+    likely = {name: likeness(name) for name in known}
+    best = max(likely.values(), default=0.0)
+    names = [f"'{name}'" for name, value in likely.items() if value == best]
+    return f"did you mean {' or '.join(names)}?" if best >= 0.6 else None
 
 
 # What no single setting can know ---------------------------------------------------------------------------------
@@ -265,8 +265,7 @@ KEYWORDS = sorted({entry[4] for entry in DicomDictionary.values() if entry[4]})
 
 
 def _hint(word: str, known: Collection[str]) -> str:
-    near = nearest(word, known)
-    return f"did you mean '{near}'?" if near else f"there are {', '.join(sorted(known)) or 'none'}"
+    return did_you_mean(word, known) or f"there are {', '.join(sorted(known)) or 'none'}"
 
 
 def _duplicates(raw: dict[str, Any], table: str, key: str, among: Any = lambda _: True) -> Iterator[tuple[Place, str]]:

@@ -1,0 +1,286 @@
+"""Settings: what loads, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import config
+from config.check import LISTS, TABLES, lines_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOWN = ROOT / "config" / "node.toml"
+
+GOOD = """
+[node]
+ae_title = "AI"
+data_dir = "store"
+
+[[peer]]
+name = "pacs"
+ae_title = "ORTHANC"
+host = "10.0.0.5"
+port = 4242
+may_send = true
+
+[[peer]]
+name = "files"
+folder = "out"
+
+[[route]]
+name = "chest"
+match = { Modality = "CT", "SequenceOfUltrasoundRegions.PhysicalUnitsXDirection" = 3 }
+pipeline = "lung-nodule"
+send_to = ["pacs", "files"]
+priority = "stat"
+options = { threshold = 0.5 }
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "node.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def said(folder: Path, text: str, severity: str = "error") -> list[str]:
+    found = config.problems(written(folder, text), {"lung-nodule", "breast-us"})
+    return [str(problem) for problem in found if problem.severity == severity]
+
+
+def test_a_good_file_loads_with_paths_from_its_own_folder(tmp_path: Path) -> None:
+    settings = config.load(written(tmp_path, GOOD), {"lung-nodule"})
+    assert settings.node.ae_title == "AI"
+    assert settings.node.data_dir == tmp_path / "store"
+    assert settings.database.url == f"sqlite:///{tmp_path}/store/node.sqlite"
+    assert settings.peer("files").folder == tmp_path / "out"
+    assert settings.peer("pacs").port == 4242
+    assert settings.peers[0].may_send
+    assert not settings.peers[1].may_send
+    (route,) = settings.routes
+    assert (route.send_to, route.priority_number, route.options) == (("pacs", "files"), 1, {"threshold": 0.5})
+    assert config.problems(tmp_path / "node.toml", {"lung-nodule"}) == []
+
+
+def test_relative_and_absolute_databases(tmp_path: Path) -> None:
+    def url(text: str) -> str:
+        return config.load(written(tmp_path, f'[database]\nurl = "{text}"')).database.url
+
+    assert url("sqlite:///mine.db") == f"sqlite:///{tmp_path}/mine.db"
+    assert url("sqlite:////var/lib/mine.db") == "sqlite:////var/lib/mine.db"
+    assert url("postgresql+psycopg://u:p@db/node") == "postgresql+psycopg://u:p@db/node"
+
+
+def test_settings_are_frozen(tmp_path: Path) -> None:
+    settings = config.load(written(tmp_path, GOOD))
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.node.ae_title = "OTHER"  # type: ignore[misc]
+
+
+PEER = '[[peer]]\nname = "a"\nae_title = "A"\nhost = "h"\nport = 104\nmay_send = true\n'
+ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[node]\nprot = 1", "node.toml:2: no setting 'prot' in [node]; did you mean 'dicom_port' or 'web_port'?"),
+        ('[node]\nae_titel = "A"', "node.toml:2: no setting 'ae_titel' in [node]; did you mean 'ae_title'?"),
+        ("[node]\nquiet_s = 3.0", "node.toml:2: no setting 'quiet_s' in [node]; it belongs in [assemble]"),
+        ("[infer]\nzzz = 1", "node.toml:2: no setting 'zzz' in [infer]; there are device"),
+        ("[nod]\n", "node.toml:1: no table or setting 'nod'; did you mean 'node'?"),
+        ("[[peers]]\n", "node.toml:1: no table or setting 'peers'; did you mean 'peer'?"),
+        ('[node]\nweb_port = "x"', "node.toml:2: 'web_port' in [node] must be a whole number, not 'x'"),
+        ("[node]\nweb_port = true", "node.toml:2: 'web_port' in [node] must be a whole number, not true"),
+        ("[node]\nweb_port = 70000", "node.toml:2: 'web_port' in [node] must be 65535 or less, not 70000"),
+        (
+            "[node]\nweb_port = 11112",
+            "node.toml:2: 'web_port' in [node] is the same as 'dicom_port'; give each its own",
+        ),
+        ("[assemble]\nquiet_s = 0.0", "node.toml:2: 'quiet_s' in [assemble] must be more than 0, not 0.0"),
+        ("[assemble]\nask_peer = 1", "node.toml:2: 'ask_peer' in [assemble] must be true or false, not 1"),
+        ("node = 3", "node.toml:1: [node] must be a table, not 3"),
+        ("[node\n", "node.toml:1: is not TOML"),
+        ("[node]\na = 1\na = 2", "node.toml:3: is not TOML"),
+        ('[infer]\ndevice = "gpu"', "node.toml:2: 'device' in [infer] must match ^(auto|cpu|cuda(:\\d+)?)$, not 'gpu'"),
+        ('[database]\nurl = "mysql://x"', "node.toml:2: 'url' in [database]: url must start with sqlite:/// or"),
+        (
+            '[node]\nae_title = "SEVENTEEN_LETTERS"',
+            "node.toml:2: 'ae_title' in [node]: AE title 'SEVENTEEN_LETTERS' has 17 characters; 16 are allowed",
+        ),
+        ('[node]\nae_title = "A\\\\B"', "only printable ASCII without backslash"),
+        ('[node]\nae_title = "A\\u0007"', "only printable ASCII without backslash"),
+        ('[node]\nae_title = "МРТ"', "only printable ASCII without backslash"),
+        ('[node]\nae_title = "  "', "is empty or has spaces at its ends"),
+        ("[jobs]\nsend_backoff_max_s = 1.0", "node.toml:1: [jobs]: send_backoff_max_s must not be less than"),
+        ("[jobs]\nlease_s = 6.0", "node.toml:1: [jobs]: lease_s must be at least twice sweep_s"),
+        ('[[peer]]\nae_title = "A"', "node.toml:1: [[peer]] number 1 needs 'name'"),
+        ('[[peer]]\nname = "a"', "node.toml:1: [[peer]] 'a': needs an ae_title (a DICOM peer) or a folder"),
+        ('[[peer]]\nname = "a"\nae_title = "A"\nhost = "h"', "[[peer]] 'a': needs both host and port, or neither"),
+        ('[[peer]]\nname = "a"\nae_title = "A"', "[[peer]] 'a': can neither be called"),
+        ('[[peer]]\nname = "a"\nfolder = "f"\nport = 3', "[[peer]] 'a': a peer with a folder takes no ae_title"),
+        (PEER + '[[peer]]\nname = "a"\nfolder = "f"', "node.toml:8: name 'a' of [[peer]] is used twice"),
+        (
+            PEER + '[[peer]]\nname = "b"\nae_title = "A"\nmay_send = true',
+            "node.toml:9: ae_title 'A' of [[peer]] is used twice",
+        ),
+        (PEER + ROUTE + "match = {}\n" + ROUTE + "match = {}", "name 'r' of [[route]] is used twice"),
+        (PEER + ROUTE, "node.toml:7: [[route]] 'r' needs 'match'"),
+        (
+            PEER + ROUTE.replace("lung-nodule", "lungnodule") + "match={}",
+            "no pipeline 'lungnodule'; did you mean 'lung-n",
+        ),
+        (
+            PEER + ROUTE.replace('["a"]', '["aa"]') + "match={}",
+            "node.toml:10: [[route]] 'r': no peer 'aa'; did you mean 'a'?",
+        ),
+        (PEER + ROUTE.replace('["a"]', "[]") + "match={}", "'send_to' in [[route]] 'r' must not be empty"),
+        (PEER + ROUTE.replace('["a"]', '["a", "a"]') + "match={}", "peer 'a' is named twice in send_to"),
+        (
+            PEER.replace('host = "h"\nport = 104\n', "") + ROUTE + "match={}",
+            "node.toml:8: [[route]] 'r': peer 'a' has no host and port, so nothing can be sent to it",
+        ),
+        (
+            PEER + ROUTE + 'priority = "high"\nmatch={}',
+            "'priority' in [[route]] 'r' must be 'routine' or 'stat', not 'high'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_file_line_and_key(tmp_path: Path, text: str, words: str) -> None:
+    assert any(words in line for line in said(tmp_path, text)), said(tmp_path, text)
+    with pytest.raises(config.ConfigError, match=re.escape(words)):
+        config.load(tmp_path / "node.toml", {"lung-nodule", "breast-us"})
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ('Modalty = "CT"', "no DICOM keyword 'Modalty'; did you mean 'Modality'?"),
+        ('"SequenceOfUltrasoundRegions.PhysicalUnits" = 1', "no DICOM keyword 'PhysicalUnits'"),
+        ("Rows = true", "Rows = true: write {present = true} or {absent = true}"),
+        ("Rows = []", "Rows = []: an empty list matches nothing"),
+        ("Rows = [1, true]", "Rows: a list holds texts and numbers only, not True"),
+        ("Rows = {}", "Rows: the condition is empty; use one of regex, min, max, absent, present"),
+        ("Rows = { minimum = 1 }", "Rows: the condition has no 'minimum'; use one of"),
+        ('Rows = { min = 1, regex = "a" }', "Rows: range and regex in one condition"),
+        ("Rows = { min = 3, max = 2 }", "Rows: min 3 is above max 2"),
+        ('Rows = { min = "3" }', "Rows: min must be a number, not '3'"),
+        ("Rows = { absent = false }", "Rows: write {absent = true} or {present = true}"),
+        ('Modality = { regex = "(" }', "Modality: regex '(' is not valid"),
+        ("Modality = 2020-01-01", "Modality: a condition is a text, a number, a list or a table"),
+    ],
+)
+def test_what_is_wrong_with_a_condition(tmp_path: Path, condition: str, words: str) -> None:
+    (line,) = said(tmp_path, f"{PEER}{ROUTE}match = {{ {condition} }}")
+    assert line.startswith("node.toml:11: [[route]] 'r': " + words)
+
+
+def test_a_sub_table_of_a_route_is_found_by_its_own_line(tmp_path: Path) -> None:
+    second = ROUTE.replace('"r"', '"s"')
+    text = PEER + ROUTE + "[route.match]\nModality = 'CT'\n" + second + "[route.match]\nRows = 1\nModalty = 'CT'"
+    assert said(tmp_path, text) == ["node.toml:19: [[route]] 's': no DICOM keyword 'Modalty'; did you mean 'Modality'?"]
+
+
+def test_all_problems_come_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
+    text = '[node]\nprot = 1\n[jobs]\nlease_s = "x"\n' + PEER + ROUTE.replace('["a"]', '["b"]') + "match={Modalty=1}"
+    errors = said(tmp_path, text)
+    assert [int(line.split(":")[1]) for line in errors] == [2, 4, 14, 15]
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"absent\.toml: cannot be read: No such file or directory"):
+        config.load(tmp_path / "absent.toml")
+    (tmp_path / "node.toml").write_bytes(b"# \xff\n")
+    with pytest.raises(config.ConfigError, match="is not UTF-8 text"):
+        config.load(tmp_path / "node.toml")
+
+
+def test_an_empty_file_loads_and_warns(tmp_path: Path) -> None:
+    assert config.load(written(tmp_path, "")).routes == ()
+    warnings = said(tmp_path, "", "warning")
+    assert any("no [[route]]" in line for line in warnings)
+    assert any("every sender is rejected" in line for line in warnings)
+    idle = PEER.replace("true", "false") + '[[peer]]\nname = "b"\nfolder = "f"'
+    assert "node.toml:8: warning: peer 'b' may not send and no route sends to it" in said(tmp_path, idle, "warning")
+
+
+# node.toml shows every setting, each with its default ------------------------------------------------------------
+
+
+def shown() -> dict[str, Any]:
+    """config/node.toml with the # before every setting taken away."""
+    return tomllib.loads(re.sub(r"(?m)^#(?=\w+ = |\[\[)", "", SHOWN.read_text(encoding="utf-8")))
+
+
+def test_node_toml_shows_every_setting_and_no_other() -> None:
+    tables = shown()
+    assert tables.keys() == TABLES.keys() | LISTS.keys()
+    for name, model in TABLES.items():
+        assert tables[name].keys() == model.model_fields.keys(), name
+    for name, model in LISTS.items():
+        assert set().union(*tables[name]) == model.model_fields.keys(), name
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_node_toml_shows_the_defaults(name: str) -> None:
+    assert TABLES[name].model_validate(shown()[name]) == TABLES[name]()
+
+
+def test_each_setting_is_shown_once() -> None:
+    keys = re.findall(r"(?m)^#(\w+) = ", SHOWN.read_text(encoding="utf-8").partition("#[[peer]]")[0])
+    assert len(keys) == len(set(keys))
+
+
+def test_node_toml_is_valid_as_it_stands_and_with_its_examples(tmp_path: Path) -> None:
+    assert config.load(SHOWN).peers == ()
+    text = re.sub(r"(?m)^#(?=\w+ = |\[\[)", "", SHOWN.read_text(encoding="utf-8"))
+    assert said(tmp_path, text) == []
+    assert said(tmp_path, text, "warning") == []
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    documented = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"(?ms)^## `\[+(\w+)\]+`.*?\n(.*?)(?=^## |\Z)", documented))
+    assert sections.keys() == TABLES.keys() | LISTS.keys()
+    for name, model in (TABLES | LISTS).items():
+        rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.*?) \|", sections[name]))
+        assert rows.keys() == model.model_fields.keys(), name
+        for key, field in model.model_fields.items():
+            if name in TABLES:
+                assert tomllib.loads(f"x = {rows[key].strip('`')}")["x"] == shown()[name][key], key
+            else:
+                assert (rows[key] == "required") == field.is_required(), key
+
+
+# Lines -----------------------------------------------------------------------------------------------------------
+
+NAMES = st.text("abcdef_", min_size=1, max_size=4)
+
+
+@given(st.lists(st.tuples(NAMES, st.booleans(), st.lists(NAMES, unique=True, max_size=4)), max_size=8))
+def test_every_key_is_found_on_its_line(tables: list[tuple[str, bool, list[str]]]) -> None:
+    lines: list[str] = []
+    expected: dict[tuple[str | int, ...], int] = {}
+    seen: dict[str, int] = {}
+    for name, is_list, keys in tables:
+        if name in seen and (not is_list or not seen[name]):
+            continue  # would not be valid TOML
+        place: tuple[str | int, ...] = (name, seen.get(name, 0)) if is_list else (name,)
+        seen[name] = seen.get(name, 0) + 1 if is_list else 0
+        lines.append(f"[[{name}]]" if is_list else f"[{name}]")
+        expected[place] = len(lines)
+        for key in keys:
+            lines.append(f'{key} = """two\nx = 1\n""" # lines' if key.startswith("a") else f"  {key} = 1")
+            expected[(*place, key)] = len("\n".join(lines[:-1]).splitlines()) + 1
+            lines = "\n".join(lines).split("\n")
+    text = "\n".join(lines)
+    tomllib.loads(text)
+    found = lines_of(text)
+    assert {place: found[place] for place in expected} == expected
