@@ -26,3 +26,22 @@ class SCSE(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)"""
         # x·c + x·s = x·(c + s): one pass over the map instead of three
         return x * (torch.sigmoid(self.channel(x)) + torch.sigmoid(self.place(x)))
+
+
+class CBAM(nn.Module):
+    """Channel gate, then spatial gate: Woo et al. 2018 (arXiv:1807.06521), sections 3.1 and 3.2."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=False)
+        )
+        self.place = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        mean, peak = x.mean(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+        x = x * torch.sigmoid(self.mlp(mean) + self.mlp(peak))
+        across = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)  # (B, 2, H, W)
+        return x * torch.sigmoid(self.place(across))
