@@ -69,7 +69,9 @@ def ct_series(
     localizer                  a coronal scout of the same series is put at the end
     attributes                 any DICOM keyword; None takes the attribute away
 
-    JPEG 2000 wants 32 rows and columns or more. With a folder, writes 0000.dcm ... there in the order of the list; `.filename` says where.
+    JPEG 2000 wants 32 rows and columns or more.
+
+    With a folder, writes 0000.dcm ... there in the order of the list; `.filename` says where.
     """
     slices, rows, columns = shape if voxels is None else voxels.shape
     hu = _body((slices, rows, columns)) if voxels is None else np.asarray(voxels)
