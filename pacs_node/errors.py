@@ -9,10 +9,18 @@ NodeError
 │   ├── Refused             the job ends "refused": the input is not fit; the reason is shown
 │   ├── TryAgain            the job waits and runs again (destination down, device out of memory)
 │   └── GiveUp              the job ends "failed": trying again would not help
-└── ConfigError             start-up stops
+└── StartError              start-up stops, with a sentence that says what to do
+    ├── LedgerTooOld        the database was written by a newer node
+    └── AlreadyRunning      another worker holds this data folder
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pacs_node.records import Receipt
 
 
 class NodeError(Exception):
@@ -36,7 +44,11 @@ class WrongSopClass(ReceiveError):
 
 
 class JobError(NodeError):
-    pass
+    """`receipts`: what the destination had answered before things went wrong."""
+
+    def __init__(self, message: str, receipts: Sequence[Receipt] = ()) -> None:
+        super().__init__(message)
+        self.receipts = tuple(receipts)
 
 
 class Refused(JobError):
@@ -51,5 +63,13 @@ class GiveUp(JobError):
     pass
 
 
-class ConfigError(NodeError):
+class StartError(NodeError):
+    pass
+
+
+class LedgerTooOld(StartError):
+    pass
+
+
+class AlreadyRunning(StartError):
     pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -75,3 +76,46 @@ class Receipt:
     status: int | None  # DIMSE status or HTTP status; None for a folder
     text: str  # "0x0000 Success", "0xB000 stored with a change: Coercion of Data Elements"
     at: datetime
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of durable work: run a pipeline over a series, or send its results to one destination."""
+
+    id: str
+    kind: str
+    series_uid: str
+    study_uid: str
+    revision: int
+    pipeline: str
+    route: str
+    priority: int  # 1 STAT, 5 routine
+    created_at: datetime
+    send_to: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    destination: str | None = None
+    parent: str | None = None
+    state: str = "queued"
+    generation: int = 1
+    attempt: int = 1
+    crashes: int = 0
+    executor: str | None = None
+    reason: str = ""
+    not_before: datetime | None = None
+
+
+@dataclass(frozen=True)
+class OpenSeries:
+    """A series that still receives, and what is known about its completeness."""
+
+    series_uid: str
+    study_uid: str
+    evidence: Evidence
+    calling_aes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    sop_instance_uid: str
+    sop_class_uid: str
+    path: Path

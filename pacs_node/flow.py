@@ -1,0 +1,270 @@
+"""The node on one page: what happens to an instance, in what order, and what survives a power cut after each step.
+
+    stored -> closed -> inferred -> encoded -> sent
+
+Each step ends in one durable act (a file renamed, a transaction committed). Killed between two steps, the node
+takes up at the last durable act; every step may run twice, because result UIDs derive from what they describe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pacs_node.errors import GiveUp, Refused, TryAgain
+from pacs_node.records import AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from dicom_sr.findings import Findings
+    from pacs_node.ledger import Ledger
+
+# A job's states, and every change between them that may happen. The ledger refuses all others.
+TRANSITIONS: dict[tuple[str, str], str] = {
+    ("queued", "running"): "a worker takes it",
+    ("waiting", "running"): "its delay is over",
+    ("running", "running"): "its worker died and came back",
+    ("running", "waiting"): "failed in a way that waiting may cure",
+    ("running", "done"): "finished",
+    ("running", "refused"): "the input is not fit; the reason is shown",
+    ("running", "failed"): "trying again would not help",
+    ("queued", "queued"): "taken over by a new generation",
+    ("running", "queued"): "its worker is gone: taken over by a new generation",
+    ("waiting", "queued"): "taken over by a new generation",
+    ("queued", "failed"): "given up before it ran again",
+    ("waiting", "failed"): "given up before it ran again",
+    ("queued", "superseded"): "late images made a newer revision",
+    ("waiting", "superseded"): "late images made a newer revision",
+    ("running", "superseded"): "late images made a newer revision",
+}
+OPEN_JOB_STATES = ("queued", "running", "waiting")
+JOB_STATES = (*OPEN_JOB_STATES, "done", "refused", "failed", "superseded")
+
+# Where a fault test may stop the process; each name is the moment just after (or before) a durable act.
+STEPS = (
+    "instance stored",  # the row of an instance is committed, its 0x0000 not yet sent
+    "closing",  # everything about the series is decided, nothing written
+    "closed",  # verdict, rules and jobs are committed, no engine knows of them
+    "infer begun",
+    "inferred",  # findings are in memory
+    "encoded",  # result files are renamed, no row knows of them
+    "infer done",  # results and send jobs are committed
+    "send begun",
+    "sent",  # the destination has answered, no receipt is written
+    "send done",
+)
+
+
+class Rooms(Protocol):
+    """What the flow needs from the rooms; `node.py` joins them."""
+
+    def decide(self, series: OpenSeries, now: datetime) -> str | None: ...
+    def headers(self, instances: Sequence[Instance]) -> list[Dataset]: ...
+    def judge(self, headers: Sequence[Dataset]) -> Verdict: ...
+    def matches(self, header: Dataset) -> list[RouteMatch]: ...
+    def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings: ...
+    def encode(self, job: Job, findings: Findings, files: Sequence[Path]) -> list[Result]: ...
+    def deliver(self, destination: str, package: Package) -> list[Receipt]: ...
+
+
+@dataclass(frozen=True)
+class RouteMatch:
+    """What one rule says about one series."""
+
+    rule: str
+    why_not: str | None
+    pipeline: str
+    send_to: tuple[str, ...]
+    priority: int
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait between two attempts, and how often."""
+
+    base_s: float
+    max_s: float
+    max_attempts: int
+
+    def delay_s(self, attempt: int, dice: random.Random) -> float:
+        """Exponential backoff with full jitter on its upper half: between 50 % and 100 % of base * 2^(attempt-1)."""
+        ceiling = min(self.max_s, self.base_s * 2 ** min(attempt - 1, 30))
+        return ceiling * (0.5 + 0.5 * dice.random())
+
+
+class Flow:
+    """The story of a series. Every effect is in a room or in the ledger; here is only the order."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        rooms: Rooms,
+        patience: Mapping[str, Patience],
+        *,
+        poison_limit: int,
+        now: Callable[[], datetime],
+        dice: random.Random,
+        executor: str,
+        at: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        self.ledger, self.rooms, self.patience, self.poison_limit = ledger, rooms, patience, poison_limit
+        self.now, self.dice, self.executor, self.at = now, dice, executor, at
+
+    # ---- a sender brings an instance, and leaves
+
+    def stored(self, instance: Instance) -> None:
+        """The spool has it on disk; now the ledger has its row. Only then may the sender hear 0x0000."""
+        self.ledger.take_in(instance)
+        self.at("instance stored")
+
+    def sender_left(self, end: AssociationEnd) -> None:
+        self.ledger.association_ended(end)
+
+    # ---- a series closes, is judged and routed
+
+    def assemble(self, connected: frozenset[str]) -> list[Job]:
+        """Close every open series whose evidence says so; the jobs that follow."""
+        jobs: list[Job] = []
+        for series in self.ledger.open_series(connected):
+            because = self.rooms.decide(series, self.now())
+            if because is not None:
+                jobs += self._close(series, because)
+        return jobs
+
+    def _close(self, series: OpenSeries, because: str) -> list[Job]:
+        instances = self.ledger.instances(series.series_uid)
+        headers = self.rooms.headers(instances)
+        verdict = self.rooms.judge(headers)
+        header = next((h for h in headers if h.SOPInstanceUID in verdict.use[:1]), headers[0])
+        matches = self.rooms.matches(header)
+        revision = self.ledger.revision(series.series_uid) + 1
+        jobs = [self._infer_job(series, match, revision) for match in matches if match.why_not is None]
+        self.at("closing")
+        closed = self.ledger.close_series(
+            series.series_uid,
+            arrived=len(instances),
+            because=because,
+            modality=str(header.get("Modality", "")),
+            description=str(header.get("SeriesDescription", "")),
+            verdict=verdict,
+            rules=[{"rule": m.rule, "matched": m.why_not is None, "why_not": m.why_not} for m in matches],
+            jobs=jobs,
+            revision=revision,
+            now=self.now(),
+        )
+        self.at("closed")
+        return jobs if closed else []
+
+    def _infer_job(self, series: OpenSeries, match: RouteMatch, revision: int) -> Job:
+        return Job(
+            id=_id("infer", series.series_uid, str(revision), match.rule),
+            kind="infer",
+            series_uid=series.series_uid,
+            study_uid=series.study_uid,
+            revision=revision,
+            pipeline=match.pipeline,
+            route=match.rule,
+            priority=match.priority,
+            send_to=match.send_to,
+            options=match.options,
+            created_at=self.now(),
+        )
+
+    # ---- a job runs: once begun it always ends in a state and a reason
+
+    def run(self, job_id: str, generation: int, attempt: int) -> float | None:
+        """One attempt of one job. The seconds to wait before the next attempt, or None when there is none."""
+        job = self.ledger.job(job_id)
+        if job is None or (job.generation, job.attempt) != (generation, attempt):
+            return None
+        if job.crashes >= self.poison_limit:
+            reason = f"the worker died {job.crashes} times while running this job; the last reason was: {job.reason or 'none'}"
+            self.ledger.give_up(job, reason, self.now())
+            return None
+        if not self.ledger.begin(job, self.executor, self.now()):
+            return None
+        try:
+            return self._infer(job) if job.kind == "infer" else self._send(job)
+        except Refused as refusal:
+            self.ledger.finish(job, "refused", str(refusal), self.now())
+        except GiveUp as failure:
+            self.ledger.finish(job, "failed", str(failure), self.now(), receipts=failure.receipts)
+        except TryAgain as failure:
+            return self._again(job, failure)
+        return None
+
+    def _infer(self, job: Job) -> None:
+        self.at("infer begun")
+        files = self._files(job)
+        findings = self.rooms.infer(job, files, lambda fraction, text: self.ledger.progress(job, fraction, text))
+        self.at("inferred")
+        results = self.rooms.encode(job, findings, files)
+        self.at("encoded")
+        count = len(findings.findings)
+        self.ledger.finish(
+            job,
+            "done",
+            f"{count} finding{'' if count == 1 else 's'}",
+            self.now(),
+            results=results,
+            follow_up=[self._send_job(job, destination) for destination in job.send_to],
+            warnings=findings.warnings,
+            facts=findings.facts,
+        )
+        self.at("infer done")
+
+    def _files(self, job: Job) -> list[Path]:
+        """The images of the series that the geometry verdict lets through, in its order. Raises Refused."""
+        verdict = self.ledger.verdict(job.series_uid)
+        if verdict is None or not verdict.fit:
+            raise Refused(f"not run: {verdict.reason if verdict else 'the series was never judged'}")
+        by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
+        return [by_uid[uid] for uid in verdict.use]
+
+    def _send_job(self, job: Job, destination: str) -> Job:
+        return Job(
+            id=_id("send", job.id, str(job.generation), destination),
+            kind="send",
+            series_uid=job.series_uid,
+            study_uid=job.study_uid,
+            revision=job.revision,
+            pipeline=job.pipeline,
+            route=job.route,
+            priority=job.priority,
+            destination=destination,
+            parent=job.id,
+            created_at=self.now(),
+        )
+
+    def _send(self, job: Job) -> None:
+        self.at("send begun")
+        assert job.destination is not None
+        assert job.parent is not None
+        package = Package(job=job.id, paths=tuple(result.path for result in self.ledger.results(job.parent)))
+        receipts = self.rooms.deliver(job.destination, package)
+        self.at("sent")
+        self.ledger.finish(job, "done", f"{len(receipts)} objects stored", self.now(), receipts=receipts)
+        self.at("send done")
+
+    def _again(self, job: Job, failure: TryAgain) -> float | None:
+        patience = self.patience[job.kind]
+        if job.attempt >= patience.max_attempts:
+            self.ledger.finish(
+                job, "failed", f"gave up after {job.attempt} attempts: {failure}", self.now(), receipts=failure.receipts
+            )
+            return None
+        delay_s = patience.delay_s(job.attempt, self.dice)
+        not_before = self.now() + timedelta(seconds=delay_s)
+        return delay_s if self.ledger.retry_later(job, str(failure), not_before, failure.receipts, self.now()) else None
+
+
+def _id(*parts: str) -> str:
+    """The same job, asked for twice, is one row."""
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]

@@ -1,0 +1,176 @@
+"""Job -> Findings: one child process per device, with warm models, a time limit, and its memory given back when it ends.
+
+The child is spawned, never forked (CUDA and threads do not survive a fork). It dies with its parent.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from dicom_sr.findings import Findings
+from pacs_node.errors import GiveUp, JobError, Refused, TryAgain
+
+log = structlog.get_logger()
+
+Progress = Callable[[float, str], None]
+
+_SPAWN = multiprocessing.get_context("spawn")
+_PROGRESS_EVERY_S = 0.5  # at most; a row is written for each
+
+
+class Inference:
+    """One device's child process. Thread-safe: one job at a time, the others wait."""
+
+    def __init__(self, device: str, timeout_s: float) -> None:
+        self.device, self.timeout_s = device, timeout_s
+        self._lock = threading.Lock()
+        self._child: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+
+    def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> Findings:
+        """Raises Refused (unfit input), TryAgain (the process died, timed out or ran out of memory), GiveUp."""
+        with self._lock:
+            pipe = self._ready()
+            deadline = time.monotonic() + self.timeout_s
+            try:
+                pipe.send((pipeline, dict(options), [str(file) for file in files]))
+                while True:
+                    if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                        self.stop()
+                        raise TryAgain(f"{pipeline} gave no answer within {self.timeout_s:g} s; its process was ended")
+                    kind, content = pipe.recv()
+                    if kind == "findings":
+                        return content
+                    if kind == "progress":
+                        progress(*content)
+                    else:
+                        raise self._failure(kind, content)
+            except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+                ended = self._ended()
+                raise TryAgain(f"the inference process ended while running {pipeline} ({ended})") from error
+
+    def warm(self, pipelines: Sequence[str]) -> None:
+        """Start the child and load these pipelines, so that the first patient does not wait."""
+        with self._lock:
+            self._ready().send(("warm", {}, list(pipelines)))
+
+    def stop(self) -> None:
+        """End the child; all memory of the device and the models is given back."""
+        child, self._child, self._pipe = self._child, None, None
+        if child is not None:
+            child.kill()
+            child.join()
+
+    def _ready(self) -> Connection:
+        if self._child is None or not self._child.is_alive() or self._pipe is None:
+            self.stop()
+            ours, theirs = _SPAWN.Pipe()
+            self._child = _SPAWN.Process(target=_serve, args=(theirs, self.device), name="inference", daemon=True)
+            self._child.start()
+            theirs.close()
+            self._pipe = ours
+            log.info("inference process started", device=self.device, pid=self._child.pid)
+        return self._pipe
+
+    def _ended(self) -> str:
+        child = self._child
+        if child is None:
+            return "stopped"
+        child.join(5)
+        code = child.exitcode
+        self.stop()
+        if code is not None and code < 0:
+            return f"signal {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")
+        return f"exit code {code}"
+
+    def _failure(self, kind: str, text: str) -> JobError:
+        if kind == "unfit":
+            return Refused(text)
+        if kind == "memory":
+            self.stop()  # a process that ran out of memory keeps what it had
+            return TryAgain(f"out of memory on {self.device}: {text}; the inference process was restarted")
+        return GiveUp(text)
+
+
+def choose_device(wanted: str) -> str:
+    """The device for "auto": cuda when there is one, then cpu."""
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _serve(pipe: Connection, device: str) -> None:
+    """The child: load pipelines when first asked, answer one request after the other, end with the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+    import torch
+
+    from models import pipeline_class
+    from models.pipeline import UnfitInput
+    from models.weights import WeightsError
+
+    device = choose_device(device)
+    loaded: dict[str, Any] = {}
+
+    def pipeline(name: str, options: Mapping[str, Any]) -> Any:
+        key = f"{name} {sorted(options.items())}"
+        if key not in loaded:
+            loaded[key] = pipeline_class(name)(device, options)
+            loaded[key].warm()
+        return loaded[key]
+
+    last = 0.0
+
+    def report(fraction: float, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PROGRESS_EVERY_S:
+            last = time.monotonic()
+            pipe.send(("progress", (fraction, text)))
+
+    while True:
+        try:
+            name, options, files = pipe.recv()
+        except EOFError:
+            return
+        if name == "warm":
+            for wanted in files:
+                pipeline(wanted, {})
+            continue
+        try:
+            started = time.monotonic()
+            findings = pipeline(name, options).run([Path(file) for file in files], report)
+            pipe.send(("findings", _timed(findings, time.monotonic() - started, device)))
+        except UnfitInput as refusal:
+            pipe.send(("unfit", str(refusal)))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            pipe.send(("memory", str(error).splitlines()[0] if str(error) else "no more memory"))
+        except WeightsError as error:
+            pipe.send(("failed", str(error)))
+
+
+def _timed(findings: Findings, seconds: float, device: str) -> Findings:
+    from dataclasses import replace
+
+    return replace(findings, facts={**findings.facts, "seconds": round(seconds, 3), "device": device})
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # whatever is running: nobody waits for the answer any more

@@ -1,0 +1,805 @@
+"""The ledger: what the node knows and must not forget. The only file that talks SQL.
+
+SQLite in the embedded default, PostgreSQL when a site runs several workers; the same statements on both.
+The spool folder is the truth about images, this is its index; about jobs and receipts the ledger is the truth.
+Every job write carries `WHERE generation = :mine`, so a worker that was taken for dead cannot overwrite its successor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pacs_node.errors import LedgerTooOld
+from pacs_node.flow import JOB_STATES, OPEN_JOB_STATES, TRANSITIONS
+from pacs_node.records import AssociationEnd, Evidence, Instance, Job, OpenSeries, Receipt, Result, Verdict
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """An aware UTC time, stored as ISO text on SQLite (which has no time zone) and natively on PostgreSQL."""
+
+    impl = sa.String(32)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.DateTime(timezone=True) if dialect.name == "postgresql" else sa.String(32))
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).isoformat(timespec="microseconds")  # one width, so that text order is time order
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return (datetime.fromisoformat(value) if isinstance(value, str) else value).astimezone(UTC)
+
+
+metadata = sa.MetaData()
+
+instance_table = sa.Table(
+    "instance",
+    metadata,
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.Column("association", sa.String(64), nullable=False),
+    sa.Column("calling_ae", sa.String(16), nullable=False),
+)
+
+series_table = sa.Table(
+    "series",
+    metadata,
+    sa.Column("series_uid", sa.String(64), primary_key=True),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("modality", sa.String(16), nullable=False, default=""),
+    sa.Column("description", sa.String(64), nullable=False, default=""),
+    sa.Column("arrived", sa.Integer, nullable=False, default=0),
+    sa.Column("revision", sa.Integer, nullable=False, default=0),  # 0 until it first closes
+    sa.Column("closed_because", sa.Text),
+    sa.Column("first_arrival", UtcDateTime, nullable=False, index=True),
+    sa.Column("last_arrival", UtcDateTime, nullable=False),
+    sa.Column("expected", sa.Integer),
+    sa.Column("expected_from", sa.String(64)),
+    sa.Column("verdict", sa.JSON),
+    sa.Column("rules", sa.JSON),
+)
+
+association_table = sa.Table(
+    "association",
+    metadata,
+    sa.Column("association", sa.String(64), primary_key=True),
+    sa.Column("calling_ae", sa.String(16), nullable=False),
+    sa.Column("released", sa.Boolean, nullable=False),
+    sa.Column("ended_at", UtcDateTime, nullable=False),
+)
+
+event_table = sa.Table(
+    "event",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("event", sa.String(32), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+)
+
+job_table = sa.Table(
+    "job",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(8), nullable=False),  # infer | send
+    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("pipeline", sa.String(64), nullable=False),
+    sa.Column("route", sa.String(64), nullable=False),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("send_to", sa.JSON, nullable=False),  # names of peers; an infer job's destinations
+    sa.Column("destination", sa.String(64)),  # a send job's one
+    sa.Column("parent", sa.String(64), index=True),  # a send job's infer job
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("generation", sa.Integer, nullable=False, default=1),
+    sa.Column("attempt", sa.Integer, nullable=False, default=1),  # the one that runs or is next
+    sa.Column("crashes", sa.Integer, nullable=False, default=0),  # attempts begun without an outcome, in a row
+    sa.Column("executor", sa.String(128)),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("progress", sa.Float, nullable=False, default=0.0),
+    sa.Column("progress_text", sa.Text, nullable=False, default=""),
+    sa.Column("warnings", sa.JSON, nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("not_before", UtcDateTime),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("finished_at", UtcDateTime),
+)
+
+result_table = sa.Table(
+    "result",
+    metadata,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),  # in sending order
+)
+
+receipt_table = sa.Table(
+    "receipt",
+    metadata,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("stored", sa.Boolean, nullable=False),
+    sa.Column("status", sa.Integer),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+
+lease_table = sa.Table(
+    "lease",
+    metadata,
+    sa.Column("executor", sa.String(128), primary_key=True),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+)
+
+
+_JOB_FIELDS = tuple(Job.__dataclass_fields__)
+
+
+def _job(row: Any) -> Job:
+    values = {name: row[name] for name in _JOB_FIELDS}
+    return Job(**{**values, "send_to": tuple(values["send_to"]), "options": dict(values["options"])})
+
+
+class Ledger:
+    """Every question and every change the node has about its rows. One transaction per method."""
+
+    unavailable = sa.exc.OperationalError  # raised by any method when the database cannot be reached
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _engine(url)
+        self.embedded = self.engine.dialect.name == "sqlite"
+
+    def migrate(self) -> None:
+        """Bring the schema up to date (Alembic). Raises LedgerTooOld when the database is newer than this node."""
+        settings = AlembicConfig()
+        settings.set_main_option("script_location", str(Path(__file__).with_name("ledger_migrations")))
+        settings.attributes["engine"] = self.engine
+        try:
+            command.upgrade(settings, "head")
+        except command.util.CommandError as error:
+            raise LedgerTooOld(
+                f"{self.engine.url.render_as_string()}: {error}; "
+                "the database was written by a newer pacs-node: install that version or another database"
+            ) from error
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def _begin(self) -> Iterator[sa.Connection]:
+        with self.engine.begin() as connection:
+            yield connection
+
+    def _insert(self, table: sa.Table) -> Any:
+        return (sqlite if self.embedded else postgresql).insert(table)
+
+    # ---------------------------------------------------------------- receive
+
+    def take_in(self, instance: Instance) -> bool:
+        """Index one durable instance. False when it was known already; a late one reopens its series."""
+        with self._begin() as db:
+            row = {name: getattr(instance, name) for name in Instance.__dataclass_fields__} | {
+                "path": str(instance.path)
+            }
+            if not db.execute(self._insert(instance_table).values(row).on_conflict_do_nothing()).rowcount:
+                return False
+            arrival = self._insert(series_table).values(
+                series_uid=instance.series_uid,
+                study_uid=instance.study_uid,
+                state="receiving",
+                modality="",
+                description="",
+                arrived=1,
+                revision=0,
+                first_arrival=instance.received_at,
+                last_arrival=instance.received_at,
+            )
+            arrival = arrival.on_conflict_do_update(
+                index_elements=[series_table.c.series_uid],
+                set_={
+                    "state": "receiving",
+                    "arrived": series_table.c.arrived + 1,
+                    "last_arrival": instance.received_at,
+                },
+            )
+            db.execute(arrival)
+            return True
+
+    def known_instances(self) -> set[str]:
+        with self._begin() as db:
+            return set(db.scalars(sa.select(instance_table.c.sop_instance_uid)))
+
+    def association_ended(self, end: AssociationEnd) -> list[str]:
+        """Remember how a sender left; the series it brought."""
+        with self._begin() as db:
+            brought = list(
+                db.scalars(
+                    sa.select(instance_table.c.series_uid)
+                    .where(instance_table.c.association == end.association)
+                    .distinct()
+                )
+            )
+            if brought:
+                db.execute(
+                    self._insert(association_table)
+                    .values(
+                        association=end.association,
+                        calling_ae=end.calling_ae,
+                        released=end.released,
+                        ended_at=end.at,
+                    )
+                    .on_conflict_do_nothing()
+                )
+            return brought
+
+    # ---------------------------------------------------------------- assemble
+
+    def open_series(self, connected: frozenset[str]) -> list[OpenSeries]:
+        """The series that still receive. `connected`: ids of the associations that are open now."""
+        with self._begin() as db:
+            rows = db.execute(sa.select(series_table).where(series_table.c.state == "receiving")).mappings().all()
+            answer = []
+            for row in rows:
+                brought = db.execute(
+                    sa.select(instance_table.c.association, instance_table.c.calling_ae)
+                    .where(instance_table.c.series_uid == row["series_uid"])
+                    .distinct()
+                ).all()
+                associations = {association for association, _ in brought}
+                released = set(
+                    db.scalars(
+                        sa.select(association_table.c.association).where(
+                            association_table.c.association.in_(associations), association_table.c.released
+                        )
+                    )
+                )
+                evidence = Evidence(
+                    last_arrival=row["last_arrival"],
+                    arrived=row["arrived"],
+                    open_associations=frozenset(associations & connected),
+                    released=associations <= released,
+                    expected=row["expected"],
+                    expected_from=row["expected_from"],
+                )
+                answer.append(
+                    OpenSeries(row["series_uid"], row["study_uid"], evidence, tuple(sorted({ae for _, ae in brought})))
+                )
+            return answer
+
+    def expect(self, series_uid: str, count: int, peer: str) -> None:
+        """A peer says how many instances the series has."""
+        with self._begin() as db:
+            db.execute(
+                sa.update(series_table)
+                .where(series_table.c.series_uid == series_uid)
+                .values(expected=count, expected_from=peer)
+            )
+
+    def instances(self, series_uid: str) -> list[Instance]:
+        with self._begin() as db:
+            rows = db.execute(
+                sa.select(instance_table)
+                .where(instance_table.c.series_uid == series_uid)
+                .order_by(instance_table.c.sop_instance_uid)
+            ).mappings()
+            return [Instance(**{**row, "path": Path(row["path"])}) for row in rows]
+
+    def close_series(
+        self,
+        series_uid: str,
+        *,
+        arrived: int,
+        because: str,
+        modality: str,
+        description: str,
+        verdict: Verdict,
+        rules: Sequence[Mapping[str, Any]],
+        jobs: Sequence[Job],
+        revision: int,
+        now: datetime,
+    ) -> bool:
+        """Close a series and write down everything decided about it, jobs included, at once.
+
+        False, and nothing written, when another instance arrived meanwhile.
+        """
+        with self._begin() as db:
+            closed = db.execute(
+                sa.update(series_table)
+                .where(
+                    series_table.c.series_uid == series_uid,
+                    series_table.c.arrived == arrived,
+                    series_table.c.state == "receiving",
+                )
+                .values(
+                    state="closed",
+                    revision=revision,
+                    closed_because=because,
+                    modality=modality[:16],
+                    description=description[:64],
+                    verdict={
+                        "fit": verdict.fit,
+                        "reason": verdict.reason,
+                        "use": list(verdict.use),
+                        "set_aside": verdict.set_aside,
+                        "facts": _plain(verdict.facts),
+                    },
+                    rules=list(rules),
+                )
+            ).rowcount
+            if not closed:
+                return False
+            db.execute(
+                sa.update(job_table)
+                .where(job_table.c.series_uid == series_uid, job_table.c.state.in_(OPEN_JOB_STATES))
+                .values(state="superseded", finished_at=now, reason=f"late images made revision {revision}")
+            )
+            for job in jobs:
+                self._add_job(db, job)
+            self._note(db, series_uid, now, "closed", f"revision {revision}: {because}")
+            self._note(db, series_uid, now, "judged", verdict.reason)
+            for rule in rules:
+                text = f"route {rule['rule']}: " + (rule["why_not"] or "matches")
+                self._note(db, series_uid, now, "routed", text)
+            return True
+
+    def revision(self, series_uid: str) -> int:
+        with self._begin() as db:
+            return db.scalar(sa.select(series_table.c.revision).where(series_table.c.series_uid == series_uid)) or 0
+
+    def verdict(self, series_uid: str) -> Verdict | None:
+        """What the geometry gate said when the series last closed."""
+        with self._begin() as db:
+            said = db.scalar(sa.select(series_table.c.verdict).where(series_table.c.series_uid == series_uid))
+            return None if said is None else Verdict(**{**said, "use": tuple(said["use"])})
+
+    # ---------------------------------------------------------------- jobs
+
+    def _add_job(self, db: sa.Connection, job: Job) -> None:
+        row = {name: getattr(job, name) for name in _JOB_FIELDS} | {
+            "send_to": list(job.send_to),
+            "options": dict(job.options),
+            "warnings": [],
+            "facts": {},
+            "progress": 0.0,
+            "progress_text": "",
+        }
+        db.execute(self._insert(job_table).values(row).on_conflict_do_nothing())
+
+    def job(self, job_id: str) -> Job | None:
+        with self._begin() as db:
+            row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
+            return None if row is None else _job(row)
+
+    def open_jobs(self) -> list[Job]:
+        """Jobs that are not finished, the most urgent first."""
+        with self._begin() as db:
+            rows = db.execute(
+                sa.select(job_table)
+                .where(job_table.c.state.in_(OPEN_JOB_STATES))
+                .order_by(job_table.c.priority, job_table.c.created_at)
+            ).mappings()
+            return [_job(row) for row in rows]
+
+    def _move(self, db: sa.Connection, job: Job, state: str, **values: Any) -> bool:
+        """Change a job's state if the table of transitions allows it and the job is still ours (fencing)."""
+        before = [old for old, new in TRANSITIONS if new == state]
+        moved = db.execute(
+            sa.update(job_table)
+            .where(
+                job_table.c.id == job.id,
+                job_table.c.generation == job.generation,
+                job_table.c.state.in_(before),
+            )
+            .values(state=state, **values)
+        ).rowcount
+        return bool(moved)
+
+    def begin(self, job: Job, executor: str, now: datetime) -> bool:
+        """Start one attempt. False when the job is finished or another generation has taken it."""
+        with self._begin() as db:
+            return self._move(
+                db,
+                job,
+                "running",
+                executor=executor,
+                crashes=job_table.c.crashes + 1,
+                started_at=now,
+                not_before=None,
+                progress=0.0,
+                progress_text="",
+            )
+
+    def progress(self, job: Job, fraction: float, text: str) -> None:
+        with self._begin() as db:
+            db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.id == job.id,
+                    job_table.c.generation == job.generation,
+                    job_table.c.state == "running",
+                )
+                .values(progress=fraction, progress_text=text)
+            )
+
+    def retry_later(
+        self, job: Job, reason: str, not_before: datetime, receipts: Sequence[Receipt], now: datetime
+    ) -> bool:
+        """This attempt failed in a way that waiting may cure; the next attempt is a row, not a sleeping thread."""
+        with self._begin() as db:
+            self._add_receipts(db, job, receipts)
+            self._note(db, job.series_uid, now, "retry", f"{_name(job)}: {reason}")
+            return self._move(
+                db, job, "waiting", reason=reason, crashes=0, not_before=not_before, attempt=job.attempt + 1
+            )
+
+    def finish(
+        self,
+        job: Job,
+        state: str,
+        reason: str,
+        now: datetime,
+        *,
+        results: Sequence[Result] = (),
+        receipts: Sequence[Receipt] = (),
+        follow_up: Sequence[Job] = (),
+        warnings: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """End a job: its results, its receipts and the jobs that follow, in one transaction. False: not ours any more."""
+        with self._begin() as db:
+            ended = self._move(
+                db,
+                job,
+                state,
+                reason=reason,
+                crashes=0,
+                finished_at=now,
+                progress=1.0 if state == "done" else job_table.c.progress,
+                warnings=list(warnings),
+                facts=_plain(facts or {}),
+            )
+            if not ended:
+                return False
+            for position, result in enumerate(results):
+                db.execute(
+                    self._insert(result_table)
+                    .values(
+                        job=job.id,
+                        sop_instance_uid=result.sop_instance_uid,
+                        sop_class_uid=result.sop_class_uid,
+                        path=str(result.path),
+                        position=position,
+                    )
+                    .on_conflict_do_nothing()
+                )
+            self._add_receipts(db, job, receipts)
+            for next_job in follow_up:
+                self._add_job(db, next_job)
+            self._note(db, job.series_uid, now, state, f"{_name(job)}: {reason}")
+            return True
+
+    def results(self, job_id: str) -> list[Result]:
+        with self._begin() as db:
+            rows = db.execute(
+                sa.select(result_table).where(result_table.c.job == job_id).order_by(result_table.c.position)
+            ).mappings()
+            return [Result(row["sop_instance_uid"], row["sop_class_uid"], Path(row["path"])) for row in rows]
+
+    def take_over(self, job: Job, reason: str, now: datetime) -> Job | None:
+        """Give an unfinished job to a new generation: whatever the old one still writes is refused."""
+        with self._begin() as db:
+            if not self._move(db, job, "queued", generation=job.generation + 1, reason=reason, not_before=None):
+                return None
+            self._note(db, job.series_uid, now, "taken over", f"{_name(job)}: {reason}")
+        return replace(job, generation=job.generation + 1, state="queued", not_before=None)
+
+    def give_up(self, job: Job, reason: str, now: datetime) -> bool:
+        """End a job that must not run again, whichever worker holds it."""
+        with self._begin() as db:
+            ended = db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.id == job.id,
+                    job_table.c.generation == job.generation,
+                    job_table.c.state.in_(OPEN_JOB_STATES),
+                )
+                .values(state="failed", reason=reason, finished_at=now)
+            ).rowcount
+            if ended:
+                self._note(db, job.series_uid, now, "failed", f"{_name(job)}: {reason}")
+            return bool(ended)
+
+    def run_again(self, job_id: str, now: datetime) -> bool:
+        """An operator's "retry now": a waiting, failed or refused job starts afresh."""
+        with self._begin() as db:
+            row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
+            if row is None or row["state"] not in ("waiting", "failed", "refused"):
+                return False
+            job = _job(row)
+            db.execute(
+                sa.update(job_table)
+                .where(job_table.c.id == job_id, job_table.c.generation == job.generation)
+                .values(
+                    state="queued",
+                    generation=job.generation + 1,
+                    attempt=1,
+                    crashes=0,
+                    not_before=None,
+                    finished_at=None,
+                    reason="asked to run again",
+                )
+            )
+            self._note(db, job.series_uid, now, "retry now", f"{_name(job)}: asked to run again")
+            return True
+
+    def _add_receipts(self, db: sa.Connection, job: Job, receipts: Iterable[Receipt]) -> None:
+        for receipt in receipts:
+            db.execute(
+                self._insert(receipt_table)
+                .values(
+                    job=job.id,
+                    sop_instance_uid=receipt.sop_instance_uid,
+                    attempt=job.generation * 1000 + job.attempt,
+                    stored=receipt.stored,
+                    status=receipt.status,
+                    text=receipt.text,
+                    at=receipt.at,
+                )
+                .on_conflict_do_nothing()
+            )
+
+    # ---------------------------------------------------------------- leases
+
+    def renew_lease(self, executor: str, lease_s: float) -> None:
+        """I am alive until the database's clock says otherwise."""
+        with self._begin() as db:
+            expires_at = self._clock(db) + timedelta(seconds=lease_s)
+            db.execute(
+                self._insert(lease_table)
+                .values(executor=executor, expires_at=expires_at)
+                .on_conflict_do_update(index_elements=[lease_table.c.executor], set_={"expires_at": expires_at})
+            )
+
+    def give_up_lease(self, executor: str) -> None:
+        with self._begin() as db:
+            db.execute(sa.delete(lease_table).where(lease_table.c.executor == executor))
+
+    def living(self) -> set[str]:
+        """Executors whose lease has not run out."""
+        with self._begin() as db:
+            return set(db.scalars(sa.select(lease_table.c.executor).where(lease_table.c.expires_at > self._clock(db))))
+
+    def _clock(self, db: sa.Connection) -> datetime:
+        """The database's clock, so that machines need not agree on the time."""
+        return datetime.now(UTC) if self.embedded else db.scalar(sa.select(sa.func.now())).astimezone(UTC)
+
+    # ---------------------------------------------------------------- facts for the web pages
+
+    def note(self, series_uid: str, now: datetime, event: str, text: str) -> None:
+        with self._begin() as db:
+            self._note(db, series_uid, now, event, text)
+
+    def _note(self, db: sa.Connection, series_uid: str, now: datetime, event: str, text: str) -> None:
+        db.execute(sa.insert(event_table).values(series_uid=series_uid, at=now, event=event, text=text))
+
+    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
+        """The latest series first, as plain values."""
+        with self._begin() as db:
+            query = sa.select(series_table).order_by(series_table.c.first_arrival.desc()).limit(limit)
+            if before is not None:
+                query = query.where(series_table.c.first_arrival < before)
+            rows = db.execute(query).mappings().all()
+            jobs = (
+                db.execute(
+                    sa.select(
+                        job_table.c.series_uid,
+                        job_table.c.pipeline,
+                        job_table.c.kind,
+                        job_table.c.state,
+                        job_table.c.revision,
+                    )
+                    .where(job_table.c.series_uid.in_([row["series_uid"] for row in rows]))
+                    .order_by(job_table.c.created_at)
+                )
+                .mappings()
+                .all()
+            )
+            return [_summary(row, jobs) for row in rows]
+
+    def series(self, series_uid: str) -> dict[str, Any] | None:
+        """Everything about one series, as plain values."""
+        with self._begin() as db:
+            row = db.execute(sa.select(series_table).where(series_table.c.series_uid == series_uid)).mappings().first()
+            if row is None:
+                return None
+            jobs = (
+                db.execute(
+                    sa.select(job_table)
+                    .where(job_table.c.series_uid == series_uid)
+                    .order_by(job_table.c.created_at, job_table.c.id)
+                )
+                .mappings()
+                .all()
+            )
+            ids = [job["id"] for job in jobs]
+            results = (
+                db.execute(sa.select(result_table).where(result_table.c.job.in_(ids)).order_by(result_table.c.position))
+                .mappings()
+                .all()
+            )
+            receipts = (
+                db.execute(sa.select(receipt_table).where(receipt_table.c.job.in_(ids)).order_by(receipt_table.c.at))
+                .mappings()
+                .all()
+            )
+            events = (
+                db.execute(
+                    sa.select(event_table).where(event_table.c.series_uid == series_uid).order_by(event_table.c.id)
+                )
+                .mappings()
+                .all()
+            )
+            calling = db.scalars(
+                sa.select(instance_table.c.calling_ae).where(instance_table.c.series_uid == series_uid).distinct()
+            ).all()
+            verdict = row["verdict"] or {}
+            return {
+                **_summary(row, jobs),
+                "calling_aes": sorted(calling),
+                "expected": row["expected"],
+                "verdict": {key: verdict.get(key) for key in ("fit", "reason", "set_aside", "facts")}
+                if verdict
+                else None,
+                "rules": row["rules"] or [],
+                "jobs": [_job_facts(job, results, receipts) for job in jobs],
+                "timeline": [
+                    {"at": _iso(event["at"]), "event": event["event"], "text": event["text"]} for event in events
+                ],
+            }
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Series and jobs by state, for /health and /metrics."""
+        with self._begin() as db:
+            series = db.execute(sa.select(series_table.c.state, sa.func.count()).group_by(series_table.c.state)).all()
+            jobs = db.execute(
+                sa.select(job_table.c.kind, job_table.c.state, sa.func.count()).group_by(
+                    job_table.c.kind, job_table.c.state
+                )
+            ).all()
+            return {
+                "series": {state: count for state, count in series},
+                "infer": {state: 0 for state in JOB_STATES} | {s: n for kind, s, n in jobs if kind == "infer"},
+                "send": {state: 0 for state in JOB_STATES} | {s: n for kind, s, n in jobs if kind == "send"},
+            }
+
+
+def _engine(url: str) -> sa.Engine:
+    if not url.startswith("sqlite"):
+        keepalives = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "connect_timeout": 5}
+        return sa.create_engine(url, pool_pre_ping=True, connect_args=keepalives)
+    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver starts no transaction of its own; `begin` below does
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+        connection.execute("PRAGMA busy_timeout=30000")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # writers queue here instead of failing at COMMIT
+
+    return engine
+
+
+def engine_for_jobs(url: str) -> sa.Engine:
+    """An engine for the job engine's own tables: a second SQLite file beside the ledger, or the same PostgreSQL."""
+    if not url.startswith("sqlite"):
+        return _engine(url)
+    path = Path(sa.make_url(url).database or "node.sqlite")
+    engine = sa.create_engine(f"sqlite:///{path.with_name(path.stem + '-jobs.sqlite')}")
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = "IMMEDIATE"
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA busy_timeout=30000")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    return engine
+
+
+def _name(job: Job) -> str:
+    return f"{job.kind} {job.pipeline}" + (f" to {job.destination}" if job.destination else "")
+
+
+def _iso(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat(timespec="milliseconds")
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what JSON can say; numbers from numpy become plain numbers."""
+    return json.loads(
+        json.dumps(dict(values), default=lambda value: value.item() if hasattr(value, "item") else str(value))
+    )
+
+
+def _summary(row: Any, jobs: Iterable[Any]) -> dict[str, Any]:
+    own = [job for job in jobs if job["series_uid"] == row["series_uid"]]
+    return {
+        "series_uid": row["series_uid"],
+        "study_uid": row["study_uid"],
+        "modality": row["modality"],
+        "description": row["description"],
+        "state": row["state"],
+        "instances": row["arrived"],
+        "revision": row["revision"],
+        "closed_because": row["closed_because"],
+        "first_arrival": _iso(row["first_arrival"]),
+        "last_arrival": _iso(row["last_arrival"]),
+        "jobs": [
+            {"pipeline": job["pipeline"], "kind": job["kind"], "state": job["state"], "revision": job["revision"]}
+            for job in own
+        ],
+    }
+
+
+def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any]) -> dict[str, Any]:
+    plain = (
+        "id", "kind", "pipeline", "route", "destination", "revision", "state", "priority", "reason",
+        "progress", "progress_text", "warnings", "facts",
+    )  # fmt: skip
+    return {
+        **{name: job[name] for name in plain},
+        "attempts": job["attempt"],
+        **{name: _iso(job[name]) for name in ("not_before", "created_at", "started_at", "finished_at")},
+        "results": [
+            {"sop_instance_uid": r["sop_instance_uid"], "sop_class_uid": r["sop_class_uid"], "path": r["path"]}
+            for r in results
+            if r["job"] == job["id"]
+        ],
+        "receipts": [
+            {
+                "sop_instance_uid": r["sop_instance_uid"],
+                "stored": r["stored"],
+                "status": r["status"],
+                "text": r["text"],
+                "at": _iso(r["at"]),
+            }
+            for r in receipts
+            if r["job"] == job["id"]
+        ],
+    }

@@ -1,0 +1,74 @@
+"""What the node says about itself: events, figures and the audit trail. Names and ids, never patient values."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+log = structlog.get_logger()
+
+
+def start_logging(*, plain: bool) -> None:
+    """Events to standard error: for people when `plain`, else one JSON object a line."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it prints data sets; our own events say what matters
+    logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote values
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def audit(event: str, facts: Mapping[str, Any]) -> None:
+    """One line of the security audit: who connected, who was rejected and why (PS3.15 A.5 events, by name)."""
+    log.info("audit", audit_event=event, **facts)
+
+
+class LedgerCollector(Collector):
+    """Figures read from the ledger at the moment they are asked for: nothing to keep in step."""
+
+    def __init__(
+        self, counts: Callable[[], dict[str, dict[str, int]]], connected: Callable[[], int], spool: Path
+    ) -> None:
+        self.counts, self.connected, self.spool = counts, connected, spool
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self.counts()
+        series = GaugeMetricFamily("pacs_node_series", "Series by state", labels=["state"])
+        for state, number in counts["series"].items():
+            series.add_metric([state], number)
+        yield series
+        jobs = GaugeMetricFamily("pacs_node_jobs", "Jobs by kind and state", labels=["kind", "state"])
+        for kind in ("infer", "send"):
+            for state, number in counts[kind].items():
+                jobs.add_metric([kind, state], number)
+        yield jobs
+        yield GaugeMetricFamily("pacs_node_associations", "Open associations", value=self.connected())
+        yield GaugeMetricFamily("pacs_node_free_bytes", "Free bytes where images are kept", value=_free(self.spool))
+
+
+def registry(collector: Collector) -> CollectorRegistry:
+    figures = CollectorRegistry()
+    figures.register(collector)
+    return figures
+
+
+def _free(folder: Path) -> int:
+    import shutil
+
+    return shutil.disk_usage(folder).free

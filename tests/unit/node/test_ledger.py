@@ -1,0 +1,173 @@
+"""The ledger on a real SQLite file: what is committed, what is refused, what survives."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from pacs_node.flow import OPEN_JOB_STATES, TRANSITIONS
+from pacs_node.ledger import Ledger, metadata
+from pacs_node.records import AssociationEnd, Instance, Job, Receipt, Result, Verdict
+
+T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+FIT = Verdict(
+    True, "2 axial slices", use=("1.2.1", "1.2.2"), set_aside={"1.2.9": "localizer"}, facts={"tilt_degrees": 0.0}
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger.migrate()
+    yield ledger
+    ledger.close()
+
+
+def instance(uid: str, *, series: str = "1.9", association: str = "a1", at: datetime = T0) -> Instance:
+    return Instance(uid, "1.2.840.10008.5.1.4.1.1.2", series, "1.8", "1.2.840.10008.1.2.1", Path(f"/spool/{uid}"),
+                    "00", 10, at, association, "CT1")  # fmt: skip
+
+
+def job(**changes: object) -> Job:
+    values = {"id": "j1", "kind": "infer", "series_uid": "1.9", "study_uid": "1.8", "revision": 1, "pipeline": "lung-nodule",
+              "route": "chest", "priority": 5, "created_at": T0, "send_to": ("pacs",)} | changes  # fmt: skip
+    return Job(**values)
+
+
+def close(ledger: Ledger, arrived: int, jobs: list[Job], revision: int = 1) -> bool:
+    return ledger.close_series("1.9", arrived=arrived, because="quiet", modality="CT", description="Chest", verdict=FIT,
+                               rules=[{"rule": "chest", "matched": True, "why_not": None}], jobs=jobs,
+                               revision=revision, now=T0)  # fmt: skip
+
+
+def test_the_migrations_build_the_schema_the_code_uses(ledger: Ledger) -> None:
+    there = sa.inspect(ledger.engine)
+    for table in metadata.tables.values():
+        assert {c["name"] for c in there.get_columns(table.name)} == {c.name for c in table.columns}
+        assert there.get_pk_constraint(table.name)["constrained_columns"] == [c.name for c in table.primary_key]
+
+
+def test_an_instance_is_taken_in_once(ledger: Ledger) -> None:
+    assert ledger.take_in(instance("1.2.1"))
+    assert not ledger.take_in(instance("1.2.1"))
+    [open_series] = ledger.open_series(frozenset())
+    assert open_series.evidence.arrived == 1
+
+
+def test_evidence_knows_who_left_in_order(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1", association="a1"))
+    ledger.take_in(instance("1.2.2", association="a2", at=T0 + timedelta(seconds=3)))
+    assert ledger.association_ended(AssociationEnd("a1", "CT1", True, T0)) == ["1.9"]
+    [one] = ledger.open_series(frozenset({"a2"}))
+    assert (one.evidence.released, one.evidence.open_associations) == (False, frozenset({"a2"}))
+    ledger.association_ended(AssociationEnd("a2", "CT1", True, T0))
+    [one] = ledger.open_series(frozenset())
+    assert one.evidence.released
+    assert one.evidence.last_arrival == T0 + timedelta(seconds=3)
+
+
+def test_an_aborted_association_is_no_release(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1"))
+    ledger.association_ended(AssociationEnd("a1", "CT1", False, T0))
+    assert not ledger.open_series(frozenset())[0].evidence.released
+
+
+def test_closing_fails_when_another_image_came_meanwhile(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1"))
+    ledger.take_in(instance("1.2.2"))
+    assert not close(ledger, arrived=1, jobs=[job()])
+    assert ledger.open_jobs() == []
+    assert close(ledger, arrived=2, jobs=[job()])
+    assert [j.id for j in ledger.open_jobs()] == ["j1"]
+    assert ledger.verdict("1.9") == FIT
+
+
+def test_a_late_image_reopens_and_supersedes(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1"))
+    close(ledger, 1, [job()])
+    running = ledger.job("j1")
+    assert ledger.begin(running, "w1", T0)
+    ledger.take_in(instance("1.2.2"))
+    assert close(ledger, 2, [job(id="j2", revision=2)], revision=2)
+    assert [j.id for j in ledger.open_jobs()] == ["j2"]
+    assert not ledger.finish(running, "done", "late answer", T0)  # revision 1 must not be sent any more
+    assert ledger.job("j1").state == "superseded"
+
+
+def test_a_late_worker_is_fenced_off(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1"))
+    close(ledger, 1, [job()])
+    old = ledger.job("j1")
+    assert ledger.begin(old, "w1", T0)
+    new = ledger.take_over(old, "w1 is gone", T0)
+    assert ledger.begin(new, "w2", T0)
+    assert not ledger.finish(old, "done", "ghost", T0, results=[Result("2.1", "c", Path("x"))])
+    assert ledger.results("j1") == []
+    assert ledger.finish(
+        new, "done", "fine", T0, results=[Result("2.2", "c", Path("y"))], follow_up=[job(id="s1", kind="send")]
+    )
+    assert [r.sop_instance_uid for r in ledger.results("j1")] == ["2.2"]
+    assert [j.id for j in ledger.open_jobs()] == ["s1"]
+
+
+@pytest.mark.parametrize("end", ["done", "refused", "failed"])
+def test_a_finished_job_stays_finished(ledger: Ledger, end: str) -> None:
+    ledger.take_in(instance("1.2.1"))
+    close(ledger, 1, [job()])
+    mine = ledger.job("j1")
+    ledger.begin(mine, "w1", T0)
+    assert ledger.finish(mine, end, "so", T0)
+    assert not ledger.begin(mine, "w1", T0)
+    assert ledger.take_over(mine, "x", T0) is None
+    assert ledger.run_again("j1", T0) is (end != "done")
+
+
+def test_retry_keeps_the_receipts_of_a_partial_success(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1"))
+    close(ledger, 1, [job(kind="send", destination="pacs")])
+    mine = ledger.job("j1")
+    ledger.begin(mine, "w1", T0)
+    receipt = Receipt("2.1", True, 0, "0x0000 Success", T0)
+    assert ledger.retry_later(mine, "connection lost", T0 + timedelta(seconds=9), [receipt], T0)
+    waiting = ledger.job("j1")
+    assert (waiting.state, waiting.attempt, waiting.not_before, waiting.crashes) == (
+        "waiting",
+        2,
+        T0 + timedelta(seconds=9),
+        0,
+    )
+    facts = ledger.series("1.9")
+    assert facts["jobs"][0]["receipts"][0]["text"] == "0x0000 Success"
+
+
+def test_crashes_are_counted_only_without_an_outcome(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1"))
+    close(ledger, 1, [job()])
+    for expected in (1, 2, 3):
+        ledger.begin(ledger.job("j1"), "w1", T0)
+        assert ledger.job("j1").crashes == expected
+
+
+def test_leases_run_out(ledger: Ledger) -> None:
+    ledger.renew_lease("w1", 60)
+    ledger.renew_lease("w2", -1)
+    assert ledger.living() == {"w1"}
+    ledger.give_up_lease("w1")
+    assert ledger.living() == set()
+
+
+def test_only_open_states_can_be_left() -> None:
+    """By hand: what is finished never starts again without an operator."""
+    assert {old for old, _ in TRANSITIONS} == set(OPEN_JOB_STATES)
+    assert {new for _, new in TRANSITIONS} == {
+        "queued",
+        "running",
+        "waiting",
+        "done",
+        "refused",
+        "failed",
+        "superseded",
+    }
