@@ -1,0 +1,107 @@
+"""What the node accepts, and from whom: tables to be held against the Standard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 A.4
+
+# PS3.4 Table B.5-1; the retired ones as in PS3.4 2004 Table B.6-1
+STORAGE_SOP_CLASSES: dict[str, str] = {
+    # images the pipelines read
+    "1.2.840.10008.5.1.4.1.1.2": "CT Image",
+    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image",
+    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT Image",
+    "1.2.840.10008.5.1.4.1.1.6.1": "Ultrasound Image",
+    "1.2.840.10008.5.1.4.1.1.3.1": "Ultrasound Multi-frame Image",
+    "1.2.840.10008.5.1.4.1.1.6": "Ultrasound Image (retired)",
+    "1.2.840.10008.5.1.4.1.1.3": "Ultrasound Multi-frame Image (retired)",
+    "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture Image",
+    "1.2.840.10008.5.1.4.1.1.7.1": "Multi-frame Single Bit Secondary Capture Image",
+    "1.2.840.10008.5.1.4.1.1.7.2": "Multi-frame Grayscale Byte Secondary Capture Image",
+    "1.2.840.10008.5.1.4.1.1.7.3": "Multi-frame Grayscale Word Secondary Capture Image",
+    "1.2.840.10008.5.1.4.1.1.7.4": "Multi-frame True Color Secondary Capture Image",
+    # what comes with them: earlier results, reports, and our own results when a PACS forwards them back
+    "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation",
+    "1.2.840.10008.5.1.4.1.1.88.11": "Basic Text SR",
+    "1.2.840.10008.5.1.4.1.1.88.22": "Enhanced SR",
+    "1.2.840.10008.5.1.4.1.1.88.33": "Comprehensive SR",
+    "1.2.840.10008.5.1.4.1.1.88.34": "Comprehensive 3D SR",
+    "1.2.840.10008.5.1.4.1.1.88.35": "Extensible SR",
+    "1.2.840.10008.5.1.4.1.1.88.50": "Mammography CAD SR",
+    "1.2.840.10008.5.1.4.1.1.88.65": "Chest CAD SR",
+    "1.2.840.10008.5.1.4.1.1.88.67": "X-Ray Radiation Dose SR",
+    "1.2.840.10008.5.1.4.1.1.88.59": "Key Object Selection Document",
+}
+
+# Every transfer syntax that pydicom and its decoder plugins read, the preferred first: of several proposed in one
+# presentation context the first one here is accepted. Lossless before lossy, so that a sender who holds the original
+# does not compress it for us.
+TRANSFER_SYNTAXES: dict[str, str] = {
+    "1.2.840.10008.1.2.1": "Explicit VR Little Endian",  # PS3.5 A.2
+    "1.2.840.10008.1.2": "Implicit VR Little Endian",  # PS3.5 A.1
+    "1.2.840.10008.1.2.2": "Explicit VR Big Endian",  # PS3.5 A.3, retired
+    "1.2.840.10008.1.2.1.99": "Deflated Explicit VR Little Endian",  # PS3.5 A.5
+    "1.2.840.10008.1.2.5": "RLE Lossless",  # PS3.5 A.4.2
+    "1.2.840.10008.1.2.4.70": "JPEG Lossless, Process 14, Selection Value 1",  # PS3.5 A.4.1
+    "1.2.840.10008.1.2.4.57": "JPEG Lossless, Process 14",  # PS3.5 A.4.1
+    "1.2.840.10008.1.2.4.80": "JPEG-LS Lossless",  # PS3.5 A.4.3
+    "1.2.840.10008.1.2.4.90": "JPEG 2000 Lossless",  # PS3.5 A.4.4
+    "1.2.840.10008.1.2.4.201": "High-Throughput JPEG 2000 Lossless",  # PS3.5 10.18
+    "1.2.840.10008.1.2.4.202": "High-Throughput JPEG 2000 with RPCL, Lossless",  # PS3.5 10.18
+    "1.2.840.10008.1.2.4.81": "JPEG-LS Near-lossless",  # PS3.5 A.4.3
+    "1.2.840.10008.1.2.4.91": "JPEG 2000",  # PS3.5 A.4.4
+    "1.2.840.10008.1.2.4.203": "High-Throughput JPEG 2000",  # PS3.5 10.18
+    "1.2.840.10008.1.2.4.50": "JPEG Baseline, Process 1",  # PS3.5 A.4.1
+    "1.2.840.10008.1.2.4.51": "JPEG Extended, Process 2 and 4",  # PS3.5 A.4.1
+}
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An A-ASSOCIATE-RJ: PS3.8 Table 9-21."""
+
+    result: int
+    source: int
+    reason: int
+    words: str
+
+
+PERMANENT, TRANSIENT = 1, 2
+SERVICE_USER, PRESENTATION = 1, 3
+
+# result, source, reason: PS3.8 Table 9-21
+CALLING_AE_TITLE_NOT_RECOGNIZED = (PERMANENT, SERVICE_USER, 3)
+CALLED_AE_TITLE_NOT_RECOGNIZED = (PERMANENT, SERVICE_USER, 7)
+TEMPORARY_CONGESTION = (TRANSIENT, PRESENTATION, 1)
+LOCAL_LIMIT_EXCEEDED = (TRANSIENT, PRESENTATION, 2)
+
+
+@dataclass(frozen=True)
+class Callers:
+    """Who may send to us: the AE title they must call, and the AE titles they may call from."""
+
+    called_ae: str
+    allowed: frozenset[str]
+
+    def why_rejected(self, calling: str, called: str) -> Rejection | None:
+        """None, or the A-ASSOCIATE-RJ to answer. AE titles are compared without surrounding spaces: PS3.5 6.2."""
+        calling, called = calling.strip(), called.strip()
+        if called != self.called_ae.strip():
+            words = f"{calling!r} calls {called!r}; this node is {self.called_ae!r}"
+            return Rejection(*CALLED_AE_TITLE_NOT_RECOGNIZED, words)
+        if calling not in self.allowed:
+            words = f"{calling!r} is no peer that may send"
+            return Rejection(*CALLING_AE_TITLE_NOT_RECOGNIZED, words)
+        return None
+
+
+def why_no_room(open_associations: int, max_associations: int, draining: bool) -> Rejection | None:
+    """None, or the A-ASSOCIATE-RJ that asks the sender to come again later."""
+    if draining:
+        return Rejection(*TEMPORARY_CONGESTION, "the node is stopping")
+    if open_associations >= max_associations:
+        words = f"{open_associations} associations are open, {max_associations} are allowed"
+        return Rejection(*LOCAL_LIMIT_EXCEEDED, words)
+    return None

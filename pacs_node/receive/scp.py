@@ -1,0 +1,301 @@
+"""The DICOM listener: C-ECHO and C-STORE over pynetdicom."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from socketserver import BaseServer
+from typing import Any, cast
+
+import structlog
+from pydicom.dataset import Dataset
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import register_uid, uid_to_service_class
+from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+from pacs_node.errors import NodeError, ReceiveError, SpoolFull
+from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION, Callers, why_no_room
+from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.receive.spool import Arrival, Fate, Spool
+from pacs_node.records import AssociationEnd, Instance
+
+log = structlog.get_logger(__name__)
+
+SUCCESS = 0x0000
+COERCION = 0xB000  # the one warning for "stored, but not as you sent it": PS3.4 Table B.2-1
+LONGEST_COMMENT = 64  # Error Comment is LO: PS3.7 C.4.2
+LONGEST_REQUEST = 1 << 20  # bytes of an A-ASSOCIATE-RQ: 128 contexts of 40 syntaxes stay below half of it
+AFTER_ABORT_S = 5.0  # what an aborted association gets to finish the instance in hand
+
+
+@dataclass(frozen=True)
+class ListenerSettings:
+    ae_title: str
+    host: str
+    port: int  # 0: any free one, see Listener.port
+    allowed: frozenset[str]  # calling AE titles that may send
+    max_associations: int = 20
+    max_pdu: int = 1 << 20  # bytes; a 512 x 512 CT image in one P-DATA-TF
+    network_timeout_s: float = 60  # of silence on an open association, and for one PDU to come in whole
+    acse_timeout_s: float = 30  # from connection to A-ASSOCIATE-RQ: the ARTIM timer of PS3.8 9.1.5
+    dimse_timeout_s: float = 30
+
+
+class Listener:
+    """Takes in instances. `on_stored` has committed the row when it returns; only then the sender hears 0x0000.
+
+    on_stored: called with each instance that is durable in the spool, again for one sent again: it must be idempotent.
+    A NodeError from it is answered as a failure. on_association_end: after the last on_stored of that association.
+    audit: name of the event and its facts, no patient values. now: UTC, aware.
+    """
+
+    def __init__(
+        self,
+        settings: ListenerSettings,
+        spool: Spool,
+        on_stored: Callable[[Instance], None],
+        on_association_end: Callable[[AssociationEnd], None],
+        audit: Callable[[str, Mapping[str, Any]], None],
+        now: Callable[[], datetime],
+    ) -> None:
+        self.settings = settings
+        self._callers = Callers(settings.ae_title, settings.allowed)
+        self._spool = spool
+        self._on_stored = on_stored
+        self._on_association_end = on_association_end
+        self._audit = audit
+        self._now = now
+        self._draining = False
+        self._open: dict[Association, _Sender] = {}
+        self._ending: set[Association] = set()  # no longer open, on_association_end still to be told
+        self._change = threading.Condition()
+        self._serial = itertools.count(1)
+        self._server: _Server | None = None
+
+    def start(self) -> None:
+        """Bind and listen. Raises OSError when the port is taken."""
+        self._draining = False
+        self._began = f"{self._now():%Y%m%dT%H%M%S%f}"
+        self._server = _Server(_application_entity(self.settings), self)
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="dicom", daemon=True
+        ).start()
+        log.info("listener.started", ae_title=self.settings.ae_title, host=self.settings.host, port=self.port)
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, once started."""
+        if self._server is None:
+            raise RuntimeError("the listener is not started")
+        return int(self._server.server_address[1])
+
+    @property
+    def open_associations(self) -> frozenset[str]:
+        """The ids of the associations that senders hold open now."""
+        with self._change:
+            return frozenset(sender.association for sender in self._open.values())
+
+    def stop(self, drain_s: float) -> None:
+        """Refuse new associations, let the open ones go on for up to `drain_s`, then abort them."""
+        if self._server is None:
+            return
+        self._draining = True
+        self._server.shutdown()
+        with self._change:
+            if not self._change.wait_for(self._idle, timeout=drain_s):
+                for association in list(self._open):
+                    association.abort(block=False)
+                self._change.wait_for(self._idle, timeout=AFTER_ABORT_S)
+        log.info("listener.stopped", aborted=len(self._open))
+        self._server = None
+
+    def requested(self, event: evt.Event) -> None:
+        """Accept or reject an association before anything else is negotiated."""
+        association = event.assoc
+        request = cast(A_ASSOCIATE, association.requestor.primitive)
+        calling, called = str(request.calling_ae_title).strip(), str(request.called_ae_title).strip()
+        with self._change:
+            rejection = self._callers.why_rejected(calling, called) or why_no_room(
+                len(self._open), self.settings.max_associations, self._draining
+            )
+            if rejection is None:
+                self._open[association] = _Sender(f"{self._began}-{next(self._serial)}", calling)
+                return
+        association.acse.send_reject(rejection.result, rejection.source, rejection.reason)
+        association.kill()  # returns when the rejection is on the wire
+        self._audit(
+            "association-rejected",
+            {
+                "calling_ae": calling,
+                "called_ae": called,
+                "from": association.requestor.address,
+                "result": rejection.result,
+                "source": rejection.source,
+                "reason": rejection.reason,
+                "words": rejection.words,
+            },
+        )
+
+    def store(self, event: evt.Event) -> Dataset | int:
+        """Answer one C-STORE. 0x0000 is a promise: we will not lose this instance."""
+        try:
+            kept = self._spool.keep(self._arrival(event))
+            self._on_stored(kept.instance)
+        except ReceiveError as error:
+            return self._refuse(event, error.status, str(error))
+        except (NodeError, OSError) as error:  # ours, not the sender's: it may send again
+            return self._refuse(event, SpoolFull.status, f"cannot store now: {error}")
+        if kept.fate is Fate.ASIDE:
+            facts = {"sop_instance_uid": kept.instance.sop_instance_uid, "file": kept.aside.name if kept.aside else ""}
+            self._audit("instance-kept-aside", {**facts, "calling_ae": self._open[event.assoc].calling_ae})
+            return _status(COERCION, "other data is stored under this UID; kept aside")
+        return SUCCESS
+
+    def ended(self, association: Association) -> None:
+        """The thread of an association is through."""
+        with self._change:
+            sender = self._open.pop(association, None)
+            if sender is None:
+                return
+            self._ending.add(association)
+        try:
+            self._on_association_end(
+                AssociationEnd(sender.association, sender.calling_ae, association.is_released, self._now())
+            )
+        finally:
+            with self._change:
+                self._ending.discard(association)
+                self._change.notify_all()
+
+    def _idle(self) -> bool:
+        return not self._open and not self._ending
+
+    def _arrival(self, event: evt.Event) -> Arrival:
+        request = cast(C_STORE, event.request)
+        sender = self._open[event.assoc]
+        return Arrival(
+            sop_class_uid=str(request.AffectedSOPClassUID),
+            sop_instance_uid=str(request.AffectedSOPInstanceUID),
+            transfer_syntax_uid=str(event.context.transfer_syntax),
+            data_set=cast(BytesIO, request.DataSet).getbuffer(),
+            association=sender.association,
+            calling_ae=sender.calling_ae,
+            received_at=self._now(),
+        )
+
+    def _refuse(self, event: evt.Event, status: int, reason: str) -> Dataset:
+        facts = {"calling_ae": self._open[event.assoc].calling_ae, "status": f"0x{status:04X}", "words": reason}
+        self._audit("instance-refused", facts)
+        return _status(status, reason)
+
+
+@dataclass(frozen=True)
+class _Sender:
+    association: str  # its id
+    calling_ae: str
+
+
+class _Server(ThreadedAssociationServer):
+    """pynetdicom's server without its log of every message, with sockets that neither stall nor wait for ever."""
+
+    daemon_threads = True  # `_Handler.handle` lasts as long as its association
+
+    def __init__(self, ae: AE, listener: Listener) -> None:
+        self.listener = listener
+        handlers: list[evt.EventHandlerType] = [
+            (evt.EVT_REQUESTED, listener.requested),
+            (evt.EVT_C_STORE, listener.store),
+        ]
+        address = (listener.settings.host, listener.settings.port)
+        super().__init__(
+            ae, address, ae.ae_title, ae.supported_contexts, evt_handlers=handlers, request_handler=_Handler
+        )
+
+    def _bind_defaults(self) -> None:
+        for event in evt._INTERVENTION_EVENTS:
+            self.bind(event, evt.get_default_handler(event))
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        client, address = super().get_request()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # responses are small: do not hold them back
+        client.settimeout(self.listener.settings.network_timeout_s)  # else half a PDU holds a thread for ever
+        return client, address
+
+    def shutdown(self) -> None:
+        """Stop listening; open associations go on."""
+        BaseServer.shutdown(self)
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.exception("listener.connection-failed", address=client_address)
+
+
+class _Handler(RequestHandler):
+    """One connection, in a thread of its own, until its association is over."""
+
+    server: _Server
+
+    def handle(self) -> None:
+        association = self._create_association()
+        association.dul.socket.__class__ = _Socket  # the base makes the plain one and has no place to name another
+        association.start()
+        association.join()
+        self.server.listener.ended(association)
+
+
+class _Socket(AssociationSocket):
+    """Reads a PDU with as few calls as it takes; the base reads 4 KiB at a time."""
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """`nr_bytes`, or fewer when the peer is gone. Raises OSError for a PDU longer than was agreed, TimeoutError for
+        one that trickles."""
+        settings = cast(_Server, self.assoc._server).listener.settings
+        connection = cast(socket.socket, self.socket)
+        if nr_bytes > max(settings.max_pdu, LONGEST_REQUEST):
+            raise OSError(f"a PDU of {nr_bytes} bytes is longer than agreed")
+        received, at = bytearray(nr_bytes), 0
+        view = memoryview(received)
+        deadline = time.monotonic() + settings.network_timeout_s
+        while at < nr_bytes:
+            count = connection.recv_into(view[at:])
+            if not count:
+                return received[:at]
+            at += count
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{at} of {nr_bytes} bytes of a PDU came in {settings.network_timeout_s} s")
+        return received
+
+
+def _application_entity(settings: ListenerSettings) -> AE:
+    """Every storage SOP class in every transfer syntax of accept.py, and C-ECHO."""
+    ae = AE(settings.ae_title)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    ae.maximum_pdu_size = settings.max_pdu
+    ae.maximum_associations = 1 << 30  # Listener.requested counts, and answers by its own table
+    ae.network_timeout = settings.network_timeout_s
+    ae.acse_timeout = settings.acse_timeout_s
+    ae.dimse_timeout = settings.dimse_timeout_s
+    ae.add_supported_context(VERIFICATION)
+    for uid, name in STORAGE_SOP_CLASSES.items():
+        if uid_to_service_class(uid) is not StorageServiceClass:  # pynetdicom does not know the retired ones
+            register_uid(uid, "".join(filter(str.isalnum, name)), StorageServiceClass)
+        ae.add_supported_context(uid, list(TRANSFER_SYNTAXES))
+    return ae
+
+
+def _status(status: int, comment: str) -> Dataset:
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = comment[:LONGEST_COMMENT]
+    return answer
