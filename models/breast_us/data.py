@@ -28,6 +28,8 @@ SPLIT_FILE = Path(__file__).with_name("split.json")
 SHARES: Mapping[str, float] = {"train": 0.7, "val": 0.1, "test": 0.2}
 SPLIT_SEED = 3
 
+PREPROCESSING = "letterbox-1"  # changes whenever prepare or normalise do
+
 HASH_SIDE = 32  # the image, shrunk, before its cosine transform
 HASH_BITS = 8  # the 8 x 8 lowest frequencies, less the mean, give 63 bits
 ALIKE_BITS = 8  # hashes that differ in no more bits than this are one family
@@ -92,7 +94,7 @@ def make_split(images: Sequence[Labelled], seed: int = SPLIT_SEED) -> dict[str, 
         own = [g for g in groups if {images[i].label for i in g} == {label}]
         wanted = {part: share * sum(map(len, own)) for part, share in SHARES.items()}
         order = np.random.default_rng(seed).permutation(len(own))
-        for group in sorted((own[k] for k in order), key=len, reverse=True):  # large families first: they fit worst last
+        for group in sorted((own[k] for k in order), key=len, reverse=True):  # large ones first: they fit worst last
             part = max(wanted, key=lambda p: wanted[p] / SHARES[p])
             wanted[part] -= len(group)
             split[part] += [images[i].name for i in group]
@@ -155,7 +157,13 @@ class Letterbox:
 def prepare(pixels: np.ndarray, size: int) -> tuple[torch.Tensor, Letterbox]:
     """(h, w) uint8 -> grey 0..1 (size, size), and the way back. Not yet normalised."""
     box = Letterbox((pixels.shape[0], pixels.shape[1]), size)
-    return box.put(torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255), box
+    return box.put(torch.from_numpy(pixels.astype(np.float32)) / 255), box
+
+
+def prepare_mask(mask: np.ndarray, size: int) -> torch.Tensor:
+    """(h, w) bool -> 0 or 1, (size, size)"""
+    box = Letterbox((mask.shape[0], mask.shape[1]), size)
+    return (box.put(torch.from_numpy(mask.astype(np.float32))) > 0.5).float()
 
 
 def normalise(grey: torch.Tensor) -> torch.Tensor:
