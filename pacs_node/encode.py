@@ -1,4 +1,4 @@
-"""Findings -> result files. What `dicom_sr` builds and checks, written so that a power cut leaves all of a file or nothing."""
+"""Findings -> result files: what `dicom_sr` builds and checks, written so that a power cut leaves a whole file or none."""
 
 from __future__ import annotations
 

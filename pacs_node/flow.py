@@ -185,7 +185,8 @@ class Flow:
         if job is None or (job.generation, job.attempt) != (generation, attempt):
             return None
         if job.crashes >= self.poison_limit:
-            reason = f"the worker died {job.crashes} times while running this job; the last reason was: {job.reason or 'none'}"
+            last = f"; the last reason was: {job.reason}" if job.reason else ""
+            reason = f"the worker died {job.crashes} times while running this job{last}"
             self.ledger.give_up(job, reason, self.now())
             return None
         if not self.ledger.begin(job, self.executor, self.now()):

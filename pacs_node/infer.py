@@ -1,4 +1,4 @@
-"""Job -> Findings: one child process per device, with warm models, a time limit, and its memory given back when it ends.
+"""Job -> Findings: one child process per device, with warm models and a time limit; when it ends, its memory is free.
 
 The child is spawned, never forked (CUDA and threads do not survive a fork). It dies with its parent.
 """

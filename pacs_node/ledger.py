@@ -236,9 +236,10 @@ class Ledger:
             db.execute(arrival)
             return True
 
-    def known_instances(self) -> set[str]:
+    def known_paths(self) -> set[Path]:
+        """Where every indexed instance lies; what the spool holds besides was stored without its row."""
         with self._begin() as db:
-            return set(db.scalars(sa.select(instance_table.c.sop_instance_uid)))
+            return {Path(path) for path in db.scalars(sa.select(instance_table.c.path))}
 
     def association_ended(self, end: AssociationEnd) -> list[str]:
         """Remember how a sender left; the series it brought."""
@@ -476,7 +477,7 @@ class Ledger:
         warnings: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> bool:
-        """End a job: its results, its receipts and the jobs that follow, in one transaction. False: not ours any more."""
+        """End a job: its results, receipts and the jobs that follow, in one transaction. False: not ours any more."""
         with self._begin() as db:
             ended = self._move(
                 db,
@@ -698,9 +699,9 @@ class Ledger:
                 )
             ).all()
             return {
-                "series": {state: count for state, count in series},
-                "infer": {state: 0 for state in JOB_STATES} | {s: n for kind, s, n in jobs if kind == "infer"},
-                "send": {state: 0 for state in JOB_STATES} | {s: n for kind, s, n in jobs if kind == "send"},
+                "series": dict(tuple(row) for row in series),
+                "infer": dict.fromkeys(JOB_STATES, 0) | {s: n for kind, s, n in jobs if kind == "infer"},
+                "send": dict.fromkeys(JOB_STATES, 0) | {s: n for kind, s, n in jobs if kind == "send"},
             }
 
 

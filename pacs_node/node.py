@@ -1,0 +1,345 @@
+"""Builds the node from its settings: the only wiring. What happens in which order is in `flow.py`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import pydicom
+import structlog
+import uvicorn
+from pydicom import Dataset
+
+from config import Config
+from dicom_sr.findings import Findings
+from models import PIPELINES
+from pacs_node import __version__, observe
+from pacs_node.assemble.evidence import expected_count
+from pacs_node.assemble.geometry import judge
+from pacs_node.assemble.series import Close, decide
+from pacs_node.deliver.destination import Destination
+from pacs_node.deliver.dimse import DimseDestination
+from pacs_node.deliver.folder import FolderDestination
+from pacs_node.encode import encode_results
+from pacs_node.errors import AlreadyRunning, GiveUp
+from pacs_node.flow import Flow, Patience, RouteMatch
+from pacs_node.infer import Inference
+from pacs_node.jobs import Engine
+from pacs_node.ledger import Ledger
+from pacs_node.receive.scp import Listener, ListenerSettings
+from pacs_node.receive.spool import Spool
+from pacs_node.records import AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
+from pacs_node.route import Rule, not_ours
+from pacs_node.web.app import create_app
+
+log = structlog.get_logger()
+
+ASSEMBLE_EVERY_S = 0.5
+SETTLED_S = 2.0  # a sender silent for this long is worth asking how many images there are
+ENGINE_POLL_S = 0.1  # how soon a new job is noticed
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class JoinedRooms:
+    """The rooms of `flow.Rooms`, joined to the settings."""
+
+    def __init__(self, config: Config, now: Callable[[], datetime]) -> None:
+        self.config, self.now = config, now
+        self.rules = [Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options) for r in config.routes]
+        self.destinations = {peer.name: _destination(config, peer.name) for peer in config.peers if peer.reachable}
+        self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
+        self.results = config.node.data_dir / "results"
+
+    def decide(self, series: OpenSeries, now: datetime) -> str | None:
+        waits = self.config.assemble
+        decision = decide(
+            series.evidence,
+            now,
+            quiet_s=waits.quiet_s,
+            quiet_unreleased_s=waits.quiet_unreleased_s,
+            max_wait_s=waits.max_wait_s,
+        )
+        return decision.because if isinstance(decision, Close) else None
+
+    def headers(self, instances: Sequence[Instance]) -> list[Dataset]:
+        return [pydicom.dcmread(instance.path, stop_before_pixels=True) for instance in instances]
+
+    def judge(self, headers: Sequence[Dataset]) -> Verdict:
+        return judge(headers, min_slices=self.config.assemble.min_slices)
+
+    def matches(self, header: Dataset) -> list[RouteMatch]:
+        ours = not_ours(header)
+        return [
+            RouteMatch(
+                rule.name, ours or rule.why_not(header), rule.pipeline, tuple(rule.send_to), rule.priority, rule.options
+            )
+            for rule in self.rules
+        ]
+
+    def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
+        return self.inference.run(job.pipeline, job.options, files, progress)
+
+    def encode(self, job: Job, findings: Findings, files: Sequence[Path]) -> list[Result]:
+        return encode_results(findings, files, self.results / job.id, when=job.created_at, revision=job.revision)
+
+    def deliver(self, destination: str, package: Package) -> list[Receipt]:
+        if destination not in self.destinations:
+            raise GiveUp(f"the settings have no peer '{destination}' that results can be sent to")
+        return self.destinations[destination].deliver(package, self.now)
+
+
+class Node:
+    """The whole node in one process, or its worker alone.
+
+    at: called with the name of every step of `flow.STEPS` as it is reached; fault tests stop the process there.
+    """
+
+    def __init__(
+        self, config: Config, *, now: Callable[[], datetime] = utc_now, at: Callable[[str], None] = lambda step: None
+    ) -> None:
+        self.config, self.now = config, now
+        data_dir = config.node.data_dir
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(config.database.url)
+        self.rooms = JoinedRooms(config, now)
+        # One worker per SQLite file, so its name can stay the same and it finds its own jobs again at once.
+        alone = self.ledger.embedded
+        self.executor = "local" if alone else f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self.flow = Flow(
+            self.ledger,
+            self.rooms,
+            {
+                "infer": Patience(
+                    config.jobs.send_backoff_s, config.jobs.send_backoff_max_s, config.jobs.infer_attempts
+                ),
+                "send": Patience(config.jobs.send_backoff_s, config.jobs.send_backoff_max_s, config.jobs.max_attempts),
+            },
+            poison_limit=config.jobs.poison_limit,
+            now=now,
+            dice=random.Random(),
+            executor=self.executor,
+            at=at,
+        )
+        self.spool = Spool(data_dir / "spool", config.receive.keep_free_gb)
+        self.listener: Listener | None = None
+        self.engine: Engine | None = None
+        self._web: uvicorn.Server | None = None
+        self._threads: list[threading.Thread] = []
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._lock: IO[str] | None = None
+        self._asked: dict[str, int] = {}  # series -> instances that had arrived when its peer was asked
+        self._askers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask-peer")
+
+    # ---- start and stop
+
+    def start(self, *, listen: bool = True, work: bool = True, web: bool = True) -> None:
+        """Raises AlreadyRunning, LedgerTooOld, or OSError when a port is taken."""
+        if work:
+            self._lock = _lock(self.config.node.data_dir / "worker.lock") if self.ledger.embedded else None
+        self.ledger.migrate()
+        if listen:
+            for instance in self.spool.scan(self.ledger.known_paths()):
+                self.flow.stored(instance)  # durable on disk, but its row was never written
+            self._start_listener()
+            self._thread("assembler", self._assemble_forever)
+        if web:
+            self._start_web()
+        if work:
+            self._start_engine()
+        log.info("node started", version=__version__, listen=listen, work=work, web=web)
+
+    def stop(self) -> None:
+        """Drain: senders and running jobs get `drain_s` to end; everything else is taken up at the next start."""
+        drain_s = self.config.receive.drain_s
+        self._stop.set()
+        self._wake.set()
+        if self.listener is not None:
+            self.listener.stop(drain_s)
+        if self.engine is not None:
+            self.engine.stop(drain_s)
+        self.rooms.inference.stop()
+        if self._web is not None:
+            self._web.should_exit = True
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self._askers.shutdown(wait=False, cancel_futures=True)
+        self.ledger.close()
+        if self._lock is not None:
+            self._lock.close()
+        log.info("node stopped")
+
+    def _thread(self, name: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _start_listener(self) -> None:
+        node, receive = self.config.node, self.config.receive
+        settings = ListenerSettings(
+            ae_title=node.ae_title,
+            host=node.dicom_host,
+            port=node.dicom_port,
+            allowed=frozenset(peer.ae_title for peer in self.config.peers if peer.may_send and peer.ae_title),
+            max_associations=receive.max_associations,
+            max_pdu=receive.max_pdu,
+            network_timeout_s=receive.network_timeout_s,
+            acse_timeout_s=receive.acse_timeout_s,
+            dimse_timeout_s=receive.dimse_timeout_s,
+        )
+        self.listener = Listener(settings, self.spool, self.flow.stored, self._sender_left, observe.audit, self.now)
+        self.listener.start()
+
+    def _start_engine(self) -> None:
+        jobs = self.config.jobs
+        self.engine = Engine(
+            self.ledger,
+            self.flow,
+            executor=self.executor,
+            infer_slots=1,
+            send_slots=2,
+            sweep_s=jobs.sweep_s,
+            lease_s=jobs.lease_s,
+            poison_limit=jobs.poison_limit,
+            poll_s=ENGINE_POLL_S,
+            now=self.now,
+        )
+        self.engine.start()
+        self.rooms.inference.warm(sorted({route.pipeline for route in self.config.routes}))
+
+    def _start_web(self) -> None:
+        collector = observe.LedgerCollector(self.ledger.counts, lambda: len(self._connected()), self.spool.root)
+        app = create_app(NodeFacts(self), observe.registry(collector))
+        node = self.config.node
+        door = socket.create_server((node.web_host, node.web_port))  # here, so that a taken port stops start-up
+        self._web = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))
+        web = self._web
+        self._thread("web", lambda: web.run(sockets=[door]))
+
+    # ---- what drives the flow
+
+    def _connected(self) -> frozenset[str]:
+        return self.listener.open_associations if self.listener is not None else frozenset()
+
+    def _sender_left(self, end: AssociationEnd) -> None:
+        self.flow.sender_left(end)
+        self._wake.set()
+
+    def _assemble_forever(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                if self.config.assemble.ask_peer:
+                    self._ask_peers()
+                if self.flow.assemble(self._connected()) and self.engine is not None:
+                    self.engine.wake()
+            except self.ledger.unavailable as error:
+                log.error("ledger unavailable", error=type(error).__name__)
+            self._wake.wait(ASSEMBLE_EVERY_S)
+
+    def _ask_peers(self) -> None:
+        """How many images has the series? Asked beside the assembler, so that a dead peer holds nothing up."""
+        by_title = {peer.ae_title: peer for peer in self.config.peers if peer.host is not None}
+        for series in self.ledger.open_series(self._connected()):
+            evidence = series.evidence
+            settled = (self.now() - evidence.last_arrival).total_seconds() >= SETTLED_S or evidence.released
+            if not settled or self._asked.get(series.series_uid) == evidence.arrived:
+                continue
+            peers = [by_title[title] for title in series.calling_aes if title in by_title]
+            if peers:
+                self._asked[series.series_uid] = evidence.arrived
+                self._askers.submit(self._ask, peers[0], series)
+
+    def _ask(self, peer: Any, series: OpenSeries) -> None:
+        count = expected_count(
+            peer.host,
+            peer.port,
+            self.config.node.ae_title,
+            peer.ae_title,
+            series.study_uid,
+            series.series_uid,
+            self.config.receive.acse_timeout_s,
+        )
+        if count is not None:
+            self.ledger.expect(series.series_uid, count, peer.name)
+            self._wake.set()
+
+
+class NodeFacts:
+    """What the web pages ask."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def health(self) -> dict[str, Any]:
+        node = self.node
+        return {
+            "status": "ok",
+            "version": __version__,
+            "ae_title": node.config.node.ae_title,
+            "dicom_port": node.config.node.dicom_port,
+            "open_associations": len(node._connected()),
+            "listening": node.listener is not None,
+            "working": node.engine is not None,
+            "pipelines": sorted(PIPELINES),
+            **node.ledger.counts(),
+        }
+
+    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
+        return self.node.ledger.series_list(limit, before)
+
+    def series(self, uid: str) -> dict[str, Any] | None:
+        return self.node.ledger.series(uid)
+
+    def retry(self, job_id: str) -> bool:
+        started = self.node.ledger.run_again(job_id, self.node.now())
+        if started and self.node.engine is not None:
+            self.node.engine.wake()
+        return started
+
+
+def _destination(config: Config, name: str) -> Destination:
+    peer = config.peer(name)
+    if peer.folder is not None:
+        return FolderDestination(peer.folder)
+    assert peer.host is not None
+    assert peer.port is not None
+    assert peer.ae_title is not None
+    return DimseDestination(
+        host=peer.host,
+        port=peer.port,
+        called_ae=peer.ae_title,
+        calling_ae=config.node.ae_title,
+        timeout_s=config.receive.dimse_timeout_s,
+    )
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold the data folder for one worker. Raises AlreadyRunning."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise AlreadyRunning(
+            f"{path.parent} is in use by another worker (process {holder}); "
+            "stop it, or use PostgreSQL to run several workers"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

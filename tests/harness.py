@@ -1,0 +1,291 @@
+"""Real processes for the tests: the node as its users start it, and the PACS it talks to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pydicom
+import pytest
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.presentation import build_context
+
+from pacs_node.receive.accept import TRANSFER_SYNTAXES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return int(door.getsockname()[1])
+
+
+def need(program: str) -> str:
+    """The full path of another maker's program. Missing: an error in CI, a skip with a reason elsewhere.
+
+    Looked for in the system's folders only: pynetdicom puts programs of the same names on a venv's PATH.
+    """
+    path = shutil.which(program, path="/usr/bin:/usr/sbin:/usr/local/bin")
+    if path is None:
+        reason = f"{program} is not installed; see .ci/run for the Debian packages"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+def wait_for(true: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true answer. Fails with `what` when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = true()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.1)
+
+
+class NodeProcess:
+    """`pacs-node serve` in a process of its own."""
+
+    def __init__(self, folder: Path, toml: str, *, aet: str = "PACSNODE", command: Sequence[str] = ()) -> None:
+        self.folder, self.aet = folder, aet
+        self.dicom_port, self.web_port = free_port(), free_port()
+        self.config = folder / "node.toml"
+        self.command = list(command) or [sys.executable, "-m", "pacs_node.cli", "serve"]
+        head = (
+            f'[node]\nae_title = "{aet}"\ndicom_host = "127.0.0.1"\ndicom_port = {self.dicom_port}\n'
+            f'web_port = {self.web_port}\ndata_dir = "data"\n'
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(head + toml)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *arguments: str, wait: bool = True) -> NodeProcess:
+        with (self.folder / "node.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command, "--config", str(self.config), *arguments],
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        if wait:
+            wait_for(self.healthy, 60, f"node healthy; its log:\n{self.log()}")
+        return self
+
+    def healthy(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the node ended:\n{self.log()}"
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.web_port}/health", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def log(self) -> str:
+        path = self.folder / "node.log"
+        return path.read_text(errors="replace")[-6000:] if path.exists() else ""
+
+    def api(self, path: str) -> Any:
+        answer = httpx.get(f"http://127.0.0.1:{self.web_port}{path}", timeout=20)
+        answer.raise_for_status()
+        return answer.json()
+
+    def series(self, uid: str) -> dict[str, Any] | None:
+        answer = httpx.get(f"http://127.0.0.1:{self.web_port}/api/series/{uid}", timeout=20)
+        return answer.json() if answer.status_code == 200 else None
+
+    def finished(self, uid: str) -> dict[str, Any] | None:
+        """The series once it is closed and every job of it has ended."""
+        facts = self.series(uid)
+        if facts is None or facts["state"] != "closed":
+            return None
+        ended = all(job["state"] not in ("queued", "running", "waiting") for job in facts["jobs"])
+        return facts if ended else None
+
+    def kill(self) -> None:
+        """kill -9, no chance to tidy up."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, seconds: float = 60) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def __enter__(self) -> NodeProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+def storescu(node: NodeProcess, *paths: Path, calling: str = "SENDER", options: Sequence[str] = ("-R",)) -> None:
+    """Send by DCMTK; `-R`: propose only what is sent."""
+    done = subprocess.run(
+        [need("storescu"), *options, "+sd", "+r", "-aet", calling, "-aec", node.aet, "127.0.0.1", str(node.dicom_port),
+         *map(str, paths)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "TCP_NODELAY": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Receiver:
+    """A PACS of pynetdicom that keeps every object it is sent, each time it is sent."""
+
+    def __init__(self, aet: str = "PACS", port: int | None = None, refuse: frozenset[str] = frozenset()) -> None:
+        self.aet, self.port = aet, port or free_port()
+        self.arrivals: list[pydicom.Dataset] = []
+        self._lock = threading.Lock()
+        ae = AE(aet)
+        ae.supported_contexts = [
+            build_context(context.abstract_syntax, list(TRANSFER_SYNTAXES))
+            for context in AllStoragePresentationContexts
+            if context.abstract_syntax not in refuse
+        ]
+        self._ae = ae
+        self._server: Any = None
+
+    def start(self) -> Receiver:
+        self._server = self._ae.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+        )
+        return self
+
+    def _store(self, event: evt.Event) -> int:
+        dataset = event.dataset
+        dataset.file_meta = event.file_meta
+        with self._lock:
+            self.arrivals.append(dataset)
+        return 0x0000
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
+
+    def of(self, modality: str, study: str | None = None) -> list[pydicom.Dataset]:
+        with self._lock:
+            return [d for d in self.arrivals if d.Modality == modality and study in (None, d.StudyInstanceUID)]
+
+    def __enter__(self) -> Receiver:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Orthanc:
+    """A real Orthanc on free ports, with its own storage folder, stopped at the end."""
+
+    def __init__(
+        self, folder: Path, *, aet: str = "ORTHANC", lua: str | None = None, settings: Mapping[str, Any] | None = None
+    ):
+        import json
+
+        self.folder, self.aet = folder, aet
+        self.dicom_port, self.http_port = free_port(), free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        scripts = []
+        if lua is not None:
+            (folder / "route.lua").write_text(lua)
+            scripts = [str(folder / "route.lua")]
+        plugins = Path("/usr/lib/orthanc")
+        if not plugins.is_dir():
+            plugins = Path("/usr/share/orthanc/plugins")
+        self.configuration = {
+            "Name": "test PACS",
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "DicomAet": aet,
+            "DicomPort": self.dicom_port,
+            "HttpPort": self.http_port,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "DicomAlwaysAllowStore": True,
+            "DicomAlwaysAllowFind": True,
+            "DicomModalities": {},
+            "LuaScripts": scripts,
+            "Plugins": [str(plugins)],
+            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+            "StableAge": 2,
+            "ConcurrentJobs": 2,
+            **(settings or {}),
+        }
+        self.url = f"http://127.0.0.1:{self.http_port}"
+        self._settings = folder / "orthanc.json"
+        self._settings.write_text(json.dumps(self.configuration, indent=1))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Orthanc:
+        with (self.folder / "orthanc.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [need("Orthanc"), str(self._settings)], stdout=log, stderr=log, env={**os.environ, "TCP_NODELAY": "1"}
+            )
+        wait_for(self._up, 60, "Orthanc answering")
+        return self
+
+    def _up(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.folder / "orthanc.log").read_text()[-3000:]
+        try:
+            return httpx.get(f"{self.url}/system", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def register(self, name: str, node: NodeProcess) -> None:
+        """Make the node a modality of this PACS, as its administrator would."""
+        httpx.put(
+            f"{self.url}/modalities/{name}", json={"AET": node.aet, "Host": "127.0.0.1", "Port": node.dicom_port}
+        ).raise_for_status()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+            if self.process.poll() is None:
+                self.process.kill()
+            self.process = None
+
+    def instances(self, modality: str) -> list[pydicom.Dataset]:
+        """What the PACS holds of one modality, read back over its REST interface."""
+        from io import BytesIO
+
+        ids = httpx.post(
+            f"{self.url}/tools/find",
+            json={"Level": "Series", "Query": {"Modality": modality}, "Expand": True},
+            timeout=30,
+        ).json()
+        return [
+            pydicom.dcmread(BytesIO(httpx.get(f"{self.url}/instances/{one}/file", timeout=60).content))
+            for series in ids
+            for one in series["Instances"]
+        ]
+
+    def __enter__(self) -> Orthanc:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+@contextlib.contextmanager
+def pacs_down(receiver: Receiver) -> Iterator[None]:
+    receiver.stop()
+    yield
+    receiver.start()
