@@ -4,7 +4,7 @@
 
 Departures from the published recipe, each for the sake of 432 training images and two cores: one network for both
 tasks instead of two; the whole image in a letterbox instead of a centre crop; AdamW with a cosine instead of Adam with
-plateaus; cross-entropy added to the Tversky loss; affine variation beside the published ones.
+plateaus; heads that look at the marked lesion; cross-entropy added to the Tversky loss; affine variation beside the published ones.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ from models.breast_us.data import (
     vary,
 )
 from models.losses import tversky_loss
-from models.nets.breast_triple import CLASSES, ClassificationNet, TripleConfig
+from models.nets.breast_triple import CLASSES, STEP_PX, ClassificationNet, TripleConfig
 from models.recipe import TrainConfig
+
+# From this share of the epochs on, images have this share of the working size: early epochs are cheap.
+GROWTH = ((0.0, 0.5), (0.35, 0.7), (0.75, 1.0))
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    epochs: int = 110
+    epochs: int = 140
     batch: int = 16
     lr: float = 1.5e-3
     weight_decay: float = 0.02
     warm_up_epochs: float = 4.0
     ema_decay: float = 0.99
-    size: int = 192  # side of the letterbox, here and in the pipeline
-    coarse_size: int = 128
-    coarse_epochs: int = 70  # of `epochs`, at coarse_size
+    size: int = 160  # side of the letterbox, here and in the pipeline
     mask_weight: float = 1.0  # Tversky
     bce_weight: float = 0.5
     class_weight: float = 1.0
@@ -68,7 +69,7 @@ class BreastRecipe:
         self.class_weights = torch.tensor(counts.mean() / counts, dtype=torch.float32)  # inverse to frequency
 
     def model(self) -> nn.Module:
-        return ClassificationNet(TripleConfig(width=self.config.width, dropout=self.config.dropout))
+        return ClassificationNet(TripleConfig(self.config.width, heads="lesion", dropout=self.config.dropout))
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), self.config.lr, weight_decay=self.config.weight_decay)
@@ -77,7 +78,9 @@ class BreastRecipe:
         return len(self.images["train"]) // self.config.batch
 
     def size(self, epoch: int) -> int:
-        return self.config.coarse_size if epoch < self.config.coarse_epochs else self.config.size
+        """Side of the square in this epoch."""
+        share = max(of_size for start, of_size in GROWTH if epoch >= start * self.config.epochs)
+        return round(self.config.size * share / STEP_PX) * STEP_PX
 
     @cache  # noqa: B019  the recipe lives as long as the training
     def prepared(self, split: str, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,7 +32,7 @@ class TripleConfig:
     reduction: int = 16  # CBAM channel MLP: c -> c / reduction -> c
     smoothing: bool = True
     attention: bool = True
-    heads: Literal["pooled", "literal"] = "pooled"
+    heads: Literal["pooled", "literal", "lesion"] = "pooled"
     size: int = 256  # only heads="literal" is tied to it
     dropout: float = 0.0  # before the class head on the bottleneck
 
@@ -126,23 +126,45 @@ class ClassificationNet(nn.Module):
     def __init__(self, config: TripleConfig = TripleConfig()) -> None:
         super().__init__()
         self.body = SegmentationNet(config)
-        self.literal = config.heads == "literal"
+        self.features = HEAD_FEATURES[config.heads]
         deepest = config.width * 2 ** (LEVELS - 1)
-        absent_inputs = config.size**2 if self.literal else ABSENCE_GRID**2
-        kind_inputs = deepest * (config.size // STEP_PX) ** 2 if self.literal else deepest
-        self.absent = nn.Linear(absent_inputs, 1)
-        self.kind = nn.Linear(kind_inputs, 2)
+        inputs = {
+            "pooled": (ABSENCE_GRID**2, deepest),
+            "literal": (config.size**2, deepest * (config.size // STEP_PX) ** 2),
+            "lesion": (3, 2 * deepest),
+        }
+        self.absent = nn.Linear(inputs[config.heads][0], 1)
+        self.kind = nn.Linear(inputs[config.heads][1], 2)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 1, H, W) -> mask logits (B, 1, H, W), class logits (B, 3) in the order of CLASSES"""
         seen = self.body.see(image)
-        if self.literal:
-            x1, x2 = seen.decoder_logits.flatten(1), seen.bottleneck.flatten(1)
-        else:
-            x1 = F.adaptive_avg_pool2d(seen.decoder_logits, ABSENCE_GRID).flatten(1)  # (B, 4096)
-            x2 = seen.bottleneck.mean(dim=(2, 3))  # (B, 16 width)
+        x1, x2 = self.features(seen)
         return seen.mask_logits, torch.cat([self.absent(x1), self.kind(self.dropout(x2))], dim=1)
+
+
+def pooled(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (B, 4096), (B, 16 width)"""
+    return F.adaptive_avg_pool2d(seen.decoder_logits, ABSENCE_GRID).flatten(1), seen.bottleneck.mean(dim=(2, 3))
+
+
+def literal(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (B, H W), (B, 16 width H/16 W/16)"""
+    return seen.decoder_logits.flatten(1), seen.bottleneck.flatten(1)
+
+
+def lesion(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (B, 3), (B, 32 width): for few images. Three numbers say whether anything was marked; the bottleneck is
+    averaged over the image and over the marked lesion, whose weights the classes may not bend (detached)."""
+    marked = torch.sigmoid(seen.decoder_logits)  # (B, 1, H, W)
+    x1 = torch.cat([seen.decoder_logits.amax((2, 3)) / 4, marked.amax((2, 3)), marked.mean((2, 3)).sqrt()], dim=1)
+    weight = F.adaptive_avg_pool2d(marked.detach(), seen.bottleneck.shape[2:]) + 1e-4
+    inside = (seen.bottleneck * weight).sum((2, 3)) / weight.sum((2, 3))  # (B, 16 width)
+    return x1, torch.cat([seen.bottleneck.mean(dim=(2, 3)), inside], dim=1)
+
+
+HEAD_FEATURES = {"pooled": pooled, "literal": literal, "lesion": lesion}
 
 
 class FusionNet(nn.Module):
