@@ -69,7 +69,7 @@ PIXELS = Code("{pixels}", "UCUM", "pixels")  # an annotation, UCUM section 6
 # Evaluations
 FINDING = Code("121071", "DCM", "Finding")
 PRESENT = Code("52101004", "SCT", "Present")  # CID 240
-ABSENT = Code("2667000", "SCT", "Absent")  # CID 240
+ABSENT = Code("272519000", "SCT", "Absent")  # CID 240
 BENIGN = Code("30807003", "SCT", "Benign")  # CID 6063
 MALIGNANT = Code("21594007", "SCT", "Malignant")  # CID 6063
 BREAST_NORMAL = Code("290084006", "SCT", "Breast normal")  # CID 6054

@@ -103,3 +103,5 @@ class Findings:
     evaluations: tuple[Evaluation, ...] = ()
     warnings: tuple[str, ...] = ()  # in words, shown in the report: "no calibration: sizes in pixels"
     facts: Mapping[str, str | float] = field(default_factory=dict)  # for the web page: seconds, device, windows
+    sought: Code = field(default_factory=lambda: Code("52988006", "SCT", "Lesion"))  # what "nothing found" is said of
+    sought_site: Code | None = None  # and where it was looked for, e.g. SCT 39607008 lung
