@@ -4,7 +4,8 @@
 
 Departures from the published recipe, each for the sake of 432 training images and two cores: one network for both
 tasks instead of two; the whole image in a letterbox instead of a centre crop; AdamW with a cosine instead of Adam with
-plateaus; heads that look at the marked lesion; cross-entropy added to the Tversky loss; affine variation beside the published ones.
+plateaus; heads that look at the marked lesion; cross-entropy added to the Tversky loss; affine variation beside the
+published ones.
 """
 
 from __future__ import annotations
