@@ -25,5 +25,10 @@ def device_uid(manufacturer: str, algorithm: str, algorithm_version: str) -> str
     return _uid("device", manufacturer, algorithm, algorithm_version)
 
 
+def child_uid(parent_uid: str, role: str) -> str:
+    """The UID of something that exists only inside one object."""
+    return _uid(parent_uid, role)
+
+
 def _uid(*parts: str) -> str:
     return f"2.25.{uuid.uuid5(NAMESPACE, chr(0).join(parts)).int}"

@@ -1,0 +1,188 @@
+"""The modules every result shares: patient, study, series, equipment, SOP common (PS3.3 C.7 and C.12)."""
+
+from __future__ import annotations
+
+import copy
+from datetime import datetime
+
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.sr.coding import Code
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from dicom_sr import codes
+from dicom_sr.findings import Algorithm, Findings
+from dicom_sr.uids import device_uid, result_uid
+
+RESEARCH_ONLY = "Research use only, not for diagnostic use"
+
+# Ours, for file meta information (PS3.7 D.3.3.2); fixed, so that the bytes do not change with the library.
+IMPLEMENTATION_CLASS_UID = UID("2.25.148005963518218903624316907471250712499")
+IMPLEMENTATION_VERSION_NAME = "PACS_NODE"
+
+SERIES_NUMBERS = {"SEG": 9100, "SR": 9200}  # far above the scanners' own
+
+# Type 2 of the Patient and General Study modules: written even if the source lacks them.
+ALWAYS_COPIED = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+# Written as the source has them. Time zone: it holds for the copied times too.
+COPIED_IF_PRESENT = (
+    "TimezoneOffsetFromUTC",
+    "IssuerOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "TypeOfPatientID",
+    "OtherPatientIDsSequence",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "StudyDescription",
+    "IssuerOfAccessionNumberSequence",
+    "ProcedureCodeSequence",
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "ClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+)
+
+
+def result_header(
+    findings: Findings,
+    source: Dataset,
+    *,
+    sop_class_uid: str,
+    modality: str,
+    when: datetime,
+    revision: int,
+    number: int = 0,
+) -> Dataset:
+    """A data set of the source's patient and study, in a new series of our own.
+
+    modality   "SEG" or "SR": the kind of object; each has its own series
+    number     0, or which of several objects of that kind: each has its own series, because viewers show
+               one Segmentation of a series
+    """
+    algorithm = findings.algorithm
+    kind = modality.lower()
+    here = (str(source.SeriesInstanceUID), findings.pipeline, algorithm.version, revision)
+    when = _in_zone_of(source, when)
+    date, time = when.strftime("%Y%m%d"), when.strftime("%H%M%S")
+
+    result = Dataset()
+    result.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever the source had
+    for keyword in ALWAYS_COPIED:
+        result.add(_copied(source, keyword))
+    for keyword in COPIED_IF_PRESENT:
+        if keyword in source:
+            result.add(_copied(source, keyword))
+
+    result.SOPClassUID = sop_class_uid
+    result.SOPInstanceUID = result_uid(*here, kind, number)
+    result.InstanceCreationDate = result.ContentDate = result.SeriesDate = date
+    result.InstanceCreationTime = result.ContentTime = result.SeriesTime = time
+    result.Modality = modality
+    result.SeriesInstanceUID = result_uid(*here, f"{kind} series", number)
+    result.SeriesNumber = SERIES_NUMBERS[modality] + number
+    result.SeriesDescription = series_description(algorithm, modality, revision)
+    result.InstanceNumber = revision
+
+    result.Manufacturer = algorithm.manufacturer
+    result.ManufacturerModelName = algorithm.name
+    result.DeviceSerialNumber = algorithm.version
+    result.SoftwareVersions = algorithm.version
+    result.ContributingEquipmentSequence = [_contribution(algorithm, date + time)]
+
+    result.file_meta = FileMetaDataset()
+    result.file_meta.MediaStorageSOPClassUID = result.SOPClassUID
+    result.file_meta.MediaStorageSOPInstanceUID = result.SOPInstanceUID
+    result.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    result.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    result.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    return result
+
+
+def series_description(algorithm: Algorithm, modality: str, revision: int) -> str:
+    """'AI SEG pacs-node lung-nodule 0.1.0+1a2b3c4d', at most 64 characters (LO); the name gives way first."""
+    tail = f" {algorithm.version}" + (f" rev {revision}" if revision > 1 else "")
+    head = f"AI {modality} {algorithm.name}"
+    return (head[: max(0, 64 - len(tail))] + tail)[:64]
+
+
+def code_item(code: Code) -> Dataset:
+    """Code Sequence Macro, PS3.3 Table 8.8-1."""
+    item = Dataset()
+    item.CodeValue = code.value
+    item.CodingSchemeDesignator = code.scheme_designator
+    item.CodeMeaning = code.meaning
+    return item
+
+
+def references(instances: dict[str, tuple[str, str]]) -> list[Dataset]:
+    """Items of Referenced Series Sequence for {SOP Instance UID: (SOP Class UID, Series Instance UID)}."""
+    series: dict[str, Dataset] = {}
+    for instance_uid, (class_uid, series_uid) in instances.items():
+        item = Dataset()
+        item.ReferencedSOPClassUID = class_uid
+        item.ReferencedSOPInstanceUID = instance_uid
+        if series_uid not in series:
+            series[series_uid] = Dataset()
+            series[series_uid].SeriesInstanceUID = series_uid
+            series[series_uid].ReferencedInstanceSequence = []
+        series[series_uid].ReferencedInstanceSequence.append(item)
+    return list(series.values())
+
+
+def _contribution(algorithm: Algorithm, at: str) -> Dataset:
+    item = Dataset()
+    # IHE AI Results calls the purpose "Processing Algorithm"; CID 7005 has this for it
+    item.PurposeOfReferenceCodeSequence = [code_item(codes.PROCESSING_EQUIPMENT)]
+    item.Manufacturer = algorithm.manufacturer
+    item.ManufacturerModelName = algorithm.name
+    item.DeviceSerialNumber = algorithm.version
+    item.SoftwareVersions = algorithm.version
+    item.DeviceUID = device_uid(algorithm.manufacturer, algorithm.name, algorithm.version)
+    item.ContributionDateTime = at
+    item.ContributionDescription = f"Processing Algorithm. {RESEARCH_ONLY}."
+    return item
+
+
+def _in_zone_of(source: Dataset, when: datetime) -> datetime:
+    """`when` on the source's clock, if both say their time zone; else as given."""
+    offset = str(source.get("TimezoneOffsetFromUTC") or "")
+    if when.tzinfo is None or not offset:
+        return when
+    try:
+        return when.astimezone(datetime.strptime(offset, "%z").tzinfo)
+    except ValueError:  # not an offset: it is copied all the same, as the source's own
+        return when
+
+
+def _copied(source: Dataset, keyword: str) -> DataElement:
+    """The source's element, decoded, so that it can be written in another character set."""
+    if keyword not in source:
+        empty = Dataset()
+        setattr(empty, keyword, None)
+        return empty[keyword]
+    element = copy.deepcopy(source[keyword])
+    if element.VR == "SQ":
+        for item in element.value or Sequence():
+            for _ in item.iterall():  # iterating decodes
+                pass
+            item.pop("SpecificCharacterSet", None)
+    return element

@@ -1,0 +1,374 @@
+"""Findings -> TID 1500 Imaging Measurement Report, PS3.16.
+
+Volume (CT): per finding, groups that OHIF turns into measurements of its own, and the TID 1411 group that refers to
+the segment. The first two must come first, and the contour shares its Tracking Unique Identifier with TID 1411: OHIF
+merges groups by that UID and goes by the first Tracking Identifier; a TID 1411 group standing alone breaks its page.
+
+Image (ultrasound): TID 1410 with the contour and our own numbers. Never a contour that OHIF would measure again: it
+reads ultrasound calibration wrongly and showed 5063 cm2 for 3.16 cm2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import ComprehensiveSRStorage
+
+from dicom_sr import codes
+from dicom_sr.findings import Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.header import RESEARCH_ONLY, result_header
+from dicom_sr.outline import outline, polygon_area
+from dicom_sr.seg import plane_mask, tracking_uid
+from dicom_sr.source import Plane, group_by_instance, headers_by_uid, plane, source_headers
+from dicom_sr.uids import device_uid, result_uid
+
+OHIF_TOOL = "Cornerstone3DTools@^0.1.0:"  # OHIF 3.13 makes measurements of groups with this Tracking Identifier
+WARNING = "Warning: "
+
+Groups = Iterator[hd.sr.MeasurementsAndQualitativeEvaluations]
+
+
+def report(
+    findings: Findings,
+    sources: Sequence[Dataset],
+    *,
+    when: datetime,
+    revision: int = 1,
+    segmentations: Sequence[Dataset] = (),
+) -> Dataset:
+    """The report, in a series of its own. Nothing found is a report too: it says what was looked for, and absent.
+
+    sources         headers of `findings.images`, in any order
+    segmentations   what `seg.segmentations` made of the same findings; TID 1411 groups refer to their segments
+
+    Raises EncodingError if a source is missing.
+    """
+    return _Report(findings, sources, when, revision, segmentations).document()
+
+
+class _Report:
+    def __init__(
+        self,
+        findings: Findings,
+        sources: Sequence[Dataset],
+        when: datetime,
+        revision: int,
+        segmentations: Sequence[Dataset],
+    ) -> None:
+        self.findings = findings
+        self.headers = source_headers(findings, sources)
+        self.source = self.headers[0]
+        self.when, self.revision = when, revision
+        self.segmentations = segmentations
+        self.segment_of = {  # Tracking UID -> (Segmentation, segment number)
+            segment.TrackingUID: (segmentation, int(segment.SegmentNumber))
+            for segmentation in segmentations
+            for segment in segmentation.SegmentSequence
+        }
+
+    def document(self) -> Dataset:
+        document = result_header(
+            self.findings,
+            self.source,
+            sop_class_uid=ComprehensiveSRStorage,
+            modality="SR",
+            when=self.when,
+            revision=self.revision,
+        )
+        document.ReferencedPerformedProcedureStepSequence = []  # Type 2, PS3.3 C.17.1
+        document.PerformedProcedureCodeSequence = []  # Type 2, PS3.3 C.17.2
+        document.CompletionFlag = "COMPLETE"
+        document.VerificationFlag = "UNVERIFIED"
+        tree = hd.sr.MeasurementReport(
+            observation_context=self.observer(),
+            procedure_reported=codes.CT_PROCEDURE if self.source.Modality == "CT" else codes.IMAGING_PROCEDURE,
+            imaging_measurements=list(self.groups()),
+            title=codes.IMAGING_MEASUREMENT_REPORT,
+            referenced_images=self.measured_images(),
+        )[0]
+        tree.ContentSequence.extend(self.remarks())
+        document.update(tree)
+        document.CurrentRequestedProcedureEvidenceSequence = self.evidence(document)
+        return document
+
+    # ------------------------------------------------------------------------------------------- who says it, of what
+
+    def observer(self) -> hd.sr.ObservationContext:
+        """TID 1002 and 1004: a device."""
+        algorithm = self.findings.algorithm
+        return hd.sr.ObservationContext(
+            observer_device_context=hd.sr.ObserverContext(
+                observer_type=codes.DEVICE,
+                observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+                    uid=device_uid(algorithm.manufacturer, algorithm.name, algorithm.version),
+                    name=self.findings.pipeline,
+                    manufacturer_name=algorithm.manufacturer,
+                    model_name=algorithm.name,
+                    serial_number=algorithm.version,
+                ),
+            )
+        )
+
+    def algorithm(self) -> hd.sr.AlgorithmIdentification:
+        """TID 4019."""
+        algorithm = self.findings.algorithm
+        return hd.sr.AlgorithmIdentification(
+            name=algorithm.name,
+            version=algorithm.version,
+            family=algorithm.family,
+            manufacturer=algorithm.manufacturer,
+        )
+
+    def measured_images(self) -> list[Dataset]:
+        """The image library: only images with a measurement on them; hundreds of entries take readers minutes."""
+        keys = [finding.key_image for finding in self.findings.findings] or [0]
+        return list(headers_by_uid([self.headers[index] for index in sorted(keys)]).values())
+
+    def evidence(self, document: Dataset) -> list[Dataset]:
+        """What the tree refers to, and nothing else: Hierarchical SOP Instance Reference, PS3.3 Table C.17-3."""
+        known = headers_by_uid([*self.headers, *self.segmentations])
+        studies: dict[str, Dataset] = {}
+        series: dict[str, Dataset] = {}
+        for class_uid, instance_uid in dict.fromkeys(referenced(document)):
+            header = known[instance_uid]
+            item = Dataset()
+            item.ReferencedSOPClassUID = class_uid
+            item.ReferencedSOPInstanceUID = instance_uid
+            if header.StudyInstanceUID not in studies:
+                study = studies[header.StudyInstanceUID] = Dataset()
+                study.StudyInstanceUID = header.StudyInstanceUID
+                study.ReferencedSeriesSequence = []
+            if header.SeriesInstanceUID not in series:
+                one = series[header.SeriesInstanceUID] = Dataset()
+                one.SeriesInstanceUID = header.SeriesInstanceUID
+                one.ReferencedSOPSequence = []
+                studies[header.StudyInstanceUID].ReferencedSeriesSequence.append(one)
+            series[header.SeriesInstanceUID].ReferencedSOPSequence.append(item)
+        return list(studies.values())
+
+    def remarks(self) -> Iterator[hd.sr.TextContentItem]:
+        """What a reader must see beside the numbers."""
+        for text in (f"{RESEARCH_ONLY}.", *(f"{WARNING}{warning}" for warning in self.findings.warnings)):
+            yield _comment(text)
+
+    # --------------------------------------------------------------------------------------------- measurement groups
+
+    def groups(self) -> Groups:
+        for finding in self.findings.findings:
+            if self.findings.geometry == "volume":
+                yield self.contour(finding)
+                if finding.long_axis and finding.short_axis:
+                    yield self.calipers(finding, finding.long_axis, finding.short_axis)
+                yield self.volume(finding)
+            else:
+                yield self.region(finding)
+        if self.findings.measurements or self.findings.evaluations:
+            yield self.whole_image()
+        if not self.findings.findings:
+            yield self.absent()
+
+    def contour(self, finding: Finding) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+        """TID 1501: the outline on the key image, and the area it encloses."""
+        points, place = self.outline(finding)
+        pixels = polygon_area(points)
+        pixel_mm2 = place.pixel_area_mm2()
+        area = Measurement(codes.AREA, pixels * (pixel_mm2 or 1), codes.MM2 if pixel_mm2 else codes.PIXELS)
+        return self.ohif_group(
+            finding, "PlanarFreehandROI", self.tracking_uid(finding), [(area, self.on(finding.key_image, points))]
+        )
+
+    def calipers(
+        self, finding: Finding, long_axis: Axis, short_axis: Axis
+    ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+        """TID 1501: long and short axis as two lines. Its own Tracking UID, for OHIF keeps one tool per UID."""
+        lines = []
+        for axis, name in ((long_axis, codes.LONG_AXIS), (short_axis, codes.SHORT_AXIS)):
+            points = np.array([axis.start_xy, axis.end_xy], float)
+            lines.append((self.measured(finding, name, axis), self.on(axis.image, points)))
+        return self.ohif_group(finding, "Bidirectional", self.uid("calipers", finding.number), lines)
+
+    def ohif_group(
+        self,
+        finding: Finding,
+        tool: str,
+        tracking: str,
+        measured: Sequence[tuple[Measurement, hd.sr.CoordinatesForMeasurement]],
+    ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+        group = hd.sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=hd.sr.TrackingIdentifier(tracking, f"{OHIF_TOOL}{tool}:{finding.label}"),
+            finding_type=finding.type,
+            finding_sites=_sites(finding.site, finding.laterality),
+            measurements=[self.number(measurement, [where]) for measurement, where in measured],
+        )
+        group[0].ContentSequence.append(_comment(finding.label))  # OHIF shows it as the measurement's label
+        return group
+
+    def volume(self, finding: Finding) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+        """TID 1411: everything measured, tied to the segment."""
+        segmentation, number = self.segment_of[self.tracking_uid(finding)]
+        return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+            tracking_identifier=hd.sr.TrackingIdentifier(self.tracking_uid(finding), finding.label),
+            referenced_segment=hd.sr.ReferencedSegment(
+                sop_class_uid=segmentation.SOPClassUID,
+                sop_instance_uid=segmentation.SOPInstanceUID,
+                segment_number=number,
+                source_series=hd.sr.SourceSeriesForSegmentation(self.source.SeriesInstanceUID),
+            ),
+            finding_type=finding.type,
+            finding_category=finding.category,
+            finding_sites=_sites(finding.site, finding.laterality),
+            algorithm_id=self.algorithm(),
+            measurements=[self.number(m) for m in _with_certainty(finding)],
+            qualitative_evaluations=_evaluations(finding.evaluations),
+        )
+
+    def region(self, finding: Finding) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+        """TID 1410: the outline on one image or frame, and everything measured."""
+        points, _ = self.outline(finding)
+        return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+            tracking_identifier=hd.sr.TrackingIdentifier(self.tracking_uid(finding), finding.label),
+            referenced_region=hd.sr.ImageRegion(
+                graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
+                graphic_data=points,
+                source_image=_source_image(self.findings.images[finding.key_image]),
+            ),
+            finding_type=finding.type,
+            finding_category=finding.category,
+            finding_sites=_sites(finding.site, finding.laterality),
+            algorithm_id=self.algorithm(),
+            measurements=[self.number(m) for m in _with_certainty(finding)],
+            qualitative_evaluations=_evaluations(finding.evaluations),
+        )
+
+    def whole_image(self) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+        """TID 1501: what is said of the images as a whole, inferred from their whole area.
+
+        OHIF fails on a number without coordinates, hence the border of each image.
+        """
+        borders = [self.on(index, _border(header)) for index, header in enumerate(self.headers)]
+        return hd.sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=hd.sr.TrackingIdentifier(self.uid("whole image"), "Whole image"),
+            algorithm_id=self.algorithm(),
+            finding_sites=_sites(self.findings.sought_site, None),
+            measurements=[self.number(m, borders) for m in self.findings.measurements],
+            qualitative_evaluations=_evaluations(self.findings.evaluations),
+            source_images=self.source_images(),
+        )
+
+    def absent(self) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+        """TID 1501: what was looked for, in which images, and that it is not there."""
+        sought = self.findings.sought
+        return hd.sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=hd.sr.TrackingIdentifier(self.uid("absent"), f"No {sought.meaning.lower()} found"),
+            finding_type=sought,
+            finding_sites=_sites(self.findings.sought_site, None),
+            algorithm_id=self.algorithm(),
+            qualitative_evaluations=_evaluations([Evaluation(sought, codes.ABSENT)]),
+            source_images=self.source_images(),
+        )
+
+    # ------------------------------------------------------------------------------------------------- their contents
+
+    def number(
+        self, measurement: Measurement, where: Sequence[hd.sr.CoordinatesForMeasurement] | None = None
+    ) -> hd.sr.Measurement:
+        """One NUM with its algorithm, which OHIF needs below every number that has no coordinates."""
+        algorithm = self.findings.algorithm
+        return hd.sr.Measurement(
+            name=measurement.name,
+            value=float(measurement.value),
+            unit=measurement.unit,
+            derivation=measurement.derivation,
+            referenced_coordinates=where,
+            algorithm_id=hd.sr.AlgorithmIdentification(name=algorithm.name, version=algorithm.version),
+        )
+
+    def measured(self, finding: Finding, name: Code, axis: Axis) -> Measurement:
+        """The finding's own value of an axis; without one, the length of the line."""
+        for measurement in finding.measurements:
+            if measurement.name == name and measurement.derivation is None:
+                return Measurement(name, measurement.value, measurement.unit)
+        place = self.plane(axis.image)
+        across, down = np.subtract(axis.end_xy, axis.start_xy)
+        if place.spacing_mm is None:
+            return Measurement(name, float(np.hypot(across, down)), codes.PIXELS)
+        between_rows, between_columns = (float(v) for v in place.spacing_mm)
+        return Measurement(name, float(np.hypot(across * between_columns, down * between_rows)), codes.MM)
+
+    def outline(self, finding: Finding) -> tuple[np.ndarray, Plane]:
+        place = self.plane(finding.key_image)
+        return outline(plane_mask(finding, finding.key_image, place.rows, place.columns)), place
+
+    def plane(self, index: int) -> Plane:
+        return plane(self.headers[index], self.findings.images[index].frame)
+
+    def on(self, index: int, points: np.ndarray) -> hd.sr.CoordinatesForMeasurement:
+        return hd.sr.CoordinatesForMeasurement(
+            graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
+            graphic_data=points,
+            source_image=_source_image(self.findings.images[index]),
+        )
+
+    def source_images(self) -> list[hd.sr.SourceImageForMeasurementGroup]:
+        return [
+            hd.sr.SourceImageForMeasurementGroup(class_uid, instance_uid, frames or None)
+            for (class_uid, instance_uid), frames in group_by_instance(self.findings.images).items()
+        ]
+
+    def tracking_uid(self, finding: Finding) -> str:
+        return tracking_uid(self.findings, finding, str(self.source.SeriesInstanceUID), self.revision)
+
+    def uid(self, role: str, number: int = 0) -> str:
+        findings = self.findings
+        return result_uid(
+            str(self.source.SeriesInstanceUID),
+            findings.pipeline,
+            findings.algorithm.version,
+            self.revision,
+            role,
+            number,
+        )
+
+
+def referenced(tree: Dataset) -> Iterator[tuple[str, str]]:
+    """(SOP Class UID, SOP Instance UID) of every composite object that content items refer to, in their order."""
+    for item in tree.get("ContentSequence") or ():
+        for reference in item.get("ReferencedSOPSequence") or ():
+            yield str(reference.ReferencedSOPClassUID), str(reference.ReferencedSOPInstanceUID)
+        yield from referenced(item)
+
+
+def _with_certainty(finding: Finding) -> list[Measurement]:
+    if any(m.name == codes.CERTAINTY for m in finding.measurements):
+        return list(finding.measurements)
+    percent = round(100 * finding.certainty, 2)
+    return [*finding.measurements, Measurement(codes.CERTAINTY, percent, codes.PERCENT)]
+
+
+def _evaluations(evaluations: Iterable[Evaluation]) -> list[hd.sr.QualitativeEvaluation]:
+    return [hd.sr.QualitativeEvaluation(name=e.name, value=e.value) for e in evaluations]
+
+
+def _sites(site: Code | None, laterality: Code | None) -> list[hd.sr.FindingSite] | None:
+    return None if site is None else [hd.sr.FindingSite(anatomic_location=site, laterality=laterality)]
+
+
+def _source_image(ref: ImageRef) -> hd.sr.SourceImageForRegion:
+    # ...ForRegion, though it is a measurement's: it writes SELECTED FROM below an SCOORD, ...ForMeasurement does not
+    return hd.sr.SourceImageForRegion(ref.sop_class_uid, ref.sop_instance_uid, [ref.frame] if ref.frame else None)
+
+
+def _border(header: Dataset) -> np.ndarray:
+    rows, columns = int(header.Rows), int(header.Columns)
+    return np.array([(0, 0), (columns, 0), (columns, rows), (0, rows), (0, 0)], float)
+
+
+def _comment(text: str) -> hd.sr.TextContentItem:
+    return hd.sr.TextContentItem(
+        name=codes.COMMENT, value=text, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS
+    )
