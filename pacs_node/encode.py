@@ -1,4 +1,4 @@
-"""Findings -> result files: what `dicom_sr` builds and checks, written so that a power cut leaves a whole file or none."""
+"""Findings -> result files: built and checked by `dicom_sr`, written so that a power cut leaves a whole file or none."""
 
 from __future__ import annotations
 

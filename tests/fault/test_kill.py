@@ -1,0 +1,129 @@
+"""kill -9 at every step of the flow, and at random: after a restart everything arrives, and nothing is new twice."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+
+from pacs_node.flow import STEPS
+from tests.harness import NodeProcess, Receiver, need, storescu, wait_for
+from tests.ultrasounds import ultrasound_study
+
+TOML = """
+[receive]
+keep_free_gb = 0.1
+drain_s = 5
+[assemble]
+quiet_s = 0.5
+quiet_unreleased_s = 1.5
+[jobs]
+send_backoff_s = 0.3
+send_backoff_max_s = 1
+sweep_s = 0.5
+poison_limit = 50
+[[peer]]
+name = "sender"
+ae_title = "SENDER"
+may_send = true
+[[peer]]
+name = "pacs"
+ae_title = "PACS"
+host = "127.0.0.1"
+port = {port}
+[[route]]
+name = "breast"
+match = {{ Modality = "US" }}
+pipeline = "breast-us"
+send_to = ["pacs"]
+"""
+
+
+def test_killed_at_every_step_in_turn(tmp_path: Path) -> None:
+    """One study per step: the node dies at that step while it works on the study, and is started to die at the next."""
+    with Receiver() as pacs:
+        node = NodeProcess(tmp_path / "node", TOML.format(port=pacs.port))
+        studies = {}
+        for number, step in enumerate(STEPS):
+            node.command = [sys.executable, "-m", "tests.fault.killed", "--step", step]
+            file = ultrasound_study(tmp_path / "images", seed=100 + number)
+            studies[step] = file
+            node.start()
+            send_until_accepted(node, file.path, may_die=step == "instance stored")
+            wait_for(lambda: node.process.poll() is not None, 120, f"dying at '{step}':\n{node.log()}")
+            assert node.process.returncode == -9, f"{step}: {node.log()}"
+        node.command = [sys.executable, "-m", "pacs_node.cli", "serve"]
+        node.start()
+        # A sender that never heard 0x0000 sends again, as every PACS does.
+        send_until_accepted(node, studies["instance stored"].path)
+        try:
+            for step, file in studies.items():
+                wait_for(lambda uid=file.series_uid: node.finished(uid), 120, f"finishing what '{step}' cut off:\n{node.log()}")
+                arrived_once(pacs, file.study_uid)
+                assert [job["state"] for job in node.series(file.series_uid)["jobs"]] == ["done", "done"], step
+        finally:
+            node.kill()
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    kill_at_random(tmp_path, kills=4, seed=7)
+
+
+@pytest.mark.soak
+def test_killed_at_random_moments_for_long(tmp_path: Path) -> None:
+    kill_at_random(tmp_path, kills=60, seed=8)
+
+
+def kill_at_random(tmp_path: Path, *, kills: int, seed: int) -> None:
+    """The destination is down for the first half of the run."""
+    dice = random.Random(seed)
+    pacs = Receiver()
+    node = NodeProcess(tmp_path / "node", TOML.format(port=pacs.port))
+    studies = []
+    try:
+        for number in range(kills):
+            if number == kills // 2:
+                pacs.start()
+            node.start()
+            studies.append(ultrasound_study(tmp_path / "images", seed=200 + number))
+            send_until_accepted(node, studies[-1].path)
+            time.sleep(dice.uniform(0.0, 6.0))
+            node.kill()
+        node.start()
+        for file in studies:
+            wait_for(lambda uid=file.series_uid: node.finished(uid), 120, f"a study to finish:\n{node.log()}")
+            arrived_once(pacs, file.study_uid)
+    finally:
+        node.__exit__()
+        pacs.stop()
+
+
+def send_until_accepted(node: NodeProcess, path: Path, *, may_die: bool = False) -> None:
+    try:
+        storescu(node, path)
+    except AssertionError:
+        if not may_die:
+            raise
+
+
+def arrived_once(pacs: Receiver, study_uid: str) -> None:
+    """One report and at most one segmentation; an object sent twice is the same object."""
+    for modality in ("SEG", "SR"):
+        arrivals = pacs.of(modality, study_uid)
+        assert len({d.SOPInstanceUID for d in arrivals}) <= 1
+        assert all(same(arrivals[0], other) for other in arrivals[1:])
+    assert pacs.of("SR", study_uid)
+
+
+def same(one: Dataset, other: Dataset) -> bool:
+    return one.to_json_dict() == other.to_json_dict()
+
+
+def test_dcmtk_is_the_sender_of_these_tests() -> None:
+    version = subprocess.run([need("storescu"), "--version"], capture_output=True, text=True, check=False).stdout
+    assert "dcmtk" in version.lower()
