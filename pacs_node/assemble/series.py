@@ -4,7 +4,7 @@
     the peer told N images, N are here     at once                          all that can be known
     the peer told N images, fewer are      max_wait_s after the last one    they exist, so they are worth waiting for
     the sender released its association    quiet_s after the last one       it said "I have sent what I had"
-    the sender is still connected          quiet_unreleased_s after it      it may be reconstructing, or keep connections open
+    the sender is still connected          quiet_unreleased_s after it      it may be still reconstructing
     the sender broke off                   quiet_unreleased_s after it      it usually comes back with the rest
 
 An image that comes later reopens the series as a new revision, so closing early costs work, never images.

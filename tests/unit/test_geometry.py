@@ -1,0 +1,366 @@
+"""What is fit for inference, what is set aside, what is refused; each in words."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.uid import EnhancedCTImageStorage, SecondaryCaptureImageStorage
+
+from pacs_node.assemble.geometry import judge, judge_ct, judge_ultrasound
+from pacs_node.records import Verdict
+from tests.factories import ct_series, header, us_image
+
+SMALL = {"shape": (10, 4, 6)}
+
+
+def series(**knobs: Any) -> list[Dataset]:
+    return [header(image) for image in ct_series(**{**SMALL, **knobs})]
+
+
+def verdict(headers: Sequence[Dataset], min_slices: int = 8) -> Verdict:
+    return judge(headers, min_slices=min_slices)
+
+
+def uids(headers: Sequence[Dataset]) -> tuple[str, ...]:
+    return tuple(str(h.SOPInstanceUID) for h in headers)
+
+
+@pytest.mark.parametrize("orientation", ["HFS", "FFS", "HFP", "oblique"])
+@pytest.mark.parametrize("descending", [False, True])
+def test_an_axial_volume_is_used_in_ascending_order_along_its_normal(orientation: str, descending: bool) -> None:
+    headers = series(orientation=orientation, descending=descending, shuffled_instance_numbers=True)
+    result = verdict(headers)
+    assert result.fit, result.reason
+    assert result.reason == "10 axial slices, 2.5 mm apart"
+    assert result.use == uids(headers[::-1] if descending else headers)
+    assert result.set_aside == {}
+    assert result.facts["spacing_mm"] == 2.5
+    assert result.facts["tilt_degrees"] == 0
+
+
+@pytest.mark.parametrize("orientation", ["sagittal", "coronal"])
+def test_other_planes_are_refused(orientation: str) -> None:
+    assert verdict(series(orientation=orientation)).reason == f"{orientation} slices; axial ones are needed"
+
+
+def test_a_plane_near_none_is_oblique() -> None:
+    cosines = (1, 0, 0, 0, float(np.cos(0.8)), float(np.sin(0.8)))
+    assert verdict(series(orientation=cosines)).reason == "oblique slices; axial ones are needed"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "reason"),
+    [
+        ({"gantry_tilt_degrees": 12}, "gantry tilt of 12.0 degrees: the slices are shifted against each other"),
+        ({"gantry_tilt_degrees": -1}, "gantry tilt of 1.0 degrees: the slices are shifted against each other"),
+        ({"missing": [5]}, "1 slice missing between -290.0 and -285.0 mm"),
+        (
+            {"shape": (20, 4, 6), "missing": [5, 6, 17]},
+            "3 slices missing between -290.0 and -282.5 mm, -260.0 and -255.0 mm",
+        ),
+        ({"missing": [0, 1, 2]}, "7 usable slices, at least 8 are needed"),
+        (
+            {"shape": (7, 4, 6), "localizer": True},
+            "7 usable slices, at least 8 are needed; 1 set aside: localizer",
+        ),
+        (
+            {"duplicate_position": range(10)},
+            "10 slices more than the 10 positions: several phases or reconstructions in one series",
+        ),
+        ({"Modality": "MR"}, "Modality is MR; only CT and US can be judged"),
+        ({"ImagePositionPatient": None}, "no usable images; 10 set aside: has no Image Position (Patient)"),
+        ({"FrameOfReferenceUID": None}, "no usable images; 10 set aside: has no Frame of Reference UID"),
+        ({"RescaleSlope": None}, "no usable images; 10 set aside: has no Rescale Slope"),
+        ({"Rows": None}, "no usable images; 10 set aside: has no pixels: Rows is missing"),
+        ({"PixelSpacing": ["0", "1"]}, "no usable images; 10 set aside: Pixel Spacing is 0 x 1 mm"),
+        ({"PixelSpacing": "1"}, "no usable images; 10 set aside: Pixel Spacing is not 2 numbers"),
+        ({"RescaleType": "Z_EFF"}, "no usable images; 10 set aside: pixel values are Z_EFF, not Hounsfield units"),
+        ({"SamplesPerPixel": 3}, "no usable images; 10 set aside: is in colour"),
+        (
+            {"orientation": (1, 0, 0, 0.5, 1, 0)},
+            "no usable images; 10 set aside: Image Orientation (Patient) is not two perpendicular unit vectors",
+        ),
+        (
+            {"SOPClassUID": SecondaryCaptureImageStorage},
+            "no usable images; 10 set aside: Secondary Capture Image Storage is not a CT image",
+        ),
+    ],
+)
+def test_what_is_refused_and_why(knobs: dict[str, Any], reason: str) -> None:
+    result = verdict(series(**knobs))
+    assert result.reason == reason
+    assert not result.fit
+    assert result.use == ()
+
+
+def test_a_slice_that_leaves_the_line_is_refused() -> None:
+    headers = series()
+    headers[7].ImagePositionPatient[0] += 12
+    assert verdict(headers).reason == "slices are shifted sideways by up to 12.0 mm"
+
+
+def test_irregular_spacing_is_refused_and_rounded_positions_are_not() -> None:
+    headers = series()
+    headers[7].ImagePositionPatient[2] += 0.4
+    assert verdict(headers).reason == "irregular spacing: slices are 2.1 to 2.9 mm apart"
+
+    headers = series(spacing_mm=(0.625, 0.75, 0.75))
+    for image in headers:
+        image.ImagePositionPatient[2] = f"{float(image.ImagePositionPatient[2]):.1f}"
+    assert verdict(headers).fit
+
+
+def aside(headers: list[Dataset], reason: str, count: int = 1) -> Verdict:
+    """The verdict, after checking that exactly the last `count` images are set aside for this reason."""
+    result = verdict(headers)
+    assert result.fit, result.reason
+    assert result.set_aside == dict.fromkeys(uids(headers[-count:]), reason)
+    assert result.use == uids(headers[:-count])
+    return result
+
+
+def test_a_localizer_is_set_aside() -> None:
+    result = aside(series(localizer=True), "localizer")
+    assert result.reason == "10 axial slices, 2.5 mm apart; 1 set aside: localizer"
+
+
+def test_a_repeated_image_is_set_aside() -> None:
+    headers = series(duplicate_position=[3])
+    result = verdict(headers)
+    assert result.fit
+    assert list(result.set_aside.values()) == ["another image has the same position"]
+    assert set(result.set_aside) < set(uids([headers[3], headers[-1]]))
+
+
+def test_of_two_images_at_one_place_the_larger_acquisition_stays() -> None:
+    headers = series(duplicate_position=[3])
+    for twin in headers[-1:]:
+        twin.AcquisitionNumber = 2
+    aside(headers, "another image has the same position")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"FrameOfReferenceUID": "1.2.3"}, "another frame of reference"),
+        ({"Rows": 8}, "another size: 8 x 6 pixels, not 4 x 6"),
+        ({"PixelSpacing": ["0.5", "0.5"]}, "another pixel spacing: 0.5 x 0.5 mm, not 0.75 x 0.75"),
+        (
+            {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+            "another orientation: coronal, not axial",
+        ),
+        ({"ImageOrientationPatient": [0, 1, 0, -1, 0, 0]}, "another orientation: turned"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "maximum intensity projection"),
+        ({"Modality": "SR"}, "Modality is SR, not CT"),
+        ({"NumberOfFrames": 3}, "has several frames but does not say where they lie"),
+    ],
+)
+def test_an_image_that_does_not_belong_is_set_aside(change: dict[str, Any], reason: str) -> None:
+    headers = series()
+    for keyword, value in change.items():
+        setattr(headers[-1], keyword, value)
+    aside(headers, reason)
+
+
+def test_two_volumes_in_one_series_are_refused() -> None:
+    headers = series() + series(
+        name="other", PixelSpacing=["0.5", "0.5"], FrameOfReferenceUID=series()[0].FrameOfReferenceUID
+    )
+    result = verdict(headers)
+    assert not result.fit
+    assert result.reason.startswith("2 volumes in one series: 10 of 20 slices have another pixel spacing: ")
+
+
+def test_a_smaller_axial_volume_is_preferred_to_a_larger_coronal_one() -> None:
+    result = verdict(series() + series(name="reformatted", shape=(12, 4, 6), orientation="coronal"))
+    assert result.fit
+    assert result.use == uids(series())
+    assert len(result.set_aside) == 12
+
+
+def test_nothing_at_all() -> None:
+    assert verdict([]) == Verdict(False, "no images")
+
+
+@pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_numbers_that_are_none_are_a_reason_not_a_crash(keyword: str) -> None:
+    headers = series()
+    for value in (b"north ", b"nan ", b"1\\2\\3\\4 "):
+        tag = headers[-1][keyword].tag
+        headers[-1][tag] = RawDataElement(tag, "DS", len(value), value, 0, False, True)
+        result = verdict(headers)
+        assert result.fit
+        assert result.set_aside.keys() == {headers[-1].SOPInstanceUID}
+        assert " is not " in result.reason
+
+
+# One multi-frame image ---------------------------------------------------------------------------------------------
+
+
+def enhanced(headers: Sequence[Dataset]) -> Dataset:
+    """The same slices as the frames of one Enhanced CT image, PS3.3 A.38 as far as geometry goes."""
+
+    def item(source: Dataset, *keywords: str) -> list[Dataset]:
+        group = Dataset()
+        for keyword in keywords:
+            setattr(group, keyword, copy.deepcopy(source.get(keyword)))
+        return [group]
+
+    image = Dataset()
+    for keyword in ("Modality", "Rows", "Columns", "BitsAllocated", "FrameOfReferenceUID", "ImageType"):
+        setattr(image, keyword, headers[0].get(keyword))
+    image.SOPClassUID, image.SOPInstanceUID = EnhancedCTImageStorage, "1.2.3.4"
+    image.NumberOfFrames = len(headers)
+    shared = Dataset()
+    shared.PlaneOrientationSequence = item(headers[0], "ImageOrientationPatient")
+    shared.PixelMeasuresSequence = item(headers[0], "PixelSpacing")
+    shared.PixelValueTransformationSequence = item(headers[0], "RescaleSlope", "RescaleIntercept")
+    image.SharedFunctionalGroupsSequence = [shared]
+    frames = []
+    for source in headers:
+        frame = Dataset()
+        frame.PlanePositionSequence = item(source, "ImagePositionPatient")
+        frame.CTImageFrameTypeSequence = item(Dataset(), "FrameType")
+        frame.CTImageFrameTypeSequence[0].FrameType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+        frames.append(frame)
+    image.PerFrameFunctionalGroupsSequence = frames
+    return image
+
+
+def test_one_enhanced_image_is_a_volume() -> None:
+    result = verdict([enhanced(series())])
+    assert (result.fit, result.use, result.reason) == (True, ("1.2.3.4",), "10 axial slices, 2.5 mm apart")
+
+
+def test_an_enhanced_image_is_judged_frame_by_frame() -> None:
+    assert "gantry tilt of 12.0" in verdict([enhanced(series(gantry_tilt_degrees=12))]).reason
+    assert "1 slice missing" in verdict([enhanced(series(missing=[4]))]).reason
+    assert "several phases" in verdict([enhanced(series(duplicate_position=[4]))]).reason
+    scout = enhanced(series())
+    scout.PerFrameFunctionalGroupsSequence[2].CTImageFrameTypeSequence[0].FrameType = [
+        "ORIGINAL",
+        "PRIMARY",
+        "LOCALIZER",
+    ]
+    assert verdict([scout]).reason == "no usable images; 1 set aside: frame 3 is a localizer"
+    torn = enhanced(series())
+    turned = Dataset()
+    turned.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    torn.PerFrameFunctionalGroupsSequence[2].PlaneOrientationSequence = [turned]
+    assert verdict([torn]).reason.startswith("the frames of one image do not belong together: another orientation")
+
+
+# Properties --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def plain() -> list[Dataset]:
+    return series(localizer=True, duplicate_position=[3])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.permutations(range(12)), st.randoms())
+def test_the_order_of_arrival_and_the_instance_numbers_do_not_matter(order: list[int], dice: Any) -> None:
+    headers = [copy.copy(plain()[k]) for k in order]
+    for image in headers:
+        image.InstanceNumber = dice.randrange(1000)
+    assert judge_ct(headers, min_slices=8) == judge_ct(plain(), min_slices=8)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.3, 10), st.tuples(*[st.floats(-500, 500)] * 3), st.booleans())
+def test_any_even_axial_volume_is_fit(spacing_mm: float, origin: tuple[float, float, float], descending: bool) -> None:
+    headers = series(spacing_mm=(spacing_mm, 0.7, 0.7), origin_lps_mm=origin, descending=descending)
+    result = verdict(headers)
+    assert result.fit, result.reason
+    assert result.facts["spacing_mm"] == pytest.approx(spacing_mm, abs=1e-3)
+    assert result.use == uids(headers[::-1] if descending else headers)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sets(st.integers(1, 8), min_size=1, max_size=2))
+def test_any_missing_slice_is_noticed(missing: set[int]) -> None:
+    result = verdict(series(missing=sorted(missing)))
+    assert not result.fit
+    assert result.reason.startswith(f"{len(missing)} slice")
+    assert result.facts["missing_positions"] == len(missing)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(-30, 30))
+def test_tilt_is_measured(degrees: float) -> None:
+    result = verdict(series(gantry_tilt_degrees=degrees))
+    assert result.facts["tilt_degrees"] == pytest.approx(abs(degrees), abs=0.02)
+    assert result.fit == (result.facts["tilt_degrees"] <= 0.5)
+
+
+def damage(image: Dataset, keyword: str) -> None:
+    del image[keyword]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 11), st.sampled_from([e.keyword for e in plain()[0]])), max_size=6))
+def test_every_image_is_used_or_set_aside_whatever_is_missing(damages: list[tuple[int, str]]) -> None:
+    headers = [copy.deepcopy(image) for image in plain()]
+    for index, keyword in damages:
+        if keyword in headers[index] and keyword != "SOPInstanceUID":
+            damage(headers[index], keyword)
+    result = verdict(headers)
+    assert result.reason
+    if result.fit:
+        assert sorted([*result.use, *result.set_aside]) == sorted(uids(headers))
+
+
+# Ultrasound --------------------------------------------------------------------------------------------------------
+
+
+def clinic(*, number: int, time: str = "1015", **knobs: Any) -> Dataset:
+    return header(us_image(number=number, shape=(8, 8), ContentTime=time, **knobs))
+
+
+def test_ultrasound_images_are_used_in_order_of_time() -> None:
+    first, second, clip = (
+        clinic(number=9, time="0900"),
+        clinic(number=1, time="1000"),
+        clinic(number=2, frames=3, time="11"),
+    )
+    result = verdict([clip, second, first])
+    assert (result.fit, result.reason) == (True, "2 images and 1 clip of 3 frames")
+    assert result.use == uids([first, second, clip])
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: [clinic(number=1)], "1 image"),
+        (lambda: [clinic(number=1, spacing_mm=None)], "1 image; 1 without calibration: sizes in pixels"),
+        (lambda: [clinic(number=1, calibrated_by="pixel_spacing")], "1 image"),
+        (lambda: [clinic(number=1, SOPClassUID="1.2.840.10008.5.1.4.1.1.6")], "1 image"),
+        (
+            lambda: [clinic(number=1), clinic(number=2, Rows=None)],
+            "1 image; 1 set aside: has no pixels: Rows is missing",
+        ),
+    ],
+)
+def test_usable_ultrasound(build: Callable[[], list[Dataset]], reason: str) -> None:
+    result = verdict(build())
+    assert (result.fit, result.reason) == (True, reason)
+
+
+def test_ultrasound_without_a_usable_image_is_refused() -> None:
+    result = judge_ultrasound(
+        [clinic(number=1, Rows=None), clinic(number=2, Modality="SR"), clinic(number=3, Modality="SR")]
+    )
+    assert not result.fit
+    assert result.reason == (
+        "no usable images; 3 set aside: Modality is SR, not US (2), has no pixels: Rows is missing (1)"
+    )
