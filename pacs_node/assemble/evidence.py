@@ -1,0 +1,70 @@
+"""Asking the sender how many instances a series has: C-FIND at SERIES level, PS3.4 C.6.2."""
+
+from __future__ import annotations
+
+import structlog
+from pydicom.dataset import Dataset
+from pynetdicom import AE, _config
+from pynetdicom.presentation import build_context
+
+log = structlog.get_logger(__name__)
+
+_config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False  # a peer may answer with patient values
+
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # PS3.4 Table C.6.2-1
+PENDING = frozenset({0xFF00, 0xFF01})  # PS3.4 Table C.4-1
+SUCCESS = 0x0000
+
+
+def expected_count(
+    host: str, port: int, our_ae: str, their_ae: str, study_uid: str, series_uid: str, timeout_s: float
+) -> int | None:
+    """NumberOfSeriesRelatedInstances as the peer tells it; None, with the reason in the log, when it does not."""
+    answer = _ask(host, port, our_ae, their_ae, study_uid, series_uid, timeout_s)
+    if isinstance(answer, str):
+        log.info("series.count-unknown", series_uid=series_uid, peer=their_ae, reason=answer)
+        return None
+    return answer
+
+
+def _ask(
+    host: str, port: int, our_ae: str, their_ae: str, study_uid: str, series_uid: str, timeout_s: float
+) -> int | str:
+    """The count, or why there is none."""
+    ae = AE(our_ae)
+    ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout_s
+    association = ae.associate(host, port, contexts=[build_context(STUDY_ROOT_FIND)], ae_title=their_ae)
+    if not association.is_established:
+        return "it cannot be reached, or refuses C-FIND"
+    counts: list[int] = []
+    try:
+        for status, match in association.send_c_find(_identifier(study_uid, series_uid), STUDY_ROOT_FIND):
+            if "Status" not in status:
+                return f"it broke off, or did not answer within {timeout_s:g} s"
+            if status.Status in PENDING and match is not None:
+                if match.get("SeriesInstanceUID") == series_uid:
+                    counts += _count(match)
+            elif status.Status != SUCCESS:
+                return f"it answered C-FIND with 0x{status.Status:04X}"
+    finally:
+        if association.is_established:
+            association.release()
+    return max(counts) if counts else "it does not tell NumberOfSeriesRelatedInstances"
+
+
+def _identifier(study_uid: str, series_uid: str) -> Dataset:
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "SERIES"
+    identifier.StudyInstanceUID = study_uid
+    identifier.SeriesInstanceUID = series_uid
+    identifier.NumberOfSeriesRelatedInstances = None
+    return identifier
+
+
+def _count(match: Dataset) -> list[int]:
+    """The number in a response, if it has one."""
+    try:
+        count = int(match.NumberOfSeriesRelatedInstances)
+    except (AttributeError, TypeError, ValueError):
+        return []
+    return [count] if count > 0 else []

@@ -1,0 +1,71 @@
+"""A folder as destination: for trying out, and for PACS that watch one."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from pacs_node.deliver.destination import Deferred, Now, Undeliverable
+from pacs_node.records import Package, Receipt
+
+NEEDED = ["SOPInstanceUID", "StudyInstanceUID", "Modality"]
+CODE = re.compile(r"[A-Z]{2,16}")  # a Modality that can stand in a file name
+
+
+class FolderDestination:
+    """Copies each object to <root>/<study>/<modality>-<instance>.dcm, <study> and <instance> being digests of UIDs.
+
+    A copy appears under its name only when it is whole and on the disk; an older one of the same instance is replaced.
+    """
+
+    def __init__(self, name: str, root: Path) -> None:
+        self.name = name
+        self.root = root
+
+    def deliver(self, package: Package, now: Now) -> list[Receipt]:
+        """See Destination."""
+        receipts: list[Receipt] = []
+        for path in package.paths:
+            try:
+                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=NEEDED)
+                sop_instance_uid, study_uid = str(header.SOPInstanceUID), str(header.StudyInstanceUID)
+            except (InvalidDicomError, AttributeError, EOFError) as error:
+                raise Undeliverable(f"{path.name} is no DICOM object: {error}", receipts) from error
+            modality = str(header.get("Modality", ""))
+            kind = modality if CODE.fullmatch(modality) else "OT"
+            target = self.root / f"study-{_short(study_uid)}" / f"{kind}-{_short(sop_instance_uid)}.dcm"
+            try:
+                _copy_durably(path, target)
+            except OSError as error:
+                raise Deferred(f"cannot write to {self.root}: {error.strerror}", receipts) from error
+            receipts.append(Receipt(sop_instance_uid, True, None, f"written to {target}", now()))
+        return receipts
+
+
+def _copy_durably(source: Path, target: Path) -> None:
+    if target.exists() and filecmp.cmp(source, target, shallow=False):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    with source.open("rb") as read, unfinished.open("wb") as write:
+        shutil.copyfileobj(read, write)
+        write.flush()
+        os.fsync(write.fileno())
+    os.replace(unfinished, target)
+    for folder in (target.parent, target.parent.parent):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the rename, and a new folder's own name
+        finally:
+            os.close(descriptor)
+
+
+def _short(uid: str) -> str:
+    return hashlib.sha256(uid.encode()).hexdigest()[:16]
