@@ -1,0 +1,207 @@
+"""Durable jobs on the real engine and a real SQLite file. The rooms are small but do what rooms do: answer or refuse."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from dicom_sr.findings import Algorithm, Findings
+from pacs_node.errors import GiveUp, Refused, TryAgain
+from pacs_node.flow import Flow, Patience
+from pacs_node.jobs import Engine
+from pacs_node.ledger import Ledger
+from pacs_node.records import Instance, Job, Package, Receipt, Result, Verdict
+
+NOTHING_FOUND = Findings("lung-nodule", "volume", (), (), Algorithm("a", "1"))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class ScriptedRooms:
+    """Rooms whose answers a test writes down."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sent: list[tuple[str, str]] = []
+        self.down: set[str] = set()
+        self.hanging: set[str] = set()
+        self.refuse = False
+        self.release = threading.Event()
+
+    def infer(self, job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
+        if self.refuse:
+            raise Refused("gantry tilt of 12.0 degrees")
+        progress(0.5, "half")
+        return NOTHING_FOUND
+
+    def encode(self, job: Job, findings: Findings, files: list[Path]) -> list[Result]:
+        return [Result(f"2.{job.id}", "1.2.840.10008.5.1.4.1.1.88.34", self.folder / job.id)]
+
+    def deliver(self, destination: str, package: Package) -> list[Receipt]:
+        if destination in self.hanging:
+            self.release.wait(30)
+        if destination in self.down:
+            raise TryAgain(f"{destination} does not answer")
+        if destination == "deaf":
+            raise GiveUp("called AE title not recognized")
+        self.sent += [(destination, path.name) for path in package.paths]
+        return [Receipt(path.name, True, 0, "0x0000 Success", now()) for path in package.paths]
+
+
+class Running:
+    def __init__(self, folder: Path, *, attempts: int = 50) -> None:
+        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+        self.ledger.migrate()
+        self.rooms = ScriptedRooms(folder)
+        quick = Patience(0.05, 0.2, attempts)
+        self.flow = Flow(self.ledger, self.rooms, {"infer": quick, "send": quick}, poison_limit=5, now=now,
+                         dice=random.Random(1), executor="w1")  # fmt: skip
+        self.engine = Engine(self.ledger, self.flow, executor="w1", infer_slots=1, send_slots=1, sweep_s=0.2, lease_s=30,
+                             poison_limit=5, poll_s=0.05, now=now)  # fmt: skip
+
+    def add(self, name: str, *, send_to: tuple[str, ...] = ("pacs",), priority: int = 5) -> None:
+        series = f"1.{name}"
+        self.ledger.take_in(Instance(f"{series}.1", "c", series, "1.8", "t", Path("/x"), "0", 1, now(), "a", "CT1"))
+        job = Job(name, "infer", series, "1.8", 1, "lung-nodule", "r", priority, now(), send_to)
+        assert self.ledger.close_series(
+            series, arrived=1, because="quiet", modality="CT", description="", revision=1, now=now(),
+            verdict=Verdict(True, "fit", use=(f"{series}.1",)), rules=[], jobs=[job],
+        )  # fmt: skip
+
+    def wait(self, until: Callable[[], bool], seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while not until():
+            assert time.monotonic() < deadline, [
+                self.ledger.series(s["series_uid"]) for s in self.ledger.series_list(9)
+            ]
+            time.sleep(0.05)
+
+    def states(self) -> set[str]:
+        return {job["state"] for one in self.ledger.series_list(99) for job in one["jobs"]}
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    running = Running(tmp_path)
+    running.engine.start()
+    yield running
+    running.rooms.release.set()
+    running.engine.stop(1)
+    running.ledger.close()
+
+
+def test_a_job_runs_and_its_results_go_to_every_destination(running: Running) -> None:
+    running.add("7", send_to=("pacs", "archive"))
+    running.wait(lambda: len(running.rooms.sent) == 2)
+    running.wait(lambda: running.states() == {"done"})
+    facts = running.ledger.series("1.7")
+    assert sorted(job["destination"] or "" for job in facts["jobs"]) == ["", "archive", "pacs"]
+    assert [job["receipts"][0]["text"] for job in facts["jobs"] if job["kind"] == "send"] == ["0x0000 Success"] * 2
+
+
+def test_a_refusal_is_an_end_with_a_reason(running: Running) -> None:
+    running.rooms.refuse = True
+    running.add("7")
+    running.wait(lambda: running.states() == {"refused"})
+    assert running.ledger.series("1.7")["jobs"][0]["reason"] == "gantry tilt of 12.0 degrees"
+
+
+def test_a_dead_destination_never_delays_another(running: Running) -> None:
+    running.rooms.hanging.add("dead")
+    running.rooms.down.add("dead")
+    for name in "12345":
+        running.add(name, send_to=("dead", "pacs"))
+    running.wait(lambda: len([s for s in running.rooms.sent if s[0] == "pacs"]) == 5)
+    assert not running.rooms.release.is_set()
+
+
+def test_down_then_up(running: Running) -> None:
+    running.rooms.down.add("pacs")
+    running.add("7")
+    running.wait(
+        lambda: any(job["state"] == "waiting" and job["attempts"] > 2 for job in running.ledger.series("1.7")["jobs"])
+    )
+    running.rooms.down.clear()
+    running.wait(lambda: running.states() == {"done"})
+    assert len(running.rooms.sent) == 1
+
+
+def test_what_cannot_be_cured_is_not_repeated_until_asked(running: Running) -> None:
+    running.add("7", send_to=("deaf",))
+    running.wait(lambda: "failed" in running.states())
+    [send] = [job for job in running.ledger.series("1.7")["jobs"] if job["kind"] == "send"]
+    assert (send["attempts"], send["reason"]) == (1, "called AE title not recognized")
+    assert running.ledger.run_again(send["id"], now())
+    running.wait(
+        lambda: running.ledger.job(send["id"]).generation == 2 and running.ledger.job(send["id"]).state == "failed"
+    )
+
+
+def test_stat_overtakes_routine(running: Running) -> None:
+    order: list[str] = []
+    gate = threading.Event()
+    infer = running.rooms.infer
+
+    def slow(job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
+        order.append(job.id)
+        gate.wait(20)
+        return infer(job, files, progress)
+
+    running.rooms.infer = slow  # type: ignore[method-assign]
+    running.add("first")
+    running.wait(lambda: order == ["first"])
+    for name in ("routine1", "routine2"):
+        running.add(name)
+    running.add("stat", priority=1)
+    time.sleep(0.6)  # every job is in the queue
+    gate.set()
+    running.wait(lambda: len(order) == 4)
+    assert order[1] == "stat"
+
+
+def test_the_engine_may_lose_its_memory(tmp_path: Path) -> None:
+    """The job row is the truth: with the engine's own file gone, everything still runs."""
+    first = Running(tmp_path)
+    first.rooms.down.add("pacs")
+    first.engine.start()
+    first.add("7")
+    first.wait(lambda: any(job["state"] == "waiting" for job in first.ledger.series("1.7")["jobs"]))
+    first.engine.stop(1)
+    for file in tmp_path.glob("node-jobs.sqlite*"):
+        file.unlink()
+    second = Running(tmp_path)
+    second.engine.start()
+    try:
+        second.wait(lambda: second.states() == {"done"})
+        assert len(second.rooms.sent) == 1
+    finally:
+        second.engine.stop(1)
+
+
+def test_gives_up_after_the_last_attempt(tmp_path: Path) -> None:
+    running = Running(tmp_path, attempts=3)
+    running.rooms.down.add("pacs")
+    running.engine.start()
+    try:
+        running.add("7")
+        running.wait(lambda: "failed" in running.states())
+        [send] = [job for job in running.ledger.series("1.7")["jobs"] if job["kind"] == "send"]
+        assert send["reason"] == "gave up after 3 attempts: pacs does not answer"
+    finally:
+        running.engine.stop(1)
+
+
+def test_backoff_doubles_with_jitter_and_is_bounded() -> None:
+    patience = Patience(10, 900, 100)
+    dice = random.Random(3)
+    for attempt in range(1, 60):
+        ceiling = min(900, 10 * 2 ** (attempt - 1))
+        assert ceiling / 2 <= patience.delay_s(attempt, dice) <= ceiling
