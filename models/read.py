@@ -1,0 +1,365 @@
+"""DICOM -> Volume (CT, in Hounsfield units) or Clip (ultrasound, in grey values). The only reader of pixels.
+
+Training, pipelines and phantom tests read through here, so they cannot drift apart. Slices are ordered by position along
+the normal, never by InstanceNumber or file name (PS3.3 C.7.6.2.1.1). Every transfer syntax that pydicom and its installed
+decoder plugins know is read; what cannot be used is refused in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_color_lut, iter_pixels, pixel_array
+
+from dicom_sr.findings import ImageRef
+from models.pipeline import UnfitInput
+
+AIR_HU = -1024  # what padding outside the reconstruction circle is set to
+
+# What pydicom and its plugins raise on pixels they cannot read: damaged, truncated, or of a syntax without a plugin.
+UNREADABLE = (ValueError, RuntimeError, AttributeError, KeyError, TypeError, EOFError, OSError, NotImplementedError)
+
+ORIENTATION_TOLERANCE = 1e-3  # largest difference of direction cosines between slices of one volume
+SPACING_TOLERANCE = 0.1  # steps between slices may differ by this share of their median
+
+CENTIMETRE = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
+TWO_D = 1  # RegionSpatialFormat 2D
+TISSUE = 1  # RegionDataType Tissue
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One CT series as one array, still on its own pixel grid.
+
+    hu       int16 (z, y, x), Hounsfield units, padding set to AIR_HU; z ascends along the slice normal
+    images   source image (or frame) of each z
+    affine   4x4, (z, y, x, 1) -> patient position of the voxel's centre in mm, LPS
+    headers  data sets without pixels, one per file, in the order of first use
+    """
+
+    hu: np.ndarray
+    images: tuple[ImageRef, ...]
+    spacing_mm: tuple[float, float, float]  # z, y, x; z is the distance between neighbouring slices
+    affine: np.ndarray
+    headers: tuple[Dataset, ...]
+
+    def position_lps_mm(self, index_zyx: Sequence[float]) -> tuple[float, float, float]:
+        """Patient position of a (fractional) voxel index."""
+        x, y, z = (self.affine @ np.array([*index_zyx, 1.0]))[:3]
+        return float(x), float(y), float(z)
+
+    @property
+    def voxel_mm3(self) -> float:
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One ultrasound image or cine.
+
+    frames      uint8 (t, y, x), grey
+    rgb         uint8 (t, y, x, 3) when the source has colour, else None
+    spacing_mm  (y, x), or None when nothing calibrates the image
+    region      (x0, y0, x1, y1) of the calibrated tissue region, inclusive pixel indices, or None
+    """
+
+    frames: np.ndarray
+    rgb: np.ndarray | None
+    images: tuple[ImageRef, ...]
+    spacing_mm: tuple[float, float] | None
+    region: tuple[int, int, int, int] | None
+    header: Dataset
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where one slice lies and how its stored values become HU."""
+
+    path: Path
+    frame: int | None  # 0-based, None for a single-frame image
+    ref: ImageRef
+    position: np.ndarray  # ImagePositionPatient
+    orientation: np.ndarray  # ImageOrientationPatient
+    spacing: tuple[float, float]  # rows, columns
+    shape: tuple[int, int]
+    slope: float
+    intercept: float
+    thickness: float | None
+    header: Dataset = field(repr=False, compare=False)
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(self.orientation[:3], self.orientation[3:])
+
+
+# ---------------------------------------------------------------------------------------------------------- CT
+
+
+def read_ct(files: Sequence[Path]) -> Volume:
+    """Read the files of one CT series, in any order. Raises UnfitInput with the reason in words."""
+    if not files:
+        raise UnfitInput("the series has no files")
+    planes = [plane for path in files for plane in planes_of(header_of(path))]
+    planes = stacked(planes)
+    affine, spacing_mm = geometry(planes)
+    hu = np.empty((len(planes), *planes[0].shape), np.int16)
+    fill(hu, planes)
+    headers = {id(plane.header): plane.header for plane in planes}
+    return Volume(hu, tuple(plane.ref for plane in planes), spacing_mm, affine, tuple(headers.values()))
+
+
+def header_of(path: Path) -> Dataset:
+    """The data set without its pixels; `filename` stays known."""
+    try:
+        return dcmread(path, stop_before_pixels=True)
+    except (InvalidDicomError, *UNREADABLE) as error:
+        raise UnfitInput(f"{path.name} cannot be read as DICOM: {error}") from error
+
+
+def planes_of(header: Dataset) -> list[Plane]:
+    """One Plane per frame: a classic CT image has one, an Enhanced CT image (PS3.3 A.38) one per frame."""
+    path = Path(str(header.filename))
+    if header.get("Modality") != "CT":
+        raise UnfitInput(f"{path.name}: modality is {header.get('Modality') or 'missing'}, a CT series is needed")
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            raise UnfitInput(f"{path.name}: several frames without per-frame functional groups, their positions are unknown")
+        return [plane(path, header, header, header, header, header, None)]
+    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    return [
+        plane(
+            path,
+            header,
+            group("PlanePositionSequence", own, shared),
+            group("PlaneOrientationSequence", own, shared),
+            group("PixelMeasuresSequence", own, shared),
+            group("PixelValueTransformationSequence", own, shared),
+            index,
+        )
+        for index, own in enumerate(header.PerFrameFunctionalGroupsSequence)
+    ]
+
+
+def group(name: str, own: Dataset, shared: Dataset) -> Dataset:
+    """A functional group macro of one frame: its own, else the shared one, else empty."""
+    return ((own.get(name) or shared.get(name)) or [Dataset()])[0]
+
+
+def plane(
+    path: Path, header: Dataset, where: Dataset, turned: Dataset, measures: Dataset, rescale: Dataset, frame: int | None
+) -> Plane:
+    """Read one plane's geometry from the data sets that hold it. Raises UnfitInput when something is missing."""
+    def numbers(source: Dataset, keyword: str, count: int) -> list[float]:
+        value = source.get(keyword)
+        if value is None or len(value) != count:
+            raise UnfitInput(f"{path.name}: {keyword} is missing, slices cannot be placed in the patient")
+        return [float(v) for v in value]
+
+    row_mm, column_mm = numbers(measures, "PixelSpacing", 2)
+    if row_mm <= 0 or column_mm <= 0:
+        raise UnfitInput(f"{path.name}: PixelSpacing is {row_mm:g} x {column_mm:g} mm, it must be above zero")
+    if "RescaleSlope" not in rescale or "RescaleIntercept" not in rescale:
+        raise UnfitInput(f"{path.name}: RescaleSlope or RescaleIntercept is missing, stored values cannot become HU")
+    if int(header.get("SamplesPerPixel") or 1) != 1:
+        raise UnfitInput(f"{path.name}: {header.SamplesPerPixel} samples per pixel, a grey image is needed")
+    thickness = measures.get("SliceThickness") or header.get("SpacingBetweenSlices")
+    return Plane(
+        path=path,
+        frame=frame,
+        ref=ImageRef(str(header.SOPClassUID), str(header.SOPInstanceUID), None if frame is None else frame + 1),
+        position=np.array(numbers(where, "ImagePositionPatient", 3)),
+        orientation=np.array(numbers(turned, "ImageOrientationPatient", 6)),
+        spacing=(row_mm, column_mm),
+        shape=(int(header.Rows), int(header.Columns)),
+        slope=float(rescale.RescaleSlope),
+        intercept=float(rescale.RescaleIntercept),
+        thickness=float(thickness) if thickness else None,
+        header=header,
+    )
+
+
+def stacked(planes: list[Plane]) -> list[Plane]:
+    """The planes in ascending order along their common normal. Raises UnfitInput when they are no stack."""
+    first = planes[0]
+    for other in planes[1:]:
+        if np.abs(other.orientation - first.orientation).max() > ORIENTATION_TOLERANCE:
+            raise UnfitInput(f"{other.path.name} has another orientation than {first.path.name}: not one stack of slices")
+        if other.shape != first.shape:
+            raise UnfitInput(f"slices of {first.shape} and {other.shape} pixels in one series: not one stack")
+        if not np.allclose(other.spacing, first.spacing, rtol=1e-3):
+            raise UnfitInput(f"PixelSpacing {first.spacing} and {other.spacing} in one series: not one stack")
+    return sorted(planes, key=lambda p: float(p.position @ first.normal))
+
+
+def geometry(planes: Sequence[Plane]) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """(affine, spacing z y x) of sorted planes. Raises UnfitInput on doubled or missing positions."""
+    first, last = planes[0], planes[-1]
+    along = np.array([plane.position @ first.normal for plane in planes])
+    steps = np.diff(along)
+    if len(planes) == 1:
+        if first.thickness is None:
+            raise UnfitInput("one slice without SliceThickness: its volume is unknown")
+        step, distance = first.normal * first.thickness, first.thickness
+    else:
+        distance = float(np.median(steps))
+        if steps.min() < 1e-3 or distance < 1e-3:
+            raise UnfitInput(f"two slices lie at the same position ({along[int(steps.argmin())]:.2f} mm along the normal)")
+        if np.abs(steps - distance).max() > SPACING_TOLERANCE * distance:
+            raise UnfitInput(
+                f"slices are {steps.min():.2f} to {steps.max():.2f} mm apart: one or more are missing, or two scans are mixed"
+            )
+        step = (last.position - first.position) / (len(planes) - 1)
+        distance = float(along[-1] - along[0]) / (len(planes) - 1)
+    row_mm, column_mm = first.spacing
+    affine = np.eye(4)
+    affine[:3, 0] = step
+    affine[:3, 1] = first.orientation[3:] * row_mm  # y: down a column
+    affine[:3, 2] = first.orientation[:3] * column_mm  # x: along a row
+    affine[:3, 3] = first.position
+    return affine, (distance, row_mm, column_mm)
+
+
+def fill(hu: np.ndarray, planes: Sequence[Plane]) -> None:
+    """Decode every plane into its place of hu (z, y, x)."""
+    at = {(plane.path, plane.frame): z for z, plane in enumerate(planes)}
+    for path in dict.fromkeys(plane.path for plane in planes):
+        frames: list[int | None] = [plane.frame for plane in planes if plane.path == path]
+        order = sorted(frame for frame in frames if frame is not None)
+        for frame, stored in zip(order or [None], stored_values(path, order), strict=True):
+            z = at[path, frame]
+            if stored.shape != hu.shape[1:]:
+                raise UnfitInput(f"{path.name}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
+            rescaled(stored, planes[z], out=hu[z])
+
+
+def stored_values(path: Path, frames: list[int]) -> Iterator[np.ndarray]:
+    """Stored pixel values, frame by frame. Raises UnfitInput when they cannot be decoded."""
+    try:
+        if frames:
+            yield from iter_pixels(path, indices=frames, raw=True)
+        else:
+            yield pixel_array(path, raw=True)
+    except UNREADABLE as error:
+        raise UnfitInput(f"{path.name}: the pixels cannot be decoded: {error}") from error
+
+
+def rescaled(stored: np.ndarray, plane: Plane, out: np.ndarray) -> None:
+    """Stored values -> HU (y, x) by the slice's own slope and intercept; padding becomes air.
+
+    MONOCHROME1 changes only how a CT is displayed, not what its values mean (PS3.3 C.7.6.3.1.2): nothing to invert.
+    """
+    header = plane.header
+    unused = stored.dtype.itemsize * 8 - int(header.BitsStored)
+    if unused > 0 and int(header.HighBit) == int(header.BitsStored) - 1:  # bits above BitsStored may hold an overlay
+        stored = (stored << unused) >> unused
+    padding = padded(stored, header)
+    values = stored.astype(np.float32) * np.float32(plane.slope) + np.float32(plane.intercept)
+    np.rint(values, out=values)
+    out[...] = np.clip(values, -32768, 32767)
+    if padding is not None:
+        out[padding] = AIR_HU
+
+
+def padded(stored: np.ndarray, header: Dataset) -> np.ndarray | None:
+    """bool (y, x) of padding pixels (PS3.3 C.7.5.1.1.2), or None. The values' VR may disagree with the pixels' sign."""
+    if header.get("PixelPaddingValue") is None:
+        return None
+    bits = int(header.BitsAllocated)
+
+    def as_stored(value: int) -> int:
+        value &= (1 << bits) - 1
+        return value - (1 << bits) if int(header.PixelRepresentation) and value >> (bits - 1) else value
+
+    one = as_stored(int(header.PixelPaddingValue))
+    limit = header.get("PixelPaddingRangeLimit")
+    other = one if limit is None else as_stored(int(limit))
+    return (stored >= min(one, other)) & (stored <= max(one, other))
+
+
+# ------------------------------------------------------------------------------------------------- ultrasound
+
+
+def read_ultrasound(path: Path) -> Clip:
+    """Read one ultrasound (or secondary capture) image or cine. Raises UnfitInput with the reason in words."""
+    try:
+        source = dcmread(path)
+    except (InvalidDicomError, *UNREADABLE) as error:
+        raise UnfitInput(f"{path.name} cannot be read as DICOM: {error}") from error
+    if "PixelData" not in source:
+        raise UnfitInput(f"{path.name}: no pixel data")
+    colours = str(source.get("PhotometricInterpretation", ""))
+    count = int(source.get("NumberOfFrames") or 1)
+    try:
+        pixels = pixel_array(source)  # YBR is converted to RGB here
+        if colours == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, source)
+    except UNREADABLE as error:
+        raise UnfitInput(f"{path.name}: the pixels cannot be decoded: {error}") from error
+    if count == 1:
+        pixels = pixels[np.newaxis]
+    bits = pixels.dtype.itemsize * 8 if colours == "PALETTE COLOR" else int(source.BitsStored)
+    pixels = eight_bits(pixels, bits, signed=bool(source.get("PixelRepresentation")))
+    if colours == "MONOCHROME1":
+        pixels = 255 - pixels
+    rgb = pixels if pixels.ndim == 4 else None
+    frames = pixels if rgb is None else grey(rgb)
+    sop = str(source.SOPClassUID), str(source.SOPInstanceUID)
+    multi_frame = "NumberOfFrames" in source
+    images = tuple(ImageRef(*sop, frame + 1 if multi_frame else None) for frame in range(count))
+    spacing_mm, region = calibration(source)
+    del source.PixelData  # the header stays, the bytes may go
+    return Clip(frames, rgb, images, spacing_mm, region, source)
+
+
+def eight_bits(pixels: np.ndarray, bits: int, *, signed: bool) -> np.ndarray:
+    """Scale stored values of `bits` bits to uint8 0..255."""
+    if pixels.dtype == np.uint8 and bits == 8:
+        return pixels
+    low = -(1 << (bits - 1)) if signed else 0
+    return ((pixels.astype(np.int32) - low).clip(0, (1 << bits) - 1) * 255 // ((1 << bits) - 1)).astype(np.uint8)
+
+
+def grey(rgb: np.ndarray) -> np.ndarray:
+    """uint8 (t, y, x, 3) -> (t, y, x), luma of ITU-R BT.601, frame by frame to keep memory small."""
+    out = np.empty(rgb.shape[:3], np.uint8)
+    for frame, target in zip(rgb, out, strict=True):
+        np.rint(frame @ np.array([0.299, 0.587, 0.114], np.float32), out=target, casting="unsafe")
+    return out
+
+
+def calibration(source: Dataset) -> tuple[tuple[float, float] | None, tuple[int, int, int, int] | None]:
+    """((mm per row, mm per column), region) of the largest calibrated 2-D tissue region, else of PixelSpacing, else None.
+
+    PS3.3 C.8.5.5: PhysicalDeltaX/Y are in the units of PhysicalUnitsX/YDirection, and may be negative.
+    """
+    found: list[tuple[int, tuple[float, float], tuple[int, int, int, int]]] = []
+    for region in source.get("SequenceOfUltrasoundRegions") or []:
+        if region.get("RegionSpatialFormat") != TWO_D or region.get("RegionDataType") != TISSUE:
+            continue
+        if region.get("PhysicalUnitsXDirection") != CENTIMETRE or region.get("PhysicalUnitsYDirection") != CENTIMETRE:
+            continue
+        column_mm, row_mm = 10 * abs(float(region.PhysicalDeltaX)), 10 * abs(float(region.PhysicalDeltaY))
+        box = corners(region)
+        if row_mm > 0 and column_mm > 0 and box is not None:
+            found.append(((box[2] - box[0]) * (box[3] - box[1]), (row_mm, column_mm), box))
+    if found:
+        _, spacing, box = max(found)
+        return spacing, box
+    spacing_values: Any = source.get("PixelSpacing")
+    if spacing_values is not None and len(spacing_values) == 2 and min(float(v) for v in spacing_values) > 0:
+        return (float(spacing_values[0]), float(spacing_values[1])), None
+    return None, None
+
+
+def corners(region: Dataset) -> tuple[int, int, int, int] | None:
+    names = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
+    if any(region.get(name) is None for name in names):
+        return None
+    x0, y0, x1, y1 = (int(region[name].value) for name in names)
+    return x0, y0, x1, y1
