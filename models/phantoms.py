@@ -126,6 +126,7 @@ def breast_ultrasound(
     lesions: bool = True,
     shape: tuple[int, int] = (470, 560),
     spacing_mm: float = 0.085,
+    laterality: str | None = "L",
     patient_id: str = "PHANTOM-US-1",
 ) -> Truth:
     """One series of single breast images, a lesion in each (or in none). The same arguments make the same files."""
@@ -142,7 +143,12 @@ def breast_ultrasound(
         behind_db = rng.choice([6.0, -8.0])  # enhancement or shadow
         pixels = breast_picture(rng, shape, spacing_mm, lesion if lesions else None, behind_db)
         image = ultrasound_dicom(
-            pixels, spacing_mm=(spacing_mm, spacing_mm), patient_id=patient_id, series=f"phantom {seed}", number=z + 1
+            pixels,
+            spacing_mm=(spacing_mm, spacing_mm),
+            patient_id=patient_id,
+            laterality=laterality,
+            series=f"phantom {seed}",
+            number=z + 1,
         )
         files.append(folder / f"us_{z + 1:04d}.dcm")
         folder.mkdir(parents=True, exist_ok=True)
