@@ -1,0 +1,67 @@
+"""Find and verify weights. A checkpoint is `<name>.safetensors` beside its `<name>.json`; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+PACKAGE = Path(__file__).parent
+
+
+class WeightsError(Exception):
+    """A checkpoint is missing, damaged, or does not fit its network; the message says which file and what now."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Verified tensors and what the JSON beside them says (config, metrics, split, SHA-256)."""
+
+    name: str
+    sha256: str
+    tensors: Mapping[str, Tensor]
+    about: Mapping[str, Any]
+
+    def into(self, model: nn.Module) -> nn.Module:
+        """Put the tensors into `model` (as float32) and return it in eval mode. Raises WeightsError if they do not fit."""
+        try:
+            model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()})
+        except RuntimeError as error:
+            raise WeightsError(f"{self.name}: the weights do not fit the network: {error}") from error
+        return model.eval().requires_grad_(False)
+
+
+def packed(system: str, name: str) -> Path:
+    """Where a checkpoint shipped with the package lies: packed("lung_nodule", "residual_unet_w16")."""
+    return PACKAGE / system / f"{name}.safetensors"
+
+
+def load(path: Path) -> Weights:
+    """Read a checkpoint and check it against the SHA-256 in its JSON. Raises WeightsError with the reason in words."""
+    sidecar = path.with_suffix(".json")
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path} is no .safetensors file; other formats can run code when opened and are not read")
+    for needed in (path, sidecar):
+        if not needed.is_file():
+            raise WeightsError(f"{needed} is missing; train it with models.train or install the package again")
+    try:
+        about = json.loads(sidecar.read_text())
+        expected = str(about["sha256"])
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{sidecar} does not state a sha256: {error}") from error
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise WeightsError(f"{path} has SHA-256 {found[:12]}..., {sidecar.name} says {expected[:12]}...: do not use it")
+    try:
+        tensors = load_tensors(content)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is no valid safetensors file: {error}") from error
+    return Weights(path.stem, found, tensors, about)
