@@ -1,0 +1,177 @@
+"""Which series goes to which pipeline: rules over DICOM keywords, each answering with the first reason why not.
+
+    Modality = "CT"                                   this text; case and outer spaces do not count
+    BodyPartExamined = ["CHEST", "LUNG"]              any of these
+    SliceThickness = { max = 3.0 }                    a number within bounds, bounds included
+    SeriesDescription = { regex = "lung|chest" }      found somewhere in the text; case does not count
+    ContrastBolusAgent = { absent = true }            missing or empty; { present = true } is the opposite
+    "SequenceOfUltrasoundRegions.RegionDataType" = 1  any item of the sequence
+
+Of a tag with several values one is enough. Numbers are compared as numbers wherever the rule or the tag has them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf, isclose
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as Items
+
+OURS = "pacs-node"  # what our results carry as Manufacturer
+
+RESULT_MODALITIES = {"SEG", "SR", "KO", "PR"}
+RESULT_CLASSES = {  # by the root of the SOP Class UID, PS3.4 Table B.5-1; for a PACS that rewrites Modality
+    "1.2.840.10008.5.1.4.1.1.11.": "a presentation state",
+    "1.2.840.10008.5.1.4.1.1.66.": "a segmentation or registration",
+    "1.2.840.10008.5.1.4.1.1.88.": "a structured report or key object",
+}
+
+# Their values never appear in a reason: the Patient group as a whole, person names, and these (PS3.15 Table E.1-1).
+IDENTIFYING = {"AccessionNumber", "StudyID", "AdmissionID", "ServiceEpisodeID", "ImageComments", "StudyComments"}
+PATIENT_GROUP = 0x0010
+YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  # VR AS, PS3.5 Table 6.2-1
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A route of the settings. `match` holds DICOM keywords (or dotted paths) and conditions; all must hold."""
+
+    name: str
+    match: Mapping[str, Any]
+    pipeline: str
+    send_to: tuple[str, ...]
+    priority: int = 5  # 1 STAT, 5 routine
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def why_not(self, header: Dataset) -> str | None:
+        """None, or the first condition that fails, in words and without patient values.
+
+        >>> Rule("chest", {"Modality": "CT"}, "lung-nodule", ("pacs",)).why_not(header)
+        'Modality is MR, rule wants CT'
+        """
+        reasons = (_why_not(header, path, condition) for path, condition in self.match.items())
+        return next((reason for reason in reasons if reason), None)
+
+
+def route(rules: Iterable[Rule], header: Dataset) -> list[tuple[Rule, str | None]]:
+    """What every rule says about one series, in the order of the rules; None means that it matches."""
+    guard = not_ours(header)
+    return [(rule, guard or rule.why_not(header)) for rule in rules]
+
+
+def not_ours(header: Dataset) -> str | None:
+    """The loop guard: None for a source image; for a result the reason why it never starts a pipeline."""
+    makers = [header, *(header.get("ContributingEquipmentSequence") or ())]
+    if any(_folded(maker.get("Manufacturer")) == OURS for maker in makers):
+        return f"made by {OURS} itself; results never start a pipeline"
+    modality = header.get("Modality")
+    if modality in RESULT_MODALITIES:
+        return f"Modality is {modality}; results never start a pipeline"
+    uid = str(header.get("SOPClassUID") or "")
+    kind = next((kind for root, kind in RESULT_CLASSES.items() if uid.startswith(root)), None)
+    return f"is {kind}; results never start a pipeline" if kind else None
+
+
+def _why_not(header: Dataset, path: str, condition: Any) -> str | None:
+    try:
+        values = _values([header], path.split("."))
+    except (ValueError, TypeError):
+        return f"{path} cannot be read"
+    if _holds(values, condition):
+        return None
+    if condition == {"absent": True}:
+        return f"{path} is present, rule wants it absent"
+    if not values:
+        return f"{path} is missing, rule wants {'any value' if _identifying(path) else _wish(condition)}"
+    if _identifying(path):
+        return f"{path} differs from what the rule wants"
+    return f"{path} is {', '.join(str(value).strip() for value in values)}, rule wants {_wish(condition)}"
+
+
+def _values(items: Sequence[Dataset], keywords: Sequence[str]) -> list[Any]:
+    """Every value at a path, through all items of the sequences on the way; empty ones are left out."""
+    found: list[Any] = []
+    for item in items:
+        value = item.get(keywords[0])
+        if isinstance(value, Items):
+            found += _values(value, keywords[1:]) if len(keywords) > 1 else list(value)
+        elif len(keywords) == 1:
+            several = isinstance(value, MultiValue | list | tuple)
+            found += [v for v in (value if several else [value]) if v is not None and str(v).strip()]
+    return found
+
+
+def _holds(values: Sequence[Any], condition: Any) -> bool:
+    match condition:
+        case {"absent": True}:
+            return not values
+        case {"present": True}:
+            return bool(values)
+        case {"regex": str(pattern)}:
+            return any(re.search(pattern, str(value).strip(), re.IGNORECASE) for value in values)
+        case {"min": _} | {"max": _}:
+            numbers = [number for value in values if (number := _number(value)) is not None]
+            return any(condition.get("min", -inf) <= number <= condition.get("max", inf) for number in numbers)
+        case list() | tuple():
+            return any(_same(value, wanted) for value in values for wanted in condition)
+        case str() | int() | float():
+            return any(_same(value, condition) for value in values)
+        case _:
+            raise ValueError(f"no such condition: {condition!r}")
+
+
+def _same(value: Any, wanted: str | int | float) -> bool:
+    if isinstance(wanted, str) and isinstance(value, str):
+        return _folded(value) == _folded(wanted)
+    number, wanted_number = _number(value), _number(wanted)
+    if number is None or wanted_number is None:
+        return _folded(value) == _folded(wanted)
+    return isclose(number, wanted_number, rel_tol=1e-9)
+
+
+def _folded(value: Any) -> str:
+    return str(value).strip().casefold()
+
+
+def _number(value: Any) -> float | None:
+    """A number, a text that reads as one, or an age in years; else None."""
+    text = str(value).strip()
+    if re.fullmatch(r"\d{3}[DWMY]", text):
+        return int(text[:3]) * YEARS[text[3]]
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _wish(condition: Any) -> str:
+    match condition:
+        case {"present": True}:
+            return "any value"
+        case {"regex": pattern}:
+            return f"/{pattern}/"
+        case {"min": low, "max": high}:
+            return f"{low} to {high}"
+        case {"min": low}:
+            return f"at least {low}"
+        case {"max": high}:
+            return f"at most {high}"
+        case list() | tuple():
+            return " or ".join(str(wanted) for wanted in condition)
+        case _:
+            return str(condition)
+
+
+def _identifying(path: str) -> bool:
+    """Would a value at this path tell who the patient is?"""
+    for keyword in path.split("."):
+        tag = tag_for_keyword(keyword)
+        if keyword in IDENTIFYING or (tag and (tag >> 16 == PATIENT_GROUP or dictionary_VR(tag) == "PN")):
+            return True
+    return False
