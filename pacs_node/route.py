@@ -20,6 +20,7 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 
@@ -81,7 +82,7 @@ def not_ours(header: Dataset) -> str | None:
 def _why_not(header: Dataset, path: str, condition: Any) -> str | None:
     try:
         values = _values([header], path.split("."))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, BytesLengthException):
         return f"{path} cannot be read"
     if _holds(values, condition):
         return None

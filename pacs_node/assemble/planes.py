@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom import Dataset
 from pydicom.datadict import dictionary_description
+from pydicom.errors import BytesLengthException
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -28,6 +29,9 @@ NOT_HOUNSFIELD = {"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}  # Rescal
 DIRECTION = 1e-3  # largest difference of direction cosines that are "the same"; viewers use this one too
 PIXEL_SPACING_MM = 1e-3
 OBLIQUE_DEGREES = 30.0  # from axial; beyond, organs no longer look as the models know them
+
+
+UNREADABLE = (ValueError, TypeError, BytesLengthException)  # what pydicom raises for bytes that do not fit their VR
 
 
 class NotASlice(Exception):
@@ -89,7 +93,10 @@ def _not_ct(header: Dataset) -> str | None:
 
 
 def without_pixels(header: Dataset) -> str | None:
-    missing = [k for k in ("Rows", "Columns", "BitsAllocated") if not header.get(k)]
+    try:
+        missing = [k for k in ("Rows", "Columns", "BitsAllocated") if not header.get(k)]
+    except UNREADABLE:
+        return "has a header that cannot be read"
     return f"has no pixels: {dictionary_description(missing[0])} is missing" if missing else None
 
 
@@ -110,8 +117,15 @@ def class_name(header: Dataset) -> str:
 
 def planes_of(header: Dataset) -> list[Plane]:
     """The slices of one instance: one, or one per frame. Raises NotASlice."""
-    if why := _not_ct(header):
-        raise NotASlice(why)
+    try:
+        if why := _not_ct(header):
+            raise NotASlice(why)
+        return _planes_of(header)
+    except UNREADABLE as error:
+        raise NotASlice("has a header that cannot be read") from error
+
+
+def _planes_of(header: Dataset) -> list[Plane]:
     if "PerFrameFunctionalGroupsSequence" not in header:
         if frame_count(header) > 1:
             raise NotASlice("has several frames but does not say where they lie")
@@ -178,7 +192,7 @@ def _numbers(place: Dataset, keyword: str, count: int) -> np.ndarray:
         if value is None or value == "":
             raise NotASlice(f"has no {name}")
         numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise NotASlice(f"{name} is not {counted(count, 'number')}") from error
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise NotASlice(f"{name} is not {counted(count, 'number')}")
@@ -188,7 +202,7 @@ def _numbers(place: Dataset, keyword: str, count: int) -> np.ndarray:
 def frame_count(header: Dataset) -> int:
     try:
         return int(header.get("NumberOfFrames") or 1)
-    except (ValueError, TypeError):
+    except UNREADABLE:
         return 1
 
 

@@ -203,6 +203,17 @@ def test_numbers_that_are_none_are_a_reason_not_a_crash(keyword: str) -> None:
         assert " is not " in result.reason
 
 
+@pytest.mark.parametrize("keyword", ["Rows", "BitsAllocated", "SamplesPerPixel"])
+def test_bytes_that_do_not_fit_their_vr_are_a_reason_not_a_crash(keyword: str) -> None:
+    for headers in (series(), [clinic(number=1), clinic(number=2)]):
+        tag = headers[-1][keyword].tag
+        headers[-1][tag] = RawDataElement(tag, "US", 3, b"123", 0, False, True)
+        result = verdict(headers)
+        assert result.fit
+        if keyword != "SamplesPerPixel" or headers[0].Modality == "CT":
+            assert result.set_aside == {headers[-1].SOPInstanceUID: "has a header that cannot be read"}
+
+
 # One multi-frame image ---------------------------------------------------------------------------------------------
 
 
