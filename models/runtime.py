@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+BF16_UNITS = ("avx512_bf16", "amx_bf16")  # processor features that multiply bfloat16; without them it is slower than fp32
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -32,7 +34,7 @@ class Runtime:
                 raise ValueError(f"no device {device!r} on this machine; it has {torch.cuda.device_count()} GPUs and the cpu")
             torch.backends.cudnn.benchmark = False  # the fastest kernel may differ from run to run, and its sums with it
             return cls(chosen, bf16=torch.cuda.is_bf16_supported())
-        return cls(chosen, bf16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return cls(chosen, bf16=any(torch.cpu.get_capabilities().get(name) for name in BF16_UNITS))
 
     def place(self, model: nn.Module) -> nn.Module:
         """The network on the device, channels-last (2-D convolutions run there nearly twice as fast), in eval mode."""
