@@ -63,6 +63,7 @@ def send(
     """Send DICOM files by C-STORE, as they are."""
     from pacs_node.deliver.dimse import send as store
     from pacs_node.errors import JobError
+    from pacs_node.node import utc_now
 
     title, host, port = _address(to)
     with Progress(console=console, transient=True) as bar:
@@ -74,7 +75,8 @@ def send(
                 port,
                 aet,
                 title,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                utc_now,
+                lambda _, done, total: bar.update(task, completed=done, total=total),
             )
         except JobError as error:
             _fail(str(error))
@@ -92,12 +94,13 @@ def echo(
     aet: Annotated[str, typer.Option(help="Our own AE title.")] = "PACSNODE",
 ) -> None:
     """Verify a connection by C-ECHO."""
+    from pacs_node.deliver.dimse import Peer
     from pacs_node.deliver.dimse import echo as verify
     from pacs_node.errors import JobError
 
     title, host, port = _address(to)
     try:
-        console.print(verify(host, port, aet, title), markup=False)
+        console.print(verify(Peer(title, title, host, port, aet)), markup=False)
     except JobError as error:
         _fail(str(error))
 

@@ -1,4 +1,4 @@
-"""Findings -> result files: built and checked by `dicom_sr`, written so that a power cut leaves a whole file or none."""
+"""Findings -> result files: built and checked by `dicom_sr`, written so that a power cut leaves all of one or none."""
 
 from __future__ import annotations
 

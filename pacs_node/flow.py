@@ -192,7 +192,10 @@ class Flow:
         if not self.ledger.begin(job, self.executor, self.now()):
             return None
         try:
-            return self._infer(job) if job.kind == "infer" else self._send(job)
+            if job.kind == "infer":
+                self._infer(job)
+            else:
+                self._send(job)
         except Refused as refusal:
             self.ledger.finish(job, "refused", str(refusal), self.now())
         except GiveUp as failure:

@@ -603,7 +603,9 @@ class Ledger:
 
     def _clock(self, db: sa.Connection) -> datetime:
         """The database's clock, so that machines need not agree on the time."""
-        return datetime.now(UTC) if self.embedded else db.scalar(sa.select(sa.func.now())).astimezone(UTC)
+        if self.embedded:
+            return datetime.now(UTC)
+        return db.execute(sa.select(sa.func.now())).scalar_one().astimezone(UTC)
 
     # ---------------------------------------------------------------- facts for the web pages
 

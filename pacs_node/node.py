@@ -28,6 +28,7 @@ from pacs_node.assemble.geometry import judge
 from pacs_node.assemble.series import Close, decide
 from pacs_node.deliver.destination import Destination
 from pacs_node.deliver.dimse import DimseDestination
+from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.encode import encode_results
 from pacs_node.errors import AlreadyRunning, GiveUp
@@ -38,7 +39,7 @@ from pacs_node.ledger import Ledger
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
 from pacs_node.records import AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
-from pacs_node.route import Rule, not_ours
+from pacs_node.route import Rule, route
 from pacs_node.web.app import create_app
 
 log = structlog.get_logger()
@@ -80,12 +81,9 @@ class JoinedRooms:
         return judge(headers, min_slices=self.config.assemble.min_slices)
 
     def matches(self, header: Dataset) -> list[RouteMatch]:
-        ours = not_ours(header)
         return [
-            RouteMatch(
-                rule.name, ours or rule.why_not(header), rule.pipeline, tuple(rule.send_to), rule.priority, rule.options
-            )
-            for rule in self.rules
+            RouteMatch(rule.name, why_not, rule.pipeline, rule.send_to, rule.priority, rule.options)
+            for rule, why_not in route(self.rules, header)
         ]
 
     def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
@@ -313,16 +311,14 @@ class NodeFacts:
 def _destination(config: Config, name: str) -> Destination:
     peer = config.peer(name)
     if peer.folder is not None:
-        return FolderDestination(peer.folder)
+        return FolderDestination(name, peer.folder)
+    assert peer.ae_title is not None  # the settings promise all three of a peer that is reachable
     assert peer.host is not None
     assert peer.port is not None
-    assert peer.ae_title is not None
     return DimseDestination(
-        host=peer.host,
-        port=peer.port,
-        called_ae=peer.ae_title,
-        calling_ae=config.node.ae_title,
-        timeout_s=config.receive.dimse_timeout_s,
+        DicomPeer(
+            name, peer.ae_title, peer.host, peer.port, config.node.ae_title, timeout_s=config.receive.dimse_timeout_s
+        )
     )
 
 
