@@ -95,6 +95,14 @@ CT_PROCEDURE = Code("25045-6", "LN", "CT unspecified body region")  # CID 100
 IMAGING_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")  # CID 100; it has no ultrasound
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
 
+DEVICE_OBSERVER_NAME = Code("121013", "DCM", "Device Observer Name")
+DEVICE_OBSERVER_MANUFACTURER = Code("121014", "DCM", "Device Observer Manufacturer")
+DEVICE_OBSERVER_MODEL_NAME = Code("121015", "DCM", "Device Observer Model Name")
+DEVICE_OBSERVER_SERIAL_NUMBER = Code("121016", "DCM", "Device Observer Serial Number")
+PROCEDURE_REPORTED = Code("121058", "DCM", "Procedure reported")
+FINDING_CATEGORY = Code("276214006", "SCT", "Finding category")
+ALGORITHM_NAME = Code("111001", "DCM", "Algorithm Name")
+
 # What a Segmentation says of its source, CID 7203, CID 7202; of the maker, CID 7005
 SEGMENTATION_DERIVATION = Code("113076", "DCM", "Segmentation")
 SOURCE_IMAGE_FOR_PROCESSING = Code("121322", "DCM", "Source image for image processing operation")

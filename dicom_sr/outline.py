@@ -52,8 +52,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
         at, heading = following, turned
         if at == start:
             break
-    corners.append(start)
-    return np.array(corners[1:] if corners[1] == start else corners, float) + (columns.start - 1, rows.start - 1)
+    return np.array([*corners, start], float) + np.array([columns.start - 1, rows.start - 1])
 
 
 def polygon_area(points: np.ndarray) -> float:

@@ -28,9 +28,16 @@ from dicom_sr.source import Plane, group_by_instance, headers_by_uid, plane, sou
 from dicom_sr.uids import device_uid, result_uid
 
 OHIF_TOOL = "Cornerstone3DTools@^0.1.0:"  # OHIF 3.13 makes measurements of groups with this Tracking Identifier
+CONTOUR = f"{OHIF_TOOL}PlanarFreehandROI"
+CALIPERS = f"{OHIF_TOOL}Bidirectional"
+WHOLE_IMAGE = "Whole image"
 WARNING = "Warning: "
 
-Groups = Iterator[hd.sr.MeasurementsAndQualitativeEvaluations]
+Group = (
+    hd.sr.MeasurementsAndQualitativeEvaluations
+    | hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations
+    | hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations
+)
 
 
 def report(
@@ -103,7 +110,7 @@ class _Report:
         algorithm = self.findings.algorithm
         return hd.sr.ObservationContext(
             observer_device_context=hd.sr.ObserverContext(
-                observer_type=codes.DEVICE,
+                observer_type=hd.sr.CodedConcept.from_code(codes.DEVICE),
                 observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
                     uid=device_uid(algorithm.manufacturer, algorithm.name, algorithm.version),
                     name=self.findings.pipeline,
@@ -158,15 +165,14 @@ class _Report:
 
     # --------------------------------------------------------------------------------------------- measurement groups
 
-    def groups(self) -> Groups:
+    def groups(self) -> Iterator[Group]:
         for finding in self.findings.findings:
-            if self.findings.geometry == "volume":
+            volume = self.findings.geometry == "volume"
+            if volume:
                 yield self.contour(finding)
-                if finding.long_axis and finding.short_axis:
-                    yield self.calipers(finding, finding.long_axis, finding.short_axis)
-                yield self.volume(finding)
-            else:
-                yield self.region(finding)
+            if finding.long_axis and finding.short_axis:
+                yield self.calipers(finding, finding.long_axis, finding.short_axis)
+            yield self.volume(finding) if volume else self.region(finding)
         if self.findings.measurements or self.findings.evaluations:
             yield self.whole_image()
         if not self.findings.findings:
@@ -178,21 +184,24 @@ class _Report:
         pixels = polygon_area(points)
         pixel_mm2 = place.pixel_area_mm2()
         area = Measurement(codes.AREA, pixels * (pixel_mm2 or 1), codes.MM2 if pixel_mm2 else codes.PIXELS)
-        return self.ohif_group(
-            finding, "PlanarFreehandROI", self.tracking_uid(finding), [(area, self.on(finding.key_image, points))]
-        )
+        where = self.on(finding.key_image, points)
+        return self.drawn(finding, CONTOUR, self.tracking_uid(finding), [(area, where)])
 
     def calipers(
         self, finding: Finding, long_axis: Axis, short_axis: Axis
     ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-        """TID 1501: long and short axis as two lines. Its own Tracking UID, for OHIF keeps one tool per UID."""
+        """TID 1501: long and short axis as two lines. Its own Tracking UID, for OHIF keeps one tool per UID.
+
+        On ultrasound without OHIF's identifier: it then draws the lines with our numbers and leaves them alone.
+        """
         lines = []
         for axis, name in ((long_axis, codes.LONG_AXIS), (short_axis, codes.SHORT_AXIS)):
             points = np.array([axis.start_xy, axis.end_xy], float)
             lines.append((self.measured(finding, name, axis), self.on(axis.image, points)))
-        return self.ohif_group(finding, "Bidirectional", self.uid("calipers", finding.number), lines)
+        tool = CALIPERS if self.findings.geometry == "volume" else CALIPERS.removeprefix(OHIF_TOOL)
+        return self.drawn(finding, tool, self.uid("calipers", finding.number), lines)
 
-    def ohif_group(
+    def drawn(
         self,
         finding: Finding,
         tool: str,
@@ -200,7 +209,7 @@ class _Report:
         measured: Sequence[tuple[Measurement, hd.sr.CoordinatesForMeasurement]],
     ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
         group = hd.sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=hd.sr.TrackingIdentifier(tracking, f"{OHIF_TOOL}{tool}:{finding.label}"),
+            tracking_identifier=hd.sr.TrackingIdentifier(tracking, f"{tool}:{finding.label}"),
             finding_type=finding.type,
             finding_sites=_sites(finding.site, finding.laterality),
             measurements=[self.number(measurement, [where]) for measurement, where in measured],
@@ -252,7 +261,7 @@ class _Report:
         """
         borders = [self.on(index, _border(header)) for index, header in enumerate(self.headers)]
         return hd.sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=hd.sr.TrackingIdentifier(self.uid("whole image"), "Whole image"),
+            tracking_identifier=hd.sr.TrackingIdentifier(self.uid("whole image"), WHOLE_IMAGE),
             algorithm_id=self.algorithm(),
             finding_sites=_sites(self.findings.sought_site, None),
             measurements=[self.number(m, borders) for m in self.findings.measurements],

@@ -45,6 +45,13 @@ class Plane:
         cosines = np.array(self.orientation, float)
         return float(np.dot(np.cross(cosines[:3], cosines[3:]), np.array(self.position, float)))
 
+    def point_lps_mm(self, row: float, column: float) -> np.ndarray:
+        """Patient position of the centre of pixel (row, column), equation C.7.6.2.1-1 of PS3.3. Only in space."""
+        cosines = np.array(self.orientation, float)
+        between_rows, between_columns = np.array(self.spacing_mm, float)
+        corner = np.array(self.position, float)
+        return corner + cosines[:3] * between_columns * column + cosines[3:] * between_rows * row
+
     def pixel_area_mm2(self) -> float | None:
         return None if self.spacing_mm is None else float(self.spacing_mm[0]) * float(self.spacing_mm[1])
 

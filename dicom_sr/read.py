@@ -1,0 +1,300 @@
+"""SEG and SR -> what they say: for round trips, priors and the web page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from dicom_sr import codes
+from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.report import CALIPERS, CONTOUR, OHIF_TOOL, WARNING, WHOLE_IMAGE
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One segment and its masks, each on the source image it was drawn on: bool (rows, columns)."""
+
+    number: int
+    label: str
+    tracking_uid: str
+    category: Code
+    type: Code
+    site: Code | None
+    laterality: Code | None
+    masks: Mapping[ImageRef, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """The coordinates below one number, or of a group's region: (points, 2) of (column, row)."""
+
+    image: ImageRef
+    points: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One measurement group of a TID 1500 report."""
+
+    template: str  # "1410", "1411" or "1501"
+    tracking_id: str
+    tracking_uid: str
+    type: Code | None
+    category: Code | None
+    site: Code | None
+    laterality: Code | None
+    measurements: tuple[Measurement, ...]
+    evaluations: tuple[Evaluation, ...]
+    lines: tuple[Line, ...]  # of the region first, then of the numbers, in their order
+    segment: tuple[str, int] | None  # SOP Instance UID of the Segmentation, segment number
+
+
+def segments(segmentation: Dataset) -> list[Segment]:
+    """The segments of a BINARY Segmentation, empty frames left out."""
+    masks: dict[int, dict[ImageRef, np.ndarray]] = {}
+    for frame, mask in _frames(segmentation):
+        if mask.any():
+            number = int(functional_group(segmentation, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            masks.setdefault(number, {})[frame_source(segmentation, frame)] = mask
+    return [_segment(item, masks.get(int(item.SegmentNumber), {})) for item in segmentation.SegmentSequence]
+
+
+def functional_group(segmentation: Dataset, frame: int, macro: str) -> Dataset:
+    """The item of a macro for a frame (from 0), wherever the writer put it: shared groups or the frame's own.
+
+    An empty data set if it is in neither.
+    """
+    own = segmentation.PerFrameFunctionalGroupsSequence[frame]
+    for groups in (own, *(segmentation.get("SharedFunctionalGroupsSequence") or ())):
+        if groups.get(macro):
+            return groups[macro].value[0]
+    return Dataset()
+
+
+def frame_source(segmentation: Dataset, frame: int) -> ImageRef:
+    """The source image a frame (from 0) was drawn on."""
+    source = functional_group(segmentation, frame, "DerivationImageSequence").SourceImageSequence[0]
+    number = source.get("ReferencedFrameNumber")
+    return ImageRef(
+        str(source.ReferencedSOPClassUID),
+        str(source.ReferencedSOPInstanceUID),
+        None if number is None else int(number),
+    )
+
+
+def groups(report: Dataset) -> list[Group]:
+    """The measurement groups of a TID 1500 report, in their order."""
+    return [
+        _group(item)
+        for container in _children(report, codes.IMAGING_MEASUREMENTS)
+        for item in _children(container, codes.MEASUREMENT_GROUP)
+    ]
+
+
+def comments(report: Dataset) -> list[str]:
+    """The remarks at the end of the report, warnings among them."""
+    return [str(item.TextValue) for item in _children(report, codes.COMMENT)]
+
+
+def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence[ImageRef]) -> Findings:
+    """The Findings that `objects.encode` made these of. `images` gives the order of the source grid.
+
+    Not in the objects, so not here: `facts`, and what was sought if something was found.
+    """
+    every = groups(report)
+    index = {ref: k for k, ref in enumerate(images)}
+    marked = {segment.tracking_uid: segment for item in segmentations for segment in segments(item)}
+    regions = [group for group in every if group.template in ("1410", "1411")]
+    whole = [group for group in every if group.tracking_id == WHOLE_IMAGE]
+    absent = [group for group in every if Evaluation(group.type or codes.LESION, codes.ABSENT) in group.evaluations]
+    is_volume = any(group.template == "1411" for group in every) or (not regions and _procedure_is_ct(report))
+    result = Findings(
+        pipeline=_text(report, codes.DEVICE_OBSERVER_NAME),
+        geometry="volume" if is_volume else "image",
+        images=tuple(images),
+        findings=tuple(
+            _finding(number, group, marked[group.tracking_uid], every, index) for number, group in enumerate(regions, 1)
+        ),
+        algorithm=Algorithm(
+            name=_text(report, codes.DEVICE_OBSERVER_MODEL_NAME),
+            version=_text(report, codes.DEVICE_OBSERVER_SERIAL_NUMBER),
+            manufacturer=_text(report, codes.DEVICE_OBSERVER_MANUFACTURER),
+        ),
+        measurements=whole[0].measurements if whole else (),
+        evaluations=whole[0].evaluations if whole else (),
+        warnings=tuple(text.removeprefix(WARNING) for text in comments(report) if text.startswith(WARNING)),
+    )
+    if absent and absent[0].type is not None:
+        return replace(result, sought=absent[0].type, sought_site=absent[0].site)
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------ Segmentation
+
+
+def _frames(segmentation: Dataset) -> Iterator[tuple[int, np.ndarray]]:
+    rows, columns = int(segmentation.Rows), int(segmentation.Columns)
+    cells = rows * columns
+    packed = np.frombuffer(segmentation.PixelData, np.uint8)
+    for frame in range(int(segmentation.NumberOfFrames)):
+        first, last = frame * cells, (frame + 1) * cells
+        bits = np.unpackbits(packed[first // 8 : -(-last // 8)], bitorder="little")
+        yield frame, bits[first % 8 :][:cells].reshape(rows, columns).astype(bool)
+
+
+def _segment(item: Dataset, masks: Mapping[ImageRef, np.ndarray]) -> Segment:
+    regions = item.get("AnatomicRegionSequence")
+    modifiers = regions[0].get("AnatomicRegionModifierSequence") if regions else None
+    return Segment(
+        number=int(item.SegmentNumber),
+        label=str(item.SegmentLabel),
+        tracking_uid=str(item.get("TrackingUID") or ""),
+        category=_code(item.SegmentedPropertyCategoryCodeSequence[0]),
+        type=_code(item.SegmentedPropertyTypeCodeSequence[0]),
+        site=_code(regions[0]) if regions else None,
+        laterality=_code(modifiers[0]) if modifiers else None,
+        masks=masks,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def _group(item: Dataset) -> Group:
+    children = list(item.ContentSequence)
+    # a group says what it is, then who measured (or what was measured), then what it evaluates
+    told = next((k for k, c in enumerate(children) if c.ValueType == "NUM" or _name(c) == codes.ALGORITHM_NAME), 0)
+    about = Dataset()
+    about.ContentSequence = children[:told] or children
+    numbers = [child for child in children if child.ValueType == "NUM"]
+    sites = _children(about, codes.FINDING_SITE)
+    templates = item.get("ContentTemplateSequence")
+    segment = None
+    for child in _children(item, codes.REFERENCED_SEGMENT):
+        reference = child.ReferencedSOPSequence[0]
+        segment = (str(reference.ReferencedSOPInstanceUID), int(reference.ReferencedSegmentNumber))
+    return Group(
+        template=str(templates[0].TemplateIdentifier) if templates else "1501",
+        tracking_id=_text(item, codes.TRACKING_IDENTIFIER),
+        tracking_uid=next((str(child.UID) for child in _children(item, codes.TRACKING_UID)), ""),
+        type=_coded(about, codes.FINDING),
+        category=_coded(about, codes.FINDING_CATEGORY),
+        site=_coded(about, codes.FINDING_SITE),
+        laterality=_coded(sites[0], codes.LATERALITY) if sites else None,
+        measurements=tuple(_measurement(child) for child in numbers),
+        evaluations=tuple(
+            Evaluation(_name(child), _code(child.ConceptCodeSequence[0]))
+            for child in children[told:]
+            if child.ValueType == "CODE" and child.RelationshipType == "CONTAINS"
+        ),
+        lines=tuple(_line(child) for parent in (item, *numbers) for child in _coordinates(parent)),
+        segment=segment,
+    )
+
+
+def _finding(
+    number: int, group: Group, segment: Segment, every: Sequence[Group], index: Mapping[ImageRef, int]
+) -> Finding:
+    """A finding out of its TID 1410 or 1411 group, its segment, and the groups that draw it."""
+    offset, mask = _boxed(segment.masks, index)
+    drawn = {other.tracking_id: other.lines for other in every if other.template == "1501"}
+    calipers = drawn.get(f"{CALIPERS}:{group.tracking_id}") or drawn.get(
+        f"{CALIPERS.removeprefix(OHIF_TOOL)}:{group.tracking_id}"
+    )
+    contour = group.lines or drawn[f"{CONTOUR}:{group.tracking_id}"]
+    long_axis, short_axis = (_axis(line, index) for line in calipers) if calipers else (None, None)
+    certainty = next(m.value for m in group.measurements if m.name == codes.CERTAINTY)
+    return Finding(
+        number=number,
+        label=group.tracking_id,
+        category=segment.category,
+        type=segment.type,
+        site=segment.site or codes.THORAX,
+        laterality=segment.laterality,
+        mask=mask,
+        offset_zyx=offset,
+        key_image=index[contour[0].image],
+        certainty=certainty / 100,
+        long_axis=long_axis,
+        short_axis=short_axis,
+        measurements=tuple(m for m in group.measurements if m.name != codes.CERTAINTY),
+        evaluations=group.evaluations,
+    )
+
+
+def _boxed(
+    masks: Mapping[ImageRef, np.ndarray], index: Mapping[ImageRef, int]
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """The smallest box round a segment: its offset and bool (d, h, w)."""
+    planes = {index[ref]: mask for ref, mask in masks.items()}
+    shadow = np.logical_or.reduce(list(planes.values()))
+    rows, columns = np.flatnonzero(shadow.any(axis=1)), np.flatnonzero(shadow.any(axis=0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    first, last = min(planes), max(planes)
+    mask = np.zeros((last - first + 1, *shadow[box].shape), dtype=bool)
+    for z, whole in planes.items():
+        mask[z - first] = whole[box]
+    return (first, int(rows[0]), int(columns[0])), mask
+
+
+def _axis(line: Line, index: Mapping[ImageRef, int]) -> Axis:
+    (x0, y0), (x1, y1) = line.points.tolist()
+    return Axis(index[line.image], (x0, y0), (x1, y1))
+
+
+def _measurement(number: Dataset) -> Measurement:
+    value = number.MeasuredValueSequence[0]
+    exact = value.get("FloatingPointValue")
+    return Measurement(
+        name=_name(number),
+        value=float(value.NumericValue if exact is None else exact),
+        unit=_code(value.MeasurementUnitsCodeSequence[0]),
+        derivation=_coded(number, codes.DERIVATION),
+    )
+
+
+def _coordinates(parent: Dataset) -> list[Dataset]:
+    return [child for child in parent.get("ContentSequence") or () if child.ValueType == "SCOORD"]
+
+
+def _line(coordinates: Dataset) -> Line:
+    reference = coordinates.ContentSequence[0].ReferencedSOPSequence[0]
+    frame = reference.get("ReferencedFrameNumber")
+    return Line(
+        ImageRef(
+            str(reference.ReferencedSOPClassUID),
+            str(reference.ReferencedSOPInstanceUID),
+            None if frame is None else int(frame),
+        ),
+        np.array(coordinates.GraphicData, float).reshape(-1, 2),
+    )
+
+
+def _procedure_is_ct(report: Dataset) -> bool:
+    return _coded(report, codes.PROCEDURE_REPORTED) == codes.CT_PROCEDURE
+
+
+def _children(item: Dataset, name: Code) -> list[Dataset]:
+    return [child for child in item.get("ContentSequence") or () if _name(child) == name]
+
+
+def _coded(item: Dataset, name: Code) -> Code | None:
+    return next((_code(child.ConceptCodeSequence[0]) for child in _children(item, name)), None)
+
+
+def _text(item: Dataset, name: Code) -> str:
+    return next((str(child.TextValue) for child in _children(item, name)), "")
+
+
+def _name(item: Dataset) -> Code:
+    """The concept name; a code of nothing for the items that may go without (PS3.3 C.17.3)."""
+    name = item.get("ConceptNameCodeSequence")
+    return _code(name[0]) if name else Code("", "", "")
+
+
+def _code(item: Dataset) -> Code:
+    return Code(str(item.CodeValue), str(item.CodingSchemeDesignator), str(item.CodeMeaning))
