@@ -1,0 +1,1 @@
+"""Web: what the node did and why, as pages for people and JSON for programs."""
