@@ -159,7 +159,8 @@ def lesion(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
     averaged over the image and over the marked lesion, whose weights the classes may not bend (detached)."""
     marked = torch.sigmoid(seen.decoder_logits)  # (B, 1, H, W)
     x1 = torch.cat([seen.decoder_logits.amax((2, 3)) / 4, marked.amax((2, 3)), marked.mean((2, 3)).sqrt()], dim=1)
-    weight = F.adaptive_avg_pool2d(marked.detach(), seen.bottleneck.shape[2:]) + 1e-4
+    rows, columns = seen.bottleneck.shape[2:]
+    weight = F.adaptive_avg_pool2d(marked.detach(), (rows, columns)) + 1e-4
     inside = (seen.bottleneck * weight).sum((2, 3)) / weight.sum((2, 3))  # (B, 16 width)
     return x1, torch.cat([seen.bottleneck.mean(dim=(2, 3)), inside], dim=1)
 
