@@ -167,7 +167,7 @@ def _segment(item: Dataset, masks: Mapping[ImageRef, np.ndarray]) -> Segment:
 def _group(item: Dataset) -> Group:
     children = list(item.ContentSequence)
     # a group says what it is, then who measured (or what was measured), then what it evaluates
-    told = next((k for k, c in enumerate(children) if c.ValueType == "NUM" or _name(c) == codes.ALGORITHM_NAME), 0)
+    told = next((k for k, c in enumerate(children) if c.ValueType == "NUM" or _is_named(c, codes.ALGORITHM_NAME)), 0)
     about = Dataset()
     about.ContentSequence = children[:told] or children
     numbers = [child for child in children if child.ValueType == "NUM"]
@@ -279,7 +279,7 @@ def _procedure_is_ct(report: Dataset) -> bool:
 
 
 def _children(item: Dataset, name: Code) -> list[Dataset]:
-    return [child for child in item.get("ContentSequence") or () if _name(child) == name]
+    return [child for child in item.get("ContentSequence") or () if _is_named(child, name)]
 
 
 def _coded(item: Dataset, name: Code) -> Code | None:
@@ -288,6 +288,11 @@ def _coded(item: Dataset, name: Code) -> Code | None:
 
 def _text(item: Dataset, name: Code) -> str:
     return next((str(child.TextValue) for child in _children(item, name)), "")
+
+
+def _is_named(item: Dataset, name: Code) -> bool:
+    concept = item.get("ConceptNameCodeSequence")
+    return bool(concept) and concept[0].CodeValue == name.value and _code(concept[0]) == name
 
 
 def _name(item: Dataset) -> Code:

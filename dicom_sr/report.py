@@ -317,6 +317,8 @@ class _Report:
         return plane(self.headers[index], self.findings.images[index].frame)
 
     def on(self, index: int, points: np.ndarray) -> hd.sr.CoordinatesForMeasurement:
+        """SCOORD on an image; a caliper's jaw may stand beyond the edge of the image, coordinates may not."""
+        points = np.clip(points, 0, (int(self.headers[index].Columns), int(self.headers[index].Rows)))
         return hd.sr.CoordinatesForMeasurement(
             graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
             graphic_data=points,

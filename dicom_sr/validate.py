@@ -104,9 +104,10 @@ def problems(
         if findings is not None and not found:
             found += _masks_differ(dataset, findings, sources, segmentations)
     else:
-        found += _of_report(dataset, sources, segmentations)
+        groups = read.groups(dataset)
+        found += _of_report(dataset, groups, sources, segmentations)
         if findings is not None and not found:
-            found += _report_differs(dataset, findings)
+            found += _report_differs(groups, findings)
     return found
 
 
@@ -254,12 +255,13 @@ def _same_mask(drawn: dict[int, np.ndarray], finding: Finding) -> bool:
 # ------------------------------------------------------------------------------------------------------------ report
 
 
-def _of_report(dataset: Dataset, sources: Sequence[Dataset], segmentations: Sequence[Dataset]) -> Iterator[str]:
+def _of_report(
+    dataset: Dataset, groups: Sequence[read.Group], sources: Sequence[Dataset], segmentations: Sequence[Dataset]
+) -> Iterator[str]:
     title = dataset.ConceptNameCodeSequence[0].CodeValue
     if title != codes.IMAGING_MEASUREMENT_REPORT.value:
         yield f"its title is {title}; OHIF reads {codes.IMAGING_MEASUREMENT_REPORT.value} only"
     yield from _evidence(dataset)
-    groups = read.groups(dataset)
     if not groups:
         yield "it has no measurement group"
     known = headers_by_uid(sources)
@@ -305,9 +307,9 @@ def _evidence(dataset: Dataset) -> Iterator[str]:
         yield f"{uid} is in the evidence sequence, but nothing refers to it"
 
 
-def _report_differs(dataset: Dataset, findings: Findings) -> Iterator[str]:
+def _report_differs(groups: Sequence[read.Group], findings: Findings) -> Iterator[str]:
     """Every measurement and evaluation reads back as it went in."""
-    regions = [group for group in read.groups(dataset) if group.template in ("1410", "1411")]
+    regions = [group for group in groups if group.template in ("1410", "1411")]
     if len(regions) != len(findings.findings):
         yield f"it reads back with {len(regions)} findings instead of {len(findings.findings)}"
         return
