@@ -7,16 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - soft Dice over the whole batch: (B, 1, H, W), (B, 1, H, W) in {0, 1} -> scalar"""
+def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0, *, per_image: bool = False) -> Tensor:
+    """1 - soft Dice over the whole batch, or the mean over its images: (B, 1, H, W), (B, 1, H, W) in {0, 1} -> scalar
+
+    Over the batch large masks count most; per image every mask counts alike, and a false alarm on an empty one costs 1.
+    """
     p, t = torch.sigmoid(logits.float()), target.float()
-    return 1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth)
+    if per_image:
+        p, t = p.flatten(1), t.flatten(1)
+    else:
+        p, t = p.reshape(1, -1), t.reshape(1, -1)
+    return (1 - (2 * (p * t).sum(1) + smooth) / (p.sum(1) + t.sum(1) + smooth)).mean()
 
 
-def bce_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def bce_dice_loss(logits: Tensor, target: Tensor, *, per_image: bool = False) -> Tensor:
     """0.5·BCE + Dice, the loss of the residual U-Net: (B, 1, H, W), (B, 1, H, W) -> scalar"""
     bce = F.binary_cross_entropy_with_logits(logits.float(), target.float())
-    return 0.5 * bce + dice_loss(logits, target)
+    return 0.5 * bce + dice_loss(logits, target, per_image=per_image)
 
 
 def tversky_loss(logits: Tensor, target: Tensor, alpha: float = 0.5, beta: float = 0.5, smooth: float = 1.0) -> Tensor:

@@ -17,14 +17,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from models.lung_nodule.preprocess import window
+
 HERE = Path(__file__).parent
 HU_RANGE = HERE / "hu_range.csv"  # HU of grey 0 and 255 of every crop, in the order of index.csv: see calibrate.py
 SPLIT = HERE / "split.json"  # patients of each split
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
-
-# HU [-1000, 400] -> [0, 1], the window of the residual U-Net's source; the pipeline uses these very numbers.
-WINDOW_HU = (-1000.0, 400.0)
-PREPROCESSING = "hu-1000..400/1"
 
 MAJORITY = 2  # a pixel is nodule when at least 2 of 4 readers marked it: 50 % consensus
 
@@ -117,12 +115,6 @@ class Slices:
             image = F.grid_sample(self.hu(part), grid, "bilinear", "reflection", align_corners=False)
             mask = F.grid_sample(masks, grid, "bilinear", "reflection", align_corners=False) > 0.5
             yield {"image": window(jittered(image, random)), "mask": mask}
-
-
-def window(hu: Tensor) -> Tensor:
-    """HU -> [0, 1]"""
-    low, high = WINDOW_HU
-    return ((hu - low) / (high - low)).clamp_(0, 1)
 
 
 def cut_centre(mask: np.ndarray, size: int, random: np.random.Generator, negatives: float) -> tuple[float, float]:

@@ -1,0 +1,298 @@
+"""lung-nodule: a chest CT in, nodules out.
+
+The residual U-Net slides over the lungs slice by slice; what it marks is joined in three dimensions, filtered by size and
+shape, and measured on the source grid. HU becomes network input by the very function that training uses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydicom.sr.coding import Code
+from scipy import ndimage
+from torch import Tensor
+
+from dicom_sr import codes
+from dicom_sr.findings import Algorithm, Finding, Findings
+from models import weights
+from models.lung_nodule.lungs import Lungs, find_lungs
+from models.lung_nodule.preprocess import PREPROCESSING, window
+from models.measure import Sizes, measure_nodule
+from models.nets.residual_unet import ResidualUNet
+from models.pipeline import Card, Progress, UnfitInput
+from models.read import Volume, read_ct
+from models.runtime import Runtime
+
+VERSION = "0.1.0"
+CHECKPOINT = "residual_unet_w16"
+
+SIDE, STRIDE = 128, 64  # window and step, pixels; each pixel is in the middle of one window
+BATCH = 32
+
+# The network was trained on native pixels of 0.5 to 1.0 mm (LIDC: 0.46 to 0.98), scaled by 0.85 to 1.15 at random.
+# Slices outside this range are resampled to TRAINED_MM and the answer is brought back.
+NATIVE_MM = (0.45, 1.1)
+TRAINED_MM = 0.7
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a route may change. The defaults are those of the figures in CARD.md."""
+
+    threshold: float = 0.5  # of the probability: what is nodule
+    peak: float = 0.8  # a nodule must reach this probability somewhere
+    smallest_mm: float = 3.0  # mean diameter; below it neither readers nor the training set speak of nodules
+    largest_mm: float = 40.0  # above 30 mm it is a mass; the crops of the training set hold little above this
+    in_lung: float = 0.5  # share of the nodule inside the closed lung mask
+    elongation: float = 3.0  # longest to second axis of the body of inertia; above it is a vessel
+    thin_mm: float = 2.5  # with slices this near to each other a nodule must be on two of them
+    at_most: int = 30  # findings kept, the most certain first
+    threads: int | None = None
+    checkpoint: str | None = None  # path of other weights
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A connected piece of what the network marked, on the source grid."""
+
+    mask: np.ndarray  # bool (d, h, w)
+    offset_zyx: tuple[int, int, int]
+    certainty: float
+
+
+class LungNodule:
+    """Pipeline "lung-nodule". Research use only, not for diagnostic use."""
+
+    def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
+        self.options = Options(**(options or {}))
+        self.runtime = Runtime.choose(device, threads=self.options.threads)
+        path = Path(self.options.checkpoint) if self.options.checkpoint else weights.packed("lung_nodule", CHECKPOINT)
+        loaded = weights.load(path)
+        if loaded.about.get("preprocessing") != PREPROCESSING:
+            raise weights.WeightsError(
+                f"{path.name} was trained on preprocessing {loaded.about.get('preprocessing')!r}, this code does {PREPROCESSING!r}"
+            )
+        self.net = self.runtime.place(loaded.into(ResidualUNet(int(loaded.about["config"]["width"]))))
+        self.card = Card(
+            name="lung-nodule",
+            modality=frozenset({"CT"}),
+            algorithm=Algorithm("pacs-node lung-nodule", f"{VERSION}+{loaded.sha256[:8]}"),
+            intended_use="Marks and measures candidate pulmonary nodules on axial chest CT of adults for engineers and"
+            " researchers. Research use only, not for diagnostic use.",
+            weights_sha256={loaded.name: loaded.sha256},
+        )
+        self.blend = blending_window().to(self.runtime.device)
+
+    def warm(self) -> None:
+        self.probabilities_of(torch.zeros(BATCH, 1, SIDE, SIDE))
+
+    def run(self, files: Sequence[Path], progress: Progress) -> Findings:
+        started = time.monotonic()
+        progress(0.0, "reading the images")
+        volume = read_ct(files)
+        refuse_unfit(volume)
+        progress(0.05, "looking for the lungs")
+        lungs = find_lungs(volume)
+        probability, windows = self.probability(volume, lungs, progress)
+        progress(0.92, "measuring")
+        found, warnings = self.findings(volume, lungs, probability)
+        progress(1.0, "done")
+        return Findings(
+            pipeline=self.card.name,
+            geometry="volume",
+            images=volume.images,
+            findings=tuple(found),
+            algorithm=self.card.algorithm,
+            warnings=tuple(warnings),
+            facts={
+                "seconds": round(time.monotonic() - started, 1),
+                "device": str(self.runtime),
+                "slices": len(volume.images),
+                "windows": windows,
+                "lungs_ml": round(lungs.volume_ml),
+            },
+        )
+
+    # --------------------------------------------------------------------------------------------- probability
+
+    def probability(self, volume: Volume, lungs: Lungs, progress: Progress) -> tuple[np.ndarray, int]:
+        """uint8 (z, y, x), 255 = certain; 0 where no window looked. And how many windows looked."""
+        out = np.zeros(volume.hu.shape, np.uint8)
+        slices = np.flatnonzero(lungs.mask.any(axis=(1, 2)))
+        windows = 0
+        for done, z in enumerate(slices):
+            image, lung = resampled(volume.hu[z], lungs.mask[z], volume.spacing_mm[1:])
+            marked, count = self.slide(image, lung)
+            if marked.shape != out[z].shape:
+                marked = F.interpolate(marked[None, None], out[z].shape, mode="bilinear", align_corners=False)[0, 0]
+            out[z] = (255 * marked).round().to(torch.uint8).cpu().numpy()
+            windows += count
+            progress(0.1 + 0.82 * (done + 1) / len(slices), f"slice {done + 1} of {len(slices)}")
+        return out, windows
+
+    def slide(self, image: Tensor, lung: np.ndarray) -> tuple[Tensor, int]:
+        """HU float (h, w), bool (h, w) -> probability (h, w) on the runtime's device, and the number of windows.
+
+        Windows of 128 with step 64, laid so that their middles tile the lung's box; those without lung in the middle
+        are left out. Overlaps are blended by a Gaussian.
+        """
+        h, w = image.shape
+        edge = (SIDE - STRIDE) // 2
+        corners = list(tiles(lung))
+        far_y, far_x = (max(corner[axis] for corner in corners) + SIDE for axis in (0, 1))
+        pad = edge, max(0, far_x - w - edge), edge, max(0, far_y - h - edge)
+        wide = F.pad(window(image)[None, None], pad, mode="constant", value=0.0)[0, 0]  # beyond the image: air
+        total, weight = (torch.zeros(wide.shape, device=self.runtime.device) for _ in range(2))
+        for start in range(0, len(corners), BATCH):
+            part = corners[start : start + BATCH]
+            batch = torch.stack([wide[y : y + SIDE, x : x + SIDE] for y, x in part])[:, None]
+            for (y, x), probability in zip(part, self.probabilities_of(batch), strict=True):
+                total[y : y + SIDE, x : x + SIDE] += self.blend * probability[0]
+                weight[y : y + SIDE, x : x + SIDE] += self.blend
+        blended = total / weight.clamp_min(1e-6)
+        return blended[edge : edge + h, edge : edge + w], len(corners)
+
+    @torch.inference_mode()
+    def probabilities_of(self, batch: Tensor) -> Tensor:
+        """(B, 1, 128, 128) in [0, 1] -> probability (B, 1, 128, 128), float32"""
+        with self.runtime.precision():
+            logits = self.net(self.runtime.take(batch))
+        return torch.sigmoid(logits.float())
+
+    # ------------------------------------------------------------------------------------------------ findings
+
+    def findings(self, volume: Volume, lungs: Lungs, probability: np.ndarray) -> tuple[list[Finding], list[str]]:
+        """Nodules, the most certain first, and warnings in words."""
+        kept: list[tuple[Candidate, Sizes]] = []
+        for candidate in candidates(probability, self.options):
+            sizes = measure_nodule(candidate.mask, candidate.offset_zyx, volume.hu, volume.spacing_mm, volume.voxel_mm3)
+            if why_not_nodule(candidate, sizes, volume, lungs, self.options) is None:
+                kept.append((candidate, sizes))
+        kept.sort(key=lambda pair: (-round(pair[0].certainty, 4), pair[0].offset_zyx))
+        warnings = []
+        if len(kept) > self.options.at_most:
+            warnings.append(
+                f"{len(kept)} candidates were found; only the {self.options.at_most} most certain are reported."
+                " The image may be unusual (noise, disease of the whole lung)."
+            )
+        if volume.spacing_mm[0] > 3.0:
+            warnings.append(f"slices are {volume.spacing_mm[0]:.1f} mm apart: small nodules may be missed and sizes are coarse")
+        found = [
+            Finding(
+                number=number,
+                label=f"Nodule {number}",
+                category=codes.MORPHOLOGICALLY_ABNORMAL_STRUCTURE,
+                type=codes.NODULE,
+                site=codes.LUNG,
+                laterality=laterality(candidate, volume, lungs),
+                mask=candidate.mask,
+                offset_zyx=candidate.offset_zyx,
+                key_image=sizes.key_image,
+                certainty=candidate.certainty,
+                long_axis=sizes.long_axis,
+                short_axis=sizes.short_axis,
+                measurements=sizes.measurements,
+            )
+            for number, (candidate, sizes) in enumerate(kept[: self.options.at_most], start=1)
+        ]
+        return found, warnings
+
+
+def refuse_unfit(volume: Volume) -> None:
+    """Raise UnfitInput in words when the network would be asked something it never learned."""
+    normal_z = abs(float(np.cross(volume.affine[:3, 1], volume.affine[:3, 2])[2])) / (
+        volume.spacing_mm[1] * volume.spacing_mm[2]
+    )
+    if normal_z < 0.9:  # about 25 degrees
+        raise UnfitInput("the slices are not axial; an axial chest CT is needed")
+    if len(volume.images) < 5:
+        raise UnfitInput(f"{len(volume.images)} slices are too few to look for nodules; at least 5 are needed")
+    if volume.spacing_mm[0] > 6.0:
+        raise UnfitInput(f"slices are {volume.spacing_mm[0]:.1f} mm apart; nodules need 5 mm or less")
+    if not 0.2 <= volume.spacing_mm[1] <= 2.0 or not 0.2 <= volume.spacing_mm[2] <= 2.0:
+        raise UnfitInput(f"pixels of {volume.spacing_mm[1]:.2f} x {volume.spacing_mm[2]:.2f} mm; 0.2 to 2 mm are expected")
+
+
+def resampled(hu: np.ndarray, lung: np.ndarray, spacing_mm: tuple[float, float]) -> tuple[Tensor, np.ndarray]:
+    """A slice in HU as float, and its lung mask, on pixels of a size the network knows."""
+    image = torch.from_numpy(hu.astype(np.float32))
+    if all(NATIVE_MM[0] <= mm <= NATIVE_MM[1] for mm in spacing_mm):
+        return image, lung
+    shape = [max(16, round(n * mm / TRAINED_MM)) for n, mm in zip(hu.shape, spacing_mm, strict=True)]
+    shrinks = shape[0] < hu.shape[0]
+    image = F.interpolate(image[None, None], shape, mode="bilinear", align_corners=False, antialias=shrinks)[0, 0]
+    mask = F.interpolate(torch.from_numpy(lung)[None, None].float(), shape, mode="nearest-exact")[0, 0] > 0
+    return image, mask.numpy()
+
+
+def tiles(lung: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(row, column) of windows whose middles tile the lung's box, on the image padded by half a step on each side."""
+    rows, columns = np.flatnonzero(lung.any(axis=1)), np.flatnonzero(lung.any(axis=0))
+    for y in range(int(rows[0]), int(rows[-1]) + 1, STRIDE):
+        for x in range(int(columns[0]), int(columns[-1]) + 1, STRIDE):
+            if lung[y : y + STRIDE, x : x + STRIDE].any():
+                yield y, x  # the window starts half a step before its middle, and so does the padded image
+
+
+def blending_window() -> Tensor:
+    """(128, 128) Gaussian of sigma 1/8 of the side, as nnU-Net blends (Isensee 2021)."""
+    place = torch.arange(SIDE) - (SIDE - 1) / 2
+    line = torch.exp(-0.5 * (place / (SIDE / 8)) ** 2)
+    return line[:, None] * line[None, :]
+
+
+def candidates(probability: np.ndarray, options: Options) -> Iterator[Candidate]:
+    """26-connected pieces above the threshold that reach the peak; certainty is the mean probability of the piece."""
+    labels, _ = ndimage.label(probability >= round(255 * options.threshold), structure=np.ones((3, 3, 3)))
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        mask = labels[box] == label
+        values = probability[box][mask]
+        if values.max() >= round(255 * options.peak):
+            yield Candidate(mask, (box[0].start, box[1].start, box[2].start), float(values.mean()) / 255)
+
+
+def why_not_nodule(
+    candidate: Candidate, sizes: Sizes, volume: Volume, lungs: Lungs, options: Options
+) -> str | None:
+    """None, or the reason why a candidate is not reported."""
+    if sizes.mean_mm < options.smallest_mm:
+        return f"{sizes.mean_mm:.1f} mm is below {options.smallest_mm:g} mm"
+    if sizes.mean_mm > options.largest_mm:
+        return f"{sizes.mean_mm:.1f} mm is above {options.largest_mm:g} mm"
+    if candidate.mask.shape[0] < 2 and volume.spacing_mm[0] <= options.thin_mm:
+        return "on one slice only"
+    box = tuple(slice(o, o + n) for o, n in zip(candidate.offset_zyx, candidate.mask.shape, strict=True))
+    share = float(lungs.mask[box][candidate.mask].mean())
+    if share < options.in_lung:
+        return f"only {100 * share:.0f} % inside the lungs"
+    stretch = elongation(candidate.mask, volume.spacing_mm)
+    if stretch > options.elongation:
+        return f"{stretch:.1f} times longer than wide, like a vessel"
+    return None
+
+
+def elongation(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
+    """Longest to second axis of a body with the mask's moments of inertia; a ball has 1."""
+    points = np.argwhere(mask) * np.array(spacing_mm)
+    spread = np.cov(points.T, bias=True) if len(points) > 1 else np.zeros((3, 3))
+    spread += np.diag(np.array(spacing_mm) ** 2 / 12)  # a voxel is a box, not a point
+    _, second, longest = np.sqrt(np.linalg.eigvalsh(spread))
+    return float(longest / second)
+
+
+def laterality(candidate: Candidate, volume: Volume, lungs: Lungs) -> Code | None:
+    """Right or left from the patient's x, at least 2 cm beside the middle of the lungs; else None."""
+    if lungs.middle_x_mm is None:
+        return None
+    middle = np.array(candidate.offset_zyx) + np.array(np.nonzero(candidate.mask)).mean(axis=1)
+    x_mm = volume.position_lps_mm(middle.tolist())[0] - lungs.middle_x_mm
+    if abs(x_mm) < 20.0:
+        return None
+    return codes.LEFT if x_mm > 0 else codes.RIGHT  # LPS: x grows to the patient's left, PS3.3 C.7.6.2.1.1
