@@ -254,7 +254,7 @@ def test_the_series_page_tells_the_whole_story(web: TestClient) -> None:
         "84 axial slices, 2.5 mm apart; 1 set aside: localizer",
         "localizer 1.2.826.9.9",
         "matches chest",
-        "no breast Modality is CT, rule wants US",
+        "no match breast Modality is CT, rule wants US",
         "2 findings",
         "no lung found below slice 3",
         "Segmentation 2.25.1",

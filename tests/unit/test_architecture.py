@@ -1,0 +1,201 @@
+"""The arrows of the architecture, read from the imports: who may know whom, and the one door for each outside thing.
+
+Imports inside functions and under TYPE_CHECKING count too: an arrow is an arrow.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PACKAGES = {  # package -> our packages it may import besides itself
+    "config": set(),
+    "dicom_sr": set(),
+    "models": {"dicom_sr"},
+    "pacs_node": {"config", "dicom_sr", "models"},
+}
+WIRING = {"node", "cli", "demo", "__main__"}  # files of pacs_node that join the rooms and may import anything of ours
+ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
+    "receive": set(),
+    "assemble": set(),
+    "route": set(),
+    "infer": {"models", "dicom_sr"},
+    "encode": {"dicom_sr"},
+    "deliver": set(),
+    "web": set(),
+}
+SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
+    "__init__": set(),
+    "records": set(),
+    "errors": {"records"},
+    "flow": {"records", "errors", "ledger"},
+    "ledger": {"records", "errors", "flow"},
+    "ledger_migrations": set(),
+    "jobs": {"records", "errors", "flow", "ledger"},
+    "observe": {"records", "errors"},
+}
+DOORS = {  # outside package -> files and folders that may import it
+    "sqlalchemy": ("pacs_node/ledger.py", "pacs_node/ledger_migrations/"),
+    "alembic": ("pacs_node/ledger.py", "pacs_node/ledger_migrations/"),
+    "psycopg": ("pacs_node/ledger.py",),
+    "sqlite3": ("pacs_node/ledger.py",),
+    "dbos": ("pacs_node/jobs.py",),
+    "pynetdicom": ("pacs_node/receive/scp.py", "pacs_node/deliver/dimse.py", "pacs_node/assemble/evidence.py"),
+    "torch": ("models/", "pacs_node/infer.py"),
+    "highdicom": ("dicom_sr/", "models/read.py"),
+    "httpx": ("pacs_node/deliver/stow.py", "pacs_node/assemble/evidence.py", "pacs_node/demo.py"),
+    "requests": (),
+    "orthanc_rest_client": ("pacs_node/demo.py",),
+    "starlette": ("pacs_node/web/",),
+    "jinja2": ("pacs_node/web/",),
+    "uvicorn": ("pacs_node/node.py",),
+    "typer": ("pacs_node/cli.py",),
+    "tomllib": ("config/",),
+}
+PURE = {  # decisions: no disk, no socket, no clock
+    "pacs_node/assemble/series.py",
+    "pacs_node/assemble/planes.py",
+    "pacs_node/assemble/geometry.py",
+    "pacs_node/route.py",
+}
+EFFECTS = {
+    "io",
+    "os",
+    "pathlib",
+    "random",
+    "shutil",
+    "socket",
+    "sqlite3",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+}
+
+
+def violations(root: Path) -> list[str]:
+    """Every import under `root` that goes against an arrow, in words with file and line."""
+    found = []
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            name = path.relative_to(root).as_posix()
+            for line, module in imports(path, name):
+                if why := against(root, name, module.split(".")):
+                    found.append(f"{name}:{line}: {why}")
+    return found
+
+
+def imports(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything a file imports: `from a.b import c` is a.b.c."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = name.split("/")[: -node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def against(root: Path, name: str, module: list[str]) -> str | None:
+    """None, or why the file `name` may not import `module`."""
+    package, target = name.split("/")[0], module[0]
+    if target in PACKAGES and target != package and target not in PACKAGES[package]:
+        return f"{package} must not import {target}"
+    if target in DOORS and not any(
+        name == door or (door[-1] == "/" and name.startswith(door)) for door in DOORS[target]
+    ):
+        return f"{target} has another door: {' or '.join(DOORS[target]) or 'none'}"
+    if name in PURE and target in EFFECTS:
+        return f"a pure decision must not import {target}"
+    return _within_the_node(root, name, module) if package == "pacs_node" else None
+
+
+def _is_within(name: str, door: str) -> bool:
+    return name.startswith(door) if door.endswith("/") else name == door
+
+
+def _within_the_node(root: Path, name: str, module: list[str]) -> str | None:
+    room = name.split("/")[1].removesuffix(".py")
+    if room in WIRING:
+        return None
+    if room not in ROOMS and room not in SPINE:
+        return f"{room} is neither a room nor listed in this test: say what it may import"
+    if module[0] in PACKAGES and module[0] != "pacs_node":
+        allowed = ROOMS.get(room, {"dicom_sr"} if room == "flow" else set())
+        return None if module[0] in allowed else f"{room} must not import {module[0]}"
+    if module[0] != "pacs_node" or len(module) == 1:
+        return None
+    other = module[1]
+    if not ((root / "pacs_node" / f"{other}.py").exists() or (root / "pacs_node" / other).is_dir()):
+        return None  # a name of pacs_node/__init__.py
+    allowed = {"records", "errors", room} if room in ROOMS else SPINE[room] | {room}
+    return None if other in allowed else f"{room} must not import {other}"
+
+
+def test_the_arrows_hold() -> None:
+    assert violations(ROOT) == []
+
+
+def test_every_listed_file_exists_or_is_planned() -> None:
+    """A renamed file must not leave its old name behind as an open door."""
+    planned = {"pacs_node/deliver/stow.py", "pacs_node/__main__.py"}
+    listed = {door for doors in DOORS.values() for door in doors} | PURE
+    assert {path for path in listed - planned if not (ROOT / path).exists()} == set()
+
+
+PLANTED = [
+    ("config/schema.py", "import pacs_node", "config must not import pacs_node"),
+    ("config/schema.py", "from models import PIPELINES", "config must not import models"),
+    ("dicom_sr/seg.py", "from pacs_node.records import Job", "dicom_sr must not import pacs_node"),
+    ("dicom_sr/seg.py", "import models.read", "dicom_sr must not import models"),
+    ("dicom_sr/seg.py", "import torch", "torch has another door"),
+    ("models/read.py", "import config", "models must not import config"),
+    ("models/train.py", "import highdicom as hd", "highdicom has another door"),
+    ("pacs_node/route.py", "from pacs_node.assemble.geometry import judge", "route must not import assemble"),
+    ("pacs_node/route.py", "from pacs_node import ledger", "route must not import ledger"),
+    ("pacs_node/route.py", "from . import ledger", "route must not import ledger"),
+    ("pacs_node/route.py", "import config", "route must not import config"),
+    ("pacs_node/route.py", "import time", "a pure decision must not import time"),
+    ("pacs_node/route.py", "def f():\n    import pynetdicom", "pynetdicom has another door"),
+    ("pacs_node/deliver/dimse.py", "from ..receive import scp", "deliver must not import receive"),
+    ("pacs_node/deliver/dimse.py", "from models import PIPELINES", "deliver must not import models"),
+    ("pacs_node/web/app.py", "from sqlalchemy import text", "sqlalchemy has another door"),
+    ("pacs_node/web/app.py", "if TYPE_CHECKING:\n    from pacs_node.flow import Flow", "web must not import flow"),
+    ("pacs_node/records.py", "from pacs_node.errors import Refused", "records must not import errors"),
+    ("pacs_node/flow.py", "from pacs_node.infer import Inference", "flow must not import infer"),
+    ("pacs_node/ledger.py", "import dbos", "dbos has another door"),
+    ("pacs_node/node.py", "import torch.cuda", "torch has another door"),
+    ("pacs_node/helpers.py", "import json", "helpers is neither a room nor listed"),
+]
+
+
+@pytest.mark.parametrize(("name", "code", "why"), PLANTED)
+def test_a_planted_violation_is_found(tmp_path: Path, name: str, code: str, why: str) -> None:
+    plant(tmp_path, "pacs_node/ledger.py", "import sqlalchemy\nfrom pacs_node.records import Job\n")
+    plant(tmp_path, "pacs_node/assemble/geometry.py", "from pacs_node.assemble import series\nimport numpy\n")
+    assert violations(tmp_path) == []
+    plant(tmp_path, name, code)
+    (found,) = violations(tmp_path)
+    assert found.startswith(f"{name}:")
+    assert why in found
+
+
+def plant(root: Path, name: str, code: str) -> None:
+    for known in ("records", "errors", "flow", "infer", "receive/scp"):
+        (root / "pacs_node" / known).parent.mkdir(parents=True, exist_ok=True)
+        (root / "pacs_node" / f"{known}.py").touch()
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(code, encoding="utf-8")
+
+
+def test_naming_the_pipelines_does_not_load_torch() -> None:
+    code = "import sys, models, config, pacs_node.route, pacs_node.flow; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
