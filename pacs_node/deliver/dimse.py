@@ -20,6 +20,7 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import build_context
+from pynetdicom.transport import AssociationSocket
 
 from pacs_node.deliver.destination import Deferred, Now, Outcome, Undeliverable, outcome_of
 from pacs_node.errors import GiveUp
@@ -88,7 +89,7 @@ class Outgoing:
         try:
             meta = read_file_meta_info(path)
             return cls(path, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID)
-        except (InvalidDicomError, AttributeError, EOFError) as error:
+        except (InvalidDicomError, AttributeError, EOFError, FileNotFoundError) as error:
             raise Undeliverable(f"{path.name} is no DICOM file: {error}") from error
 
 
@@ -162,12 +163,7 @@ def _store_all(outgoing: Sequence[Outgoing], peer: Peer, now: Now) -> Iterator[t
         accepted = {
             (str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in association.accepted_contexts
         }
-        why_not = {
-            (str(context.abstract_syntax), str(context.transfer_syntax[0])): CONTEXT_RESULTS.get(
-                context.result or 0, f"result {context.result}"
-            )
-            for context in association.rejected_contexts
-        }
+        why_not = _why_not_accepted(association)
         for number, each in enumerate(outgoing, start=1):
             if each.context not in accepted:
                 why = why_not.get(each.context, "no answer to this one")
@@ -198,8 +194,26 @@ def _receipt(each: Outgoing, status: int, comment: str, now: Now) -> tuple[Recei
 
 
 def _not_accepted(each: Outgoing, why: str, now: Now) -> Receipt:
-    sop_class, syntax = UID(each.sop_class_uid).name, UID(each.transfer_syntax_uid).name
-    return Receipt(each.sop_instance_uid, False, None, f"{sop_class} in {syntax} not accepted: {why}", now())
+    return Receipt(each.sop_instance_uid, False, None, f"{_named(*each.context)} not accepted: {why}", now())
+
+
+def _why_not_accepted(association: Association) -> dict[tuple[str, str], str]:
+    """(SOP class, transfer syntax) of each context that was proposed and not accepted -> the reason.
+
+    By context id: what else a peer writes into a refused context is not significant, PS3.8 9.3.3.2.
+    """
+    proposed = {context.context_id: context for context in association.requestor.requested_contexts}
+    return {
+        (str(ours.abstract_syntax), str(ours.transfer_syntax[0])): CONTEXT_RESULTS.get(
+            context.result or 0, f"result {context.result}"
+        )
+        for context in association.rejected_contexts
+        if (ours := proposed.get(context.context_id)) is not None
+    }
+
+
+def _named(sop_class_uid: str, transfer_syntax_uid: str) -> str:
+    return f"{UID(sop_class_uid).name} in {UID(transfer_syntax_uid).name}"
 
 
 @contextmanager
@@ -214,7 +228,8 @@ def _association(peer: Peer, contexts: set[tuple[str, str]]) -> Iterator[Associa
 
     def on_connection(event: evt.Event) -> None:
         connected.set()
-        event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport = cast(AssociationSocket, event.assoc.dul.socket)
+        cast(socket.socket, transport.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     association = ae.associate(
         peer.host,
@@ -241,12 +256,10 @@ def _why_no_association(association: Association, peer: Peer) -> Deferred | Unde
         why = REJECTIONS.get((answer.result_source or 0, answer.diagnostic or 0), "for an unknown reason")
         words = f"{peer} rejected {peer.calling_ae!r}: {why}"
         return Undeliverable(words) if answer.result == PERMANENT else Deferred(words)
-    if association.rejected_contexts:
-        refused = {
-            f"{UID(context.abstract_syntax or '').name} in {context.transfer_syntax[0].name}"
-            for context in association.rejected_contexts
-        }
-        return Undeliverable(f"{peer} accepts none of what is to be sent: {', '.join(sorted(refused))}")
+    refused = _why_not_accepted(association)
+    if refused:
+        words = {_named(*context) for context in refused}
+        return Undeliverable(f"{peer} accepts none of what is to be sent: {', '.join(sorted(words))}")
     return Deferred(f"{peer} aborted the association request, or did not answer it within {peer.timeout_s:g} s")
 
 

@@ -36,7 +36,7 @@ class FolderDestination:
             try:
                 header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=NEEDED)
                 sop_instance_uid, study_uid = str(header.SOPInstanceUID), str(header.StudyInstanceUID)
-            except (InvalidDicomError, AttributeError, EOFError) as error:
+            except (InvalidDicomError, AttributeError, EOFError, FileNotFoundError) as error:
                 raise Undeliverable(f"{path.name} is no DICOM object: {error}", receipts) from error
             modality = str(header.get("Modality", ""))
             kind = modality if CODE.fullmatch(modality) else "OT"

@@ -23,7 +23,7 @@ from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-from pacs_node.errors import NodeError, ReceiveError, SpoolFull
+from pacs_node.errors import NodeError, ReceiveError, SpoolFull, WrongSopClass
 from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION, Callers, why_no_room
 from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.receive.spool import Arrival, Fate, Spool
@@ -181,10 +181,14 @@ class Listener:
         return not self._open and not self._ending
 
     def _arrival(self, event: evt.Event) -> Arrival:
+        """Raises WrongSopClass when the command leaves the presentation context it came in."""
         request = cast(C_STORE, event.request)
         sender = self._open[event.assoc]
+        sop_class_uid, negotiated = str(request.AffectedSOPClassUID), str(event.context.abstract_syntax)
+        if sop_class_uid != negotiated:
+            raise WrongSopClass(f"the command says {sop_class_uid} in a presentation context for {negotiated}")
         return Arrival(
-            sop_class_uid=str(request.AffectedSOPClassUID),
+            sop_class_uid=sop_class_uid,
             sop_instance_uid=str(request.AffectedSOPInstanceUID),
             transfer_syntax_uid=str(event.context.transfer_syntax),
             data_set=cast(BytesIO, request.DataSet).getbuffer(),

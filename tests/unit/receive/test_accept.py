@@ -1,0 +1,105 @@
+"""The tables against pydicom's decoders and against lists written by hand from the Standard."""
+
+import pytest
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID, AllTransferSyntaxes
+
+from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, Callers, Rejection, why_no_room
+
+# PS3.6 Table A-1, read by hand: every transfer syntax for still images but JPIP and JPEG 2000 Part 2
+FROM_PS3_6 = {
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.57",
+    "1.2.840.10008.1.2.4.70",
+    "1.2.840.10008.1.2.4.80",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.90",
+    "1.2.840.10008.1.2.4.91",
+    "1.2.840.10008.1.2.4.201",
+    "1.2.840.10008.1.2.4.202",
+    "1.2.840.10008.1.2.4.203",
+    "1.2.840.10008.1.2.5",
+}
+TOO_NEW_FOR_PYDICOM = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}  # PS3.6 2025a
+LOSSY = {
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.91",
+    "1.2.840.10008.1.2.4.203",
+}
+
+
+def decodable(uid: str) -> bool:
+    try:
+        return get_decoder(uid).is_available
+    except NotImplementedError:
+        return False
+
+
+def test_every_accepted_transfer_syntax_can_be_read() -> None:
+    assert [uid for uid in TRANSFER_SYNTAXES if not decodable(uid)] == []
+
+
+def test_every_transfer_syntax_that_can_be_read_is_accepted() -> None:
+    assert {str(uid) for uid in AllTransferSyntaxes if decodable(uid)} == set(TRANSFER_SYNTAXES)
+
+
+def test_the_list_is_the_one_of_the_standard() -> None:
+    assert set(TRANSFER_SYNTAXES) == FROM_PS3_6
+
+
+def test_lossless_comes_before_lossy() -> None:
+    lossy = [uid in LOSSY for uid in TRANSFER_SYNTAXES]
+    assert lossy == sorted(lossy)
+
+
+@pytest.mark.parametrize("uid", STORAGE_SOP_CLASSES)
+def test_names_are_those_of_the_registry(uid: str) -> None:
+    def plain(name: str) -> str:
+        return name.replace("-", " ").replace(" Storage", "").lower()
+
+    registered = UID(uid)
+    if registered.is_retired:
+        assert STORAGE_SOP_CLASSES[uid].endswith("(retired)")
+        assert plain(STORAGE_SOP_CLASSES[uid].removesuffix(" (retired)")) == plain(registered.name.split(" (")[0])
+    else:
+        assert plain(STORAGE_SOP_CLASSES[uid]) == plain(TOO_NEW_FOR_PYDICOM.get(uid, registered.name))
+
+
+@pytest.mark.parametrize(
+    ("calling", "called", "expected"),
+    [
+        ("ME", "NODE", None),
+        ("ME  ", " NODE", None),
+        ("me", "NODE", (1, 1, 3)),  # AE titles are case sensitive
+        ("OTHER", "NODE", (1, 1, 3)),
+        ("", "NODE", (1, 1, 3)),
+        ("ME", "NOD", (1, 1, 7)),
+        ("OTHER", "NOD", (1, 1, 7)),
+    ],
+)
+def test_callers(calling: str, called: str, expected: tuple[int, int, int] | None) -> None:
+    rejection = Callers("NODE", frozenset({"ME"})).why_rejected(calling, called)
+    assert codes(rejection) == expected
+    if rejection:
+        assert repr(calling.strip()) in rejection.words
+
+
+def test_nobody_may_send_when_nobody_is_listed() -> None:
+    assert codes(Callers("NODE", frozenset()).why_rejected("ME", "NODE")) == (1, 1, 3)
+
+
+def test_room() -> None:
+    assert why_no_room(1, 2, draining=False) is None
+    assert codes(why_no_room(2, 2, draining=False)) == (2, 3, 2)
+    assert codes(why_no_room(0, 2, draining=True)) == (2, 3, 1)
+
+
+def codes(rejection: Rejection | None) -> tuple[int, int, int] | None:
+    return rejection and (rejection.result, rejection.source, rejection.reason)
