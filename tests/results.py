@@ -1,0 +1,231 @@
+"""Findings of every kind that `dicom_sr` writes, with the images they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from dicom_sr import codes
+from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from tests.factories import ct_series, header, us_image
+
+WHEN = datetime(2026, 3, 1, 12, 30, 5)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Findings and the headers of their images; `images` still have pixels."""
+
+    findings: Findings
+    images: list[Dataset]
+
+    @property
+    def headers(self) -> list[Dataset]:
+        return [header(image) for image in self.images]
+
+
+def refs(images: Sequence[Dataset]) -> tuple[ImageRef, ...]:
+    """One reference for each image, one for each frame of a clip."""
+    return tuple(
+        ImageRef(str(image.SOPClassUID), str(image.SOPInstanceUID), frame)
+        for image in images
+        for frame in (range(1, int(image.NumberOfFrames) + 1) if "NumberOfFrames" in image else [None])
+    )
+
+
+def ball(depth: int = 3, height: int = 6, width: int = 5) -> np.ndarray:
+    """An ellipsoid that fills its box; bool (depth, height, width)."""
+    axes = [(np.arange(n) + 0.5) / n * 2 - 1 for n in (depth, height, width)]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    return z**2 + y**2 + x**2 <= 1.05
+
+
+def nodule(number: int, offset_zyx: tuple[int, int, int], mask: np.ndarray | None = None, **changes: Any) -> Finding:
+    mask = ball() if mask is None else mask
+    key = offset_zyx[0] + int(mask.sum(axis=(1, 2)).argmax())
+    _, y, x = offset_zyx
+    _, height, width = mask.shape
+    return replace(
+        Finding(
+            number=number,
+            label=f"Nodule {number}",
+            category=codes.MORPHOLOGICALLY_ABNORMAL_STRUCTURE,
+            type=codes.NODULE,
+            site=codes.LUNG,
+            laterality=codes.RIGHT,
+            mask=mask,
+            offset_zyx=offset_zyx,
+            key_image=key,
+            certainty=0.8734,
+            long_axis=Axis(key, (x + width / 2, float(y)), (x + width / 2, float(y + height))),
+            short_axis=Axis(key, (float(x), y + height / 2), (float(x + width), y + height / 2)),
+            measurements=(
+                Measurement(codes.LONG_AXIS, 4.5, codes.MM),
+                Measurement(codes.SHORT_AXIS, 3.8, codes.MM),
+                Measurement(codes.MEAN_DIAMETER, 4.1, codes.MM, codes.MEAN),
+                Measurement(codes.VOXEL_VOLUME, 103.0, codes.MM3),
+                Measurement(codes.MEAN_HU, -33.333333333333336, codes.HU),
+                Measurement(codes.SD_HU, 11.5, codes.HU),
+            ),
+        ),
+        **changes,
+    )
+
+
+def mass(number: int, offset_zyx: tuple[int, int, int], mask: np.ndarray | None = None, **changes: Any) -> Finding:
+    return nodule(
+        number,
+        offset_zyx,
+        ball(1, 10, 14) if mask is None else mask,
+        label=f"Mass {number}",
+        type=codes.MASS,
+        site=codes.BREAST,
+        laterality=codes.LEFT,
+        measurements=(
+            Measurement(codes.LONG_AXIS, 3.5, codes.MM),
+            Measurement(codes.SHORT_AXIS, 2.5, codes.MM),
+            Measurement(codes.AREA, 6.87, codes.MM2),
+        ),
+        evaluations=(Evaluation(codes.US_ORIENTATION, codes.PARALLEL),),
+        **changes,
+    )
+
+
+def ct_findings(images: Sequence[Dataset], *found: Finding, **changes: Any) -> Findings:
+    return replace(
+        Findings(
+            pipeline="lung-nodule",
+            geometry="volume",
+            images=refs(images),
+            findings=found,
+            algorithm=Algorithm("pacs-node lung-nodule", "0.1.0+1a2b3c4d"),
+            sought=codes.NODULE,
+            sought_site=codes.LUNG,
+        ),
+        **changes,
+    )
+
+
+def us_findings(images: Sequence[Dataset], *found: Finding, **changes: Any) -> Findings:
+    return replace(
+        Findings(
+            pipeline="breast-us",
+            geometry="image",
+            images=refs(images),
+            findings=found,
+            algorithm=Algorithm("pacs-node breast-us", "0.1.0+5e6f7a8b"),
+            measurements=(Measurement(codes.PROBABILITY_OF_CANCER, 12.5, codes.PERCENT),),
+            sought=codes.LESION,
+            sought_site=codes.BREAST,
+        ),
+        **changes,
+    )
+
+
+def ct_two() -> Case:
+    images = ct_series()
+    found = nodule(1, (2, 5, 8)), nodule(2, (7, 20, 25), laterality=None)
+    return Case(ct_findings(images, *found, warnings=("slices are thick",)), images)
+
+
+def ct_overlapping() -> Case:
+    images = ct_series(name="overlapping")
+    return Case(ct_findings(images, nodule(1, (2, 5, 8)), nodule(2, (3, 7, 10))), images)
+
+
+def ct_many() -> Case:
+    images = ct_series(name="many nodules", shape=(16, 48, 64))
+    found = [nodule(n, (n % 13, 6 * (n % 7), 8 * (n % 6))) for n in range(1, 31)]
+    return Case(ct_findings(images, *found), images)
+
+
+def ct_nothing() -> Case:
+    images = ct_series(name="nothing")
+    return Case(ct_findings(images), images)
+
+
+def ct_oblique() -> Case:
+    images = ct_series(name="oblique", orientation="oblique", descending=True, shuffled_instance_numbers=True)
+    return Case(ct_findings(images, nodule(1, (4, 10, 12))), images)
+
+
+def us_one() -> Case:
+    image = us_image()
+    return Case(us_findings([image], mass(1, (0, 12, 20))), [image])
+
+
+def us_normal() -> Case:
+    image = us_image(name="normal")
+    normal = (Evaluation(codes.FINDING, codes.ULTRASOUND_NORMAL),)
+    return Case(us_findings([image], evaluations=normal), [image])
+
+
+def us_several() -> Case:
+    """Three images of one size and two of another, in one series."""
+    images = [us_image(name="several", number=n, shape=(48, 64) if n < 4 else (40, 80)) for n in range(1, 6)]
+    return Case(us_findings(images, mass(1, (0, 12, 20)), mass(2, (2, 8, 9)), mass(3, (4, 20, 50))), images)
+
+
+def us_clip() -> Case:
+    """A lesion on three frames of a clip and one on a single frame."""
+    clip = us_image(name="clip", frames=6, colour=True)
+    return Case(us_findings([clip], mass(1, (1, 12, 20), ball(3, 10, 14)), mass(2, (5, 3, 4))), [clip])
+
+
+def us_uncalibrated() -> Case:
+    image = us_image(name="uncalibrated", spacing_mm=None)
+    in_pixels = (Measurement(codes.LONG_AXIS, 14.0, codes.PIXELS),)
+    found = replace(mass(1, (0, 12, 20)), measurements=in_pixels)
+    return Case(us_findings([image], found, warnings=("no calibration: sizes in pixels",)), [image])
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        ct_two,
+        ct_overlapping,
+        ct_many,
+        ct_nothing,
+        ct_oblique,
+        us_one,
+        us_normal,
+        us_several,
+        us_clip,
+        us_uncalibrated,
+    )
+}
+
+
+def assert_same(read: Findings, meant: Findings) -> None:
+    """Everything the objects carry is equal: masks voxel by voxel, numbers exactly, calipers to float32 (VR FL)."""
+    left_out = {"findings", "facts"} | ({"sought", "sought_site"} if meant.findings else set())
+    for field in fields(Findings):
+        if field.name not in left_out:
+            assert getattr(read, field.name) == getattr(meant, field.name), field.name
+    assert len(read.findings) == len(meant.findings)
+    for mine, theirs in zip(read.findings, meant.findings, strict=True):
+        assert voxels(mine) == voxels(theirs)
+        for field in fields(Finding):
+            if field.name in ("long_axis", "short_axis"):
+                _assert_same_axis(getattr(mine, field.name), getattr(theirs, field.name))
+            elif field.name == "certainty":
+                assert abs(mine.certainty - theirs.certainty) < 1e-4  # shown in per cent with two digits
+            elif field.name not in ("mask", "offset_zyx"):
+                assert getattr(mine, field.name) == getattr(theirs, field.name), field.name
+
+
+def voxels(finding: Finding) -> set[tuple[int, ...]]:
+    return {tuple(index) for index in (np.argwhere(finding.mask) + finding.offset_zyx).tolist()}
+
+
+def _assert_same_axis(mine: Axis | None, theirs: Axis | None) -> None:
+    if mine is None or theirs is None:
+        assert mine is theirs
+        return
+    assert mine.image == theirs.image
+    np.testing.assert_allclose([mine.start_xy, mine.end_xy], [theirs.start_xy, theirs.end_xy], rtol=1e-6)
