@@ -95,8 +95,8 @@ class Jobs(Settings):
 
     infer_timeout_s: Seconds = 1800.0  # one inference; then its process is killed and the job tried again
     infer_attempts: Count = 3  # then the inference is given up
-    send_backoff_s: Seconds = 10.0  # wait after the first failed send; doubles with every further one
-    send_backoff_max_s: Seconds = 900.0  # the longest wait between two sends
+    send_backoff_s: Seconds = 10.0  # wait after a first failed send or inference; doubles with every further one
+    send_backoff_max_s: Seconds = 900.0  # the longest wait between two attempts
     max_attempts: Count = 100  # sends to one destination; then the job is failed until "retry now"
     poison_limit: Count = 5  # a job that took the process down this often is failed
     lease_s: Seconds = 30.0  # a worker silent for this long loses its jobs to another

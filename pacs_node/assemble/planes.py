@@ -27,7 +27,7 @@ NOT_HOUNSFIELD = {"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}  # Rescal
 
 
 DIRECTION = 1e-3  # largest difference of direction cosines that are "the same"; viewers use this one too
-PIXEL_SPACING_MM = 1e-3
+PIXEL_SPACING = 1e-3  # share of it
 OBLIQUE_DEGREES = 30.0  # from axial; beyond, organs no longer look as the models know them
 
 
@@ -78,7 +78,7 @@ def difference(plane: Plane, other: Plane) -> str | None:
         return f"another orientation: {turned if plane.orientation != other.orientation else 'turned'}"
     if plane.shape != other.shape:
         return "another size: {} x {} pixels, not {} x {}".format(*plane.shape, *other.shape)
-    if np.abs(np.subtract(plane.pixel_spacing_mm, other.pixel_spacing_mm)).max() > PIXEL_SPACING_MM:
+    if not np.allclose(plane.pixel_spacing_mm, other.pixel_spacing_mm, rtol=PIXEL_SPACING, atol=0):
         spacings = (*plane.pixel_spacing_mm, *other.pixel_spacing_mm)
         return "another pixel spacing: {:.4g} x {:.4g} mm, not {:.4g} x {:.4g}".format(*spacings)
     return None
