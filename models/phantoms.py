@@ -200,7 +200,7 @@ def ultrasound_dicom(
     image.SeriesNumber, image.InstanceNumber = 1, number
     image.Modality = "US"
     image.ImageType = ["ORIGINAL", "PRIMARY", "BREAST", "0001"]  # 0001: 2D imaging, PS3.3 C.8.5.6.1.1
-    image.Manufacturer, image.ManufacturerModelName = "pacs-node", "phantom"
+    image.Manufacturer, image.ManufacturerModelName = "Synthetic", "phantom"
     image.DeviceSerialNumber = image.SoftwareVersions = "1"
     image.InstitutionName = ""
     image.ReferringPhysicianName = ""
