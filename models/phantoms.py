@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 from scipy import ndimage
 
 
@@ -23,6 +23,8 @@ class Lesion:
     offset_zyx: tuple[int, int, int]  # z counts Truth.files
     long_axis_mm: float
     short_axis_mm: float
+    centre_lps_mm: tuple[float, float, float] | None = None  # where there is a patient coordinate system (CT)
+    hu: float | None = None  # CT
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,334 @@ def _region(shape: tuple[int, ...], spacing_mm: tuple[float, float]) -> Dataset:
     region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
     region.PhysicalDeltaX, region.PhysicalDeltaY = spacing_mm[1] / 10, spacing_mm[0] / 10
     return region
+
+# -------------------------------------------------------------------------------------------------------- chest CT
+
+ORIENTATIONS: dict[str, tuple[float, ...]] = {  # ImageOrientationPatient: direction of a row, then of a column, in LPS
+    "HFS": (1, 0, 0, 0, 1, 0),
+    "FFS": (-1, 0, 0, 0, 1, 0),
+    "HFP": (-1, 0, 0, 0, -1, 0),
+    "FFP": (1, 0, 0, 0, -1, 0),
+    "oblique": (1, 0, 0, 0, 0.984807753, 0.173648178),  # axial, tipped by 10 degrees
+    "sagittal": (0, 1, 0, 0, 0, -1),
+    "coronal": (1, 0, 0, 0, 0, -1),
+}
+LUNG_HU, SOFT_HU, FAT_HU, BLOOD_HU, BONE_HU, MARROW_HU = -860.0, 45.0, -95.0, 50.0, 480.0, 180.0
+NOISE_HU = 22.0
+EDGE_MM = 0.45  # how fast a small object fades into what surrounds it
+
+# Ellipsoids of the body in patient mm, LPS round the middle of the chest: centre, half axes, HU; painted in this order.
+BODY: tuple[tuple[tuple[float, float, float], tuple[float, float, float], float], ...] = (
+    ((0, 0, 0), (165, 112, 900), FAT_HU),
+    ((0, 2, 0), (153, 101, 900), SOFT_HU),
+    ((-76, 4, -5), (62, 86, 128), LUNG_HU),  # right lung
+    ((76, 4, -5), (62, 86, 128), LUNG_HU),
+    ((26, -32, -40), (52, 44, 58), BLOOD_HU),  # heart
+    ((0, -86, 0), (18, 7, 900), BONE_HU),  # sternum
+    ((0, 82, 0), (24, 22, 900), BONE_HU),  # vertebrae
+    ((0, 82, 0), (21, 19, 900), MARROW_HU),
+    ((24, 56, 0), (12, 12, 900), BLOOD_HU),  # aorta
+    ((0, 20, 70), (9, 9, 75), -1000.0),  # trachea
+)
+LUNGS = BODY[2:4]
+TABLE_MM = (128.0, 134.0)  # y of its top and bottom
+
+
+@dataclass(frozen=True)
+class Ball:
+    """A nodule: an ellipsoid with a bumpy surface."""
+
+    centre_mm: np.ndarray
+    half_axes_mm: np.ndarray
+    bumps: np.ndarray  # unit vectors (n, 3)
+    heights: np.ndarray  # (n,), share of the radius
+    hu: float
+
+    def depth_mm(self, points_mm: np.ndarray) -> np.ndarray:
+        """(..., 3) in LPS -> about how far inside the surface, negative outside."""
+        scaled = (points_mm - self.centre_mm) / self.half_axes_mm
+        radius = np.linalg.norm(scaled, axis=-1)
+        direction = scaled / np.maximum(radius, 1e-6)[..., None]
+        surface = 1 + np.exp(5 * (direction @ self.bumps.T - 1)) @ self.heights
+        return (surface - radius) * float(self.half_axes_mm.mean())
+
+
+@dataclass(frozen=True)
+class Tube:
+    """A piece of vessel."""
+
+    start_mm: np.ndarray
+    end_mm: np.ndarray
+    radius_mm: float
+
+    def depth_mm(self, points_mm: np.ndarray) -> np.ndarray:
+        """(..., 3) in LPS -> how far inside the wall, negative outside."""
+        along = self.end_mm - self.start_mm
+        share = np.clip((points_mm - self.start_mm) @ along / (along @ along), 0, 1)
+        return self.radius_mm - np.linalg.norm(points_mm - self.start_mm - share[..., None] * along, axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The scan's own grid: (z, y, x, 1) -> LPS mm by `affine`; z ascends along the slice normal."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    def box(self, corner_mm: np.ndarray, reach_mm: float) -> tuple[slice, ...]:
+        """The voxels within reach of a point, clipped to the grid; empty slices if none."""
+        middle = np.linalg.inv(self.affine) @ [*corner_mm, 1]
+        reach = reach_mm / np.linalg.norm(self.affine[:3, :3], axis=0)
+        return tuple(
+            slice(int(np.clip(np.floor(m - r), 0, n)), int(np.clip(np.ceil(m + r) + 1, 0, n)))
+            for m, r, n in zip(middle[:3], reach, self.shape, strict=True)
+        )
+
+    def points(self, box: tuple[slice, ...], shift_z: float = 0.0) -> np.ndarray:
+        """LPS of the voxels' centres, (d, h, w, 3); shift_z in slices."""
+        z, y, x = (np.arange(s.start, s.stop, dtype=float) for s in box)
+        zyx = np.stack(np.meshgrid(z + shift_z, y, x, indexing="ij"), -1)
+        return zyx @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+
+def chest_ct(
+    folder: Path,
+    *,
+    seed: int = 1,
+    slices: int = 100,
+    size: int = 512,
+    spacing_mm: tuple[float, float, float] = (2.5, 0.7, 0.7),
+    orientation: str = "HFS",
+    order: str = "ascending",
+    nodules: int = 6,
+    patient_id: str = "PHANTOM-CT-1",
+) -> Truth:
+    """One CT series of a chest with lungs, heart, bones, branching vessels and `nodules` nodules of 6 to 20 mm.
+
+    spacing_mm   between slices, rows, columns
+    orientation  a name of ORIENTATIONS
+    order        of InstanceNumber along the normal: "ascending", "descending" or "shuffled"; file names are always shuffled
+
+    The same arguments make the same files. `Truth.files` ascend along the normal, as models.read.read_ct orders them.
+    """
+    rng = np.random.default_rng((seed, 77))
+    grid = chest_grid(slices, size, spacing_mm, orientation)
+    vessels = [tube for side in (-1, 1) for tube in vessel_tree(rng, side)]
+    balls = place_nodules(rng, grid, vessels, nodules)
+    hu = chest_hu(rng, grid, vessels, balls)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {"ascending": np.arange(slices), "descending": np.arange(slices)[::-1], "shuffled": rng.permutation(slices)}
+    names = rng.permutation(slices)
+    series = f"{seed} {slices} {size} {spacing_mm} {orientation} {order} {nodules}"
+    files = []
+    for z in range(slices):
+        image = ct_dicom(hu[z], grid.affine, z, orientation, patient_id=patient_id, series=series)
+        image.InstanceNumber = int(numbers[order][z]) + 1
+        files.append(folder / f"ct_{names[z] + 1:04d}.dcm")
+        image.save_as(files[-1], enforce_file_format=True)
+    return Truth(tuple(files), tuple(ball_lesion(ball, grid) for ball in balls))
+
+
+def chest_grid(slices: int, size: int, spacing_mm: tuple[float, float, float], orientation: str) -> Grid:
+    """A grid round the middle of the chest."""
+    cosines = np.array(ORIENTATIONS[orientation])
+    row, column = cosines[:3], cosines[3:]
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([np.cross(row, column), column, row], axis=1) * spacing_mm
+    middle = np.array([slices - 1, size - 1, size - 1]) / 2
+    affine[:3, 3] = np.array([0.0, 12.0, 0.0]) - affine[:3, :3] @ middle
+    return Grid((slices, size, size), affine)
+
+
+def vessel_tree(rng: np.random.Generator, side: int) -> list[Tube]:
+    """Vessels of one lung, from the hilum outwards, each branch thinner than its parent (Murray 1926: r³ = Σ r³)."""
+    centre, half_axes, _ = LUNGS[0 if side < 0 else 1]
+    tubes: list[Tube] = []
+    ends = [
+        (np.array([side * 26.0, 8.0, 5.0]), unit(np.array([side * 1.0, y, z])), 3.6)
+        for y, z in ((-0.7, 0.9), (0.8, 0.8), (-0.3, -0.2), (0.7, -1.0), (-0.9, -0.9))
+    ]
+    while ends:
+        start, direction, radius = ends.pop()
+        end = start + direction * radius * rng.uniform(4.5, 7.5)
+        if radius < 0.55 or np.linalg.norm((end - centre) / np.subtract(half_axes, 4)) > 1:
+            continue
+        tubes.append(Tube(start, end, radius))
+        share = rng.uniform(0.35, 0.65)
+        for part in (share, 1 - share):
+            turned = unit(direction + rng.normal(0, 0.45, 3))
+            ends.append((end, turned, radius * float(part) ** (1 / 3)))
+    return tubes
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def place_nodules(rng: np.random.Generator, grid: Grid, vessels: list[Tube], count: int) -> list[Ball]:
+    """Nodules inside the lungs and the scan, apart from each other and from large vessels.
+
+    Raises ValueError when the scan has no room for so many.
+    """
+    balls: list[Ball] = []
+    heart_centre, heart_axes, _ = BODY[4]
+    for attempt in range(200 * count):
+        if len(balls) == count:
+            return balls
+        centre, half_axes, _ = LUNGS[attempt % 2]
+        radius = rng.uniform(3.0, 10.0)
+        place = centre + unit(rng.normal(size=3)) * half_axes * rng.random() ** (1 / 3)
+        index = (np.linalg.inv(grid.affine) @ [*place, 1])[:3]
+        margin = (radius + 4) / np.linalg.norm(grid.affine[:3, :3], axis=0)
+        free = (
+            np.linalg.norm((place - centre) / (np.array(half_axes) - radius - 3)) < 1
+            and np.linalg.norm((place - heart_centre) / (np.array(heart_axes) + radius + 4)) > 1
+            and bool(((index > margin) & (index < np.array(grid.shape) - 1 - margin)).all())
+            and all(np.linalg.norm(place - other.centre_mm) > 30 for other in balls)
+            and all(tube.depth_mm(place) < -radius - 2.5 for tube in vessels if tube.radius_mm > 1.1)
+        )
+        if free:
+            bumps = rng.normal(size=(7, 3))
+            balls.append(
+                Ball(
+                    centre_mm=place,
+                    half_axes_mm=radius * rng.uniform(0.85, 1.15, 3),
+                    bumps=bumps / np.linalg.norm(bumps, axis=1, keepdims=True),
+                    heights=rng.uniform(-0.12, 0.16, 7),
+                    hu=float(rng.uniform(0, 50)),
+                )
+            )
+    if len(balls) < count:
+        raise ValueError(f"no room for {count} nodules in this scan, {len(balls)} fit; use more slices or fewer nodules")
+    return balls
+
+
+def chest_hu(rng: np.random.Generator, grid: Grid, vessels: list[Tube], balls: list[Ball]) -> np.ndarray:
+    """int16 (z, y, x) in HU, with a scanner's blur and noise."""
+    hu = np.empty(grid.shape, np.float32)
+    step, down, across = (grid.affine[:3, axis] for axis in range(3))
+    rows, columns = np.arange(grid.shape[1])[:, None], np.arange(grid.shape[2])[None, :]
+    for z in range(grid.shape[0]):
+        x, y, height = (  # (h, 1), (1, w) or (h, w): whatever the orientation needs
+            grid.affine[axis, 3] + z * step[axis] + outer(rows, down[axis], columns, across[axis]) for axis in range(3)
+        )
+        paint_body(hu[z], x, y, height)
+    for thing, value in [*((tube, BLOOD_HU) for tube in vessels), *((ball, ball.hu) for ball in balls)]:
+        paint(hu, grid, thing, value)
+    texture = ndimage.gaussian_filter(rng.normal(size=grid.shape).astype(np.float32), (0.6, 0.7, 0.7))
+    for z in range(grid.shape[0]):
+        hu[z] = ndimage.gaussian_filter(hu[z], 0.55) + texture[z] * (NOISE_HU / texture.std())
+    return np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
+
+
+def outer(rows: np.ndarray, down: float, columns: np.ndarray, across: float) -> np.ndarray:
+    """rows·down + columns·across, kept as a line where one of them does not matter: ten times less work."""
+    if down == 0:
+        return columns * across
+    return rows * down if across == 0 else rows * down + columns * across
+
+
+def paint_body(image: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
+    """Everything large, into one slice; x, y, z in LPS mm."""
+    image[...] = -1000.0
+    image[np.broadcast_to((y > TABLE_MM[0]) & (y < TABLE_MM[1]) & (np.abs(x) < 210), image.shape)] = -200.0
+    for (cx, cy, cz), (rx, ry, rz), value in BODY:
+        image[((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 < 1] = value
+    # ribs: hoops in the chest wall, falling towards the front
+    wall = (x / 144) ** 2 + ((y - 2) / 97) ** 2
+    hoop = np.abs((z - 0.35 * y) % 26 - 13) < 4.5
+    rib = (wall < 1) & (wall > 0.93) & hoop
+    image[rib] = BONE_HU
+
+
+def paint(hu: np.ndarray, grid: Grid, thing: Ball | Tube, value: float) -> None:
+    """A small object with a soft edge, averaged over the thickness of the slice."""
+    if isinstance(thing, Ball):
+        middle, reach = thing.centre_mm, 1.8 * float(thing.half_axes_mm.max()) + 3
+    else:
+        middle = (thing.start_mm + thing.end_mm) / 2
+        reach = float(np.linalg.norm(thing.end_mm - middle)) + thing.radius_mm + 3
+    box = grid.box(middle, reach)
+    if any(s.stop <= s.start for s in box):
+        return
+    share = np.mean(
+        [1 / (1 + np.exp(-thing.depth_mm(grid.points(box, shift)) / EDGE_MM)) for shift in (-1 / 3, 0, 1 / 3)], axis=0
+    )
+    hu[box] = np.maximum(hu[box], hu[box] + (value - hu[box]) * share)
+
+
+def ball_lesion(ball: Ball, grid: Grid) -> Lesion:
+    """What is true about a nodule: its voxels, and its axes in the image plane through its middle."""
+    box = grid.box(ball.centre_mm, 1.8 * float(ball.half_axes_mm.max()) + 3)
+    inside = ball.depth_mm(grid.points(box)) >= 0
+    (tight,) = ndimage.find_objects(inside.astype(np.uint8))
+    angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    down, across = (unit(grid.affine[:3, axis]) for axis in (1, 2))
+    rays = np.outer(np.cos(angles), across) + np.outer(np.sin(angles), down)
+    lengths = np.linspace(0, 1.8 * float(ball.half_axes_mm.max()), 600)
+    depth = ball.depth_mm(ball.centre_mm + rays[:, None] * lengths[None, :, None])
+    edge = lengths[(depth >= 0).sum(axis=1) - 1]
+    outline = np.stack([np.cos(angles), np.sin(angles)], -1) * edge[:, None]
+    distance = np.linalg.norm(outline[:, None] - outline[None], axis=-1)
+    i, j = np.unravel_index(int(distance.argmax()), distance.shape)
+    along = unit(outline[j] - outline[i])
+    across_long = outline @ np.array([-along[1], along[0]])
+    return Lesion(
+        mask=inside[tight],
+        offset_zyx=tuple(b.start + t.start for b, t in zip(box, tight, strict=True)),  # type: ignore[arg-type]
+        long_axis_mm=float(distance.max()),
+        short_axis_mm=float(np.ptp(across_long)),
+        centre_lps_mm=tuple(float(v) for v in ball.centre_mm),  # type: ignore[arg-type]
+        hu=ball.hu,
+    )
+
+
+def ct_dicom(
+    hu: np.ndarray, affine: np.ndarray, z: int, orientation: str, *, patient_id: str, series: str
+) -> Dataset:
+    """int16 HU (rows, columns) of slice z -> a CT Image Storage object (PS3.3 A.3), ready to save."""
+    step, down, across = (affine[:3, axis] for axis in range(3))
+    image = Dataset()
+    image.SpecificCharacterSet = "ISO_IR 192"
+    image.SOPClassUID = CTImageStorage
+    image.SOPInstanceUID = _uid(patient_id, series, str(z))
+    image.StudyInstanceUID = _uid(patient_id, series, "study")
+    image.SeriesInstanceUID = _uid(patient_id, series, "series")
+    image.FrameOfReferenceUID = _uid(patient_id, series, "frame of reference")
+    image.StudyDate = image.SeriesDate = image.AcquisitionDate = image.ContentDate = "20260101"
+    image.StudyTime = image.SeriesTime = image.AcquisitionTime = image.ContentTime = "120000"
+    image.AccessionNumber = ""
+    image.StudyID = "1"
+    image.SeriesNumber, image.InstanceNumber, image.AcquisitionNumber = 1, z + 1, 1
+    image.Modality = "CT"
+    image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    image.Manufacturer, image.ManufacturerModelName = "pacs-node", "phantom"
+    image.DeviceSerialNumber = image.SoftwareVersions = "1"
+    image.InstitutionName = image.ReferringPhysicianName = ""
+    image.StudyDescription, image.SeriesDescription = "CT chest", "Chest"
+    image.PatientName, image.PatientID = "Phantom^Chest", patient_id
+    image.PatientBirthDate, image.PatientSex = "", "O"
+    image.PatientPosition = orientation if orientation in ("HFS", "FFS", "HFP", "FFP") else "HFS"
+    image.BodyPartExamined = "CHEST"
+    image.PositionReferenceIndicator = ""
+    image.KVP = 120
+    image.ConvolutionKernel = "PHANTOM"
+    image.SliceThickness = round(float(np.linalg.norm(step)), 6)
+    image.PixelSpacing = [round(float(np.linalg.norm(down)), 6), round(float(np.linalg.norm(across)), 6)]
+    image.ImageOrientationPatient = [round(float(v), 9) for v in ORIENTATIONS[orientation]]
+    image.ImagePositionPatient = [round(float(v), 6) for v in affine[:3, 3] + z * step]
+
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.Rows, image.Columns = hu.shape
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
+    image.RescaleIntercept, image.RescaleSlope, image.RescaleType = 0, 1, "HU"
+    image.WindowCenter, image.WindowWidth = -600, 1500
+    image.PixelData = np.ascontiguousarray(hu, dtype="<i2").tobytes()
+    image["PixelData"].VR = "OW"
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return image
 
 
 def _uid(*what: str) -> str:
