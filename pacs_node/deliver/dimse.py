@@ -258,8 +258,8 @@ def _why_no_association(association: Association, peer: Peer) -> Deferred | Unde
         return Undeliverable(words) if answer.result == PERMANENT else Deferred(words)
     refused = _why_not_accepted(association)
     if refused:
-        words = {_named(*context) for context in refused}
-        return Undeliverable(f"{peer} accepts none of what is to be sent: {', '.join(sorted(words))}")
+        names = ", ".join(sorted(_named(*context) for context in refused))
+        return Undeliverable(f"{peer} accepts none of what is to be sent: {names}")
     return Deferred(f"{peer} aborted the association request, or did not answer it within {peer.timeout_s:g} s")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 A.4
@@ -35,9 +36,7 @@ STORAGE_SOP_CLASSES: dict[str, str] = {
     "1.2.840.10008.5.1.4.1.1.88.59": "Key Object Selection Document",
 }
 
-# Every transfer syntax that pydicom and its decoder plugins read, the preferred first: of several proposed in one
-# presentation context the first one here is accepted. Lossless before lossy, so that a sender who holds the original
-# does not compress it for us.
+# Every transfer syntax that pydicom and its decoder plugins read
 TRANSFER_SYNTAXES: dict[str, str] = {
     "1.2.840.10008.1.2.1": "Explicit VR Little Endian",  # PS3.5 A.2
     "1.2.840.10008.1.2": "Implicit VR Little Endian",  # PS3.5 A.1
@@ -56,6 +55,23 @@ TRANSFER_SYNTAXES: dict[str, str] = {
     "1.2.840.10008.1.2.4.50": "JPEG Baseline, Process 1",  # PS3.5 A.4.1
     "1.2.840.10008.1.2.4.51": "JPEG Extended, Process 2 and 4",  # PS3.5 A.4.1
 }
+
+LOSSY = frozenset(
+    {
+        "1.2.840.10008.1.2.4.81",
+        "1.2.840.10008.1.2.4.91",  # may be either, as HTJ2K below: PS3.5 10.6 and 10.18
+        "1.2.840.10008.1.2.4.203",
+        "1.2.840.10008.1.2.4.50",
+        "1.2.840.10008.1.2.4.51",
+    }
+)
+
+
+def preferred(proposed: Iterable[str]) -> list[str]:
+    """The proposed transfer syntaxes that we accept, the one to choose first: the sender's own order, because senders
+    name first what they hold; but lossless before lossy, so that nobody compresses an original for us."""
+    readable = [uid for uid in dict.fromkeys(proposed) if uid in TRANSFER_SYNTAXES]
+    return sorted(readable, key=lambda uid: uid in LOSSY)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,20 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from pacs_node.errors import NodeError, ReceiveError, SpoolFull, WrongSopClass
-from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION, Callers, why_no_room
+from pacs_node.receive.accept import (
+    STORAGE_SOP_CLASSES,
+    TRANSFER_SYNTAXES,
+    VERIFICATION,
+    Callers,
+    preferred,
+    why_no_room,
+)
 from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.receive.spool import Arrival, Fate, Spool
 from pacs_node.records import AssociationEnd, Instance
@@ -130,6 +138,7 @@ class Listener:
             )
             if rejection is None:
                 self._open[association] = _Sender(f"{self._began}-{next(self._serial)}", calling)
+                association.acceptor.supported_contexts = _supported(request)
                 return
         association.acse.send_reject(rejection.result, rejection.source, rejection.reason)
         association.kill()  # returns when the rejection is on the wire
@@ -281,7 +290,7 @@ class _Socket(AssociationSocket):
 
 
 def _application_entity(settings: ListenerSettings) -> AE:
-    """Every storage SOP class in every transfer syntax of accept.py, and C-ECHO."""
+    """Ourselves, as pynetdicom wants to know us."""
     ae = AE(settings.ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -290,12 +299,23 @@ def _application_entity(settings: ListenerSettings) -> AE:
     ae.network_timeout = settings.network_timeout_s
     ae.acse_timeout = settings.acse_timeout_s
     ae.dimse_timeout = settings.dimse_timeout_s
-    ae.add_supported_context(VERIFICATION)
+    ae.add_supported_context(VERIFICATION)  # the others depend on what is proposed: see _supported
     for uid, name in STORAGE_SOP_CLASSES.items():
         if uid_to_service_class(uid) is not StorageServiceClass:  # pynetdicom does not know the retired ones
             register_uid(uid, "".join(filter(str.isalnum, name)), StorageServiceClass)
-        ae.add_supported_context(uid, list(TRANSFER_SYNTAXES))
     return ae
+
+
+def _supported(request: A_ASSOCIATE) -> list[PresentationContext]:
+    """What we support of what is proposed, each SOP class with the transfer syntax to choose first in front."""
+    proposed: dict[str, list[str]] = {}
+    for context in request.presentation_context_definition_list:
+        proposed.setdefault(str(context.abstract_syntax), []).extend(map(str, context.transfer_syntax))
+    return [
+        build_context(uid, preferred(syntaxes) or list(TRANSFER_SYNTAXES))
+        for uid, syntaxes in proposed.items()
+        if uid in STORAGE_SOP_CLASSES or uid == VERIFICATION
+    ]
 
 
 def _status(status: int, comment: str) -> Dataset:

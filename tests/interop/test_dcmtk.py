@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,9 +49,10 @@ ENCODINGS: dict[str, tuple[list[str], str]] = {
     "1.2.840.10008.1.2.4.81": (["dcmcjpls", "+en"], "-xu"),
 }
 # ... and those DCMTK cannot make, by pydicom
-BY_PYDICOM = ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"]
+BY_PYDICOM = ["1.2.840.10008.1.2.4.90"]
 
 
+UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
 LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
 
 
@@ -75,6 +77,13 @@ def node(tmp_path: Path) -> Iterator[Node]:
 def data_set(path: Path) -> bytes:
     content = path.read_bytes()
     return content[decode(content[:4096]).size :]
+
+
+def content(path: Path) -> bytes:
+    """The data set; a deflated one inflated, because every program deflates anew in its own way."""
+    encoded = data_set(path)
+    deflated = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID.is_deflated
+    return zlib.decompress(encoded, -zlib.MAX_WBITS) if deflated else encoded
 
 
 def make(folder: Path, syntax: str) -> list[Path]:
@@ -102,21 +111,28 @@ def make(folder: Path, syntax: str) -> list[Path]:
 
 @pytest.mark.parametrize("syntax", [*ENCODINGS, *BY_PYDICOM])
 def test_bytes_on_disk_are_bytes_sent(node: Node, tmp_path: Path, syntax: str) -> None:
-    """dcmsend sends every encoding as it is."""
+    """dcmsend sends compressed files as they are, but makes Explicit VR Little Endian of the others; storescu does not."""
     listener, stored, ends = node
     paths = make(tmp_path / "made", syntax)
-    sent = run("dcmsend", "-aet", "MODALITY", "-aec", "NODE", "127.0.0.1", str(listener.port), *map(str, paths))
+    program = ["storescu", ENCODINGS[syntax][1]] if syntax in UNCOMPRESSED else ["dcmsend"]
+    sent = run(*program, "-aet", "MODALITY", "-aec", "NODE", "127.0.0.1", str(listener.port), *map(str, paths))
     assert sent.returncode == 0, sent.stderr
     assert {instance.transfer_syntax_uid for instance in stored} == {syntax}
-    assert sorted(data_set(instance.path) for instance in stored) == sorted(map(data_set, paths))
+    assert sorted(content(instance.path) for instance in stored) == sorted(map(content, paths))
     wait_for(lambda: ends, 5, "the end of the association")
     assert all(end.released for end in ends)
-    for instance, path in zip(
-        sorted(stored, key=lambda each: each.sop_instance_uid),
-        sorted(paths, key=lambda each: pydicom.dcmread(each).SOPInstanceUID),
-        strict=True,
-    ):
-        assert (pydicom.dcmread(instance.path).pixel_array == pydicom.dcmread(path).pixel_array).all()
+    pixels = {image.SOPInstanceUID: image.pixel_array for image in map(pydicom.dcmread, paths)}
+    for instance in stored:
+        assert (pydicom.dcmread(instance.path).pixel_array == pixels[instance.sop_instance_uid]).all()
+
+
+@pytest.mark.parametrize("syntax", [*ENCODINGS, *BY_PYDICOM])
+def test_from_file_to_file_by_our_own_sender(node: Node, tmp_path: Path, syntax: str) -> None:
+    """Not a bit changes, deflated data sets included."""
+    listener, stored, _ = node
+    paths = make(tmp_path / "made", syntax)
+    send(paths, "127.0.0.1", listener.port, "MODALITY", "NODE", now)
+    assert sorted(data_set(instance.path) for instance in stored) == sorted(map(data_set, paths))
 
 
 @pytest.mark.parametrize("syntax", [syntax for syntax, (_, option) in ENCODINGS.items() if option])
@@ -248,7 +264,7 @@ def test_expected_count_of_a_real_archive(tmp_path: Path) -> None:
         time.sleep(0.5)
         send([tmp_path / "ct"], "127.0.0.1", port, "NODE", "PACS", now)
         study, series = images[0].StudyInstanceUID, images[0].SeriesInstanceUID
-        assert expected_count("127.0.0.1", port, "NODE", "PACS", study, series, 5) in (5, None)
+        assert expected_count("127.0.0.1", port, "NODE", "PACS", study, series, 5) == 5
         assert expected_count("127.0.0.1", port, "NODE", "PACS", study, "1.2.3.4", 5) is None
     finally:
         process.terminate()

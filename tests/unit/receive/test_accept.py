@@ -4,7 +4,15 @@ import pytest
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, AllTransferSyntaxes
 
-from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, Callers, Rejection, why_no_room
+from pacs_node.receive.accept import (
+    LOSSY,
+    STORAGE_SOP_CLASSES,
+    TRANSFER_SYNTAXES,
+    Callers,
+    Rejection,
+    preferred,
+    why_no_room,
+)
 
 # PS3.6 Table A-1, read by hand: every transfer syntax for still images but JPIP and JPEG 2000 Part 2
 FROM_PS3_6 = {
@@ -26,13 +34,14 @@ FROM_PS3_6 = {
     "1.2.840.10008.1.2.5",
 }
 TOO_NEW_FOR_PYDICOM = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}  # PS3.6 2025a
-LOSSY = {
+BY_HAND_LOSSY = {
     "1.2.840.10008.1.2.4.50",
     "1.2.840.10008.1.2.4.51",
     "1.2.840.10008.1.2.4.81",
     "1.2.840.10008.1.2.4.91",
     "1.2.840.10008.1.2.4.203",
 }
+EXPLICIT, RLE, JPEG, MPEG = (f"1.2.840.10008.1.2.{end}" for end in ("1", "5", "4.50", "4.102"))
 
 
 def decodable(uid: str) -> bool:
@@ -54,9 +63,23 @@ def test_the_list_is_the_one_of_the_standard() -> None:
     assert set(TRANSFER_SYNTAXES) == FROM_PS3_6
 
 
-def test_lossless_comes_before_lossy() -> None:
-    lossy = [uid in LOSSY for uid in TRANSFER_SYNTAXES]
-    assert lossy == sorted(lossy)
+def test_the_lossy_ones() -> None:
+    assert LOSSY == BY_HAND_LOSSY
+
+
+@pytest.mark.parametrize(
+    ("proposed", "chosen"),
+    [
+        ([EXPLICIT, RLE], [EXPLICIT, RLE]),
+        ([RLE, EXPLICIT], [RLE, EXPLICIT]),
+        ([JPEG, EXPLICIT], [EXPLICIT, JPEG]),
+        ([MPEG, JPEG], [JPEG]),
+        ([RLE, RLE], [RLE]),
+        ([MPEG], []),
+    ],
+)
+def test_preference(proposed: list[str], chosen: list[str]) -> None:
+    assert preferred(proposed) == chosen
 
 
 @pytest.mark.parametrize("uid", STORAGE_SOP_CLASSES)

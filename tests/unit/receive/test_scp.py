@@ -192,6 +192,30 @@ def test_what_is_offered_is_what_is_accepted(node: Node) -> None:
         association.release()
 
 
+def test_of_several_syntaxes_the_senders_first_lossless_one_is_chosen(node: Node) -> None:
+    rle, jpeg = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.50"
+    contexts = [
+        build_context(CT, [jpeg, rle, EXPLICIT_LE]),
+        build_context(CT, [EXPLICIT_LE]),
+        build_context(CT, [jpeg]),
+    ]
+    association = AE("ME").associate("127.0.0.1", node.port, contexts=contexts, ae_title="NODE")
+    assert [each.transfer_syntax[0] for each in association.accepted_contexts] == [rle, EXPLICIT_LE, jpeg]
+    association.release()
+
+
+def test_why_a_context_is_not_accepted(node: Node) -> None:
+    """PS3.8 Table 9-18: 3 for the abstract syntax, 4 for the transfer syntax."""
+    contexts = [
+        build_context("1.2.840.10008.5.1.4.1.1.481.5", [EXPLICIT_LE]),
+        build_context(CT, ["1.2.840.10008.1.2.4.102"]),
+    ]
+    contexts.append(build_context(CT, [EXPLICIT_LE]))
+    association = AE("ME").associate("127.0.0.1", node.port, contexts=contexts, ae_title="NODE")
+    assert [each.result for each in association.rejected_contexts] == [3, 4]
+    association.release()
+
+
 def test_retired_ultrasound_is_stored(node: Node, image: Dataset) -> None:
     retired = copy.deepcopy(image)
     retired.SOPClassUID = retired.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.6"
