@@ -381,23 +381,23 @@ def chest_grid(slices: int, size: int, spacing_mm: tuple[float, float, float], o
 
 
 def vessel_tree(rng: np.random.Generator, side: int) -> list[Tube]:
-    """Vessels of one lung, from the hilum outwards, each branch thinner than its parent (Murray 1926: r³ = Σ r³)."""
+    """Vessels of one lung, from the hilum outwards, each branch thinner than its parent (Murray 1926, exponent 2.7: r^2.7 = Σ r^2.7)."""
     centre, half_axes, _ = LUNGS[0 if side < 0 else 1]
     tubes: list[Tube] = []
     ends = [
-        (np.array([side * 26.0, 8.0, 5.0]), unit(np.array([side * 1.0, y, z])), 3.6)
+        (np.array([side * 10.0, 8.0, 5.0]), unit(np.array([side * 1.3, y, z])), 3.6)
         for y, z in ((-0.7, 0.9), (0.8, 0.8), (-0.3, -0.2), (0.7, -1.0), (-0.9, -0.9))
     ]
     while ends:
         start, direction, radius = ends.pop()
-        end = start + direction * radius * rng.uniform(4.5, 7.5)
-        if radius < 0.55 or np.linalg.norm((end - centre) / np.subtract(half_axes, 4)) > 1:
+        end = start + direction * (6 + radius * rng.uniform(3.5, 7.5))
+        if radius < 0.6 or np.linalg.norm((end - centre) / np.subtract(half_axes, 4)) > 1:
             continue
         tubes.append(Tube(start, end, radius))
         share = rng.uniform(0.35, 0.65)
         for part in (share, 1 - share):
-            turned = unit(direction + rng.normal(0, 0.45, 3))
-            ends.append((end, turned, radius * float(part) ** (1 / 3)))
+            turned = unit(direction + rng.normal(0, 0.42, 3))
+            ends.append((end, turned, radius * float(part) ** (1 / 2.7)))
     return tubes
 
 
@@ -450,15 +450,18 @@ def chest_hu(rng: np.random.Generator, grid: Grid, vessels: list[Tube], balls: l
     rows, columns = np.arange(grid.shape[1])[:, None], np.arange(grid.shape[2])[None, :]
     for z in range(grid.shape[0]):
         x, y, height = (  # (h, 1), (1, w) or (h, w): whatever the orientation needs
-            grid.affine[axis, 3] + z * step[axis] + outer(rows, down[axis], columns, across[axis]) for axis in range(3)
+            (grid.affine[axis, 3] + z * step[axis] + outer(rows, down[axis], columns, across[axis])).astype(np.float32)
+            for axis in range(3)
         )
         paint_body(hu[z], x, y, height)
     for thing, value in [*((tube, BLOOD_HU) for tube in vessels), *((ball, ball.hu) for ball in balls)]:
         paint(hu, grid, thing, value)
-    texture = ndimage.gaussian_filter(rng.normal(size=grid.shape).astype(np.float32), (0.6, 0.7, 0.7))
+    out = np.empty(grid.shape, np.int16)
     for z in range(grid.shape[0]):
-        hu[z] = ndimage.gaussian_filter(hu[z], 0.55) + texture[z] * (NOISE_HU / texture.std())
-    return np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
+        noise = ndimage.gaussian_filter(rng.standard_normal(grid.shape[1:], np.float32), 0.7)  # correlated, as after a kernel
+        image = ndimage.gaussian_filter(hu[z], 0.55) + noise * np.float32(NOISE_HU / noise.std())
+        out[z] = np.clip(np.rint(image), -1024, 3071)
+    return out
 
 
 def outer(rows: np.ndarray, down: float, columns: np.ndarray, across: float) -> np.ndarray:
@@ -473,7 +476,8 @@ def paint_body(image: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -
     image[...] = -1000.0
     image[np.broadcast_to((y > TABLE_MM[0]) & (y < TABLE_MM[1]) & (np.abs(x) < 210), image.shape)] = -200.0
     for (cx, cy, cz), (rx, ry, rz), value in BODY:
-        image[((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 < 1] = value
+        inside = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 < 1
+        np.copyto(image, np.float32(value), where=inside)
     # ribs: hoops in the chest wall, falling towards the front
     wall = (x / 144) ** 2 + ((y - 2) / 97) ** 2
     hoop = np.abs((z - 0.35 * y) % 26 - 13) < 4.5
@@ -487,7 +491,7 @@ def paint(hu: np.ndarray, grid: Grid, thing: Ball | Tube, value: float) -> None:
         middle, reach = thing.centre_mm, 1.8 * float(thing.half_axes_mm.max()) + 3
     else:
         middle = (thing.start_mm + thing.end_mm) / 2
-        reach = float(np.linalg.norm(thing.end_mm - middle)) + thing.radius_mm + 3
+        reach = float(np.linalg.norm(thing.end_mm - middle)) + thing.radius_mm + 1.5
     box = grid.box(middle, reach)
     if any(s.stop <= s.start for s in box):
         return

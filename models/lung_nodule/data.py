@@ -100,13 +100,15 @@ class Slices:
             part = order[start : start + batch]
             yield {"image": window(self.hu(part)), "mask": self.masks[part][:, None], "index": torch.from_numpy(part)}
 
-    def augmented(self, split: str, *, seed: int, size: int, batch: int, negatives: float) -> Iterator[dict[str, Tensor]]:
-        """Every crop of a split once in random order, cut to `size`: flips, quarter turns, scale, shift, intensity.
+    def augmented(
+        self, split: str, *, seed: int, size: int, batch: int, crops: int, negatives: float
+    ) -> Iterator[dict[str, Tensor]]:
+        """`crops` crops of a split in random order, cut to `size`: flips, quarter turns, scale, shift, intensity.
 
         A share `negatives` of the cuts avoids the nodule, when size < 128 leaves room for that.
         """
         random = np.random.default_rng(seed)
-        order = random.permutation(self.index[split])
+        order = random.permutation(self.index[split])[:crops]
         for start in range(0, len(order) - batch + 1, batch):
             part = order[start : start + batch]
             masks = self.masks[part][:, None].float()
