@@ -33,25 +33,22 @@ def outline(mask: np.ndarray) -> np.ndarray:
     part = ndimage.binary_fill_holes(parts[rows, columns] == largest)
     part = np.pad(part, 1)
 
-    leaving: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    # One 4-connected part without holes never touches itself at a corner: one edge leaves every corner.
+    leads_to: dict[tuple[int, int], tuple[int, int]] = {}
     for row_step, column_step, (x0, y0), (x1, y1) in EDGES:
         neighbour = np.roll(part, (-row_step, -column_step), axis=(0, 1))
-        for row, column in np.argwhere(part & ~neighbour):
-            leaving.setdefault((column + x0, row + y0), []).append((column + x1, row + y1))
+        for row, column in np.argwhere(part & ~neighbour).tolist():
+            leads_to[column + x0, row + y0] = column + x1, row + y1
 
     first_row = int(np.argmax(part.any(axis=1)))
     start = (int(np.argmax(part[first_row])), first_row)  # a top left corner: the walk begins to the right
-    corners, at, heading = [start], start, (1, 0)
-    while True:
-        ways = leaving[at]
-        following = ways[0] if len(ways) == 1 else _right_of(at, heading, ways)
-        ways.remove(following)
+    corners, at, heading = [start], leads_to[start], (1, 0)
+    while at != start:
+        following = leads_to[at]
         turned = (following[0] - at[0], following[1] - at[1])
         if turned != heading:
             corners.append(at)
         at, heading = following, turned
-        if at == start:
-            break
     return np.array([*corners, start], float) + np.array([columns.start - 1, rows.start - 1])
 
 
@@ -60,9 +57,3 @@ def polygon_area(points: np.ndarray) -> float:
     x, y = points[:-1].T
     x_next, y_next = points[1:].T
     return abs(float(np.dot(x, y_next) - np.dot(x_next, y))) / 2
-
-
-def _right_of(at: tuple[int, int], heading: tuple[int, int], ways: list[tuple[int, int]]) -> tuple[int, int]:
-    """Where two pixels touch at a corner, turn right: stay with the pixel whose edge was just walked."""
-    right = (-heading[1], heading[0])  # y points down
-    return next(way for way in ways if (way[0] - at[0], way[1] - at[1]) == right)

@@ -41,7 +41,7 @@ SERIES = ct_series(shape=(4, 7, 9))  # 63 pixels: frames do not end on a byte
 BLOCKS = arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 9))).filter(np.any)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(BLOCKS, min_size=1, max_size=3))
 def test_any_masks_come_back_voxel_by_voxel(masks: list[np.ndarray]) -> None:
     found = []
@@ -52,7 +52,7 @@ def test_any_masks_come_back_voxel_by_voxel(masks: list[np.ndarray]) -> None:
     assert_same(there_and_back(findings, [header(image) for image in SERIES]), findings)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.floats(-1e6, 1e6, allow_nan=False))
 def test_any_number_comes_back_exactly(value: float) -> None:
     image = us_image()

@@ -1,0 +1,211 @@
+"""The forms that viewers can load: the rules of OHIF, TID 1500, and nothing found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import highdicom as hd
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pydicom.dataset import Dataset
+from scipy import ndimage
+
+from dicom_sr import codes, encode, read
+from dicom_sr.findings import Axis
+from dicom_sr.outline import outline, polygon_area
+from tests.results import CASES, WHEN, Case, ct_findings, nodule
+
+
+def report_of(case: Case) -> Dataset:
+    return encode(case.findings, case.headers, when=WHEN)[-1]
+
+
+def groups(report: Dataset) -> list[Dataset]:
+    (measurements,) = (i for i in report.ContentSequence if i.ConceptNameCodeSequence[0].CodeValue == "126010")
+    return list(measurements.ContentSequence)
+
+
+def items(tree: Dataset) -> Iterator[Dataset]:
+    for item in tree.get("ContentSequence") or ():
+        yield item
+        yield from items(item)
+
+
+def test_ct_findings_are_contour_then_calipers_then_volume() -> None:
+    case = CASES["ct_two"]()
+    contour, calipers, volume = read.groups(report_of(case))[:3]
+    assert contour.tracking_id == "Cornerstone3DTools@^0.1.0:PlanarFreehandROI:Nodule 1"
+    assert calipers.tracking_id == "Cornerstone3DTools@^0.1.0:Bidirectional:Nodule 1"
+    assert (contour.template, calipers.template, volume.template) == ("1501", "1501", "1411")
+    assert contour.tracking_uid == volume.tracking_uid != calipers.tracking_uid
+    assert [m.name.meaning for m in calipers.measurements] == ["Long Axis", "Short Axis"]
+    assert [m.value for m in calipers.measurements] == [4.5, 3.8]
+    assert len(calipers.lines) == 2
+
+
+def test_ohif_finds_coordinates_as_the_first_child_of_every_number_it_draws() -> None:
+    for group in groups(report_of(CASES["ct_two"]())):
+        numbers = [item for item in group.ContentSequence if item.ValueType == "NUM"]
+        drawn = "Cornerstone" in group.ContentSequence[0].TextValue
+        for number in numbers:
+            assert (number.ContentSequence[0].ValueType == "SCOORD") == drawn
+            assert number.ContentSequence  # OHIF fails on a number without children
+        if drawn:
+            label = group.ContentSequence[-1]
+            assert label.ConceptNameCodeSequence[0].CodeValue == "121106"
+            assert label.TextValue == "Nodule 1" or label.TextValue == "Nodule 2"
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("us_")])
+def test_ohif_measures_no_ultrasound_again(name: str) -> None:
+    """It showed 5063 cm2 for 3.16 cm2."""
+    for group in read.groups(report_of(CASES[name]())):
+        assert "Cornerstone" not in group.tracking_id
+        assert group.lines or not group.measurements
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_group_can_be_tracked(name: str) -> None:
+    found = read.groups(report_of(CASES[name]()))
+    assert found
+    assert all(group.tracking_id and group.tracking_uid for group in found)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_evidence_is_what_the_tree_refers_to(name: str) -> None:
+    report = report_of(CASES[name]())
+    tree = {r.ReferencedSOPInstanceUID for i in items(report) for r in i.get("ReferencedSOPSequence", [])}
+    evidence = [
+        i.ReferencedSOPInstanceUID
+        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for i in series.ReferencedSOPSequence
+    ]
+    assert len(evidence) == len(set(evidence))
+    assert set(evidence) == tree
+
+
+def test_highdicom_reads_the_report() -> None:
+    case = CASES["ct_two"]()
+    theirs = hd.sr.ComprehensiveSR.from_dataset(report_of(case)).content
+    volumes = theirs.get_volumetric_roi_measurement_groups()
+    assert [group.tracking_identifier for group in volumes] == ["Nodule 1", "Nodule 2"]
+    (long_axis,) = volumes[0].get_measurements(name=codes.LONG_AXIS)
+    assert (long_axis.value, long_axis.unit.value) == (4.5, "mm")
+    clip = hd.sr.ComprehensiveSR.from_dataset(report_of(CASES["us_clip"]())).content
+    regions = clip.get_planar_roi_measurement_groups()
+    assert [group.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedFrameNumber for group in regions] == [3, 6]
+
+
+@pytest.mark.parametrize(("name", "images"), [("ct_nothing", 12), ("us_normal", 1)])
+def test_nothing_found_is_said(name: str, images: int) -> None:
+    case = CASES[name]()
+    report = report_of(case)
+    (absent,) = (group for group in groups(report) if group.ContentSequence[0].TextValue.startswith("No "))
+    sought = case.findings.sought
+    statement = [
+        (item.ConceptNameCodeSequence[0].CodeMeaning, item.ConceptCodeSequence[0].CodeMeaning)
+        for item in absent.ContentSequence
+        if item.ValueType == "CODE"
+    ]
+    assert ("Finding", sought.meaning) in statement
+    assert (sought.meaning, "Absent") in statement
+    assert sum(item.ValueType == "IMAGE" for item in absent.ContentSequence) == images
+
+
+def test_warnings_and_research_use_are_in_words() -> None:
+    texts = read.comments(report_of(CASES["ct_two"]()))
+    assert texts == ["Research use only, not for diagnostic use.", "Warning: slices are thick"]
+
+
+def test_the_observer_is_a_device_and_the_document_unverified() -> None:
+    report = report_of(CASES["ct_two"]())
+    context = {
+        item.ConceptNameCodeSequence[0].CodeMeaning: item.get("TextValue")
+        for item in report.ContentSequence
+        if item.RelationshipType == "HAS OBS CONTEXT"
+    }
+    assert context["Device Observer Name"] == "lung-nodule"
+    assert context["Device Observer Serial Number"] == "0.1.0+1a2b3c4d"
+    assert (report.CompletionFlag, report.VerificationFlag) == ("COMPLETE", "UNVERIFIED")
+
+
+def test_area_of_the_contour_is_the_area_a_viewer_recomputes() -> None:
+    case = CASES["ct_two"]()
+    finding = case.findings.findings[0]
+    contour = read.groups(report_of(case))[0]
+    rows, columns = (float(v) for v in case.images[0].PixelSpacing)
+    recomputed = polygon_area(contour.lines[0].points * (columns, rows))
+    in_pixels = int(finding.mask[finding.key_image - finding.offset_zyx[0]].sum())
+    assert contour.measurements[0].value == pytest.approx(recomputed) == pytest.approx(in_pixels * rows * columns)
+
+
+def test_a_caliper_beyond_the_edge_is_drawn_to_the_edge() -> None:
+    case = CASES["ct_two"]()
+    edge = nodule(1, (2, 5, 0), short_axis=Axis(3, (-0.5, 8.0), (5.0, 8.0)))
+    report = report_of(Case(ct_findings(case.images, edge), case.images))
+    short = read.groups(report)[1].lines[1]
+    np.testing.assert_array_equal(short.points, [(0, 8), (5, 8)])
+
+
+# ----------------------------------------------------------------------------------------------------------- outline
+
+SHAPES = {
+    "one pixel": ["#"],
+    "bar": ["####"],
+    "staircase": ["#...", "##..", ".##.", "..##"],
+    "two runs in a row": ["#.#", "###", "#.#"],
+    "spiral": ["#####", "....#", "###.#", "#...#", "#####"],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outline_encloses_exactly_the_pixels(shape: str) -> None:
+    mask = np.array([[letter == "#" for letter in line] for line in SHAPES[shape]])
+    points = outline(mask)
+    np.testing.assert_array_equal(points[0], points[-1])
+    steps = np.diff(points, axis=0)
+    assert ((steps == 0).sum(axis=1) == 1).all()  # along pixel edges
+    assert (steps[1:, 0] * steps[:-1, 0] == 0).all()  # corners only
+    for row, column in np.ndindex(mask.shape):
+        assert inside(points, column + 0.5, row + 0.5) == mask[row, column]
+    assert polygon_area(points) == mask.sum()
+
+
+def test_outline_encloses_holes_and_leaves_islands_out() -> None:
+    mask = np.zeros((9, 9), dtype=bool)
+    mask[1:6, 1:6] = True
+    mask[3, 3] = False
+    mask[8, 8] = True
+    points = outline(mask)
+    assert polygon_area(points) == 25
+    assert points.max() == 6
+    open_at_a_corner = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], dtype=bool)
+    assert polygon_area(outline(open_at_a_corner)) == 8
+    with pytest.raises(ValueError, match="no outline"):
+        outline(np.zeros((3, 3), dtype=bool))
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))).filter(np.any))
+def test_outline_of_any_mask_is_simple_and_holds_the_largest_part(mask: np.ndarray) -> None:
+    points = outline(mask)
+    corners = [tuple(point) for point in points[:-1].tolist()]
+    assert len(set(corners)) == len(corners)
+    parts, _ = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel())[1:]
+    largest = parts == 1 + int(sizes.argmax())
+    enclosed = np.array([[inside(points, x + 0.5, y + 0.5) for x in range(mask.shape[1])] for y in range(len(mask))])
+    assert (enclosed | ~largest).all()
+    assert polygon_area(points) == enclosed.sum()
+
+
+def inside(points: np.ndarray, x: float, y: float) -> bool:
+    """Even-odd rule: how often a ray to the right crosses the polygon."""
+    crossings = 0
+    for (x0, y0), (_, y1) in pairwise(points):
+        crossings += (min(y0, y1) < y < max(y0, y1)) and x0 > x
+    return crossings % 2 == 1
