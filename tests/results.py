@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dicom_sr import codes
+from dicom_sr import codes, encode
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from tests.factories import ct_series, header, us_image
 
@@ -199,6 +200,13 @@ CASES = {
         us_uncalibrated,
     )
 }
+
+
+@cache
+def encoded(name: str) -> tuple[Case, tuple[Dataset, ...]]:
+    """A case and the objects made of it. Shared by tests: not to be changed."""
+    case = CASES[name]()
+    return case, tuple(encode(case.findings, case.headers, when=WHEN))
 
 
 def assert_same(read: Findings, meant: Findings) -> None:

@@ -17,11 +17,7 @@ from scipy import ndimage
 from dicom_sr import codes, encode, read
 from dicom_sr.findings import Axis
 from dicom_sr.outline import outline, polygon_area
-from tests.results import CASES, WHEN, Case, ct_findings, nodule
-
-
-def report_of(case: Case) -> Dataset:
-    return encode(case.findings, case.headers, when=WHEN)[-1]
+from tests.results import CASES, WHEN, ct_findings, encoded, nodule
 
 
 def groups(report: Dataset) -> list[Dataset]:
@@ -36,8 +32,7 @@ def items(tree: Dataset) -> Iterator[Dataset]:
 
 
 def test_ct_findings_are_contour_then_calipers_then_volume() -> None:
-    case = CASES["ct_two"]()
-    contour, calipers, volume = read.groups(report_of(case))[:3]
+    contour, calipers, volume = read.groups(encoded("ct_two")[1][-1])[:3]
     assert contour.tracking_id == "Cornerstone3DTools@^0.1.0:PlanarFreehandROI:Nodule 1"
     assert calipers.tracking_id == "Cornerstone3DTools@^0.1.0:Bidirectional:Nodule 1"
     assert (contour.template, calipers.template, volume.template) == ("1501", "1501", "1411")
@@ -48,7 +43,7 @@ def test_ct_findings_are_contour_then_calipers_then_volume() -> None:
 
 
 def test_ohif_finds_coordinates_as_the_first_child_of_every_number_it_draws() -> None:
-    for group in groups(report_of(CASES["ct_two"]())):
+    for group in groups(encoded("ct_two")[1][-1]):
         numbers = [item for item in group.ContentSequence if item.ValueType == "NUM"]
         drawn = "Cornerstone" in group.ContentSequence[0].TextValue
         for number in numbers:
@@ -63,21 +58,21 @@ def test_ohif_finds_coordinates_as_the_first_child_of_every_number_it_draws() ->
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("us_")])
 def test_ohif_measures_no_ultrasound_again(name: str) -> None:
     """It showed 5063 cm2 for 3.16 cm2."""
-    for group in read.groups(report_of(CASES[name]())):
+    for group in read.groups(encoded(name)[1][-1]):
         assert "Cornerstone" not in group.tracking_id
         assert group.lines or not group.measurements
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_group_can_be_tracked(name: str) -> None:
-    found = read.groups(report_of(CASES[name]()))
+    found = read.groups(encoded(name)[1][-1])
     assert found
     assert all(group.tracking_id and group.tracking_uid for group in found)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_evidence_is_what_the_tree_refers_to(name: str) -> None:
-    report = report_of(CASES[name]())
+    report = encoded(name)[1][-1]
     tree = {r.ReferencedSOPInstanceUID for i in items(report) for r in i.get("ReferencedSOPSequence", [])}
     evidence = [
         i.ReferencedSOPInstanceUID
@@ -90,21 +85,19 @@ def test_evidence_is_what_the_tree_refers_to(name: str) -> None:
 
 
 def test_highdicom_reads_the_report() -> None:
-    case = CASES["ct_two"]()
-    theirs = hd.sr.ComprehensiveSR.from_dataset(report_of(case)).content
+    theirs = hd.sr.ComprehensiveSR.from_dataset(encoded("ct_two")[1][-1]).content
     volumes = theirs.get_volumetric_roi_measurement_groups()
     assert [group.tracking_identifier for group in volumes] == ["Nodule 1", "Nodule 2"]
     (long_axis,) = volumes[0].get_measurements(name=codes.LONG_AXIS)
     assert (long_axis.value, long_axis.unit.value) == (4.5, "mm")
-    clip = hd.sr.ComprehensiveSR.from_dataset(report_of(CASES["us_clip"]())).content
+    clip = hd.sr.ComprehensiveSR.from_dataset(encoded("us_clip")[1][-1]).content
     regions = clip.get_planar_roi_measurement_groups()
     assert [group.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedFrameNumber for group in regions] == [3, 6]
 
 
 @pytest.mark.parametrize(("name", "images"), [("ct_nothing", 12), ("us_normal", 1)])
 def test_nothing_found_is_said(name: str, images: int) -> None:
-    case = CASES[name]()
-    report = report_of(case)
+    case, (*_, report) = encoded(name)
     (absent,) = (group for group in groups(report) if group.ContentSequence[0].TextValue.startswith("No "))
     sought = case.findings.sought
     statement = [
@@ -118,12 +111,12 @@ def test_nothing_found_is_said(name: str, images: int) -> None:
 
 
 def test_warnings_and_research_use_are_in_words() -> None:
-    texts = read.comments(report_of(CASES["ct_two"]()))
+    texts = read.comments(encoded("ct_two")[1][-1])
     assert texts == ["Research use only, not for diagnostic use.", "Warning: slices are thick"]
 
 
 def test_the_observer_is_a_device_and_the_document_unverified() -> None:
-    report = report_of(CASES["ct_two"]())
+    report = encoded("ct_two")[1][-1]
     context = {
         item.ConceptNameCodeSequence[0].CodeMeaning: item.get("TextValue")
         for item in report.ContentSequence
@@ -135,9 +128,9 @@ def test_the_observer_is_a_device_and_the_document_unverified() -> None:
 
 
 def test_area_of_the_contour_is_the_area_a_viewer_recomputes() -> None:
-    case = CASES["ct_two"]()
+    case, (_, report) = encoded("ct_two")
     finding = case.findings.findings[0]
-    contour = read.groups(report_of(case))[0]
+    contour = read.groups(report)[0]
     rows, columns = (float(v) for v in case.images[0].PixelSpacing)
     recomputed = polygon_area(contour.lines[0].points * (columns, rows))
     in_pixels = int(finding.mask[finding.key_image - finding.offset_zyx[0]].sum())
@@ -145,9 +138,9 @@ def test_area_of_the_contour_is_the_area_a_viewer_recomputes() -> None:
 
 
 def test_a_caliper_beyond_the_edge_is_drawn_to_the_edge() -> None:
-    case = CASES["ct_two"]()
+    case, _ = encoded("ct_two")
     edge = nodule(1, (2, 5, 0), short_axis=Axis(3, (-0.5, 8.0), (5.0, 8.0)))
-    report = report_of(Case(ct_findings(case.images, edge), case.images))
+    _, report = encode(ct_findings(case.images, edge), case.headers, when=WHEN)
     short = read.groups(report)[1].lines[1]
     np.testing.assert_array_equal(short.points, [(0, 8), (5, 8)])
 

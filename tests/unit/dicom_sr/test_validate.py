@@ -8,20 +8,16 @@ from collections.abc import Callable
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_sr import encode
 from dicom_sr.validate import problems
-from tests.results import CASES, WHEN
+from tests.results import CASES, encoded
 
-CT = CASES["ct_two"]()
-CT_SEG, CT_SR = encode(CT.findings, CT.headers, when=WHEN)
-US = CASES["us_one"]()
-US_SEG, US_SR = encode(US.findings, US.headers, when=WHEN)
+CT, (CT_SEG, CT_SR) = encoded("ct_two")
+US, (US_SEG, US_SR) = encoded("us_one")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_we_write_passes(name: str) -> None:
-    case = CASES[name]()
-    made = encode(case.findings, case.headers, when=WHEN)
+    case, made = encoded(name)
     segmentations = [dataset for dataset in made if dataset.Modality == "SEG"]
     for dataset in made:
         assert problems(dataset, case.headers, findings=case.findings, segmentations=segmentations) == []
