@@ -12,10 +12,11 @@ from pydicom.uid import UltrasoundMultiFrameImageStorage
 
 from dicom_sr import codes
 from dicom_sr.findings import Finding, Findings
-from models.breast_us.pipeline import NAME, BreastUltrasound, Look
+from models.breast_us.pipeline import NAME, BreastUltrasound, Look, tissue
 from models.metrics import iou
 from models.phantoms import Lesion, breast_ultrasound, ultrasound_dicom
 from models.pipeline import UnfitInput
+from models.read import read_ultrasound
 
 SHAPE = (470, 560)
 
@@ -155,12 +156,18 @@ def test_a_lesion_outside_the_tissue_region_is_not_reported(pipeline: BreastUltr
 def test_burned_in_colour_changes_little(pipeline: BreastUltrasound, tmp_path: Path) -> None:
     truth = breast_ultrasound(tmp_path, seed=3)
     image = dcmread(truth.files[0])
-    rgb = np.repeat(image.pixel_array[..., None], 3, axis=-1)
+    image_grey = image.pixel_array
+    rgb = np.repeat(image_grey[..., None], 3, axis=-1)
     _, y, x = truth.lesions[0].offset_zyx
     rgb[y : y + 4, x - 40 : x + 60] = rgb[y - 10 : y + 40, x : x + 4] = (255, 220, 0)  # calipers
     image.SamplesPerPixel, image.PhotometricInterpretation, image.PlanarConfiguration = 3, "RGB", 0
     image.PixelData = rgb.tobytes()
     image.save_as(tmp_path / "colour.dcm")
+    clip = read_ultrasound(tmp_path / "colour.dcm")
+    over = np.ptp(rgb, axis=-1) > 0
+    changed = np.abs(clip.frames[0][over] - image_grey[over].astype(float)).mean()
+    repaired = np.abs(tissue(clip, 0)[over] - image_grey[over].astype(float)).mean()
+    assert repaired < changed / 2  # what is left is speckle
     (plain,), (marked,) = run(pipeline, *truth.files).findings, run(pipeline, tmp_path / "colour.dcm").findings
     assert iou(on_grid(plain), on_grid(marked)) > 0.85
 
