@@ -22,7 +22,7 @@ from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
 from pacs_node.records import AssociationEnd, Instance, Package
 from tests.factories import ct_series, us_image
-from tests.harness import free_port, need, wait_for
+from tests.harness import Orthanc, free_port, need, wait_for
 
 QUICK = {**os.environ, "TCP_NODELAY": "1"}  # else 40 ms are lost with each image
 
@@ -111,7 +111,7 @@ def make(folder: Path, syntax: str) -> list[Path]:
 
 @pytest.mark.parametrize("syntax", [*ENCODINGS, *BY_PYDICOM])
 def test_bytes_on_disk_are_bytes_sent(node: Node, tmp_path: Path, syntax: str) -> None:
-    """dcmsend sends compressed files as they are, but makes Explicit VR Little Endian of the others; storescu does not."""
+    """dcmsend leaves compressed files as they are and makes Explicit VR Little Endian of others; storescu does not."""
     listener, stored, ends = node
     paths = make(tmp_path / "made", syntax)
     program = ["storescu", ENCODINGS[syntax][1]] if syntax in UNCOMPRESSED else ["dcmsend"]
@@ -248,8 +248,8 @@ def test_send_to_ourselves(node: Node, tmp_path: Path) -> None:
     assert len(stored) == 5
 
 
-def test_expected_count_of_a_real_archive(tmp_path: Path) -> None:
-    """dcmqrscp may not know NumberOfSeriesRelatedInstances: the true count, or None, never a guess."""
+def test_an_archive_that_does_not_count(tmp_path: Path) -> None:
+    """dcmqrscp answers C-FIND but does not know NumberOfSeriesRelatedInstances."""
     images = ct_series(tmp_path / "ct", shape=(5, 32, 32))
     archive, port = tmp_path / "archive", free_port()
     archive.mkdir()
@@ -264,8 +264,17 @@ def test_expected_count_of_a_real_archive(tmp_path: Path) -> None:
         time.sleep(0.5)
         send([tmp_path / "ct"], "127.0.0.1", port, "NODE", "PACS", now)
         study, series = images[0].StudyInstanceUID, images[0].SeriesInstanceUID
-        assert expected_count("127.0.0.1", port, "NODE", "PACS", study, series, 5) == 5
-        assert expected_count("127.0.0.1", port, "NODE", "PACS", study, "1.2.3.4", 5) is None
+        assert expected_count("127.0.0.1", port, "NODE", "PACS", study, series, 5) is None
     finally:
         process.terminate()
         process.wait()
+
+
+def test_an_archive_that_counts(tmp_path: Path) -> None:
+    """Orthanc does."""
+    images = ct_series(tmp_path / "ct", shape=(5, 32, 32))
+    with Orthanc(tmp_path / "orthanc", settings={"DicomWeb": {"Enable": False}}) as orthanc:
+        send([tmp_path / "ct"], "127.0.0.1", orthanc.dicom_port, "NODE", orthanc.aet, now)
+        study, series = images[0].StudyInstanceUID, images[0].SeriesInstanceUID
+        assert expected_count("127.0.0.1", orthanc.dicom_port, "NODE", orthanc.aet, study, series, 5) == 5
+        assert expected_count("127.0.0.1", orthanc.dicom_port, "NODE", orthanc.aet, study, "1.2.3", 5) is None
