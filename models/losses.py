@@ -29,7 +29,7 @@ def bce_dice_loss(logits: Tensor, target: Tensor, *, per_image: bool = False) ->
 def tversky_loss(logits: Tensor, target: Tensor, alpha: float = 0.5, beta: float = 0.5, smooth: float = 1.0) -> Tensor:
     """1 - Tversky index per image, averaged, Salehi 2017 (arXiv:1706.05721): (B, 1, H, W), (B, 1, H, W) -> scalar
 
-    alpha weighs false positives, beta false negatives; `smooth` makes an empty prediction of an empty mask cost nothing.
+    alpha weighs false positives, beta false negatives; with `smooth` an empty answer to an empty mask costs nothing.
     """
     p, t = torch.sigmoid(logits.float()).flatten(1), target.float().flatten(1)
     hit, extra, missed = (p * t).sum(1), (p * (1 - t)).sum(1), ((1 - p) * t).sum(1)

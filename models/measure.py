@@ -1,7 +1,7 @@
 """Sizes and attenuation of a mask, the way a radiologist's caliper takes them, in millimetres on an anisotropic grid.
 
 Long axis: the greatest distance between two points of the outline in the axial slice of largest area. Short axis: the
-extent at right angles to it, drawn as a caliper line there. Both run along pixel edges, so one pixel measures its own side.
+extent at right angles to it, drawn as a caliper line there. Both run along pixel edges: a pixel has a size.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def corners_xy(mask: np.ndarray) -> np.ndarray:
 
 
 def calipers(mask: np.ndarray, spacing_mm: tuple[float, float]) -> Calipers:
-    """Measure a 2-D bool mask (rows, columns); spacing_mm is (between rows, between columns). Raises ValueError if empty.
+    """Measure a 2-D bool mask (rows, columns); spacing_mm is (rows, columns). Raises ValueError if empty.
 
     Of several longest diagonals the first in row order is taken, so that the answer is always the same.
     """
@@ -84,12 +84,16 @@ class Sizes:
 
 
 def measure_nodule(
-    mask: np.ndarray, offset_zyx: tuple[int, int, int], hu: np.ndarray, spacing_mm: tuple[float, float, float], voxel_mm3: float
+    mask: np.ndarray,
+    offset_zyx: tuple[int, int, int],
+    hu: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    voxel_mm3: float,
 ) -> Sizes:
     """Measure a bool mask (d, h, w) that lies at offset_zyx in hu (z, y, x).
 
-    Axes in the slice of largest area, to a tenth of a millimetre; volume by voxel sum, to a whole mm3; mean and standard
-    deviation of HU over all voxels of the mask.
+    Axes in the slice of largest area, to a tenth of a millimetre; volume by voxel sum, to a whole mm3; mean and
+    standard deviation of HU over all voxels of the mask.
     """
     z = int(mask.sum(axis=(1, 2)).argmax())
     key_image = offset_zyx[0] + z
@@ -111,7 +115,7 @@ def measure_nodule(
 def measure_lesion(
     mask: np.ndarray, offset_yx: tuple[int, int], image: int, spacing_mm: tuple[float, float] | None
 ) -> Sizes:
-    """Measure a 2-D bool mask (h, w) that lies at offset_yx of one image; without spacing in pixels (say so in words)."""
+    """Measure a 2-D bool mask (h, w) at offset_yx of one image; without spacing in pixels (say so in words)."""
     lines = calipers(mask, spacing_mm or (1.0, 1.0))
     unit = codes.MM if spacing_mm else codes.PIXELS
     area = mask.sum() * (spacing_mm[0] * spacing_mm[1] if spacing_mm else 1.0)

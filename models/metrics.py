@@ -1,4 +1,4 @@
-"""Figures that the cards quote. Masks are numpy bool; a figure's interval is a bootstrap over patients, not over slices."""
+"""Figures that the cards quote. Masks are numpy bool; intervals are bootstraps over patients, not over slices."""
 
 from __future__ import annotations
 

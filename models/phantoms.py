@@ -241,6 +241,7 @@ def _region(shape: tuple[int, ...], spacing_mm: tuple[float, float]) -> Dataset:
     region.PhysicalDeltaX, region.PhysicalDeltaY = spacing_mm[1] / 10, spacing_mm[0] / 10
     return region
 
+
 # -------------------------------------------------------------------------------------------------------- chest CT
 
 ORIENTATIONS: dict[str, tuple[float, ...]] = {  # ImageOrientationPatient: direction of a row, then of a column, in LPS
@@ -346,7 +347,7 @@ def chest_ct(
 
     spacing_mm   between slices, rows, columns
     orientation  a name of ORIENTATIONS
-    order        of InstanceNumber along the normal: "ascending", "descending" or "shuffled"; file names are always shuffled
+    order        of InstanceNumber along the normal: "ascending", "descending" or "shuffled"; file names are shuffled
 
     The same arguments make the same files. `Truth.files` ascend along the normal, as models.read.read_ct orders them.
     """
@@ -357,7 +358,11 @@ def chest_ct(
     hu = chest_hu(rng, grid, vessels, balls)
 
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"ascending": np.arange(slices), "descending": np.arange(slices)[::-1], "shuffled": rng.permutation(slices)}
+    numbers = {
+        "ascending": np.arange(slices),
+        "descending": np.arange(slices)[::-1],
+        "shuffled": rng.permutation(slices),
+    }
     names = rng.permutation(slices)
     series = f"{seed} {slices} {size} {spacing_mm} {orientation} {order} {nodules}"
     files = []
@@ -381,7 +386,7 @@ def chest_grid(slices: int, size: int, spacing_mm: tuple[float, float, float], o
 
 
 def vessel_tree(rng: np.random.Generator, side: int) -> list[Tube]:
-    """Vessels of one lung, from the hilum outwards, each branch thinner than its parent (Murray 1926, exponent 2.7: r^2.7 = Σ r^2.7)."""
+    """Vessels of one lung, from the hilum outwards, each branch thinner (Murray 1926, exponent 2.7)."""
     centre, half_axes, _ = LUNGS[0 if side < 0 else 1]
     tubes: list[Tube] = []
     ends = [
@@ -439,7 +444,9 @@ def place_nodules(rng: np.random.Generator, grid: Grid, vessels: list[Tube], cou
                 )
             )
     if len(balls) < count:
-        raise ValueError(f"no room for {count} nodules in this scan, {len(balls)} fit; use more slices or fewer nodules")
+        raise ValueError(
+            f"no room for {count} nodules in this scan, {len(balls)} fit; use more slices or fewer nodules"
+        )
     return balls
 
 
@@ -454,11 +461,14 @@ def chest_hu(rng: np.random.Generator, grid: Grid, vessels: list[Tube], balls: l
             for axis in range(3)
         )
         paint_body(hu[z], x, y, height)
-    for thing, value in [*((tube, BLOOD_HU) for tube in vessels), *((ball, ball.hu) for ball in balls)]:
-        paint(hu, grid, thing, value)
+    for tube in vessels:
+        paint(hu, grid, tube, BLOOD_HU)
+    for ball in balls:
+        paint(hu, grid, ball, ball.hu)
     out = np.empty(grid.shape, np.int16)
     for z in range(grid.shape[0]):
-        noise = ndimage.gaussian_filter(rng.standard_normal(grid.shape[1:], np.float32), 0.7)  # correlated, as after a kernel
+        noise = rng.standard_normal(grid.shape[1:], np.float32)
+        noise = ndimage.gaussian_filter(noise, 0.7)  # correlated, as after a reconstruction kernel
         image = ndimage.gaussian_filter(hu[z], 0.55) + noise * np.float32(NOISE_HU / noise.std())
         out[z] = np.clip(np.rint(image), -1024, 3071)
     return out
@@ -527,9 +537,7 @@ def ball_lesion(ball: Ball, grid: Grid) -> Lesion:
     )
 
 
-def ct_dicom(
-    hu: np.ndarray, affine: np.ndarray, z: int, orientation: str, *, patient_id: str, series: str
-) -> Dataset:
+def ct_dicom(hu: np.ndarray, affine: np.ndarray, z: int, orientation: str, *, patient_id: str, series: str) -> Dataset:
     """int16 HU (rows, columns) of slice z -> a CT Image Storage object (PS3.3 A.3), ready to save."""
     step, down, across = (affine[:3, axis] for axis in range(3))
     image = Dataset()

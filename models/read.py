@@ -1,12 +1,13 @@
 """DICOM -> Volume (CT, in Hounsfield units) or Clip (ultrasound, in grey values). The only reader of pixels.
 
-Training, pipelines and phantom tests read through here, so they cannot drift apart. Slices are ordered by position along
-the normal, never by InstanceNumber or file name (PS3.3 C.7.6.2.1.1). Every transfer syntax that pydicom and its installed
-decoder plugins know is read; what cannot be used is refused in words.
+Training, pipelines and phantom tests read through here, so they cannot drift apart. Slices are ordered by position
+along the normal, never by InstanceNumber or file name (PS3.3 C.7.6.2.1.1). Every transfer syntax that pydicom and its
+installed decoder plugins know is read; what cannot be used is refused in words.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +130,9 @@ def planes_of(header: Dataset) -> list[Plane]:
         raise UnfitInput(f"{path.name}: modality is {header.get('Modality') or 'missing'}, a CT series is needed")
     if "PerFrameFunctionalGroupsSequence" not in header:
         if int(header.get("NumberOfFrames") or 1) > 1:
-            raise UnfitInput(f"{path.name}: several frames without per-frame functional groups, their positions are unknown")
+            raise UnfitInput(
+                f"{path.name}: several frames without per-frame functional groups, their positions are unknown"
+            )
         return [plane(path, header, header, header, header, header, None)]
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     return [
@@ -155,6 +158,7 @@ def plane(
     path: Path, header: Dataset, where: Dataset, turned: Dataset, measures: Dataset, rescale: Dataset, frame: int | None
 ) -> Plane:
     """Read one plane's geometry from the data sets that hold it. Raises UnfitInput when something is missing."""
+
     def numbers(source: Dataset, keyword: str, count: int) -> list[float]:
         value = source.get(keyword)
         if value is None or len(value) != count:
@@ -189,7 +193,9 @@ def stacked(planes: list[Plane]) -> list[Plane]:
     first = planes[0]
     for other in planes[1:]:
         if np.abs(other.orientation - first.orientation).max() > ORIENTATION_TOLERANCE:
-            raise UnfitInput(f"{other.path.name} has another orientation than {first.path.name}: not one stack of slices")
+            raise UnfitInput(
+                f"{other.path.name} has another orientation than {first.path.name}: not one stack of slices"
+            )
         if other.shape != first.shape:
             raise UnfitInput(f"slices of {first.shape} and {other.shape} pixels in one series: not one stack")
         if not np.allclose(other.spacing, first.spacing, rtol=1e-3):
@@ -209,10 +215,13 @@ def geometry(planes: Sequence[Plane]) -> tuple[np.ndarray, tuple[float, float, f
     else:
         distance = float(np.median(steps))
         if steps.min() < 1e-3 or distance < 1e-3:
-            raise UnfitInput(f"two slices lie at the same position ({along[int(steps.argmin())]:.2f} mm along the normal)")
+            raise UnfitInput(
+                f"two slices lie at the same position ({along[int(steps.argmin())]:.2f} mm along the normal)"
+            )
         if np.abs(steps - distance).max() > SPACING_TOLERANCE * distance:
             raise UnfitInput(
-                f"slices are {steps.min():.2f} to {steps.max():.2f} mm apart: one or more are missing, or two scans are mixed"
+                f"slices are {steps.min():.2f} to {steps.max():.2f} mm apart: one or more are missing,"
+                " or two scans are mixed"
             )
         step = (last.position - first.position) / (len(planes) - 1)
         distance = float(along[-1] - along[0]) / (len(planes) - 1)
@@ -227,12 +236,12 @@ def geometry(planes: Sequence[Plane]) -> tuple[np.ndarray, tuple[float, float, f
 
 def fill(hu: np.ndarray, planes: Sequence[Plane]) -> None:
     """Decode every plane into its place of hu (z, y, x)."""
-    at = {(plane.path, plane.frame): z for z, plane in enumerate(planes)}
-    for path in dict.fromkeys(plane.path for plane in planes):
-        frames: list[int | None] = [plane.frame for plane in planes if plane.path == path]
-        order = sorted(frame for frame in frames if frame is not None)
-        for frame, stored in zip(order or [None], stored_values(path, order), strict=True):
-            z = at[path, frame]
+    places: dict[Path, list[tuple[int, int]]] = defaultdict(list)  # path -> (frame, z) of its planes
+    for z, plane in enumerate(planes):
+        places[plane.path].append((plane.frame or 0, z))
+    for path, here in places.items():
+        frames = [] if planes[here[0][1]].frame is None else [frame for frame, _ in sorted(here)]
+        for (_, z), stored in zip(sorted(here), stored_values(path, frames), strict=True):
             if stored.shape != hu.shape[1:]:
                 raise UnfitInput(f"{path.name}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
             rescaled(stored, planes[z], out=hu[z])
@@ -241,10 +250,11 @@ def fill(hu: np.ndarray, planes: Sequence[Plane]) -> None:
 def stored_values(path: Path, frames: list[int]) -> Iterator[np.ndarray]:
     """Stored pixel values, frame by frame. Raises UnfitInput when they cannot be decoded."""
     try:
+        source = dcmread(path)  # not by path: pydicom would not inflate a deflated data set then
         if frames:
-            yield from iter_pixels(path, indices=frames, raw=True)
+            yield from iter_pixels(source, indices=frames, raw=True)
         else:
-            yield pixel_array(path, raw=True)
+            yield pixel_array(source, raw=True)
     except UNREADABLE as error:
         raise UnfitInput(f"{path.name}: the pixels cannot be decoded: {error}") from error
 
@@ -334,7 +344,7 @@ def grey(rgb: np.ndarray) -> np.ndarray:
 
 
 def calibration(source: Dataset) -> tuple[tuple[float, float] | None, tuple[int, int, int, int] | None]:
-    """((mm per row, mm per column), region) of the largest calibrated 2-D tissue region, else of PixelSpacing, else None.
+    """((mm per row, mm per column), region) of the largest calibrated tissue region, else of PixelSpacing, else None.
 
     PS3.3 C.8.5.5: PhysicalDeltaX/Y are in the units of PhysicalUnitsX/YDirection, and may be negative.
     """

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-BF16_UNITS = ("avx512_bf16", "amx_bf16")  # processor features that multiply bfloat16; without them it is slower than fp32
+BF16_UNITS = (
+    "avx512_bf16",
+    "amx_bf16",
+)  # processor features that multiply bfloat16; without them it is slower than fp32
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Runtime:
 
     @classmethod
     def choose(cls, device: str | None = None, *, threads: int | None = None) -> Runtime:
-        """The named device, else cuda, else cpu. bf16 where the hardware multiplies it: it halves time and memory there.
+        """The named device, else cuda, else cpu. bf16 where the hardware multiplies it: half the time there.
 
         Raises ValueError when the named device is not on this machine.
         """
@@ -31,8 +34,12 @@ class Runtime:
         chosen = torch.device(device)
         if chosen.type == "cuda":
             if not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count():
-                raise ValueError(f"no device {device!r} on this machine; it has {torch.cuda.device_count()} GPUs and the cpu")
-            torch.backends.cudnn.benchmark = False  # the fastest kernel may differ from run to run, and its sums with it
+                raise ValueError(
+                    f"no device {device!r} on this machine; it has {torch.cuda.device_count()} GPUs and the cpu"
+                )
+            torch.backends.cudnn.benchmark = (
+                False  # the fastest kernel may differ from run to run, and its sums with it
+            )
             return cls(chosen, bf16=torch.cuda.is_bf16_supported())
         return cls(chosen, bf16=any(torch.cpu.get_capabilities().get(name) for name in BF16_UNITS))
 

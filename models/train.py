@@ -64,7 +64,9 @@ def rate(step: float, warm_up: float, total: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu", console: Console | None = None) -> Path:
+def train(
+    recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu", console: Console | None = None
+) -> Path:
     """Train to the last epoch and return the path of the best weights. A killed training resumes to the same result."""
     config, console = recipe.config, console or Console()
     out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +110,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu
                 optimiser.step()
                 average.update(model, step)
                 losses += loss.item()
-                bar.update(task, advance=1, description=f"epoch {epoch + 1}/{config.epochs} loss {losses / (index + 1):.4f}")
+                bar.update(
+                    task, advance=1, description=f"epoch {epoch + 1}/{config.epochs} loss {losses / (index + 1):.4f}"
+                )
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.bf16):
                 figures = recipe.evaluate(average.model, "val")
             row = {"epoch": epoch + 1, "loss": losses / counts[epoch], **figures, "seconds": time.monotonic() - start}
@@ -117,18 +121,17 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu
             if figures["score"] > best:
                 best = figures["score"]
                 export(recipe, average.model, {f"val_{name}": value for name, value in figures.items()}, epoch, out)
-            save_state(
-                out / "last.pt",
-                {"model": model.state_dict(), "average": average.model.state_dict(), "optimiser": optimiser.state_dict(),
-                 "epoch": epoch, "best": best, "rng": torch.get_rng_state()},
-            )  # fmt: skip
+            state = {name: part.state_dict() for name, part in (("model", model), ("average", average.model))}
+            state |= {"optimiser": optimiser.state_dict(), "epoch": epoch, "best": best, "rng": torch.get_rng_state()}
+            save_state(out / "last.pt", state)
     return out / f"{recipe.name}.safetensors"
 
 
 def on_device(batch: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
     """The batch on the device, images channels-last like the model."""
     return {
-        name: t.to(device, memory_format=torch.channels_last) if t.dim() == 4 else t.to(device) for name, t in batch.items()
+        name: t.to(device, memory_format=torch.channels_last) if t.dim() == 4 else t.to(device)
+        for name, t in batch.items()
     }
 
 
@@ -150,7 +153,8 @@ def export(recipe: Recipe, model: nn.Module, metrics: Mapping[str, float], epoch
     """Write the weights as fp16 safetensors and, beside them, where they come from. Returns the weights' path."""
     path = out / f"{recipe.name}.safetensors"
     half = {
-        name: (t.half() if t.dtype.is_floating_point else t).contiguous().cpu() for name, t in model.state_dict().items()
+        name: (t.half() if t.dtype.is_floating_point else t).contiguous().cpu()
+        for name, t in model.state_dict().items()
     }
     save_file(half, path.with_suffix(".new"))
     os.replace(path.with_suffix(".new"), path)
@@ -178,7 +182,7 @@ def git_sha() -> str:
 
 
 def configured(base: TrainConfig, changes: Mapping[str, str]) -> TrainConfig:
-    """The config with named fields changed; values are read as the field's type. Raises SystemExit on an unknown name."""
+    """The config with named fields changed; read as the field's type. Raises SystemExit on an unknown name."""
     known = {field.name: field for field in fields(base)}
     values: dict[str, Any] = {}
     for name, text in changes.items():

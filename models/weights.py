@@ -30,7 +30,7 @@ class Weights:
     about: Mapping[str, Any]
 
     def into(self, model: nn.Module) -> nn.Module:
-        """Put the tensors into `model` (as float32) and return it in eval mode. Raises WeightsError if they do not fit."""
+        """Put the tensors into `model` as float32 and return it in eval mode. Raises WeightsError on a misfit."""
         try:
             model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()})
         except RuntimeError as error:

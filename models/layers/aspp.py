@@ -24,5 +24,9 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""
         image = F.relu(self.pooled(F.adaptive_avg_pool2d(x, 1)))  # (B, C/2, 1, 1); bilinear from 1x1 is a broadcast
-        branches = [F.relu(self.point(x)), *(F.relu(conv(x)) for conv in self.dilated), image.expand(-1, -1, *x.shape[2:])]
+        branches = [
+            F.relu(self.point(x)),
+            *(F.relu(conv(x)) for conv in self.dilated),
+            image.expand(-1, -1, *x.shape[2:]),
+        ]
         return self.fuse(torch.cat(branches, dim=1))

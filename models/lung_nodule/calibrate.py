@@ -3,8 +3,8 @@
     python -m models.lung_nodule.calibrate --slices lidc_slices_128.zip --volumes lidc_voi3d.zip
 
 The nodule volumes hold HU of the same patients on the same pixel grid, so a crop that contains one of them is matched
-exactly (correlation > 0.995; the line through the pixel pairs gives the HU of 0 and 255). For the others the range is the
-one under which the crop's histogram is most likely, given the HU histogram of all matched crops. The result,
+exactly (correlation > 0.995; the line through the pixel pairs gives the HU of 0 and 255). For the others the range is
+the one under which the crop's histogram is most likely, given the HU histogram of all matched crops. The result,
 `hu_range.csv`, has one line per crop in the order of the zip's index.csv: HU of 0, HU of 255, and how it was found.
 """
 
@@ -37,7 +37,7 @@ def volume_slices(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def match(crop: np.ndarray, templates: np.ndarray) -> tuple[float, tuple[float, float]]:
     """Best correlation of (128, 128) with any of (z, h, w), and the HU of grey values 0 and 255 it implies."""
-    depth, h, w = templates.shape
+    _, h, w = templates.shape
     rows, columns = crop.shape[0] - h + 1, crop.shape[1] - w + 1
     image = crop.astype(np.float32)
     flat = templates - templates.mean(axis=(1, 2), keepdims=True)
@@ -114,15 +114,18 @@ def main() -> None:
     known = np.flatnonzero(matched)[:: max(1, int(matched.sum()) // 200)]
     error = np.array([np.subtract(population.fit(crops.images[i]), ranges[i]) for i in known])
     at_water = np.abs(error[:, 0] + (error[:, 1] - error[:, 0]) * (1024 / (1024 + 1000)))
-    print(f"matched {matched.sum()} of {len(matched)}; the fit misses the matched ranges by "
-          f"{np.median(np.abs(error[:, 0])):.0f} HU (0), {np.median(at_water):.0f} HU near water, 90 % {np.quantile(at_water, 0.9):.0f}")  # fmt: skip
-    for index in track(np.flatnonzero(~matched), "fitting"):
-        ranges[index] = population.fit(crops.images[index])
+    print(
+        f"matched {matched.sum()} of {len(matched)}; on matched crops the fit errs by {np.median(np.abs(error[:, 0])):.0f}"
+        f" HU at 0 and {np.median(at_water):.0f} HU near water (90 %: {np.quantile(at_water, 0.9):.0f} HU)"
+    )
+    for unmatched in track(np.flatnonzero(~matched), "fitting"):
+        ranges[unmatched] = population.fit(crops.images[unmatched])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["hu_of_0", "hu_of_255", "found_by"])
     writer.writerows(
-        [round(low), round(high), "match" if exact else "fit"] for (low, high), exact in zip(ranges, matched, strict=True)
+        [round(low), round(high), "match" if exact else "fit"]
+        for (low, high), exact in zip(ranges, matched, strict=True)
     )
     HU_RANGE.write_text(text.getvalue())
 

@@ -48,7 +48,9 @@ class Crops:
                 images[index] = np.asarray(Image.open(io.BytesIO(z.read(path))))
                 raters = np.asarray(Image.open(io.BytesIO(z.read(path.replace(".png", "_raters.png")))))
                 votes[index] = np.unpackbits(raters[..., None], axis=-1).sum(-1)  # bit r set = reader r
-        return cls(images, votes, [row["patient"] for row in rows], [f"{row['patient']}/{row['nodule']}" for row in rows])
+        return cls(
+            images, votes, [row["patient"] for row in rows], [f"{row['patient']}/{row['nodule']}" for row in rows]
+        )
 
 
 def split_patients(patients: list[str], seed: int = 2024) -> dict[str, list[str]]:
@@ -72,7 +74,9 @@ class Slices:
     def __init__(self, archive: Path) -> None:
         crops = Crops.read(archive)
         with HU_RANGE.open() as file:
-            ranges = np.array([[float(row["hu_of_0"]), float(row["hu_of_255"])] for row in csv.DictReader(file)], np.float32)
+            ranges = np.array(
+                [[float(row["hu_of_0"]), float(row["hu_of_255"])] for row in csv.DictReader(file)], np.float32
+            )
         self.images, self.ranges = torch.from_numpy(crops.images), torch.from_numpy(ranges)
         self.masks = torch.from_numpy(crops.votes >= MAJORITY)
         self.patients, self.nodules = crops.patients, crops.nodules
@@ -155,7 +159,9 @@ def jittered(hu: Tensor, random: np.random.Generator) -> Tensor:
     n = len(hu)
     offset = torch.from_numpy(random.normal(0, 25, n).astype(np.float32))[:, None, None, None]
     contrast = torch.from_numpy(random.uniform(0.92, 1.08, n).astype(np.float32))[:, None, None, None]
-    noise = torch.from_numpy((random.uniform(0, 40, (n, 1, 1, 1)) * random.standard_normal(hu.shape)).astype(np.float32))
+    noise = torch.from_numpy(
+        (random.uniform(0, 40, (n, 1, 1, 1)) * random.standard_normal(hu.shape)).astype(np.float32)
+    )
     soft = torch.from_numpy(random.random(n) < 0.33)[:, None, None, None]
     blurred = F.avg_pool2d(F.pad(hu, (1, 1, 1, 1), "replicate"), 3, 1)
     hu = torch.where(soft, 0.5 * hu + 0.5 * blurred, hu)

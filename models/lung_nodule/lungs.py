@@ -40,7 +40,7 @@ def find_lungs(volume: Volume) -> Lungs:
 
     air = coarse < AIR_BELOW_HU
     inside = air & filled(largest(eroded(~air)))
-    labels, count = ndimage.label(inside)
+    labels, _ = ndimage.label(inside)
     keep = [
         label
         for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1)
@@ -100,7 +100,9 @@ def closing(mask: np.ndarray, radius: float) -> np.ndarray:
 def middle_x(lungs: np.ndarray, volume: Volume, step: int) -> float | None:
     """LPS x half-way between the outer borders of the lungs, or None when either side has less than a fifth of them."""
     z, y, x = np.nonzero(lungs)
-    lps_x = volume.affine[0, 0] * z + volume.affine[0, 1] * y * step + volume.affine[0, 2] * x * step + volume.affine[0, 3]
+    lps_x = (
+        volume.affine[0, 0] * z + volume.affine[0, 1] * y * step + volume.affine[0, 2] * x * step + volume.affine[0, 3]
+    )
     middle = float(np.quantile(lps_x, 0.001) + np.quantile(lps_x, 0.999)) / 2
     left = float((lps_x > middle).mean())
     return middle if 0.2 < left < 0.8 else None

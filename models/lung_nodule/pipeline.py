@@ -1,7 +1,7 @@
 """lung-nodule: a chest CT in, nodules out.
 
-The residual U-Net slides over the lungs slice by slice; what it marks is joined in three dimensions, filtered by size and
-shape, and measured on the source grid. HU becomes network input by the very function that training uses.
+The residual U-Net slides over the lungs slice by slice; what it marks is joined in three dimensions, filtered by size
+and shape, and measured on the source grid. HU becomes network input by the very function that training uses.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class LungNodule:
         loaded = weights.load(path)
         if loaded.about.get("preprocessing") != PREPROCESSING:
             raise weights.WeightsError(
-                f"{path.name} was trained on preprocessing {loaded.about.get('preprocessing')!r}, this code does {PREPROCESSING!r}"
+                f"{path.name} was trained on preprocessing {loaded.about.get('preprocessing')!r},"
+                f" this code does {PREPROCESSING!r}; train it again or install the version it belongs to"
             )
         self.net = self.runtime.place(loaded.into(ResidualUNet(int(loaded.about["config"]["width"]))))
         self.card = Card(
@@ -183,7 +184,9 @@ class LungNodule:
                 " The image may be unusual (noise, disease of the whole lung)."
             )
         if volume.spacing_mm[0] > 3.0:
-            warnings.append(f"slices are {volume.spacing_mm[0]:.1f} mm apart: small nodules may be missed and sizes are coarse")
+            warnings.append(
+                f"slices are {volume.spacing_mm[0]:.1f} mm apart: small nodules may be missed and sizes are coarse"
+            )
         found = [
             Finding(
                 number=number,
@@ -217,7 +220,9 @@ def refuse_unfit(volume: Volume) -> None:
     if volume.spacing_mm[0] > 6.0:
         raise UnfitInput(f"slices are {volume.spacing_mm[0]:.1f} mm apart; nodules need 5 mm or less")
     if not 0.2 <= volume.spacing_mm[1] <= 2.0 or not 0.2 <= volume.spacing_mm[2] <= 2.0:
-        raise UnfitInput(f"pixels of {volume.spacing_mm[1]:.2f} x {volume.spacing_mm[2]:.2f} mm; 0.2 to 2 mm are expected")
+        raise UnfitInput(
+            f"pixels of {volume.spacing_mm[1]:.2f} x {volume.spacing_mm[2]:.2f} mm; 0.2 to 2 mm are expected"
+        )
 
 
 def resampled(hu: np.ndarray, lung: np.ndarray, spacing_mm: tuple[float, float]) -> tuple[Tensor, np.ndarray]:
@@ -258,9 +263,7 @@ def candidates(probability: np.ndarray, options: Options) -> Iterator[Candidate]
             yield Candidate(mask, (box[0].start, box[1].start, box[2].start), float(values.mean()) / 255)
 
 
-def why_not_nodule(
-    candidate: Candidate, sizes: Sizes, volume: Volume, lungs: Lungs, options: Options
-) -> str | None:
+def why_not_nodule(candidate: Candidate, sizes: Sizes, volume: Volume, lungs: Lungs, options: Options) -> str | None:
     """None, or the reason why a candidate is not reported."""
     if sizes.mean_mm < options.smallest_mm:
         return f"{sizes.mean_mm:.1f} mm is below {options.smallest_mm:g} mm"

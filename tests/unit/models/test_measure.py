@@ -53,9 +53,9 @@ def test_empty_mask_is_refused():
 def test_nodule_volume_attenuation_and_key_slice():
     spacing, radii, centre = (2.5, 0.8, 0.8), (10.0, 8.0, 8.0), (20.0, 20.0, 24.0)
     z, y, x = np.indices((16, 50, 60), dtype=float)
-    inside = sum(
-        (((i + 0.5) * s - c) / r) ** 2 for i, s, c, r in zip((z, y, x), spacing, centre, radii, strict=True)
-    ) <= 1
+    inside = (
+        sum((((i + 0.5) * s - c) / r) ** 2 for i, s, c, r in zip((z, y, x), spacing, centre, radii, strict=True)) <= 1
+    )
     hu = np.full(inside.shape, -850, np.int16)
     hu[inside] = 40
     hu[inside & (x > 30)] = 20

@@ -18,7 +18,9 @@ def test_width_64_has_the_published_number_of_parameters():
         assert count(ResidualUNet(64)) == 71_538_433
 
 
-@pytest.mark.parametrize(("channels", "parameters"), [(64, 4_160), (128, 16_512), (256, 65_792), (512, 262_656), (1024, 1_049_600)])
+@pytest.mark.parametrize(
+    ("channels", "parameters"), [(64, 4_160), (128, 16_512), (256, 65_792), (512, 262_656), (1024, 1_049_600)]
+)
 def test_scse_has_the_published_number_of_parameters(channels, parameters):
     with torch.device("meta"):
         assert count(SCSE(channels)) == parameters

@@ -65,8 +65,8 @@ def test_a_killed_training_resumes_to_the_same_result(tmp_path):
         assert torch.equal(one["model"][name], two["model"][name]), name
         assert torch.equal(one["average"][name], two["average"][name]), name
     assert whole.read_bytes() == again.read_bytes()
-    lines = [(p.parent / "log.csv").read_text().splitlines() for p in (whole, again)]
-    assert [[row.rsplit(",", 1)[0] for row in rows] for rows in lines][0] == [row.rsplit(",", 1)[0] for row in lines[1]]
+    once, twice = ((p.parent / "log.csv").read_text().splitlines() for p in (whole, again))
+    assert [row.rsplit(",", 1)[0] for row in once] == [row.rsplit(",", 1)[0] for row in twice]  # but for the seconds
 
 
 def test_it_learns_and_exports_the_best_epoch_in_half_precision(tmp_path):

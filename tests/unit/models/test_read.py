@@ -1,0 +1,343 @@
+"""DICOM -> Hounsfield units and grey values, against small images made here, field by field."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+    UltrasoundImageStorage,
+    UltrasoundMultiFrameImageStorage,
+)
+
+from models.phantoms import ct_dicom
+from models.pipeline import UnfitInput
+from models.read import AIR_HU, read_ct, read_ultrasound
+
+ROWS, COLUMNS = 48, 64  # JPEG 2000 wants some
+SPACING = (2.5, 0.8, 0.6)
+
+
+def affine(orientation="HFS", origin=(-30.0, 20.0, 100.0)):
+    from models.phantoms import ORIENTATIONS
+
+    cosines = np.array(ORIENTATIONS[orientation])
+    out = np.eye(4)
+    out[:3, :3] = np.stack([np.cross(cosines[:3], cosines[3:]), cosines[3:], cosines[:3]], 1) * SPACING
+    out[:3, 3] = origin
+    return out
+
+
+def truth(slices=5):
+    """HU whose value tells its place: 100·z + row - column."""
+    z, y, x = np.indices((slices, ROWS, COLUMNS))
+    return (100 * z + y - x).astype(np.int16)
+
+
+def images(slices=5, orientation="HFS"):
+    return [
+        ct_dicom(hu, affine(orientation), z, orientation, patient_id="TEST", series="read")
+        for z, hu in enumerate(truth(slices))
+    ]
+
+
+def stored(folder, datasets, names=None):
+    paths = [folder / (names[i] if names else f"{i:03d}.dcm") for i in range(len(datasets))]
+    for path, dataset in zip(paths, datasets, strict=True):
+        dataset.save_as(path, enforce_file_format=True)
+    return paths
+
+
+@pytest.mark.parametrize("orientation", ["HFS", "FFS", "HFP", "FFP", "oblique", "sagittal", "coronal"])
+def test_slices_are_ordered_by_place_not_by_name_or_number(tmp_path, orientation):
+    datasets = images(orientation=orientation)
+    for dataset, number in zip(datasets, (3, 1, 5, 2, 4), strict=True):
+        dataset.InstanceNumber = number
+    paths = stored(tmp_path, datasets, ["c", "a", "e", "d", "b"])
+    volume = read_ct([paths[i] for i in (4, 0, 3, 1, 2)])
+    np.testing.assert_array_equal(volume.hu, truth())
+    assert [ref.sop_instance_uid for ref in volume.images] == [d.SOPInstanceUID for d in datasets]
+    np.testing.assert_allclose(volume.affine, affine(orientation), atol=1e-5)
+    assert volume.spacing_mm == pytest.approx(SPACING)
+    assert volume.voxel_mm3 == pytest.approx(np.prod(SPACING))
+    # the corner voxel of the last slice, straight from its header
+    assert volume.position_lps_mm((4, 0, 0)) == pytest.approx(tuple(datasets[4].ImagePositionPatient), abs=1e-4)
+
+
+def test_each_slice_has_its_own_slope_and_intercept(tmp_path):
+    datasets = images()
+    for z, dataset in enumerate(datasets):
+        slope, intercept = 2 ** -(z % 3), -1024 + 7 * z
+        pixels = ((truth()[z] - intercept) / slope).astype("<u2")
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.PixelRepresentation = slope, intercept, 0
+        dataset.PixelData = pixels.tobytes()
+    np.testing.assert_array_equal(read_ct(stored(tmp_path, datasets)).hu, truth())
+
+
+def test_monochrome1_does_not_turn_hounsfield_units_round(tmp_path):
+    datasets = images()
+    for dataset in datasets:
+        dataset.PhotometricInterpretation = "MONOCHROME1"
+    np.testing.assert_array_equal(read_ct(stored(tmp_path, datasets)).hu, truth())
+
+
+def test_twelve_bits_with_an_overlay_above_them(tmp_path):
+    datasets = images(3)
+    for z, dataset in enumerate(datasets):
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation, dataset.RescaleIntercept = 12, 11, 0, -1024
+        pixels = (truth(3)[z] + 1024).astype("<u2")
+        pixels[2:4] |= 0x1000  # a retired overlay bit
+        dataset.PixelData = pixels.tobytes()
+    np.testing.assert_array_equal(read_ct(stored(tmp_path, datasets)).hu, truth(3))
+
+
+def test_padding_becomes_air_even_when_its_sign_is_written_wrongly(tmp_path):
+    datasets = images(3)
+    for z, dataset in enumerate(datasets):
+        pixels = truth(3)[z].copy()
+        pixels[0, 0], pixels[0, 1] = -2000, -1990
+        dataset.PixelData = pixels.tobytes()
+        dataset.add_new("PixelPaddingValue", "US", 65536 - 2000)
+        dataset.add_new("PixelPaddingRangeLimit", "SS", -1980)
+    hu = read_ct(stored(tmp_path, datasets)).hu
+    assert (hu[:, 0, :2] == AIR_HU).all()
+    np.testing.assert_array_equal(hu[:, 1:], truth(3)[:, 1:])
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ImplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+        RLELossless,
+        JPEGLSLossless,
+        JPEG2000Lossless,
+    ],
+)
+def test_transfer_syntaxes(tmp_path, syntax):
+    paths = []
+    for z, dataset in enumerate(images(3)):
+        path = tmp_path / f"{z}.dcm"
+        if syntax.is_encapsulated:
+            dataset.compress(syntax, generate_instance_uid=False)
+            dataset.save_as(path, enforce_file_format=True)
+        else:
+            dataset.file_meta.TransferSyntaxUID = syntax
+            if syntax == ExplicitVRBigEndian:
+                dataset.PixelData = truth(3)[z].astype(">i2").tobytes()
+            dataset.save_as(path, enforce_file_format=True)
+        paths.append(path)
+    np.testing.assert_array_equal(read_ct(paths).hu, truth(3))
+
+
+def enhanced(slices=4, backwards=True):
+    """An Enhanced CT image: geometry shared, position and rescale per frame, frames stored from top to bottom."""
+    order = range(slices)[::-1] if backwards else range(slices)
+    classic = images(slices)
+    source = classic[0]
+    image = Dataset()
+    copied = "StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality PatientID PatientName Rows Columns"
+    copied += " SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation"
+    for keyword in copied.split():
+        setattr(image, keyword, source[keyword].value)
+    image.SOPClassUID, image.SOPInstanceUID, image.NumberOfFrames = EnhancedCTImageStorage, "1.2.3.4", slices
+    shared = Dataset()
+    shared.PlaneOrientationSequence = [part(source, "ImageOrientationPatient")]
+    shared.PixelMeasuresSequence = [part(source, "PixelSpacing", "SliceThickness")]
+    image.SharedFunctionalGroupsSequence = [shared]
+    frames, groups = [], []
+    for z in order:
+        own = Dataset()
+        own.PlanePositionSequence = [part(classic[z], "ImagePositionPatient")]
+        rescale = Dataset()
+        rescale.RescaleIntercept, rescale.RescaleSlope, rescale.RescaleType = 10 * z, 1, "HU"
+        own.PixelValueTransformationSequence = [rescale]
+        groups.append(own)
+        frames.append(truth(slices)[z] - 10 * z)
+    image.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    image.PixelData = np.stack(frames).astype("<i2").tobytes()
+    image["PixelData"].VR = "OW"
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return image
+
+
+def part(source, *keywords):
+    out = Dataset()
+    for keyword in keywords:
+        setattr(out, keyword, source[keyword].value)
+    return out
+
+
+def test_enhanced_ct_frames_are_ordered_by_place(tmp_path):
+    volume = read_ct(stored(tmp_path, [enhanced()]))
+    np.testing.assert_array_equal(volume.hu, truth(4))
+    assert [ref.frame for ref in volume.images] == [4, 3, 2, 1]  # 1-based, as stored
+    np.testing.assert_allclose(volume.affine, affine(), atol=1e-5)
+
+
+def without(keyword):
+    return lambda datasets: [delattr(d, keyword) for d in datasets]
+
+
+def changed(index, **values):
+    return lambda datasets: [setattr(datasets[index], keyword, value) for keyword, value in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (without("ImagePositionPatient"), "ImagePositionPatient is missing"),
+        (without("ImageOrientationPatient"), "ImageOrientationPatient is missing"),
+        (without("PixelSpacing"), "PixelSpacing is missing"),
+        (without("RescaleSlope"), "RescaleSlope"),
+        (changed(2, ImagePositionPatient=[-30, 20, 102.5]), "same position"),
+        (changed(4, ImagePositionPatient=[-30, 20, 120]), "missing"),
+        (changed(1, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "another orientation"),
+        (changed(1, PixelSpacing=[0.9, 0.6]), "PixelSpacing"),
+        (changed(1, Modality="MR"), "modality is MR"),
+        (changed(3, PixelData=b"\0\0"), "cannot be decoded"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_words(tmp_path, spoil, reason):
+    datasets = images()
+    spoil(datasets)
+    with pytest.raises(UnfitInput, match=reason):
+        read_ct(stored(tmp_path, datasets))
+
+
+def test_files_that_are_no_dicom_are_refused(tmp_path):
+    (tmp_path / "x.dcm").write_bytes(b"hello" * 100)
+    with pytest.raises(UnfitInput, match=r"x\.dcm cannot be read"):
+        read_ct([tmp_path / "x.dcm"])
+    with pytest.raises(UnfitInput, match="no files"):
+        read_ct([])
+    with pytest.raises(UnfitInput, match=r"x\.dcm cannot be read"):
+        read_ultrasound(tmp_path / "x.dcm")
+
+
+# ------------------------------------------------------------------------------------------------- ultrasound
+
+
+def ultrasound(pixels, photometric="MONOCHROME2", **values):
+    image = Dataset()
+    frames = pixels.ndim - (pixels.shape[-1] == 3) == 3
+    image.SOPClassUID = UltrasoundMultiFrameImageStorage if frames else UltrasoundImageStorage
+    image.SOPInstanceUID, image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", "1.2.4", "1.2.5"
+    image.Modality, image.PatientID = "US", "TEST"
+    image.SamplesPerPixel = 3 if pixels.shape[-1] == 3 else 1
+    if image.SamplesPerPixel == 3:
+        image.PlanarConfiguration = 0
+    image.PhotometricInterpretation = photometric
+    if frames:
+        image.NumberOfFrames = pixels.shape[0]
+    image.Rows, image.Columns = pixels.shape[frames : frames + 2]
+    image.BitsAllocated = image.BitsStored = pixels.dtype.itemsize * 8
+    image.HighBit, image.PixelRepresentation = image.BitsStored - 1, 0
+    image.PixelData = pixels.tobytes()
+    for keyword, value in values.items():
+        setattr(image, keyword, value)
+    image["PixelData"].VR = "OW" if image.BitsAllocated == 16 else "OB"
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return image
+
+
+GREY = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
+
+
+def one(folder, image):
+    return read_ultrasound(stored(folder, [image])[0])
+
+
+def test_grey_inverted_and_multi_frame(tmp_path):
+    clip = one(tmp_path, ultrasound(GREY))
+    np.testing.assert_array_equal(clip.frames, GREY[None])
+    assert clip.images[0].frame is None
+    assert clip.rgb is None
+    assert clip.spacing_mm is None
+    assert "PixelData" not in clip.header
+    np.testing.assert_array_equal(one(tmp_path, ultrasound(GREY, "MONOCHROME1")).frames, 255 - GREY[None])
+    cine = one(tmp_path, ultrasound(np.stack([GREY, GREY // 2, GREY // 3])))
+    assert cine.frames.shape == (3, 6, 8)
+    np.testing.assert_array_equal(cine.frames[2], GREY // 3)
+    assert [ref.frame for ref in cine.images] == [1, 2, 3]
+
+
+def test_colour_becomes_luma(tmp_path):
+    rgb = np.stack([GREY, GREY // 2, 255 - GREY], -1)
+    clip = one(tmp_path, ultrasound(rgb, "RGB"))
+    np.testing.assert_array_equal(clip.rgb[0], rgb)
+    expected = 0.299 * rgb[..., 0] + 0.587 * rgb[..., 1] + 0.114 * rgb[..., 2]
+    np.testing.assert_allclose(clip.frames[0], expected, atol=0.51)
+    ybr = np.stack([GREY, np.full_like(GREY, 128), np.full_like(GREY, 128)], -1)  # grey in YBR
+    np.testing.assert_allclose(one(tmp_path, ultrasound(ybr, "YBR_FULL")).frames[0], GREY, atol=1)
+
+
+def test_palette_colour(tmp_path):
+    ramp = (np.arange(256) * 257).astype("<u2")
+    table = {
+        f"{name}PaletteColorLookupTable{what}": value
+        for name, values in (("Red", ramp), ("Green", ramp), ("Blue", ramp))
+        for what, value in (("Descriptor", [256, 0, 16]), ("Data", values.tobytes()))
+    }
+    clip = one(tmp_path, ultrasound(GREY, "PALETTE COLOR", **table))
+    np.testing.assert_allclose(clip.frames[0], GREY, atol=1)
+
+
+def region(delta=(0.012, 0.02), units=3, kind=1, box=(1, 1, 6, 5)):
+    out = Dataset()
+    out.RegionSpatialFormat, out.RegionDataType, out.RegionFlags = 1, kind, 2
+    out.PhysicalUnitsXDirection = out.PhysicalUnitsYDirection = units
+    out.PhysicalDeltaX, out.PhysicalDeltaY = delta
+    out.RegionLocationMinX0, out.RegionLocationMinY0, out.RegionLocationMaxX1, out.RegionLocationMaxY1 = box
+    return out
+
+
+@pytest.mark.parametrize(
+    ("regions", "pixel_spacing", "spacing", "box"),
+    [
+        ([region()], None, (0.2, 0.12), (1, 1, 6, 5)),  # cm per pixel; y before x
+        ([region((-0.012, 0.02))], None, (0.2, 0.12), (1, 1, 6, 5)),  # x may run to the left
+        ([region((0.5, 0.5), box=(0, 0, 2, 2)), region()], None, (0.2, 0.12), (1, 1, 6, 5)),  # the largest
+        ([region(units=4)], [0.3, 0.4], (0.3, 0.4), None),  # seconds are no length
+        ([region(kind=4)], None, None, None),  # a waveform is no tissue
+        ([], [0.3, 0.4], (0.3, 0.4), None),
+        ([], None, None, None),
+    ],
+)
+def test_calibration(tmp_path, regions, pixel_spacing, spacing, box):
+    image = ultrasound(GREY)
+    if regions:
+        image.SequenceOfUltrasoundRegions = regions
+    if pixel_spacing:
+        image.PixelSpacing = pixel_spacing
+    clip = one(tmp_path, image)
+    assert clip.spacing_mm == (pytest.approx(spacing) if spacing else None)
+    assert clip.region == box
+
+
+def test_real_ultrasound_files_of_many_kinds(shared_data, tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(shared_data / "us_dicom.zip") as archive:
+        archive.extractall(tmp_path)
+    paths = sorted(tmp_path.rglob("*.dcm"))
+    assert len(paths) == 8
+    for path in paths:
+        clip, header = read_ultrasound(path), dcmread(path, stop_before_pixels=True)
+        assert clip.frames.shape == (int(header.get("NumberOfFrames") or 1), header.Rows, header.Columns)
+        assert clip.frames.std() > 1
+        assert (clip.rgb is None) == (header.PhotometricInterpretation == "MONOCHROME2")
