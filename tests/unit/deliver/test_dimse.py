@@ -45,6 +45,16 @@ def test_everything_arrives_as_it_is(pacs: Start, images: list[Path]) -> None:
     assert [each.sop_instance_uid for each in receipts] == list(there.received)
 
 
+def test_nothing_is_encoded_anew(pacs: Start, images: list[Path]) -> None:
+    """Group lengths, long retired, are what every library drops when it writes."""
+    plain = data_set(images[0])
+    with_group_length = b"\x08\0\0\0UL\4\0\1\2\3\4" + plain
+    images[0].write_bytes(images[0].read_bytes().removesuffix(plain) + with_group_length)
+    there = pacs()
+    deliver(there, images[:1])
+    assert list(there.received.values()) == [with_group_length]
+
+
 def test_only_what_is_sent_is_proposed_in_one_association(pacs: Start, images: list[Path]) -> None:
     there = pacs()
     deliver(there, images)
