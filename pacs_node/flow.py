@@ -129,16 +129,14 @@ class Flow:
 
     # ---- a series closes, is judged and routed
 
-    def assemble(self, connected: frozenset[str]) -> list[Job]:
-        """Close every open series whose evidence says so; the jobs that follow."""
-        jobs: list[Job] = []
-        for series in self.ledger.open_series(connected):
-            because = self.rooms.decide(series, self.now())
-            if because is not None:
-                jobs += self._close(series, because)
-        return jobs
+    def complete(self, connected: frozenset[str]) -> list[tuple[OpenSeries, str]]:
+        """The open series whose evidence says that they are complete, and why."""
+        series = self.ledger.open_series(connected)
+        decided = [(each, self.rooms.decide(each, self.now())) for each in series]
+        return [(each, because) for each, because in decided if because is not None]
 
-    def _close(self, series: OpenSeries, because: str) -> list[Job]:
+    def close(self, series: OpenSeries, because: str) -> list[Job]:
+        """Judge and route a complete series; the jobs that follow, none if another image came meanwhile."""
         instances = self.ledger.instances(series.series_uid)
         headers = self.rooms.headers(instances)
         verdict = self.rooms.judge(headers)
@@ -161,6 +159,21 @@ class Flow:
         )
         self.at("closed")
         return jobs if closed else []
+
+    def set_aside(self, series: OpenSeries, because: str, reason: str) -> None:
+        """Close a series that cannot even be judged, so that it holds up no other. Another image opens it again."""
+        self.ledger.close_series(
+            series.series_uid,
+            arrived=series.evidence.arrived,
+            because=because,
+            modality="",
+            description="",
+            verdict=Verdict(False, reason),
+            rules=[],
+            jobs=[],
+            revision=self.ledger.revision(series.series_uid) + 1,
+            now=self.now(),
+        )
 
     def _infer_job(self, series: OpenSeries, match: RouteMatch, revision: int) -> Job:
         return Job(

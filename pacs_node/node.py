@@ -18,6 +18,7 @@ import pydicom
 import structlog
 import uvicorn
 from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
 
 from config import Config
 from dicom_sr.findings import Findings
@@ -75,7 +76,7 @@ class JoinedRooms:
         return decision.because if isinstance(decision, Close) else None
 
     def headers(self, instances: Sequence[Instance]) -> list[Dataset]:
-        return [pydicom.dcmread(instance.path, stop_before_pixels=True) for instance in instances]
+        return [_header(instance) for instance in instances]
 
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
         return judge(headers, min_slices=self.config.assemble.min_slices)
@@ -139,6 +140,7 @@ class Node:
         self._wake = threading.Event()
         self._lock: IO[str] | None = None
         self._asked: dict[str, int] = {}  # series -> instances that had arrived when its peer was asked
+        self._closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="close")
         self._askers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask-peer")
 
     # ---- start and stop
@@ -173,6 +175,7 @@ class Node:
             self._web.should_exit = True
         for thread in self._threads:
             thread.join(timeout=10)
+        self._closer.shutdown(wait=True)
         self._askers.shutdown(wait=False, cancel_futures=True)
         self.ledger.close()
         if self._lock is not None:
@@ -241,11 +244,23 @@ class Node:
             try:
                 if self.config.assemble.ask_peer:
                     self._ask_peers()
-                if self.flow.assemble(self._connected()) and self.engine is not None:
-                    self.engine.wake()
+                for series, because in self.flow.complete(self._connected()):
+                    self._close(series, because)
             except self.ledger.unavailable as error:
                 log.error("ledger unavailable", error=type(error).__name__)
             self._wake.wait(ASSEMBLE_EVERY_S)
+
+    def _close(self, series: OpenSeries, because: str) -> None:
+        """One series that cannot be handled must not stop the next: its error is its own."""
+        closing = self._closer.submit(self.flow.close, series, because)
+        error = closing.exception()
+        if isinstance(error, self.ledger.unavailable):
+            raise error
+        if error is not None:
+            log.error("series could not be judged", series=series.series_uid, exc_info=error)
+            self.flow.set_aside(series, because, f"could not be judged: {type(error).__name__}, see the log")
+        elif closing.result() and self.engine is not None:
+            self.engine.wake()
 
     def _ask_peers(self) -> None:
         """How many images has the series? Asked beside the assembler, so that a dead peer holds nothing up."""
@@ -306,6 +321,18 @@ class NodeFacts:
         if started and self.node.engine is not None:
             self.node.engine.wake()
         return started
+
+
+def _header(instance: Instance) -> Dataset:
+    """Its header; of one that cannot be read, what the listener knew: the verdict will set it aside."""
+    try:
+        return pydicom.dcmread(instance.path, stop_before_pixels=True)
+    except (InvalidDicomError, EOFError, ValueError, NotImplementedError) as error:
+        log.warning("header unreadable", instance=instance.sop_instance_uid, error=type(error).__name__)
+        known = Dataset()
+        known.SOPClassUID, known.SOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid
+        known.StudyInstanceUID, known.SeriesInstanceUID = instance.study_uid, instance.series_uid
+        return known
 
 
 def _destination(config: Config, name: str) -> Destination:

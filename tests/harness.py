@@ -83,12 +83,15 @@ class NodeProcess:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
         if wait:
-            wait_for(self.healthy, 60, f"node healthy; its log:\n{self.log()}")
+            wait_for(lambda: self.healthy() or not self.alive, 60, f"node healthy:\n{self.log()}")
+            assert self.alive, f"the node ended:\n{self.log()}"
         return self
 
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def healthy(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, f"the node ended:\n{self.log()}"
         try:
             return httpx.get(f"http://127.0.0.1:{self.web_port}/health", timeout=5).status_code == 200
         except httpx.TransportError:

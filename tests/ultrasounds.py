@@ -20,7 +20,7 @@ class Study:
 def ultrasound_study(folder: Path, *, seed: int) -> Study:
     """One image with one lesion, in a study of its own."""
     place = folder / f"us-{seed}"
-    breast_ultrasound(place, seed=seed)
+    breast_ultrasound(place, seed=seed, patient_id=f"PHANTOM-US-{seed}")
     path = next(place.rglob("*.dcm"))
     header = pydicom.dcmread(path, stop_before_pixels=True)
     return Study(path, str(header.StudyInstanceUID), str(header.SeriesInstanceUID))

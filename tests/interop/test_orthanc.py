@@ -61,7 +61,8 @@ class Hospital:
     def send(self, folder: Path) -> None:
         """A modality stores to the PACS; what happens then is the PACS's doing."""
         done = subprocess.run(
-            [need("storescu"), "-R", "+sd", "+r", "-aec", "ORTHANC", "127.0.0.1", str(self.pacs.dicom_port), str(folder)],
+            [need("storescu"), "-R", "+sd", "+r", "-aec", "ORTHANC", "127.0.0.1", str(self.pacs.dicom_port),
+             str(folder)],
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
