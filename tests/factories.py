@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -290,8 +291,8 @@ def _finish(
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = image.SOPClassUID
     meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    meta.TransferSyntaxUID = transfer_syntax
-    meta.ImplementationClassUID = "2.25.291446283194126405373862"
+    meta.TransferSyntaxUID = UID(transfer_syntax)
+    meta.ImplementationClassUID = UID("2.25.291446283194126405373862")
     image.file_meta = meta
     if meta.TransferSyntaxUID.is_compressed and not meta.TransferSyntaxUID.is_deflated:
         meta.TransferSyntaxUID = ExplicitVRLittleEndian

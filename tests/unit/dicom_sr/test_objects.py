@@ -15,6 +15,7 @@ from pydicom.uid import UID
 from dicom_sr import EncodingError, encode
 from dicom_sr.findings import Algorithm, ImageRef
 from dicom_sr.header import series_description
+from dicom_sr.seg import segmentations
 from dicom_sr.uids import device_uid, result_uid
 from tests.factories import ct_series, header, us_image
 from tests.results import CASES, WHEN, Case, ct_findings, encoded, mass, nodule, us_findings
@@ -133,9 +134,9 @@ def test_nested_texts_survive_too() -> None:
     issuer.UniversalEntityID, issuer.UniversalEntityIDType = "1.2.3", "ISO"
     image = us_image(OtherPatientIDsSequence=[other], IssuerOfPatientIDQualifiersSequence=[issuer])
     image = pydicom.dcmread(BytesIO(written(image)), stop_before_pixels=True)
-    for dataset in encode(us_findings([image], mass(1, (0, 12, 20))), [image], when=WHEN):
-        back = pydicom.dcmread(BytesIO(written(dataset)))
-        assert back.OtherPatientIDsSequence[0].IssuerOfPatientID == "Größe"
+    (dataset,) = segmentations(us_findings([image], mass(1, (0, 12, 20))), [image], when=WHEN)  # before any check
+    back = pydicom.dcmread(BytesIO(written(dataset)))
+    assert back.OtherPatientIDsSequence[0].IssuerOfPatientID == "Größe"
 
 
 def test_study_and_patient_are_copied_and_empty_where_the_source_has_none() -> None:

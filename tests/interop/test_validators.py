@@ -1,0 +1,292 @@
+"""Independent judges read what we write: dciodvfy, dsrdump, dcmqi's segimage2itkimage and tid1500reader.
+
+No error is let off, save the false alarms in FALSE_ALARMS; each of them has a test that the same tool still reports
+the real fault, and every tool has a negative control.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from dicom_sr import encode, read
+from tests.factories import ORIENTATIONS, ct_series, header, point_lps_mm, us_image
+from tests.interop.tools import need
+from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, us_findings
+
+# (tool, pattern of the message, why it is no fault of the object)
+FALSE_ALARMS = [
+    (
+        "segimage2itkimage",
+        r"FrameOfReferenceUID \(0020,0052\) absent",
+        # The Frame of Reference module is conditional (PS3.3 A.51.3: required if the source has one); an ultrasound
+        # image has none, and DCMTK's reader, which dcmqi uses, takes it for mandatory and stops.
+        # Control: the same object in a frame of reference is read, see test_dcmqi_reads_ultrasound_given_a_space
+        "DCMTK's reader wants a frame of reference, which ultrasound does not have",
+    ),
+    (
+        "dsrdump",
+        r"^W: The VR checker does not support this Specific Character Set: ISO_IR 192",
+        # Control: it then prints the text right, see test_dsrdump_prints_every_script
+        "dsrdump does not check UTF-8, it says; it reads it",
+    ),
+    (
+        "dciodvfy",
+        r"^Warning - Attribute is not present in standard DICOM IOD - \(0x0018,0x1002\) UI Device UID",
+        # PS3.3 Table C.12-8 has Device UID (Type 3) in Contributing Equipment Sequence.
+        # Control: without it the object has no warning at all, see test_device_uid_is_the_only_warning
+        "Device UID is younger than the tool's table",
+    ),
+    (
+        "dciodvfy",
+        r"^Warning - Dicom dataset contains attributes not present in standard DICOM IOD",
+        "the summary of the line before",
+    ),
+]
+
+
+def run(tool: str, *arguments: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [need(tool), *(str(argument) for argument in arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode("utf-8", errors="replace")
+
+
+def complaints(tool: str, output: str) -> list[str]:
+    """Lines of errors and warnings, less the false alarms."""
+    lines = [line for line in output.splitlines() if re.match(r"(Error|Warning|E:|W:|F:)|.*\bERROR\b", line)]
+    known = [pattern for name, pattern, _ in FALSE_ALARMS if name == tool]
+    return [line for line in lines if not any(re.search(pattern, line) for pattern in known)]
+
+
+def save(dataset: Dataset, folder: Path) -> Path:
+    path = folder / f"{dataset.Modality}-{dataset.SeriesNumber}.dcm"
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def case_objects(name: str, modality: str) -> list[Dataset]:
+    return [dataset for dataset in encoded(name)[1] if dataset.Modality == modality]
+
+
+# ---------------------------------------------------------------------------------------------------------- dciodvfy
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dciodvfy_has_nothing_to_say(name: str, tmp_path: Path) -> None:
+    for dataset in encoded(name)[1]:
+        _, output = run("dciodvfy", save(dataset, tmp_path))
+        assert "Segmentation" in output or "SR" in output  # it knew what it looked at
+        assert complaints("dciodvfy", output) == []
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_dciodvfy_accepts_every_orientation(orientation: str, tmp_path: Path) -> None:
+    images = ct_series(orientation=orientation)
+    for dataset in encode(ct_findings(images, nodule(1, (2, 5, 8))), [header(i) for i in images], when=WHEN):
+        _, output = run("dciodvfy", save(dataset, tmp_path))
+        assert complaints("dciodvfy", output) == []
+
+
+def _no_algorithm_type(seg: Dataset) -> None:
+    del seg.SegmentSequence[0].SegmentAlgorithmType
+
+
+def _no_position_in_stack(seg: Dataset) -> None:
+    """A dimension index without the attribute it counts."""
+    del seg.PerFrameFunctionalGroupsSequence[0].FrameContentSequence[0].DimensionIndexValues
+
+
+def _no_completion(sr: Dataset) -> None:
+    del sr.CompletionFlag
+
+
+def _wrong_relationship(sr: Dataset) -> None:
+    """An image INFERRED FROM an SCOORD instead of SELECTED FROM: highdicom's trap."""
+    for container in sr.ContentSequence:
+        for group in container.get("ContentSequence") or ():
+            for item in group.get("ContentSequence") or ():
+                for child in item.get("ContentSequence") or ():
+                    for image in child.get("ContentSequence") or ():
+                        if image.ValueType == "IMAGE":
+                            image.RelationshipType = "INFERRED FROM"
+
+
+def _unknown_attribute(sr: Dataset) -> None:
+    """Beside Device UID: a false alarm let off must not hide another attribute."""
+    sr.ContributingEquipmentSequence[0].KVP = "120"
+
+
+BROKEN: dict[str, tuple[str, str, Callable[[Dataset], None], str]] = {
+    "segment without algorithm type": ("ct_two", "SEG", _no_algorithm_type, "Segment Algorithm Type|SegmentAlgorithm"),
+    "frame without index": ("us_one", "SEG", _no_position_in_stack, "DimensionIndexValues|Dimension Index Values"),
+    "report without completion flag": ("ct_two", "SR", _no_completion, "CompletionFlag"),
+    "wrong relationship": ("ct_two", "SR", _wrong_relationship, "INFERRED FROM"),
+    "attribute that does not belong": ("ct_two", "SR", _unknown_attribute, "KVP"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_dciodvfy_still_reports_real_faults(fault: str, tmp_path: Path) -> None:
+    name, modality, spoil, reason = BROKEN[fault]
+    broken = copy.deepcopy(case_objects(name, modality)[0])
+    spoil(broken)
+    _, output = run("dciodvfy", save(broken, tmp_path))
+    assert any(re.search(reason, line) for line in complaints("dciodvfy", output)), output
+
+
+def test_device_uid_is_the_only_warning(tmp_path: Path) -> None:
+    for dataset in map(copy.deepcopy, encoded("ct_two")[1]):
+        del dataset.ContributingEquipmentSequence[0].DeviceUID
+        _, output = run("dciodvfy", save(dataset, tmp_path))
+        assert not re.search(r"^(Error|Warning)", output, re.MULTILINE)
+
+
+# ----------------------------------------------------------------------------------------------------------- dsrdump
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dsrdump_reads_the_report(name: str, tmp_path: Path) -> None:
+    case, (*_, report) = encoded(name)
+    code, output = run("dsrdump", "+Pl", save(report, tmp_path))
+    assert code == 0
+    assert complaints("dsrdump", output) == []
+    for finding in case.findings.findings:
+        assert finding.label in output
+        for measurement in finding.measurements:
+            assert measurement.name.meaning in output
+    for sentence in ("Research use only", *case.findings.warnings):
+        assert sentence in output
+    assert ("Absent" in output) == (not case.findings.findings)
+
+
+def test_dsrdump_refuses_a_broken_tree(tmp_path: Path) -> None:
+    report = copy.deepcopy(case_objects("ct_two", "SR")[0])
+    report.ContentSequence[-1].RelationshipType = "SELECTED FROM"
+    code, output = run("dsrdump", "+Pl", save(report, tmp_path))
+    assert code != 0 or complaints("dsrdump", output)
+
+
+def test_dsrdump_prints_every_script(tmp_path: Path) -> None:
+    image = us_image(SpecificCharacterSet="ISO_IR 192", PatientName="Müller^Пётр=山田^太郎")
+    warning = "größer als 3 mm: Пётр, 山田"
+    findings = us_findings([image], mass(1, (0, 12, 20)), warnings=(warning,))
+    *_, report = encode(findings, [header(image)], when=WHEN)
+    _, output = run("dsrdump", "+Pl", save(report, tmp_path))
+    assert warning in output
+    assert "Müller^Пётр=山田^太郎" in output
+
+
+# ------------------------------------------------------------------------------------------------------------- dcmqi
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("descending", [False, True])
+def test_dcmqi_finds_the_voxel_at_the_same_place(orientation: str, descending: bool, tmp_path: Path) -> None:
+    """ITK's world, written by another maker's reader: the marked voxel lies where the source image says."""
+    images = ct_series(orientation=orientation, descending=descending)
+    z, y, x = 6, 9, 23
+    findings = ct_findings(images, nodule(1, (z, y, x), np.ones((2, 1, 1), dtype=bool)))
+    segmentation, _ = encode(findings, [header(image) for image in images], when=WHEN)
+    code, output = run(
+        "segimage2itkimage", "--inputDICOM", save(segmentation, tmp_path), "--outputDirectory", tmp_path, "-t", "nrrd"
+    )
+    assert code == 0, output
+    assert complaints("segimage2itkimage", output) == []
+    volume = Nrrd(tmp_path / "1.nrrd")
+    found = sorted(volume.point_lps_mm(index).round(3).tolist() for index in np.argwhere(volume.voxels))
+    meant = sorted(point_lps_mm(images[k], y, x).round(3).tolist() for k in (z, z + 1))
+    np.testing.assert_allclose(found, meant, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("ct_") and name != "ct_nothing"])
+def test_dcmqi_reads_every_segment(name: str, tmp_path: Path) -> None:
+    case, (segmentation, _) = encoded(name)
+    code, output = run(
+        "segimage2itkimage", "--inputDICOM", save(segmentation, tmp_path), "--outputDirectory", tmp_path, "-t", "nrrd"
+    )
+    assert code == 0, output
+    counted = {
+        n: int(np.count_nonzero(Nrrd(tmp_path / f"{n}.nrrd").voxels)) for n in range(1, len(case.findings.findings) + 1)
+    }
+    assert counted == {finding.number: int(finding.mask.sum()) for finding in case.findings.findings}
+
+
+@pytest.mark.parametrize("name", ["us_one", "us_clip"])
+def test_dcmqi_stops_at_ultrasound_only_for_want_of_a_space(name: str, tmp_path: Path) -> None:
+    (segmentation,) = case_objects(name, "SEG")
+    code, output = run(
+        "segimage2itkimage", "--inputDICOM", save(segmentation, tmp_path), "--outputDirectory", tmp_path, "-t", "nrrd"
+    )
+    assert code != 0  # when this fails, dcmqi has learned it: let the false alarm go
+    assert "FrameOfReferenceUID (0020,0052) absent" in output
+    assert complaints("segimage2itkimage", output) == [
+        "W: PositionReferenceIndicator (0020,1040) absent in FrameOfReferenceModule (type 2)"
+    ]
+
+
+def test_dcmqi_reads_ultrasound_given_a_space(tmp_path: Path) -> None:
+    """The control: the same object, put into a made-up frame of reference, is read pixel by pixel."""
+    case, (segmentation, _) = encoded("us_one")
+    spaced = copy.deepcopy(segmentation)
+    spaced.FrameOfReferenceUID = "1.2.3"
+    spaced.PositionReferenceIndicator = ""
+    position = Dataset()
+    position.ImagePositionPatient = ["0", "0", "0"]
+    spaced.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence = [position]
+    code, output = run(
+        "segimage2itkimage", "--inputDICOM", save(spaced, tmp_path), "--outputDirectory", tmp_path, "-t", "nrrd"
+    )
+    assert code == 0, output
+    assert np.count_nonzero(Nrrd(tmp_path / "1.nrrd").voxels) == case.findings.findings[0].mask.sum()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dcmqi_reads_the_report(name: str, tmp_path: Path) -> None:
+    case, (*_, report) = encoded(name)
+    metadata = tmp_path / "report.json"
+    code, output = run("tid1500reader", "--inputDICOM", save(report, tmp_path), "--outputMetadata", metadata)
+    assert code == 0, output
+    groups = json.loads(metadata.read_text(encoding="utf-8"))["Measurements"]
+    assert len(groups) == len(read.groups(report))
+    by_label = {group["TrackingIdentifier"]: group for group in groups}
+    for finding in case.findings.findings:
+        told = {
+            item["quantity"]["CodeValue"]: float(item["value"]) for item in by_label[finding.label]["measurementItems"]
+        }
+        for measurement in finding.measurements:
+            assert told[measurement.name.value] == pytest.approx(measurement.value)
+        assert by_label[finding.label]["TrackingUniqueIdentifier"]
+
+
+class Nrrd:
+    """A raw or gzip NRRD volume of ITK: voxels [k, j, i] and its place in LPS millimetres."""
+
+    def __init__(self, path: Path) -> None:
+        head, _, data = path.read_bytes().partition(b"\n\n")
+        fields = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
+        if fields["encoding"] in ("gzip", "gz"):
+            data = gzip.decompress(data)
+        kind = {"unsigned char": "u1", "uint8": "u1", "short": "<i2", "unsigned short": "<u2"}[fields["type"]]
+        size = [int(n) for n in fields["sizes"].split()]
+        self.voxels = np.frombuffer(data, kind).reshape(size[::-1])
+        assert fields["space"] == "left-posterior-superior"
+        vectors = re.findall(r"\(([^)]*)\)", fields["space directions"])
+        self.directions = np.array([[float(v) for v in vector.split(",")] for vector in vectors])
+        self.origin = np.array([float(v) for v in fields["space origin"].strip("()").split(",")])
+
+    def point_lps_mm(self, index_kji: np.ndarray) -> np.ndarray:
+        return self.origin + index_kji[::-1] @ self.directions
