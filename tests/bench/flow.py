@@ -55,7 +55,7 @@ def run(repeats: int = 3) -> None:
                 rounds = []
                 for seed in range(repeats + 1):
                     images = Path(folder) / f"{name}-{seed}"
-                    make(images, seed=300 + seed)
+                    make(images, seed=300 + seed, patient_id=f"BENCH-{seed}")
                     rounds.append(_one(node, images))
                 measured = rounds[1:]  # the first one waits for the models to load
                 record(

@@ -111,7 +111,7 @@ def test_two_senders_interleave_one_series(node: NodeProcess, tmp_path: Path) ->
 
 
 def test_an_unfit_series_is_refused_in_words(node: NodeProcess, tmp_path: Path) -> None:
-    slices = ct_series(tmp_path / "ct", shape=(24, 64, 64), spacing_mm=(2.5, 5.0, 5.0))
+    slices = ct_series(tmp_path / "ct", shape=(24, 64, 64), spacing_mm=(2.5, 5.0, 5.0), name="unfit")
     for gone in sorted((tmp_path / "ct").rglob("*.dcm"))[10:13]:
         gone.unlink()
     storescu(node, tmp_path / "ct")

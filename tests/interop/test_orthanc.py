@@ -104,7 +104,7 @@ def test_a_phantom_ct_goes_round(hospital: Hospital, tmp_path: Path) -> None:
 
 
 def test_a_phantom_ultrasound_goes_round(hospital: Hospital, tmp_path: Path) -> None:
-    breast_ultrasound(tmp_path / "us", seed=3)
+    breast_ultrasound(tmp_path / "us", seed=3, patient_id="PHANTOM-US-3")
     _, segs, sr = hospital.answer(tmp_path / "us", 120)
     assert len(segs) == 1
     assert sr.ConceptNameCodeSequence[0].CodeValue == "126000"
@@ -112,7 +112,7 @@ def test_a_phantom_ultrasound_goes_round(hospital: Hospital, tmp_path: Path) -> 
 
 def test_the_node_ignores_its_own_results(hospital: Hospital, tmp_path: Path) -> None:
     """Orthanc has forwarded every SEG and SR back; they are received, and start nothing."""
-    breast_ultrasound(tmp_path / "us", seed=4)
+    breast_ultrasound(tmp_path / "us", seed=4, patient_id="PHANTOM-US-4")
     _, segs, sr = hospital.answer(tmp_path / "us", 120)
     for result in (*segs, sr):
         facts = wait_for(lambda r=result: hospital.node.finished(r.SeriesInstanceUID), 60, "the echo of our own result")
@@ -142,7 +142,7 @@ def test_real_ultrasounds_go_round(hospital: Hospital, tmp_path: Path, shared_da
             pixels = np.asarray(Image.open(BytesIO(archive.read(name))).convert("L"))
             folder = tmp_path / f"us{number}"
             folder.mkdir()
-            ultrasound_dicom(pixels, spacing_mm=0.2, patient_id=f"BUSI-{number}").save_as(
+            ultrasound_dicom(pixels, spacing_mm=(0.2, 0.2), patient_id=f"BUSI-{number}").save_as(
                 folder / "image.dcm", enforce_file_format=True
             )
     for number in range(2):
