@@ -554,7 +554,7 @@ def ct_dicom(hu: np.ndarray, affine: np.ndarray, z: int, orientation: str, *, pa
     image.SeriesNumber, image.InstanceNumber, image.AcquisitionNumber = 1, z + 1, 1
     image.Modality = "CT"
     image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    image.Manufacturer, image.ManufacturerModelName = "pacs-node", "phantom"
+    image.Manufacturer, image.ManufacturerModelName = "Synthetic", "phantom"
     image.DeviceSerialNumber = image.SoftwareVersions = "1"
     image.InstitutionName = image.ReferringPhysicianName = ""
     image.StudyDescription, image.SeriesDescription = "CT chest", "Chest"
