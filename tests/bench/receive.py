@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from pydicom.uid import UID
 from rich.console import Console
 from rich.table import Table
 
@@ -47,11 +48,9 @@ QUICK = {**os.environ, "TCP_NODELAY": "1"}
 def make_images(folder: Path) -> list[Path]:
     """A CT series of 512 x 512 images in 16 bits; one folder for each of four senders."""
     (image,) = ct_series(shape=(1, 512, 512))
-    series = []
+    prefix, series = image.SeriesInstanceUID[:50].rstrip("."), []
     for number in range(IMAGES):
-        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = (
-            f"{image.SeriesInstanceUID[:50]}.{number + 1}"
-        )
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = UID(f"{prefix}.{number + 1}")
         image.InstanceNumber = number + 1
         path = folder / str(number % 4) / f"{number:03d}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import struct
 import threading
 import time
@@ -386,3 +387,24 @@ def test_four_senders_at_once(node: Node) -> None:
     until(lambda: len(node.ends) == 4)
     assert {instance.path for instance in Spool(node.spool.root, 0).scan()} == {each.path for each in node.stored}
     assert len(node.stored) == 24
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nothing_is_left_of_many_connections(node: Node) -> None:
+    """Threads and file descriptors, whether the sender was well behaved or not."""
+
+    def in_use() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    before = in_use()
+    for number in range(30):
+        with Parrot(node.port) as parrot:
+            if number % 5 == 0:
+                parrot.say(b"junk")
+            else:
+                parrot.associate("STRANGER" if number % 5 == 1 else "ME")
+            if number % 5 == 2:
+                parrot.say(pdu(4, b""))
+            elif number % 5 == 3:
+                parrot.release()
+    until(lambda: in_use() <= before)
