@@ -390,8 +390,9 @@ def test_four_senders_at_once(node: Node) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nothing_is_left_of_many_connections(node: Node) -> None:
+def test_nothing_is_left_of_many_connections(start: Start) -> None:
     """Threads and file descriptors, whether the sender was well behaved or not."""
+    node = start(acse_timeout_s=0.5)
 
     def in_use() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/proc/self/fd"))
@@ -407,4 +408,4 @@ def test_nothing_is_left_of_many_connections(node: Node) -> None:
                 parrot.say(pdu(4, b""))
             elif number % 5 == 3:
                 parrot.release()
-    until(lambda: in_use() <= before)
+    until(lambda: all(now <= then for now, then in zip(in_use(), before, strict=True)))
