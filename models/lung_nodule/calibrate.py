@@ -115,7 +115,7 @@ def main() -> None:
     error = np.array([np.subtract(population.fit(crops.images[i]), ranges[i]) for i in known])
     at_water = np.abs(error[:, 0] + (error[:, 1] - error[:, 0]) * (1024 / (1024 + 1000)))
     print(
-        f"matched {matched.sum()} of {len(matched)}; on matched crops the fit errs by {np.median(np.abs(error[:, 0])):.0f}"
+        f"matched {matched.sum()} of {len(matched)}; the fit errs by {np.median(np.abs(error[:, 0])):.0f}"
         f" HU at 0 and {np.median(at_water):.0f} HU near water (90 %: {np.quantile(at_water, 0.9):.0f} HU)"
     )
     for unmatched in track(np.flatnonzero(~matched), "fitting"):

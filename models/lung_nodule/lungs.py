@@ -19,6 +19,7 @@ LUNG_MEAN_HU = (-970.0, -400.0)  # bowel gas and trachea alone are darker, as a 
 SMALLEST_LUNG_ML = 60.0  # a component below this is no lung (a few slices of one still are more)
 SMALLEST_LUNGS_ML = 150.0  # both together; below it the scan shows no lungs
 CLOSING_MM = 10.0  # radius: brings juxtapleural nodules and hilar vessels up to 20 mm wide back in
+BETWEEN_MM = 15.0  # half the width of the strip between the lungs that holds the mediastinum
 WORK_MM = 1.3  # the mask is made on pixels of about this size and brought back
 
 
@@ -98,11 +99,17 @@ def closing(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def middle_x(lungs: np.ndarray, volume: Volume, step: int) -> float | None:
-    """LPS x half-way between the outer borders of the lungs, or None when either side has less than a fifth of them."""
+    """LPS x half-way between the outer borders of the lungs, or None when two lungs cannot be told apart.
+
+    Two lungs have each a fair part of the volume, and little of it lies between them.
+    """
     z, y, x = np.nonzero(lungs)
     lps_x = (
         volume.affine[0, 0] * z + volume.affine[0, 1] * y * step + volume.affine[0, 2] * x * step + volume.affine[0, 3]
     )
-    middle = float(np.quantile(lps_x, 0.001) + np.quantile(lps_x, 0.999)) / 2
+    low, high = np.quantile(lps_x, [0.001, 0.999])
+    middle = float(low + high) / 2
     left = float((lps_x > middle).mean())
-    return middle if 0.2 < left < 0.8 else None
+    between = float((np.abs(lps_x - middle) < BETWEEN_MM).mean())
+    evenly = 2 * BETWEEN_MM / max(float(high - low), 1.0)
+    return middle if 0.2 < left < 0.8 and between < 0.5 * evenly else None

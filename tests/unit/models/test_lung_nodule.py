@@ -1,0 +1,185 @@
+"""The lung-nodule pipeline: phantom nodules come back where they are, in whatever way the patient lay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydicom import dcmread
+
+from dicom_sr import codes
+from models.lung_nodule.lungs import Lungs
+from models.lung_nodule.pipeline import (
+    SIDE,
+    LungNodule,
+    Options,
+    candidates,
+    elongation,
+    resampled,
+    tiles,
+    why_not_nodule,
+)
+from models.lung_nodule.preprocess import window
+from models.measure import measure_nodule
+from models.phantoms import Truth, chest_ct
+from models.pipeline import UnfitInput
+from models.read import Volume, read_ct
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> LungNodule:
+    return LungNodule("cpu", {"threads": 1})
+
+
+def phantom(folder: Path, orientation: str, order: str = "shuffled") -> Truth:
+    """Two nodules in a thin slab on coarse pixels: a few seconds."""
+    return chest_ct(
+        folder, seed=3, slices=18, size=320, spacing_mm=(2.5, 1.1, 1.1), orientation=orientation, order=order, nodules=2
+    )
+
+
+def silent(_fraction: float, _what: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("orientation", ["HFS", "FFS", "HFP"])
+def test_nodules_come_back_at_their_place_in_the_patient(pipeline, tmp_path, orientation):
+    truth = phantom(tmp_path, orientation)
+    told: list[float] = []
+    found = pipeline.run(sorted(tmp_path.iterdir()), lambda fraction, _: told.append(fraction))
+    volume = read_ct(truth.files)
+    assert [ref.sop_instance_uid for ref in found.images] == [str(dcmread(f).SOPInstanceUID) for f in truth.files]
+    for lesion in truth.lesions:
+        best = min(found.findings, key=lambda f: np.linalg.norm(np.subtract(centre(f, volume), lesion.centre_lps_mm)))
+        assert np.linalg.norm(np.subtract(centre(best, volume), lesion.centre_lps_mm)) < 2.0
+        side = codes.LEFT if lesion.centre_lps_mm[0] > 0 else codes.RIGHT
+        assert best.laterality in ((side,) if abs(lesion.centre_lps_mm[0]) > 25 else (side, None))
+        values = {m.name: m.value for m in best.measurements}
+        assert values[codes.LONG_AXIS] == pytest.approx(lesion.long_axis_mm, abs=3.5)
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+def centre(finding, volume: Volume):
+    index = np.array(finding.offset_zyx) + np.argwhere(finding.mask).mean(axis=0)
+    return volume.position_lps_mm(index.tolist())
+
+
+def test_the_same_files_give_the_same_findings_and_keep_the_contract(pipeline, tmp_path):
+    files = phantom(tmp_path, "FFP").files
+    one, two = pipeline.run(files, silent), pipeline.run(files[::-1], silent)
+    assert len(one.findings) == len(two.findings) > 0
+    for a, b in zip(one.findings, two.findings, strict=True):
+        np.testing.assert_array_equal(a.mask, b.mask)
+        assert (a.offset_zyx, a.measurements, a.certainty, a.label) == (
+            b.offset_zyx,
+            b.measurements,
+            b.certainty,
+            b.label,
+        )
+    assert [f.number for f in one.findings] == list(range(1, len(one.findings) + 1))
+    certainties = [f.certainty for f in one.findings]
+    assert certainties == sorted(certainties, reverse=True)
+    for finding in one.findings:
+        assert finding.mask.dtype == bool
+        for axis in range(3):
+            assert finding.mask.any(axis=tuple({0, 1, 2} - {axis}))[[0, -1]].all()  # the smallest box
+        assert finding.key_image == finding.offset_zyx[0] + finding.mask.sum(axis=(1, 2)).argmax()
+        assert 0.5 <= finding.certainty <= 1
+        assert finding.long_axis.image == finding.short_axis.image == finding.key_image
+    assert one.algorithm == pipeline.card.algorithm
+    assert pipeline.card.weights_sha256["residual_unet_w16"].startswith(one.algorithm.version.split("+")[1])
+    assert pipeline.card.intended_use.endswith("Research use only, not for diagnostic use.")
+
+
+def test_other_views_and_chests_without_lungs_are_refused_in_words(pipeline, tmp_path):
+    with pytest.raises(UnfitInput, match="not axial"):
+        pipeline.run(phantom(tmp_path / "a", "coronal").files, silent)
+    with pytest.raises(UnfitInput, match="too few"):
+        pipeline.run(phantom(tmp_path / "b", "HFS").files[:3], silent)
+
+
+def test_sliding_puts_every_pixel_back_where_it_was(pipeline, monkeypatch):
+    """With a network that gives back its input, blending must give back the image, also at its very edge."""
+    monkeypatch.setattr(pipeline, "net", lambda batch: batch)
+    image = torch.from_numpy(np.random.default_rng(0).uniform(-1000, 400, (150, 210)).astype(np.float32))
+    lung = np.zeros((150, 210), bool)
+    lung[:90, 20:] = True
+    got, windows = pipeline.slide(image, lung)
+    torch.testing.assert_close(got[lung], torch.sigmoid(window(image.clone()))[lung], atol=1e-3, rtol=0)
+    assert windows == 6
+    assert list(tiles(lung))[0] == (0, 20)
+
+
+def test_pixels_of_unknown_size_are_resampled():
+    hu, lung = np.zeros((100, 200), np.int16), np.ones((100, 200), bool)
+    assert resampled(hu, lung, (0.7, 0.7))[0].shape == (100, 200)
+    image, mask = resampled(hu, lung, (0.35, 1.4))
+    assert image.shape == mask.shape == (50, 400)
+
+
+def test_candidates_join_in_three_dimensions_and_need_a_peak():
+    probability = np.zeros((4, 20, 20), np.uint8)
+    probability[0, 5, 5], probability[1, 6, 6] = 250, 200  # diagonal neighbours: one piece
+    probability[3, 15:18, 15:18] = 150  # above the threshold, below the peak
+    (only,) = candidates(probability, Options())
+    assert only.offset_zyx == (0, 5, 5)
+    assert only.mask.sum() == 2
+    assert only.certainty == pytest.approx(225 / 255)
+
+
+def ball(radii_mm, spacing=(1.0, 0.7, 0.7), shape=(40, 80, 80)):
+    points = np.stack(np.indices(shape), -1) * spacing - (np.array(shape) // 2) * np.array(spacing)
+    return ((points / radii_mm) ** 2).sum(-1) <= 1
+
+
+@pytest.mark.parametrize(
+    ("radii_mm", "in_lung", "reason"),
+    [
+        ((5, 5, 5), True, None),
+        ((5, 6, 8), True, None),
+        ((1, 1, 1), True, "below 3 mm"),
+        ((19, 25, 25), True, "above 40 mm"),
+        ((18, 2.5, 2.5), True, "longer than wide"),
+        ((0.5, 4, 4), True, "one slice only"),
+        ((5, 5, 5), False, "inside the lungs"),
+    ],
+)
+def test_what_is_no_nodule_and_why(radii_mm, in_lung, reason):
+    mask = ball(radii_mm)
+    spacing = (1.0, 0.7, 0.7)
+    affine = np.diag([*spacing, 1.0])
+    probability = np.where(mask, 240, 0).astype(np.uint8)
+    volume = Volume(np.zeros(mask.shape, np.int16), (), spacing, affine, ())
+    (candidate,) = candidates(probability, Options())
+    sizes = measure_nodule(candidate.mask, candidate.offset_zyx, volume.hu, spacing, volume.voxel_mm3)
+    lungs = Lungs(np.full(mask.shape, in_lung), 4000.0, None)
+    said = why_not_nodule(candidate, sizes, volume, lungs, Options())
+    assert said is None if reason is None else reason in said
+
+
+def test_elongation_of_known_bodies():
+    assert elongation(ball((6, 6, 6)), (1.0, 0.7, 0.7)) == pytest.approx(1, abs=0.05)
+    assert elongation(ball((12, 4, 4)), (1.0, 0.7, 0.7)) == pytest.approx(3, abs=0.25)
+
+
+def test_window_is_that_of_the_training():
+    torch.testing.assert_close(window(torch.tensor([-3000.0, -1000, -300, 400, 3000])), torch.tensor([0, 0, 0.5, 1, 1]))
+    assert SIDE == 128
+
+
+def test_the_real_chest_ct_is_read_and_answered(pipeline, shared_data, tmp_path):
+    """A quarter of the scan: sizes and places must make sense; nobody has read this scan for nodules."""
+    import zipfile
+
+    with zipfile.ZipFile(shared_data / "ct_CMB-CRC-MSB-01068.zip") as archive:
+        for name in sorted(n for n in archive.namelist() if n.endswith(".dcm"))[40:52]:
+            archive.extract(name, tmp_path)
+    found = pipeline.run(sorted(tmp_path.rglob("*.dcm")), silent)
+    assert len(found.images) == 12
+    assert 300 < found.facts["lungs_ml"] < 1500
+    for finding in found.findings:
+        values = {m.name: m.value for m in finding.measurements}
+        assert 3 <= values[codes.MEAN_DIAMETER] <= 40
