@@ -48,7 +48,9 @@ def judge(predicted: np.ndarray, truth: np.ndarray, nodules: list[str]) -> dict[
         "IoU, nodule slices": [iou(p, t) for p, t in zip(predicted, truth, strict=True)],
         "Dice, nodule slices, piece at the nodule only": [dice(p, t) for p, t in zip(at_nodule, truth, strict=True)],
         "nodule slices touched by a mark": at_nodule.any(axis=(1, 2)).astype(float),
-        "nodule slices with IoU of 0.5 or more": [iou(p, t) >= 0.5 for p, t in zip(predicted, truth, strict=True)],
+        "nodule slices with IoU of 0.5 or more": [
+            float(iou(p, t) >= 0.5) for p, t in zip(predicted, truth, strict=True)
+        ],
         "marks elsewhere, per slice": [
             float(ndimage.label(p & ~a)[1]) for p, a in zip(predicted, at_nodule, strict=True)
         ],

@@ -28,7 +28,7 @@ def chest(lungs=(-1, 1), table=True, hole_mm=0.0, x_sign=1.0):
 
 
 def test_both_lungs_and_nothing_else():
-    volume, x, y, _ = chest()
+    volume, *_ = chest()
     found = find_lungs(volume)
     lung = volume.hu == -860
     assert found.mask[lung].mean() > 0.99

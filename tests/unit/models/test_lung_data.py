@@ -1,0 +1,110 @@
+"""The training data: split by patient, brought back to Hounsfield units, cut without losing the nodule."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from models.lung_nodule.calibrate import Population, match
+from models.lung_nodule.data import HU_RANGE, SPLIT, cut_centre, jittered, placement, split_patients, stored_split
+from models.lung_nodule.evaluate import judge
+
+
+def test_the_split_is_by_patient_and_stored():
+    split, sha256 = stored_split()
+    assert sha256 == hashlib.sha256(SPLIT.read_bytes()).hexdigest()
+    names = [set(patients) for patients in split.values()]
+    assert len(set.union(*names)) == sum(len(part) for part in names)  # nobody is in two splits
+    assert [len(part) for part in names] == [384, 55, 110]  # 70/10/20 of 549
+    assert split_patients(sorted(set.union(*names))) == split
+
+
+def test_every_crop_has_a_range_of_hounsfield_units():
+    rows = list(csv.DictReader(HU_RANGE.open()))
+    assert len(rows) == 7722
+    low, high = (np.array([float(row[name]) for row in rows]) for name in ("hu_of_0", "hu_of_255"))
+    assert (high - low > 300).all()
+    assert np.median(low) == pytest.approx(-1000, abs=60)  # air or lung is the darkest thing of nearly every crop
+    assert np.mean([row["found_by"] == "match" for row in rows]) > 0.75
+
+
+def test_a_stretched_crop_is_matched_to_its_volume():
+    random = np.random.default_rng(0)
+    hu = random.normal(-700, 200, (128, 128)).round()
+    low, high = hu.min(), hu.max()
+    grey = ((hu - low) / (high - low) * 255).round().astype(np.uint8)
+    volume = np.stack([random.normal(-700, 200, (40, 44)), hu[30:70, 50:94]]).astype(np.float32)
+    score, (found_low, found_high) = match(grey, volume)
+    assert score > 0.995
+    assert (found_low, found_high) == (pytest.approx(low, abs=3), pytest.approx(high, abs=3))
+    assert match(grey, volume[:1])[0] < 0.5
+
+
+def test_an_unmatched_crop_gets_the_most_likely_range():
+    random = np.random.default_rng(1)
+
+    def crop(low, high):
+        tissue = np.where(
+            random.random((128, 128)) < 0.6, random.normal(-850, 40, (128, 128)), random.normal(40, 30, (128, 128))
+        )
+        return np.clip((tissue - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
+
+    ranges = np.array([[-1024.0, high] for high in (300, 600, 900, 1200)])
+    population = Population(np.stack([crop(*r) for r in ranges]), ranges)
+    low, high = population.fit(crop(-1024, 760))
+    at_zero_hu = low + (high - low) * (1024 / (1024 + 760))
+    assert abs(at_zero_hu) < 40
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_cuts_keep_the_nodule_or_avoid_it_on_purpose(size):
+    random = np.random.default_rng(2)
+    mask = np.zeros((128, 128), bool)
+    mask[60:70, 58:66] = True
+    kept = np.array([cut_centre(mask, size, random, negatives=0.0) for _ in range(100)])
+    assert (np.abs(kept - [64.5, 61.5]) < size / 2 + 5).all()
+    assert kept.std(axis=0).min() > 8
+    if size < 128:
+        for row, column in (cut_centre(mask, size, random, negatives=1.0) for _ in range(50)):
+            assert abs(row - 64.5) > size / 2 or abs(column - 61.5) > size / 2
+
+
+def test_image_and_mask_are_moved_alike():
+    random = np.random.default_rng(3)
+    image = torch.zeros(6, 1, 128, 128)
+    image[:, :, 50:80, 40:60] = 1000
+    grid = placement(np.full((6, 2), 64.0), 64, random)
+    cut = torch.nn.functional.grid_sample(image, grid, "bilinear", "reflection", align_corners=False)
+    assert cut.shape == (6, 1, 64, 64)
+    share = (cut > 500).float().mean().item() * 64**2  # scaled by 0.85..1.15, turned, flipped: the area stays near
+    assert 250 < share < 900
+    assert len({tuple((c > 500).any(dim=1)[0].nonzero().ravel().tolist()) for c in cut}) > 2
+
+
+def test_other_scanners_change_contrast_but_not_the_picture():
+    random = np.random.default_rng(4)
+    hu = torch.full((64, 1, 32, 32), -850.0)
+    hu[:, :, 8:24, 8:24] = 40
+    other = jittered(hu, random)
+    inside, outside = other[:, :, 10:22, 10:22].mean((1, 2, 3)), other[:, :, :6].mean((1, 2, 3))
+    assert ((inside - outside) > 700).all()
+    assert 10 < outside.std() < 80
+
+
+def test_figures_of_answers_known_by_hand():
+    truth = np.zeros((3, 20, 20), bool)
+    truth[:, 5:9, 5:9] = True  # 16 pixels on each of three slices, two nodules
+    predicted = truth.copy()
+    predicted[1, 5:9, 5:7] = False  # half of it: Dice 2/3, IoU 1/2
+    predicted[2] = False
+    predicted[2, 15, 15] = True  # only a mark elsewhere
+    found = judge(predicted, truth, ["a/1", "a/1", "b/1"])
+    assert found["Dice, nodule slices"].value == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert found["IoU, nodule slices"].value == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found["marks elsewhere, per slice"].value == pytest.approx(1 / 3)
+    assert found["nodule slices touched by a mark"].value == pytest.approx(2 / 3)
+    assert found["Dice, whole nodules"].value == pytest.approx((48 / 56 + 0) / 2)
