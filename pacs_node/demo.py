@@ -160,8 +160,11 @@ class DemoNode:
             _until(ended, self.process, "the results")
         facts = httpx.get(f"{self.url}/api/series/{series_uid}", timeout=20).json()
         console.print(f"   {facts['modality']}: closed because {facts['closed_because']}; {facts['verdict']['reason']}")
+        if not facts["jobs"]:
+            reasons = "; ".join(f"{rule['rule']}: {rule['why_not']}" for rule in facts["rules"])
+            raise SystemExit(f"no route took the {facts['modality']} series: {reasons}")
         for job in facts["jobs"]:
-            seconds = f" in {job['facts']['seconds']} s on {job['facts']['device']}" if job["kind"] == "infer" else ""
+            seconds = f" in {job['facts']['seconds']} s on {job['facts']['device']}" if job["facts"] else ""
             console.print(f"   {job['kind']} {job['pipeline']}: {job['state']}, {job['reason']}{seconds}")
 
 
@@ -231,7 +234,9 @@ def _show(
         headers = [_header(file) for file in truth.files]
         mine = [each for each in objects if each.StudyInstanceUID == headers[0].StudyInstanceUID]
         images = [ImageRef(str(header.SOPClassUID), str(header.SOPInstanceUID)) for header in headers]
-        report = next(each for each in mine if each.Modality == "SR")
+        report = next((each for each in mine if each.Modality == "SR"), None)
+        if report is None:
+            raise SystemExit(f"no report came back for the {name}; see {folder / 'node.log'}")
         said = findings(report, [each for each in mine if each.Modality == "SEG"], images).findings
         matched = set()
         for lesion in truth.lesions:

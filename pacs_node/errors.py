@@ -3,6 +3,7 @@
 NodeError
 ├── ReceiveError            answered to the sender as a DIMSE status
 │   ├── SpoolFull           0xA700  Refused: Out of Resources      PS3.4 Table B.2-1
+│   ├── LedgerUnavailable   0xA700  the row cannot be written now; elsewhere: try the whole thing again
 │   ├── NotReadable         0xC000  Error: Cannot understand       PS3.4 Table B.2-1
 │   └── WrongSopClass       0xA900  Error: Data Set does not match SOP Class
 ├── JobError                what the job does next
@@ -33,6 +34,10 @@ class ReceiveError(NodeError):
 
 class SpoolFull(ReceiveError):
     status = 0xA700  # Refused: Out of Resources, PS3.4 Table B.2-1
+
+
+class LedgerUnavailable(ReceiveError):
+    status = 0xA700  # the sender keeps its copy and tries again
 
 
 class NotReadable(ReceiveError):

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetEnqueueOptions, SetWorkflowID
 
+from pacs_node.errors import LedgerUnavailable
 from pacs_node.flow import Flow
 from pacs_node.ledger import Ledger, engine_for_jobs
 from pacs_node.records import Job
@@ -101,8 +102,8 @@ class Engine:
             try:
                 self.ledger.renew_lease(self.executor, self.lease_s)
                 self.sweep()
-            except self.ledger.unavailable as error:
-                log.error("ledger unavailable", error=type(error).__name__)
+            except LedgerUnavailable as error:
+                log.error("ledger unavailable", reason=str(error))
             self._wake.wait(self.sweep_s)
 
     def sweep(self) -> None:

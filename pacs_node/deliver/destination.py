@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
 from typing import Protocol
@@ -28,17 +28,9 @@ class Destination(Protocol):
 class Deferred(TryAgain):
     """The destination is down, full or busy."""
 
-    def __init__(self, reason: str, receipts: Sequence[Receipt] = ()) -> None:
-        super().__init__(reason)
-        self.receipts = tuple(receipts)
-
 
 class Undeliverable(GiveUp):
     """The destination will not take it, however often it is sent."""
-
-    def __init__(self, reason: str, receipts: Sequence[Receipt] = ()) -> None:
-        super().__init__(reason)
-        self.receipts = tuple(receipts)
 
 
 class Outcome(Enum):

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 
 from dicom_sr import encode, read
 from tests.factories import ORIENTATIONS, ct_series, header, point_lps_mm, us_image
-from tests.interop.tools import need
+from tests.harness import need
 from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, us_findings
 
 # (tool, pattern of the message, why it is no fault of the object)
@@ -56,7 +56,7 @@ FALSE_ALARMS = [
 
 def run(tool: str, *arguments: object) -> tuple[int, str]:
     done = subprocess.run(
-        [need(tool), *(str(argument) for argument in arguments)],
+        [need(tool, beside_python=True), *(str(argument) for argument in arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=120,

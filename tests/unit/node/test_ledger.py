@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from pacs_node.errors import LedgerUnavailable
 from pacs_node.flow import OPEN_JOB_STATES, TRANSITIONS
 from pacs_node.ledger import Ledger, metadata
 from pacs_node.records import AssociationEnd, Instance, Job, Receipt, Result, Verdict
@@ -171,3 +172,10 @@ def test_only_open_states_can_be_left() -> None:
         "failed",
         "superseded",
     }
+
+
+def test_a_database_that_does_not_answer_makes_the_sender_try_again(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/gone/node.sqlite")
+    with pytest.raises(LedgerUnavailable) as failure:
+        ledger.take_in(instance("1.2.1"))
+    assert failure.value.status == 0xA700  # Out of Resources: the sender keeps its copy
