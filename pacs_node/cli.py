@@ -118,6 +118,14 @@ def pipelines() -> None:
 
 
 @app.command()
+def conformance() -> None:
+    """Print the DICOM Conformance Statement (PS3.2)."""
+    from pacs_node.conformance import statement
+
+    sys.stdout.write(statement())
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo keeps its files.")] = Path("demo-out"),
     orthanc: Annotated[bool, typer.Option(help="Use a real Orthanc as the PACS.")] = False,

@@ -70,7 +70,9 @@ def run(repeats: int = 3) -> None:
                     },
                 )
             assert node.process is not None
-            record("flow: peak memory", {"node_mb": _peak_mb(node.process.pid), "inference_mb": _peak_mb_of_child(node)})
+            record(
+                "flow: peak memory", {"node_mb": _peak_mb(node.process.pid), "inference_mb": _peak_mb_of_child(node)}
+            )
 
 
 def _one(node: NodeProcess, images: Path) -> dict[str, float]:

@@ -21,7 +21,8 @@ PACKAGES = {  # package -> our packages it may import besides itself
     "models": {"dicom_sr"},
     "pacs_node": {"config", "dicom_sr", "models"},
 }
-WIRING = {"node", "cli", "demo", "__main__"}  # files of pacs_node that join the rooms and may import anything of ours
+# files of pacs_node that join the rooms, or describe them all, and may import anything of ours
+WIRING = {"node", "cli", "demo", "conformance", "__main__"}
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": set(),
     "assemble": set(),

@@ -1,0 +1,80 @@
+"""The DICOM Conformance Statement's tables (PS3.2), printed from the code that negotiates: they cannot drift."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pacs_node import __version__
+from pacs_node.deliver.destination import STATUSES
+from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
+from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+SENT = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation",
+    "1.2.840.10008.5.1.4.1.1.88.33": "Comprehensive SR",
+}
+
+
+def statement() -> str:
+    """docs/conformance.md, whole."""
+    return "\n".join(_lines()) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    yield "# DICOM Conformance Statement"
+    yield ""
+    yield "Printed by `pacs-node conformance`; do not edit. Research use only, not for diagnostic use."
+    yield ""
+    yield from _table(
+        ("item", "value"),
+        [
+            ("version", __version__),
+            ("Implementation Class UID", IMPLEMENTATION_CLASS_UID),
+            ("Implementation Version Name", IMPLEMENTATION_VERSION_NAME),
+        ],
+    )
+    yield "## Receives (SCP)"
+    yield ""
+    yield (
+        "An association is accepted when the called AE title is the node's and the calling one a peer with `may_send`. "
+        "Success (0x0000) is answered when the object is durable: file, folder and row are synchronised to disk. "
+        "Objects are kept in the transfer syntax they were sent in; nothing is decoded or converted."
+    )
+    yield ""
+    classes = [("Verification", VERIFICATION), *((name, uid) for uid, name in STORAGE_SOP_CLASSES.items())]
+    yield from _table(("SOP Class", "UID"), classes)
+    yield from _table(("transfer syntax", "UID"), [(name, uid) for uid, name in TRANSFER_SYNTAXES.items()])
+    yield from _table(
+        ("status", "when"),
+        [
+            ("0x0000", "stored, or identical bytes of a known instance came again"),
+            ("0xB000", "another object under a known SOP Instance UID: the first is used, this one is kept aside"),
+            ("0xA700", "less free disk space than `keep_free_gb`, or the database does not answer: send it again"),
+            ("0xA900", "the SOP class in the data set is not the one of the command"),
+            ("0xC000", "the header cannot be read; the bytes are kept aside"),
+        ],
+    )
+    yield "## Sends (SCU)"
+    yield ""
+    yield (
+        "One association for the results of one analysis. Each object is proposed in the one transfer syntax it is in, "
+        "Explicit VR Little Endian; only accepted contexts are used. Verification by `pacs-node echo`; C-FIND at "
+        "series level (Study Root) when `ask_peer` is set."
+    )
+    yield ""
+    yield from _table(("SOP Class", "UID"), [(name, uid) for uid, name in SENT.items()])
+    yield from _table(
+        ("answer", "meaning", "what the node does"),
+        [
+            (f"0x{first:04X}" + (f" to 0x{last:04X}" if last != first else ""), meaning, outcome.value)
+            for first, last, outcome, meaning in STATUSES
+        ],
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{' --- |' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
