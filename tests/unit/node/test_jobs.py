@@ -1,4 +1,4 @@
-"""Durable jobs on the real engine and a real SQLite file. The rooms are small but do what rooms do: answer or refuse."""
+"""Durable jobs on the real engine and a real SQLite file. The rooms are small, but answer or refuse as rooms do."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Running:
         quick = Patience(0.05, 0.2, attempts)
         self.flow = Flow(self.ledger, self.rooms, {"infer": quick, "send": quick}, poison_limit=5, now=now,
                          dice=random.Random(1), executor="w1")  # fmt: skip
-        self.engine = Engine(self.ledger, self.flow, executor="w1", infer_slots=1, send_slots=1, sweep_s=0.2, lease_s=30,
-                             poison_limit=5, poll_s=0.05, now=now)  # fmt: skip
+        self.engine = Engine(self.ledger, self.flow, executor="w1", infer_slots=1, send_slots=1, sweep_s=0.2,
+                             lease_s=30, poison_limit=5, poll_s=0.05, now=now)  # fmt: skip
 
     def add(self, name: str, *, send_to: tuple[str, ...] = ("pacs",), priority: int = 5) -> None:
         series = f"1.{name}"

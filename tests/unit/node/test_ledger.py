@@ -33,8 +33,9 @@ def instance(uid: str, *, series: str = "1.9", association: str = "a1", at: date
 
 
 def job(**changes: object) -> Job:
-    values = {"id": "j1", "kind": "infer", "series_uid": "1.9", "study_uid": "1.8", "revision": 1, "pipeline": "lung-nodule",
-              "route": "chest", "priority": 5, "created_at": T0, "send_to": ("pacs",)} | changes  # fmt: skip
+    values = {"id": "j1", "kind": "infer", "series_uid": "1.9", "study_uid": "1.8", "revision": 1,
+              "pipeline": "lung-nodule", "route": "chest", "priority": 5, "created_at": T0,
+              "send_to": ("pacs",)} | changes  # fmt: skip
     return Job(**values)
 
 
