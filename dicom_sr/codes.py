@@ -49,6 +49,7 @@ MEAN_HU = Code("112181", "DCM", "Mean Attenuation Coefficient")
 MIN_HU = Code("112179", "DCM", "Minimum Attenuation Coefficient")
 MAX_HU = Code("112180", "DCM", "Maximum Attenuation Coefficient")
 SD_HU = Code("112183", "DCM", "Standard Deviation of Attenuation Coefficient")
+NUMBER_OF_LESIONS = Code("246206008", "SCT", "Number of lesions")
 # what an algorithm claims, CID 6048
 CERTAINTY = Code("111012", "DCM", "Certainty of Finding")
 PROBABILITY_OF_CANCER = Code("111047", "DCM", "Probability of cancer")
@@ -65,6 +66,7 @@ HU = Code("[hnsf'U]", "UCUM", "Hounsfield unit")
 PERCENT = Code("%", "UCUM", "Percent")
 NO_UNITS = Code("1", "UCUM", "no units")
 PIXELS = Code("{pixels}", "UCUM", "pixels")  # an annotation, UCUM section 6
+LESIONS = Code("{lesions}", "UCUM", "lesions")
 
 # Evaluations
 FINDING = Code("121071", "DCM", "Finding")

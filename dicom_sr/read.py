@@ -11,7 +11,7 @@ from pydicom.sr.coding import Code
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
-from dicom_sr.report import CALIPERS, CONTOUR, OHIF_TOOL, WARNING, WHOLE_IMAGE
+from dicom_sr.report import CALIPERS, CONTOUR, WARNING, WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +103,14 @@ def comments(report: Dataset) -> list[str]:
 def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence[ImageRef]) -> Findings:
     """The Findings that `objects.encode` made these of. `images` gives the order of the source grid.
 
-    Not in the objects, so not here: `facts`, and what was sought if something was found.
+    Not in the objects, so not here: `facts`, what was sought if something was found, and the axes on ultrasound.
     """
     every = groups(report)
     index = {ref: k for k, ref in enumerate(images)}
     marked = {segment.tracking_uid: segment for item in segmentations for segment in segments(item)}
     regions = [group for group in every if group.template in ("1410", "1411")]
-    whole = [group for group in every if group.tracking_id == WHOLE_IMAGE]
-    absent = [group for group in every if Evaluation(group.type or codes.LESION, codes.ABSENT) in group.evaluations]
+    whole = next((group for group in every if group.tracking_id == WHOLE), None)
+    absent = None if whole is None or whole.type is None else Evaluation(whole.type, codes.ABSENT)
     is_volume = any(group.template == "1411" for group in every) or (not regions and _procedure_is_ct(report))
     result = Findings(
         pipeline=_text(report, codes.DEVICE_OBSERVER_NAME),
@@ -124,13 +124,11 @@ def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence
             version=_text(report, codes.DEVICE_OBSERVER_SERIAL_NUMBER),
             manufacturer=_text(report, codes.DEVICE_OBSERVER_MANUFACTURER),
         ),
-        measurements=whole[0].measurements if whole else (),
-        evaluations=whole[0].evaluations if whole else (),
+        measurements=tuple(m for m in whole.measurements if m.name != codes.NUMBER_OF_LESIONS) if whole else (),
+        evaluations=tuple(e for e in whole.evaluations if e != absent) if whole else (),
         warnings=tuple(text.removeprefix(WARNING) for text in comments(report) if text.startswith(WARNING)),
     )
-    if absent and absent[0].type is not None:
-        return replace(result, sought=absent[0].type, sought_site=absent[0].site)
-    return result
+    return result if absent is None or whole is None else replace(result, sought=absent.name, sought_site=whole.site)
 
 
 # ------------------------------------------------------------------------------------------------------ Segmentation
@@ -202,9 +200,7 @@ def _finding(
     """A finding out of its TID 1410 or 1411 group, its segment, and the groups that draw it."""
     offset, mask = _boxed(segment.masks, index)
     drawn = {other.tracking_id: other.lines for other in every if other.template == "1501"}
-    calipers = drawn.get(f"{CALIPERS}:{group.tracking_id}") or drawn.get(
-        f"{CALIPERS.removeprefix(OHIF_TOOL)}:{group.tracking_id}"
-    )
+    calipers = drawn.get(f"{CALIPERS}:{group.tracking_id}")
     contour = group.lines or drawn[f"{CONTOUR}:{group.tracking_id}"]
     long_axis, short_axis = (_axis(line, index) for line in calipers) if calipers else (None, None)
     certainty = next(m.value for m in group.measurements if m.name == codes.CERTAINTY)

@@ -30,7 +30,7 @@ from dicom_sr.uids import device_uid, result_uid
 OHIF_TOOL = "Cornerstone3DTools@^0.1.0:"  # OHIF 3.13 makes measurements of groups with this Tracking Identifier
 CONTOUR = f"{OHIF_TOOL}PlanarFreehandROI"
 CALIPERS = f"{OHIF_TOOL}Bidirectional"
-WHOLE_IMAGE = "Whole image"
+WHOLE = "Whole image"
 WARNING = "Warning: "
 
 Group = (
@@ -167,16 +167,15 @@ class _Report:
 
     def groups(self) -> Iterator[Group]:
         for finding in self.findings.findings:
-            volume = self.findings.geometry == "volume"
-            if volume:
+            if self.findings.geometry == "volume":
                 yield self.contour(finding)
-            if finding.long_axis and finding.short_axis:
-                yield self.calipers(finding, finding.long_axis, finding.short_axis)
-            yield self.volume(finding) if volume else self.region(finding)
-        if self.findings.measurements or self.findings.evaluations:
-            yield self.whole_image()
-        if not self.findings.findings:
-            yield self.absent()
+                if finding.long_axis and finding.short_axis:
+                    yield self.calipers(finding, finding.long_axis, finding.short_axis)
+                yield self.volume(finding)
+            else:
+                yield self.region(finding)
+        if self.findings.measurements or self.findings.evaluations or not self.findings.findings:
+            yield self.whole()
 
     def contour(self, finding: Finding) -> hd.sr.MeasurementsAndQualitativeEvaluations:
         """TID 1501: the outline on the key image, and the area it encloses."""
@@ -190,16 +189,12 @@ class _Report:
     def calipers(
         self, finding: Finding, long_axis: Axis, short_axis: Axis
     ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-        """TID 1501: long and short axis as two lines. Its own Tracking UID, for OHIF keeps one tool per UID.
-
-        On ultrasound without OHIF's identifier: it then draws the lines with our numbers and leaves them alone.
-        """
+        """TID 1501: long and short axis as two lines. Its own Tracking UID, for OHIF keeps one tool per UID."""
         lines = []
         for axis, name in ((long_axis, codes.LONG_AXIS), (short_axis, codes.SHORT_AXIS)):
             points = np.array([axis.start_xy, axis.end_xy], float)
             lines.append((self.measured(finding, name, axis), self.on(axis.image, points)))
-        tool = CALIPERS if self.findings.geometry == "volume" else CALIPERS.removeprefix(OHIF_TOOL)
-        return self.drawn(finding, tool, self.uid("calipers", finding.number), lines)
+        return self.drawn(finding, CALIPERS, self.uid("calipers", finding.number), lines)
 
     def drawn(
         self,
@@ -254,32 +249,31 @@ class _Report:
             qualitative_evaluations=_evaluations(finding.evaluations),
         )
 
-    def whole_image(self) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-        """TID 1501: what is said of the images as a whole, inferred from their whole area.
+    def whole(self) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+        """TID 1501: what is said of the images as a whole, and, if nothing was found, that it was looked for.
 
-        OHIF fails on a number without coordinates, hence the border of each image.
+        The count is there for OHIF too: it draws nothing of a report with a group that has no coordinates.
         """
-        borders = [self.on(index, _border(header)) for index, header in enumerate(self.headers)]
-        return hd.sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=hd.sr.TrackingIdentifier(self.uid("whole image"), WHOLE_IMAGE),
+        findings = self.findings
+        count = Measurement(codes.NUMBER_OF_LESIONS, len(findings.findings), codes.LESIONS)
+        middle = len(self.headers) // 2
+        border = self.on(middle, _border(self.headers[middle]))
+        absent = [] if findings.findings else [Evaluation(findings.sought, codes.ABSENT)]
+        group = hd.sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=hd.sr.TrackingIdentifier(self.uid("whole"), WHOLE),
+            finding_type=findings.sought if absent else None,
+            finding_sites=_sites(findings.sought_site, None),
             algorithm_id=self.algorithm(),
-            finding_sites=_sites(self.findings.sought_site, None),
-            measurements=[self.number(m, borders) for m in self.findings.measurements],
-            qualitative_evaluations=_evaluations(self.findings.evaluations),
-            source_images=self.source_images(),
+            measurements=[self.number(m, [border]) for m in (*findings.measurements, count)],
+            qualitative_evaluations=_evaluations([*findings.evaluations, *absent]),
+            source_images=[
+                hd.sr.SourceImageForMeasurementGroup(class_uid, instance_uid, frames or None)
+                for (class_uid, instance_uid), frames in group_by_instance(findings.images).items()
+            ],
         )
-
-    def absent(self) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-        """TID 1501: what was looked for, in which images, and that it is not there."""
-        sought = self.findings.sought
-        return hd.sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=hd.sr.TrackingIdentifier(self.uid("absent"), f"No {sought.meaning.lower()} found"),
-            finding_type=sought,
-            finding_sites=_sites(self.findings.sought_site, None),
-            algorithm_id=self.algorithm(),
-            qualitative_evaluations=_evaluations([Evaluation(sought, codes.ABSENT)]),
-            source_images=self.source_images(),
-        )
+        if absent:
+            group[0].ContentSequence.append(_comment(f"No {findings.sought.meaning.lower()} found"))
+        return group
 
     # ------------------------------------------------------------------------------------------------- their contents
 
@@ -324,12 +318,6 @@ class _Report:
             graphic_data=points,
             source_image=_source_image(self.findings.images[index]),
         )
-
-    def source_images(self) -> list[hd.sr.SourceImageForMeasurementGroup]:
-        return [
-            hd.sr.SourceImageForMeasurementGroup(class_uid, instance_uid, frames or None)
-            for (class_uid, instance_uid), frames in group_by_instance(self.findings.images).items()
-        ]
 
     def tracking_uid(self, finding: Finding) -> str:
         return tracking_uid(self.findings, finding, str(self.source.SeriesInstanceUID), self.revision)

@@ -283,8 +283,8 @@ def _of_report(
             yield f"{name} comes before the contour that shares its Tracking Unique Identifier; OHIF fails on it"
         if group.template == "1501" and group.tracking_id.startswith(OHIF_TOOL):
             drawn.add(group.tracking_uid)
-            if len(group.lines) < len(group.measurements):
-                yield f"{name} has a number without coordinates"
+        if group.template != "1411" and not group.lines:
+            yield f"{name} has no coordinates; OHIF draws nothing of such a report"
         for line in group.lines:
             header = known[line.image.sop_instance_uid]
             x, y = line.points.T

@@ -80,6 +80,11 @@ def _draw_outside(sr: Dataset) -> None:
     number.ContentSequence[0].GraphicData = [500.0, 0.0, 1.0, 1.0]
 
 
+def _drop_region(sr: Dataset) -> None:
+    group = _groups(sr)[0]
+    group.ContentSequence = [item for item in group.ContentSequence if item.ValueType != "SCOORD"]
+
+
 def _point_to_other_segment(sr: Dataset) -> None:
     reference = next(i for i in _groups(sr)[2].ContentSequence if i.ValueType == "IMAGE").ReferencedSOPSequence[0]
     reference.ReferencedSegmentNumber = 2
@@ -158,13 +163,14 @@ DAMAGE: dict[str, tuple[Dataset, Callable[[Dataset], None], str]] = {
     "volume before contour": (CT_SR, _volume_first, "comes before the contour"),
     "no tracking identifier": (CT_SR, _drop_tracking, "lacks a Tracking Identifier"),
     "drawn outside": (CT_SR, _draw_outside, "draws outside its image"),
+    "no coordinates": (US_SR, _drop_region, "has no coordinates; OHIF draws nothing"),
     "other segment": (CT_SR, _point_to_other_segment, "refers to a segment of another"),
     "evidence missing": (
         US_SR,
         lambda sr: setattr(sr.CurrentRequestedProcedureEvidenceSequence[0], "ReferencedSeriesSequence", []),
         "is referred to, but is not in the evidence",
     ),
-    "a finding lost": (US_SR, lambda sr: _groups(sr).pop(1), "reads back with 0 findings instead of 1"),
+    "a finding lost": (US_SR, lambda sr: _groups(sr).pop(0), "reads back with 0 findings instead of 1"),
 }
 
 
