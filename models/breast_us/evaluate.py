@@ -56,6 +56,8 @@ def judge(looks: list[Look], masks: list[np.ndarray], labels: np.ndarray) -> dic
         "lesion images with Dice above 0.5": over(has_lesion, (reported > 0.5).astype(float)),
         "normal images without a finding": over(normal, empty.astype(float)),
         "accuracy": bootstrap(lambda rows: accuracy(called[rows], labels[rows]), everyone),
+        "sensitivity for malignant": over(labels == MALIGNANT, (called == MALIGNANT).astype(float)),
+        "specificity for malignant": over(labels != MALIGNANT, (called != MALIGNANT).astype(float)),
         "macro F1": bootstrap(lambda rows: macro_f1(called[rows], labels[rows], len(CLASSES)), everyone),
         "macro AUC, one against rest": bootstrap(one_against_rest, everyone),
         "AUC, malignant against rest": bootstrap(

@@ -16,9 +16,9 @@ from scipy import ndimage
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
-from models.breast_us.data import normalise, prepare
+from models.breast_us.data import normalise, prepare, read_split
 from models.measure import measure_lesion
-from models.nets.breast_triple import CLASSES, ClassificationNet, TripleConfig
+from models.nets.breast_triple import CLASSES, STEP_PX, ClassificationNet, TripleConfig
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Clip, read_ultrasound
 from models.runtime import Runtime
@@ -27,8 +27,13 @@ from models.weights import load, packed
 NAME = "breast-us"
 WEIGHTS = ("breast_triple_w16",)  # several are averaged
 
-INSIDE = 0.5  # mask probability
+# Chosen on the validation split.
+INSIDE = 0.4  # mask probability
 NORMAL_ABOVE = 0.7  # the image is called normal, and a marked spot is not reported
+MASK_SIZES = (
+    0.7,
+    1.0,
+)  # of the working size: the last two sizes of training; large lesions show better in the coarse one
 SMALLEST_SHARE = 0.0005  # of the image: less is speckle (the smallest lesion of BUSI takes 0.0028)
 SMALLEST_SIDE_PX = 64
 MOST_FRAMES = 48  # of a cine, spread evenly over it
@@ -63,7 +68,7 @@ class Look:
 
 
 class BreastUltrasound:
-    """Finds the largest lesion of every image of a series and says how likely it is benign or malignant.
+    """Finds the most evident lesion of every image of a series and says how likely it is benign or malignant.
 
     Single images are read one by one. Of a cine, the frame with the largest confident lesion is reported.
     options: `threads` on the cpu.
@@ -72,11 +77,15 @@ class BreastUltrasound:
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
         self.runtime = Runtime.choose(device, threads=(options or {}).get("threads"))
         weights = [load(packed("breast_us", name)) for name in WEIGHTS]
-        self.size = int(weights[0].about["config"]["size"])
+        working = int(weights[0].about["config"]["size"])
+        self.sizes = [round(share * working / STEP_PX) * STEP_PX for share in MASK_SIZES]
         self.nets = [
             self.runtime.place(w.into(ClassificationNet(TripleConfig(w.about["config"]["width"], heads="lesion"))))
             for w in weights
         ]
+        # Training weighed the classes as if they were equally frequent; this gives them back the mix of BUSI.
+        names = read_split()["train"]
+        self.mix = np.array([sum(name.startswith(f"{label}/") for name in names) for label in CLASSES]) / len(names)
         self.card = Card(
             name=NAME,
             modality=frozenset({"US"}),
@@ -89,7 +98,7 @@ class BreastUltrasound:
         )
 
     def warm(self) -> None:
-        self.look(np.zeros((self.size, self.size), np.uint8))
+        self.look(np.zeros((SMALLEST_SIDE_PX, SMALLEST_SIDE_PX), np.uint8))
 
     def run(self, files: Sequence[Path], progress: Progress) -> Findings:
         start = time.monotonic()
@@ -128,29 +137,35 @@ class BreastUltrasound:
         """Index and reading of the frame with the largest confident lesion; of a single image, that image."""
         count = len(clip.frames)
         chosen = range(count) if count <= MOST_FRAMES else np.linspace(0, count - 1, MOST_FRAMES).astype(int)
-        looks = [(int(frame), self.look(tissue(clip, int(frame)), clip.region)) for frame in chosen]
+        looks = ((int(frame), self.look(tissue(clip, int(frame)), clip.region)) for frame in chosen)  # one at a time
         return max(looks, key=lambda one: one[1].lesion.sum() * one[1].certainty)
 
     def look(self, grey: np.ndarray, region: tuple[int, int, int, int] | None = None) -> Look:
-        """(rows, columns) uint8 -> Look, on the same pixels. Averages the image and its mirror image.
+        """(rows, columns) uint8 -> Look, on the same pixels. Averages the image, its mirror image, and two sizes.
 
         region: (x0, y0, x1, y1), inclusive, that shows tissue; nothing is looked for outside it.
         """
         rows, columns = window(grey.shape, region)
-        image, box = prepare(grey[rows, columns], self.size)
+        answers = [self.answer(grey[rows, columns], size) for size in self.sizes]
+        probability = np.zeros(grey.shape, np.float32)
+        probability[rows, columns] = np.mean([mask for mask, _ in answers], axis=0)
+        shares = answers[-1][1] * self.mix  # the heads learned last at the working size
+        shares /= shares.sum()
+        lesion = strongest_piece(probability, INSIDE)
+        if shares[CLASSES.index("normal")] > NORMAL_ABOVE or lesion.sum() < SMALLEST_SHARE * lesion.size:
+            lesion = np.zeros_like(lesion)
+        return Look(probability, shares, lesion)
+
+    def answer(self, grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, columns) uint8 -> mask probability (rows, columns), class probabilities (3,), both as trained"""
+        image, box = prepare(grey, size)
         both = self.runtime.take(normalise(torch.stack([image, image.flip(-1)])[:, None]))  # (2, 1, size, size)
         with torch.inference_mode(), self.runtime.precision():
             answers = [net(both) for net in self.nets]
         masks = torch.stack([mask.float().sigmoid().cpu() for mask, _ in answers])  # (nets, 2, 1, size, size)
         classes = torch.stack([logits.float().softmax(dim=1).cpu() for _, logits in answers])  # (nets, 2, 3)
         mask = (masks[:, 0, 0] + masks[:, 1, 0].flip(-1)).mean(dim=0) / 2
-        probability = np.zeros(grey.shape, np.float32)
-        probability[rows, columns] = box.take_back(mask).numpy()
-        shares = classes.mean(dim=(0, 1)).numpy()
-        lesion = largest_piece(probability > INSIDE)
-        if shares[CLASSES.index("normal")] > NORMAL_ABOVE or lesion.sum() < SMALLEST_SHARE * lesion.size:
-            lesion = np.zeros_like(lesion)
-        return Look(probability, shares, lesion)
+        return box.take_back(mask).numpy(), classes.mean(dim=(0, 1)).numpy()
 
 
 def place_in_series(clip: Clip) -> tuple[int, str]:
@@ -184,12 +199,14 @@ def tissue(clip: Clip, frame: int) -> np.ndarray:
     return np.where(coloured, level / np.maximum(share, 1e-3), grey).clip(0, 255).astype(np.uint8)
 
 
-def largest_piece(mask: np.ndarray) -> np.ndarray:
-    """bool (rows, columns) -> its largest 4-connected piece, holes filled: what a contour can go round."""
-    pieces, count = ndimage.label(mask)
+def strongest_piece(probability: np.ndarray, above: float) -> np.ndarray:
+    """(rows, columns) -> bool: of the 4-connected pieces above the threshold the one with the largest sum of
+    probability, large and certain; holes filled, so that a contour can go round it. Empty when nothing is above."""
+    pieces, count = ndimage.label(probability > above)
     if count == 0:
-        return mask
-    return ndimage.binary_fill_holes(pieces == np.bincount(pieces.ravel())[1:].argmax() + 1)
+        return pieces > 0
+    weight = np.bincount(pieces.ravel(), probability.ravel())[1:]
+    return ndimage.binary_fill_holes(pieces == weight.argmax() + 1)
 
 
 def probabilities(classes: np.ndarray) -> tuple[Measurement, ...]:

@@ -42,7 +42,7 @@ GROWTH = ((0.0, 0.5), (0.35, 0.7), (0.75, 1.0))
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    epochs: int = 102
+    epochs: int = 140
     batch: int = 16
     lr: float = 1.5e-3
     weight_decay: float = 0.02
