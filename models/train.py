@@ -150,12 +150,16 @@ def append_row(path: Path, row: Mapping[str, float], *, fresh: bool) -> None:
 
 
 def export(recipe: Recipe, model: nn.Module, metrics: Mapping[str, float], epoch: int, out: Path) -> Path:
-    """Write the weights as fp16 safetensors and, beside them, where they come from. Returns the weights' path."""
+    """Write the weights as fp16 safetensors and, beside them, where they come from. Returns the weights' path.
+
+    Buffers stay float32: a batch-norm variance can exceed 65504, the largest fp16.
+    """
     path = out / f"{recipe.name}.safetensors"
-    half = {
-        name: (t.half() if t.dtype.is_floating_point else t).contiguous().cpu()
-        for name, t in model.state_dict().items()
-    }
+    learnt = {name for name, _ in model.named_parameters()}
+    half = {name: (t.half() if name in learnt else t).contiguous().cpu() for name, t in model.state_dict().items()}
+    spoilt = [name for name, t in half.items() if not torch.isfinite(t).all()]
+    if spoilt:
+        raise OverflowError(f"{', '.join(spoilt)} hold numbers that fp16 cannot; nothing was exported")
     save_file(half, path.with_suffix(".new"))
     os.replace(path.with_suffix(".new"), path)
     sidecar = {

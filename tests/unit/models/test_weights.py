@@ -31,6 +31,16 @@ def test_round_trip_says_where_it_comes_from(checkpoint):
     assert {"config", "git_sha", "metrics", "split_sha256"} <= set(loaded.about)
 
 
+def test_large_batch_norm_variances_survive_half_precision(tmp_path):
+    net = nn.BatchNorm2d(2)
+    net.running_var.fill_(1e8)
+    loaded = weights.load(export(Tiny(), net, {}, 0, tmp_path)).into(nn.BatchNorm2d(2))
+    assert torch.equal(loaded.running_var, net.running_var)
+    net.weight.data.fill_(1e8)
+    with pytest.raises(OverflowError, match="weight"):
+        export(Tiny(), net, {}, 0, tmp_path)
+
+
 def test_one_changed_byte_is_rejected(checkpoint):
     content = bytearray(checkpoint.read_bytes())
     content[-1] ^= 1
