@@ -390,7 +390,7 @@ def vessel_tree(rng: np.random.Generator, side: int) -> list[Tube]:
     centre, half_axes, _ = LUNGS[0 if side < 0 else 1]
     tubes: list[Tube] = []
     ends = [
-        (np.array([side * 10.0, 8.0, 5.0]), unit(np.array([side * 1.3, y, z])), 3.6)
+        (np.array([side * 10.0, 8.0, 5.0]), unit(np.array([side * 1.3, y, z])), 3.2)
         for y, z in ((-0.7, 0.9), (0.8, 0.8), (-0.3, -0.2), (0.7, -1.0), (-0.9, -0.9))
     ]
     while ends:

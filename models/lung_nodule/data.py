@@ -109,48 +109,58 @@ class Slices:
     ) -> Iterator[dict[str, Tensor]]:
         """`crops` crops of a split in random order, cut to `size`: flips, quarter turns, scale, shift, intensity.
 
-        A share `negatives` of the cuts avoids the nodule, when size < 128 leaves room for that.
+        A share `negatives` of the cuts avoids the nodule.
         """
         random = np.random.default_rng(seed)
         order = random.permutation(self.index[split])[:crops]
         for start in range(0, len(order) - batch + 1, batch):
             part = order[start : start + batch]
             masks = self.masks[part][:, None].float()
-            centres = np.stack([cut_centre(mask[0].numpy() > 0, size, random, negatives) for mask in masks])
-            grid = placement(centres, size, random)
+            cuts = np.stack([cut_centre(mask[0].numpy() > 0, size, random, negatives) for mask in masks])
+            grid = placement(cuts, size, random)
             image = F.grid_sample(self.hu(part), grid, "bilinear", "reflection", align_corners=False)
             mask = F.grid_sample(masks, grid, "bilinear", "reflection", align_corners=False) > 0.5
-            yield {"image": window(jittered(image, random)), "mask": mask}
+            yield {"image": window(jittered(image, random)), "mask": mask, "index": torch.from_numpy(part)}
 
 
-def cut_centre(mask: np.ndarray, size: int, random: np.random.Generator, negatives: float) -> tuple[float, float]:
-    """(row, column) of a cut's centre: any place of the cut is equally likely for the nodule, or the cut avoids it."""
+def cut_centre(
+    mask: np.ndarray, size: int, random: np.random.Generator, negatives: float
+) -> tuple[float, float, float]:
+    """(row, column, zoom) of a cut: any place of it is equally likely for the nodule, or the cut avoids the nodule.
+
+    A cut as large as the crop can avoid the nodule only beyond the crop's edge, where the crop is mirrored: it is laid
+    on the edge and takes in three quarters of its usual reach. Nodules sit in the middle of their crops.
+    """
     rows, columns = np.nonzero(mask)
     half, full = size / 2, mask.shape[0]
-    if size < full and random.random() < negatives:
-        for _ in range(20):  # up to a quarter of the cut may lie beyond the crop, mirrored: nodules sit in the middle
+    if random.random() < negatives:
+        if size >= full:
+            place = [random.choice([0.0, full - 1.0]), random.uniform(0.15 * full, 0.85 * full)]
+            row, column = random.permutation(place)
+            return row, column, 0.75
+        for _ in range(20):  # up to a quarter of the cut may lie beyond the crop
             row, column = random.uniform(half / 2, full - half / 2, 2)
             apart = (np.abs(rows - row) > half + 2) | (np.abs(columns - column) > half + 2)
             if apart.all():
-                return row, column
+                return row, column, 1.0
     reach = 0.4 * size if size < full else 0.25 * size
     pick = random.integers(len(rows))
     row, column = rows[pick] + random.uniform(-reach, reach), columns[pick] + random.uniform(-reach, reach)
     if size < full:  # stay on the crop where it is large enough
         row, column = np.clip(row, half, full - half), np.clip(column, half, full - half)
-    return row, column
+    return row, column, 1.0
 
 
-def placement(centres: np.ndarray, size: int, random: np.random.Generator) -> Tensor:
-    """Sampling grid (n, size, size, 2) for grid_sample: turned by quarters, flipped, scaled 0.85..1.15, centred."""
-    n = len(centres)
+def placement(cuts: np.ndarray, size: int, random: np.random.Generator) -> Tensor:
+    """(n, 3) of row, column, zoom -> sampling grid (n, size, size, 2): quarter turns, flips, scale 0.85..1.15."""
+    n = len(cuts)
     angle = random.integers(0, 4, n) * (np.pi / 2)
-    scale = random.uniform(0.85, 1.15, n)
+    scale = random.uniform(0.85, 1.15, n) * cuts[:, 2]
     flip = random.choice([-1.0, 1.0], n)
     turn = np.stack([np.cos(angle) * flip, -np.sin(angle), np.sin(angle) * flip, np.cos(angle)], -1).reshape(n, 2, 2)
     theta = np.zeros((n, 2, 3))
     theta[:, :, :2] = turn * (scale * size / 128)[:, None, None]
-    theta[:, :, 2] = (2 * (centres[:, ::-1] + 0.5) / 128) - 1  # (x, y) in [-1, 1]
+    theta[:, :, 2] = (2 * (cuts[:, 1::-1] + 0.5) / 128) - 1  # (x, y) in [-1, 1]
     return F.affine_grid(torch.from_numpy(theta).float(), [n, 1, size, size], align_corners=False)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,13 @@ def evaluate(archive: Path, device: str = "cpu", split: str = "test") -> dict[st
         np.concatenate(truth),
         [slices.nodules[i] for i in np.concatenate(order)],
     )
+    empty, owners = [], []
+    for batch in slices.augmented(split, seed=0, size=128, batch=25, crops=len(slices.index[split]), negatives=1.0):
+        free = ~batch["mask"].flatten(1).any(1).numpy()
+        marked = (pipeline.probabilities_of(batch["image"]) > threshold).flatten(1).any(1).cpu().numpy()
+        empty += (~marked[free]).tolist()
+        owners += [slices.patients[i] for i in batch["index"].numpy()[free]]
+    figures["cuts without nodule left empty"] = interval(empty, owners)
     return {**figures, "seconds per crop": Interval(seconds, seconds, seconds)}
 
 
@@ -59,13 +67,15 @@ def judge(predicted: np.ndarray, truth: np.ndarray, nodules: list[str]) -> dict[
         "Dice, whole nodules": [dice(predicted[rows], truth[rows]) for rows in members.values()],
     }
 
-    def interval(values: list[float] | np.ndarray, owners: list[str]) -> Interval:
-        figures = np.asarray(values, dtype=float)
-        return bootstrap(lambda rows: float(figures[rows].mean()), owners)
-
     return {name: interval(values, patients) for name, values in by_slice.items()} | {
         name: interval(values, [nodule.split("/")[0] for nodule in members]) for name, values in by_nodule.items()
     }
+
+
+def interval(values: Sequence[float] | np.ndarray, patients: Sequence[str]) -> Interval:
+    """The mean of the values, with its interval over patients."""
+    figures = np.asarray(values, dtype=float)
+    return bootstrap(lambda rows: float(figures[rows].mean()), patients)
 
 
 def touching(mask: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -52,6 +52,7 @@ class Options:
     largest_mm: float = 40.0  # above 30 mm it is a mass; the crops of the training set hold little above this
     in_lung: float = 0.5  # share of the nodule inside the closed lung mask
     elongation: float = 3.0  # longest to second axis of the body of inertia; above it is a vessel
+    flatness: float = 4.0  # longest to shortest axis; above it is a fissure or the dome of the diaphragm
     thin_mm: float = 2.5  # with slices this near to each other a nodule must be on two of them
     at_most: int = 30  # findings kept, the most certain first
     threads: int | None = None
@@ -275,19 +276,21 @@ def why_not_nodule(candidate: Candidate, sizes: Sizes, volume: Volume, lungs: Lu
     share = float(lungs.mask[box][candidate.mask].mean())
     if share < options.in_lung:
         return f"only {100 * share:.0f} % inside the lungs"
-    stretch = elongation(candidate.mask, volume.spacing_mm)
-    if stretch > options.elongation:
-        return f"{stretch:.1f} times longer than wide, like a vessel"
+    shortest, second, longest = axes_of_inertia(candidate.mask, volume.spacing_mm)
+    if longest / second > options.elongation:
+        return f"{longest / second:.1f} times longer than wide, like a vessel"
+    if longest / shortest > options.flatness:
+        return f"{longest / shortest:.1f} times wider than thick, like a fissure or a dome"
     return None
 
 
-def elongation(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
-    """Longest to second axis of a body with the mask's moments of inertia; a ball has 1."""
+def axes_of_inertia(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Standard deviations in mm along the principal axes of a mask, the shortest first; a ball's are equal."""
     points = np.argwhere(mask) * np.array(spacing_mm)
     spread = np.cov(points.T, bias=True) if len(points) > 1 else np.zeros((3, 3))
     spread += np.diag(np.array(spacing_mm) ** 2 / 12)  # a voxel is a box, not a point
-    _, second, longest = np.sqrt(np.linalg.eigvalsh(spread))
-    return float(longest / second)
+    shortest, second, longest = np.sqrt(np.linalg.eigvalsh(spread))
+    return float(shortest), float(second), float(longest)
 
 
 def laterality(candidate: Candidate, volume: Volume, lungs: Lungs) -> Code | None:

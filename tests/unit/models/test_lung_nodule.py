@@ -15,8 +15,8 @@ from models.lung_nodule.pipeline import (
     SIDE,
     LungNodule,
     Options,
+    axes_of_inertia,
     candidates,
-    elongation,
     resampled,
     tiles,
     why_not_nodule,
@@ -144,6 +144,7 @@ def ball(radii_mm, spacing=(1.0, 0.7, 0.7), shape=(40, 80, 80)):
         ((19, 25, 25), True, "above 40 mm"),
         ((18, 2.5, 2.5), True, "longer than wide"),
         ((0.5, 4, 4), True, "one slice only"),
+        ((2.1, 14, 14), True, "wider than thick"),
         ((5, 5, 5), False, "inside the lungs"),
     ],
 )
@@ -160,9 +161,11 @@ def test_what_is_no_nodule_and_why(radii_mm, in_lung, reason):
     assert said is None if reason is None else reason in said
 
 
-def test_elongation_of_known_bodies():
-    assert elongation(ball((6, 6, 6)), (1.0, 0.7, 0.7)) == pytest.approx(1, abs=0.05)
-    assert elongation(ball((12, 4, 4)), (1.0, 0.7, 0.7)) == pytest.approx(3, abs=0.25)
+@pytest.mark.parametrize("radii_mm", [(6, 6, 6), (12, 4, 4), (4, 6, 12)])
+def test_axes_of_known_bodies(radii_mm):
+    # the variance of a uniform ellipsoid along an axis is a fifth of the half axis squared
+    expected = [r / 5**0.5 for r in sorted(radii_mm)]
+    assert axes_of_inertia(ball(radii_mm), (1.0, 0.7, 0.7)) == pytest.approx(expected, rel=0.06)
 
 
 def test_window_is_that_of_the_training():
