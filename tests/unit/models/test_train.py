@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models.recipe import TrainConfig
+from models.soup import blended
 from models.train import configured, rate, train
 
 
@@ -90,3 +91,11 @@ def test_a_misspelt_hyper_parameter_stops_with_the_known_names():
     assert dataclasses.asdict(changed) | {} == dataclasses.asdict(TrainConfig(lr=0.1, bf16=False, epochs=7))
     with pytest.raises(SystemExit, match="no hyper-parameter 'epoch'"):
         configured(TrainConfig(), {"epoch": "7"})
+
+
+def test_a_soup_lies_between_its_checkpoints():
+    first = {"w": torch.tensor([0.0, 4.0]), "count": torch.tensor(3)}
+    second = {"w": torch.tensor([8.0, 0.0]), "count": torch.tensor(9)}
+    mixed = blended(first, second, 0.25)
+    assert mixed["w"].tolist() == [2.0, 3.0]
+    assert mixed["count"] == 9
