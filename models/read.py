@@ -27,7 +27,8 @@ AIR_HU = -1024  # what padding outside the reconstruction circle is set to
 UNREADABLE = (ValueError, RuntimeError, AttributeError, KeyError, TypeError, EOFError, OSError, NotImplementedError)
 
 ORIENTATION_TOLERANCE = 1e-3  # largest difference of direction cosines between slices of one volume
-SPACING_TOLERANCE = 0.1  # steps between slices may differ by this share of their median
+SPACING_TOLERANCE = 0.1  # steps between slices may differ by this share of their median ...
+ROUNDING_MM = 0.11  # ... and always by this much: positions are often written with one decimal
 
 CENTIMETRE = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
 TWO_D = 1  # RegionSpatialFormat 2D
@@ -218,7 +219,7 @@ def geometry(planes: Sequence[Plane]) -> tuple[np.ndarray, tuple[float, float, f
             raise UnfitInput(
                 f"two slices lie at the same position ({along[int(steps.argmin())]:.2f} mm along the normal)"
             )
-        if np.abs(steps - distance).max() > SPACING_TOLERANCE * distance:
+        if np.abs(steps - distance).max() > max(SPACING_TOLERANCE * distance, ROUNDING_MM):
             raise UnfitInput(
                 f"slices are {steps.min():.2f} to {steps.max():.2f} mm apart: one or more are missing,"
                 " or two scans are mixed"

@@ -116,6 +116,8 @@ class LungNodule:
             findings=tuple(found),
             algorithm=self.card.algorithm,
             warnings=tuple(warnings),
+            sought=codes.NODULE,
+            sought_site=codes.LUNG,
             facts={
                 "seconds": round(time.monotonic() - started, 1),
                 "device": str(self.runtime),
