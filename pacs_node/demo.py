@@ -248,9 +248,10 @@ def _show(
             found_count += 1
             matched.add(best.number)
             table.add_row(name, f"{lesion.long_axis_mm:.1f} mm", *_row(best), f"{dice(lesion, best):.2f}", _sure(best))
-        for extra in said:
-            if extra.number not in matched:
-                table.add_row(name, "[yellow]nothing there", *_row(extra), "", _sure(extra))
+        extra = [finding for finding in said if finding.number not in matched]
+        if extra:
+            surest = max(extra, key=lambda finding: finding.certainty)
+            table.add_row(name, "[yellow]nothing there", f"{len(extra)} false marks", "", "", f"up to {_sure(surest)}")
         pictures.append(_picture(folder / f"{name.replace(' ', '-')}.png", truth, said))
     console.print(table)
     for path in (*paths, *pictures):

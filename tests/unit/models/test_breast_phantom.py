@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from pydicom import dcmread
 
 from models.phantoms import breast_ultrasound, ultrasound_dicom
 from models.read import read_ultrasound
-
-DCIODVFY = shutil.which("dciodvfy")
+from tests.harness import need
 
 
 def complaints(path: Path) -> list[str]:
-    if DCIODVFY is None:
-        pytest.skip("dciodvfy is not installed (Debian package dicom3tools)")
-    told = subprocess.run([DCIODVFY, str(path)], capture_output=True, text=True, check=False).stderr
+    told = subprocess.run(
+        [need("dciodvfy", beside_python=True), str(path)], capture_output=True, text=True, check=False
+    ).stderr
     return [line for line in told.splitlines() if line.startswith(("Error", "Warning"))]
 
 
