@@ -9,7 +9,8 @@ NodeError
 ├── JobError                what the job does next
 │   ├── Refused             the job ends "refused": the input is not fit; the reason is shown
 │   ├── TryAgain            the job waits and runs again (destination down, device out of memory)
-│   └── GiveUp              the job ends "failed": trying again would not help
+│   ├── GiveUp              the job ends "failed": trying again would not help
+│   └── Interrupted         the node is stopping: the job is put back as if it had not begun
 └── StartError              start-up stops, with a sentence that says what to do
     ├── LedgerTooOld        the database was written by a newer node
     └── AlreadyRunning      another worker holds this data folder
@@ -65,6 +66,10 @@ class TryAgain(JobError):
 
 
 class GiveUp(JobError):
+    pass
+
+
+class Interrupted(JobError):
     pass
 
 

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pacs_node.errors import GiveUp, Refused, TryAgain
+from pacs_node.errors import GiveUp, Interrupted, Refused, TryAgain
 from pacs_node.records import AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
 
 if TYPE_CHECKING:
@@ -213,6 +213,8 @@ class Flow:
             self.ledger.finish(job, "refused", str(refusal), self.now())
         except GiveUp as failure:
             self.ledger.finish(job, "failed", str(failure), self.now(), receipts=failure.receipts)
+        except Interrupted:
+            self.ledger.put_back(job, "the node was stopped while it ran", self.now())
         except TryAgain as failure:
             return self._again(job, failure)
         return None

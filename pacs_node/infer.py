@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from dicom_sr.findings import Findings
-from pacs_node.errors import GiveUp, JobError, Refused, TryAgain
+from pacs_node.errors import GiveUp, Interrupted, JobError, Refused, TryAgain
 
 log = structlog.get_logger()
 
@@ -37,6 +37,7 @@ class Inference:
         self._lock = threading.Lock()
         self._child: SpawnProcess | None = None
         self._pipe: Connection | None = None
+        self._closing = False
 
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> Findings:
         """Raises Refused (unfit input), TryAgain (the process died, timed out or ran out of memory), GiveUp."""
@@ -57,6 +58,8 @@ class Inference:
                     else:
                         raise self._failure(kind, content)
             except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+                if self._closing:
+                    raise Interrupted(f"{pipeline} was stopped with the node") from error
                 ended = self._ended()
                 raise TryAgain(f"the inference process ended while running {pipeline} ({ended})") from error
 
@@ -72,7 +75,16 @@ class Inference:
             child.kill()
             child.join()
 
+    def close(self) -> None:
+        """The node is stopping: end the child now; whoever waits for it hears Interrupted."""
+        self._closing = True
+        child = self._child
+        if child is not None:
+            child.kill()
+
     def _ready(self) -> Connection:
+        if self._closing:
+            raise Interrupted("the node is stopping")
         if self._child is None or not self._child.is_alive() or self._pipe is None:
             self.stop()
             ours, theirs = _SPAWN.Pipe()

@@ -531,6 +531,12 @@ class Ledger:
             self._note(db, job.series_uid, now, "taken over", f"{_name(job)}: {reason}")
         return replace(job, generation=job.generation + 1, state="queued", not_before=None)
 
+    def put_back(self, job: Job, reason: str, now: datetime) -> bool:
+        """An attempt that was cut short on purpose does not count: neither as an attempt nor as a crash."""
+        with self._begin() as db:
+            self._note(db, job.series_uid, now, "put back", f"{_name(job)}: {reason}")
+            return self._move(db, job, "queued", generation=job.generation + 1, crashes=0, reason=reason)
+
     def give_up(self, job: Job, reason: str, now: datetime) -> bool:
         """End a job that must not run again, whichever worker holds it."""
         with self._begin() as db:

@@ -46,6 +46,7 @@ from pacs_node.web.app import create_app
 log = structlog.get_logger()
 
 ASSEMBLE_EVERY_S = 0.5
+AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
 SETTLED_S = 2.0  # a sender silent for this long is worth asking how many images there are
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 
@@ -169,8 +170,11 @@ class Node:
         if self.listener is not None:
             self.listener.stop(drain_s)
         if self.engine is not None:
-            self.engine.stop(drain_s)
-        self.rooms.inference.stop()
+            cut_short = threading.Timer(drain_s, self.rooms.inference.close)
+            cut_short.start()
+            self.engine.stop(drain_s + AFTER_CUT_S)
+            cut_short.cancel()
+        self.rooms.inference.close()
         if self._web is not None:
             self._web.should_exit = True
         for thread in self._threads:

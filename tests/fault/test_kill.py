@@ -68,6 +68,27 @@ def test_killed_at_every_step_in_turn(tmp_path: Path) -> None:
                 arrived_once(pacs, file.study_uid)
 
 
+def test_stopped_while_it_works(tmp_path: Path) -> None:
+    """SIGTERM in the middle of an inference: exit 0, and the next start finishes the job as if nothing had been."""
+    with Receiver() as pacs:
+        node = NodeProcess(tmp_path / "node", TOML.format(port=pacs.port).replace("drain_s = 5", "drain_s = 0.2"))
+        file = ultrasound_study(tmp_path / "images", seed=90)
+        node.start()
+        storescu(node, file.path)
+
+        def running() -> bool:
+            facts = node.series(file.series_uid) or {"jobs": []}
+            return any(job["state"] == "running" for job in facts["jobs"])
+
+        wait_for(running, 60, f"the inference to begin\n{node.log()}")
+        assert node.terminate() == 0
+        with node.start():
+            facts = wait_for(lambda: node.finished(file.series_uid), 120, f"results\n{node.log()}")
+            assert [job["state"] for job in facts["jobs"]] == ["done", "done"]
+            assert [job["attempts"] for job in facts["jobs"]] == [1, 1]
+            arrived_once(pacs, file.study_uid)
+
+
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     kill_at_random(tmp_path, kills=4, seed=7)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dicom_sr.findings import Algorithm, Findings
-from pacs_node.errors import GiveUp, Refused, TryAgain
+from pacs_node.errors import GiveUp, Interrupted, Refused, TryAgain
 from pacs_node.flow import Flow, Patience
 from pacs_node.jobs import Engine
 from pacs_node.ledger import Ledger
@@ -197,6 +197,21 @@ def test_gives_up_after_the_last_attempt(tmp_path: Path) -> None:
         assert send["reason"] == "gave up after 3 attempts: pacs does not answer"
     finally:
         running.engine.stop(1)
+
+
+def test_a_stopping_node_puts_its_job_back_and_counts_nothing(running: Running) -> None:
+    infer = running.rooms.infer
+
+    def cut_short(job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
+        if job.generation == 1:
+            raise Interrupted("stopped with the node")
+        assert (job.attempt, job.crashes) == (1, 0)
+        return infer(job, files, progress)
+
+    running.rooms.infer = cut_short  # type: ignore[method-assign]
+    running.add("7")
+    running.wait(lambda: running.states() == {"done"})
+    assert running.ledger.job("7").generation == 2
 
 
 def test_backoff_doubles_with_jitter_and_is_bounded() -> None:
