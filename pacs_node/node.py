@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 ASSEMBLE_EVERY_S = 0.5
 AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
-SETTLED_S = 2.0  # a sender silent for this long is worth asking how many images there are
+SETTLED_S = 2.0  # of silence before the sender is asked: it may still be taking in the series itself
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 
 
@@ -271,7 +271,7 @@ class Node:
         by_title = {peer.ae_title: peer for peer in self.config.peers if peer.host is not None}
         for series in self.ledger.open_series(self._connected()):
             evidence = series.evidence
-            settled = (self.now() - evidence.last_arrival).total_seconds() >= SETTLED_S or evidence.released
+            settled = (self.now() - evidence.last_arrival).total_seconds() >= SETTLED_S
             if not settled or self._asked.get(series.series_uid) == evidence.arrived:
                 continue
             peers = [by_title[title] for title in series.calling_aes if title in by_title]

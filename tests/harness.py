@@ -139,7 +139,9 @@ class NodeProcess:
             self.kill()
 
 
-def storescu(node: NodeProcess, *paths: Path, calling: str = "SENDER", options: Sequence[str] = ("-R",)) -> None:
+def storescu(
+    node: NodeProcess | Orthanc, *paths: Path, calling: str = "SENDER", options: Sequence[str] = ("-R",)
+) -> None:
     """Send by DCMTK; `-R`: propose only what is sent."""
     done = subprocess.run(
         [need("storescu"), *options, "+sd", "+r", "-aet", calling, "-aec", node.aet, "127.0.0.1", str(node.dicom_port),

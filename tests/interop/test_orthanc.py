@@ -5,7 +5,6 @@ The script of the PACS forwards everything, the node's own results too: a loop i
 
 from __future__ import annotations
 
-import subprocess
 import time
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from PIL import Image
 from pydicom import Dataset
 
 from models.phantoms import breast_ultrasound, chest_ct, ultrasound_dicom
-from tests.harness import NodeProcess, Orthanc, need, wait_for
+from tests.harness import NodeProcess, Orthanc, storescu, wait_for
 
 FORWARD_EVERYTHING = """
 function OnStoredInstance(instanceId, tags, metadata)
@@ -58,19 +57,10 @@ class Hospital:
         self.pacs = Orthanc(folder / "orthanc", lua=FORWARD_EVERYTHING)
         self.node = NodeProcess(folder / "node", TOML.format(port=self.pacs.dicom_port))
 
-    def send(self, folder: Path) -> None:
-        """A modality stores to the PACS; what happens then is the PACS's doing."""
-        done = subprocess.run(
-            [need("storescu"), "-R", "+sd", "+r", "-aec", "ORTHANC", "127.0.0.1", str(self.pacs.dicom_port),
-             str(folder)],
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-
     def answer(self, images: Path, seconds: float) -> tuple[dict, list[Dataset], Dataset]:
         """What came back to the PACS for the series in `images`: the node's facts, the SEGs, the SR."""
         header = pydicom.dcmread(next(images.rglob("*.dcm")), stop_before_pixels=True)
-        self.send(images)
+        storescu(self.pacs, images)  # a modality stores to the PACS; what happens then is the PACS's doing
         facts = wait_for(lambda: self.node.finished(header.SeriesInstanceUID), seconds, f"results\n{self.node.log()}")
         assert [job["state"] for job in facts["jobs"]] == ["done", "done"], facts
         study = header.StudyInstanceUID
@@ -121,6 +111,20 @@ def test_the_node_ignores_its_own_results(hospital: Hospital, tmp_path: Path) ->
     count = len(hospital.pacs.instances("SR"))
     time.sleep(3)
     assert len(hospital.pacs.instances("SR")) == count
+
+
+def test_the_pacs_is_asked_how_many_images_there_are(tmp_path: Path) -> None:
+    """With a quiet time of a minute, the count closes the series long before: it is known to be complete."""
+    toml = TOML.replace("quiet_s = 3.0", "quiet_s = 60.0\nask_peer = true")
+    pacs = Orthanc(tmp_path / "orthanc", lua=FORWARD_EVERYTHING)
+    node = NodeProcess(tmp_path / "node", toml.format(port=pacs.dicom_port))
+    with pacs, node.start():
+        pacs.register("ainode", node)
+        breast_ultrasound(tmp_path / "us", seed=5, images=3, patient_id="PHANTOM-US-5")
+        storescu(pacs, tmp_path / "us")
+        uid = pydicom.dcmread(next((tmp_path / "us").rglob("*.dcm")), stop_before_pixels=True).SeriesInstanceUID
+        facts = wait_for(lambda: node.finished(uid), 50, f"a series closed by its count\n{node.log()}")
+        assert facts["closed_because"] == "all 3 images that pacs announced arrived"
 
 
 def test_a_real_ct_goes_round(hospital: Hospital, tmp_path: Path, shared_data: Path) -> None:
