@@ -105,3 +105,9 @@ class Findings:
     facts: Mapping[str, str | float] = field(default_factory=dict)  # for the web page: seconds, device, windows
     sought: Code = field(default_factory=lambda: Code("52988006", "SCT", "Lesion"))  # what "nothing found" is said of
     sought_site: Code | None = None  # and where it was looked for, e.g. SCT 39607008 lung
+    variant: str = ""  # of the pipeline's options, where they are not the defaults: other options, other result UIDs
+
+    @property
+    def said_by(self) -> str:
+        """What result UIDs derive from, besides the source series, the algorithm's version and the revision."""
+        return f"{self.pipeline} {self.variant}" if self.variant else self.pipeline

@@ -80,7 +80,7 @@ def result_header(
     """
     algorithm = findings.algorithm
     kind = modality.lower()
-    here = (str(source.SeriesInstanceUID), findings.pipeline, algorithm.version, revision)
+    here = (str(source.SeriesInstanceUID), findings.said_by, algorithm.version, revision)
     when = _in_zone_of(source, when)
     date, time = when.strftime("%Y%m%d"), when.strftime("%H%M%S")
 

@@ -326,7 +326,7 @@ class _Report:
         findings = self.findings
         return result_uid(
             str(self.source.SeriesInstanceUID),
-            findings.pipeline,
+            findings.said_by,
             findings.algorithm.version,
             self.revision,
             role,

@@ -106,7 +106,7 @@ def segmentations(
 def tracking_uid(findings: Findings, finding: Finding, source_series_uid: str, revision: int) -> str:
     """What ties a finding's segment to its measurements."""
     return result_uid(
-        source_series_uid, findings.pipeline, findings.algorithm.version, revision, "finding", finding.number
+        source_series_uid, findings.said_by, findings.algorithm.version, revision, "finding", finding.number
     )
 
 

@@ -13,6 +13,8 @@ from dicom_sr.findings import Findings, ImageRef
 
 CM = 3  # Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
 TWO_D = 1  # Region Spatial Format, PS3.3 C.8.5.5.1.1
+TISSUE = 1  # Region Data Type, PS3.3 C.8.5.5.1.2
+BOX = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
 
 
 class EncodingError(Exception):
@@ -113,15 +115,32 @@ def _group(header: Dataset, frame: int | None, macro: str) -> Dataset:
     return Dataset()
 
 
+def calibrated_region(header: Dataset) -> tuple[tuple[float, float], tuple[int, int, int, int]] | None:
+    """((mm per row, mm per column), (x0, y0, x1, y1)) of the largest 2-D tissue region calibrated in cm, or None.
+
+    PS3.3 C.8.5.5: PhysicalDeltaX/Y are in the units of PhysicalUnitsX/YDirection, and may be negative.
+    """
+    found: list[tuple[int, tuple[float, float], tuple[int, int, int, int]]] = []
+    for region in header.get("SequenceOfUltrasoundRegions") or ():
+        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+        kind = (region.get("RegionSpatialFormat"), region.get("RegionDataType"))
+        if units != (CM, CM) or kind != (TWO_D, TISSUE) or any(region.get(name) is None for name in BOX):
+            continue
+        column_mm, row_mm = 10 * abs(float(region.PhysicalDeltaX)), 10 * abs(float(region.PhysicalDeltaY))
+        x0, y0, x1, y1 = (int(region[name].value) for name in BOX)
+        if row_mm > 0 and column_mm > 0:
+            found.append(((x1 - x0) * (y1 - y0), (row_mm, column_mm), (x0, y0, x1, y1)))
+    return max(found)[1:] if found else None
+
+
 def _spacing_mm(header: Dataset, measures: Dataset) -> tuple[str, str] | None:
+    region = calibrated_region(header)
+    if region is not None:
+        (row_mm, column_mm), _ = region
+        return format_number_as_ds(row_mm), format_number_as_ds(column_mm)
     if measures.get("PixelSpacing"):
         between_rows, between_columns = measures.PixelSpacing
         return _ds(between_rows), _ds(between_columns)
-    for region in header.get("SequenceOfUltrasoundRegions") or ():
-        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
-        if region.get("RegionSpatialFormat") == TWO_D and units == (CM, CM):
-            delta_mm = [10 * abs(float(region[k].value)) for k in ("PhysicalDeltaY", "PhysicalDeltaX")]
-            return format_number_as_ds(delta_mm[0]), format_number_as_ds(delta_mm[1])
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ PIPELINES = {
 }
 
 
-def pipeline_class(name: str) -> type[Pipeline]:
-    """The class behind a pipeline's name. Raises KeyError for a name that is not in PIPELINES."""
-    module, _, attribute = PIPELINES[name].partition(":")
+def pipeline_class(name: str, pipelines: Mapping[str, str] = PIPELINES) -> type[Pipeline]:
+    """The class behind a pipeline's name. Raises KeyError for a name that is not in `pipelines`."""
+    module, _, attribute = pipelines[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -19,6 +19,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, iter_pixels, pixel_array
 
 from dicom_sr.findings import ImageRef
+from dicom_sr.source import calibrated_region
 from models.pipeline import UnfitInput
 
 AIR_HU = -1024  # what padding outside the reconstruction circle is set to
@@ -29,10 +30,6 @@ UNREADABLE = (ValueError, RuntimeError, AttributeError, KeyError, TypeError, EOF
 ORIENTATION_TOLERANCE = 1e-3  # largest difference of direction cosines between slices of one volume
 SPACING_TOLERANCE = 0.1  # steps between slices may differ by this share of their median ...
 ROUNDING_MM = 0.11  # ... and always by this much: positions are often written with one decimal
-
-CENTIMETRE = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
-TWO_D = 1  # RegionSpatialFormat 2D
-TISSUE = 1  # RegionDataType Tissue
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,32 +342,11 @@ def grey(rgb: np.ndarray) -> np.ndarray:
 
 
 def calibration(source: Dataset) -> tuple[tuple[float, float] | None, tuple[int, int, int, int] | None]:
-    """((mm per row, mm per column), region) of the largest calibrated tissue region, else of PixelSpacing, else None.
-
-    PS3.3 C.8.5.5: PhysicalDeltaX/Y are in the units of PhysicalUnitsX/YDirection, and may be negative.
-    """
-    found: list[tuple[int, tuple[float, float], tuple[int, int, int, int]]] = []
-    for region in source.get("SequenceOfUltrasoundRegions") or []:
-        if region.get("RegionSpatialFormat") != TWO_D or region.get("RegionDataType") != TISSUE:
-            continue
-        if region.get("PhysicalUnitsXDirection") != CENTIMETRE or region.get("PhysicalUnitsYDirection") != CENTIMETRE:
-            continue
-        column_mm, row_mm = 10 * abs(float(region.PhysicalDeltaX)), 10 * abs(float(region.PhysicalDeltaY))
-        box = corners(region)
-        if row_mm > 0 and column_mm > 0 and box is not None:
-            found.append(((box[2] - box[0]) * (box[3] - box[1]), (row_mm, column_mm), box))
-    if found:
-        _, spacing, box = max(found)
-        return spacing, box
+    """((mm per row, mm per column), region) of the largest calibrated tissue region, else PixelSpacing, else None."""
+    region = calibrated_region(source)
+    if region is not None:
+        return region
     spacing_values: Any = source.get("PixelSpacing")
     if spacing_values is not None and len(spacing_values) == 2 and min(float(v) for v in spacing_values) > 0:
         return (float(spacing_values[0]), float(spacing_values[1])), None
     return None, None
-
-
-def corners(region: Dataset) -> tuple[int, int, int, int] | None:
-    names = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
-    if any(region.get(name) is None for name in names):
-        return None
-    x0, y0, x1, y1 = (int(region[name].value) for name in names)
-    return x0, y0, x1, y1

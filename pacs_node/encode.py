@@ -11,7 +11,7 @@ import pydicom
 
 from dicom_sr import EncodingError, encode
 from dicom_sr.findings import Findings
-from pacs_node.errors import GiveUp
+from pacs_node.errors import GiveUp, TryAgain
 from pacs_node.records import Result
 
 
@@ -20,21 +20,26 @@ def encode_results(
 ) -> list[Result]:
     """Write one job's SEG and SR into `folder`; in sending order. The same arguments write the same bytes.
 
-    Raises GiveUp when an object does not pass the checks: it is not sent, and the reason names the check.
+    Raises GiveUp when an object does not pass the checks: it is not sent, and the reason names the check; TryAgain when
+    the disk is full or gone.
     """
     sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     try:
         objects = encode(findings, sources, when=when, revision=revision)
     except EncodingError as error:
         raise GiveUp(f"results not sent, they fail their own checks: {error}") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    results = []
-    for number, dataset in enumerate(objects, start=1):
-        path = folder / f"{number:02d}-{dataset.Modality}.dcm"
-        _write(dataset, path)
-        results.append(Result(str(dataset.SOPInstanceUID), str(dataset.SOPClassUID), path))
-    sync_folder(folder)
-    sync_folder(folder.parent)
+    results = [
+        Result(str(each.SOPInstanceUID), str(each.SOPClassUID), folder / f"{number:02d}-{each.Modality}.dcm")
+        for number, each in enumerate(objects, start=1)
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for dataset, result in zip(objects, results, strict=True):
+            _write(dataset, result.path)
+        for changed in (folder, folder.parent, folder.parent.parent):
+            sync_folder(changed)
+    except OSError as error:
+        raise TryAgain(f"results cannot be written to {folder}: {error.strerror}; free or mount the disk") from error
     return results
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pacs_node.errors import GiveUp, Interrupted, Refused, TryAgain
+from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
 from pacs_node.records import AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ class Flow:
         header = next((h for h in headers if h.SOPInstanceUID in verdict.use[:1]), headers[0])
         matches = self.rooms.matches(header)
         revision = self.ledger.revision(series.series_uid) + 1
-        jobs = [self._infer_job(series, match, revision) for match in matches if match.why_not is None]
+        now = self.now()  # one time for all jobs: routes that ask for the same make the same bytes
+        jobs = [self._infer_job(series, match, revision, now) for match in matches if match.why_not is None]
         self.at("closing")
         closed = self.ledger.close_series(
             series.series_uid,
@@ -155,7 +157,7 @@ class Flow:
             rules=[{"rule": m.rule, "matched": m.why_not is None, "why_not": m.why_not} for m in matches],
             jobs=jobs,
             revision=revision,
-            now=self.now(),
+            now=now,
         )
         self.at("closed")
         return jobs if closed else []
@@ -175,7 +177,7 @@ class Flow:
             now=self.now(),
         )
 
-    def _infer_job(self, series: OpenSeries, match: RouteMatch, revision: int) -> Job:
+    def _infer_job(self, series: OpenSeries, match: RouteMatch, revision: int, now: datetime) -> Job:
         return Job(
             id=_id("infer", series.series_uid, str(revision), match.rule),
             kind="infer",
@@ -187,7 +189,7 @@ class Flow:
             priority=match.priority,
             send_to=match.send_to,
             options=match.options,
-            created_at=self.now(),
+            created_at=now,
         )
 
     # ---- a job runs: once begun it always ends in a state and a reason
@@ -222,7 +224,12 @@ class Flow:
     def _infer(self, job: Job) -> None:
         self.at("infer begun")
         files = self._files(job)
-        findings = self.rooms.infer(job, files, lambda fraction, text: self.ledger.progress(job, fraction, text))
+
+        def progress(fraction: float, text: str) -> None:
+            with suppress(LedgerUnavailable):  # nobody is harmed by a bar that stands still
+                self.ledger.progress(job, fraction, text)
+
+        findings = self.rooms.infer(job, files, progress)
         self.at("inferred")
         results = self.rooms.encode(job, findings, files)
         self.at("encoded")

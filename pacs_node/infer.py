@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from dicom_sr.findings import Findings
+from models import PIPELINES
 from pacs_node.errors import GiveUp, Interrupted, JobError, Refused, TryAgain
 
 log = structlog.get_logger()
@@ -32,8 +33,8 @@ _PROGRESS_EVERY_S = 0.5  # at most; a row is written for each
 class Inference:
     """One device's child process. Thread-safe: one job at a time, the others wait."""
 
-    def __init__(self, device: str, timeout_s: float) -> None:
-        self.device, self.timeout_s = device, timeout_s
+    def __init__(self, device: str, timeout_s: float, pipelines: Mapping[str, str] = PIPELINES) -> None:
+        self.device, self.timeout_s, self.pipelines = device, timeout_s, dict(pipelines)
         self._lock = threading.Lock()
         self._child: SpawnProcess | None = None
         self._pipe: Connection | None = None
@@ -43,30 +44,36 @@ class Inference:
         """Raises Refused (unfit input), TryAgain (the process died, timed out or ran out of memory), GiveUp."""
         with self._lock:
             pipe = self._ready()
-            deadline = time.monotonic() + self.timeout_s
+            answered = False
             try:
                 pipe.send((pipeline, dict(options), [str(file) for file in files]))
-                while True:
-                    if not pipe.poll(max(0.0, deadline - time.monotonic())):
-                        self.stop()
-                        raise TryAgain(f"{pipeline} gave no answer within {self.timeout_s:g} s; its process was ended")
-                    kind, content = pipe.recv()
-                    if kind == "findings":
-                        return content
-                    if kind == "progress":
-                        progress(*content)
-                    else:
-                        raise self._failure(kind, content)
+                kind, content = self._answer(pipe, pipeline, progress)
+                answered = True
             except (EOFError, BrokenPipeError, ConnectionResetError) as error:
                 if self._closing:
                     raise Interrupted(f"{pipeline} was stopped with the node") from error
-                ended = self._ended()
-                raise TryAgain(f"the inference process ended while running {pipeline} ({ended})") from error
+                raise TryAgain(f"the inference process ended while running {pipeline} ({self._ended()})") from error
+            finally:
+                if not answered:
+                    self.stop()  # or the next job would be given this one's answer
+            if kind == "findings":
+                return content
+            raise self._failure(kind, content)
 
-    def warm(self, pipelines: Sequence[str]) -> None:
-        """Start the child and load these pipelines, so that the first patient does not wait."""
+    def _answer(self, pipe: Connection, pipeline: str, progress: Progress) -> tuple[str, Any]:
+        """The child's last word on the job; its progress on the way. Raises TryAgain when none comes in time."""
+        deadline = time.monotonic() + self.timeout_s
+        while pipe.poll(max(0.0, deadline - time.monotonic())):
+            kind, content = pipe.recv()
+            if kind != "progress":
+                return kind, content
+            progress(*content)
+        raise TryAgain(f"{pipeline} gave no answer within {self.timeout_s:g} s; its process was ended")
+
+    def warm(self, pipelines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Start the child and load these pipelines with their options, so that the first patient does not wait."""
         with self._lock:
-            self._ready().send(("warm", {}, list(pipelines)))
+            self._ready().send(("warm", {}, [(name, dict(options)) for name, options in pipelines]))
 
     def stop(self) -> None:
         """End the child; all memory of the device and the models is given back."""
@@ -88,7 +95,9 @@ class Inference:
         if self._child is None or not self._child.is_alive() or self._pipe is None:
             self.stop()
             ours, theirs = _SPAWN.Pipe()
-            self._child = _SPAWN.Process(target=_serve, args=(theirs, self.device), name="inference", daemon=True)
+            self._child = _SPAWN.Process(
+                target=_serve, args=(theirs, self.device, self.pipelines), name="inference", daemon=True
+            )
             self._child.start()
             theirs.close()
             self._pipe = ours
@@ -124,7 +133,7 @@ def choose_device(wanted: str) -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def _serve(pipe: Connection, device: str) -> None:
+def _serve(pipe: Connection, device: str, pipelines: Mapping[str, str]) -> None:
     """The child: load pipelines when first asked, answer one request after the other, end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -142,7 +151,7 @@ def _serve(pipe: Connection, device: str) -> None:
     def pipeline(name: str, options: Mapping[str, Any]) -> Any:
         key = f"{name} {sorted(options.items())}"
         if key not in loaded:
-            loaded[key] = pipeline_class(name)(device, options)
+            loaded[key] = pipeline_class(name, pipelines)(device, options)
             loaded[key].warm()
         return loaded[key]
 
@@ -161,10 +170,10 @@ def _serve(pipe: Connection, device: str) -> None:
             return
         if name == "warm":
             for wanted in files:
-                pipeline(wanted, {})
+                pipeline(*wanted)
             continue
         try:
-            started = time.monotonic()
+            started, last = time.monotonic(), 0.0
             findings = pipeline(name, options).run([Path(file) for file in files], report)
             pipe.send(("findings", _timed(findings, time.monotonic() - started, device)))
         except UnfitInput as refusal:

@@ -8,7 +8,6 @@ takes over the jobs of workers whose lease ran out. Backoff is a row with a time
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetEnqueueOptions, SetWorkflowID
 
-from pacs_node.errors import LedgerUnavailable
 from pacs_node.flow import Flow
 from pacs_node.ledger import Ledger, engine_for_jobs
+from pacs_node.loop import Loop
 from pacs_node.records import Job
 
 log = structlog.get_logger()
@@ -48,10 +47,8 @@ class Engine:
     ) -> None:
         self.ledger, self.flow, self.executor, self.now = ledger, flow, executor, now
         self.infer_slots, self.send_slots = infer_slots, send_slots
-        self.sweep_s, self.lease_s, self.poll_s = sweep_s, lease_s, poll_s
-        self._stop = threading.Event()
-        self._wake = threading.Event()
-        self._sweeper = threading.Thread(target=self._sweep_forever, name="sweeper", daemon=True)
+        self.lease_s, self.poll_s = lease_s, poll_s
+        self.sweeper = Loop("sweeper", self.sweep, sweep_s)
         settings: DBOSConfig = {
             "name": "pacs-node",
             "system_database_url": ledger.url,
@@ -70,7 +67,7 @@ class Engine:
             delay_s = DBOS.run_step({"name": "attempt"}, flow.run, job_id, generation, attempt)
             if delay_s is not None:
                 self._submit(job_id, generation, attempt + 1, delay_s)  # in the body: DBOS forbids it in a step
-            self._wake.set()  # a finished inference has left send jobs behind
+            self.wake()  # a finished inference has left send jobs behind
 
         self._run_job = run_job
 
@@ -80,34 +77,21 @@ class Engine:
         DBOS.register_queue("infer", worker_concurrency=self.infer_slots, polling_interval_sec=self.poll_s)
         # One partition per destination: a dead one fills its own slots, never those of another.
         DBOS.register_queue("send", partition_worker_concurrency=self.send_slots, polling_interval_sec=self.poll_s)
-        self._sweeper.start()
+        self.sweeper.start()
 
     def stop(self, drain_s: float) -> None:
         """Take no new job, give the running ones `drain_s` to end; what is left is taken up at the next start."""
-        self._stop.set()
-        self._wake.set()
-        self._sweeper.join()
+        self.sweeper.stop()
         DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=max(1, int(drain_s)))
         self.ledger.give_up_lease(self.executor)
 
     def wake(self) -> None:
         """There is new work: sweep now instead of at the next tick."""
-        self._wake.set()
-
-    # ---- the sweeper
-
-    def _sweep_forever(self) -> None:
-        while not self._stop.is_set():
-            self._wake.clear()
-            try:
-                self.ledger.renew_lease(self.executor, self.lease_s)
-                self.sweep()
-            except LedgerUnavailable as error:
-                log.error("ledger unavailable", reason=str(error))
-            self._wake.wait(self.sweep_s)
+        self.sweeper.wake()
 
     def sweep(self) -> None:
-        """Make the engine agree with the ledger: every open job has a live workflow."""
+        """Make the engine agree with the ledger: every open job has a live workflow. Says "I am alive", too."""
+        self.ledger.renew_lease(self.executor, self.lease_s)
         jobs = self.ledger.open_jobs()
         if not jobs:
             return

@@ -202,7 +202,7 @@ class Ledger:
         try:
             with self.engine.begin() as connection:
                 yield connection
-        except sa.exc.OperationalError as error:
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
             raise LedgerUnavailable(
                 f"{self.engine.url.render_as_string()} does not answer; start the database or free its disk"
             ) from error
@@ -237,6 +237,8 @@ class Ledger:
                     "state": "receiving",
                     "arrived": series_table.c.arrived + 1,
                     "last_arrival": instance.received_at,
+                    "expected": None,  # what the peer said was said before this one came: ask again
+                    "expected_from": None,
                 },
             )
             db.execute(arrival)
@@ -304,12 +306,12 @@ class Ledger:
                 )
             return answer
 
-    def expect(self, series_uid: str, count: int, peer: str) -> None:
-        """A peer says how many instances the series has."""
+    def expect(self, series_uid: str, arrived: int, count: int, peer: str) -> None:
+        """A peer says how many instances the series has; not noted if another one arrived since it was asked."""
         with self._begin() as db:
             db.execute(
                 sa.update(series_table)
-                .where(series_table.c.series_uid == series_uid)
+                .where(series_table.c.series_uid == series_uid, series_table.c.arrived == arrived)
                 .values(expected=count, expected_from=peer)
             )
 
@@ -366,9 +368,15 @@ class Ledger:
             ).rowcount
             if not closed:
                 return False
+            # Work on the former images is void; results made of them are still sent, unless better ones are coming.
+            void = ("infer", "send") if jobs and verdict.fit else ("infer",)
             db.execute(
                 sa.update(job_table)
-                .where(job_table.c.series_uid == series_uid, job_table.c.state.in_(OPEN_JOB_STATES))
+                .where(
+                    job_table.c.series_uid == series_uid,
+                    job_table.c.state.in_(OPEN_JOB_STATES),
+                    job_table.c.kind.in_(void),
+                )
                 .values(state="superseded", finished_at=now, reason=f"late images made revision {revision}")
             )
             for job in jobs:
@@ -426,6 +434,7 @@ class Ledger:
             .where(
                 job_table.c.id == job.id,
                 job_table.c.generation == job.generation,
+                job_table.c.attempt == job.attempt,
                 job_table.c.state.in_(before),
             )
             .values(state=state, **values)
@@ -464,11 +473,13 @@ class Ledger:
     ) -> bool:
         """This attempt failed in a way that waiting may cure; the next attempt is a row, not a sleeping thread."""
         with self._begin() as db:
-            self._add_receipts(db, job, receipts)
-            self._note(db, job.series_uid, now, "retry", f"{_name(job)}: {reason}")
-            return self._move(
+            moved = self._move(
                 db, job, "waiting", reason=reason, crashes=0, not_before=not_before, attempt=job.attempt + 1
             )
+            if moved:
+                self._add_receipts(db, job, receipts)
+                self._note(db, job.series_uid, now, "retry", f"{_name(job)}: {reason}")
+            return moved
 
     def finish(
         self,
@@ -526,16 +537,18 @@ class Ledger:
     def take_over(self, job: Job, reason: str, now: datetime) -> Job | None:
         """Give an unfinished job to a new generation: whatever the old one still writes is refused."""
         with self._begin() as db:
-            if not self._move(db, job, "queued", generation=job.generation + 1, reason=reason, not_before=None):
+            if not self._move(db, job, "queued", generation=job.generation + 1, reason=reason):
                 return None
             self._note(db, job.series_uid, now, "taken over", f"{_name(job)}: {reason}")
-        return replace(job, generation=job.generation + 1, state="queued", not_before=None)
+        return replace(job, generation=job.generation + 1, state="queued")
 
     def put_back(self, job: Job, reason: str, now: datetime) -> bool:
         """An attempt that was cut short on purpose does not count: neither as an attempt nor as a crash."""
         with self._begin() as db:
-            self._note(db, job.series_uid, now, "put back", f"{_name(job)}: {reason}")
-            return self._move(db, job, "queued", generation=job.generation + 1, crashes=0, reason=reason)
+            moved = self._move(db, job, "queued", generation=job.generation + 1, crashes=0, reason=reason)
+            if moved:
+                self._note(db, job.series_uid, now, "put back", f"{_name(job)}: {reason}")
+            return moved
 
     def give_up(self, job: Job, reason: str, now: datetime) -> bool:
         """End a job that must not run again, whichever worker holds it."""
@@ -558,6 +571,11 @@ class Ledger:
         with self._begin() as db:
             row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
             if row is None or row["state"] not in ("waiting", "failed", "refused"):
+                return False
+            revision = db.scalar(
+                sa.select(series_table.c.revision).where(series_table.c.series_uid == row["series_uid"])
+            )
+            if row["revision"] != revision:  # late images have come since: their revision has jobs of its own
                 return False
             job = _job(row)
             db.execute(

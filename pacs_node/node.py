@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
+import shutil
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +40,7 @@ from pacs_node.flow import Flow, Patience, RouteMatch
 from pacs_node.infer import Inference
 from pacs_node.jobs import Engine
 from pacs_node.ledger import Ledger
+from pacs_node.loop import Loop, describe
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
 from pacs_node.records import AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
@@ -92,7 +96,10 @@ class JoinedRooms:
         return self.inference.run(job.pipeline, job.options, files, progress)
 
     def encode(self, job: Job, findings: Findings, files: Sequence[Path]) -> list[Result]:
-        return encode_results(findings, files, self.results / job.id, when=job.created_at, revision=job.revision)
+        variant = json.dumps(dict(job.options), sort_keys=True) if job.options else ""
+        folder = self.results / job.id / str(job.generation)  # a worker taken for dead writes beside its successor
+        said = replace(findings, variant=variant)
+        return encode_results(said, files, folder, when=job.created_at, revision=job.revision)
 
     def deliver(self, destination: str, package: Package) -> list[Receipt]:
         if destination not in self.destinations:
@@ -137,8 +144,7 @@ class Node:
         self.engine: Engine | None = None
         self._web: uvicorn.Server | None = None
         self._threads: list[threading.Thread] = []
-        self._stop = threading.Event()
-        self._wake = threading.Event()
+        self._assembler = Loop("assembler", self._assemble, ASSEMBLE_EVERY_S)
         self._lock: IO[str] | None = None
         self._asked: dict[str, int] = {}  # series -> instances that had arrived when its peer was asked
         self._closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="close")
@@ -155,7 +161,7 @@ class Node:
             for instance in self.spool.scan(self.ledger.known_paths()):
                 self.flow.stored(instance)  # durable on disk, but its row was never written
             self._start_listener()
-            self._thread("assembler", self._assemble_forever)
+            self._assembler.start()
         if web:
             self._start_web()
         if work:
@@ -165,8 +171,6 @@ class Node:
     def stop(self) -> None:
         """Drain: senders and running jobs get `drain_s` to end; everything else is taken up at the next start."""
         drain_s = self.config.receive.drain_s
-        self._stop.set()
-        self._wake.set()
         if self.listener is not None:
             self.listener.stop(drain_s)
         if self.engine is not None:
@@ -177,6 +181,7 @@ class Node:
         self.rooms.inference.close()
         if self._web is not None:
             self._web.should_exit = True
+        self._assembler.stop()
         for thread in self._threads:
             thread.join(timeout=10)
         self._closer.shutdown(wait=True)
@@ -222,7 +227,7 @@ class Node:
             now=self.now,
         )
         self.engine.start()
-        self.rooms.inference.warm(sorted({route.pipeline for route in self.config.routes}))
+        self.rooms.inference.warm([(route.pipeline, route.options) for route in self.config.routes])
 
     def _start_web(self) -> None:
         collector = observe.LedgerCollector(self.ledger.counts, lambda: len(self._connected()), self.spool.root)
@@ -233,6 +238,15 @@ class Node:
         web = self._web
         self._thread("web", lambda: web.run(sockets=[door]))
 
+    def trouble(self) -> list[str]:
+        """What is wrong with the node now, in words; nothing of a node that is well."""
+        loops = [self._assembler, *([self.engine.sweeper] if self.engine is not None else [])]
+        said = [loop.trouble for loop in loops if loop.trouble is not None]
+        free_gb = shutil.disk_usage(self.spool.root).free / 1e9
+        if free_gb < self.config.receive.keep_free_gb:
+            said.append(f"{free_gb:.1f} GB are free where images are kept: senders are answered 0xA700")
+        return said
+
     # ---- what drives the flow
 
     def _connected(self) -> frozenset[str]:
@@ -240,19 +254,13 @@ class Node:
 
     def _sender_left(self, end: AssociationEnd) -> None:
         self.flow.sender_left(end)
-        self._wake.set()
+        self._assembler.wake()
 
-    def _assemble_forever(self) -> None:
-        while not self._stop.is_set():
-            self._wake.clear()
-            try:
-                if self.config.assemble.ask_peer:
-                    self._ask_peers()
-                for series, because in self.flow.complete(self._connected()):
-                    self._close(series, because)
-            except LedgerUnavailable as error:
-                log.error("ledger unavailable", reason=str(error))
-            self._wake.wait(ASSEMBLE_EVERY_S)
+    def _assemble(self) -> None:
+        if self.config.assemble.ask_peer:
+            self._ask_peers()
+        for series, because in self.flow.complete(self._connected()):
+            self._close(series, because)
 
     def _close(self, series: OpenSeries, because: str) -> None:
         """One series that cannot be handled must not stop the next: its error is its own."""
@@ -261,7 +269,7 @@ class Node:
         if isinstance(error, LedgerUnavailable):
             raise error
         if error is not None:
-            log.error("series could not be judged", series=series.series_uid, exc_info=error)
+            log.error("series could not be judged", series=series.series_uid, error=describe(error))
             self.flow.set_aside(series, because, f"could not be judged: {type(error).__name__}, see the log")
         elif closing.result() and self.engine is not None:
             self.engine.wake()
@@ -290,8 +298,8 @@ class Node:
             self.config.receive.acse_timeout_s,
         )
         if count is not None:
-            self.ledger.expect(series.series_uid, count, peer.name)
-            self._wake.set()
+            self.ledger.expect(series.series_uid, series.evidence.arrived, count, peer.name)
+            self._assembler.wake()
 
 
 class NodeFacts:
@@ -302,8 +310,14 @@ class NodeFacts:
 
     def health(self) -> dict[str, Any]:
         node = self.node
+        reasons = node.trouble()
+        try:
+            counts = node.ledger.counts()
+        except LedgerUnavailable as error:
+            counts, reasons = {}, [*reasons, str(error)]
         return {
-            "status": "ok",
+            "status": "trouble" if reasons else "ok",
+            "reasons": reasons,
             "version": __version__,
             "ae_title": node.config.node.ae_title,
             "dicom_port": node.config.node.dicom_port,
@@ -311,7 +325,7 @@ class NodeFacts:
             "listening": node.listener is not None,
             "working": node.engine is not None,
             "pipelines": sorted(PIPELINES),
-            **node.ledger.counts(),
+            **counts,
         }
 
     def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def test_a_destination_that_is_down_gets_everything_when_it_is_up(
     pacs.start()
     facts = wait_for(lambda: node.finished(study.series_uid), 60, f"delivery\n{node.log()}")
     assert {job["state"] for job in facts["jobs"]} == {"done"}
-    arrived_once(pacs, study.study_uid)
+    arrived_once(pacs, facts)
     assert any(event["event"] == "retry" for event in facts["timeline"])
 
 

@@ -65,7 +65,7 @@ def test_killed_at_every_step_in_turn(tmp_path: Path) -> None:
             for step, file in zip(STEPS, studies, strict=True):
                 facts = wait_for(lambda uid=file.series_uid: node.finished(uid), 120, f"'{step}' to end\n{node.log()}")
                 assert [job["state"] for job in facts["jobs"]] == ["done", "done"], step
-                arrived_once(pacs, file.study_uid)
+                arrived_once(pacs, facts)
 
 
 def test_stopped_while_it_works(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_stopped_while_it_works(tmp_path: Path) -> None:
             facts = wait_for(lambda: node.finished(file.series_uid), 120, f"results\n{node.log()}")
             assert [job["state"] for job in facts["jobs"]] == ["done", "done"]
             assert [job["attempts"] for job in facts["jobs"]] == [1, 1]
-            arrived_once(pacs, file.study_uid)
+            arrived_once(pacs, facts)
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def kill_at_random(tmp_path: Path, *, kills: int, seed: int) -> None:
             node.kill()
         node.start()
         for file in studies:  # not sent again: each one was answered 0x0000
-            wait_for(lambda uid=file.series_uid: node.finished(uid), 120, f"a study to finish:\n{node.log()}")
-            arrived_once(pacs, file.study_uid)
+            facts = wait_for(lambda uid=file.series_uid: node.finished(uid), 120, f"a study to end:\n{node.log()}")
+            arrived_once(pacs, facts)
     finally:
         node.__exit__()
         pacs.stop()
@@ -128,13 +128,15 @@ def send_to_a_dying_node(node: NodeProcess, path: Path) -> None:
         storescu(node, path)
 
 
-def arrived_once(pacs: Receiver, study_uid: str) -> None:
-    """One report and at most one segmentation; an object sent twice is the same object."""
-    for modality in ("SEG", "SR"):
-        arrivals = pacs.of(modality, study_uid)
-        assert len({d.SOPInstanceUID for d in arrivals}) <= 1
-        assert all(same(arrivals[0], other) for other in arrivals[1:])
-    assert pacs.of("SR", study_uid)
+def arrived_once(pacs: Receiver, facts: dict) -> None:
+    """What the node says it made is what arrived, no more and no less; an object sent twice is the same object."""
+    made = {result["sop_instance_uid"] for job in facts["jobs"] for result in job["results"]}
+    arrivals = [d for modality in ("SEG", "SR") for d in pacs.of(modality, facts["study_uid"])]
+    assert {d.SOPInstanceUID for d in arrivals} == made
+    assert any(d.Modality == "SR" for d in arrivals)
+    for uid in made:
+        first, *others = (d for d in arrivals if d.SOPInstanceUID == uid)
+        assert all(same(first, other) for other in others)
 
 
 def same(one: Dataset, other: Dataset) -> bool:

@@ -134,6 +134,10 @@ def test_a_real_ct_goes_round(hospital: Hospital, tmp_path: Path, shared_data: P
     assert facts["instances"] == 100
     assert facts["verdict"]["fit"]
     sources = {pydicom.dcmread(f, stop_before_pixels=True).SOPInstanceUID for f in (tmp_path / "ct").rglob("*.dcm")}
+    [inference] = [job for job in facts["jobs"] if job["kind"] == "infer"]
+    marked = sum(len(seg.SegmentSequence) for seg in segs)
+    assert inference["reason"] == f"{marked} finding{'' if marked == 1 else 's'}"
+    assert len(segs) == (1 if marked else 0)
     for seg in segs:
         referenced = {i.ReferencedSOPInstanceUID for i in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
         assert referenced <= sources
@@ -150,4 +154,9 @@ def test_real_ultrasounds_go_round(hospital: Hospital, tmp_path: Path, shared_da
                 folder / "image.dcm", enforce_file_format=True
             )
     for number in range(2):
-        hospital.answer(tmp_path / f"us{number}", 120)
+        _, segs, sr = hospital.answer(tmp_path / f"us{number}", 120)
+        assert len(segs) == 1, "both images show a lesion"
+        assert segs[0].Rows, (
+            segs[0].Columns == pydicom.dcmread(tmp_path / f"us{number}" / "image.dcm").pixel_array.shape
+        )
+        assert sr.CurrentRequestedProcedureEvidenceSequence

@@ -39,7 +39,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "flow": {"records", "errors", "ledger"},
     "ledger": {"records", "errors", "flow"},
     "ledger_migrations": set(),
-    "jobs": {"records", "errors", "flow", "ledger"},
+    "loop": set(),
+    "jobs": {"records", "errors", "flow", "ledger", "loop"},
     "observe": {"records", "errors"},
 }
 DOORS = {  # outside package -> files and folders that may import it

@@ -180,3 +180,45 @@ def test_a_database_that_does_not_answer_makes_the_sender_try_again(tmp_path: Pa
     with pytest.raises(LedgerUnavailable) as failure:
         ledger.take_in(instance("1.2.1"))
     assert failure.value.status == 0xA700  # Out of Resources: the sender keeps its copy
+
+
+def test_an_old_revision_is_not_run_again(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1"))
+    close(ledger, 1, [job()])
+    ledger.begin(ledger.job("j1"), "w1", T0)
+    ledger.finish(ledger.job("j1"), "failed", "so", T0)
+    ledger.take_in(instance("1.2.2"))
+    close(ledger, 2, [job(id="j2", revision=2)], revision=2)
+    assert not ledger.run_again("j1", T0)
+
+
+def test_results_on_their_way_still_arrive_when_nothing_better_comes(ledger: Ledger) -> None:
+    """A stray late image starts no job: what was found before it is sent all the same."""
+    ledger.take_in(instance("1.2.1"))
+    close(ledger, 1, [job(id="s1", kind="send", destination="pacs")])
+    ledger.take_in(instance("1.2.2"))
+    close(ledger, 2, [], revision=2)
+    assert [j.id for j in ledger.open_jobs()] == ["s1"]
+    ledger.take_in(instance("1.2.3"))
+    close(ledger, 3, [job(id="j3", revision=3)], revision=3)
+    assert [j.id for j in ledger.open_jobs()] == ["j3"]
+
+
+def test_a_late_image_makes_the_count_of_the_peer_old(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1"))
+    ledger.expect("1.9", 1, 40, "pacs")
+    assert ledger.open_series(frozenset())[0].evidence.expected == 40
+    ledger.take_in(instance("1.2.2"))
+    assert ledger.open_series(frozenset())[0].evidence.expected is None
+    ledger.expect("1.9", 1, 40, "pacs")  # the answer to a question asked before the second one came
+    assert ledger.open_series(frozenset())[0].evidence.expected is None
+
+
+def test_backoff_survives_a_take_over(ledger: Ledger) -> None:
+    ledger.take_in(instance("1.2.1"))
+    close(ledger, 1, [job(kind="send", destination="pacs")])
+    first = ledger.job("j1")
+    ledger.begin(first, "w1", T0)
+    ledger.retry_later(first, "down", T0 + timedelta(seconds=9), [], T0)
+    assert ledger.take_over(first, "seen before it waited", T0) is None  # attempt 1 is over
+    assert ledger.job("j1").not_before == T0 + timedelta(seconds=9)

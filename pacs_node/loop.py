@@ -1,0 +1,70 @@
+"""Something done again and again in a thread of its own, which outlives its own errors and tells about them."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+log = structlog.get_logger()
+
+OVERDUE = 5  # intervals without a finished tick (and at least OVERDUE_S) are trouble
+OVERDUE_S = 60.0
+
+
+class Loop:
+    """Calls `tick` every `every_s` seconds, or sooner when woken. One that raises is logged, and the next one comes."""
+
+    def __init__(self, name: str, tick: Callable[[], None], every_s: float) -> None:
+        self.name, self._tick, self._every_s = name, tick, every_s
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._ticker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._thread = threading.Thread(target=self._run, name=f"{name}-loop", daemon=True)
+        self._failure: str | None = None
+        self._last = time.monotonic()
+
+    def start(self) -> None:
+        self._last = time.monotonic()
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Returns when the tick in hand has ended."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._ticker.shutdown(wait=True)
+
+    @property
+    def trouble(self) -> str | None:
+        """None, or what is wrong, in words, for /health."""
+        if self._failure is not None:
+            return self._failure
+        silent_s = time.monotonic() - self._last
+        if self._thread.is_alive() and silent_s > max(OVERDUE_S, OVERDUE * self._every_s):
+            return f"{self.name} has not come round for {silent_s:.0f} s"
+        return None
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            error = self._ticker.submit(self._tick).exception()
+            self._last = time.monotonic()
+            self._failure = None if error is None else f"{self.name} fails: {describe(error)}"
+            if error is not None:
+                log.error("loop failed, goes on", loop=self.name, error=describe(error))
+            self._wake.wait(self._every_s)
+
+
+def describe(error: BaseException) -> str:
+    """Kind and place of an error. Not its text: libraries quote the values of elements in it."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" at {last[0].filename.rpartition('/')[2]}:{last[0].lineno}" if last else ""
+    return f"{type(error).__name__}{place}"

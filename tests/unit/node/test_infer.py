@@ -1,0 +1,88 @@
+"""The inference process: its answers, its deaths, and that no job ever gets another job's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dicom_sr.findings import Findings
+from pacs_node.errors import Interrupted, LedgerUnavailable, Refused, TryAgain
+from pacs_node.infer import Inference
+
+TABLE = {"test": "tests.unit.node.pipelines:Pipeline"}
+
+
+@pytest.fixture(scope="module")
+def inference() -> Iterator[Inference]:
+    inference = Inference("cpu", 30, TABLE)
+    yield inference
+    inference.stop()
+
+
+def ask(inference: Inference, does: str, file: str = "a.dcm", heard: list[float] | None = None) -> Findings:
+    told = [] if heard is None else heard
+    return inference.run("test", {"does": does}, [Path(file)], lambda fraction, _: told.append(fraction))
+
+
+def test_it_answers_and_tells_its_progress(inference: Inference) -> None:
+    heard: list[float] = []
+    findings = ask(inference, "answer", "one.dcm", heard)
+    assert findings.facts["file"] == "one.dcm"
+    assert findings.facts["device"] == "cpu"
+    assert heard == [0.5]
+
+
+def test_models_stay_warm_between_jobs(inference: Inference) -> None:
+    assert ask(inference, "answer").facts["pid"] == ask(inference, "answer").facts["pid"]
+
+
+def test_unfit_input_is_a_refusal_in_words(inference: Inference) -> None:
+    before = ask(inference, "answer").facts["pid"]
+    with pytest.raises(Refused, match="the slices are not axial"):
+        ask(inference, "refuse")
+    assert ask(inference, "answer").facts["pid"] == before
+
+
+def test_out_of_memory_gives_the_memory_back(inference: Inference) -> None:
+    before = ask(inference, "answer").facts["pid"]
+    with pytest.raises(TryAgain, match=r"out of memory on cpu: 8 GB wanted"):
+        ask(inference, "eat")
+    assert ask(inference, "answer").facts["pid"] != before
+
+
+@pytest.mark.parametrize(("does", "said"), [("die", "exit code 3"), ("break", "exit code 1")])
+def test_a_process_that_dies_is_replaced(inference: Inference, does: str, said: str) -> None:
+    with pytest.raises(TryAgain, match=said):
+        ask(inference, does)
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+def test_a_job_that_hangs_is_ended(inference: Inference) -> None:
+    ask(inference, "answer")
+    inference.timeout_s = 1
+    try:
+        with pytest.raises(TryAgain, match="no answer within 1 s"):
+            ask(inference, "hang")
+    finally:
+        inference.timeout_s = 30
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+def test_no_job_gets_the_answer_of_another(inference: Inference) -> None:
+    """The listener to the progress fails while the child still works on "first": its answer must never be read."""
+
+    def fail(fraction: float, text: str) -> None:
+        raise LedgerUnavailable("the disk is full")
+
+    with pytest.raises(LedgerUnavailable):
+        inference.run("test", {"does": "answer"}, [Path("first.dcm")], fail)
+    assert ask(inference, "answer", "second.dcm").facts["file"] == "second.dcm"
+
+
+def test_a_stopping_node_interrupts() -> None:
+    inference = Inference("cpu", 30, TABLE)
+    inference.close()
+    with pytest.raises(Interrupted):
+        ask(inference, "answer")
