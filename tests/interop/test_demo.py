@@ -1,0 +1,22 @@
+"""`ORTHANC=1 make demo`: what a stranger runs first, with the real PACS."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.harness import ROOT, need
+
+
+def test_the_demo_finds_most_lesions_and_gets_its_results_from_orthanc(tmp_path: Path) -> None:
+    need("Orthanc")
+    done = subprocess.run(
+        [sys.executable, "-m", "pacs_node.cli", "demo", "--orthanc", "--folder", str(tmp_path / "demo")],
+        cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "lesions found" in done.stdout
+    assert (tmp_path / "demo" / "chest-CT.png").stat().st_size > 10_000
+    kinds = {path.name.partition("-")[0] for path in (tmp_path / "demo" / "orthanc").glob("*.dcm")}
+    assert kinds, "the results were read back from the PACS"
