@@ -251,7 +251,7 @@ def _destinations(i: int, route: dict[str, Any], where: str, peers: dict[str, An
             break
 
 
-def _conditions(match: dict[str, Any], above: str = "") -> Iterator[tuple[Place, str]]:
+def _conditions(match: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     for keyword, condition in match.items():
         if not is_keyword_path(keyword):
             part = next(part for part in keyword.split(".") if not is_keyword_path(part))

@@ -639,10 +639,6 @@ class Ledger:
 
     # ---------------------------------------------------------------- facts for the web pages
 
-    def note(self, series_uid: str, now: datetime, event: str, text: str) -> None:
-        with self._begin() as db:
-            self._note(db, series_uid, now, event, text)
-
     def _note(self, db: sa.Connection, series_uid: str, now: datetime, event: str, text: str) -> None:
         db.execute(sa.insert(event_table).values(series_uid=series_uid, at=now, event=event, text=text))
 

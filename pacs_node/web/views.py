@@ -40,7 +40,7 @@ class Views:
         self.pages.env.filters |= {
             "when": when,
             "class_name": class_name,
-            "tone": lambda state: TONES.get(state, "calm"),
+            "tone": tone,
         }
         self.pages.env.globals |= {"AGAIN": AGAIN}
 
