@@ -1,12 +1,14 @@
 """Settings: one TOML file in, one frozen Config out, or everything that is wrong with the file, line by line.
 
->>> config = load(Path("node.toml"), pipelines=PIPELINES)
+>>> config = load(Path("node.toml"), pipelines=pipeline_options())
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from config.check import Problem, check
 from config.schema import (
@@ -46,10 +48,13 @@ class ConfigError(Exception):
         self.problems = tuple(problems)
 
 
-def load(path: Path, pipelines: Collection[str] | None = None) -> Config:
+Pipelines = Mapping[str, type[BaseModel]]  # the names a route may use, each with the options it takes
+
+
+def load(path: Path, pipelines: Pipelines | None = None) -> Config:
     """Read a settings file; relative paths in it count from its own folder.
 
-    pipelines: the names a route may use; None leaves them unchecked. Raises ConfigError with ALL errors at once.
+    pipelines: None leaves names and options unchecked. Raises ConfigError with ALL errors at once.
     """
     config, found = check(Path(path), pipelines)
     errors = [problem for problem in found if problem.severity == "error"]
@@ -58,6 +63,6 @@ def load(path: Path, pipelines: Collection[str] | None = None) -> Config:
     return config
 
 
-def problems(path: Path, pipelines: Collection[str] | None = None) -> list[Problem]:
+def problems(path: Path, pipelines: Pipelines | None = None) -> list[Problem]:
     """Errors and warnings of a settings file, by line. Empty when there is nothing to say."""
     return check(Path(path), pipelines)[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
@@ -40,7 +40,7 @@ class Problem:
         return f"{place}: {'warning: ' if self.severity == 'warning' else ''}{self.text}"
 
 
-def check(path: Path, pipelines: Collection[str] | None) -> tuple[Config | None, list[Problem]]:
+def check(path: Path, pipelines: Mapping[str, type[BaseModel]] | None) -> tuple[Config | None, list[Problem]]:
     """The settings, or None, and everything there is to say about the file, in the order of its lines."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -132,6 +132,7 @@ WORDS = {  # pydantic's error type -> what the value must be
     "too_short": "must not be empty",
     "greater_than": "must be more than {gt:g}",
     "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be less than {lt:g}",
     "less_than_equal": "must be {le} or less",
     "literal_error": "must be {expected}",
     "string_pattern_mismatch": "must match {pattern}",
@@ -217,7 +218,9 @@ def _tables(raw: dict[str, Any], name: str) -> list[tuple[int, dict[str, Any]]]:
     return [(i, t) for i, t in enumerate(tables) if isinstance(t, dict)] if isinstance(tables, list) else []
 
 
-def _cross_problems(raw: dict[str, Any], pipelines: Collection[str] | None) -> Iterator[tuple[Place, str]]:
+def _cross_problems(
+    raw: dict[str, Any], pipelines: Mapping[str, type[BaseModel]] | None
+) -> Iterator[tuple[Place, str]]:
     yield from _duplicates(raw, "peer", "name")
     yield from _duplicates(raw, "peer", "ae_title", among=lambda peer: peer.get("may_send") is True)
     yield from _duplicates(raw, "route", "name")
@@ -231,9 +234,27 @@ def _cross_problems(raw: dict[str, Any], pipelines: Collection[str] | None) -> I
         pipeline = route.get("pipeline")
         if pipelines is not None and isinstance(pipeline, str) and pipeline not in pipelines:
             yield ("route", i, "pipeline"), f"{where}: no pipeline '{pipeline}'; {_hint(pipeline, pipelines)}"
+        elif pipelines is not None and isinstance(pipeline, str) and isinstance(route.get("options"), dict):
+            for key, words in _options(route["options"], pipelines[pipeline]):
+                yield ("route", i, "options", key), f"{where}: option '{key}' of {pipeline} {words}"
         if isinstance(route.get("match"), dict):
             for place, words in _conditions(route["match"]):
                 yield ("route", i, "match", *place), f"{where}: {words}"
+
+
+def _options(given: dict[str, Any], model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """The pipeline's own opinion of its options, in the words used for the other settings."""
+    try:
+        model.model_validate(given)
+    except ValidationError as error:
+        for item in error.errors():
+            key = str(item["loc"][0])
+            if item["type"] == "extra_forbidden":
+                yield key, f"does not exist; {_hint(key, model.model_fields)}"
+            else:
+                known = WORDS.get(item["type"])
+                words = known.format(**item.get("ctx", {})) if known else item["msg"]
+                yield key, f"{words}, not {_shown(item['input'])}"
 
 
 def _destinations(i: int, route: dict[str, Any], where: str, peers: dict[str, Any]) -> Iterator[tuple[Place, str]]:

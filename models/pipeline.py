@@ -33,7 +33,7 @@ class Pipeline(Protocol):
     card: Card
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
-        """Load and verify the weights onto `device` ("cpu", "cuda:0"). Raises WeightsError."""
+        """Load and verify the weights onto `device` ("cpu", "cuda:0"). Raises WeightsError, BadOptions."""
 
     def warm(self) -> None:
         """Run once on a constant input, so that the first patient does not wait for compilation."""

@@ -43,8 +43,11 @@ def packed(system: str, name: str) -> Path:
     return PACKAGE / system / f"{name}.safetensors"
 
 
-def load(path: Path) -> Weights:
-    """Read a checkpoint and check it against the SHA-256 in its JSON. Raises WeightsError with the reason in words."""
+def load(path: Path, preprocessing: str | None = None) -> Weights:
+    """Read a checkpoint and check it against the SHA-256 in its JSON. Raises WeightsError with the reason in words.
+
+    preprocessing: what the calling code does to an image; weights that learnt from another are refused.
+    """
     sidecar = path.with_suffix(".json")
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path} is no .safetensors file; other formats can run code when opened and are not read")
@@ -64,4 +67,9 @@ def load(path: Path) -> Weights:
         tensors = load_tensors(content)
     except SafetensorError as error:
         raise WeightsError(f"{path} is no valid safetensors file: {error}") from error
+    if preprocessing is not None and about.get("preprocessing") != preprocessing:
+        raise WeightsError(
+            f"{path.name} was trained on preprocessing {about.get('preprocessing')!r}, this code does"
+            f" {preprocessing!r}; train it again or install the version it belongs to"
+        )
     return Weights(path.stem, found, tensors, about)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from models import PIPELINES
+from models import PIPELINES, pipeline_options
 from pacs_node import __version__
 
 app = typer.Typer(
@@ -46,7 +46,7 @@ def check(config: ConfigFile) -> None:
     """Say what is wrong with a settings file: file, line, key and the nearest valid key."""
     from config import problems
 
-    found = problems(config, PIPELINES)
+    found = problems(config, pipeline_options())
     for problem in found:
         console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
     if any(problem.severity == "error" for problem in found):
@@ -152,7 +152,7 @@ def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        settings = load(config, PIPELINES)
+        settings = load(config, pipeline_options())
         node = Node(settings)
         node.start(listen=listen, work=work, web=web)
     except (ConfigError, StartError, OSError) as error:

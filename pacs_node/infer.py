@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -142,6 +143,7 @@ def _serve(pipe: Connection, device: str, pipelines: Mapping[str, str]) -> None:
     import torch
 
     from models import pipeline_class
+    from models.options import BadOptions
     from models.pipeline import UnfitInput
     from models.weights import WeightsError
 
@@ -170,7 +172,8 @@ def _serve(pipe: Connection, device: str, pipelines: Mapping[str, str]) -> None:
             return
         if name == "warm":
             for wanted in files:
-                pipeline(*wanted)
+                with suppress(WeightsError, BadOptions):  # the job that needs it is told
+                    pipeline(*wanted)
             continue
         try:
             started, last = time.monotonic(), 0.0
@@ -180,7 +183,7 @@ def _serve(pipe: Connection, device: str, pipelines: Mapping[str, str]) -> None:
             pipe.send(("unfit", str(refusal)))
         except (torch.OutOfMemoryError, MemoryError) as error:
             pipe.send(("memory", str(error).splitlines()[0] if str(error) else "no more memory"))
-        except WeightsError as error:
+        except (WeightsError, BadOptions) as error:
             pipe.send(("failed", str(error)))
 
 

@@ -16,9 +16,10 @@ from scipy import ndimage
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
-from models.breast_us.data import normalise, prepare, read_split
+from models.breast_us.data import PREPROCESSING, normalise, prepare, read_split
+from models.breast_us.options import Options
 from models.measure import measure_lesion
-from models.nets.breast_triple import CLASSES, STEP_PX, ClassificationNet, TripleConfig
+from models.nets.breast_triple import CLASSES, LITE_STEP_PX, ClassificationNet, TripleConfig
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Clip, read_ultrasound
 from models.runtime import Runtime
@@ -72,18 +73,14 @@ class BreastUltrasound:
     """Finds the most evident lesion of every image of a series and says how likely it is benign or malignant.
 
     Single images are read one by one. Of a cine, the frame with the largest confident lesion is reported.
-    options: `threads` on the cpu.
     """
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
-        self.runtime = Runtime.choose(device, threads=(options or {}).get("threads"))
-        weights = [load(packed("breast_us", name)) for name in WEIGHTS]
+        self.runtime = Runtime.choose(device, threads=Options.read(options).threads)
+        weights = [load(packed("breast_us", name), PREPROCESSING) for name in WEIGHTS]
         working = int(weights[0].about["config"]["size"])
-        self.sizes = [round(share * working / STEP_PX) * STEP_PX for share in MASK_SIZES]
-        self.nets = [
-            self.runtime.place(w.into(ClassificationNet(TripleConfig(w.about["config"]["width"], heads="lesion"))))
-            for w in weights
-        ]
+        self.sizes = [round(share * working / LITE_STEP_PX) * LITE_STEP_PX for share in MASK_SIZES]
+        self.nets = [self.runtime.place(w.into(ClassificationNet(TripleConfig.of(w.about["config"])))) for w in weights]
         # Training weighed the classes as if they were equally frequent; this goes part of the way back to BUSI's mix.
         names = read_split()["train"]
         counts = np.array([sum(name.startswith(f"{label}/") for name in names) for label in CLASSES])

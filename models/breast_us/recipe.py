@@ -1,19 +1,21 @@
-"""How the breast ultrasound network is trained: A and B as one, coarse images first, then the working size.
+"""How the breast ultrasound network is trained: A and B as one, from an encoder that has seen other images before.
 
     python -m models.train breast_us --data busi.zip --out runs/breast
+    python -m models.train breast_us --data busi.zip --out runs/plain --set encoder=plain --width 64    # as published
 
-Departures from the published recipe, each for the sake of 432 training images and two cores: one network for both
-tasks instead of two; the whole image in a letterbox instead of a centre crop; AdamW with a cosine instead of Adam with
-plateaus; heads that look at the marked lesion; cross-entropy added to the Tversky loss; affine variation beside the
-published ones.
+Departures from the published recipe, each for the sake of 432 training images and two cores: EfficientNet-Lite learnt
+on ImageNet in the place of the plain encoder; one network for both tasks instead of two; the whole image in a letterbox
+instead of a centre crop; AdamW with a cosine instead of Adam with plateaus; heads that look at the marked lesion;
+cross-entropy added to the Tversky loss; affine variation beside the published ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,27 +35,38 @@ from models.breast_us.data import (
     vary,
 )
 from models.losses import tversky_loss
-from models.nets.breast_triple import CLASSES, STEP_PX, ClassificationNet, TripleConfig
+from models.nets.breast_triple import CLASSES, ClassificationNet, Encoder, Heads, TripleConfig
+from models.nets.efficientnet_lite import EfficientNetLite, from_imagenet, imagenet_weights
 from models.recipe import TrainConfig
-
-# From this share of the epochs on, images have this share of the working size: early epochs are cheap.
-GROWTH = ((0.0, 0.5), (0.35, 0.7), (0.75, 1.0))
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    epochs: int = 140
+    epochs: int = 40
     batch: int = 16
     lr: float = 1.5e-3
+    encoder_rate: float = 0.3  # learning rate of a learnt encoder, of that of the rest
     weight_decay: float = 0.02
-    warm_up_epochs: float = 4.0
-    ema_decay: float = 0.99
-    size: int = 160  # side of the letterbox, here and in the pipeline
+    warm_up_epochs: float = 2.0
+    ema_decay: float = 0.98
+    size: int = 224  # side of the letterbox, here and in the pipeline; a multiple of SIDE_STEP
+    encoder: Encoder = "lite0"
+    pretrained: bool = True  # a lite encoder starts from ImageNet
+    heads: Heads = "joint"
+    smoothing: bool = True
+    attention: bool = True
+    dropout: float = 0.4
+    drop_path: float = 0.1
     mask_weight: float = 1.0  # Tversky
     bce_weight: float = 0.5
     class_weight: float = 1.0
-    label_smoothing: float = 0.05
-    dropout: float = 0.3
+    label_smoothing: float = 0.1
+    mixup: float = 0.5  # share of the batches in which each image is blended with another
+    mixup_alpha: float = 0.4  # of the Beta distribution the blend is drawn from
+
+    @property
+    def starts_learnt(self) -> bool:
+        return self.pretrained and self.encoder != "plain"
 
 
 class BreastRecipe:
@@ -61,7 +74,7 @@ class BreastRecipe:
 
     def __init__(self, images: list[Labelled], config: Config) -> None:
         self.config = config
-        self.name = f"breast_triple_w{config.width}"
+        self.name = f"breast_triple_{config.encoder}_w{config.width}"
         split = read_split()
         self.split_sha256 = split_sha256(split)
         by_name = {image.name: image for image in images}
@@ -70,29 +83,36 @@ class BreastRecipe:
         self.class_weights = torch.tensor(counts.mean() / counts, dtype=torch.float32)  # inverse to frequency
 
     def model(self) -> nn.Module:
-        return ClassificationNet(TripleConfig(self.config.width, heads="lesion", dropout=self.config.dropout))
+        model = ClassificationNet(TripleConfig.of(asdict(self.config)))
+        encoder = model.body.encoder
+        if isinstance(encoder, EfficientNetLite) and self.config.starts_learnt:
+            from_imagenet(encoder, imagenet_weights(encoder.version))
+        return model
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(model.parameters(), self.config.lr, weight_decay=self.config.weight_decay)
+        config = self.config
+        slow: list[Tensor] = []
+        fast: list[Tensor] = []
+        for name, weights in model.named_parameters():
+            (slow if config.starts_learnt and ".encoder." in name else fast).append(weights)
+        groups: list[dict[str, Any]] = [{"params": fast}]
+        if slow:
+            groups.append({"params": slow, "lr": config.lr * config.encoder_rate})
+        return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
 
     def steps(self, epoch: int) -> int:
         return len(self.images["train"]) // self.config.batch
 
-    def size(self, epoch: int) -> int:
-        """Side of the square in this epoch."""
-        share = max(of_size for start, of_size in GROWTH if epoch >= start * self.config.epochs)
-        return round(self.config.size * share / STEP_PX) * STEP_PX
-
     @cache  # noqa: B019  the recipe lives as long as the training
-    def prepared(self, split: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    def prepared(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """Grey 0..1 and masks (N, 1, size, size), labels (N)"""
-        images = self.images[split]
+        images, size = self.images[split], self.config.size
         grey = torch.stack([prepare(image.pixels, size)[0] for image in images])[:, None]
         masks = torch.stack([prepare_mask(image.mask, size) for image in images])[:, None]
         return grey, masks, torch.tensor([image.label for image in images])
 
     def batches(self, split: str, epoch: int) -> Iterator[dict[str, Tensor]]:
-        grey, masks, labels = self.prepared(split, self.size(epoch))
+        grey, masks, labels = self.prepared(split)
         if split != "train":
             for chunk in torch.arange(len(labels)).split(self.config.batch):
                 yield {"image": normalise(grey[chunk]), "mask": masks[chunk], "label": labels[chunk]}
@@ -101,7 +121,8 @@ class BreastRecipe:
         order = rng.permutation(len(labels))[: self.steps(epoch) * self.config.batch]
         for chosen in order.reshape(-1, self.config.batch):
             image, mask = vary(grey[chosen], masks[chosen], rng, Variation())
-            yield {"image": normalise(image), "mask": mask, "label": labels[chosen]}
+            batch = {"image": normalise(image), "mask": mask, "label": F.one_hot(labels[chosen], len(CLASSES)).float()}
+            yield blended(batch, rng, self.config.mixup_alpha) if rng.random() < self.config.mixup else batch
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         mask, classes = model(batch["image"])
@@ -117,8 +138,7 @@ class BreastRecipe:
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         """Quick figures on the network's own grid; models/evaluate.py judges the pipeline on the source's grid."""
         dice, losses, right = [], [], []
-        last = self.config.epochs - 1  # always at the working size: coarse epochs must not win by easier images
-        for batch in self.batches(split, last):
+        for batch in self.batches(split, 0):
             image = batch["image"].to(next(model.parameters()).device, memory_format=torch.channels_last)
             mask, classes = model(image)
             found, truth = mask.cpu().float() > 0, batch["mask"] > 0.5
@@ -131,6 +151,12 @@ class BreastRecipe:
         # accuracy of 63 images moves in steps of 1.6 %; the cross-entropy says the same more finely
         score = figures["dice"] + figures["accuracy"] - figures["cross_entropy"]
         return {name: float(value) for name, value in {**figures, "score": score}.items()}
+
+
+def blended(batch: Mapping[str, Tensor], rng: np.random.Generator, alpha: float) -> dict[str, Tensor]:
+    """Mixup, Zhang 2018 (arXiv:1710.09412): images, masks and classes of a batch, each blended with the next one's."""
+    share = float(rng.beta(alpha, alpha))
+    return {name: torch.lerp(values, values.roll(1, 0), 1 - share) for name, values in batch.items()}
 
 
 def build(data: Path, config: Config) -> BreastRecipe:

@@ -23,6 +23,7 @@ from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Finding, Findings
 from models import weights
 from models.lung_nodule.lungs import Lungs, find_lungs
+from models.lung_nodule.options import Options
 from models.lung_nodule.preprocess import PREPROCESSING, window
 from models.measure import Sizes, measure_nodule
 from models.nets.residual_unet import ResidualUNet
@@ -44,24 +45,6 @@ NATIVE_MM = (0.45, 1.1)
 TRAINED_MM = 0.7
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a route may change. The defaults are those of the figures in CARD.md."""
-
-    threshold: float = 0.5  # of the probability: what is nodule
-    peak: float = 0.8  # a nodule must reach this probability somewhere
-    smallest_mm: float = 4.0  # mean diameter; of smaller ones the training set holds few, and most marks are vessels
-    largest_mm: float = 40.0  # above 30 mm it is a mass; the crops of the training set hold little above this
-    in_lung: float = 0.5  # share of the nodule inside the closed lung mask
-    elongation: float = 3.0  # longest to second axis of the body of inertia; above it is a vessel
-    flatness: float = 4.0  # longest to shortest axis; above it is a fissure or the dome of the diaphragm
-    crowded: float = 0.3  # share of soft tissue in the lung 1 to 3 mm around it; above it a vessel goes on
-    thin_mm: float = 2.5  # with slices this near to each other a nodule must be on two of them
-    at_most: int = 30  # findings kept, the most certain first
-    threads: int | None = None
-    checkpoint: str | None = None  # path of other weights
-
-
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A connected piece of what the network marked, on the source grid."""
@@ -75,15 +58,10 @@ class LungNodule:
     """Pipeline "lung-nodule". Research use only, not for diagnostic use."""
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
-        self.options = Options(**(options or {}))
+        self.options = Options.read(options)
         self.runtime = Runtime.choose(device, threads=self.options.threads)
         path = Path(self.options.checkpoint) if self.options.checkpoint else weights.packed("lung_nodule", CHECKPOINT)
-        loaded = weights.load(path)
-        if loaded.about.get("preprocessing") != PREPROCESSING:
-            raise weights.WeightsError(
-                f"{path.name} was trained on preprocessing {loaded.about.get('preprocessing')!r},"
-                f" this code does {PREPROCESSING!r}; train it again or install the version it belongs to"
-            )
+        loaded = weights.load(path, PREPROCESSING)
         self.net = self.runtime.place(loaded.into(ResidualUNet(int(loaded.about["config"]["width"]))))
         self.card = Card(
             name="lung-nodule",

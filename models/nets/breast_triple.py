@@ -7,34 +7,49 @@ U-Net: Ronneberger et al., MICCAI 2015, arXiv:1505.04597.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from models.layers.attention import CBAM
+from models.nets.efficientnet_lite import HEAD, EfficientNetLite, LiteConfig
 
 CLASSES = ("normal", "benign", "malignant")
 
 LEVELS = 5  # encoder outputs; the image is halved between them
 STEP_PX = 2 ** (LEVELS - 1)  # height and width must be multiples of this
+LITE_STEP_PX = 2 * STEP_PX  # and of this with a lite encoder, which halves the image once more
 ABSENCE_GRID = 64  # the decoder's logits as head B sees them
 MASK_GRID = 32  # the mask as C sees it
 
 
+Encoder = Literal["plain", "lite0", "lite1", "lite2"]
+Heads = Literal["pooled", "literal", "lesion", "joint"]
+
+
 @dataclass(frozen=True)
 class TripleConfig:
-    """width 64 is the full network (A: 31 211 705 parameters); 16 is the one trained here."""
+    """width 64 is the published network (A: 31 211 705 parameters). `encoder` "lite0" to "lite2" puts EfficientNet-Lite
+    in the place of the plain encoder; `width` is then that of the decoder's last level."""
 
+    encoder: Encoder = "plain"
     width: int = 64
     reduction: int = 16  # CBAM channel MLP: c -> c / reduction -> c
     smoothing: bool = True
     attention: bool = True
-    heads: Literal["pooled", "literal", "lesion"] = "pooled"
+    heads: Heads = "pooled"
     size: int = 256  # only heads="literal" is tied to it
     dropout: float = 0.0  # before the class head on the bottleneck
+    drop_path: float = 0.0  # of a lite encoder
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> TripleConfig:
+        """The network of a training, from the configuration stored beside its weights."""
+        return cls(**{field.name: about[field.name] for field in fields(cls) if field.name in about})
 
 
 class DoubleConv(nn.Sequential):
@@ -117,6 +132,47 @@ class SegmentationNet(nn.Module):
         return self.see(image).mask_logits
 
 
+class LiteSegmentationNet(nn.Module):
+    """A with an encoder that has seen other images before: same attention, decoder and smoothing.
+
+    Its finest map has half the image's side, so the logits are enlarged twice before they are smoothed.
+    """
+
+    def __init__(self, config: TripleConfig) -> None:
+        super().__init__()
+        self.encoder = EfficientNetLite(LiteConfig(int(config.encoder.removeprefix("lite")), config.drop_path))
+        channels = self.encoder.channels
+        widths = [config.width * factor for factor in (1, 2, 4, 8)]  # at 1/2, 1/4, 1/8, 1/16
+        self.attention = nn.ModuleList(CBAM(c, config.reduction) for c in channels) if config.attention else None
+        below = [*widths[1:], channels[-1]]
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(b, c, 2, stride=2) for b, c in reversed([*zip(below, widths, strict=True)])
+        )
+        self.decoder = nn.ModuleList(
+            DoubleConv(skip + c, c) for skip, c in reversed([*zip(channels[:-1], widths, strict=True)])
+        )
+        self.to_logits = nn.Conv2d(config.width, 1, 1)
+        self.smoothing = Smoothing() if config.smoothing else None
+
+    def see(self, image: torch.Tensor) -> Seen:
+        """(B, 1, H, W), H and W multiples of 32 -> Seen"""
+        skips = self.encoder(image)
+        deepest = skips[-1]
+        if self.attention is not None:
+            *gates, last = self.attention
+            skips = [*(x + gate(x) for x, gate in zip(skips, gates, strict=False)), last(deepest)]
+        y = skips.pop()
+        for up, block in zip(self.up, self.decoder, strict=True):
+            y = block(torch.cat([skips.pop(), up(y)], dim=1))
+        logits = F.interpolate(self.to_logits(y), scale_factor=2, mode="bilinear")
+        smooth = logits if self.smoothing is None else self.smoothing(logits)
+        return Seen(mask_logits=smooth, decoder_logits=logits, bottleneck=self.encoder.head(deepest))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 1, H, W) -> mask logits (B, 1, H, W)"""
+        return self.see(image).mask_logits
+
+
 class ClassificationNet(nn.Module):
     """B. The same network with two linear heads: lesion absent (from the decoder), benign and malignant (bottleneck).
 
@@ -125,13 +181,16 @@ class ClassificationNet(nn.Module):
 
     def __init__(self, config: TripleConfig = TripleConfig()) -> None:
         super().__init__()
-        self.body = SegmentationNet(config)
+        plain = config.encoder == "plain"
+        self.body = SegmentationNet(config) if plain else LiteSegmentationNet(config)
         self.features = HEAD_FEATURES[config.heads]
-        deepest = config.width * 2 ** (LEVELS - 1)
+        self.joint = config.heads == "joint"  # absence is judged from what both heads see
+        deepest = config.width * 2 ** (LEVELS - 1) if plain else HEAD
         inputs = {
             "pooled": (ABSENCE_GRID**2, deepest),
             "literal": (config.size**2, deepest * (config.size // STEP_PX) ** 2),
             "lesion": (3, 2 * deepest),
+            "joint": (3 + 2 * deepest, 2 * deepest),
         }
         self.absent = nn.Linear(inputs[config.heads][0], 1)
         self.kind = nn.Linear(inputs[config.heads][1], 2)
@@ -141,7 +200,10 @@ class ClassificationNet(nn.Module):
         """(B, 1, H, W) -> mask logits (B, 1, H, W), class logits (B, 3) in the order of CLASSES"""
         seen = self.body.see(image)
         x1, x2 = self.features(seen)
-        return seen.mask_logits, torch.cat([self.absent(x1), self.kind(self.dropout(x2))], dim=1)
+        x2 = self.dropout(x2)
+        if self.joint:
+            x1 = torch.cat([x1, x2], dim=1)
+        return seen.mask_logits, torch.cat([self.absent(x1), self.kind(x2)], dim=1)
 
 
 def pooled(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,7 +227,7 @@ def lesion(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
     return x1, torch.cat([seen.bottleneck.mean(dim=(2, 3)), inside], dim=1)
 
 
-HEAD_FEATURES = {"pooled": pooled, "literal": literal, "lesion": lesion}
+HEAD_FEATURES = {"pooled": pooled, "literal": literal, "lesion": lesion, "joint": lesion}
 
 
 class FusionNet(nn.Module):

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 import config
 from config.check import LISTS, TABLES, lines_of
+from models import pipeline_options
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ROOT / "config" / "node.toml"
@@ -51,12 +52,12 @@ def written(folder: Path, text: str) -> Path:
 
 
 def said(folder: Path, text: str, severity: str = "error") -> list[str]:
-    found = config.problems(written(folder, text), {"lung-nodule", "breast-us"})
+    found = config.problems(written(folder, text), pipeline_options())
     return [str(problem) for problem in found if problem.severity == severity]
 
 
 def test_a_good_file_loads_with_paths_from_its_own_folder(tmp_path: Path) -> None:
-    settings = config.load(written(tmp_path, GOOD), {"lung-nodule"})
+    settings = config.load(written(tmp_path, GOOD), pipeline_options())
     assert settings.node.ae_title == "AI"
     assert settings.node.data_dir == tmp_path / "store"
     assert settings.database.url == f"sqlite:///{tmp_path}/store/node.sqlite"
@@ -66,7 +67,7 @@ def test_a_good_file_loads_with_paths_from_its_own_folder(tmp_path: Path) -> Non
     assert not settings.peers[1].may_send
     (route,) = settings.routes
     assert (route.send_to, route.priority_number, route.options) == (("pacs", "files"), 1, {"threshold": 0.5})
-    assert config.problems(tmp_path / "node.toml", {"lung-nodule"}) == []
+    assert config.problems(tmp_path / "node.toml", pipeline_options()) == []
 
 
 def test_relative_and_absolute_databases(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
 def test_what_is_wrong_is_said_with_file_line_and_key(tmp_path: Path, text: str, words: str) -> None:
     assert any(words in line for line in said(tmp_path, text)), said(tmp_path, text)
     with pytest.raises(config.ConfigError, match=re.escape(words)):
-        config.load(tmp_path / "node.toml", {"lung-nodule", "breast-us"})
+        config.load(tmp_path / "node.toml", pipeline_options())
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,22 @@ def test_what_is_wrong_is_said_with_file_line_and_key(tmp_path: Path, text: str,
 def test_what_is_wrong_with_a_condition(tmp_path: Path, condition: str, words: str) -> None:
     (line,) = said(tmp_path, f"{PEER}{ROUTE}match = {{ {condition} }}")
     assert line.startswith("node.toml:11: [[route]] 'r': " + words)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options", "words"),
+    [
+        ("lung-nodule", "treshold = 0.5", "option 'treshold' of lung-nodule does not exist; did you mean 'threshold'?"),
+        ("lung-nodule", "threshold = 2", "option 'threshold' of lung-nodule must be less than 1, not 2"),
+        ("lung-nodule", "at_most = 'all'", "option 'at_most' of lung-nodule must be a whole number, not 'all'"),
+        ("breast-us", "colour = 1", "option 'colour' of breast-us does not exist; there are threads"),
+    ],
+)
+def test_options_are_the_pipelines_own(tmp_path: Path, pipeline: str, options: str, words: str) -> None:
+    text = GOOD.replace('"lung-nodule"', f'"{pipeline}"').replace("{ threshold = 0.5 }", f"{{ {options} }}")
+    assert said(tmp_path, text) == [
+        f"node.toml:{text[: text.index('options =')].count(chr(10)) + 1}: [[route]] 'chest': {words}"
+    ]
 
 
 def test_a_sub_table_of_a_route_is_found_by_its_own_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from models.layers.attention import CBAM
 from models.nets.breast_triple import (
     CLASSES,
     ClassificationNet,
+    Encoder,
     FusionNet,
     SegmentationNet,
     Smoothing,
@@ -56,6 +57,21 @@ def test_mask_and_classes_have_the_shapes_promised(shape: tuple[int, int]) -> No
         mask, classes = net(torch.randn(2, 1, *shape))
     assert mask.shape == (2, 1, *shape)
     assert classes.shape == (2, len(CLASSES))
+
+
+@pytest.mark.parametrize("encoder", ["lite0", "lite2"])
+def test_with_an_encoder_of_its_own_the_network_keeps_its_shapes_and_every_weight_learns(encoder: Encoder) -> None:
+    net = ClassificationNet(TripleConfig(encoder=encoder, width=4, heads="joint"))
+    mask, classes = net(torch.randn(2, 1, 64, 96))
+    assert mask.shape == (2, 1, 64, 96)
+    assert classes.shape == (2, len(CLASSES))
+    (mask.mean() + classes.logsumexp(1).mean()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_a_network_is_built_from_what_its_training_stored() -> None:
+    stored = {"encoder": "lite2", "width": 8, "heads": "joint", "lr": 0.1, "epochs": 3}
+    assert TripleConfig.of(stored) == TripleConfig(encoder="lite2", width=8, heads="joint")
 
 
 def test_literal_heads_flatten_the_whole_maps() -> None:

@@ -11,10 +11,10 @@ from pydicom import dcmread
 
 from dicom_sr import codes
 from models.lung_nodule.lungs import Lungs
+from models.lung_nodule.options import Options
 from models.lung_nodule.pipeline import (
     SIDE,
     LungNodule,
-    Options,
     axes_of_inertia,
     candidates,
     resampled,

@@ -72,3 +72,9 @@ def test_a_damaged_file_with_a_right_hash_is_rejected(tmp_path):
 def test_weights_of_another_network_are_rejected(checkpoint):
     with pytest.raises(WeightsError, match="do not fit"):
         weights.load(checkpoint).into(nn.Linear(4, 2))
+
+
+def test_weights_that_learnt_from_other_preprocessing_are_rejected(checkpoint):
+    assert weights.load(checkpoint, "none/1").name == "tiny"
+    with pytest.raises(WeightsError, match=r"'none/1'.*'none/2'"):
+        weights.load(checkpoint, "none/2")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dicom_sr.findings import Findings
-from pacs_node.errors import Interrupted, LedgerUnavailable, Refused, TryAgain
+from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
 from pacs_node.infer import Inference
 
 TABLE = {"test": "tests.unit.node.pipelines:Pipeline"}
@@ -43,6 +43,18 @@ def test_unfit_input_is_a_refusal_in_words(inference: Inference) -> None:
     with pytest.raises(Refused, match="the slices are not axial"):
         ask(inference, "refuse")
     assert ask(inference, "answer").facts["pid"] == before
+
+
+def test_options_that_a_pipeline_does_not_take_fail_the_job_in_words() -> None:
+    """Settings are checked at start-up; a job that waited since before an upgrade is not."""
+    inference = Inference("cpu", 60)
+    try:
+        inference.warm([("breast-us", {"colour": "red"})])
+        for _ in range(2):
+            with pytest.raises(GiveUp, match="'colour'"):
+                inference.run("breast-us", {"colour": "red"}, [Path("a.dcm")], lambda *_: None)
+    finally:
+        inference.stop()
 
 
 def test_out_of_memory_gives_the_memory_back(inference: Inference) -> None:

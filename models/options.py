@@ -1,0 +1,32 @@
+"""What a route may tell a pipeline: the base of every pipeline's Options. No torch here: settings are checked fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class BadOptions(Exception):
+    """A route tells a pipeline something it does not know; the message names it. Not retried."""
+
+
+class PipelineOptions(BaseModel):
+    """Unknown names and values out of range are refused when the settings are read, and again when the pipeline starts.
+
+    The defaults are those of the figures in the pipeline's card.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    threads: int | None = Field(default=None, ge=1)  # processor threads on the cpu; all cores when not given
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any] | None) -> Self:
+        """Raises BadOptions: a job may be older than the settings that were checked at start-up."""
+        try:
+            return cls.model_validate(dict(given or {}))
+        except ValidationError as error:
+            said = "; ".join(f"'{item['loc'][0]}': {item['msg']}" for item in error.errors())
+            raise BadOptions(f"options that this pipeline does not take: {said}") from error
