@@ -35,6 +35,7 @@ from models.breast_us.data import (
     vary,
 )
 from models.losses import tversky_loss
+from models.metrics import accuracy, auc
 from models.nets.breast_triple import CLASSES, ClassificationNet, Encoder, Heads, TripleConfig
 from models.nets.efficientnet_lite import EfficientNetLite, from_imagenet, imagenet_weights
 from models.recipe import TrainConfig
@@ -61,7 +62,7 @@ class Config(TrainConfig):
     bce_weight: float = 0.5
     class_weight: float = 1.0
     label_smoothing: float = 0.1
-    mixup: float = 0.5  # share of the batches in which each image is blended with another
+    mixup: float = 0.0  # share of the batches in which each image is blended with another
     mixup_alpha: float = 0.4  # of the Beta distribution the blend is drawn from
 
     @property
@@ -137,19 +138,20 @@ class BreastRecipe:
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         """Quick figures on the network's own grid; models/evaluate.py judges the pipeline on the source's grid."""
-        dice, losses, right = [], [], []
+        dice, shares, labels = [], [], []
         for batch in self.batches(split, 0):
             image = batch["image"].to(next(model.parameters()).device, memory_format=torch.channels_last)
             mask, classes = model(image)
             found, truth = mask.cpu().float() > 0, batch["mask"] > 0.5
             overlap = 2 * (found & truth).sum((1, 2, 3)) / (found.sum((1, 2, 3)) + truth.sum((1, 2, 3))).clamp(min=1)
             dice += overlap[batch["label"] > 0].tolist()
-            classes = classes.cpu().float()
-            losses += F.cross_entropy(classes, batch["label"], reduction="none").tolist()
-            right += (classes.argmax(1) == batch["label"]).tolist()
-        figures = {"dice": np.mean(dice), "accuracy": np.mean(right), "cross_entropy": np.mean(losses)}
-        # accuracy of 63 images moves in steps of 1.6 %; the cross-entropy says the same more finely
-        score = figures["dice"] + figures["accuracy"] - figures["cross_entropy"]
+            shares.append(classes.cpu().float().softmax(dim=1).numpy())
+            labels.append(batch["label"].numpy())
+        share, label = np.concatenate(shares), np.concatenate(labels)
+        areas = [auc(share[:, c], label == c) for c in range(len(CLASSES))]
+        figures = {"dice": np.mean(dice), "accuracy": accuracy(share.argmax(1), label), "auc": np.mean(areas)}
+        # accuracy of 63 images moves in steps of 1.6 %; the area says the same more finely, whatever the calibration
+        score = figures["dice"] + figures["auc"]
         return {name: float(value) for name, value in {**figures, "score": score}.items()}
 
 
