@@ -149,10 +149,10 @@ class BreastRecipe:
             labels.append(batch["label"].numpy())
         share, label = np.concatenate(shares), np.concatenate(labels)
         areas = [auc(share[:, c], label == c) for c in range(len(CLASSES))]
-        figures = {"dice": np.mean(dice), "accuracy": accuracy(share.argmax(1), label), "auc": np.mean(areas)}
+        right = accuracy(share.argmax(1), label)
+        figures = {"dice": float(np.mean(dice)), "accuracy": right, "auc": float(np.mean(areas))}
         # accuracy of 63 images moves in steps of 1.6 %; the area says the same more finely, whatever the calibration
-        score = figures["dice"] + figures["auc"]
-        return {name: float(value) for name, value in {**figures, "score": score}.items()}
+        return {**figures, "score": figures["dice"] + figures["auc"]}
 
 
 def blended(batch: Mapping[str, Tensor], rng: np.random.Generator, alpha: float) -> dict[str, Tensor]:
