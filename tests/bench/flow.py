@@ -16,39 +16,14 @@ import pydicom
 
 from models.phantoms import breast_ultrasound, chest_ct
 from tests.bench.record import record
-from tests.harness import NodeProcess, Receiver, storescu, wait_for
+from tests.harness import NodeProcess, Receiver, node_toml, storescu, wait_for
 
 QUIET_S = 1.0
-TOML = """
-[receive]
-keep_free_gb = 0.1
-[assemble]
-quiet_s = {quiet_s}
-[[peer]]
-name = "sender"
-ae_title = "SENDER"
-may_send = true
-[[peer]]
-name = "pacs"
-ae_title = "PACS"
-host = "127.0.0.1"
-port = {port}
-[[route]]
-name = "chest CT"
-match = {{ Modality = "CT" }}
-pipeline = "lung-nodule"
-send_to = ["pacs"]
-[[route]]
-name = "breast"
-match = {{ Modality = "US" }}
-pipeline = "breast-us"
-send_to = ["pacs"]
-"""
 
 
 def run(repeats: int = 3) -> None:
     with tempfile.TemporaryDirectory() as folder, Receiver() as pacs:
-        node = NodeProcess(Path(folder) / "node", TOML.format(port=pacs.port, quiet_s=QUIET_S))
+        node = NodeProcess(Path(folder) / "node", node_toml(pacs.aet, pacs.port, assemble={"quiet_s": QUIET_S}))
         with node:
             node.start()
             for name, make in (("ultrasound image", breast_ultrasound), ("chest CT", chest_ct)):

@@ -15,17 +15,9 @@ from pynetdicom import AE
 from pynetdicom.sop_class import SecondaryCaptureImageStorage
 
 from tests.factories import ct_series
-from tests.fault.test_kill import TOML, arrived_once
+from tests.fault.test_kill import arrived_once, impatient
 from tests.harness import NodeProcess, Receiver, need, storescu, wait_for
 from tests.ultrasounds import ultrasound_study
-
-CT_ROUTE = """
-[[route]]
-name = "chest"
-match = { Modality = "CT" }
-pipeline = "lung-nodule"
-send_to = ["pacs"]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +28,7 @@ def pacs() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, pacs: Receiver) -> Iterator[NodeProcess]:
-    node = NodeProcess(tmp_path_factory.mktemp("node"), TOML.format(port=pacs.port) + CT_ROUTE)
+    node = NodeProcess(tmp_path_factory.mktemp("node"), impatient(pacs))
     with node.start():
         yield node
         assert node.terminate() == 0  # SIGTERM drains and exits 0, whatever the tests did

@@ -13,42 +13,25 @@ import pytest
 from pydicom import Dataset
 
 from pacs_node.flow import STEPS
-from tests.harness import NodeProcess, Receiver, need, storescu, wait_for
+from tests.harness import NodeProcess, Receiver, need, node_toml, storescu, wait_for
 from tests.ultrasounds import ultrasound_study
 
-TOML = """
-[receive]
-keep_free_gb = 0.1
-drain_s = 5
-[assemble]
-quiet_s = 0.5
-quiet_unreleased_s = 1.5
-[jobs]
-send_backoff_s = 0.3
-send_backoff_max_s = 1
-sweep_s = 0.5
-poison_limit = 50
-[[peer]]
-name = "sender"
-ae_title = "SENDER"
-may_send = true
-[[peer]]
-name = "pacs"
-ae_title = "PACS"
-host = "127.0.0.1"
-port = {port}
-[[route]]
-name = "breast"
-match = {{ Modality = "US" }}
-pipeline = "breast-us"
-send_to = ["pacs"]
-"""
+
+def impatient(pacs: Receiver, drain_s: float = 5) -> str:
+    """Settings with short waits, that let a job take the process down as often as it likes."""
+    return node_toml(
+        pacs.aet,
+        pacs.port,
+        receive={"drain_s": drain_s},
+        assemble={"quiet_s": 0.5, "quiet_unreleased_s": 1.5},
+        jobs={"send_backoff_s": 0.3, "send_backoff_max_s": 1, "sweep_s": 0.5, "poison_limit": 50},
+    )
 
 
 def test_killed_at_every_step_in_turn(tmp_path: Path) -> None:
     """The node dies at one step while it works, is started again to die at the next, and so on: ten deaths in a row."""
     with Receiver() as pacs:
-        node = NodeProcess(tmp_path / "node", TOML.format(port=pacs.port))
+        node = NodeProcess(tmp_path / "node", impatient(pacs))
         studies = [ultrasound_study(tmp_path / "images", seed=100 + number) for number in range(len(STEPS))]
         for step, file in zip(STEPS, studies, strict=True):
             node.command = [sys.executable, "-m", "tests.fault.killed", "--step", step]
@@ -71,7 +54,7 @@ def test_killed_at_every_step_in_turn(tmp_path: Path) -> None:
 def test_stopped_while_it_works(tmp_path: Path) -> None:
     """SIGTERM in the middle of an inference: exit 0, and the next start finishes the job as if nothing had been."""
     with Receiver() as pacs:
-        node = NodeProcess(tmp_path / "node", TOML.format(port=pacs.port).replace("drain_s = 5", "drain_s = 0.2"))
+        node = NodeProcess(tmp_path / "node", impatient(pacs, drain_s=0.2))
         file = ultrasound_study(tmp_path / "images", seed=90)
         node.start()
         storescu(node, file.path)
@@ -102,7 +85,7 @@ def kill_at_random(tmp_path: Path, *, kills: int, seed: int) -> None:
     """The destination is down for the first half of the run."""
     dice = random.Random(seed)
     pacs = Receiver()
-    node = NodeProcess(tmp_path / "node", TOML.format(port=pacs.port))
+    node = NodeProcess(tmp_path / "node", impatient(pacs))
     studies = []
     try:
         for number in range(kills):

@@ -18,35 +18,12 @@ from PIL import Image
 from pydicom import Dataset
 
 from models.phantoms import breast_ultrasound, chest_ct, ultrasound_dicom
-from tests.harness import NodeProcess, Orthanc, storescu, wait_for
+from tests.harness import NodeProcess, Orthanc, node_toml, storescu, wait_for
 
 FORWARD_EVERYTHING = """
 function OnStoredInstance(instanceId, tags, metadata)
   SendToModality(instanceId, 'ainode')
 end
-"""
-
-TOML = """
-[receive]
-keep_free_gb = 0.1
-[assemble]
-quiet_s = 3.0
-[[peer]]
-name = "pacs"
-ae_title = "ORTHANC"
-host = "127.0.0.1"
-port = {port}
-may_send = true
-[[route]]
-name = "chest CT"
-match = {{ Modality = "CT" }}
-pipeline = "lung-nodule"
-send_to = ["pacs"]
-[[route]]
-name = "breast ultrasound"
-match = {{ Modality = "US" }}
-pipeline = "breast-us"
-send_to = ["pacs"]
 """
 
 
@@ -55,7 +32,9 @@ class Hospital:
 
     def __init__(self, folder: Path) -> None:
         self.pacs = Orthanc(folder / "orthanc", lua=FORWARD_EVERYTHING)
-        self.node = NodeProcess(folder / "node", TOML.format(port=self.pacs.dicom_port))
+        self.node = NodeProcess(
+            folder / "node", node_toml(self.pacs.aet, self.pacs.dicom_port, assemble={"quiet_s": 3.0})
+        )
 
     def answer(self, images: Path, seconds: float) -> tuple[dict, list[Dataset], Dataset]:
         """What came back to the PACS for the series in `images`: the node's facts, the SEGs, the SR."""
@@ -115,9 +94,10 @@ def test_the_node_ignores_its_own_results(hospital: Hospital, tmp_path: Path) ->
 
 def test_the_pacs_is_asked_how_many_images_there_are(tmp_path: Path) -> None:
     """With a quiet time of a minute, the count closes the series long before: it is known to be complete."""
-    toml = TOML.replace("quiet_s = 3.0", "quiet_s = 60.0\nask_peer = true")
     pacs = Orthanc(tmp_path / "orthanc", lua=FORWARD_EVERYTHING)
-    node = NodeProcess(tmp_path / "node", toml.format(port=pacs.dicom_port))
+    node = NodeProcess(
+        tmp_path / "node", node_toml(pacs.aet, pacs.dicom_port, assemble={"quiet_s": 60.0, "ask_peer": True})
+    )
     with pacs, node.start():
         pacs.register("ainode", node)
         breast_ultrasound(tmp_path / "us", seed=5, images=3, patient_id="PHANTOM-US-5")

@@ -1,4 +1,4 @@
-"""Independent judges read what we write: dciodvfy, dsrdump, dcmqi's segimage2itkimage and tid1500reader.
+"""Independent judges read what we write: dciodvfy, dsrdump, PixelMed, dcmqi's segimage2itkimage and tid1500reader.
 
 No error is let off, save the false alarms in FALSE_ALARMS; each of them has a test that the same tool still reports
 the real fault, and every tool has a negative control.
@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 
 from dicom_sr import encode, read
 from tests.factories import ORIENTATIONS, ct_series, header, point_lps_mm, us_image
-from tests.harness import need
+from tests.harness import missing, need
 from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, us_findings
 
 # (tool, pattern of the message, why it is no fault of the object)
@@ -51,7 +51,22 @@ FALSE_ALARMS = [
         r"^Warning - Dicom dataset contains attributes not present in standard DICOM IOD",
         "the summary of the line before",
     ),
+    (
+        "pixelmed",
+        r"^Warning: .*: Content Item not in template$",
+        # TID 1500, 1410, 1411 and 1501 are extensible, and the tool's tables are of 2022.
+        # Control: items that are missing are errors, see test_pixelmed_still_reports_real_faults
+        "templates may be extended",
+    ),
+    (
+        "pixelmed",
+        r"^Warning: .*\(121232,DCM.*different code meaning",
+        # highdicom writes "Source Series for Segmentation", PS3.16 Table D-1 "Source series for segmentation".
+        # Control: an item that is missing is an error, see test_pixelmed_still_reports_real_faults
+        "only the capitals of a code meaning differ",
+    ),
 ]
+PIXELMED = Path("/usr/share/java/pixelmed.jar")  # Debian's libpixelmed-java
 
 
 def run(tool: str, *arguments: object) -> tuple[int, str]:
@@ -188,6 +203,81 @@ def test_dsrdump_prints_every_script(tmp_path: Path) -> None:
     _, output = run("dsrdump", "+Pl", save(report, tmp_path))
     assert warning in output
     assert "Müller^Пётр=山田^太郎" in output
+
+
+# ---------------------------------------------------------------------------------------------------------- PixelMed
+
+
+def pixelmed(report: Dataset, folder: Path) -> list[str]:
+    """What DicomSRValidator says of a report, less the false alarms. Some six seconds of a core."""
+    java = need("java")
+    if not PIXELMED.exists():
+        missing(f"{PIXELMED} is not there; see .ci/run for the Debian packages")
+    done = subprocess.run(
+        [
+            java,
+            # Java 17 limits XPath to fewer operators than the tool's style sheets have
+            *(f"-Djdk.xml.xpath{limit}OpLimit=0" for limit in ("Expr", "Total")),
+            "-Djdk.xml.xpathExprGrpLimit=0",
+            *("-Xss16m", "-Xmx2g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+            *("-cp", str(PIXELMED), "com.pixelmed.validate.DicomSRValidator", str(save(report, folder))),
+        ],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert "Found Root Template TID_1500" in done.stdout, done.stdout + done.stderr
+    assert "IOD validation complete" in done.stdout, done.stdout + done.stderr
+    return complaints("pixelmed", done.stdout)
+
+
+def with_groups_of(report: Dataset, template: str) -> Dataset:
+    """The report less its groups of other templates: PixelMed holds all groups of a report against one template."""
+    part = copy.deepcopy(report)
+    [container] = [item for item in part.ContentSequence if groups_in(item)]
+    container.ContentSequence = [
+        group for group in groups_in(container) if group.ContentTemplateSequence[0].TemplateIdentifier == template
+    ]
+    assert container.ContentSequence
+    return part
+
+
+def groups_in(item: Dataset) -> list[Dataset]:
+    """Measurement groups (125007, DCM)."""
+    children = item.get("ContentSequence") or ()
+    return [child for child in children if child.ConceptNameCodeSequence[0].CodeValue == "125007"]
+
+
+@pytest.mark.parametrize(("name", "template"), [("ct_two", "1501"), ("ct_two", "1411"), ("us_one", "1410")])
+def test_pixelmed_finds_every_group_after_its_template(name: str, template: str, tmp_path: Path) -> None:
+    [report] = case_objects(name, "SR")
+    assert pixelmed(with_groups_of(report, template), tmp_path) == []
+
+
+def _no_segment(group: Dataset) -> None:
+    """A volumetric region of interest without its region."""
+    group.ContentSequence = [
+        item for item in group.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue != "121191"
+    ]
+
+
+def _no_image(group: Dataset) -> None:
+    """A contour on no image."""
+    for item in group.ContentSequence:
+        if item.ValueType == "SCOORD":
+            del item.ContentSequence
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "spoil", "reason"),
+    [("ct_two", "1411", _no_segment, "121191.*Missing conditional"), ("us_one", "1410", _no_image, r"IMAGE \*")],
+)
+def test_pixelmed_still_reports_real_faults(
+    name: str, template: str, spoil: Callable[[Dataset], None], reason: str, tmp_path: Path
+) -> None:
+    [report] = case_objects(name, "SR")
+    broken = with_groups_of(report, template)
+    [container] = [item for item in broken.ContentSequence if groups_in(item)]
+    spoil(groups_in(container)[-1])
+    assert any(re.search(reason, line) for line in pixelmed(broken, tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------------------- dcmqi

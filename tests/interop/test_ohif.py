@@ -1,0 +1,278 @@
+"""Results seen in a real viewer: OHIF over Orthanc's DICOMweb shows every segment in its place and every number.
+
+What is expected comes from the phantom, not from the objects. Pictures of all of it: tests/interop/out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from highdicom.color import CIELabColor
+from pydicom import Dataset
+
+from dicom_sr import codes, encode, read
+from dicom_sr.findings import Finding, Findings
+from dicom_sr.report import CALIPERS, CONTOUR
+from dicom_sr.seg import plane_mask
+from models.measure import Sizes, measure_lesion, measure_nodule
+from models.phantoms import Ellipse, breast_picture, breast_ultrasound, chest_ct
+from tests.factories import header, us_image
+from tests.harness import Orthanc, storescu, wait_for
+from tests.interop.ohif.viewer import OUT, Sight, Viewer, as_shown, overlap, tinted, which_image
+from tests.results import WHEN, ct_findings, mass, nodule, us_findings
+
+pytestmark = pytest.mark.timeout(600)
+PATIENCE_S = 120  # a browser without a graphics card on a machine that does other things too
+SAME = 0.9  # overlap of what is seen with what is true; 1.0 was seen, half a pixel along the border must be allowed
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    name: str
+    pictures: list[np.ndarray]  # grey values as the viewer's window shows them, one per image or frame
+    spacing_mm: tuple[float, float]
+    findings: Findings
+    objects: list[Dataset]
+
+    @property
+    def uid(self) -> str:
+        return str(self.objects[-1].StudyInstanceUID)
+
+    def colour(self, finding: Finding) -> tuple[int, ...]:
+        segment = self.objects[0].SegmentSequence[finding.number - 1]
+        return CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb()
+
+    def shown(self, sight: Sight) -> int | None:
+        """Which image is on the screen; None if it is none of the study's. Text and tools over it take some away."""
+        index, agreement = which_image(sight, self.pictures, self.spacing_mm)
+        return index if agreement > 0.8 else None
+
+    def overlaps(self, sight: Sight) -> dict[str, float]:
+        """Of each finding that is, or seems to be, on the image shown: how well what is seen agrees with what is."""
+        image, viewport = self.shown(sight), sight.pixels.shape[:2]
+        assert image is not None
+        both = {}
+        for finding in self.findings.findings:
+            mask = plane_mask(finding, image, *self.pictures[image].shape)
+            there = as_shown(mask, viewport, self.spacing_mm) == 1
+            seen = tinted(sight, self.colour(finding))
+            if there.any() or seen.any():
+                both[finding.label] = overlap(seen, there)
+        return both
+
+
+def sized(finding: Finding, sizes: Sizes) -> Finding:
+    return replace(
+        finding,
+        key_image=sizes.key_image,
+        long_axis=sizes.long_axis,
+        short_axis=sizes.short_axis,
+        measurements=sizes.measurements,
+    )
+
+
+def ct_study(folder: Path) -> Study:
+    spacing_mm = (2.5, 0.7, 0.7)
+    truth = chest_ct(folder, seed=11, slices=24, spacing_mm=spacing_mm, nodules=2)
+    images = [pydicom.dcmread(file) for file in truth.files]
+    hu = np.stack([image.pixel_array for image in images])  # the phantom's slope is 1, its intercept 0
+    found = [
+        sized(
+            nodule(n, lesion.offset_zyx, lesion.mask),
+            measure_nodule(lesion.mask, lesion.offset_zyx, hu, spacing_mm, float(np.prod(spacing_mm))),
+        )
+        for n, lesion in enumerate(truth.lesions, 1)
+    ]
+    centre, width = float(images[0].WindowCenter), float(images[0].WindowWidth)
+    window = list(np.clip(hu, centre - width / 2, centre + width / 2))
+    return written("ct", folder, images, window, spacing_mm[1:], ct_findings(images, *found))
+
+
+def ultrasound_study(folder: Path, patient_id: str = "PHANTOM-US-VIEWER") -> Study:
+    truth = breast_ultrasound(folder, seed=3, patient_id=patient_id)
+    image = pydicom.dcmread(truth.files[0])
+    spacing_mm = (0.085, 0.085)
+    [lesion] = truth.lesions
+    sizes = measure_lesion(lesion.mask[0], lesion.offset_zyx[1:], 0, spacing_mm)
+    found = sized(mass(1, lesion.offset_zyx, lesion.mask), sizes)
+    return written("us", folder, [image], [image.pixel_array], spacing_mm, us_findings([image], found))
+
+
+def clip_study(folder: Path) -> Study:
+    """A lesion that drifts to the right, on frames 3 to 5 of six."""
+    shape, spacing_mm = (300, 400), 0.085
+    y, x = (np.indices(shape) + 0.5) * spacing_mm
+    drifting = {frame: Ellipse(12 + 1.5 * frame, 15, (5, 3.5), tilt_deg=20) for frame in (2, 3, 4)}
+    pictures = [
+        breast_picture(np.random.default_rng((9, frame)), shape, spacing_mm, drifting.get(frame), behind_db=6.0)
+        for frame in range(6)
+    ]
+    voxels = np.stack(pictures)
+    clip = us_image(folder, frames=6, voxels=voxels, spacing_mm=(spacing_mm, spacing_mm), name="clip in the viewer")
+    lesion = np.stack([ellipse.radius(x, y) <= 1 for ellipse in drifting.values()])
+    sizes = measure_lesion(lesion[1], (0, 0), 3, (spacing_mm, spacing_mm))
+    found = sized(mass(1, (2, 0, 0), lesion), sizes)
+    return written("clip", folder, [clip], pictures, (spacing_mm, spacing_mm), us_findings([clip], found))
+
+
+def written(
+    name: str,
+    folder: Path,
+    images: list[Dataset],
+    pictures: list[np.ndarray],
+    spacing_mm: tuple[float, float],
+    findings: Findings,
+) -> Study:
+    objects = encode(findings, [header(image) for image in images], when=WHEN)
+    for result in objects:
+        result.save_as(folder / f"{result.Modality}.dcm", enforce_file_format=True)
+    return Study(name, pictures, spacing_mm, findings, objects)
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with Orthanc(tmp_path_factory.mktemp("orthanc")) as pacs:
+        yield pacs
+
+
+@pytest.fixture(scope="module")
+def viewer(pacs: Orthanc) -> Iterator[Viewer]:
+    with Viewer(pacs) as viewer:
+        yield viewer
+
+
+def opened(make: Callable[[Path], Study], folder: Path, pacs: Orthanc, viewer: Viewer) -> Study:
+    study = make(folder)
+    storescu(pacs, folder)
+    viewer.open(study.uid)
+    viewer.load("AI SEG")
+    return study
+
+
+def sight_of(viewer: Viewer, name: str, what: str, true: Callable[[Sight], bool]) -> Sight:
+    """The page as soon as something is true of it."""
+
+    def look() -> Sight | None:
+        sight = viewer.look(name)
+        return sight if true(sight) else None
+
+    return wait_for(look, PATIENCE_S, f"{what}; see {OUT / name}.png")
+
+
+def sight_of_a_segment(viewer: Viewer, study: Study, name: str) -> Sight:
+    """OHIF turns to the first one by itself."""
+    colours = [study.colour(finding) for finding in study.findings.findings]
+    return sight_of(
+        viewer,
+        name,
+        f"a segment of {study.name} in its colour",
+        lambda sight: study.shown(sight) is not None and any(tinted(sight, colour).any() for colour in colours),
+    )
+
+
+def turned_to(viewer: Viewer, study: Study, image: int, name: str) -> Sight:
+    """The sight of one image. A CT begins at the head, a clip with its first frame."""
+
+    def there(sight: Sight) -> bool:
+        at = study.shown(sight)
+        if at not in (None, image) and study.shown(viewer.look(name)) == at:  # it stands still, keys may get lost
+            viewer.turn(at - image if study.findings.geometry == "volume" else image - at)
+        return at == image
+
+    return sight_of(viewer, name, f"image {image} of {study.name}", there)
+
+
+def test_nodules_of_a_ct_are_seen_and_measured(tmp_path: Path, pacs: Orthanc, viewer: Viewer) -> None:
+    study = opened(ct_study, tmp_path, pacs, viewer)
+    sight_of_a_segment(viewer, study, "ct-seg")
+    for finding in study.findings.findings:
+        overlaps = study.overlaps(turned_to(viewer, study, finding.key_image, f"ct-seg-{finding.number}"))
+        assert finding.label in overlaps
+        assert min(overlaps.values()) > SAME
+    beyond = turned_to(viewer, study, finding.offset_zyx[0] - 1, "ct-seg-none")
+    assert study.overlaps(beyond) == {}
+
+    viewer.load("AI SR")
+    viewer.show_measurements()
+    for row, (label, group) in enumerate(drawn(study, CONTOUR)):
+        told(viewer, "ct-sr", rf"{label}\n[\d.]+ ")
+        viewer.jump_to_measurement(row)  # OHIF gives the unit of an area once its image has been shown
+        [area] = group.measurements
+        shown_mm2 = float(told(viewer, f"ct-sr-{row + 1}", rf"{label}\n([\d.]+) mm²")[1])
+        assert shown_mm2 == pytest.approx(area.value, abs=0.5)
+    for label, group in drawn(study, CALIPERS):
+        long_mm, short_mm = (measurement.value for measurement in group.measurements)
+        told(viewer, "ct-sr", rf"{label}\nL: {long_mm:.1f} mm\nW: {short_mm:.1f} mm")
+
+
+def drawn(study: Study, tool: str) -> list[tuple[str, read.Group]]:
+    """The report's groups that OHIF makes measurements of with a tool, and the labels of their findings."""
+    groups = read.groups(study.objects[-1])
+    return [(g.tracking_id.removeprefix(f"{tool}:"), g) for g in groups if g.tracking_id.startswith(tool)]
+
+
+def told(viewer: Viewer, name: str, pattern: str) -> re.Match[str]:
+    """What the panel of measurements says."""
+    return wait_for(
+        lambda: re.search(pattern, "\n".join(viewer.look(name).rows)), PATIENCE_S, f"measurements with '{pattern}'"
+    )
+
+
+@pytest.mark.parametrize("make", [ultrasound_study, clip_study])
+def test_a_mass_on_ultrasound_is_seen_and_measured(
+    make: Callable[[Path], Study], tmp_path: Path, pacs: Orthanc, viewer: Viewer
+) -> None:
+    study = opened(make, tmp_path, pacs, viewer)
+    sight_of_a_segment(viewer, study, f"{study.name}-seg")
+    [finding] = study.findings.findings
+    first, count = finding.offset_zyx[0], len(finding.mask)
+    for image in range(len(study.pictures)):
+        overlaps = study.overlaps(turned_to(viewer, study, image, f"{study.name}-seg-{image + 1}"))
+        assert set(overlaps) == ({finding.label} if first <= image < first + count else set())
+        assert min(overlaps.values(), default=1) > SAME
+
+    viewer.load("AI SR", hydrate=False)
+
+    sight = sight_of(viewer, f"{study.name}-sr", "numbers drawn on the image", lambda sight: bool(sight.written))
+    assert study.shown(sight) == finding.key_image
+    [group] = [group for group in read.groups(study.objects[-1]) if group.tracking_id == finding.label]
+    assert {codes.LONG_AXIS, codes.SHORT_AXIS, codes.AREA} <= {measurement.name for measurement in group.measurements}
+    for measurement in group.measurements:
+        assert any(f": {measurement.value:.2f} {measurement.unit.value}" in text for text in sight.written), measurement
+
+
+def mirrored(mask: np.ndarray) -> np.ndarray:
+    return mask[:, ::-1]
+
+
+def shifted(mask: np.ndarray) -> np.ndarray:
+    """Three millimetres to the right."""
+    return np.roll(mask, 35, axis=1)
+
+
+@pytest.mark.parametrize("displaced", [mirrored, shifted])
+def test_a_mask_in_the_wrong_place_would_be_noticed(
+    displaced: Callable[[np.ndarray], np.ndarray], tmp_path: Path, pacs: Orthanc, viewer: Viewer
+) -> None:
+    """The control: it reaches the screen, and does not pass."""
+    name = displaced.__name__
+
+    def spoilt(folder: Path) -> Study:
+        study = ultrasound_study(folder, patient_id=f"PHANTOM-US-{name}")
+        segmentation = study.objects[0]
+        bits = np.unpackbits(np.frombuffer(segmentation.PixelData, np.uint8), bitorder="little")
+        cells = segmentation.Rows * segmentation.Columns
+        mask = displaced(bits[:cells].reshape(segmentation.Rows, segmentation.Columns))
+        segmentation.PixelData = np.packbits(mask.ravel(), bitorder="little").tobytes()
+        segmentation.save_as(folder / "SEG.dcm", enforce_file_format=True)
+        return study
+
+    study = opened(spoilt, tmp_path, pacs, viewer)
+    overlaps = study.overlaps(sight_of_a_segment(viewer, study, f"us-{name}"))
+    assert max(overlaps.values()) < SAME
