@@ -40,10 +40,13 @@ SHORT_AXIS = Code("103340004", "SCT", "Short Axis")
 DIAMETER = Code("81827009", "SCT", "Diameter")
 MEAN_DIAMETER = DIAMETER  # with derivation=MEAN: the Standard has no concept of its own
 MAX_3D_DIAMETER = Code("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")
+SOLID_DIAMETER = Code("SOLIDDIAMETER", "99PACSNODE", "Diameter of solid component")  # with derivation=MEAN; private
+PLEURA_DISTANCE = Code("PLEURADISTANCE", "99PACSNODE", "Distance from pleura")  # private
 # areas, CID 7471; volumes, CID 7472
 AREA = Code("42798000", "SCT", "Area")
 VOLUME = Code("118565006", "SCT", "Volume")
 VOXEL_VOLUME = Code("YEKZ", "IBSI", "Volume from Voxel Summation")
+MESH_VOLUME = Code("RNU0", "IBSI", "Volume of Mesh")
 # attenuation, CID 6141
 MEAN_HU = Code("112181", "DCM", "Mean Attenuation Coefficient")
 MIN_HU = Code("112179", "DCM", "Minimum Attenuation Coefficient")
@@ -77,6 +80,12 @@ MALIGNANT = Code("21594007", "SCT", "Malignant")  # CID 6063
 BREAST_NORMAL = Code("290084006", "SCT", "Breast normal")  # CID 6054
 ULTRASOUND_NORMAL = Code("169254007", "SCT", "Ultrasound scan normal")  # CID 6054
 ASSESSMENT_CATEGORY = Code("111005", "DCM", "Assessment Category")
+# kind of nodule, as the public LIDC reports have it (lidc2dicom; their designator RadLex is RADLEX in PS3.16)
+NODULE_TYPE = Code("C41144", "NCIt", "Texture")
+SOLID = Code("RID50151", "RADLEX", "solid pulmonary nodule")
+PART_SOLID = Code("RID50152", "RADLEX", "part-solid pulmonary nodule")
+NON_SOLID = Code("RID50153", "RADLEX", "non-solid pulmonary nodule")
+NODULE_TYPE_RULE = Code("NODULETYPERULE", "99PACSNODE", "Rule of the nodule type")  # private
 US_ORIENTATION = Code("111354", "DCM", "Orientation")
 PARALLEL = Code("111355", "DCM", "Parallel")  # CID 6152
 NOT_PARALLEL = Code("111356", "DCM", "Not parallel")  # CID 6152

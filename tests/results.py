@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 
 from dicom_sr import codes, encode
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
@@ -130,7 +131,24 @@ def us_findings(images: Sequence[Dataset], *found: Finding, **changes: Any) -> F
 
 def ct_two() -> Case:
     images = ct_series()
-    found = nodule(1, (2, 5, 8)), nodule(2, (7, 20, 25), laterality=None)
+    first = nodule(1, (2, 5, 8))
+    typed = replace(
+        first,
+        measurements=(
+            *first.measurements,
+            Measurement(codes.MAX_3D_DIAMETER, 5.5, codes.MM),
+            Measurement(codes.MESH_VOLUME, 98.0, codes.MM3),
+            Measurement(codes.MIN_HU, -780.0, codes.HU),
+            Measurement(codes.MAX_HU, 95.0, codes.HU),
+            Measurement(codes.SOLID_DIAMETER, 3.1, codes.MM, codes.MEAN),
+            Measurement(codes.PLEURA_DISTANCE, 12.0, codes.MM),
+        ),
+        evaluations=(
+            Evaluation(codes.NODULE_TYPE, codes.PART_SOLID),
+            Evaluation(codes.NODULE_TYPE_RULE, Code("RULE", "99PACSNODE", "a rule in words")),
+        ),
+    )
+    found = typed, nodule(2, (7, 20, 25), laterality=None)
     return Case(ct_findings(images, *found, warnings=("slices are thick",)), images)
 
 
