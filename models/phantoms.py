@@ -249,10 +249,15 @@ ORIENTATIONS: dict[str, tuple[float, ...]] = {  # ImageOrientationPatient: direc
     "FFS": (-1, 0, 0, 0, 1, 0),
     "HFP": (-1, 0, 0, 0, -1, 0),
     "FFP": (1, 0, 0, 0, -1, 0),
+    "HFDR": (0, 1, 0, -1, 0, 0),
+    "HFDL": (0, -1, 0, 1, 0, 0),
+    "FFDR": (0, -1, 0, -1, 0, 0),
+    "FFDL": (0, 1, 0, 1, 0, 0),
     "oblique": (1, 0, 0, 0, 0.984807753, 0.173648178),  # axial, tipped by 10 degrees
     "sagittal": (0, 1, 0, 0, 0, -1),
     "coronal": (1, 0, 0, 0, 0, -1),
 }
+PATIENT_POSITIONS = ("HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL")  # PS3.3 C.7.3.1.1.2
 LUNG_HU, SOFT_HU, FAT_HU, BLOOD_HU, BONE_HU, MARROW_HU = -860.0, 45.0, -95.0, 50.0, 480.0, 180.0
 NOISE_HU = 22.0
 EDGE_MM = 0.45  # how fast a small object fades into what surrounds it
@@ -560,7 +565,7 @@ def ct_dicom(hu: np.ndarray, affine: np.ndarray, z: int, orientation: str, *, pa
     image.StudyDescription, image.SeriesDescription = "CT chest", "Chest"
     image.PatientName, image.PatientID = "Phantom^Chest", patient_id
     image.PatientBirthDate, image.PatientSex = "", "O"
-    image.PatientPosition = orientation if orientation in ("HFS", "FFS", "HFP", "FFP") else "HFS"
+    image.PatientPosition = orientation if orientation in PATIENT_POSITIONS else "HFS"
     image.BodyPartExamined = "CHEST"
     image.PositionReferenceIndicator = ""
     image.KVP = 120

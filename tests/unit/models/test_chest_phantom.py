@@ -15,7 +15,7 @@ from tests.harness import need
 SMALL = {"slices": 18, "size": 160, "spacing_mm": (2.5, 2.2, 2.2), "nodules": 2}
 
 
-@pytest.mark.parametrize("orientation", ["HFS", "FFS", "HFP", "oblique", "sagittal", "coronal"])
+@pytest.mark.parametrize("orientation", ["HFS", "FFS", "HFP", "HFDR", "FFDL", "oblique", "sagittal", "coronal"])
 def test_truth_lies_where_pixels_and_headers_say(tmp_path, orientation):
     shape = (
         {"slices": 60, "size": 110, "spacing_mm": (3.0, 3.0, 3.0)} if orientation in ("sagittal", "coronal") else SMALL
