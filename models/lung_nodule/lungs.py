@@ -21,6 +21,8 @@ SMALLEST_LUNGS_ML = 150.0  # both together; below it the scan shows no lungs
 CLOSING_MM = 10.0  # radius: brings juxtapleural nodules and hilar vessels up to 20 mm wide back in
 BETWEEN_MM = 15.0  # half the width of the strip between the lungs that holds the mediastinum
 WORK_MM = 1.3  # the mask is made on pixels of about this size and brought back
+REACH_MM = (20.0, 40.0, 80.0)  # how far around a nodule the pleura is looked for, the next when it was not there
+TILTED = 1.02  # a slice step this much longer than its part along the normal: 11 degrees of gantry tilt
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Lungs:
     mask: np.ndarray
     volume_ml: float
     middle_x_mm: float | None  # LPS x between the two lungs; None when only one is in view
+    step: int = 1  # the mask was made on every step-th row and column: finer than that it knows nothing
 
 
 def find_lungs(volume: Volume) -> Lungs:
@@ -60,7 +63,40 @@ def find_lungs(volume: Volume) -> Lungs:
     for part in keep:  # each by itself, or the closing would bridge the mediastinum
         closed |= by_slice(lambda one: closing(one, radius), labels == part)
     mask = closed.repeat(step, axis=1).repeat(step, axis=2)[:, : volume.hu.shape[1], : volume.hu.shape[2]]
-    return Lungs(mask, volume_ml, middle)
+    return Lungs(mask, volume_ml, middle, step)
+
+
+def distance_to_pleura(
+    lungs: Lungs, mask: np.ndarray, offset_zyx: tuple[int, int, int], volume: Volume
+) -> float | None:
+    """mm between the bool mask (d, h, w) at offset_zyx and the nearest border of the lung mask; 0 where they touch.
+
+    The border is that of the closed mask: costal, diaphragmatic and mediastinal pleura; fissures are not known. None
+    when the scan ends nearer than that border, or is tilted: the distance is not known then. As exact as the lung mask,
+    about WORK_MM.
+    """
+    if float(np.linalg.norm(volume.affine[:3, 0])) > TILTED * volume.spacing_mm[0]:
+        return None
+    every = np.array([1, lungs.step, lungs.step])
+    spacing = np.array(volume.spacing_mm) * every
+    inside = lungs.mask[:, :: lungs.step, :: lungs.step]
+    voxels = np.unique((np.argwhere(mask) + offset_zyx) // every, axis=0)
+    first, last = voxels.min(axis=0), voxels.max(axis=0)
+    end_of_scan = float((np.minimum(first, np.array(inside.shape) - 1 - last) * spacing).min())
+    for reach_mm in REACH_MM:
+        margin = np.ceil(reach_mm / spacing).astype(int)
+        start = np.maximum(first - margin, 0)
+        box = tuple(slice(a, b) for a, b in zip(start, last + margin + 1, strict=True))
+        if inside[box].all():
+            continue
+        far, nearest = ndimage.distance_transform_edt(inside[box], sampling=spacing, return_indices=True)
+        local = tuple((voxels - start).T)
+        closest = int(far[local].argmin())
+        steps = np.abs(nearest[(slice(None), *local)].T[closest] - (voxels - start)[closest])
+        gap = float(np.linalg.norm(np.maximum(steps - 1, 0) * spacing))  # between the voxels' faces, not their middles
+        if far[local][closest] <= reach_mm:  # else it may be nearer outside the box
+            return gap if gap <= end_of_scan else None
+    return None
 
 
 def by_slice(change: Callable[[np.ndarray], np.ndarray], mask: np.ndarray) -> np.ndarray:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from models.options import PipelineOptions
+
+Purpose = Literal["screening", "incidental"]  # what a study was made for: Lung-RADS or Fleischner
 
 
 class Options(PipelineOptions):
@@ -26,4 +30,5 @@ class Options(PipelineOptions):
     )  # soft tissue in the lung 1 to 3 mm around it; above it a vessel goes on
     thin_mm: float = Field(default=2.5, ge=0)  # with slices this near to each other a nodule must be on two of them
     at_most: int = Field(default=30, ge=1)  # findings kept, the most certain first
+    purpose: Purpose | None = None  # of the study; without it nothing is suggested
     checkpoint: str | None = None  # path of other weights

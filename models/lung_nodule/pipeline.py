@@ -20,18 +20,20 @@ from scipy import ndimage
 from torch import Tensor
 
 from dicom_sr import codes
-from dicom_sr.findings import Algorithm, Finding, Findings
+from dicom_sr.findings import Algorithm, Evaluation, Finding, Findings, Measurement
 from models import weights
-from models.lung_nodule.lungs import Lungs, find_lungs
+from models.lung_nodule.categories import with_suggestions
+from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
 from models.lung_nodule.options import Options
 from models.lung_nodule.preprocess import PREPROCESSING, window
-from models.measure import Sizes, measure_nodule
+from models.lung_nodule.texture import RULE, THICK_MM, texture
+from models.measure import axial, measure_nodule
 from models.nets.residual_unet import ResidualUNet
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Volume, read_ct
 from models.runtime import Runtime
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 CHECKPOINT = "residual_unet_w16"
 
 SIDE, STRIDE = 128, 64  # window and step, pixels; each pixel is in the middle of one window
@@ -155,41 +157,58 @@ class LungNodule:
 
     def findings(self, volume: Volume, lungs: Lungs, probability: np.ndarray) -> tuple[list[Finding], list[str]]:
         """Nodules, the most certain first, and warnings in words."""
-        kept: list[tuple[Candidate, Sizes]] = []
-        for candidate in candidates(probability, self.options):
-            sizes = measure_nodule(candidate.mask, candidate.offset_zyx, volume.hu, volume.spacing_mm, volume.voxel_mm3)
-            if why_not_nodule(candidate, sizes, volume, lungs, self.options) is None:
-                kept.append((candidate, sizes))
-        kept.sort(key=lambda pair: (-round(pair[0].certainty, 4), pair[0].offset_zyx))
+        kept = [
+            candidate
+            for candidate in candidates(probability, self.options)
+            if why_not_nodule(candidate, volume, lungs, self.options) is None
+        ]
+        kept.sort(key=lambda candidate: (-round(candidate.certainty, 4), candidate.offset_zyx))
         warnings = []
         if len(kept) > self.options.at_most:
             warnings.append(
                 f"{len(kept)} candidates were found; only the {self.options.at_most} most certain are reported."
                 " The image may be unusual (noise, disease of the whole lung)."
             )
-        if volume.spacing_mm[0] > 3.0:
+        if volume.spacing_mm[0] > THICK_MM:
             warnings.append(
-                f"slices are {volume.spacing_mm[0]:.1f} mm apart: small nodules may be missed and sizes are coarse"
+                f"slices are {volume.spacing_mm[0]:.1f} mm apart: small nodules may be missed and sizes are coarse;"
+                " no nodule type is stated, and no category is suggested"
             )
-        found = [
-            Finding(
-                number=number,
-                label=f"Nodule {number}",
-                category=codes.MORPHOLOGICALLY_ABNORMAL_STRUCTURE,
-                type=codes.NODULE,
-                site=codes.LUNG,
-                laterality=laterality(candidate, volume, lungs),
-                mask=candidate.mask,
-                offset_zyx=candidate.offset_zyx,
-                key_image=sizes.key_image,
-                certainty=candidate.certainty,
-                long_axis=sizes.long_axis,
-                short_axis=sizes.short_axis,
-                measurements=sizes.measurements,
-            )
-            for number, (candidate, sizes) in enumerate(kept[: self.options.at_most], start=1)
-        ]
-        return found, warnings
+        reported = kept[: self.options.at_most]
+        found = [finding(number, candidate, volume, lungs) for number, candidate in enumerate(reported, start=1)]
+        found, remarks = with_suggestions(self.options.purpose, found, volume.headers[0])
+        return found, warnings + remarks
+
+
+def finding(number: int, candidate: Candidate, volume: Volume, lungs: Lungs) -> Finding:
+    """Everything that can be measured of one nodule."""
+    mask, offset = candidate.mask, candidate.offset_zyx
+    sizes = measure_nodule(mask, offset, volume)
+    measurements, evaluations = list(sizes.measurements), []
+    if kind := texture(mask, offset, volume):
+        evaluations = [Evaluation(codes.NODULE_TYPE, kind.type), RULE]
+        if kind.type == codes.PART_SOLID:
+            core_mm = axial(kind.core, volume.spacing_mm)[1].mean_mm
+            measurements.append(Measurement(codes.SOLID_DIAMETER, core_mm, codes.MM, codes.MEAN))
+    pleura_mm = distance_to_pleura(lungs, mask, offset, volume)
+    if pleura_mm is not None:
+        measurements.append(Measurement(codes.PLEURA_DISTANCE, float(round(pleura_mm)), codes.MM))
+    return Finding(
+        number=number,
+        label=f"Nodule {number}",
+        category=codes.MORPHOLOGICALLY_ABNORMAL_STRUCTURE,
+        type=codes.NODULE,
+        site=codes.LUNG,  # no lobe: nothing here knows the fissures
+        laterality=laterality(candidate, volume, lungs),
+        mask=mask,
+        offset_zyx=offset,
+        key_image=sizes.key_image,
+        certainty=candidate.certainty,
+        long_axis=sizes.long_axis,
+        short_axis=sizes.short_axis,
+        measurements=tuple(measurements),
+        evaluations=tuple(evaluations),
+    )
 
 
 def refuse_unfit(volume: Volume) -> None:
@@ -247,12 +266,13 @@ def candidates(probability: np.ndarray, options: Options) -> Iterator[Candidate]
             yield Candidate(mask, (box[0].start, box[1].start, box[2].start), float(values.mean()) / 255)
 
 
-def why_not_nodule(candidate: Candidate, sizes: Sizes, volume: Volume, lungs: Lungs, options: Options) -> str | None:
+def why_not_nodule(candidate: Candidate, volume: Volume, lungs: Lungs, options: Options) -> str | None:
     """None, or the reason why a candidate is not reported."""
-    if sizes.mean_mm < options.smallest_mm:
-        return f"{sizes.mean_mm:.1f} mm is below {options.smallest_mm:g} mm"
-    if sizes.mean_mm > options.largest_mm:
-        return f"{sizes.mean_mm:.1f} mm is above {options.largest_mm:g} mm"
+    _, lines = axial(candidate.mask, volume.spacing_mm)
+    if lines.mean_mm < options.smallest_mm:
+        return f"{lines.mean_mm:.1f} mm is below {options.smallest_mm:g} mm"
+    if lines.mean_mm > options.largest_mm:
+        return f"{lines.mean_mm:.1f} mm is above {options.largest_mm:g} mm"
     if candidate.mask.shape[0] < 2 and volume.spacing_mm[0] <= options.thin_mm:
         return "on one slice only"
     box = tuple(slice(o, o + n) for o, n in zip(candidate.offset_zyx, candidate.mask.shape, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,24 +10,37 @@ import pytest
 import torch
 from pydicom import dcmread
 
-from dicom_sr import codes
-from models.lung_nodule.lungs import Lungs
+from dicom_sr import codes, encode, read
+from dicom_sr.findings import Evaluation, Findings
+from models.lung_nodule.lungs import Lungs, find_lungs
 from models.lung_nodule.options import Options
 from models.lung_nodule.pipeline import (
     SIDE,
+    Candidate,
     LungNodule,
     axes_of_inertia,
     candidates,
+    finding,
     resampled,
     soft_tissue_around,
     tiles,
     why_not_nodule,
 )
 from models.lung_nodule.preprocess import window
-from models.measure import measure_nodule
-from models.phantoms import Truth, chest_ct
+from models.phantoms import PATIENT_POSITIONS, Truth, chest_ct
 from models.pipeline import UnfitInput
 from models.read import Volume, read_ct
+from tests.harness import need
+from tests.results import WHEN, assert_same
+
+SIZES = (
+    codes.LONG_AXIS,
+    codes.SHORT_AXIS,
+    codes.MEAN_DIAMETER,
+    codes.MAX_3D_DIAMETER,
+    codes.VOXEL_VOLUME,
+    codes.MESH_VOLUME,
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +77,112 @@ def test_nodules_come_back_at_their_place_in_the_patient(pipeline, tmp_path, ori
     assert told[-1] == 1.0
 
 
+def what_is_said(folder: Path, orientation: str):
+    """(place, numbers, words) of each true nodule of the phantom, measured on its true mask."""
+    truth = phantom(folder, orientation)
+    volume = read_ct(truth.files)
+    lungs = find_lungs(volume)
+    said = []
+    for lesion in truth.lesions:
+        found = finding(1, Candidate(lesion.mask, lesion.offset_zyx, 0.9), volume, lungs)
+        values = {m.name: m.value for m in found.measurements}
+        assert values[codes.LONG_AXIS] == pytest.approx(lesion.long_axis_mm, abs=1.1)  # one pixel
+        assert values[codes.SHORT_AXIS] == pytest.approx(lesion.short_axis_mm, abs=1.1)
+        assert values[codes.MEAN_HU] < lesion.hu + 20
+        assert found.laterality == (codes.LEFT if lesion.centre_lps_mm[0] > 0 else codes.RIGHT)
+        assert found.site == codes.LUNG  # no lobe is guessed
+        assert Evaluation(codes.NODULE_TYPE, codes.SOLID) in found.evaluations
+        said.append((lesion.centre_lps_mm, values, found.evaluations))
+    return said
+
+
+@pytest.fixture(scope="module")
+def supine(tmp_path_factory):
+    return what_is_said(tmp_path_factory.mktemp("supine"), "HFS")
+
+
+@pytest.mark.parametrize("orientation", PATIENT_POSITIONS[1:])
+def test_what_is_said_of_a_nodule_is_the_same_however_the_patient_lies(supine, tmp_path, orientation):
+    """Sizes, type and side to the digit; HU and pleura as far as the scan is another: noise, and the lungs' grid."""
+    for (here, mine, my_words), (there, theirs, their_words) in zip(
+        supine, what_is_said(tmp_path, orientation), strict=True
+    ):
+        assert here == pytest.approx(there)
+        assert my_words == their_words
+        for code in SIZES:
+            assert mine[code] == theirs[code]
+        assert mine[codes.MEAN_HU] == pytest.approx(theirs[codes.MEAN_HU], abs=8)
+        assert mine.get(codes.PLEURA_DISTANCE, -9) == pytest.approx(theirs.get(codes.PLEURA_DISTANCE, -9), abs=1)
+
+
+def run_on_truth(truth: Truth, monkeypatch, **options) -> Findings:
+    """The pipeline with a network that knows the truth: what is tested is all that comes after it."""
+
+    def knowing(volume, _lungs, _progress):
+        probability = np.zeros(volume.hu.shape, np.uint8)
+        for lesion in truth.lesions:
+            box = tuple(slice(o, o + n) for o, n in zip(lesion.offset_zyx, lesion.mask.shape, strict=True))
+            probability[box][lesion.mask] = 240
+        return probability, 0
+
+    pipeline = LungNodule("cpu", {"threads": 1, **options})
+    monkeypatch.setattr(pipeline, "probability", knowing)
+    return pipeline.run(truth.files, silent)
+
+
+@pytest.mark.parametrize("purpose", ["screening", "incidental", None])
+def test_categories_are_suggested_only_for_the_purpose_the_route_names(tmp_path, monkeypatch, purpose):
+    found = run_on_truth(phantom(tmp_path, "HFS"), monkeypatch, purpose=purpose)
+    assert len(found.findings) == 2
+    for one in found.findings:
+        names = [e.name.meaning for e in one.evaluations]
+        assert names[:2] == ["Texture", "Rule of the nodule type"]
+        expected = {"screening": ["Suggested Lung-RADS"], "incidental": ["Suggested Fleischner"] * 2, None: []}[purpose]
+        assert len(names) - 2 == len(expected)
+        assert all(name.startswith(start) for name, start in zip(names[2:], expected, strict=True))
+    assert any("to be confirmed by the radiologist" in text for text in found.warnings) == (purpose is not None)
+
+
+def test_on_thick_slices_neither_type_nor_category_is_stated(tmp_path, monkeypatch):
+    truth = chest_ct(tmp_path, seed=3, slices=12, size=200, spacing_mm=(4.0, 1.8, 1.8), nodules=1)
+    found = run_on_truth(truth, monkeypatch, purpose="screening")
+    assert [one.evaluations for one in found.findings] == [()]
+    assert any("no nodule type is stated" in text for text in found.warnings)
+
+
+def test_a_part_solid_nodule_has_its_solid_part_measured():
+    spacing = (1.0, 0.7, 0.7)
+    hu = np.where(ball((4, 4, 4)), 30, np.where(ball((9, 9, 9)), -600, -860)).astype(np.int16)
+    volume = Volume(hu, (), spacing, np.diag([*spacing, 1.0]), ())
+    lungs = Lungs(np.ones(hu.shape, bool), 4000.0, None)
+    (candidate,) = candidates(np.where(ball((9, 9, 9)), 240, 0).astype(np.uint8), Options())
+    found = finding(1, candidate, volume, lungs)
+    values = {m.name: m.value for m in found.measurements}
+    assert Evaluation(codes.NODULE_TYPE, codes.PART_SOLID) in found.evaluations
+    assert values[codes.SOLID_DIAMETER] == pytest.approx(8, abs=0.7)
+    assert values[codes.MEAN_DIAMETER] == pytest.approx(18, abs=0.7)
+    assert found.laterality is None  # nothing tells the sides here
+
+
+@pytest.mark.parametrize("purpose", ["screening", "incidental"])
+def test_everything_measured_is_in_the_report_and_comes_back(tmp_path, monkeypatch, purpose):
+    truth = phantom(tmp_path, "HFS")
+    found = run_on_truth(truth, monkeypatch, purpose=purpose)
+    headers = [dcmread(file, stop_before_pixels=True) for file in truth.files]
+    *segmentations, report = encode(found, headers, when=WHEN)
+    again = read.findings(report, segmentations, found.images)
+    assert_same(again, found)
+    for one in again.findings:
+        names = [m.name for m in one.measurements]
+        assert {*SIZES, codes.MEAN_HU, codes.SD_HU, codes.MIN_HU, codes.MAX_HU} <= set(names)
+    program = need("dciodvfy", beside_python=True)
+    for number, dataset in enumerate((*segmentations, report)):
+        path = tmp_path / f"result-{number}.dcm"
+        dataset.save_as(path, enforce_file_format=True)
+        said = subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
+        assert "Error" not in said.stdout + said.stderr
+
+
 def centre(finding, volume: Volume):
     index = np.array(finding.offset_zyx) + np.argwhere(finding.mask).mean(axis=0)
     return volume.position_lps_mm(index.tolist())
@@ -83,13 +203,13 @@ def test_the_same_files_give_the_same_findings_and_keep_the_contract(pipeline, t
     assert [f.number for f in one.findings] == list(range(1, len(one.findings) + 1))
     certainties = [f.certainty for f in one.findings]
     assert certainties == sorted(certainties, reverse=True)
-    for finding in one.findings:
-        assert finding.mask.dtype == bool
+    for each in one.findings:
+        assert each.mask.dtype == bool
         for axis in range(3):
-            assert finding.mask.any(axis=tuple({0, 1, 2} - {axis}))[[0, -1]].all()  # the smallest box
-        assert finding.key_image == finding.offset_zyx[0] + finding.mask.sum(axis=(1, 2)).argmax()
-        assert 0.5 <= finding.certainty <= 1
-        assert finding.long_axis.image == finding.short_axis.image == finding.key_image
+            assert each.mask.any(axis=tuple({0, 1, 2} - {axis}))[[0, -1]].all()  # the smallest box
+        assert each.key_image == each.offset_zyx[0] + each.mask.sum(axis=(1, 2)).argmax()
+        assert 0.5 <= each.certainty <= 1
+        assert each.long_axis.image == each.short_axis.image == each.key_image
     assert one.algorithm == pipeline.card.algorithm
     assert pipeline.card.weights_sha256["residual_unet_w16"].startswith(one.algorithm.version.split("+")[1])
     assert pipeline.card.intended_use.endswith("Research use only, not for diagnostic use.")
@@ -171,9 +291,8 @@ def test_what_is_no_nodule_and_why(radii_mm, in_lung, reason):
     probability = np.where(mask, 240, 0).astype(np.uint8)
     volume = Volume(np.where(mask, 40, -850).astype(np.int16), (), spacing, affine, ())
     (candidate,) = candidates(probability, Options())
-    sizes = measure_nodule(candidate.mask, candidate.offset_zyx, volume.hu, spacing, volume.voxel_mm3)
     lungs = Lungs(np.full(mask.shape, in_lung), 4000.0, None)
-    said = why_not_nodule(candidate, sizes, volume, lungs, Options())
+    said = why_not_nodule(candidate, volume, lungs, Options())
     assert said is None if reason is None else reason in said
 
 
@@ -199,6 +318,6 @@ def test_the_real_chest_ct_is_read_and_answered(pipeline, shared_data, tmp_path)
     found = pipeline.run(sorted(tmp_path.rglob("*.dcm")), silent)
     assert len(found.images) == 12
     assert 300 < found.facts["lungs_ml"] < 1500
-    for finding in found.findings:
-        values = {m.name: m.value for m in finding.measurements}
+    for each in found.findings:
+        values = {m.name: m.value for m in each.measurements}
         assert 3.9 <= values[codes.MEAN_DIAMETER] <= 40.1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.lung_nodule.lungs import closing, find_lungs
+from models.lung_nodule.lungs import Lungs, closing, distance_to_pleura, find_lungs
 from models.pipeline import UnfitInput
 from models.read import Volume
 
@@ -70,3 +70,66 @@ def test_closing_fills_what_is_narrower_than_the_disc_and_keeps_the_rest():
     assert closed[12:20, 28:32].all()
     assert not closed[40:50, 10:18].any()
     assert closed[mask].all()
+
+
+def small(centre_mm, x, y, z, radius_mm=5.0):
+    """A ball as (mask, offset) on the chest's grid."""
+    ball = (x - centre_mm[0]) ** 2 + (y - centre_mm[1]) ** 2 + (z - centre_mm[2]) ** 2 < radius_mm**2
+    places = [np.flatnonzero(ball.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    box = tuple(slice(p[0], p[-1] + 1) for p in places)
+    return ball[box], tuple(s.start for s in box)
+
+
+@pytest.mark.parametrize("x_sign", [1.0, -1.0])
+@pytest.mark.parametrize("centre_mm", [(72, 0, 0), (100, 0, 0), (90, -40, 5), (-72, 50, -5), (40, 0, 0), (113, 0, 0)])
+def test_distance_to_the_pleura_is_that_of_the_drawn_lung(centre_mm, x_sign):
+    volume, x, y, z = chest(x_sign=x_sign)
+    mask, offset = small(centre_mm, x, y, z)
+    side = np.sign(centre_mm[0])
+    t, p = np.meshgrid(np.linspace(0, np.pi, 400), np.linspace(0, 2 * np.pi, 800), indexing="ij")
+    surface = np.stack(
+        [side * 72 + 55 * np.sin(t) * np.cos(p), 80 * np.sin(t) * np.sin(p), 90 * np.cos(t)], -1
+    )  # of the lung that chest() draws
+    true = np.linalg.norm(surface - centre_mm, axis=-1).min() - 5.0
+    found = distance_to_pleura(find_lungs(volume), mask, offset, volume)
+    if true > 30:  # the drawn scan is 80 mm high: it ends nearer than the pleura
+        assert found is None
+    else:
+        assert found == pytest.approx(true, abs=2.5)  # voxels of 4 x 2 x 2 mm
+
+
+def test_a_nodule_at_the_pleura_touches_it():
+    volume, x, y, z = chest(hole_mm=8)
+    mask, offset = small((121, 0, 0), x, y, z)
+    assert distance_to_pleura(find_lungs(volume), mask, offset, volume) == 0
+
+
+def test_the_distance_is_measured_in_mm_along_every_axis():
+    """One voxel of not-lung beside a lung that fills the scan; anisotropic spacing, fine pixels, coarse lung mask."""
+    spacing = (1.5, 0.5, 0.6)
+    affine = np.diag([*spacing, 1.0])
+    volume = Volume(np.zeros((80, 240, 240), np.int16), (), spacing, affine, ())
+    for axis, step in ((0, 1), (1, 2), (2, 2)):
+        inside = np.ones((80, 240, 240), bool)
+        wall = [slice(None)] * 3
+        wall[axis] = slice(0, (40, 120, 120)[axis] - 24)
+        inside[tuple(wall)] = False
+        mask = np.ones((4, 4, 4), bool)
+        found = distance_to_pleura(Lungs(inside, 1.0, None, step), mask, (40, 120, 120), volume)
+        assert found == pytest.approx(24 * spacing[axis], abs=1e-6) if axis else found is None or found == 36.0
+
+
+def test_the_distance_is_not_known_on_a_tilted_scan_or_beyond_its_end():
+    spacing = (2.0, 1.0, 1.0)
+    affine = np.diag([*spacing, 1.0])
+    inside = np.ones((40, 100, 100), bool)
+    inside[:, :, :20] = False
+    volume = Volume(np.zeros(inside.shape, np.int16), (), spacing, affine, ())
+    mask = np.ones((3, 4, 4), bool)
+    lungs = Lungs(inside, 1.0, None)
+    assert distance_to_pleura(lungs, mask, (18, 50, 40), volume) == pytest.approx(20)
+    assert distance_to_pleura(lungs, mask, (5, 50, 40), volume) is None  # 10 mm from the first slice
+    assert distance_to_pleura(Lungs(np.ones_like(inside), 1.0, None), mask, (18, 50, 40), volume) is None
+    affine[1, 0] = 1.0  # 27 degrees
+    tilted = Volume(volume.hu, (), spacing, affine, ())
+    assert distance_to_pleura(lungs, mask, (18, 50, 40), tilted) is None
