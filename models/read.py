@@ -350,3 +350,29 @@ def calibration(source: Dataset) -> tuple[tuple[float, float] | None, tuple[int,
     if spacing_values is not None and len(spacing_values) == 2 and min(float(v) for v in spacing_values) > 0:
         return (float(spacing_values[0]), float(spacing_values[1])), None
     return None, None
+
+
+# -------------------------------------------------------------------------------------------------- for people to see
+
+LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width: where a CT header names no window
+
+
+def displayed(path: Path, frame: int | None) -> np.ndarray:
+    """One image (or frame, from 1) as a viewer first shows it: uint8 (rows, columns, 3). Raises UnfitInput.
+
+    CT through the first window of its header, ultrasound as it is.
+    """
+    header = header_of(path)
+    if header.get("Modality") != "CT":
+        clip = read_ultrasound(path)
+        at = (frame or 1) - 1
+        return clip.rgb[at] if clip.rgb is not None else np.repeat(clip.frames[at][..., np.newaxis], 3, axis=2)
+    one = planes_of(header)[(frame or 1) - 1]
+    hu = np.empty((1, *one.shape), np.int16)
+    fill(hu, [one])
+    centre, width = LUNG_WINDOW_HU
+    if header.get("WindowCenter") not in (None, "") and header.get("WindowWidth") not in (None, ""):
+        centre, width = (float(np.ravel(header[keyword].value)[0]) for keyword in ("WindowCenter", "WindowWidth"))
+    # PS3.3 C.11.2.1.2.1, the linear function
+    shown = ((hu[0] - (centre - 0.5)) / max(width - 1, 1) + 0.5).clip(0, 1) * 255
+    return np.repeat(np.rint(shown).astype(np.uint8)[..., np.newaxis], 3, axis=2)

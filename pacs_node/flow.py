@@ -254,6 +254,12 @@ class Flow:
         by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
         return [by_uid[uid] for uid in verdict.use]
 
+    def _sources(self, job: Job) -> dict[str, Path]:
+        """The images the results were made of: those that the verdict lets through, if it does."""
+        by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
+        verdict = self.ledger.verdict(job.series_uid)
+        return {uid: by_uid[uid] for uid in verdict.use} if verdict is not None and verdict.fit else by_uid
+
     def _send_job(self, job: Job, destination: str) -> Job:
         return Job(
             id=_id("send", job.id, str(job.generation), destination),
@@ -273,10 +279,12 @@ class Flow:
         self.at("send begun")
         assert job.destination is not None
         assert job.parent is not None
-        package = Package(job=job.id, paths=tuple(result.path for result in self.ledger.results(job.parent)))
+        paths = tuple(result.path for result in self.ledger.results(job.parent))
+        package = Package(job=job.id, paths=paths, sources=self._sources(job))
         receipts = self.rooms.deliver(job.destination, package)
         self.at("sent")
-        self.ledger.finish(job, "done", f"{len(receipts)} objects stored", self.now(), receipts=receipts)
+        stored = sum(receipt.stored for receipt in receipts)
+        self.ledger.finish(job, "done", f"{stored} objects stored", self.now(), receipts=receipts)
         self.at("send done")
 
     def _again(self, job: Job, failure: TryAgain) -> float | None:

@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from pacs_node.errors import LedgerTooOld, LedgerUnavailable
 from pacs_node.flow import JOB_STATES, OPEN_JOB_STATES, TRANSITIONS
-from pacs_node.records import AssociationEnd, Evidence, Instance, Job, OpenSeries, Receipt, Result, Verdict
+from pacs_node.records import Answer, AssociationEnd, Evidence, Instance, Job, OpenSeries, Receipt, Result, Verdict
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -151,6 +151,18 @@ receipt_table = sa.Table(
     sa.Column("stored", sa.Boolean, nullable=False),
     sa.Column("status", sa.Integer),
     sa.Column("text", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False, server_default=""),  # of what was sent
+)
+
+answer_table = sa.Table(  # what a destination accepted and refused when it was last asked
+    "answer",
+    metadata,
+    sa.Column("destination", sa.String(64), primary_key=True),
+    sa.Column("sop_class_uid", sa.String(64), primary_key=True),
+    sa.Column("transfer_syntax_uid", sa.String(64), primary_key=True),
+    sa.Column("settings", sa.String(64), nullable=False),  # a digest: asked under other settings, it says nothing
+    sa.Column("refused", sa.Text),  # the reason; nothing: accepted
     sa.Column("at", UtcDateTime, nullable=False),
 )
 
@@ -606,9 +618,38 @@ class Ledger:
                     status=receipt.status,
                     text=receipt.text,
                     at=receipt.at,
+                    sop_class_uid=receipt.sop_class_uid,
                 )
                 .on_conflict_do_nothing()
             )
+
+    # ---------------------------------------------------------------- what destinations accept
+
+    def remember_answers(self, destination: str, settings: str, answers: Sequence[Answer]) -> None:
+        """What a destination said, asked under these settings; the last answer counts."""
+        with self._begin() as db:
+            for answer in answers:
+                said = {"settings": settings, "refused": answer.refused, "at": answer.at}
+                db.execute(
+                    self._insert(answer_table)
+                    .values(
+                        destination=destination,
+                        sop_class_uid=answer.sop_class_uid,
+                        transfer_syntax_uid=answer.transfer_syntax_uid,
+                        **said,
+                    )
+                    .on_conflict_do_update(index_elements=list(answer_table.primary_key), set_=said)
+                )
+
+    def answers(self, destination: str, settings: str) -> list[Answer]:
+        """What a destination said under these settings, by SOP class."""
+        with self._begin() as db:
+            rows = db.execute(
+                sa.select(answer_table)
+                .where(answer_table.c.destination == destination, answer_table.c.settings == settings)
+                .order_by(answer_table.c.sop_class_uid, answer_table.c.transfer_syntax_uid)
+            ).mappings()
+            return [Answer(**{name: row[name] for name in Answer.__dataclass_fields__}) for row in rows]
 
     # ---------------------------------------------------------------- leases
 
@@ -827,6 +868,7 @@ def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any]) -> dic
                 "status": r["status"],
                 "text": r["text"],
                 "at": _iso(r["at"]),
+                "sop_class_uid": r["sop_class_uid"],
             }
             for r in receipts
             if r["job"] == job["id"]

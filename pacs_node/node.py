@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -12,8 +13,9 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,8 +25,9 @@ import uvicorn
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from config import Config
+from config import Config, Peer
 from dicom_sr.findings import Findings
+from dicom_sr.forms import Profile
 from models import PIPELINES
 from pacs_node import __version__, observe
 from pacs_node.assemble.evidence import expected_count
@@ -34,7 +37,7 @@ from pacs_node.deliver.destination import Destination
 from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
-from pacs_node.encode import encode_results
+from pacs_node.encode import ResultForms, encode_results
 from pacs_node.errors import AlreadyRunning, GiveUp, LedgerUnavailable
 from pacs_node.flow import Flow, Patience, RouteMatch
 from pacs_node.infer import Inference
@@ -43,7 +46,7 @@ from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop, describe
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
-from pacs_node.records import AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
+from pacs_node.records import Answer, AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
 from pacs_node.route import Rule, route
 from pacs_node.web.app import create_app
 
@@ -62,10 +65,12 @@ def utc_now() -> datetime:
 class JoinedRooms:
     """The rooms of `flow.Rooms`, joined to the settings."""
 
-    def __init__(self, config: Config, now: Callable[[], datetime]) -> None:
+    def __init__(self, config: Config, ledger: Ledger, now: Callable[[], datetime]) -> None:
         self.config, self.now = config, now
         self.rules = [Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options) for r in config.routes]
-        self.destinations = {peer.name: _destination(config, peer.name) for peer in config.peers if peer.reachable}
+        self.destinations = {
+            peer.name: _destination(config, peer.name, ledger) for peer in config.peers if peer.reachable
+        }
         self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
         self.results = config.node.data_dir / "results"
 
@@ -120,7 +125,7 @@ class Node:
         data_dir = config.node.data_dir
         data_dir.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(config.database.url)
-        self.rooms = JoinedRooms(config, now)
+        self.rooms = JoinedRooms(config, self.ledger, now)
         # One worker per SQLite file, so its name can stay the same and it finds its own jobs again at once.
         alone = self.ledger.embedded
         self.executor = "local" if alone else f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
@@ -334,6 +339,37 @@ class NodeFacts:
     def series(self, uid: str) -> dict[str, Any] | None:
         return self.node.ledger.series(uid)
 
+    def destinations(self) -> list[dict[str, Any]]:
+        """Every peer that results are sent to, and what it accepted and refused."""
+        config = self.node.config
+        facts = []
+        for peer in config.peers:
+            if not peer.reachable:
+                continue
+            memory = LedgerMemory(self.node.ledger, peer, config.node.ae_title)
+            facts.append(
+                {
+                    "name": peer.name,
+                    "where": "a folder" if peer.folder else f"{peer.ae_title} at {peer.host}:{peer.port}",
+                    "segmentation": peer.segmentation,
+                    "omit_empty_frames": peer.omit_empty_frames,
+                    "key_objects": peer.key_objects,
+                    "answers": [
+                        {
+                            "sop_class_uid": answer.sop_class_uid,
+                            "transfer_syntax_uid": answer.transfer_syntax_uid,
+                            "refused": answer.refused,
+                            "at": answer.at.isoformat(timespec="milliseconds"),
+                            "asked_again_at": memory.asked_again_at(answer).isoformat(timespec="milliseconds")
+                            if answer.refused is not None
+                            else None,
+                        }
+                        for answer in memory.answers()
+                    ],
+                }
+            )
+        return facts
+
     def retry(self, job_id: str) -> bool:
         started = self.node.ledger.run_again(job_id, self.node.now())
         if started and self.node.engine is not None:
@@ -353,17 +389,50 @@ def _header(instance: Instance) -> Dataset:
         return known
 
 
-def _destination(config: Config, name: str) -> Destination:
+class LedgerMemory:
+    """What one destination accepts, as the ledger has it. Other settings of the peer, or another calling AE title:
+    everything is asked anew."""
+
+    def __init__(self, ledger: Ledger, peer: Peer, calling_ae: str) -> None:
+        self.ledger, self.peer = ledger, peer
+        self.settings = hashlib.sha256(f"{calling_ae} {peer.model_dump_json()}".encode()).hexdigest()
+
+    def answers(self) -> list[Answer]:
+        return self.ledger.answers(self.peer.name, self.settings)
+
+    def asked_again_at(self, answer: Answer) -> datetime:
+        return answer.at + timedelta(hours=self.peer.ask_again_h)
+
+    def refusals(self, now: datetime) -> dict[tuple[str, str], str]:
+        return {
+            (answer.sop_class_uid, answer.transfer_syntax_uid): f"{answer.refused} (asked {answer.at:%Y-%m-%d %H:%M})"
+            for answer in self.answers()
+            if answer.refused is not None and now < self.asked_again_at(answer)
+        }
+
+    def remember(self, answers: Sequence[Answer]) -> None:
+        with suppress(LedgerUnavailable):  # an aid: without it more is asked next time
+            self.ledger.remember_answers(self.peer.name, self.settings, answers)
+
+
+def _profile(peer: Peer) -> Profile:
+    return Profile(peer.segmentation == "LABELMAP", peer.omit_empty_frames, peer.key_objects)
+
+
+def _destination(config: Config, name: str, ledger: Ledger) -> Destination:
     peer = config.peer(name)
+    forms = ResultForms(_profile(peer))
     if peer.folder is not None:
-        return FolderDestination(name, peer.folder)
+        return FolderDestination(name, peer.folder, forms)
     assert peer.ae_title is not None  # the settings promise all three of a peer that is reachable
     assert peer.host is not None
     assert peer.port is not None
     return DimseDestination(
         DicomPeer(
             name, peer.ae_title, peer.host, peer.port, config.node.ae_title, timeout_s=config.receive.dimse_timeout_s
-        )
+        ),
+        forms,
+        LedgerMemory(ledger, peer, config.node.ae_title),
     )
 
 

@@ -28,7 +28,7 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     "assemble": set(),
     "route": set(),
     "infer": {"models", "dicom_sr"},
-    "encode": {"dicom_sr"},
+    "encode": {"dicom_sr", "models"},  # models.read for captures: the only reader of pixels
     "deliver": set(),
     "web": set(),
 }
