@@ -107,12 +107,13 @@ class Choice:
 
     def in_place_of(self, sent: Form, note: str) -> str:
         """ "; RT Structure Set in place of Segmentation: the SOP class is not supported", or nothing to say."""
-        reasons = {form.name: why for form, why in self.why_not.items() if form.name != sent.name}
+        better = self.offer.forms[: self.offer.forms.index(sent)]
+        reasons = {form.name: self.why_not[form] for form in better if form.name != sent.name}
         if reasons:
             (best, why), *others = reasons.items()
             said = [f"{sent.name} in place of {best}: {why}", *(f"{name}: {why}" for name, why in others)]
         else:
-            said = [f"in {UID(sent.transfer_syntax_uid).name}: {why}" for why in list(self.why_not.values())[:1]]
+            said = [f"in {UID(sent.transfer_syntax_uid).name}: {self.why_not[form]}" for form in better]
         return "".join(f"; {words}" for words in (*said, *([note] if note else [])))
 
     def refusal(self) -> str:

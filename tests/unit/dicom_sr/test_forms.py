@@ -421,7 +421,7 @@ def test_the_enhanced_report_reads_back_like_the_original(name: str) -> None:
     [other] = made(ENHANCED, results.report, results)
     mine, theirs = read.groups(other), read.groups(results.report)
     for a, b in zip(mine, theirs, strict=True):
-        assert replace(a, lines=()) == replace(b, lines=())
+        assert vars(a) | {"lines": ()} == vars(b) | {"lines": ()}
         assert [(x.image, x.points.tolist()) for x in a.lines] == [(x.image, x.points.tolist()) for x in b.lines]
 
 
