@@ -99,7 +99,8 @@ def with_empty_frames(segmentation: Dataset, results: Results) -> Dataset:
     result.ReferencedSeriesSequence = references(
         {ref.sop_instance_uid: (ref.sop_class_uid, str(results.source(ref).SeriesInstanceUID)) for ref in grid}
     )
-    data = np.packbits(np.concatenate([mask.ravel() for mask in pixels]), bitorder="little").tobytes()
+    eights = (np.stack(pixels[k : k + 8]).ravel() for k in range(0, len(pixels), 8))  # eight frames end on a byte
+    data = b"".join(np.packbits(eight, bitorder="little").tobytes() for eight in eights)
     result.PixelData = data + b"\0" * (len(data) % 2)
     result["PixelData"].VR = "OB"
     return result

@@ -1,10 +1,10 @@
-"""The other forms of a result before other makers' programs: dciodvfy and dsrdump read them; DCMTK's storescp and Orthanc
-refuse what they would have and get the next.
+"""The other forms of a result before other makers' programs: dciodvfy and dsrdump read them; DCMTK's storescp and
+Orthanc refuse what they would have and get the next.
 
-DCMTK's storescp refuses any class in the negotiation, by its association profile. Orthanc 1.10 cannot: it refuses only the
-classes it does not know (Label Map Segmentation) and transfer syntaxes it is told not to take, and the answer of its Lua
-filter for C-STORE has no effect in that version (tried: it calls the filter and stores all the same). For the way through
-the whole node a front of pynetdicom negotiates for Orthanc and hands on what it accepted.
+DCMTK's storescp refuses any class in the negotiation, by its association profile. Orthanc 1.10 cannot: it refuses only
+the classes it does not know (Label Map Segmentation) and transfer syntaxes it is told not to take, and the answer of
+its Lua filter for C-STORE has no effect in that version (tried: it calls the filter and stores all the same). For the
+way through the whole node a front of pynetdicom negotiates for Orthanc and hands on what it accepted.
 """
 
 from __future__ import annotations

@@ -198,6 +198,7 @@ def plant(root: Path, name: str, code: str) -> None:
     path.write_text(code, encoding="utf-8")
 
 
-def test_naming_the_pipelines_does_not_load_torch() -> None:
-    code = "import sys, models, config, pacs_node.route, pacs_node.flow; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("modules", ["models, config, pacs_node.route, pacs_node.flow", "pacs_node.encode"])
+def test_torch_is_loaded_by_models_only(modules: str) -> None:
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -22,7 +22,7 @@ from pydicom.uid import (
 
 from models.phantoms import ct_dicom
 from models.pipeline import UnfitInput
-from models.read import AIR_HU, read_ct, read_ultrasound
+from models.read import AIR_HU, displayed, read_ct, read_ultrasound
 
 ROWS, COLUMNS = 48, 64  # JPEG 2000 wants some
 SPACING = (2.5, 0.8, 0.6)
@@ -341,3 +341,32 @@ def test_real_ultrasound_files_of_many_kinds(shared_data, tmp_path):
         assert clip.frames.shape == (int(header.get("NumberOfFrames") or 1), header.Rows, header.Columns)
         assert clip.frames.std() > 1
         assert (clip.rgb is None) == (header.PhotometricInterpretation == "MONOCHROME2")
+
+
+def test_a_ct_is_displayed_through_its_own_window(tmp_path):
+    """PS3.3 C.11.2.1.2.1: black up to centre - 0.5 - (width - 1) / 2, white from that far above it."""
+    dataset = images(1)[0]
+    dataset.WindowCenter, dataset.WindowWidth = ["0", "40"], ["41", "400"]
+    [path] = stored(tmp_path, [dataset])
+    shown = displayed(path, None)
+    assert (shown.shape, shown.dtype) == ((ROWS, COLUMNS, 3), np.uint8)
+    hu = truth(1)[0].astype(float)
+    np.testing.assert_array_equal(shown[..., 0] == 0, hu <= -20.5)
+    np.testing.assert_array_equal(shown[..., 0] == 255, hu >= 19.5)
+    inside = (hu > -20.5) & (hu < 19.5)
+    np.testing.assert_allclose(shown[..., 0][inside], (hu[inside] + 20.5) / 40 * 255, atol=0.51)
+    assert (shown[..., 0] == shown[..., 1]).all()
+    assert (shown[..., 0] == shown[..., 2]).all()
+    del dataset.WindowCenter
+    [path] = stored(tmp_path, [dataset])
+    assert displayed(path, None).min() > 64, "without a window of its own the lungs' one: -63 HU is light grey"
+
+
+def test_an_ultrasound_frame_is_displayed_as_it_is(tmp_path):
+    from tests.factories import us_image
+
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 48, 64, 3), np.uint8)
+    us_image(tmp_path / "clip", frames=3, colour=True, voxels=pixels, name="displayed")
+    np.testing.assert_array_equal(displayed(tmp_path / "clip" / "0000.dcm", 2), pixels[1])
+    us_image(tmp_path / "grey", voxels=pixels[0, ..., 0], name="displayed grey")
+    np.testing.assert_array_equal(displayed(tmp_path / "grey" / "0000.dcm", None), pixels[0, ..., :1].repeat(3, 2))
