@@ -247,10 +247,13 @@ def test_highdicom_reads_the_same_masks(name: str, form: Form) -> None:
 def test_a_segmentation_with_empty_frames_passes_our_own_checks(name: str) -> None:
     results = case_results(name)
     case, _ = encoded(name)
-    [whole] = made(ALL_FRAMES, results.segmentations[0], results)
-    assert problems(whole, case.headers, findings=case.findings, segmentations=[whole]) == []
-    report = retargeted(results.report, {str(results.segmentations[0].SOPInstanceUID): whole})
-    assert problems(report, case.headers, findings=case.findings, segmentations=[whole]) == []
+    whole = [each for segmentation in results.segmentations for each in made(ALL_FRAMES, segmentation, results)]
+    assert sum(each.NumberOfFrames for each in whole) > sum(each.NumberOfFrames for each in results.segmentations)
+    for each in whole:
+        assert problems(each, case.headers, findings=case.findings, segmentations=whole) == []
+    instead = {str(old.SOPInstanceUID): new for old, new in zip(results.segmentations, whole, strict=True)}
+    report = retargeted(results.report, instead)
+    assert problems(report, case.headers, findings=case.findings, segmentations=whole) == []
 
 
 def test_several_ultrasound_images_keep_their_own_label_maps() -> None:
