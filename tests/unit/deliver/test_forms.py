@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import pydicom
 import pytest
@@ -21,6 +22,7 @@ from pacs_node.deliver.destination import Deferred, Undeliverable
 from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.encode import ResultForms, encode_results
+from pacs_node.errors import TryAgain
 from pacs_node.records import Answer, Package, Receipt
 from tests.factories import ct_series, us_image
 from tests.results import WHEN, ct_findings, mass, nodule, us_findings
@@ -295,17 +297,16 @@ def test_a_form_is_made_once(pacs: Start, ct: Package) -> None:
 
 
 def test_a_form_that_was_half_written_is_written_anew(ct: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     forms = ResultForms(Profile())
     offer = next(forms.offers(ct))
     form = next(each for each in offer.forms if each.name == "RT Structure Set")
 
-    def full(descriptor: int) -> None:
+    def full(dataset: Dataset, file: BinaryIO, **how: object) -> None:
+        file.write(bytes(1000))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(Exception, match=r"RT Structure Set cannot be written .*No space left on device"):
+    monkeypatch.setattr(Dataset, "save_as", full)
+    with pytest.raises(TryAgain, match=r"RT Structure Set cannot be written .*No space left on device"):
         forms.prepare(ct, offer, form, {})
     monkeypatch.undo()
     [path] = forms.prepare(ct, offer, form, {}).paths
