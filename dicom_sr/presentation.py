@@ -3,6 +3,8 @@ drawn over the images by the viewer itself. For images in grey values only."""
 
 from __future__ import annotations
 
+import copy
+
 import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
@@ -10,7 +12,7 @@ from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
 from dicom_sr.derived import Marked, Results, derived, marked, say_body_part
 from dicom_sr.findings import ImageRef
-from dicom_sr.header import RESEARCH_ONLY
+from dicom_sr.header import ALWAYS_COPIED, RESEARCH_ONLY
 from dicom_sr.outline import outlines
 from dicom_sr.source import EncodingError
 
@@ -32,7 +34,7 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
         {ref for finding in findings for ref in finding.segment.masks},
         key=lambda ref: (ref.sop_instance_uid, ref.frame or 0),
     )
-    images = {ref.sop_instance_uid: results.source(ref) for ref in refs}
+    images = {ref.sop_instance_uid: _complete(results.source(ref)) for ref in refs}
     if any(image.get("PhotometricInterpretation") not in MONOCHROME for image in images.values()):
         raise EncodingError("the images are in colour")
     if len({(str(i.get("RescaleSlope")), str(i.get("RescaleIntercept"))) for i in images.values()}) > 1:
@@ -89,6 +91,15 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
     for keyword in ("ContentDate", "ContentTime"):  # of images, not of presentation states
         result.pop(keyword, None)
     return [result]
+
+
+def _complete(source: Dataset) -> Dataset:
+    """The header with the attributes that highdicom reads, empty where the source has none; `derived` has the values."""
+    header = copy.deepcopy(source)
+    for keyword in ALWAYS_COPIED:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    return header
 
 
 def _annotation(finding: Marked, ref: ImageRef, layer: hd.pr.GraphicLayer, results: Results) -> hd.pr.GraphicAnnotation:

@@ -23,7 +23,9 @@ from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.encode import ResultForms, encode_results
 from pacs_node.errors import TryAgain
+from pacs_node.receive.accept import STORAGE_SOP_CLASSES
 from pacs_node.records import Answer, Package, Receipt
+from pacs_node.route import not_ours
 from tests.factories import ct_series, us_image
 from tests.results import WHEN, ct_findings, mass, nodule, us_findings
 from tests.unit.deliver.conftest import EXPLICIT_LE, IMPLICIT_LE, NOON, Pacs, now
@@ -285,6 +287,22 @@ def test_what_was_refused_is_asked_again_when_nothing_else_goes(pacs: Start, ct:
     there = accepting(pacs, SEG, COMPREHENSIVE)
     assert [r.text for r in deliver(there, ct, memory=memory)] == ["0x0000 Success"] * 2
     assert len(there.received) == 2
+
+
+def test_nothing_of_what_we_send_starts_a_pipeline_when_it_comes_back(ct: Package) -> None:
+    """A PACS may forward everything: each form is received, and known as ours."""
+    forms = ResultForms(Profile(label_map=True, omit_empty_frames=False, key_objects=True))
+    seen = set()
+    for offer in forms.offers(ct):
+        for form in offer.forms:
+            for path in forms.prepare(ct, offer, form, {}).paths:
+                header = pydicom.dcmread(path, stop_before_pixels=True)
+                assert header.file_meta.TransferSyntaxUID == form.transfer_syntax_uid
+                assert header.SOPClassUID == form.sop_class_uid
+                assert form.sop_class_uid in STORAGE_SOP_CLASSES
+                assert not_ours(header)
+                seen.add(form.sop_class_uid)
+    assert seen == set(EVERY)
 
 
 def test_a_form_is_made_once(pacs: Start, ct: Package) -> None:

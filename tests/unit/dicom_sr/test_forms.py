@@ -355,6 +355,17 @@ def test_a_presentation_state_draws_on_pixel_edges_of_the_right_images() -> None
         assert open_lines == {finding.key_image: [[*axis.start_xy, *axis.end_xy] for axis in axes if axis]}
 
 
+def test_headers_that_lack_what_may_be_lacking_make_every_form() -> None:
+    without = dict.fromkeys(
+        ("PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber", "StudyTime", "ReferringPhysicianName",
+         "WindowCenter", "WindowWidth", "BodyPartExamined", "PositionReferenceIndicator"),
+    )  # fmt: skip
+    images = ct_series(**without)
+    results, _ = results_of(ct_findings(images, nodule(1, (2, 4, 5))), images)
+    for form in (*FORMS.values(), LABEL_MAP, ALL_FRAMES, KEY_IMAGES, PAGES, KEY_OBJECTS):
+        assert as_bytes(made(form, original_of(form, results), results)[0], form)
+
+
 def test_a_presentation_state_is_for_grey_images() -> None:
     results = case_results("us_clip")
     with pytest.raises(EncodingError, match="in colour"):
