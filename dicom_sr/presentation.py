@@ -94,7 +94,7 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
 
 
 def _complete(source: Dataset) -> Dataset:
-    """The header with the attributes that highdicom reads, empty where the source has none; `derived` has the values."""
+    """The header with the attributes that highdicom reads, empty where there is none; `derived` has the values."""
     header = copy.deepcopy(source)
     for keyword in ALWAYS_COPIED:
         if keyword not in header:
