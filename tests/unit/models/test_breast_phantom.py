@@ -34,16 +34,17 @@ def test_a_wrapped_picture_is_valid_and_keeps_its_pixels(tmp_path: Path) -> None
     )
     assert complaints(path) == []
     clip = read_ultrasound(path)
-    assert np.array_equal(clip.frames[0], pixels)
-    assert clip.spacing_mm == pytest.approx((0.1, 0.2))
-    assert clip.region == (0, 0, 102, 100)
+    (frame,), (region,) = clip.frames(), clip.regions
+    assert np.array_equal(frame.grey, pixels)
+    assert region.spacing_mm == pytest.approx((0.1, 0.2))
+    assert region.box == (0, 0, 102, 100)
 
 
 def test_an_uncalibrated_picture_has_no_spacing(tmp_path: Path) -> None:
     path = tmp_path / "bare.dcm"
     bare = ultrasound_dicom(np.zeros((80, 80), np.uint8), spacing_mm=None, patient_id="P7")
     bare.save_as(path, enforce_file_format=True)
-    assert read_ultrasound(path).spacing_mm is None
+    assert [region.spacing_mm for region in read_ultrasound(path).regions] == [None]
 
 
 def test_patients_series_and_numbers_are_told_apart() -> None:

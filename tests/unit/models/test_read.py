@@ -264,26 +264,29 @@ def one(folder, image):
 
 def test_grey_inverted_and_multi_frame(tmp_path):
     clip = one(tmp_path, ultrasound(GREY))
-    np.testing.assert_array_equal(clip.frames, GREY[None])
+    (frame,) = clip.frames()
+    np.testing.assert_array_equal(frame.grey, GREY)
+    assert frame.rgb is None
     assert clip.images[0].frame is None
-    assert clip.rgb is None
-    assert clip.spacing_mm is None
+    assert [region.spacing_mm for region in clip.regions] == [None]
     assert "PixelData" not in clip.header
-    np.testing.assert_array_equal(one(tmp_path, ultrasound(GREY, "MONOCHROME1")).frames, 255 - GREY[None])
+    (inverted,) = one(tmp_path, ultrasound(GREY, "MONOCHROME1")).frames()
+    np.testing.assert_array_equal(inverted.grey, 255 - GREY)
     cine = one(tmp_path, ultrasound(np.stack([GREY, GREY // 2, GREY // 3])))
-    assert cine.frames.shape == (3, 6, 8)
-    np.testing.assert_array_equal(cine.frames[2], GREY // 3)
+    np.testing.assert_array_equal([f.grey for f in cine.frames()], [GREY, GREY // 2, GREY // 3])
+    np.testing.assert_array_equal([f.grey for f in cine.frames([2, 0])], [GREY // 3, GREY])
     assert [ref.frame for ref in cine.images] == [1, 2, 3]
 
 
 def test_colour_becomes_luma(tmp_path):
     rgb = np.stack([GREY, GREY // 2, 255 - GREY], -1)
-    clip = one(tmp_path, ultrasound(rgb, "RGB"))
-    np.testing.assert_array_equal(clip.rgb[0], rgb)
+    (frame,) = one(tmp_path, ultrasound(rgb, "RGB")).frames()
+    np.testing.assert_array_equal(frame.rgb, rgb)
     expected = 0.299 * rgb[..., 0] + 0.587 * rgb[..., 1] + 0.114 * rgb[..., 2]
-    np.testing.assert_allclose(clip.frames[0], expected, atol=0.51)
+    np.testing.assert_allclose(frame.grey, expected, atol=0.51)
     ybr = np.stack([GREY, np.full_like(GREY, 128), np.full_like(GREY, 128)], -1)  # grey in YBR
-    np.testing.assert_allclose(one(tmp_path, ultrasound(ybr, "YBR_FULL")).frames[0], GREY, atol=1)
+    (frame,) = one(tmp_path, ultrasound(ybr, "YBR_FULL")).frames()
+    np.testing.assert_allclose(frame.grey, GREY, atol=1)
 
 
 def test_palette_colour(tmp_path):
@@ -293,40 +296,67 @@ def test_palette_colour(tmp_path):
         for name, values in (("Red", ramp), ("Green", ramp), ("Blue", ramp))
         for what, value in (("Descriptor", [256, 0, 16]), ("Data", values.tobytes()))
     }
-    clip = one(tmp_path, ultrasound(GREY, "PALETTE COLOR", **table))
-    np.testing.assert_allclose(clip.frames[0], GREY, atol=1)
+    (frame,) = one(tmp_path, ultrasound(GREY, "PALETTE COLOR", **table)).frames()
+    np.testing.assert_allclose(frame.grey, GREY, atol=1)
+    cine = one(tmp_path, ultrasound(np.stack([GREY, GREY // 2]), "PALETTE COLOR", **table))
+    np.testing.assert_allclose([f.grey for f in cine.frames()], [GREY, GREY // 2], atol=1)
 
 
-def region(delta=(0.012, 0.02), units=3, kind=1, box=(1, 1, 6, 5)):
-    out = Dataset()
-    out.RegionSpatialFormat, out.RegionDataType, out.RegionFlags = 1, kind, 2
-    out.PhysicalUnitsXDirection = out.PhysicalUnitsYDirection = units
-    out.PhysicalDeltaX, out.PhysicalDeltaY = delta
-    out.RegionLocationMinX0, out.RegionLocationMinY0, out.RegionLocationMaxX1, out.RegionLocationMaxY1 = box
-    return out
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_more_bits_and_an_overlay_above_them(tmp_path, bits):
+    stored = (GREY.astype(np.uint16) << (bits - 8)) | (GREY >> (16 - bits) if bits > 8 else 0)
+    with_overlay = stored | (1 << bits if bits < 16 else 0)
+    image = ultrasound(with_overlay.astype("<u2"), BitsStored=bits, HighBit=bits - 1)
+    (frame,) = one(tmp_path, image).frames()
+    np.testing.assert_allclose(frame.grey, GREY, atol=1)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEGLSLossless])
+def test_frames_of_a_cine_in_other_transfer_syntaxes(tmp_path, syntax):
+    shown = np.random.default_rng(0).integers(0, 256, (3, ROWS, COLUMNS, 3), dtype=np.uint8)
+    image = ultrasound(shown, "RGB")
+    if syntax.is_encapsulated:
+        image.compress(syntax, generate_instance_uid=False)
+    elif syntax == ExplicitVRBigEndian:
+        image.file_meta.TransferSyntaxUID = syntax
+        image["PixelData"].VR = "OB"
+    else:
+        image.file_meta.TransferSyntaxUID = syntax
+    clip = one(tmp_path, image)
+    np.testing.assert_array_equal([f.rgb for f in clip.frames()], shown)
+    (last,) = clip.frames([2])
+    np.testing.assert_array_equal(last.rgb, shown[2])
 
 
 @pytest.mark.parametrize(
-    ("regions", "pixel_spacing", "spacing", "box"),
+    ("spoil", "reason"),
     [
-        ([region()], None, (0.2, 0.12), (1, 1, 6, 5)),  # cm per pixel; y before x
-        ([region((-0.012, 0.02))], None, (0.2, 0.12), (1, 1, 6, 5)),  # x may run to the left
-        ([region((0.5, 0.5), box=(0, 0, 2, 2)), region()], None, (0.2, 0.12), (1, 1, 6, 5)),  # the largest
-        ([region(units=4)], [0.3, 0.4], (0.3, 0.4), None),  # seconds are no length
-        ([region(kind=4)], None, None, None),  # a waveform is no tissue
-        ([], [0.3, 0.4], (0.3, 0.4), None),
-        ([], None, None, None),
+        ({"PhotometricInterpretation": "HSV"}, "PhotometricInterpretation is HSV"),
+        ({"NumberOfFrames": 4}, "cannot be decoded"),  # one more than there are pixels for
+        ({"NumberOfFrames": -1}, "NumberOfFrames is -1"),
+        ({"PixelData": None}, "cannot be decoded"),
+        ({"Rows": None}, "Rows or Columns is missing"),
+        ({"BitsAllocated": 7}, "cannot be decoded"),
     ],
 )
-def test_calibration(tmp_path, regions, pixel_spacing, spacing, box):
-    image = ultrasound(GREY)
-    if regions:
-        image.SequenceOfUltrasoundRegions = regions
-    if pixel_spacing:
-        image.PixelSpacing = pixel_spacing
-    clip = one(tmp_path, image)
-    assert clip.spacing_mm == (pytest.approx(spacing) if spacing else None)
-    assert clip.region == box
+def test_ultrasound_that_cannot_be_read_is_refused_in_words(tmp_path, spoil, reason):
+    image = ultrasound(np.stack([GREY, GREY // 2, GREY // 3]))
+    for keyword, value in spoil.items():
+        if value is None:
+            delattr(image, keyword)
+        else:
+            setattr(image, keyword, value)
+    with pytest.raises(UnfitInput, match=reason):
+        list(one(tmp_path, image).frames())
+
+
+def test_a_cut_off_compressed_cine_is_refused_in_words(tmp_path):
+    shown = np.random.default_rng(0).integers(0, 256, (3, ROWS, COLUMNS), dtype=np.uint8)
+    image = ultrasound(shown)
+    image.compress(RLELossless, generate_instance_uid=False)
+    image.NumberOfFrames = 5
+    with pytest.raises(UnfitInput, match="cannot be decoded"):
+        list(one(tmp_path, image).frames())
 
 
 def test_real_ultrasound_files_of_many_kinds(shared_data, tmp_path):
@@ -337,10 +367,18 @@ def test_real_ultrasound_files_of_many_kinds(shared_data, tmp_path):
     paths = sorted(tmp_path.rglob("*.dcm"))
     assert len(paths) == 8
     for path in paths:
-        clip, header = read_ultrasound(path), dcmread(path, stop_before_pixels=True)
-        assert clip.frames.shape == (int(header.get("NumberOfFrames") or 1), header.Rows, header.Columns)
-        assert clip.frames.std() > 1
-        assert (clip.rgb is None) == (header.PhotometricInterpretation == "MONOCHROME2")
+        clip, whole = read_ultrasound(path), dcmread(path)
+        theirs = whole.pixel_array if "YBR" not in whole.PhotometricInterpretation else None
+        count = 0
+        for frame in clip.frames():
+            assert frame.grey.shape == (whole.Rows, whole.Columns)
+            assert frame.grey.std() > 1
+            assert (frame.rgb is None) == (whole.PhotometricInterpretation == "MONOCHROME2")
+            if whole.PhotometricInterpretation == "RGB" and theirs is not None:
+                np.testing.assert_array_equal(frame.rgb, theirs)
+            count += 1
+        assert count == int(whole.get("NumberOfFrames") or 1)
+        assert len(clip.regions) == 1
 
 
 def test_a_ct_is_displayed_through_its_own_window(tmp_path):
