@@ -10,8 +10,10 @@ from models.read import Frame
 
 COLOURED = 40  # a channel differs this much from another: text, calipers or Doppler, not tissue
 MOST_COLOUR = 0.25  # of a region's pixels: with more, colour hides the tissue, unless it is the display's tint
-TINT_DEGREE = 3  # a tint is a smooth curve of brightness, Doppler is not
-TINT_LEFT = 0.2  # of the coloured pixels may lie off that curve
+DARK = 30  # the largest channel of pixels too dark to have a hue
+GREY_BELOW, TINT_BELOW = 0.1, 0.7  # saturation of the display, that of its median pixel: grey, tinted, in full colour
+TINT_WIDTH = 0.2  # saturation of tissue on a tinted display differs by less from the median
+TINT_DEGREE = 3  # a tint is a smooth curve of brightness
 REPAIR_PX = 15  # coloured pixels take the mean of the grey ones this near
 
 
@@ -36,22 +38,28 @@ def tissue(frame: Frame, box: Box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def drawn_over(rgb: np.ndarray, grey: np.ndarray) -> np.ndarray:
-    """uint8 (y, x, 3) and its luma (y, x) -> bool (y, x): pixels in colour, apart from an all-over tint."""
-    coloured = np.ptp(rgb, axis=-1) > COLOURED
-    if coloured.mean() <= MOST_COLOUR:
-        return coloured
-    off_tint = np.abs(rgb - tint(rgb, grey)[grey]).max(axis=-1) > COLOURED
-    return off_tint if off_tint.sum() <= TINT_LEFT * coloured.sum() else coloured
+    """uint8 (y, x, 3) and its luma (y, x) -> bool (y, x): pixels in colour, apart from an all-over tint.
+
+    A tint colours every pixel alike; letters, calipers and Doppler only some of them, or in colours of their own.
+    """
+    brightest = rgb.max(axis=-1)
+    saturation = np.ptp(rgb, axis=-1) / np.maximum(brightest, 1)
+    lit = brightest > DARK
+    display = float(np.median(saturation[lit])) if lit.any() else 0.0
+    if not GREY_BELOW <= display < TINT_BELOW:
+        return np.ptp(rgb, axis=-1) > COLOURED
+    alike = lit & (np.abs(saturation - display) < TINT_WIDTH)
+    return np.abs(rgb - tint(rgb[alike], grey[alike])[grey]).max(axis=-1) > COLOURED
 
 
 def tint(rgb: np.ndarray, grey: np.ndarray) -> np.ndarray:
-    """(256, 3): the colour that best goes with each grey value, as a smooth curve through all pixels."""
-    counts = np.bincount(grey.ravel(), minlength=256)
+    """(n, 3) and (n,) -> (256, 3): the colour that goes with each grey value, as a smooth curve through all pixels."""
+    counts = np.bincount(grey, minlength=256)
     seen = np.flatnonzero(counts)
     degree = min(TINT_DEGREE, len(seen) - 1)
     curve = np.empty((256, 3))
     for channel in range(3):
-        mean = np.bincount(grey.ravel(), rgb[..., channel].ravel(), minlength=256)[seen] / counts[seen]
+        mean = np.bincount(grey, rgb[..., channel], minlength=256)[seen] / counts[seen]
         line = np.polynomial.Polynomial.fit(seen, mean, degree, domain=[0, 255], w=np.sqrt(counts[seen]))
         curve[:, channel] = line(np.arange(256))
     return curve

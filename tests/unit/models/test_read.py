@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
@@ -23,6 +27,7 @@ from pydicom.uid import (
 from models.phantoms import ct_dicom
 from models.pipeline import UnfitInput
 from models.read import AIR_HU, displayed, read_ct, read_ultrasound
+from tests.harness import need
 
 ROWS, COLUMNS = 48, 64  # JPEG 2000 wants some
 SPACING = (2.5, 0.8, 0.6)
@@ -408,3 +413,29 @@ def test_an_ultrasound_frame_is_displayed_as_it_is(tmp_path):
     np.testing.assert_array_equal(displayed(tmp_path / "clip" / "0000.dcm", 2), pixels[1])
     us_image(tmp_path / "grey", voxels=pixels[0, ..., 0], name="displayed grey")
     np.testing.assert_array_equal(displayed(tmp_path / "grey" / "0000.dcm", None), pixels[0, ..., :1].repeat(3, 2))
+
+
+def test_ultrasound_made_by_others_agrees_with_their_truth(shared_data, tmp_path):
+    """Fourteen variants of one picture: colours, transfer syntaxes, calibrations, cines."""
+    maker = shared_data.parent / "interop" / "make_us.py"
+    if not maker.is_file():
+        pytest.skip(f"no {maker}")
+    need("dcmcjpeg")
+    told = [sys.executable, str(maker), str(tmp_path), "--frames", "4", "--rows", "120", "--cols", "160"]
+    subprocess.run(told, check=True, capture_output=True)
+    truths = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/truth.json"))]
+    assert len(truths) == 14
+    (plain,) = read_ultrasound(tmp_path / "mono" / "us.dcm").frames()
+    for truth in truths:
+        clip = read_ultrasound(tmp_path / truth["variant"] / "us.dcm")
+        (region,) = clip.regions
+        assert region.spacing_mm == (truth["spacing_mm"] and pytest.approx(truth["spacing_mm"]))
+        assert region.box[2] == (79 if truth["variant"] == "two_regions" else 159)
+        assert clip.images[0].sop_instance_uid == truth["sop"]
+        lesions = truth.get("lesion_px_by_frame") or [truth["lesion_px"]]
+        y, x = np.indices(clip.shape)
+        for frame, lesion in zip(clip.frames(), lesions, strict=True):
+            inside = np.hypot((x - lesion["cx"]) / lesion["rx"], (y - lesion["cy"]) / lesion["ry"]) < 0.8
+            assert frame.grey[inside].mean() < 0.5 * frame.grey[clip.shape[0] // 3 : -10, 60:100].mean()
+        if len(lesions) == 1 and truth["variant"] != "burned":
+            assert np.abs(frame.grey.astype(int) - plain.grey).mean() < 12  # tinted, or compressed with loss
