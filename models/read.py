@@ -353,11 +353,10 @@ def ultrasound_frames(path: Path, header: Dataset, indices: Sequence[int]) -> It
 
 
 def eight_bits(pixels: np.ndarray, bits: int, *, signed: bool) -> np.ndarray:
-    """Scale stored values of `bits` bits to uint8 0..255. Bits above them, an old kind of overlay, do not count."""
+    """Scale stored values of `bits` bits to uint8 0..255. pydicom drops what lay above them, an old overlay."""
     if pixels.dtype == np.uint8 and bits == 8:
         return pixels
-    unused = pixels.dtype.itemsize * 8 - bits
-    values = ((pixels << unused) >> unused).astype(np.int64) + ((1 << (bits - 1)) if signed else 0)
+    values = pixels.astype(np.int64) + ((1 << (bits - 1)) if signed else 0)
     return (values * 255 // ((1 << bits) - 1)).astype(np.uint8)
 
 

@@ -52,8 +52,8 @@ def test_two_lesions_by_turns_are_two() -> None:
 
 
 def test_the_nearer_of_two_goes_on() -> None:
-    tracks = link([seen(0, (40, 20)), seen(1, (40, 60)), seen(2, (40, 36))], MM)
-    assert frames(tracks) == [[0, 2], [1]]
+    for x, expected in ((36, [[0, 2], [1]]), (44, [[0], [1, 2]])):  # both are within reach
+        assert frames(link([seen(0, (40, 20)), seen(1, (40, 60)), seen(2, (40, x))], MM)) == expected
 
 
 def test_a_large_lesion_is_followed_by_overlap_when_its_centre_jumps() -> None:
