@@ -42,7 +42,7 @@ SMALLEST_SIDE_PX = 64
 MOST_FRAMES = 48  # of a cine, spread evenly over it
 
 HIDDEN = "colour (Doppler or elastography) hides the tissue, a grey picture is needed"
-SHARE_TO_TELL = 0.1  # of a lesion under burned-in colour: say so
+SHARE_TO_TELL, SHARE_TO_DROP = 0.1, 0.5  # of a lesion under burned-in colour: say so, or do not believe it
 PLAUSIBLE_MM = (10.0, 400.0)  # height of a picture; outside, the calibration is doubted
 UNCALIBRATED_WIDTH_MM = 50.0  # of a breast probe; only tells near from far where nothing calibrates the picture
 
@@ -78,6 +78,7 @@ class View:
     region: Region
     looked_at: int = 0
     too_colourful: int = 0  # frames on which colour hides the tissue
+    under_colour: int = 0  # frames on which a lesion was outlined where colour had been painted over
     sightings: list[Sighting] = field(default_factory=list)
     classes: list[np.ndarray] = field(default_factory=list)  # of every frame looked at
 
@@ -93,6 +94,9 @@ class View:
             lesion[rows, columns] = False
         if lesion.any():
             hidden = float(coloured[lesion].mean())
+            if hidden > SHARE_TO_DROP:
+                self.under_colour += 1
+                return
             self.sightings.append(Sighting.of(image, lesion, look.certainty, self.classes[-1], hidden, cut))
 
     @property
@@ -374,6 +378,8 @@ def doubts(clip: Clip, views: Sequence[View]) -> list[str]:
                 f"{name_of(clip)}: {view.too_colourful} of {view.too_colourful + view.looked_at} frames"
                 f" were not looked at: {HIDDEN}"
             )
+        if view.under_colour:
+            said.append(f"{name_of(clip)}: a mark that lies mostly under burned-in colour was not reported")
     if len(clip.images) > MOST_FRAMES:
         said.append(f"{name_of(clip)}: of {len(clip.images)} frames {MOST_FRAMES}, evenly spread, were looked at")
     part = str(clip.header.get("BodyPartExamined") or "")

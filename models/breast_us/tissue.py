@@ -14,7 +14,8 @@ DARK = 30  # the largest channel of pixels too dark to have a hue
 GREY_BELOW, TINT_BELOW = 0.1, 0.7  # saturation of the display, that of its median pixel: grey, tinted, in full colour
 TINT_WIDTH = 0.2  # saturation of tissue on a tinted display differs by less from the median
 TINT_DEGREE = 3  # a tint is a smooth curve of brightness
-REPAIR_PX = 15  # coloured pixels take the mean of the grey ones this near
+REPAIR_PX = (15, 45, 135)  # coloured pixels take the mean of the grey ones this near; the first that finds some
+ENOUGH_GREY = 0.05  # of such a neighbourhood
 
 
 def tissue(frame: Frame, box: Box) -> tuple[np.ndarray, np.ndarray]:
@@ -31,10 +32,17 @@ def tissue(frame: Frame, box: Box) -> tuple[np.ndarray, np.ndarray]:
     if not covered.any():
         return frame.grey, covered
     rim = ndimage.binary_dilation(covered, iterations=2)  # the blurred rim of letters
-    share = ndimage.uniform_filter((~rim).astype(np.float32), REPAIR_PX)
-    level = ndimage.uniform_filter(np.where(rim, 0, frame.grey).astype(np.float32), REPAIR_PX)
-    repaired = np.where(rim, level / np.maximum(share, 1e-3), frame.grey)
-    return repaired.clip(0, 255).astype(np.uint8), covered
+    seen = ~rim[inside]
+    repaired, open_ = frame.grey[inside].astype(np.float32), rim[inside]
+    values = np.where(seen, repaired, 0)
+    repaired[open_] = np.median(repaired[seen]) if seen.any() else 0  # never black: that would look like a lesion
+    for wide in reversed(REPAIR_PX):  # the nearest has the last word
+        share = ndimage.uniform_filter(seen.astype(np.float32), wide)
+        fill = open_ & (share > ENOUGH_GREY)
+        repaired[fill] = (ndimage.uniform_filter(values, wide) / np.maximum(share, ENOUGH_GREY))[fill]
+    whole = frame.grey.copy()
+    whole[inside] = repaired.clip(0, 255)
+    return whole, covered
 
 
 def drawn_over(rgb: np.ndarray, grey: np.ndarray) -> np.ndarray:

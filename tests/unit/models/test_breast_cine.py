@@ -3,6 +3,8 @@ which frame, how large by which calibration."""
 
 from __future__ import annotations
 
+import subprocess
+import zipfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +20,7 @@ from models.breast_us.pipeline import MOST_FRAMES, BreastUltrasound, Look, sprea
 from models.metrics import iou
 from models.phantoms import Ellipse, Lesion, Sweep, Truth, breast_cine, breast_ultrasound
 from models.pipeline import UnfitInput
+from tests.harness import need
 
 WHEN = datetime(2026, 3, 1, 12, 30, 5)
 SHAPE = (180, 220)
@@ -216,6 +219,19 @@ def test_colour_flow_on_some_frames(pipeline: BreastUltrasound, cine: Truth, mon
     assert any(text.startswith("Lesion 1: 33% of it lies under burned-in colour") for text in findings.warnings)
 
 
+def test_a_mark_where_colour_was_painted_over_is_not_believed(
+    pipeline: BreastUltrasound, cine: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = dcmread(cine.files[0]).pixel_array.copy()
+    pixels[:, 20:40, 20:37] = (220, 40, 0)  # 17 of the 30 columns
+    edited(cine.files[0], PixelData=pixels.tobytes())
+    monkeypatch.setattr(pipeline, "look", marks(HERE, HERE, None, THERE))
+    findings = run(pipeline, *cine.files)
+    (only,) = findings.findings
+    assert findings.images[only.key_image].frame == 4
+    assert any("mostly under burned-in colour was not reported" in text for text in findings.warnings)
+
+
 def test_colour_on_every_frame_is_refused_in_words(pipeline: BreastUltrasound, cine: Truth) -> None:
     pixels = dcmread(cine.files[0]).pixel_array.copy()
     pixels[:, 10:90, 10:100] = (220, 40, 0)
@@ -322,3 +338,23 @@ def test_spread_is_even_and_never_repeats() -> None:
         chosen = spread(count, 48)
         assert len(chosen) == len(set(chosen)) == min(count, 48)
         assert (chosen[0], chosen[-1]) == (0, count - 1)
+
+
+def test_a_real_cine_goes_through_as_a_whole(pipeline: BreastUltrasound, shared_data: Path, tmp_path: Path) -> None:
+    """34 frames, JPEG, a tissue region of anisotropic pixels and an ECG. Not a breast: what is found is not judged."""
+    with zipfile.ZipFile(shared_data / "us_dicom.zip") as archive:
+        path = Path(archive.extract("orthanc_Issue16_34frames.dcm", tmp_path))
+    findings = run(pipeline, path)
+    assert 0 < len(findings.images) <= 34
+    header = dcmread(path, stop_before_pixels=True)
+    *segmentations, report = encode(findings, [header], when=WHEN)  # through the gate
+    for dataset in segmentations:
+        measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert [float(mm) for mm in measures.PixelSpacing] == pytest.approx([0.2285714, 0.2857143], rel=1e-5)
+    for dataset in (*segmentations, report):
+        dataset.save_as(tmp_path / "result.dcm", enforce_file_format=True)
+        judge = [need("dciodvfy", beside_python=True), str(tmp_path / "result.dcm")]
+        told = subprocess.run(judge, capture_output=True, text=True, check=False).stderr
+        assert "Error" not in told, told
+    for finding in findings.findings:
+        assert finding.offset_zyx[1] + finding.mask.shape[1] <= 354  # above the ECG

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -331,6 +332,21 @@ def test_frames_of_a_cine_in_other_transfer_syntaxes(tmp_path, syntax):
     np.testing.assert_array_equal([f.rgb for f in clip.frames()], shown)
     (last,) = clip.frames([2])
     np.testing.assert_array_equal(last.rgb, shown[2])
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_a_long_cine_is_never_in_memory_as_a_whole(tmp_path, syntax):
+    shown = np.random.default_rng(0).integers(0, 256, (60, 120, 160, 3), dtype=np.uint8)
+    image = ultrasound(shown, "RGB")
+    if syntax.is_encapsulated:
+        image.compress(syntax, generate_instance_uid=False)
+    (path,) = stored(tmp_path, [image])
+    tracemalloc.start()
+    count = sum(frame.grey.shape == (120, 160) for frame in read_ultrasound(path).frames())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 60
+    assert peak < shown.nbytes / 5
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,19 @@ def test_colour_that_hides_the_tissue_is_told_from_a_tint(kind: str, tint: str |
     assert covered.mean() > MOST_COLOUR
 
 
+@pytest.mark.parametrize("wide", [4, 20, 60])
+def test_what_is_painted_over_is_no_black_hole(wide: int) -> None:
+    """A network takes a black patch for a lesion."""
+    rgb = shown()
+    rgb[30 : 30 + wide, 40 : 40 + wide] = (255, 60, 0)
+    repaired, covered = tissue(frame(rgb), BOX)
+    assert covered.sum() == wide * wide
+    patch = repaired[30 : 30 + wide, 40 : 40 + wide]
+    assert patch.mean() == pytest.approx(SPECKLE.mean(), rel=0.15)
+    assert patch.min() > 0.5 * SPECKLE.mean()
+    np.testing.assert_array_equal(repaired[:20], SPECKLE[:20])
+
+
 def test_only_the_region_is_looked_at() -> None:
     rgb = shown()
     rgb[:, 80:] = (255, 0, 0)  # another picture on the screen
