@@ -99,6 +99,10 @@ def _complete(source: Dataset) -> Dataset:
     for keyword in ALWAYS_COPIED:
         if keyword not in header:
             setattr(header, keyword, None)
+    if "NumberOfFrames" in header and "SharedFunctionalGroupsSequence" not in header:
+        # highdicom takes every multi-frame image for an enhanced one; a cine has no functional groups
+        header.SharedFunctionalGroupsSequence = [Dataset()]
+        header.PerFrameFunctionalGroupsSequence = [Dataset() for _ in range(int(header.NumberOfFrames))]
     return header
 
 
