@@ -40,8 +40,8 @@ from dicom_sr.labelmap import label_map, retargeted
 from dicom_sr.outline import keyhole, outlines, polygon_area
 from dicom_sr.source import EncodingError
 from dicom_sr.validate import problems
-from tests.factories import ct_series, header
-from tests.results import CASES, WHEN, ct_findings, encoded, nodule
+from tests.factories import ct_series, header, us_image
+from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, us_findings
 from tests.unit.dicom_sr.test_geometry import SERIES
 
 FORMS = {form.name: form for chain in CHAINS.values() for form in chain if form.name != "Secondary Capture"}
@@ -364,6 +364,15 @@ def test_headers_that_lack_what_may_be_lacking_make_every_form() -> None:
     results, _ = results_of(ct_findings(images, nodule(1, (2, 4, 5))), images)
     for form in (*FORMS.values(), LABEL_MAP, ALL_FRAMES, KEY_IMAGES, PAGES, KEY_OBJECTS):
         assert as_bytes(made(form, original_of(form, results), results)[0], form)
+
+
+def test_a_presentation_state_is_for_one_clip() -> None:
+    clips = [us_image(frames=3, number=number) for number in (1, 2)]
+    findings = us_findings(clips, mass(1, (1, 5, 6)), mass(2, (4, 5, 6)))
+    results, _ = results_of(findings, clips)
+    assert len(results.segmentations) == 1
+    with pytest.raises(EncodingError, match="many frames"):
+        made(GSPS, results.segmentations[0], results)
 
 
 def test_a_presentation_state_is_for_grey_images() -> None:
