@@ -231,6 +231,7 @@ def _cross_problems(
     for i, route in _tables(raw, "route"):
         where = _table_name(("route", i), raw)
         yield from _destinations(i, route, where, peers)
+        yield from _priors(i, route, where, peers, pipelines)
         pipeline = route.get("pipeline")
         if pipelines is not None and isinstance(pipeline, str) and pipeline not in pipelines:
             yield ("route", i, "pipeline"), f"{where}: no pipeline '{pipeline}'; {_hint(pipeline, pipelines)}"
@@ -272,6 +273,25 @@ def _destinations(i: int, route: dict[str, Any], where: str, peers: dict[str, An
             break
 
 
+def _priors(
+    i: int,
+    route: dict[str, Any],
+    where: str,
+    peers: dict[str, Any],
+    pipelines: Mapping[str, type[BaseModel]] | None,
+) -> Iterator[tuple[Place, str]]:
+    name, pipeline = route.get("priors"), route.get("pipeline")
+    if not isinstance(name, str):
+        return
+    if name not in peers:
+        yield ("route", i, "priors"), f"{where}: no peer '{name}'; {_hint(name, peers)}"
+    elif "host" not in peers[name]:
+        yield ("route", i, "priors"), f"{where}: peer '{name}' has no host and port, so it cannot be asked for priors"
+    model = (pipelines or {}).get(pipeline) if isinstance(pipeline, str) else None
+    if model is not None and not getattr(model, "compares", False):
+        yield ("route", i, "priors"), f"{where}: {pipeline} does not compare with earlier studies; remove 'priors'"
+
+
 def _conditions(match: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     for keyword, condition in match.items():
         if not is_keyword_path(keyword):
@@ -311,7 +331,7 @@ def _warnings(raw: dict[str, Any]) -> Iterator[tuple[Place, str]]:
         if isinstance(route.get("send_to"), list)
         for name in route["send_to"]
         if isinstance(name, str)
-    }
+    } | {route.get("priors") for _, route in _tables(raw, "route")}
     for i, peer in _tables(raw, "peer"):
         if isinstance(peer.get("name"), str) and peer.get("may_send") is not True and peer["name"] not in used:
             yield ("peer", i, "name"), f"peer '{peer['name']}' may not send and no route sends to it"

@@ -111,6 +111,13 @@ class Jobs(Settings):
         return self
 
 
+class Priors(Settings):
+    """[priors]: earlier studies of the patient, for routes that name a peer in `priors`."""
+
+    max_age_days: Count = 1826  # five years; older studies are not looked for
+    timeout_s: Seconds = 120.0  # finding and fetching, and again comparing; then the result goes out without
+
+
 class Infer(Settings):
     """[infer]: where the models run."""
 
@@ -209,6 +216,7 @@ class Route(Settings):
     pipeline: str  # "lung-nodule", "breast-us"
     send_to: Names  # names of peers
     priority: Literal["routine", "stat"] = "routine"
+    priors: str | None = None  # the peer to ask for earlier studies of the patient; none: nothing is compared
     options: dict[str, Any] = Field(default_factory=dict)  # handed to the pipeline as they are
 
     @property
@@ -225,6 +233,7 @@ class Config(Settings):
     assemble: Assemble = Assemble()
     jobs: Jobs = Jobs()
     infer: Infer = Infer()
+    priors: Priors = Priors()
     peers: tuple[Peer, ...] = Field((), alias="peer", strict=False)
     routes: tuple[Route, ...] = Field((), alias="route", strict=False)
 

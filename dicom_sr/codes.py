@@ -69,6 +69,7 @@ HU = Code("[hnsf'U]", "UCUM", "Hounsfield unit")
 PERCENT = Code("%", "UCUM", "Percent")
 NO_UNITS = Code("1", "UCUM", "no units")
 PIXELS = Code("{pixels}", "UCUM", "pixels")  # an annotation, UCUM section 6
+DAYS = Code("d", "UCUM", "day")
 LESIONS = Code("{lesions}", "UCUM", "lesions")
 
 # Evaluations
@@ -89,6 +90,29 @@ NODULE_TYPE_RULE = Code("NODULETYPERULE", "99PACSNODE", "Rule of the nodule type
 US_ORIENTATION = Code("111354", "DCM", "Orientation")
 PARALLEL = Code("111355", "DCM", "Parallel")  # CID 6152
 NOT_PARALLEL = Code("111356", "DCM", "Not parallel")  # CID 6152
+
+# Change since an earlier study. Quantity CID 6133; quality CID 6134 and, for "new", CID 6002
+DIFFERENCE_IN_SIZE = Code("442714003", "SCT", "Difference in size")  # of the mean diameter, with derivation=MEAN
+QUALITATIVE_DIFFERENCE = Code("111049", "DCM", "Qualitative Difference")
+INCREASE_IN_SIZE = Code("15454001", "SCT", "Increase in size")
+DECREASE_IN_SIZE = Code("19776001", "SCT", "Decrease in size")
+NO_SIGNIFICANT_CHANGE = Code("129723006", "SCT", "No significant changes in the finding")
+NEW_FINDING = Code("129721008", "SCT", "New finding")
+DESCRIPTION_OF_CHANGE = Code("111021", "DCM", "Description of Change")
+TEMPORAL_PREDECESSOR = Code("121348", "DCM", "Temporal Predecessor")  # CID 7201
+PREVIOUS_FINDINGS = Code("18834-2", "LN", "Previous Findings")  # CID 7001
+PRIOR_REPORT = Code("122075", "DCM", "Prior report for current patient")  # CID 3407
+STUDY_DATE = Code("111060", "DCM", "Study Date")
+TEMPORAL_OFFSET = Code("128740", "DCM", "Longitudinal Temporal Offset from Event")
+TEMPORAL_EVENT_TYPE = Code("128741", "DCM", "Longitudinal Temporal Event Type")
+# ours, where PS3.16 and SNOMED CT as we have them hold no concept
+DIAMETER_CHANGE = Code("CHG-DIAM", "99PACSNODE", "Relative change of mean diameter")
+VOLUME_CHANGE = Code("CHG-VOL", "99PACSNODE", "Relative change of volume")
+VOLUME_DOUBLING_TIME = Code("VDT", "99PACSNODE", "Volume doubling time")
+GROWTH_IN_12_MONTHS = Code("GROWTH-12MO", "99PACSNODE", "Mean diameter grew by more than 1.5 mm within 12 months")
+PRIOR_STUDY = Code("PRIOR-STUDY", "99PACSNODE", "Prior study compared with")
+NO_LONGER_FOUND = Code("NO-LONGER-FOUND", "99PACSNODE", "Number of earlier lesions no longer found")
+REGISTRATION_RESIDUAL = Code("REG-RESIDUAL", "99PACSNODE", "Residual of rigid registration")
 
 # The report itself, TID 1500 and what it includes
 IMAGING_MEASUREMENT_REPORT = Code("126000", "DCM", "Imaging Measurement Report")  # CID 7021

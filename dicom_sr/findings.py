@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Literal
 
 import numpy as np
@@ -78,6 +79,23 @@ class Finding:
     short_axis: Axis | None = None
     measurements: tuple[Measurement, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
+    predecessor_uid: str | None = None  # Tracking UID of the same lesion in the report of an earlier study
+    change: str = ""  # since that study, in words: "grew from 6.1 to 8.3 mm in 184 days"
+
+
+@dataclass(frozen=True)
+class ComparedWith:
+    """The report of an earlier study of the same patient that findings were compared with."""
+
+    study_uid: str
+    series_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_date: date
+    days: int  # from that study to this one
+    residual_mm: float  # of the registration
+    no_longer_found: int = 0  # lesions of that report, at places that this study shows
+    remarks: tuple[str, ...] = ()  # in words, for readers
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,7 @@ class Findings:
     facts: Mapping[str, str | float] = field(default_factory=dict)  # for the web page: seconds, device, windows
     sought: Code = field(default_factory=lambda: Code("52988006", "SCT", "Lesion"))  # what "nothing found" is said of
     sought_site: Code | None = None  # and where it was looked for, e.g. SCT 39607008 lung
+    compared_with: ComparedWith | None = None
     variant: str = ""  # of the pipeline's options, where they are not the defaults: other options, other result UIDs
 
     @property

@@ -11,6 +11,7 @@ from pydicom.sr.coding import Code
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.previous import compared_with, predecessor_and_change
 from dicom_sr.report import CALIPERS, CONTOUR, WARNING, WHOLE
 
 
@@ -51,6 +52,8 @@ class Group:
     evaluations: tuple[Evaluation, ...]
     lines: tuple[Line, ...]  # of the region first, then of the numbers, in their order
     segment: tuple[str, int] | None  # SOP Instance UID of the Segmentation, segment number
+    predecessor_uid: str | None = None  # Tracking UID of the same lesion in the report of an earlier study
+    change: str = ""
 
 
 def segments(segmentation: Dataset) -> list[Segment]:
@@ -104,6 +107,11 @@ def groups(report: Dataset) -> list[Group]:
     ]
 
 
+def observer(report: Dataset) -> str:
+    """Device Observer Name, TID 1004: in our reports the pipeline."""
+    return _text(report, codes.DEVICE_OBSERVER_NAME)
+
+
 def comments(report: Dataset) -> list[str]:
     """The remarks at the end of the report, warnings among them."""
     return [str(item.TextValue) for item in _children(report, codes.COMMENT)]
@@ -122,7 +130,7 @@ def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence
     absent = None if whole is None or whole.type is None else Evaluation(whole.type, codes.ABSENT)
     is_volume = any(group.template == "1411" for group in every) or (not regions and _procedure_is_ct(report))
     result = Findings(
-        pipeline=_text(report, codes.DEVICE_OBSERVER_NAME),
+        pipeline=observer(report),
         geometry="volume" if is_volume else "image",
         images=tuple(images),
         findings=tuple(
@@ -136,6 +144,7 @@ def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence
         measurements=tuple(m for m in whole.measurements if m.name != codes.NUMBER_OF_LESIONS) if whole else (),
         evaluations=tuple(e for e in whole.evaluations if e != absent) if whole else (),
         warnings=tuple(text.removeprefix(WARNING) for text in comments(report) if text.startswith(WARNING)),
+        compared_with=compared_with(report),
     )
     return result if absent is None or whole is None else replace(result, sought=absent.name, sought_site=whole.site)
 
@@ -174,6 +183,7 @@ def _group(item: Dataset) -> Group:
     for child in _children(item, codes.REFERENCED_SEGMENT):
         reference = child.ReferencedSOPSequence[0]
         segment = (str(reference.ReferencedSOPInstanceUID), int(reference.ReferencedSegmentNumber))
+    predecessor_uid, change = predecessor_and_change(item)
     return Group(
         template=str(templates[0].TemplateIdentifier) if templates else "1501",
         tracking_id=_text(item, codes.TRACKING_IDENTIFIER),
@@ -190,6 +200,8 @@ def _group(item: Dataset) -> Group:
         ),
         lines=tuple(_line(child) for parent in (item, *numbers) for child in _coordinates(parent)),
         segment=segment,
+        predecessor_uid=predecessor_uid,
+        change=change,
     )
 
 
@@ -218,6 +230,8 @@ def _finding(
         short_axis=short_axis,
         measurements=tuple(m for m in group.measurements if m.name != codes.CERTAINTY),
         evaluations=group.evaluations,
+        predecessor_uid=group.predecessor_uid,
+        change=group.change,
     )
 
 

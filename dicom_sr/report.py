@@ -23,6 +23,7 @@ from dicom_sr import codes
 from dicom_sr.findings import Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.header import RESEARCH_ONLY, result_header
 from dicom_sr.outline import outline, polygon_area
+from dicom_sr.previous import change_items, pertinent_evidence, pertinent_uids, previous_findings
 from dicom_sr.seg import plane_mask, tracking_uid
 from dicom_sr.source import Plane, group_by_instance, headers_by_uid, plane, source_headers
 from dicom_sr.uids import device_uid, result_uid
@@ -99,6 +100,9 @@ class _Report:
             referenced_images=self.measured_images(),
         )[0]
         tree.ContentSequence.extend(self.remarks())
+        if self.findings.compared_with is not None:
+            tree.ContentSequence.append(previous_findings(self.findings.compared_with))
+            document.PertinentOtherEvidenceSequence = pertinent_evidence(self.findings.compared_with)
         document.update(tree)
         document.CurrentRequestedProcedureEvidenceSequence = self.evidence(document)
         return document
@@ -141,7 +145,10 @@ class _Report:
         known = headers_by_uid([*self.headers, *self.segmentations])
         studies: dict[str, Dataset] = {}
         series: dict[str, Dataset] = {}
+        pertinent = pertinent_uids(document)
         for class_uid, instance_uid in dict.fromkeys(referenced(document)):
+            if instance_uid in pertinent:
+                continue
             header = known[instance_uid]
             item = Dataset()
             item.ReferencedSOPClassUID = class_uid
@@ -219,7 +226,7 @@ class _Report:
     def volume(self, finding: Finding) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
         """TID 1411: everything measured, tied to the segment."""
         segmentation, number = self.segment_of[self.tracking_uid(finding)]
-        return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(self.tracking_uid(finding), finding.label),
             referenced_segment=hd.sr.ReferencedSegment(
                 sop_class_uid=segmentation.SOPClassUID,
@@ -234,6 +241,8 @@ class _Report:
             measurements=[self.number(m) for m in _with_certainty(finding)],
             qualitative_evaluations=_evaluations(finding.evaluations),
         )
+        group[0].ContentSequence.extend(change_items(finding))
+        return group
 
     def region(self, finding: Finding) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
         """TID 1410: the outline on one image or frame, and everything measured."""

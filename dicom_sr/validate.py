@@ -12,6 +12,7 @@ from pydicom.uid import ComprehensiveSRStorage, SegmentationStorage
 from dicom_sr import codes, read
 from dicom_sr.findings import Finding, Findings, ImageRef
 from dicom_sr.header import ALWAYS_COPIED
+from dicom_sr.previous import pertinent_uids
 from dicom_sr.report import OHIF_TOOL, referenced
 from dicom_sr.seg import NOT_CALIBRATED, first_pixel, tracking_uid
 from dicom_sr.source import headers_by_uid, plane
@@ -142,8 +143,11 @@ def _of_every_object(dataset: Dataset, sources: Sequence[Dataset], segmentations
 
 def _references(dataset: Dataset, sources: Sequence[Dataset], segmentations: Sequence[Dataset]) -> Iterator[str]:
     known = headers_by_uid([*sources, *segmentations])
+    pertinent = pertinent_uids(dataset)  # of an earlier study, of which nothing else is known here
     for item in _items_with_reference(dataset):
         uid = str(item.ReferencedSOPInstanceUID)
+        if uid in pertinent:
+            continue
         if uid not in known:
             yield f"it refers to {uid}, which is none of the sources"
             continue
@@ -299,6 +303,10 @@ def _of_report(
 def _evidence(dataset: Dataset) -> Iterator[str]:
     """The evidence sequence names what the tree refers to: all of it, and nothing else."""
     in_tree = {uid for _, uid in referenced(dataset)}
+    pertinent = pertinent_uids(dataset)
+    for uid in sorted(pertinent - in_tree):
+        yield f"{uid} is in the pertinent other evidence, but nothing refers to it"
+    in_tree -= pertinent
     in_evidence = {
         str(item.ReferencedSOPInstanceUID)
         for study in dataset.CurrentRequestedProcedureEvidenceSequence

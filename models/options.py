@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,8 @@ class PipelineOptions(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    compares: ClassVar[bool] = False  # with an earlier study of the patient, if the route says `priors`
 
     threads: int | None = Field(default=None, ge=1)  # processor threads on the cpu; all cores when not given
 

@@ -6,6 +6,7 @@ about patients.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -458,20 +459,30 @@ def chest_ct(
     order: str = "ascending",
     nodules: int = 6,
     patient_id: str = "PHANTOM-CT-1",
+    balls: Sequence[Ball] | None = None,
+    pose: np.ndarray | None = None,
+    study_date: str = "20260101",
 ) -> Truth:
     """One CT series of a chest with lungs, heart, bones, branching vessels and `nodules` nodules of 6 to 20 mm.
 
     spacing_mm   between slices, rows, columns
     orientation  a name of ORIENTATIONS
     order        of InstanceNumber along the normal: "ascending", "descending" or "shuffled"; file names are shuffled
+    balls        the nodules themselves (of `chest_balls`), for two studies of one patient: same seed, same vessels
+    pose         4x4 rigid, body to LPS: how the patient lies on the table; as drawn when not given
 
     The same arguments make the same files. `Truth.files` ascend along the normal, as models.read.read_ct orders them.
     """
     rng = np.random.default_rng((seed, 77))
     grid = chest_grid(slices, size, spacing_mm, orientation)
     vessels = [tube for side in (-1, 1) for tube in vessel_tree(rng, side)]
-    balls = place_nodules(rng, grid, vessels, nodules)
-    hu = chest_hu(rng, grid, vessels, balls)
+    series = f"{seed} {slices} {size} {spacing_mm} {orientation} {order} {nodules}"
+    if balls is None:
+        balls = place_nodules(rng, grid, vessels, nodules)
+    else:
+        series += f" {study_date} {[ball.half_axes_mm.tolist() for ball in balls]}"
+    body = grid if pose is None else Grid(grid.shape, np.linalg.inv(pose) @ grid.affine)  # the grid as the body sees it
+    hu = chest_hu(rng, body, vessels, balls)
 
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {
@@ -480,14 +491,21 @@ def chest_ct(
         "shuffled": rng.permutation(slices),
     }
     names = rng.permutation(slices)
-    series = f"{seed} {slices} {size} {spacing_mm} {orientation} {order} {nodules}"
     files = []
     for z in range(slices):
         image = ct_dicom(hu[z], grid.affine, z, orientation, patient_id=patient_id, series=series)
         image.InstanceNumber = int(numbers[order][z]) + 1
+        image.StudyDate = image.SeriesDate = image.AcquisitionDate = image.ContentDate = study_date
         files.append(folder / f"ct_{names[z] + 1:04d}.dcm")
         image.save_as(files[-1], enforce_file_format=True)
-    return Truth(tuple(files), tuple(ball_lesion(ball, grid) for ball in balls))
+    return Truth(tuple(files), tuple(ball_lesion(ball, body, pose) for ball in balls))
+
+
+def chest_balls(seed: int, nodules: int) -> list[Ball]:
+    """The nodules of `chest_ct(folder, seed=seed, nodules=nodules)`, to be changed for a second study."""
+    rng = np.random.default_rng((seed, 77))
+    vessels = [tube for side in (-1, 1) for tube in vessel_tree(rng, side)]
+    return place_nodules(rng, chest_grid(100, 512, (2.5, 0.7, 0.7), "HFS"), vessels, nodules)
 
 
 def chest_grid(slices: int, size: int, spacing_mm: tuple[float, float, float], orientation: str) -> Grid:
@@ -566,7 +584,7 @@ def place_nodules(rng: np.random.Generator, grid: Grid, vessels: list[Tube], cou
     return balls
 
 
-def chest_hu(rng: np.random.Generator, grid: Grid, vessels: list[Tube], balls: list[Ball]) -> np.ndarray:
+def chest_hu(rng: np.random.Generator, grid: Grid, vessels: list[Tube], balls: Sequence[Ball]) -> np.ndarray:
     """int16 (z, y, x) in HU, with a scanner's blur and noise."""
     hu = np.empty(grid.shape, np.float32)
     step, down, across = (grid.affine[:3, axis] for axis in range(3))
@@ -627,8 +645,12 @@ def paint(hu: np.ndarray, grid: Grid, thing: Ball | Tube, value: float) -> None:
     hu[box] = np.maximum(hu[box], hu[box] + (value - hu[box]) * share)
 
 
-def ball_lesion(ball: Ball, grid: Grid) -> Lesion:
-    """What is true about a nodule: its voxels, and its axes in the image plane through its middle."""
+def ball_lesion(ball: Ball, grid: Grid, pose: np.ndarray | None = None) -> Lesion:
+    """What is true about a nodule: its voxels, and its axes in the image plane through its middle.
+
+    grid   as the body sees it; pose brings the nodule's centre from there to LPS
+    """
+    centre = ball.centre_mm if pose is None else (pose @ [*ball.centre_mm, 1])[:3]
     box = grid.box(ball.centre_mm, 1.8 * float(ball.half_axes_mm.max()) + 3)
     inside = ball.depth_mm(grid.points(box)) >= 0
     (tight,) = ndimage.find_objects(inside.astype(np.uint8))
@@ -648,7 +670,7 @@ def ball_lesion(ball: Ball, grid: Grid) -> Lesion:
         offset_zyx=tuple(b.start + t.start for b, t in zip(box, tight, strict=True)),  # type: ignore[arg-type]
         long_axis_mm=float(distance.max()),
         short_axis_mm=float(np.ptp(across_long)),
-        centre_lps_mm=tuple(float(v) for v in ball.centre_mm),  # type: ignore[arg-type]
+        centre_lps_mm=tuple(float(v) for v in centre),  # type: ignore[arg-type]
         hu=ball.hu,
     )
 

@@ -27,6 +27,16 @@ class Card:
     weights_sha256: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Prior:
+    """What there is of an earlier study of the patient: our report, its Segmentations, the images they are of."""
+
+    report: Path
+    segmentations: tuple[Path, ...]
+    images: tuple[Path, ...]
+    days: int  # from that study to this one
+
+
 class Pipeline(Protocol):
     """A model system behind one method. Built once per process and device, then run many times."""
 

@@ -54,6 +54,7 @@ STEPS = (
     "closed",  # verdict, rules and jobs are committed, no engine knows of them
     "infer begun",
     "inferred",  # findings are in memory
+    "compared",  # what came of the comparison with an earlier study is kept with the job, if the route asks for one
     "encoded",  # result files are renamed, no row knows of them
     "infer done",  # results and send jobs are committed
     "send begun",
@@ -70,6 +71,7 @@ class Rooms(Protocol):
     def judge(self, headers: Sequence[Dataset]) -> Verdict: ...
     def matches(self, header: Dataset) -> list[RouteMatch]: ...
     def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings: ...
+    def compare(self, job: Job, findings: Findings, files: Sequence[Path]) -> Findings: ...
     def encode(self, job: Job, findings: Findings, files: Sequence[Path]) -> list[Result]: ...
     def deliver(self, destination: str, package: Package) -> list[Receipt]: ...
 
@@ -84,6 +86,7 @@ class RouteMatch:
     send_to: tuple[str, ...]
     priority: int
     options: Mapping[str, Any]
+    priors: str | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,7 @@ class Flow:
             priority=match.priority,
             send_to=match.send_to,
             options=match.options,
+            priors=match.priors,
             created_at=now,
         )
 
@@ -231,6 +235,8 @@ class Flow:
 
         findings = self.rooms.infer(job, files, progress)
         self.at("inferred")
+        findings = self.rooms.compare(job, findings, files)
+        self.at("compared")
         results = self.rooms.encode(job, findings, files)
         self.at("encoded")
         count = len(findings.findings)

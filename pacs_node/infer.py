@@ -19,8 +19,10 @@ from typing import Any
 
 import structlog
 
+from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
 from models import PIPELINES
+from models.pipeline import Prior
 from pacs_node.errors import GiveUp, Interrupted, JobError, Refused, TryAgain
 
 log = structlog.get_logger()
@@ -43,33 +45,43 @@ class Inference:
 
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> Findings:
         """Raises Refused (unfit input), TryAgain (the process died, timed out or ran out of memory), GiveUp."""
+        return self._ask((pipeline, dict(options), [str(file) for file in files]), pipeline, self.timeout_s, progress)
+
+    def compare(
+        self, pipeline: str, findings: Findings, files: Sequence[Path], prior: Prior, timeout_s: float
+    ) -> Comparison:
+        """What became of the findings since an earlier study. Raises as `run` does."""
+        asked = ("compare", {"pipeline": pipeline}, (findings, list(files), prior))
+        return self._ask(asked, f"the comparison of {pipeline}", timeout_s, lambda *_: None)
+
+    def _ask(self, asked: tuple[str, Any, Any], what: str, timeout_s: float, progress: Progress) -> Any:
         with self._lock:
             pipe = self._ready()
             answered = False
             try:
-                pipe.send((pipeline, dict(options), [str(file) for file in files]))
-                kind, content = self._answer(pipe, pipeline, progress)
+                pipe.send(asked)
+                kind, content = self._answer(pipe, what, timeout_s, progress)
                 answered = True
             except (EOFError, BrokenPipeError, ConnectionResetError) as error:
                 if self._closing:
-                    raise Interrupted(f"{pipeline} was stopped with the node") from error
-                raise TryAgain(f"the inference process ended while running {pipeline} ({self._ended()})") from error
+                    raise Interrupted(f"{what} was stopped with the node") from error
+                raise TryAgain(f"the inference process ended while running {what} ({self._ended()})") from error
             finally:
                 if not answered:
                     self.stop()  # or the next job would be given this one's answer
-            if kind == "findings":
+            if kind == "done":
                 return content
             raise self._failure(kind, content)
 
-    def _answer(self, pipe: Connection, pipeline: str, progress: Progress) -> tuple[str, Any]:
+    def _answer(self, pipe: Connection, what: str, timeout_s: float, progress: Progress) -> tuple[str, Any]:
         """The child's last word on the job; its progress on the way. Raises TryAgain when none comes in time."""
-        deadline = time.monotonic() + self.timeout_s
+        deadline = time.monotonic() + timeout_s
         while pipe.poll(max(0.0, deadline - time.monotonic())):
             kind, content = pipe.recv()
             if kind != "progress":
                 return kind, content
             progress(*content)
-        raise TryAgain(f"{pipeline} gave no answer within {self.timeout_s:g} s; its process was ended")
+        raise TryAgain(f"{what} gave no answer within {timeout_s:g} s; its process was ended")
 
     def warm(self, pipelines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Start the child and load these pipelines with their options, so that the first patient does not wait."""
@@ -142,7 +154,7 @@ def _serve(pipe: Connection, device: str, pipelines: Mapping[str, str]) -> None:
 
     import torch
 
-    from models import pipeline_class
+    from models import comparison, pipeline_class
     from models.options import BadOptions
     from models.pipeline import UnfitInput
     from models.weights import WeightsError
@@ -177,8 +189,11 @@ def _serve(pipe: Connection, device: str, pipelines: Mapping[str, str]) -> None:
             continue
         try:
             started, last = time.monotonic(), 0.0
+            if name == "compare":
+                pipe.send(("done", comparison(options["pipeline"])(*files)))
+                continue
             findings = pipeline(name, options).run([Path(file) for file in files], report)
-            pipe.send(("findings", _timed(findings, time.monotonic() - started, device)))
+            pipe.send(("done", _timed(findings, time.monotonic() - started, device)))
         except UnfitInput as refusal:
             pipe.send(("unfit", str(refusal)))
         except (torch.OutOfMemoryError, MemoryError) as error:

@@ -112,6 +112,7 @@ job_table = sa.Table(
     sa.Column("pipeline", sa.String(64), nullable=False),
     sa.Column("route", sa.String(64), nullable=False),
     sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("priors", sa.String(64)),  # the peer to ask for earlier studies of the patient
     sa.Column("send_to", sa.JSON, nullable=False),  # names of peers; an infer job's destinations
     sa.Column("destination", sa.String(64)),  # a send job's one
     sa.Column("parent", sa.String(64), index=True),  # a send job's infer job

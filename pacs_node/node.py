@@ -26,10 +26,11 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from config import Config, Peer
+from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
 from dicom_sr.forms import Profile
 from models import PIPELINES
-from pacs_node import __version__, observe
+from pacs_node import __version__, observe, priors
 from pacs_node.assemble.evidence import expected_count
 from pacs_node.assemble.geometry import judge
 from pacs_node.assemble.series import Close, decide
@@ -38,7 +39,7 @@ from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.encode import ResultForms, encode_results
-from pacs_node.errors import AlreadyRunning, GiveUp, LedgerUnavailable
+from pacs_node.errors import AlreadyRunning, GiveUp, LedgerUnavailable, Refused, TryAgain
 from pacs_node.flow import Flow, Patience, RouteMatch
 from pacs_node.infer import Inference
 from pacs_node.jobs import Engine
@@ -67,7 +68,9 @@ class JoinedRooms:
 
     def __init__(self, config: Config, ledger: Ledger, now: Callable[[], datetime]) -> None:
         self.config, self.now = config, now
-        self.rules = [Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options) for r in config.routes]
+        self.rules = [
+            Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors) for r in config.routes
+        ]
         self.destinations = {
             peer.name: _destination(config, peer.name, ledger) for peer in config.peers if peer.reachable
         }
@@ -93,15 +96,59 @@ class JoinedRooms:
 
     def matches(self, header: Dataset) -> list[RouteMatch]:
         return [
-            RouteMatch(rule.name, why_not, rule.pipeline, rule.send_to, rule.priority, rule.options)
+            RouteMatch(rule.name, why_not, rule.pipeline, rule.send_to, rule.priority, rule.options, rule.priors)
             for rule, why_not in route(self.rules, header)
         ]
 
     def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
         return self.inference.run(job.pipeline, job.options, files, progress)
 
+    def compare(self, job: Job, findings: Findings, files: Sequence[Path]) -> Findings:
+        """The findings with what became of them since an earlier study; with a warning where that cannot be told."""
+        if job.priors is None:
+            return findings
+        path = self.results / job.id / "comparison.json"
+        outcome = priors.kept(path)
+        if outcome is None:
+            try:
+                outcome = priors.Outcome(self._compared(job, job.priors, findings, files))
+            except (priors.NoComparison, Refused, TryAgain, GiveUp) as reason:
+                outcome = priors.Outcome(why_not=str(reason))
+            outcome = priors.keep(path, outcome)
+        return outcome.told(findings)
+
+    def _compared(self, job: Job, peer_name: str, findings: Findings, files: Sequence[Path]) -> Comparison:
+        """Fetch, judge, compare; what was fetched is gone afterwards. Raises NoComparison or a JobError: why not."""
+        peer = next((peer for peer in self.config.peers if peer.name == peer_name), None)
+        if peer is None or peer.ae_title is None or peer.host is None or peer.port is None:
+            raise priors.NoComparison(f"the settings have no peer '{peer_name}' that can be asked for earlier studies")
+        archive = priors.Archive(peer.name, peer.ae_title, peer.host, peer.port, self.config.node.ae_title)
+        limits = self.config.priors
+        root = self.config.node.data_dir / "priors"
+        folder = root / f"{job.id}.{job.generation}"
+        for left_behind in root.glob(f"{job.id}.*"):  # by a run of this job that was killed
+            shutil.rmtree(left_behind, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+            header = pydicom.dcmread(files[0], stop_before_pixels=True)
+            prior = priors.fetch(
+                archive, header, job.pipeline, folder, max_age_days=limits.max_age_days, timeout_s=limits.timeout_s
+            )
+            headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in prior.images]
+            verdict = judge(headers, min_slices=self.config.assemble.min_slices)
+            if not verdict.fit:
+                raise priors.NoComparison(f"the earlier CT is not fit: {verdict.reason}")
+            of = {str(each.SOPInstanceUID): path for each, path in zip(headers, prior.images, strict=True)}
+            usable = replace(prior, images=tuple(of[uid] for uid in verdict.use))
+            return self.inference.compare(job.pipeline, findings, files, usable, limits.timeout_s)
+        except OSError as error:
+            raise priors.NoComparison(f"{folder} cannot be written or read: {error.strerror}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def encode(self, job: Job, findings: Findings, files: Sequence[Path]) -> list[Result]:
-        variant = json.dumps(dict(job.options), sort_keys=True) if job.options else ""
+        asked = dict(job.options) | ({"priors": job.priors} if job.priors else {})
+        variant = json.dumps(asked, sort_keys=True) if asked else ""
         folder = self.results / job.id / str(job.generation)  # a worker taken for dead writes beside its successor
         said = replace(findings, variant=variant)
         return encode_results(said, files, folder, when=job.created_at, revision=job.revision)

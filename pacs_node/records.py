@@ -136,6 +136,7 @@ class Job:
     created_at: datetime
     send_to: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    priors: str | None = None  # the peer to ask for earlier studies of the patient
     destination: str | None = None
     parent: str | None = None
     state: str = "queued"

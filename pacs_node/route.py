@@ -49,6 +49,7 @@ class Rule:
     send_to: tuple[str, ...]
     priority: int = 5  # 1 STAT, 5 routine
     options: Mapping[str, Any] = field(default_factory=dict)
+    priors: str | None = None  # the peer to ask for earlier studies
 
     def why_not(self, header: Dataset) -> str | None:
         """None, or the first condition that fails, in words and without patient values.

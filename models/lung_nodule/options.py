@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ Purpose = Literal["screening", "incidental"]  # what a study was made for: Lung-
 
 
 class Options(PipelineOptions):
+    compares: ClassVar[bool] = True
+
     threshold: float = Field(default=0.5, gt=0, lt=1)  # of the probability: what is nodule
     peak: float = Field(default=0.8, gt=0, le=1)  # a nodule must reach this probability somewhere
     smallest_mm: float = Field(

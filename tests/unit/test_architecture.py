@@ -28,6 +28,7 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     "assemble": set(),
     "route": set(),
     "infer": {"models", "dicom_sr"},
+    "priors": {"dicom_sr", "models"},
     "encode": {"dicom_sr", "models"},  # models.read for captures: the only reader of pixels
     "deliver": set(),
     "web": set(),
@@ -49,7 +50,13 @@ DOORS = {  # outside package -> files and folders that may import it
     "psycopg": ("pacs_node/ledger.py",),
     "sqlite3": ("pacs_node/ledger.py",),
     "dbos": ("pacs_node/jobs.py",),
-    "pynetdicom": ("pacs_node/receive/scp.py", "pacs_node/deliver/dimse.py", "pacs_node/assemble/evidence.py"),
+    "pynetdicom": (
+        "pacs_node/receive/scp.py",
+        "pacs_node/deliver/dimse.py",
+        "pacs_node/assemble/evidence.py",
+        "pacs_node/priors.py",
+    ),
+    "SimpleITK": ("models/lung_nodule/register.py",),
     "torch": ("models/", "pacs_node/infer.py"),
     "highdicom": ("dicom_sr/", "models/read.py"),
     "httpx": ("pacs_node/deliver/stow.py", "pacs_node/assemble/evidence.py", "pacs_node/demo.py"),

@@ -1,0 +1,429 @@
+"""Earlier studies of the same patient at a peer: found by C-FIND, our report and its CT fetched by C-GET.
+
+What is fetched goes into a folder of its own, never into the spool: it starts no pipeline. C-GET and not C-MOVE,
+because a C-MOVE comes back through the listener, like any image to be analysed.
+
+Whose study it is: Patient ID and its issuer must be equal; a birth date or sex that differs anywhere under that ID
+means that the ID cannot be trusted, and nothing is compared. Reasons never hold a patient's values.
+
+What came of it is kept with the job, and used again when the job runs again: the same job writes the same bytes, though
+the archive may have more to give, or nothing, by then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import cast
+
+import pydicom
+import structlog
+from pydantic import TypeAdapter
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pynetdicom import AE, _config, build_role, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.transport import AssociationSocket
+
+from dicom_sr import read
+from dicom_sr.changes import Comparison, with_comparison
+from dicom_sr.findings import Findings
+from models.pipeline import Prior
+from pacs_node.errors import NodeError, TryAgain
+
+log = structlog.get_logger(__name__)
+
+_config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False  # they hold patient values
+
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # PS3.4 Table C.6.2-1
+STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
+REPORTS = ("1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.88.34")  # Comprehensive SR, Comprehensive 3D SR
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4",)
+IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")  # CT, Enhanced CT
+STORED_AS = (  # each in a context of its own, so that the peer sends what it has and decodes nothing
+    "1.2.840.10008.1.2.1",  # Explicit VR Little Endian
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1.99",  # Deflated
+    "1.2.840.10008.1.2.5",  # RLE
+    "1.2.840.10008.1.2.4.70",  # JPEG Lossless, SV1
+    "1.2.840.10008.1.2.4.57",
+    "1.2.840.10008.1.2.4.80",  # JPEG-LS Lossless
+    "1.2.840.10008.1.2.4.90",  # JPEG 2000 Lossless
+    "1.2.840.10008.1.2.4.91",
+)
+SUCCESS, PENDING = 0x0000, frozenset({0xFF00, 0xFF01})  # PS3.4 Table C.4-1, C.4-3
+OUT_OF_RESOURCES = 0xA700
+CONNECT_S = 10.0  # a peer that is down must not hold up every result
+MOST_STUDIES = 20  # the nearest ones are looked into
+MOST_OBJECTS = 4000  # of one C-GET: more are no CT series, and the disk is not endless
+
+
+class NoComparison(NodeError):
+    """Why this result is not compared with an earlier one; the result itself is none the worse for it."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The peer that is asked, and as whom."""
+
+    name: str
+    ae_title: str
+    host: str
+    port: int
+    calling_ae: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a comparison: it, or why there is none."""
+
+    comparison: Comparison | None = None
+    why_not: str = ""
+
+    def told(self, findings: Findings) -> Findings:
+        """The findings with what became of them, or with a warning."""
+        if self.comparison is not None:
+            return with_comparison(findings, self.comparison)
+        return replace(findings, warnings=(*findings.warnings, f"no comparison: {self.why_not}"))
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Whose study it is, PS3.3 C.7.1.1."""
+
+    patient_id: str
+    issuer: str
+    birth_date: str
+    sex: str
+
+    @classmethod
+    def of(cls, header: Dataset) -> Patient:
+        keywords = ("PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex")
+        return cls(*(str(header.get(keyword) or "").strip() for keyword in keywords))
+
+    def contradicts(self, other: Patient) -> str | None:
+        """None, or what is recorded differently under the same ID, though both say it."""
+        pairs = {"date of birth": (self.birth_date, other.birth_date), "sex": (self.sex, other.sex)}
+        return next((name for name, (mine, its) in pairs.items() if mine and its and mine != its), None)
+
+
+@dataclass(frozen=True)
+class Study:
+    study_uid: str
+    study_date: date
+
+
+def fetch(
+    archive: Archive, header: Dataset, pipeline: str, folder: Path, *, max_age_days: int, timeout_s: float
+) -> Prior:
+    """The nearest earlier study with a report of `pipeline`, fetched into `folder`. Raises NoComparison.
+
+    header      of an image of the present study
+    timeout_s   for everything together
+    """
+    patient = Patient.of(header)
+    if not patient.patient_id:
+        raise NoComparison("the study has no Patient ID")
+    today = _date(header)
+    if today is None:
+        raise NoComparison("the study has no Study Date")
+    ask = _Peer(archive, folder, time.monotonic() + timeout_s)
+    studies = earlier_studies(patient, str(header.StudyInstanceUID), today, ask.studies(patient, today, max_age_days))
+    for study in studies[:MOST_STUDIES]:
+        series = ask.series(study)
+        written = [uid for uid, each in series.items() if each.get("Modality") == "SR"]
+        reports = [report for uid in written for report in ask.get(study, uid, REPORTS)]
+        ours = [report for report in reports if _is_ours(report, pipeline)]
+        if ours:
+            counts = {uid: int(each.get("NumberOfSeriesRelatedInstances") or 0) for uid, each in series.items()}
+            return _prior(ask, patient, study, ours, counts, (today - study.study_date).days)
+    raise NoComparison(f"{archive.name} has no report of {pipeline} in an earlier study of the patient")
+
+
+def earlier_studies(patient: Patient, study_uid: str, today: date, answers: Iterable[Dataset]) -> list[Study]:
+    """The patient's studies of days before, the nearest first; one of the same day would show measurement error only.
+
+    Raises NoComparison when the Patient ID is not one person's.
+    """
+    found: dict[str, Study] = {}
+    for answer in answers:
+        other = Patient.of(answer)
+        if other.patient_id != patient.patient_id:  # a peer may match by wildcard, or without regard to case
+            continue
+        if other.issuer and patient.issuer and other.issuer != patient.issuer:
+            continue  # the same number, given by another institution to another person
+        if differs := patient.contradicts(other):
+            raise NoComparison(
+                f"the Patient ID also belongs to a study with another {differs}; it may not be one person's"
+            )
+        day, uid = _date(answer), str(answer.get("StudyInstanceUID") or "")
+        if uid and uid != study_uid and day is not None and day < today:
+            found[uid] = Study(uid, day)
+    return sorted(found.values(), key=lambda study: (-study.study_date.toordinal(), study.study_uid))
+
+
+def latest(reports: Sequence[Dataset]) -> list[Dataset]:
+    """Of each source series the report that no other supersedes; of several the highest revision."""
+    superseded = {
+        str(instance.ReferencedSOPInstanceUID)
+        for report in reports
+        for study in report.get("PredecessorDocumentsSequence") or ()
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+
+    def rank(report: Dataset) -> tuple[int, str, str]:
+        when = f"{report.get('ContentDate')}{report.get('ContentTime')}"
+        return int(report.get("InstanceNumber") or 0), when, str(report.SOPInstanceUID)
+
+    by_source: dict[str, Dataset] = {}
+    for report in sorted(reports, key=rank):
+        if str(report.SOPInstanceUID) not in superseded:
+            by_source[_source_series(report)] = report
+    return list(by_source.values())
+
+
+def _prior(
+    ask: _Peer, patient: Patient, study: Study, reports: Sequence[Dataset], counts: dict[str, int], days: int
+) -> Prior:
+    """Fetch what the report of the series with most images was made of."""
+    of_series = {_source_series(report): report for report in latest(reports)}
+    of_series.pop("", None)
+    if not of_series:
+        raise NoComparison("the earlier report does not say which CT series it is of")
+    series_uid, report = max(of_series.items(), key=lambda item: (counts.get(item[0], 0), item[0]))
+    _confirm(patient, study, [report])
+    segmentations = [
+        dataset
+        for seg_series, instance_uid in _evidence(report, SEGMENTATIONS)
+        for dataset in ask.get(study, seg_series, SEGMENTATIONS, instance_uid)
+    ]
+    images = ask.get(study, series_uid, IMAGES)
+    if not images or len(images) < counts.get(series_uid, 0):
+        raise NoComparison(f"{len(images)} of {counts.get(series_uid, 0)} images of the earlier CT could be fetched")
+    if len(segmentations) < len(_evidence(report, SEGMENTATIONS)):
+        raise NoComparison("the Segmentation of the earlier report could not be fetched")
+    _confirm(patient, study, [*segmentations, *images])
+    return Prior(_path(report), tuple(map(_path, segmentations)), tuple(map(_path, images)), days)
+
+
+def _confirm(patient: Patient, study: Study, fetched: Iterable[Dataset]) -> None:
+    """The objects themselves say whose they are: what a peer answered to a query may come from its database."""
+    for dataset in fetched:
+        its = Patient.of(dataset)
+        if its.patient_id != patient.patient_id or str(dataset.StudyInstanceUID) != study.study_uid:
+            raise NoComparison("the peer sent an object of another patient or study than it was asked for")
+        if its.issuer != patient.issuer:
+            raise NoComparison("the issuer of the Patient ID is not the same in both studies; they may be two persons'")
+        if differs := patient.contradicts(its):
+            raise NoComparison(f"the earlier study has another {differs} under the same Patient ID")
+
+
+def _is_ours(report: Dataset, pipeline: str) -> bool:
+    """A whole report that this node's software made with this pipeline."""
+    return (
+        report.get("Manufacturer") == "pacs-node"
+        and report.get("CompletionFlag") == "COMPLETE"
+        and read.observer(report) == pipeline
+    )
+
+
+def _evidence(report: Dataset, sop_classes: Sequence[str]) -> list[tuple[str, str]]:
+    """(Series, SOP Instance UID) of the objects of these classes that a report was made of."""
+    return [
+        (str(series.SeriesInstanceUID), str(instance.ReferencedSOPInstanceUID))
+        for study in report.get("CurrentRequestedProcedureEvidenceSequence") or ()
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+        if instance.ReferencedSOPClassUID in sop_classes
+    ]
+
+
+def _source_series(report: Dataset) -> str:
+    return next((series for series, _ in _evidence(report, IMAGES)), "")
+
+
+def _date(header: Dataset) -> date | None:
+    try:
+        return date.fromisoformat(str(header.get("StudyDate") or "").strip())
+    except ValueError:
+        return None
+
+
+def _path(dataset: Dataset) -> Path:
+    return Path(str(dataset.filename))
+
+
+def kept(path: Path) -> Outcome | None:
+    """What came of it when the job ran before; None if it never got so far."""
+    return OUTCOME.validate_json(path.read_bytes()) if path.exists() else None
+
+
+def keep(path: Path, outcome: Outcome) -> Outcome:
+    """Write it down durably; the outcome of whoever was first counts. Raises TryAgain when the disk is full or gone."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part") as part:
+            part.write(OUTCOME.dump_json(outcome, indent=1))
+            part.flush()
+            os.fsync(part.fileno())
+            with suppress(FileExistsError):
+                os.link(part.name, path)  # a link, not a rename: it never replaces
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise TryAgain(f"{path} cannot be written: {error.strerror}; free or mount the disk") from error
+    return OUTCOME.validate_json(path.read_bytes())
+
+
+OUTCOME = TypeAdapter(Outcome)
+
+
+# --------------------------------------------------------------------------------------------------- C-FIND and C-GET
+
+
+class _Peer:
+    """One archive, a folder for what it sends, and the moment at which it has taken too long."""
+
+    def __init__(self, archive: Archive, folder: Path, deadline: float) -> None:
+        self.archive, self.folder, self.deadline = archive, folder, deadline
+
+    def studies(self, patient: Patient, today: date, max_age_days: int) -> list[Dataset]:
+        first, last = today - timedelta(days=max_age_days), today - timedelta(days=1)
+        query = Dataset()
+        query.SpecificCharacterSet = "ISO_IR 192"
+        query.QueryRetrieveLevel = "STUDY"
+        query.PatientID = patient.patient_id
+        query.StudyDate = f"{first:%Y%m%d}-{last:%Y%m%d}"
+        for keyword in ("IssuerOfPatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID"):
+            setattr(query, keyword, None)
+        return self._find(query)
+
+    def series(self, study: Study) -> dict[str, Dataset]:
+        query = Dataset()
+        query.QueryRetrieveLevel = "SERIES"
+        query.StudyInstanceUID = study.study_uid
+        for keyword in ("SeriesInstanceUID", "Modality", "NumberOfSeriesRelatedInstances"):
+            setattr(query, keyword, None)
+        return {str(answer.SeriesInstanceUID): answer for answer in self._find(query) if "SeriesInstanceUID" in answer}
+
+    def get(
+        self, study: Study, series_uid: str, sop_classes: Sequence[str], instance_uid: str | None = None
+    ) -> list[Dataset]:
+        """Headers of the objects of these classes in a series, or of one of them; `filename` says where each lies."""
+        query = Dataset()
+        query.QueryRetrieveLevel = "IMAGE" if instance_uid else "SERIES"
+        query.StudyInstanceUID = study.study_uid
+        query.SeriesInstanceUID = series_uid
+        if instance_uid:
+            query.SOPInstanceUID = instance_uid
+        arrived: dict[str, Path] = {}
+
+        def store(event: evt.Event) -> int:
+            uid = str(event.request.AffectedSOPInstanceUID)
+            if self._left_s() <= 0 or len(arrived) >= MOST_OBJECTS:
+                return OUT_OF_RESOURCES
+            path = self.folder / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.dcm"  # a UID may hold anything
+            try:
+                path.write_bytes(event.encoded_dataset())
+            except OSError:
+                return OUT_OF_RESOURCES
+            arrived[uid] = path
+            return SUCCESS
+
+        contexts = [
+            build_context(STUDY_ROOT_GET),
+            *(build_context(sop_class, [syntax]) for sop_class in sop_classes for syntax in STORED_AS),
+        ]
+        with self._association(contexts, sop_classes, store) as association:
+            if not any(c.abstract_syntax == STUDY_ROOT_GET for c in association.accepted_contexts):
+                raise NoComparison(f"{self.archive.name} does not serve C-GET")
+            for status, _ in association.send_c_get(query, STUDY_ROOT_GET):
+                self._go_on(status, "C-GET")
+        headers = [_header(path) for path in arrived.values()]
+        return sorted(
+            (each for each in headers if each is not None and each.SOPClassUID in sop_classes),
+            key=lambda header: str(header.SOPInstanceUID),
+        )
+
+    def _find(self, query: Dataset) -> list[Dataset]:
+        answers = []
+        with self._association([build_context(STUDY_ROOT_FIND)]) as association:
+            for status, answer in association.send_c_find(query, STUDY_ROOT_FIND):
+                if self._go_on(status, "C-FIND") and answer is not None:
+                    answers.append(answer)
+        return answers
+
+    def _go_on(self, status: Dataset, what: str) -> bool:
+        """True while answers are pending. Raises NoComparison for a failure, or when time is up."""
+        if "Status" not in status:
+            raise NoComparison(f"{self.archive.name} broke off during {what}, or did not answer in time")
+        if self._left_s() <= 0:
+            raise NoComparison(f"{self.archive.name} took too long to answer {what}")
+        if status.Status in PENDING:
+            return True
+        if status.Status != SUCCESS:
+            raise NoComparison(f"{self.archive.name} answered {what} with 0x{status.Status:04X}")
+        return False
+
+    def _left_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+    @contextmanager
+    def _association(
+        self, contexts: list[PresentationContext], received: Sequence[str] = (), store: object = None
+    ) -> Iterator[Association]:
+        """An association; given up, not released, when what is done with it fails."""
+        left_s = self._left_s()
+        if left_s <= 0:
+            raise NoComparison(f"{self.archive.name} took too long")
+        ae = AE(self.archive.calling_ae)
+        ae.connection_timeout = ae.acse_timeout = min(left_s, CONNECT_S)
+        ae.dimse_timeout = ae.network_timeout = left_s
+
+        def at_once(event: evt.Event) -> None:  # the peer waits for each of our answers before it sends the next image
+            transport = cast(AssociationSocket, event.assoc.dul.socket)
+            cast(socket.socket, transport.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        association = ae.associate(
+            self.archive.host,
+            self.archive.port,
+            contexts=contexts,
+            ae_title=self.archive.ae_title,
+            max_pdu=1 << 20,
+            ext_neg=[build_role(sop_class, scp_role=True) for sop_class in received],
+            evt_handlers=[(evt.EVT_CONN_OPEN, at_once), *([(evt.EVT_C_STORE, store)] if store else [])],
+        )
+        if not association.is_established:
+            raise NoComparison(f"{self.archive.name} cannot be reached, or refuses to be asked for earlier studies")
+        done = False
+        try:
+            yield association
+            done = True
+        finally:
+            if association.is_established:
+                if done:
+                    association.release()
+                else:
+                    association.abort()
+
+
+def _header(path: Path) -> Dataset | None:
+    """None, with a line in the log, when it cannot be read: it is then missing, and counted so."""
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except (InvalidDicomError, EOFError, ValueError, NotImplementedError) as error:
+        log.warning("prior unreadable", file=path.name, error=type(error).__name__)
+        return None
