@@ -79,11 +79,11 @@ class Change:
 
     @property
     def diameter_percent(self) -> float:
-        return round(100 * (self.present.mean_mm / self.earlier.mean_mm - 1), 1)
+        return _percent(self.earlier.mean_mm, self.present.mean_mm)
 
     @property
     def volume_percent(self) -> float:
-        return round(100 * (self.present.volume_mm3 / self.earlier.volume_mm3 - 1), 1)
+        return _percent(self.earlier.volume_mm3, self.present.volume_mm3)
 
     @property
     def trend(self) -> int:
@@ -107,12 +107,16 @@ class Change:
 
     def words(self) -> str:
         was, now = f"{self.earlier.mean_mm:.1f}", f"{self.present.mean_mm:.1f}"
-        numbers = f"diameter {self.diameter_percent:+.0f} %, volume {self.volume_percent:+.0f} %"
+        numbers = f"diameter {self.diameter_percent:+.1f} %, volume {self.volume_percent:+.1f} %"
         if self.trend == 0:
             return f"unchanged within measurement error: {now} mm, {was} mm {self.days} days before ({numbers})"
         verb = "grew" if self.trend > 0 else "shrank"
         doubling = f", volume doubling time {self.doubling_days:.0f} days" if self.doubling_days is not None else ""
         return f"{verb} from {was} to {now} mm in {self.days} days ({numbers}{doubling})"
+
+
+def _percent(was: float, now: float) -> float:
+    return round(100 * (now / was - 1), 1)
 
 
 def size_of(measurements: Sequence[Measurement]) -> Size | None:

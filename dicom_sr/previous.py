@@ -35,11 +35,10 @@ def change_items(finding: Finding) -> Iterator[hd.sr.ContentItem]:
 def previous_findings(compared: ComparedWith) -> hd.sr.ContainerContentItem:
     container = hd.sr.ContainerContentItem(codes.PREVIOUS_FINDINGS, relationship_type=CONTAINS)
     days = hd.sr.NumContentItem(codes.TEMPORAL_OFFSET, compared.days, codes.DAYS, relationship_type=CONTAINS)
-    days.ContentSequence = [
-        hd.sr.CodeContentItem(
-            codes.TEMPORAL_EVENT_TYPE, codes.PRIOR_STUDY, hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD
-        )
-    ]
+    since = hd.sr.CodeContentItem(
+        codes.TEMPORAL_EVENT_TYPE, codes.PRIOR_STUDY, hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD
+    )
+    days.ContentSequence = hd.sr.ContentSequence([since])
     container.ContentSequence = hd.sr.ContentSequence(
         [
             hd.sr.CompositeContentItem(

@@ -17,12 +17,12 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pydicom
 import structlog
@@ -31,6 +31,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pynetdicom import AE, _config, build_role, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AssociationSocket
 
@@ -332,7 +333,7 @@ class _Peer:
         arrived: dict[str, Path] = {}
 
         def store(event: evt.Event) -> int:
-            uid = str(event.request.AffectedSOPInstanceUID)
+            uid = str(cast(C_STORE, event.request).AffectedSOPInstanceUID)
             if self._left_s() <= 0 or len(arrived) >= MOST_OBJECTS:
                 return OUT_OF_RESOURCES
             path = self.folder / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.dcm"  # a UID may hold anything
@@ -383,7 +384,10 @@ class _Peer:
 
     @contextmanager
     def _association(
-        self, contexts: list[PresentationContext], received: Sequence[str] = (), store: object = None
+        self,
+        contexts: list[PresentationContext],
+        received: Sequence[str] = (),
+        store: Callable[[evt.Event], int] | None = None,
     ) -> Iterator[Association]:
         """An association; given up, not released, when what is done with it fails."""
         left_s = self._left_s()
@@ -397,6 +401,9 @@ class _Peer:
             transport = cast(AssociationSocket, event.assoc.dul.socket)
             cast(socket.socket, transport.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+        handlers: list[Any] = [(evt.EVT_CONN_OPEN, at_once)]
+        if store is not None:
+            handlers.append((evt.EVT_C_STORE, store))
         association = ae.associate(
             self.archive.host,
             self.archive.port,
@@ -404,7 +411,7 @@ class _Peer:
             ae_title=self.archive.ae_title,
             max_pdu=1 << 20,
             ext_neg=[build_role(sop_class, scp_role=True) for sop_class in received],
-            evt_handlers=[(evt.EVT_CONN_OPEN, at_once), *([(evt.EVT_C_STORE, store)] if store else [])],
+            evt_handlers=handlers,
         )
         if not association.is_established:
             raise NoComparison(f"{self.archive.name} cannot be reached, or refuses to be asked for earlier studies")
