@@ -142,12 +142,13 @@ def fetch(
     for study in studies[:MOST_STUDIES]:
         series = ask.series(study)
         written = [uid for uid, each in series.items() if each.get("Modality") == "SR"]
-        reports = [report for uid in written for report in ask.get(study, uid, REPORTS)]
+        reports = [report for uid in written for report in ask.get(study, uid, REPORTS, some=True)]
         ours = [report for report in reports if _is_ours(report, pipeline)]
         if ours:
             counts = {uid: int(each.get("NumberOfSeriesRelatedInstances") or 0) for uid, each in series.items()}
             return _prior(ask, patient, study, ours, counts, (today - study.study_date).days)
-    raise NoComparison(f"{archive.name} has no report of {pipeline} in an earlier study of the patient")
+    refused = f" (it answered C-GET with 0x{ask.refused:04X})" if ask.refused else ""
+    raise NoComparison(f"{archive.name} has no report of {pipeline} in an earlier study of the patient{refused}")
 
 
 def earlier_studies(patient: Patient, study_uid: str, today: date, answers: Iterable[Dataset]) -> list[Study]:
@@ -203,10 +204,12 @@ def _prior(
         raise NoComparison("the earlier report does not say which CT series it is of")
     series_uid, report = max(of_series.items(), key=lambda item: (counts.get(item[0], 0), item[0]))
     _confirm(patient, study, [report])
+    if series_uid not in counts:
+        raise NoComparison(f"{ask.archive.name} does not have the CT of the earlier report any more")
     segmentations = [
         dataset
         for seg_series, instance_uid in _evidence(report, SEGMENTATIONS)
-        for dataset in ask.get(study, seg_series, SEGMENTATIONS, instance_uid)
+        for dataset in ask.get(study, seg_series, SEGMENTATIONS, instance_uid=instance_uid)
     ]
     images = ask.get(study, series_uid, IMAGES)
     if not images or len(images) < counts.get(series_uid, 0):
@@ -300,6 +303,7 @@ class _Peer:
 
     def __init__(self, archive: Archive, folder: Path, deadline: float) -> None:
         self.archive, self.folder, self.deadline = archive, folder, deadline
+        self.refused = 0  # a status with which it would not send something that could be done without
 
     def studies(self, patient: Patient, today: date, max_age_days: int) -> list[Dataset]:
         first, last = today - timedelta(days=max_age_days), today - timedelta(days=1)
@@ -321,9 +325,18 @@ class _Peer:
         return {str(answer.SeriesInstanceUID): answer for answer in self._find(query) if "SeriesInstanceUID" in answer}
 
     def get(
-        self, study: Study, series_uid: str, sop_classes: Sequence[str], instance_uid: str | None = None
+        self,
+        study: Study,
+        series_uid: str,
+        sop_classes: Sequence[str],
+        *,
+        instance_uid: str | None = None,
+        some: bool = False,
     ) -> list[Dataset]:
-        """Headers of the objects of these classes in a series, or of one of them; `filename` says where each lies."""
+        """Headers of the objects of these classes in a series, or of one of them; `filename` says where each lies.
+
+        some   a failure is no reason to give up: a report of another class (radiation dose) cannot be sent to us
+        """
         query = Dataset()
         query.QueryRetrieveLevel = "IMAGE" if instance_uid else "SERIES"
         query.StudyInstanceUID = study.study_uid
@@ -352,7 +365,10 @@ class _Peer:
             if not any(c.abstract_syntax == STUDY_ROOT_GET for c in association.accepted_contexts):
                 raise NoComparison(f"{self.archive.name} does not serve C-GET")
             for status, _ in association.send_c_get(query, STUDY_ROOT_GET):
-                self._go_on(status, "C-GET")
+                if some and status.get("Status", SUCCESS) not in PENDING | {SUCCESS}:
+                    self.refused = int(status.Status)
+                else:
+                    self._go_on(status, "C-GET")
         headers = [_header(path) for path in arrived.values()]
         return sorted(
             (each for each in headers if each is not None and each.SOPClassUID in sop_classes),

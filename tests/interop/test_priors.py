@@ -53,8 +53,12 @@ def pacs(earlier: Study, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
     older = copy.deepcopy(first[-1])
     older.StudyDate, older.StudyInstanceUID, older.SeriesInstanceUID = "20250101", generate_uid(), generate_uid()
     older.SOPInstanceUID = older.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dose = copy.deepcopy(foreign)  # every CT study has one; its class is none that we ask for
+    dose.SOPClassUID = dose.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.67"
+    dose.SOPInstanceUID = dose.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dose.SeriesInstanceUID = generate_uid()
     (folder / "in").mkdir()
-    for number, dataset in enumerate([*first, *second, foreign, older]):
+    for number, dataset in enumerate([*first, *second, foreign, older, dose]):
         dataset.save_as(folder / "in" / f"{number}.dcm", enforce_file_format=True)
     with Orthanc(folder / "orthanc", settings=ALLOWED) as orthanc:
         storescu(orthanc, earlier.files[0].parent, folder / "in")
@@ -170,6 +174,7 @@ def test_a_peer_that_does_not_let_us_get_is_a_reason(earlier: Study, present: St
     assert told.compared_with is None
     [warning] = told.warnings
     assert warning.startswith("no comparison: pacs ")
+    assert "C-GET" in warning or "refuses" in warning
 
 
 def test_the_earlier_ct_must_be_there(earlier: Study, present: Study, tmp_path: Path) -> None:
@@ -178,7 +183,7 @@ def test_the_earlier_ct_must_be_there(earlier: Study, present: Study, tmp_path: 
     with Orthanc(tmp_path / "orthanc", settings=ALLOWED) as pacs:
         storescu(pacs, tmp_path / "SR.dcm", tmp_path / "SEG.dcm")
         (tmp_path / "fetched").mkdir()
-        with pytest.raises(priors.NoComparison, match="images of the earlier CT"):
+        with pytest.raises(priors.NoComparison, match="does not have the CT of the earlier report"):
             fetched(pacs, present, tmp_path / "fetched")
 
 
