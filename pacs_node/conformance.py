@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from pydicom.uid import UID
+
 from dicom_sr.forms import CHAINS, KEY_OBJECTS, LABEL_MAP, SEGMENTATION
-from pacs_node import __version__
+from pacs_node import __version__, priors
 from pacs_node.deliver.destination import STATUSES
 from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
 from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -56,10 +58,13 @@ def _lines() -> Iterator[str]:
         "One association for the results of one analysis, with one presentation context for each form and transfer "
         "syntax that a result may be sent in; the best that is accepted is sent, a less good one in its place with the "
         "reason on the receipt. What a peer refused is not proposed to it again for `ask_again_h`. Verification by "
-        "`pacs-node echo`; C-FIND at series level (Study Root) when `ask_peer` is set."
+        "`pacs-node echo`; C-FIND at series level (Study Root) when `ask_peer` is set; C-FIND at study and series level "
+        "and C-GET (Study Root, in the SCP role for the classes listed) for routes with `priors`."
     )
     yield ""
     yield from _table(("result", "sent as", "SOP Class UID", "transfer syntaxes"), list(_sent()))
+    fetched = [*priors.REPORTS, *priors.SEGMENTATIONS, *priors.IMAGES]
+    yield from _table(("fetched by C-GET", "UID"), [(UID(uid).name, uid) for uid in fetched])
     yield from _table(
         ("answer", "meaning", "what the node does"),
         [

@@ -50,10 +50,13 @@ STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 REPORTS = ("1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.88.34")  # Comprehensive SR, Comprehensive 3D SR
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4",)
 IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")  # CT, Enhanced CT
-STORED_AS = (  # each in a context of its own, so that the peer sends what it has and decodes nothing
+# Each class and syntax in a context of its own, so that the peer sends what it has and decodes nothing
+PLAIN = (
     "1.2.840.10008.1.2.1",  # Explicit VR Little Endian
     "1.2.840.10008.1.2",
     "1.2.840.10008.1.2.1.99",  # Deflated
+)
+COMPRESSED = (  # of images only: a Segmentation is read bit by bit
     "1.2.840.10008.1.2.5",  # RLE
     "1.2.840.10008.1.2.4.70",  # JPEG Lossless, SV1
     "1.2.840.10008.1.2.4.57",
@@ -224,7 +227,8 @@ def _confirm(patient: Patient, study: Study, fetched: Iterable[Dataset]) -> None
     """The objects themselves say whose they are: what a peer answered to a query may come from its database."""
     for dataset in fetched:
         its = Patient.of(dataset)
-        if its.patient_id != patient.patient_id or str(dataset.StudyInstanceUID) != study.study_uid:
+        where = str(dataset.get("StudyInstanceUID")), _date(dataset)
+        if its.patient_id != patient.patient_id or where != (study.study_uid, study.study_date):
             raise NoComparison("the peer sent an object of another patient or study than it was asked for")
         if its.issuer != patient.issuer:
             raise NoComparison("the issuer of the Patient ID is not the same in both studies; they may be two persons'")
@@ -357,9 +361,10 @@ class _Peer:
             arrived[uid] = path
             return SUCCESS
 
+        syntaxes = COMPRESSED + PLAIN if sop_classes == IMAGES else PLAIN
         contexts = [
             build_context(STUDY_ROOT_GET),
-            *(build_context(sop_class, [syntax]) for sop_class in sop_classes for syntax in STORED_AS),
+            *(build_context(sop_class, [syntax]) for sop_class in sop_classes for syntax in syntaxes),
         ]
         with self._association(contexts, sop_classes, store) as association:
             if not any(c.abstract_syntax == STUDY_ROOT_GET for c in association.accepted_contexts):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
+from datetime import date, datetime
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicom_sr import codes, encode
-from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.changes import Comparison, Lesion, Match, Size, with_comparison
+from dicom_sr.findings import Algorithm, Axis, ComparedWith, Evaluation, Finding, Findings, ImageRef, Measurement
 from tests.factories import ct_series, header, us_image
 
 WHEN = datetime(2026, 3, 1, 12, 30, 5)
@@ -153,6 +154,16 @@ def ct_two() -> Case:
     return Case(ct_findings(images, *found, warnings=("slices are thick",)), images)
 
 
+def ct_compared() -> Case:
+    """Of two nodules one was smaller in an earlier study and one is new; a third is gone."""
+    case = ct_two()
+    uids = "1.2.3", "1.2.3.4", "1.2.840.10008.5.1.4.1.1.88.33", "1.2.3.4.5"
+    earlier = ComparedWith(*uids, date(2025, 9, 1), days=181, residual_mm=1.2)
+    was, gone = Lesion("Nodule 3", "1.2.3.6", Size(3.0, 40.0)), Lesion("Nodule 1", "1.2.3.7", Size(5.5, 90.0))
+    comparison = Comparison(earlier, True, (Match(1, was, 2.5, 1),), (2,), (), (gone,), ("by another version",))
+    return replace(case, findings=with_comparison(case.findings, comparison))
+
+
 def ct_overlapping() -> Case:
     images = ct_series(name="overlapping")
     return Case(ct_findings(images, nodule(1, (2, 5, 8)), nodule(2, (3, 7, 10))), images)
@@ -228,6 +239,7 @@ CASES = {
     case.__name__: case
     for case in (
         ct_two,
+        ct_compared,
         ct_overlapping,
         ct_many,
         ct_nothing,

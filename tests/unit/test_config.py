@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 import config
 from config.check import LISTS, TABLES, lines_of
-from models import pipeline_options
+from models import COMPARISONS, pipeline_options
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ROOT / "config" / "node.toml"
@@ -149,6 +149,18 @@ ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
             "node.toml:8: [[route]] 'r': peer 'a' has no host and port, so nothing can be sent to it",
         ),
         (
+            PEER + ROUTE + 'priors = "b"\nmatch={}',
+            "node.toml:11: [[route]] 'r': no peer 'b'; there are a",
+        ),
+        (
+            PEER.replace('host = "h"\nport = 104\n', "") + ROUTE + 'priors = "a"\nmatch={}',
+            "node.toml:9: [[route]] 'r': peer 'a' has no host and port, so it cannot be asked for priors",
+        ),
+        (
+            PEER + ROUTE.replace("lung-nodule", "breast-us") + 'priors = "a"\nmatch={}',
+            "node.toml:11: [[route]] 'r': breast-us does not compare with earlier studies; remove 'priors'",
+        ),
+        (
             PEER + ROUTE + 'priority = "high"\nmatch={}',
             "'priority' in [[route]] 'r' must be 'routine' or 'stat', not 'high'",
         ),
@@ -197,6 +209,10 @@ def test_options_are_the_pipelines_own(tmp_path: Path, pipeline: str, options: s
     assert said(tmp_path, text) == [
         f"node.toml:{text[: text.index('options =')].count(chr(10)) + 1}: [[route]] 'chest': {words}"
     ]
+
+
+def test_routes_may_ask_for_priors_of_the_pipelines_that_compare() -> None:
+    assert {name for name, options in pipeline_options().items() if options.compares} == set(COMPARISONS)
 
 
 def test_a_sub_table_of_a_route_is_found_by_its_own_line(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
-from datetime import date
 from math import pi
 
 import pytest
@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom_sr import codes, encode, read
-from dicom_sr.changes import Change, Comparison, Lesion, Match, Size, with_comparison
-from dicom_sr.findings import ComparedWith, Evaluation, Findings
+from dicom_sr.changes import Change, Size
+from dicom_sr.findings import Evaluation
 from dicom_sr.validate import problems
-from tests.results import WHEN, assert_same, ct_two
+from tests.results import WHEN, assert_same, ct_two, encoded
 
 DIAMETERS = st.floats(3, 40)
 DAYS = st.integers(1, 1826)
@@ -106,20 +106,9 @@ def test_words() -> None:
     )
 
 
-def compared() -> tuple[Findings, list]:
-    """Two nodules: one was 3.0 mm and 40 mm3, one is new; a third is gone."""
-    case = ct_two()
-    prior = ComparedWith("1.2.3", "1.2.3.4", "1.2.840.10008.5.1.4.1.1.88.33", "1.2.3.4.5", date(2025, 9, 1), 181, 1.2)
-    lesion = Lesion("Nodule 3", "1.2.3.6", Size(3.0, 40.0))
-    gone = Lesion("Nodule 1", "1.2.3.7", Size(5.5, 90.0))
-    comparison = Comparison(prior, True, (Match(1, lesion, 2.5, 1),), (2,), (), (gone,), ("by another version",))
-    return with_comparison(case.findings, comparison), case.headers
-
-
 def test_a_report_says_what_became_of_each_and_reads_back() -> None:
-    findings, headers = compared()
-    objects = encode(findings, headers, when=WHEN)
-    *segs, report = objects
+    case, (*segs, report) = encoded("ct_compared")
+    findings = case.findings
     back = read.findings(report, segs, findings.images)
     assert_same(back, findings)
     assert back.findings[0].predecessor_uid == "1.2.3.6"
@@ -134,8 +123,8 @@ def test_a_report_says_what_became_of_each_and_reads_back() -> None:
 
 
 def test_the_earlier_report_is_pertinent_and_not_what_this_one_is_made_of() -> None:
-    findings, headers = compared()
-    *segs, report = encode(findings, headers, when=WHEN)
+    case, (*segs, made) = encoded("ct_compared")
+    report = copy.deepcopy(made)
     [study] = report.PertinentOtherEvidenceSequence
     assert study.StudyInstanceUID == "1.2.3"
     current = [
@@ -146,7 +135,7 @@ def test_the_earlier_report_is_pertinent_and_not_what_this_one_is_made_of() -> N
     ]
     assert "1.2.3.4.5" not in current
     del report.PertinentOtherEvidenceSequence
-    assert any("1.2.3.4.5" in problem for problem in problems(report, headers, segmentations=segs))
+    assert any("1.2.3.4.5" in problem for problem in problems(report, case.headers, segmentations=segs))
 
 
 def test_without_a_comparison_nothing_is_added() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dicom_sr.findings import Findings
+from models.pipeline import Prior
 from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
 from pacs_node.infer import Inference
 
@@ -91,6 +92,19 @@ def test_no_job_gets_the_answer_of_another(inference: Inference) -> None:
     with pytest.raises(LedgerUnavailable):
         inference.run("test", {"does": "answer"}, [Path("first.dcm")], fail)
     assert ask(inference, "answer", "second.dcm").facts["file"] == "second.dcm"
+
+
+def test_a_comparison_answers_as_an_inference_does(inference: Inference, tmp_path: Path) -> None:
+    """A prior that cannot be read is a reason in words; one that takes too long costs the child, not the node."""
+    findings = ask(inference, "answer")
+    (tmp_path / "report.dcm").touch()
+    prior = Prior(tmp_path / "report.dcm", (), (), 184)
+    with pytest.raises(Refused, match=r"report\.dcm cannot be read"):
+        inference.compare("lung-nodule", findings, [], prior, 30)
+    assert ask(inference, "answer").facts["pid"] == findings.facts["pid"]
+    with pytest.raises(TryAgain, match="the comparison of lung-nodule gave no answer"):
+        inference.compare("lung-nodule", findings, [], prior, 0)
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
 
 
 def test_a_stopping_node_interrupts() -> None:
