@@ -159,7 +159,7 @@ def ct_compared() -> Case:
     case = ct_two()
     uids = "1.2.3", "1.2.3.4", "1.2.840.10008.5.1.4.1.1.88.33", "1.2.3.4.5"
     earlier = ComparedWith(*uids, date(2025, 9, 1), days=181, residual_mm=1.2)
-    was, gone = Lesion("Nodule 3", "1.2.3.6", Size(3.0, 40.0)), Lesion("Nodule 1", "1.2.3.7", Size(5.5, 90.0))
+    was, gone = Lesion("Nodule 3", "1.2.3.6", Size(2.0, 40.0)), Lesion("Nodule 1", "1.2.3.7", Size(5.5, 90.0))
     comparison = Comparison(earlier, True, (Match(1, was, 2.5, 1),), (2,), (), (gone,), ("by another version",))
     return replace(case, findings=with_comparison(case.findings, comparison))
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from pydicom import Dataset
 
+from dicom_sr import read
 from models.phantoms import breast_ultrasound, chest_ct, ultrasound_dicom
 from tests.harness import NodeProcess, Orthanc, node_toml, storescu, wait_for
 
@@ -32,9 +33,9 @@ class Hospital:
 
     def __init__(self, folder: Path) -> None:
         self.pacs = Orthanc(folder / "orthanc", lua=FORWARD_EVERYTHING)
-        self.node = NodeProcess(
-            folder / "node", node_toml(self.pacs.aet, self.pacs.dicom_port, assemble={"quiet_s": 3.0})
-        )
+        toml = node_toml(self.pacs.aet, self.pacs.dicom_port, assemble={"quiet_s": 3.0})
+        asking = 'pipeline = "lung-nodule"\npriors = "pacs"\n'
+        self.node = NodeProcess(folder / "node", toml.replace('pipeline = "lung-nodule"\n', asking))
 
     def answer(self, images: Path, seconds: float) -> tuple[dict, list[Dataset], Dataset]:
         """What came back to the PACS for the series in `images`: the node's facts, the SEGs, the SR."""
@@ -64,7 +65,9 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
 
 def test_a_phantom_ct_goes_round(hospital: Hospital, tmp_path: Path) -> None:
     chest_ct(tmp_path / "ct", seed=11)
-    facts, segs, _ = hospital.answer(tmp_path / "ct", 240)
+    facts, segs, sr = hospital.answer(tmp_path / "ct", 240)
+    why_not = "no comparison: pacs has no report of lung-nodule in an earlier study of the patient"
+    assert f"Warning: {why_not}" in read.comments(sr), "the route asks for priors, see test_priors"
     assert len(segs) == 1
     assert segs[0].SegmentSequence
     assert facts["rules"][0]["why_not"] is None

@@ -112,7 +112,7 @@ def test_a_report_says_what_became_of_each_and_reads_back() -> None:
     back = read.findings(report, segs, findings.images)
     assert_same(back, findings)
     assert back.findings[0].predecessor_uid == "1.2.3.6"
-    assert back.findings[0].change.startswith("Nodule 3 of the study before grew from 3.0 to 4.1 mm in 181 days")
+    assert back.findings[0].change.startswith("Nodule 3 of the study before grew from 2.0 to 4.1 mm in 181 days")
     assert back.findings[0].change.endswith("uncertain, 1 more could be meant")
     assert Evaluation(codes.QUALITATIVE_DIFFERENCE, codes.NEW_FINDING) in back.findings[1].evaluations
     assert back.compared_with is not None

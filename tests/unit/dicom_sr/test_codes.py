@@ -22,7 +22,11 @@ PRIVATE = {name for name, code in OURS.items() if code.scheme_designator == "99P
 
 def test_private_codes_are_few_and_named() -> None:
     """Where PS3.16 has a concept it is used; each of these was looked for there in vain."""
-    assert {"SOLID_DIAMETER", "PLEURA_DISTANCE", "NODULE_TYPE_RULE"} == PRIVATE
+    assert {
+        *("SOLID_DIAMETER", "PLEURA_DISTANCE", "NODULE_TYPE_RULE"),
+        *("DIAMETER_CHANGE", "VOLUME_CHANGE", "VOLUME_DOUBLING_TIME", "GROWTH_IN_12_MONTHS"),
+        *("PRIOR_STUDY", "NO_LONGER_FOUND", "REGISTRATION_RESIDUAL"),
+    } == PRIVATE
 
 
 def meanings(code: Code) -> set[str]:

@@ -76,7 +76,8 @@ def test_evidence_is_what_the_tree_refers_to(name: str) -> None:
     tree = {r.ReferencedSOPInstanceUID for i in items(report) for r in i.get("ReferencedSOPSequence", [])}
     evidence = [
         i.ReferencedSOPInstanceUID
-        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for name in ("CurrentRequestedProcedureEvidenceSequence", "PertinentOtherEvidenceSequence")
+        for study in report.get(name, [])
         for series in study.ReferencedSeriesSequence
         for i in series.ReferencedSOPSequence
     ]
