@@ -88,7 +88,7 @@ def study(truth: Truth) -> Study:
     volume = read_ct(truth.files)
     findings = []
     for number, lesion in enumerate(truth.lesions, 1):
-        sizes = measure_nodule(lesion.mask, lesion.offset_zyx, volume.hu, volume.spacing_mm, volume.voxel_mm3)
+        sizes = measure_nodule(lesion.mask, lesion.offset_zyx, volume)
         findings.append(
             Finding(
                 number=number,
