@@ -58,8 +58,8 @@ def _lines() -> Iterator[str]:
         "One association for the results of one analysis, with one presentation context for each form and transfer "
         "syntax that a result may be sent in; the best that is accepted is sent, a less good one in its place with the "
         "reason on the receipt. What a peer refused is not proposed to it again for `ask_again_h`. Verification by "
-        "`pacs-node echo`; C-FIND at series level (Study Root) when `ask_peer` is set; C-FIND at study and series level "
-        "and C-GET (Study Root, in the SCP role for the classes listed) for routes with `priors`."
+        "`pacs-node echo`; C-FIND at series level (Study Root) when `ask_peer` is set; C-FIND at study and series "
+        "level and C-GET (Study Root, in the SCP role for the classes listed) for routes with `priors`."
     )
     yield ""
     yield from _table(("result", "sent as", "SOP Class UID", "transfer syntaxes"), list(_sent()))
