@@ -21,6 +21,7 @@ from dicom_sr import codes, encode, read
 from dicom_sr.findings import Evaluation, Findings
 from models.pipeline import Prior
 from pacs_node import priors
+from pacs_node.ledger import Ledger
 from pacs_node.node import JoinedRooms
 from pacs_node.records import Job
 from tests.follow_up import BEFORE, DAYS, GROWN, Study, after, before
@@ -72,7 +73,8 @@ def rooms(folder: Path, port: int, timeout_s: float = 240) -> JoinedRooms:
         "infer": {"device": "cpu"},
         "peer": [{"name": "pacs", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": port}],
     }
-    return JoinedRooms(Config.model_validate(settings), lambda: NOW)
+    ledger = Ledger(f"sqlite:///{folder}/node.sqlite")  # opened by deliveries only
+    return JoinedRooms(Config.model_validate(settings), ledger, lambda: NOW)
 
 
 def job(**changes: Any) -> Job:
