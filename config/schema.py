@@ -137,6 +137,7 @@ class Peer(Settings):
     omit_empty_frames: bool = True  # false: a frame for every image, for viewers that misplace a Segmentation with gaps
     key_objects: bool = False  # send a Key Object Selection of the images with findings, too
     ask_again_h: Annotated[float, Field(gt=0)] = 24.0  # how long a refused SOP class is not proposed to it
+    reject_replaced: bool = False  # also send a Key Object Selection that rejects what new results replace (IHE IOCM)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Peer:
@@ -218,6 +219,7 @@ class Route(Settings):
     priority: Literal["routine", "stat"] = "routine"
     priors: str | None = None  # the peer to ask for earlier studies of the patient; none: nothing is compared
     options: dict[str, Any] = Field(default_factory=dict)  # handed to the pipeline as they are
+    report_not_run: bool = False  # a series that is refused gets a report that says why
 
     @property
     def priority_number(self) -> int:

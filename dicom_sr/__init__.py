@@ -5,6 +5,6 @@ for dataset in objects:
     dataset.save_as(f"{dataset.Modality}.dcm", enforce_file_format=True)
 """
 
-from dicom_sr.objects import EncodingError, encode
+from dicom_sr.objects import EncodingError, Fault, Rejected, Written, checked, encode
 
-__all__ = ["EncodingError", "encode"]
+__all__ = ["EncodingError", "Fault", "Rejected", "Written", "checked", "encode"]

@@ -142,3 +142,11 @@ ALGORITHM_NAME = Code("111001", "DCM", "Algorithm Name")
 SEGMENTATION_DERIVATION = Code("113076", "DCM", "Segmentation")
 SOURCE_IMAGE_FOR_PROCESSING = Code("121322", "DCM", "Source image for image processing operation")
 PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
+
+# Results that replace others, CID 7031; and what was not run, CID 6042
+REJECTED_FOR_QUALITY_REASONS = Code("113001", "DCM", "Rejected for Quality Reasons")
+KEY_OBJECT_DESCRIPTION = Code("113012", "DCM", "Key Object Description")
+SUMMARY_OF_ANALYSES = Code("111065", "DCM", "Summary of Analyses")
+NOT_ATTEMPTED = Code("111225", "DCM", "Not Attempted")
+NUMBER_OF_FRAMES = Code("121140", "DCM", "Number of Frames")
+FRAMES = Code("{frames}", "UCUM", "frames")

@@ -9,11 +9,12 @@ from pydicom.dataset import Dataset
 
 from dicom_sr.findings import Findings
 from dicom_sr.report import report
+from dicom_sr.revision import Written, name_predecessors, rejection_note
 from dicom_sr.seg import segmentations
 from dicom_sr.source import EncodingError
-from dicom_sr.validate import problems
+from dicom_sr.validate import Fault, Rejected, faults
 
-__all__ = ["EncodingError", "encode"]
+__all__ = ["EncodingError", "Fault", "Rejected", "Written", "checked", "encode"]
 
 
 def encode(
@@ -23,23 +24,47 @@ def encode(
     when: datetime,
     revision: int = 1,
     omit_empty_frames: bool = True,
+    replaces: Sequence[Written] = (),
 ) -> list[Dataset]:
     """Segmentations, then the report that refers to them: the order to send them in. Checked; ready for save_as.
 
     sources             headers of the images (read with stop_before_pixels), in any order
     when                goes into the dates; the clock is not looked at, so that equal arguments give equal bytes
-    revision            1, or more when late images changed the series: other UIDs, same findings numbering
+    revision            1, or more when late images or another algorithm made it another: other UIDs, same numbering
     omit_empty_frames   False for destinations whose viewer misplaces a Segmentation with gaps
+    replaces            objects of earlier revisions that are void now; the report names their reports as predecessors
 
-    Raises EncodingError: a source is missing, a mask does not fit, or a finished object fails a check.
+    Raises EncodingError: a source is missing, a mask does not fit; Rejected: a finished object fails a check.
+    """
+    finished, _ = checked(
+        findings, sources, when=when, revision=revision, omit_empty_frames=omit_empty_frames, replaces=replaces
+    )
+    return finished
+
+
+def checked(
+    findings: Findings,
+    sources: Sequence[Dataset],
+    *,
+    when: datetime,
+    revision: int = 1,
+    omit_empty_frames: bool = True,
+    replaces: Sequence[Written] = (),
+    note: bool = False,
+) -> tuple[list[Dataset], list[Fault]]:
+    """As `encode`; and the warnings of the checks.
+
+    note   a last object rejects what is replaced, if anything is, see `revision.rejection_note`
     """
     segs = segmentations(findings, sources, when=when, revision=revision, omit_empty_frames=omit_empty_frames)
-    finished = [*segs, report(findings, sources, when=when, revision=revision, segmentations=segs)]
-    wrong = [
-        f"{dataset.Modality}: {problem}"
+    document = report(findings, sources, when=when, revision=revision, segmentations=segs)
+    name_predecessors(document, replaces)
+    finished = [*segs, document, *([rejection_note(document, replaces)] if note and replaces else [])]
+    found = [
+        Fault(fault.rule, fault.severity, f"{dataset.Modality}: {fault.text}")
         for dataset in finished
-        for problem in problems(dataset, sources, findings=findings, segmentations=segs)
+        for fault in faults(dataset, sources, findings=findings, segmentations=segs, replaces=replaces)
     ]
-    if wrong:
-        raise EncodingError("; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""))
-    return finished
+    if any(fault.severity == "error" for fault in found):
+        raise Rejected(finished, found)
+    return finished, found

@@ -12,7 +12,7 @@ from pydicom.sr.coding import Code
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.previous import compared_with, predecessor_and_change
-from dicom_sr.report import CALIPERS, CONTOUR, WARNING, WHOLE
+from dicom_sr.report import CALIPERS, CONTOUR, REASON, WARNING, WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +115,17 @@ def observer(report: Dataset) -> str:
 def comments(report: Dataset) -> list[str]:
     """The remarks at the end of the report, warnings among them."""
     return [str(item.TextValue) for item in _children(report, codes.COMMENT)]
+
+
+def not_analysed(report: Dataset) -> str | None:
+    """Why the series was not analysed, if this is a report of that kind (`not_run.not_run_report`); else None."""
+    for container in _children(report, codes.IMAGING_MEASUREMENTS):
+        for group in _children(container, codes.MEASUREMENT_GROUP):
+            summary = _coded(group, codes.SUMMARY_OF_ANALYSES)
+            if summary is not None and summary == codes.NOT_ATTEMPTED:
+                texts = [str(item.TextValue) for item in _children(group, codes.COMMENT)]
+                return next((text.removeprefix(REASON) for text in texts if text.startswith(REASON)), "")
+    return None
 
 
 def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence[ImageRef]) -> Findings:

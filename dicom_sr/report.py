@@ -33,6 +33,7 @@ CONTOUR = f"{OHIF_TOOL}PlanarFreehandROI"
 CALIPERS = f"{OHIF_TOOL}Bidirectional"
 WHOLE = "Whole image"
 WARNING = "Warning: "
+REASON = "Reason: "  # of a series that was not run
 
 Group = (
     hd.sr.MeasurementsAndQualitativeEvaluations

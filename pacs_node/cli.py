@@ -1,4 +1,4 @@
-"""The command line: serve | worker | check | send | echo | demo. Research use only, not for diagnostic use."""
+"""The command line: serve | worker | rerun | check | send | echo | demo. Research use only, not for diagnostic use."""
 
 from __future__ import annotations
 
@@ -39,6 +39,35 @@ def serve(
 def worker(config: ConfigFile) -> None:
     """Run a worker alone: jobs only, no listener and no web pages."""
     _run(config, listen=False, work=True, web=False)
+
+
+@app.command()
+def rerun(
+    config: ConfigFile,
+    series: Annotated[list[str] | None, typer.Argument(help="Series Instance UIDs.")] = None,
+    route: Annotated[str | None, typer.Option(help="Every series this route has taken; only for this route.")] = None,
+) -> None:
+    """Run series again with today's models, rules and settings; a running node or worker takes the jobs up."""
+    from config import ConfigError, load
+    from pacs_node.errors import NodeError
+    from pacs_node.node import Node
+
+    if not series and route is None:
+        _fail("name series, or a route by --route")
+    failed = 0
+    try:
+        node = Node(load(config, pipeline_options()))
+        node.ledger.migrate()
+        wanted = series or node.ledger.series_of_route(route or "")
+        for uid in wanted:
+            why_not = node.flow.rerun(uid, route)
+            failed += why_not is not None
+            console.print(f"{uid}: {why_not or 'will run again'}", markup=False, highlight=False, soft_wrap=True)
+    except (ConfigError, NodeError, OSError) as error:
+        _fail(str(error))
+    console.print(f"{len(wanted) - failed} of {len(wanted)} series will run again")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

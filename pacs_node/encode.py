@@ -15,45 +15,144 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+import structlog
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import (
+    ComprehensiveSRStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
+    SegmentationStorage,
+)
 
-from dicom_sr import EncodingError, encode, forms
+from dicom_sr import EncodingError, Fault, Rejected, Written, checked, forms
 from dicom_sr.derived import Results
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.labelmap import SEGMENT_CLASSES, retargeted
+from dicom_sr.not_run import not_run_report
 from models.pipeline import UnfitInput
 from models.read import displayed
 from pacs_node.errors import GiveUp, TryAgain
-from pacs_node.records import Form, Offer, Package, Prepared, Result
+from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result
+
+log = structlog.get_logger()
+
+REJECTION_NOTE = "rejection-note"  # in the file's name: it is sent only to peers that want one
+REASONS = "reasons.txt"  # beside rejected objects
+NOTE = Form("Rejection Note", KeyObjectSelectionDocumentStorage, ExplicitVRLittleEndian)
 
 
 def encode_results(
-    findings: Findings, files: Sequence[Path], folder: Path, *, when: datetime, revision: int
+    findings: Findings,
+    files: Sequence[Path],
+    folder: Path,
+    *,
+    when: datetime,
+    revision: int,
+    replaces: Sequence[Result] = (),
+    note: bool = False,
+    rejected: Path | None = None,
 ) -> list[Result]:
     """Write one job's SEG and SR into `folder`; in sending order. The same arguments write the same bytes.
 
-    Raises GiveUp when an object does not pass the checks: it is not sent, and the reason names the check; TryAgain when
+    replaces    objects of earlier results that are void now
+    note        also write the Key Object Selection that rejects them
+    rejected    where objects are kept that do not pass the checks
+
+    Raises GiveUp when an object does not pass the checks: it is not sent, and the reason names the rule; TryAgain when
     the disk is full or gone.
     """
     sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    before = _written(replaces)
     try:
-        objects = encode(findings, sources, when=when, revision=revision)
+        objects, warnings = checked(findings, sources, when=when, revision=revision, replaces=before, note=note)
     except EncodingError as error:
-        raise GiveUp(f"results not sent, they fail their own checks: {error}") from error
-    results = [
-        Result(str(each.SOPInstanceUID), str(each.SOPClassUID), folder / f"{number:02d}-{each.Modality}.dcm")
-        for number, each in enumerate(objects, start=1)
-    ]
+        raise _held_back(error, rejected) from error
+    return _written_down(objects, folder, warnings)
+
+
+def encode_not_run(
+    pipeline: str,
+    variant: str,
+    reason: str,
+    instances: Sequence[Instance],
+    folder: Path,
+    *,
+    version: str,
+    edition: Edition,
+    rejected: Path | None = None,
+) -> list[Result]:
+    """Write the report that says why a series was not run; nothing, and a line in the log, if it has no image at all.
+
+    Raises GiveUp and TryAgain as `encode_results` does.
+    """
+    sources = [header for instance in instances if (header := _header(instance.path)) is not None]
+    try:
+        document = not_run_report(
+            pipeline,
+            variant,
+            reason,
+            sources,
+            version=version,
+            when=edition.dated,
+            revision=edition.number,
+            replaces=_written(edition.replaces),
+        )
+    except Rejected as error:
+        raise _held_back(error, rejected) from error
+    except EncodingError as error:
+        log.warning("no report of what was not run", reason=str(error))
+        return []
+    return _written_down([document], folder, ())
+
+
+def _header(path: Path) -> pydicom.Dataset | None:
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except (InvalidDicomError, EOFError, ValueError, NotImplementedError):
+        return None  # the geometry verdict has set it aside, in words
+
+
+def _written(results: Sequence[Result]) -> list[Written]:
+    return [Written(each.sop_class_uid, each.sop_instance_uid, each.series_uid) for each in results]
+
+
+def _held_back(error: EncodingError, rejected: Path | None) -> GiveUp:
+    """The objects are kept for inspection, with the reasons beside them; the error that ends the job."""
+    kept = ""
+    if rejected is not None and isinstance(error, Rejected):
+        kept = f"; they are kept in {rejected}"
+        try:
+            _written_down(error.objects, rejected, ())
+        except (ValueError, TypeError, AttributeError) as unwritable:
+            kept += f" as far as they can be written: {unwritable}"
+        (rejected / REASONS).write_text("".join(f"{fault.severity}: {fault}\n" for fault in error.faults))
+    return GiveUp(f"results not sent, they fail their own checks: {error}{kept}")
+
+
+def _written_down(objects: Sequence[pydicom.Dataset], folder: Path, warnings: Sequence[Fault]) -> list[Result]:
+    names = [REJECTION_NOTE if each.Modality == "KO" else str(each.Modality) for each in objects]
+    paths = [folder / f"{number:02d}-{name}.dcm" for number, name in enumerate(names, start=1)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for dataset, result in zip(objects, results, strict=True):
-            _write(dataset, result.path)
+        for dataset, path in zip(objects, paths, strict=True):
+            _write(dataset, path)
         for changed in (folder, folder.parent, folder.parent.parent):
             sync_folder(changed)
     except OSError as error:
         raise TryAgain(f"results cannot be written to {folder}: {error.strerror}; free or mount the disk") from error
-    return results
+    remarks = tuple(str(fault) for fault in warnings)
+    return [
+        Result(
+            str(each.SOPInstanceUID),
+            str(each.SOPClassUID),
+            path,
+            str(each.SeriesInstanceUID),
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            remarks if number == 0 else (),
+        )
+        for number, (each, path) in enumerate(zip(objects, paths, strict=True))
+    ]
 
 
 def _write(dataset: pydicom.Dataset, path: Path) -> None:
@@ -86,15 +185,22 @@ class ResultForms:
         """Each result, then the key objects if they are wanted and there are findings. Raises GiveUp."""
         metas = {path: _meta(path) for path in package.paths}
         for path, meta in metas.items():
+            if meta.MediaStorageSOPClassUID == NOTE.sop_class_uid:
+                continue
             known = forms.forms_of(meta.MediaStorageSOPClassUID, self.profile)
             yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings(known))
         found = any(meta.MediaStorageSOPClassUID == SegmentationStorage for meta in metas.values())
         for path, meta in metas.items():
             if self.profile.key_objects and found and meta.MediaStorageSOPClassUID == ComprehensiveSRStorage:
                 yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings((forms.KEY_OBJECTS,)), optional=True)
+        for path, meta in metas.items():  # last: what it rejects is replaced by then
+            if meta.MediaStorageSOPClassUID == NOTE.sop_class_uid:
+                yield Offer(path, meta.MediaStorageSOPInstanceUID, (NOTE,), optional=True)
 
     def prepare(self, package: Package, offer: Offer, form: Form, sent: Mapping[Path, Sequence[Path]]) -> Prepared:
         """Raises GiveUp with the reason when the result cannot be said so; TryAgain when the disk is full."""
+        if form == NOTE:
+            return Prepared((offer.path,))
         segments = _replaced(sent) if form.sop_class_uid in forms.REFER_TO_SEGMENTS else {}
         as_it_is = form.name in (forms.SEGMENTATION.name, forms.REPORT.name) and not segments
         if as_it_is and form.transfer_syntax_uid == ExplicitVRLittleEndian:

@@ -11,6 +11,7 @@ NodeError
 │   ├── TryAgain            the job waits and runs again (destination down, device out of memory)
 │   ├── GiveUp              the job ends "failed": trying again would not help
 │   └── Interrupted         the node is stopping: the job is put back as if it had not begun
+├── EditionChanged          a destination got earlier results meanwhile: the new ones are written once more
 └── StartError              start-up stops, with a sentence that says what to do
     ├── LedgerTooOld        the database was written by a newer node
     └── AlreadyRunning      another worker holds this data folder
@@ -70,6 +71,10 @@ class GiveUp(JobError):
 
 
 class Interrupted(JobError):
+    pass
+
+
+class EditionChanged(NodeError):
     pass
 
 

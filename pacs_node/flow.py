@@ -12,13 +12,14 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
-from pacs_node.records import AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
+from pacs_node.editions import following, same_again, same_objects
+from pacs_node.errors import EditionChanged, GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
+from pacs_node.records import AssociationEnd, Edition, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -72,7 +73,11 @@ class Rooms(Protocol):
     def matches(self, header: Dataset) -> list[RouteMatch]: ...
     def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings: ...
     def compare(self, job: Job, findings: Findings, files: Sequence[Path]) -> Findings: ...
-    def encode(self, job: Job, findings: Findings, files: Sequence[Path]) -> list[Result]: ...
+    def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]: ...
+    def reports_not_run(self, job: Job) -> bool: ...
+    def encode_not_run(
+        self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition
+    ) -> list[Result]: ...
     def deliver(self, destination: str, package: Package) -> list[Receipt]: ...
 
 
@@ -142,10 +147,7 @@ class Flow:
     def close(self, series: OpenSeries, because: str) -> list[Job]:
         """Judge and route a complete series; the jobs that follow, none if another image came meanwhile."""
         instances = self.ledger.instances(series.series_uid)
-        headers = self.rooms.headers(instances)
-        verdict = self.rooms.judge(headers)
-        header = next((h for h in headers if h.SOPInstanceUID in verdict.use[:1]), headers[0])
-        matches = self.rooms.matches(header)
+        header, verdict, matches = self._judged(instances)
         revision = self.ledger.revision(series.series_uid) + 1
         now = self.now()  # one time for all jobs: routes that ask for the same make the same bytes
         jobs = [self._infer_job(series, match, revision, now) for match in matches if match.why_not is None]
@@ -157,13 +159,44 @@ class Flow:
             modality=str(header.get("Modality", "")),
             description=str(header.get("SeriesDescription", "")),
             verdict=verdict,
-            rules=[{"rule": m.rule, "matched": m.why_not is None, "why_not": m.why_not} for m in matches],
+            rules=_rules(matches),
             jobs=jobs,
             revision=revision,
             now=now,
         )
         self.at("closed")
         return jobs if closed else []
+
+    def rerun(self, series_uid: str, route: str | None = None) -> str | None:
+        """Run a closed series again as if it had just closed: today's models, rules and judgement. Why not, or None.
+
+        route   only what this one asks for
+        """
+        instances = self.ledger.instances(series_uid)
+        if not instances:
+            return f"there are no images of series {series_uid}"
+        _, verdict, matches = self._judged(instances)
+        revision, now = self.ledger.revision(series_uid), self.now()
+        wanted = [match for match in matches if match.why_not is None and route in (None, match.rule)]
+        if not wanted:
+            return "no rule matches" if route is None else f"route '{route}' does not match"
+        started = self.ledger.run_series_again(
+            series_uid,
+            arrived=len(instances),
+            revision=revision,
+            verdict=verdict,
+            rules=_rules(matches),
+            jobs=[self._infer_job(instances[0], match, revision, now, "again", now.isoformat()) for match in wanted],
+            now=now,
+        )
+        return None if started else "it still receives images, or is being worked on; ask again when that has ended"
+
+    def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
+        """The header that stands for the series, whether it is fit, and what the rules say."""
+        headers = self.rooms.headers(instances)
+        verdict = self.rooms.judge(headers)
+        header = next((h for h in headers if h.SOPInstanceUID in verdict.use[:1]), headers[0])
+        return header, verdict, self.rooms.matches(header)
 
     def set_aside(self, series: OpenSeries, because: str, reason: str) -> None:
         """Close a series that cannot even be judged, so that it holds up no other. Another image opens it again."""
@@ -180,9 +213,11 @@ class Flow:
             now=self.now(),
         )
 
-    def _infer_job(self, series: OpenSeries, match: RouteMatch, revision: int, now: datetime) -> Job:
+    def _infer_job(
+        self, series: OpenSeries | Instance, match: RouteMatch, revision: int, now: datetime, *again: str
+    ) -> Job:
         return Job(
-            id=_id("infer", series.series_uid, str(revision), match.rule),
+            id=_id("infer", series.series_uid, str(revision), match.rule, *again),
             kind="infer",
             series_uid=series.series_uid,
             study_uid=series.study_uid,
@@ -215,8 +250,6 @@ class Flow:
                 self._infer(job)
             else:
                 self._send(job)
-        except Refused as refusal:
-            self.ledger.finish(job, "refused", str(refusal), self.now())
         except GiveUp as failure:
             self.ledger.finish(job, "failed", str(failure), self.now(), receipts=failure.receipts)
         except Interrupted:
@@ -227,8 +260,13 @@ class Flow:
 
     def _infer(self, job: Job) -> None:
         self.at("infer begun")
-        files = self._files(job)
+        try:
+            self._analyse(job, self._files(job))
+        except Refused as refusal:
+            self._refuse(job, str(refusal))
+        self.at("infer done")
 
+    def _analyse(self, job: Job, files: Sequence[Path]) -> None:
         def progress(fraction: float, text: str) -> None:
             with suppress(LedgerUnavailable):  # nobody is harmed by a bar that stands still
                 self.ledger.progress(job, fraction, text)
@@ -237,20 +275,65 @@ class Flow:
         self.at("inferred")
         findings = self.rooms.compare(job, findings, files)
         self.at("compared")
-        results = self.rooms.encode(job, findings, files)
-        self.at("encoded")
         count = len(findings.findings)
-        self.ledger.finish(
+        self._answer(
             job,
-            "done",
-            f"{count} finding{'' if count == 1 else 's'}",
-            self.now(),
-            results=results,
-            follow_up=[self._send_job(job, destination) for destination in job.send_to],
-            warnings=findings.warnings,
+            findings.algorithm.version,
+            lambda edition: self.rooms.encode(job, findings, files, edition),
+            state="done",
+            reason=f"{count} finding{'' if count == 1 else 's'}",
+            warnings=list(findings.warnings),
             facts=findings.facts,
         )
-        self.at("infer done")
+
+    def _refuse(self, job: Job, reason: str) -> None:
+        """The input is not fit. Said on the page; and, if the route wants it, by a report to the destinations."""
+        if not self.rooms.reports_not_run(job):
+            self.ledger.finish(job, "refused", reason, self.now())
+            return
+        instances = self.ledger.instances(job.series_uid)
+        self._answer(
+            job,
+            "",  # of no algorithm: whether it is the same report again, its bytes say
+            lambda edition: self.rooms.encode_not_run(job, reason, instances, edition),
+            state="refused",
+            reason=reason,
+        )
+
+    def _answer(
+        self,
+        job: Job,
+        version: str,
+        write: Callable[[Edition], list[Result]],
+        *,
+        state: str,
+        warnings: Sequence[str] = (),
+        **said: Any,
+    ) -> None:
+        """Write the results, as the edition that is there already if nothing has changed, and end the job with them."""
+        analysed = state == "done"
+        while True:
+            earlier = self.ledger.editions(job)
+            edition = same_again(earlier, job, version, analysed=analysed)
+            results = write(edition) if edition else []
+            if edition is None or not same_objects(results, edition.objects):
+                edition = following(earlier, job, version, analysed=analysed)
+                results = write(edition)
+            self.at("encoded")
+            try:
+                self.ledger.finish(
+                    job,
+                    state,
+                    now=self.now(),
+                    results=results,
+                    follow_up=[self._send_job(job, destination) for destination in job.send_to] if results else [],
+                    edition=replace(edition, objects=tuple(results)) if results else None,
+                    warnings=[*warnings, *(remark for result in results for remark in result.remarks)],
+                    **said,
+                )
+            except EditionChanged:
+                continue  # a destination has got earlier results meanwhile: these replace them too
+            return
 
     def _files(self, job: Job) -> list[Path]:
         """The images of the series that the geometry verdict lets through, in its order. Raises Refused."""
@@ -303,6 +386,10 @@ class Flow:
         delay_s = patience.delay_s(job.attempt, self.dice)
         not_before = self.now() + timedelta(seconds=delay_s)
         return delay_s if self.ledger.retry_later(job, str(failure), not_before, failure.receipts, self.now()) else None
+
+
+def _rules(matches: Sequence[RouteMatch]) -> list[dict[str, Any]]:
+    return [{"rule": m.rule, "matched": m.why_not is None, "why_not": m.why_not} for m in matches]
 
 
 def _id(*parts: str) -> str:

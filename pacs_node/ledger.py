@@ -20,9 +20,21 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from sqlalchemy.dialects import postgresql, sqlite
 
-from pacs_node.errors import LedgerTooOld, LedgerUnavailable
+from pacs_node.editions import merged, replaced, same_objects
+from pacs_node.errors import EditionChanged, LedgerTooOld, LedgerUnavailable
 from pacs_node.flow import JOB_STATES, OPEN_JOB_STATES, TRANSITIONS
-from pacs_node.records import Answer, AssociationEnd, Evidence, Instance, Job, OpenSeries, Receipt, Result, Verdict
+from pacs_node.records import (
+    Answer,
+    AssociationEnd,
+    Edition,
+    Evidence,
+    Instance,
+    Job,
+    OpenSeries,
+    Receipt,
+    Result,
+    Verdict,
+)
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -165,6 +177,22 @@ answer_table = sa.Table(  # what a destination accepted and refused when it was 
     sa.Column("settings", sa.String(64), nullable=False),  # a digest: asked under other settings, it says nothing
     sa.Column("refused", sa.Text),  # the reason; nothing: accepted
     sa.Column("at", UtcDateTime, nullable=False),
+)
+
+edition_table = sa.Table(
+    "edition",
+    metadata,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("pipeline", sa.String(64), nullable=False),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),  # of the series
+    sa.Column("version", sa.String(64), nullable=False),  # of the algorithm
+    sa.Column("analysed", sa.Boolean, nullable=False),
+    sa.Column("dated", UtcDateTime, nullable=False),
+    sa.Column("replaces", sa.JSON, nullable=False),
+    sa.Column("objects", sa.JSON, nullable=False),
 )
 
 lease_table = sa.Table(
@@ -369,13 +397,7 @@ class Ledger:
                     closed_because=because,
                     modality=modality[:16],
                     description=description[:64],
-                    verdict={
-                        "fit": verdict.fit,
-                        "reason": verdict.reason,
-                        "use": list(verdict.use),
-                        "set_aside": verdict.set_aside,
-                        "facts": _plain(verdict.facts),
-                    },
+                    verdict=_verdict_row(verdict),
                     rules=list(rules),
                 )
             ).rowcount
@@ -400,6 +422,57 @@ class Ledger:
                 text = f"route {rule['rule']}: " + (rule["why_not"] or "matches")
                 self._note(db, series_uid, now, "routed", text)
             return True
+
+    def run_series_again(
+        self,
+        series_uid: str,
+        *,
+        arrived: int,
+        revision: int,
+        verdict: Verdict,
+        rules: Sequence[Mapping[str, Any]],
+        jobs: Sequence[Job],
+        now: datetime,
+    ) -> bool:
+        """New jobs for a closed series. False, and nothing written, when it is being worked on or has changed."""
+        with self._begin() as db:
+            busy = db.scalar(
+                sa.select(job_table.c.id).where(
+                    job_table.c.series_uid == series_uid,
+                    job_table.c.kind == "infer",
+                    job_table.c.state.in_(OPEN_JOB_STATES),
+                )
+            )
+            if busy is not None:
+                return False
+            closed = db.execute(
+                sa.update(series_table)
+                .where(
+                    series_table.c.series_uid == series_uid,
+                    series_table.c.arrived == arrived,
+                    series_table.c.revision == revision,
+                    series_table.c.state == "closed",
+                )
+                .values(verdict=_verdict_row(verdict), rules=list(rules))
+            ).rowcount
+            if not closed:
+                return False
+            for job in jobs:
+                self._add_job(db, job)
+            self._note(db, series_uid, now, "run again", ", ".join(job.route for job in jobs))
+            return True
+
+    def series_of_route(self, route: str) -> list[str]:
+        """Series that a route has made a job for, the oldest first."""
+        with self._begin() as db:
+            return list(
+                db.scalars(
+                    sa.select(job_table.c.series_uid)
+                    .where(job_table.c.route == route, job_table.c.kind == "infer")
+                    .group_by(job_table.c.series_uid)
+                    .order_by(sa.func.min(job_table.c.created_at))
+                )
+            )
 
     def revision(self, series_uid: str) -> int:
         with self._begin() as db:
@@ -492,6 +565,8 @@ class Ledger:
             if moved:
                 self._add_receipts(db, job, receipts)
                 self._note(db, job.series_uid, now, "retry", f"{_name(job)}: {reason}")
+            else:
+                self._late_outcome(db, job, receipts)
             return moved
 
     def finish(
@@ -506,8 +581,12 @@ class Ledger:
         follow_up: Sequence[Job] = (),
         warnings: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
+        edition: Edition | None = None,
     ) -> bool:
-        """End a job: its results, receipts and the jobs that follow, in one transaction. False: not ours any more."""
+        """End a job: its results, receipts and the jobs that follow, in one transaction. False: not ours any more.
+
+        Raises EditionChanged, and writes nothing, when `edition` does not replace what stands at the destinations now.
+        """
         with self._begin() as db:
             ended = self._move(
                 db,
@@ -521,7 +600,10 @@ class Ledger:
                 facts=_plain(facts or {}),
             )
             if not ended:
+                self._late_outcome(db, job, receipts)
                 return False
+            if edition is not None:
+                self._add_edition(db, job, edition, now)
             for position, result in enumerate(results):
                 db.execute(
                     self._insert(result_table)
@@ -590,6 +672,8 @@ class Ledger:
             )
             if row["revision"] != revision:  # late images have come since: their revision has jobs of its own
                 return False
+            if db.scalar(sa.select(edition_table.c.job).where(edition_table.c.job == job_id)) is not None:
+                return False  # it has said why it was refused: the series is run again, with jobs of their own
             job = _job(row)
             db.execute(
                 sa.update(job_table)
@@ -606,6 +690,88 @@ class Ledger:
             )
             self._note(db, job.series_uid, now, "retry now", f"{_name(job)}: asked to run again")
             return True
+
+    # ---------------------------------------------------------------- editions
+
+    def editions(self, job: Job) -> list[Edition]:
+        """What this job's pipeline, with its options, has said about its series so far, the oldest first."""
+        with self._begin() as db:
+            return self._editions(db, job)
+
+    def _editions(self, db: sa.Connection, job: Job) -> list[Edition]:
+        rows = db.execute(
+            sa.select(edition_table).where(
+                edition_table.c.series_uid == job.series_uid, edition_table.c.pipeline == job.pipeline
+            )
+        ).mappings()
+        mine = [row for row in rows if dict(row["options"]) == dict(job.options)]
+        return merged(
+            Edition(
+                **{name: row[name] for name in ("number", "revision", "version", "analysed", "dated")},
+                replaces=_objects(row["replaces"]),
+                objects=_objects(row["objects"]),
+                left_for=self._left_for(db, row["job"]),
+            )
+            for row in mine
+        )
+
+    def _left_for(self, db: sa.Connection, infer_job: str) -> frozenset[str]:
+        """Destinations that stored something of these results, or were sent them in an attempt that never ended."""
+        stored = sa.select(receipt_table.c.job).where(receipt_table.c.stored)
+        return frozenset(
+            db.scalars(
+                sa.select(job_table.c.destination).where(
+                    job_table.c.parent == infer_job,
+                    job_table.c.kind == "send",
+                    sa.or_(job_table.c.crashes > 0, job_table.c.id.in_(stored)),
+                )
+            )
+        )
+
+    def _add_edition(self, db: sa.Connection, job: Job, edition: Edition, now: datetime) -> None:
+        known = self._editions(db, job)
+        if all(edition.number != each.number for each in known):
+            if edition.analysed:  # what waits to be sent is old now, and must not be sent after the new
+                self._void_sends(db, job, f"replaced by revision {edition.number} of the results", now)
+            current = replaced(self._editions(db, job), analysed=edition.analysed)
+            if not same_objects(current, edition.replaces):
+                raise EditionChanged(f"what revision {edition.number} replaces has changed while it was written")
+        row = {name: getattr(edition, name) for name in ("number", "revision", "version", "analysed", "dated")}
+        row |= {name: [_object_row(each) for each in getattr(edition, name)] for name in ("replaces", "objects")}
+        row |= {"series_uid": job.series_uid, "pipeline": job.pipeline, "options": dict(job.options)}
+        again = self._insert(edition_table).values(job=job.id, **row)
+        db.execute(again.on_conflict_do_update(index_elements=[edition_table.c.job], set_=row))
+
+    def _void_sends(self, db: sa.Connection, job: Job, reason: str, now: datetime) -> None:
+        """Sends of the earlier editions that have not ended well end here; a failed one may not be retried either."""
+        rows = db.execute(
+            sa.select(edition_table.c.job, edition_table.c.options).where(
+                edition_table.c.series_uid == job.series_uid, edition_table.c.pipeline == job.pipeline
+            )
+        )
+        earlier = [infer_job for infer_job, options in rows if dict(options) == dict(job.options)]
+        db.execute(
+            sa.update(job_table)
+            .where(
+                job_table.c.parent.in_(earlier),
+                job_table.c.state.in_((*OPEN_JOB_STATES, "failed")),
+            )
+            .values(state="superseded", finished_at=now, reason=reason)
+        )
+
+    def _late_outcome(self, db: sa.Connection, job: Job, receipts: Sequence[Receipt]) -> None:
+        """A send that was superseded while it ran has ended: what the destination stored, it holds."""
+        self._add_receipts(db, job, receipts)
+        db.execute(
+            sa.update(job_table)
+            .where(
+                job_table.c.id == job.id,
+                job_table.c.generation == job.generation,
+                job_table.c.attempt == job.attempt,
+                job_table.c.state == "superseded",
+            )
+            .values(crashes=0)
+        )
 
     def _add_receipts(self, db: sa.Connection, job: Job, receipts: Iterable[Receipt]) -> None:
         for receipt in receipts:
@@ -811,6 +977,33 @@ def engine_for_jobs(url: str) -> sa.Engine:
         connection.execute("PRAGMA foreign_keys=ON")
 
     return engine
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "fit": verdict.fit,
+        "reason": verdict.reason,
+        "use": list(verdict.use),
+        "set_aside": verdict.set_aside,
+        "facts": _plain(verdict.facts),
+    }
+
+
+def _object_row(result: Result) -> dict[str, str]:
+    return {
+        "sop_instance_uid": result.sop_instance_uid,
+        "sop_class_uid": result.sop_class_uid,
+        "path": str(result.path),
+        "series_uid": result.series_uid,
+        "sha256": result.sha256,
+    }
+
+
+def _objects(rows: Iterable[Mapping[str, str]]) -> tuple[Result, ...]:
+    return tuple(
+        Result(row["sop_instance_uid"], row["sop_class_uid"], Path(row["path"]), row["series_uid"], row["sha256"])
+        for row in rows
+    )
 
 
 def _name(job: Job) -> str:

@@ -38,7 +38,7 @@ from pacs_node.deliver.destination import Destination
 from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
-from pacs_node.encode import ResultForms, encode_results
+from pacs_node.encode import REJECTION_NOTE, ResultForms, encode_not_run, encode_results
 from pacs_node.errors import AlreadyRunning, GiveUp, LedgerUnavailable, Refused, TryAgain
 from pacs_node.flow import Flow, Patience, RouteMatch
 from pacs_node.infer import Inference
@@ -47,7 +47,18 @@ from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop, describe
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
-from pacs_node.records import Answer, AssociationEnd, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
+from pacs_node.records import (
+    Answer,
+    AssociationEnd,
+    Edition,
+    Instance,
+    Job,
+    OpenSeries,
+    Package,
+    Receipt,
+    Result,
+    Verdict,
+)
 from pacs_node.route import Rule, route
 from pacs_node.web.app import create_app
 
@@ -76,6 +87,7 @@ class JoinedRooms:
         }
         self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
         self.results = config.node.data_dir / "results"
+        self.rejected = config.node.data_dir / "rejected"
 
     def decide(self, series: OpenSeries, now: datetime) -> str | None:
         waits = self.config.assemble
@@ -146,17 +158,50 @@ class JoinedRooms:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def encode(self, job: Job, findings: Findings, files: Sequence[Path]) -> list[Result]:
-        asked = dict(job.options) | ({"priors": job.priors} if job.priors else {})
-        variant = json.dumps(asked, sort_keys=True) if asked else ""
-        folder = self.results / job.id / str(job.generation)  # a worker taken for dead writes beside its successor
-        said = replace(findings, variant=variant)
-        return encode_results(said, files, folder, when=job.created_at, revision=job.revision)
+    def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]:
+        return encode_results(
+            replace(findings, variant=_variant(job)),
+            files,
+            self._folder(job),
+            when=edition.dated,
+            revision=edition.number,
+            replaces=edition.replaces,
+            note=any(self._wants_note(name) for name in job.send_to),
+            rejected=self.rejected / job.id,
+        )
+
+    def reports_not_run(self, job: Job) -> bool:
+        return any(route.name == job.route and route.report_not_run for route in self.config.routes)
+
+    def encode_not_run(self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition) -> list[Result]:
+        return encode_not_run(
+            job.pipeline,
+            _variant(job),
+            reason,
+            instances,
+            self._folder(job),
+            version=__version__,
+            edition=edition,
+            rejected=self.rejected / job.id,
+        )
 
     def deliver(self, destination: str, package: Package) -> list[Receipt]:
         if destination not in self.destinations:
             raise GiveUp(f"the settings have no peer '{destination}' that results can be sent to")
+        if not self._wants_note(destination):
+            package = replace(package, paths=tuple(path for path in package.paths if REJECTION_NOTE not in path.name))
         return self.destinations[destination].deliver(package, self.now)
+
+    def _folder(self, job: Job) -> Path:
+        return self.results / job.id / str(job.generation)  # a worker taken for dead writes beside its successor
+
+    def _wants_note(self, name: str) -> bool:
+        return any(peer.name == name and peer.reject_replaced for peer in self.config.peers)
+
+
+def _variant(job: Job) -> str:
+    asked = dict(job.options) | ({"priors": job.priors} if job.priors else {})
+    return json.dumps(asked, sort_keys=True) if asked else ""
 
 
 class Node:
@@ -422,6 +467,19 @@ class NodeFacts:
         if started and self.node.engine is not None:
             self.node.engine.wake()
         return started
+
+    def rerun(self, series_uid: str) -> str | None:
+        why_not = self.node.flow.rerun(series_uid)
+        if why_not is None and self.node.engine is not None:
+            self.node.engine.wake()
+        return why_not
+
+    def rejected(self, job_id: str) -> dict[str, Path]:
+        folder = self.node.rooms.rejected / job_id
+        job = self.node.ledger.job(job_id)
+        if job is None or job.state != "failed" or not folder.is_dir():
+            return {}
+        return {path.name: path for path in sorted(folder.glob("*.dcm"))}
 
 
 def _header(instance: Instance) -> Dataset:

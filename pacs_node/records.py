@@ -163,3 +163,20 @@ class Result:
     sop_instance_uid: str
     sop_class_uid: str
     path: Path
+    series_uid: str = ""
+    sha256: str = ""  # of the file as it is sent
+    remarks: tuple[str, ...] = ()  # what the checks of the result warn of, said with its first object
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One wording of the results of a pipeline, with its options, about one series."""
+
+    number: int  # from 1; goes into the UIDs
+    revision: int  # of the series: which images it is about
+    version: str  # of the algorithm
+    analysed: bool  # False: it says why the series was not run
+    dated: datetime  # goes into the objects, so that writing them again gives the same bytes
+    replaces: tuple[Result, ...] = ()  # earlier objects that are void from now on
+    objects: tuple[Result, ...] = ()
+    left_for: frozenset[str] = frozenset()  # destinations that hold it, or may hold it

@@ -100,13 +100,31 @@ def mass(number: int, offset_zyx: tuple[int, int, int], mask: np.ndarray | None 
     )
 
 
+def volumes(images: Sequence[Dataset], found: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The findings with the volume that they have on these images."""
+    row, column = np.reshape(np.array(images[0].ImageOrientationPatient, float), (2, 3))
+    step = np.subtract(images[1].ImagePositionPatient, images[0].ImagePositionPatient)
+    apart = abs(float(np.dot(np.cross(row, column), step)))  # along the normal: a tilted stack is a sheared box
+    voxel_mm3 = float(np.prod([float(v) for v in images[0].PixelSpacing])) * apart
+    return tuple(
+        replace(
+            finding,
+            measurements=tuple(
+                replace(m, value=float(round(finding.mask.sum() * voxel_mm3))) if m.name == codes.VOXEL_VOLUME else m
+                for m in finding.measurements
+            ),
+        )
+        for finding in found
+    )
+
+
 def ct_findings(images: Sequence[Dataset], *found: Finding, **changes: Any) -> Findings:
     return replace(
         Findings(
             pipeline="lung-nodule",
             geometry="volume",
             images=refs(images),
-            findings=found,
+            findings=volumes(images, found) if len(images) > 1 else found,
             algorithm=Algorithm("pacs-node lung-nodule", "0.1.0+1a2b3c4d"),
             sought=codes.NODULE,
             sought_site=codes.LUNG,

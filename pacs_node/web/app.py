@@ -9,8 +9,11 @@
     GET  /api/series/{uid}
     GET  /api/destinations
     POST /api/jobs/{id}/retry     run a waiting or ended job now
+    POST /api/series/{uid}/rerun  run a closed series again, with today's models and rules
+    GET  /api/jobs/{id}/rejected  objects held back because they fail the checks; /{name} is one of them
 
-No page and no answer carries a patient's name or number. There is no login: bind to localhost, or use a proxy.
+No page and no answer carries a patient's name or number; rejected objects are handed out without
+them. There is no login: bind to localhost, or use a proxy.
 """
 
 from __future__ import annotations
@@ -50,6 +53,12 @@ class Facts(Protocol):
     def retry(self, job_id: str) -> bool:
         """Run this job now. False: there is no such job, or it is not in a state that can be run again."""
 
+    def rerun(self, series_uid: str) -> str | None:
+        """Run this series again. None, or why not."""
+
+    def rejected(self, job_id: str) -> dict[str, Path]:
+        """The objects of a job that were held back: name -> file."""
+
 
 def create_app(facts: Facts, registry: CollectorRegistry) -> Starlette:
     """The whole application; `facts` may block, it is called from worker threads."""
@@ -64,7 +73,10 @@ def create_app(facts: Facts, registry: CollectorRegistry) -> Starlette:
             Route("/api/series", views.series_list),
             Route("/api/series/{uid}", views.series),
             Route("/api/destinations", views.destinations),
+            Route("/api/series/{uid}/rerun", views.rerun, methods=["POST"]),
             Route("/api/jobs/{id}/retry", views.retry, methods=["POST"]),
+            Route("/api/jobs/{id}/rejected", views.rejected),
+            Route("/api/jobs/{id}/rejected/{name}", views.rejected_object),
             Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         ],
         exception_handlers={HTTPException: views.error},

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pydicom
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydicom.uid import UID
 from starlette.exceptions import HTTPException
@@ -29,6 +31,8 @@ TONES = {  # state of a series or job -> its colour on the page
     "refused": "warn",
     "failed": "bad",
 }
+PATIENT_GROUP = 0x0010
+IDENTIFYING = {"AccessionNumber", "StudyID"}
 UNFINISHED = {"receiving", "queued", "running", "waiting"}
 AGAIN = {"waiting", "failed", "refused"}  # jobs with a "Retry now" button
 
@@ -70,13 +74,29 @@ class Views:
         return JSONResponse(self.facts.destinations())
 
     def retry(self, request: Request) -> Response:
-        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        if _asked_from_elsewhere(request):
             return JSONResponse({"error": "asked for by a page of another site"}, status_code=403)
         if not self.facts.retry(request.path_params["id"]):
             return JSONResponse({"error": "no such job, or it cannot be run again in its state"}, status_code=409)
-        if "text/html" in request.headers.get("accept", "") and "referer" in request.headers:
-            return RedirectResponse(request.headers["referer"], status_code=303)
-        return JSONResponse({"retried": True})
+        return _back(request) or JSONResponse({"retried": True})
+
+    def rerun(self, request: Request) -> Response:
+        if _asked_from_elsewhere(request):
+            return JSONResponse({"error": "asked for by a page of another site"}, status_code=403)
+        why_not = self.facts.rerun(request.path_params["uid"])
+        if why_not is not None:
+            return JSONResponse({"error": why_not}, status_code=409)
+        return _back(request) or JSONResponse({"rerun": True})
+
+    def rejected(self, request: Request) -> Response:
+        return JSONResponse(sorted(self.facts.rejected(request.path_params["id"])))
+
+    def rejected_object(self, request: Request) -> Response:
+        path = self.facts.rejected(request.path_params["id"]).get(request.path_params["name"])
+        if path is None:
+            raise HTTPException(404, "no such object")
+        named = {"content-disposition": f'attachment; filename="{path.name}"'}
+        return Response(nameless(path), media_type="application/dicom", headers=named)
 
     # ---- for people
 
@@ -99,7 +119,9 @@ class Views:
         if series is None:
             raise HTTPException(404, "no such series")
         refresh = series["state"] in UNFINISHED or any(job["state"] in UNFINISHED for job in series["jobs"])
-        return self.pages.TemplateResponse(request, "series.html", {"s": series, "refresh": refresh})
+        held_back = {job["id"]: sorted(self.facts.rejected(job["id"])) for job in series["jobs"]}
+        shown = {"s": series, "refresh": refresh, "held_back": held_back}
+        return self.pages.TemplateResponse(request, "series.html", shown)
 
     def destinations_page(self, request: Request) -> Response:
         return self.pages.TemplateResponse(request, "destinations.html", {"destinations": self.facts.destinations()})
@@ -111,6 +133,28 @@ class Views:
         return self.pages.TemplateResponse(
             request, "error.html", {"text": error.detail}, status_code=error.status_code, headers=error.headers
         )
+
+
+def nameless(path: Path) -> bytes:
+    """A DICOM file without who the patient is: names, the Patient module, and the numbers of study and order."""
+    dataset = pydicom.dcmread(path)
+    for element in dataset.iterall():
+        if element.tag.group == PATIENT_GROUP or element.VR == "PN" or element.keyword in IDENTIFYING:
+            element.value = None
+    buffer = BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def _asked_from_elsewhere(request: Request) -> bool:
+    return request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+
+
+def _back(request: Request) -> Response | None:
+    """To the page whose button was pressed; None for a program."""
+    if "text/html" in request.headers.get("accept", "") and "referer" in request.headers:
+        return RedirectResponse(request.headers["referer"], status_code=303)
+    return None
 
 
 def _limit(request: Request, most: int) -> int:

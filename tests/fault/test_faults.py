@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pydicom
 import pytest
 from pydicom.uid import generate_uid
@@ -79,7 +80,27 @@ def test_a_late_image_makes_a_revision(node: NodeProcess, pacs: Receiver, tmp_pa
     facts = wait_for(second, 60, f"a second revision\n{node.log()}")
     assert facts["instances"] == 2
     assert sorted(job["revision"] for job in facts["jobs"] if job["kind"] == "infer") == [1, 2]
-    assert len({d.SOPInstanceUID for d in pacs.of("SR", study.study_uid)}) == 2
+    first, second = {d.SOPInstanceUID: d for d in pacs.of("SR", study.study_uid)}.values()
+    [replaced] = second.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
+    assert replaced.SeriesInstanceUID == first.SeriesInstanceUID
+    assert replaced.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == first.SOPInstanceUID
+
+
+def test_run_again_sends_the_same_objects(node: NodeProcess, pacs: Receiver, tmp_path: Path) -> None:
+    study = ultrasound_study(tmp_path, seed=36)
+    storescu(node, study.path)
+    wait_for(lambda: node.finished(study.series_uid), 60, f"results\n{node.log()}")
+    answer = httpx.post(f"http://127.0.0.1:{node.web_port}/api/series/{study.series_uid}/rerun", timeout=20)
+    assert answer.json() == {"rerun": True}
+
+    def again() -> dict | None:
+        facts = node.finished(study.series_uid)
+        return facts if facts and len(facts["jobs"]) == 4 else None
+
+    facts = wait_for(again, 60, f"a second run\n{node.log()}")
+    assert {job["state"] for job in facts["jobs"]} == {"done"}
+    assert len(pacs.of("SR", study.study_uid)) == 2
+    arrived_once(pacs, facts)
 
 
 def test_two_senders_interleave_one_series(node: NodeProcess, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_sr import encode, read
+from dicom_sr import Written, checked, encode, read
+from dicom_sr.not_run import not_run_report
 from tests.factories import ORIENTATIONS, ct_series, header, point_lps_mm, us_image
 from tests.harness import missing, need
 from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, us_findings
@@ -38,6 +39,12 @@ FALSE_ALARMS = [
         r"^W: The VR checker does not support this Specific Character Set: ISO_IR 192",
         # Control: it then prints the text right, see test_dsrdump_prints_every_script
         "dsrdump does not check UTF-8, it says; it reads it",
+    ),
+    (
+        "dsrdump",
+        r"^W: Check for template constraints not yet supported",
+        # Control: it still checks the tree, see test_dsrdump_refuses_a_broken_tree
+        "dsrdump says that it does not check the template of a Key Object Selection",
     ),
     (
         "dciodvfy",
@@ -121,6 +128,54 @@ def test_dciodvfy_accepts_every_orientation(orientation: str, tmp_path: Path) ->
     for dataset in encode(ct_findings(images, nodule(1, (2, 5, 8))), [header(i) for i in images], when=WHEN):
         _, output = run("dciodvfy", save(dataset, tmp_path))
         assert complaints("dciodvfy", output) == []
+
+
+BEFORE = (
+    Written("1.2.840.10008.5.1.4.1.1.66.4", "1.2.3.1", "1.2.3"),
+    Written("1.2.840.10008.5.1.4.1.1.88.33", "1.2.4.1", "1.2.4"),
+)
+
+
+def revised() -> list[Dataset]:
+    """SEG, SR with its predecessor, and the note that rejects what they replace."""
+    case = CASES["ct_two"]()
+    return checked(case.findings, case.headers, when=WHEN, revision=2, replaces=BEFORE, note=True)[0]
+
+
+def not_run(modality: str) -> Dataset:
+    images = ct_series() if modality == "CT" else [us_image()]
+    headers = [header(image) for image in images]
+    reason = "gantry tilt of 12.0 degrees; größer als 3 mm"
+    return not_run_report("lung-nodule", "", reason, headers, version="0.1.0", when=WHEN, replaces=BEFORE[1:])
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_dciodvfy_and_dsrdump_accept_what_replaces(number: int, tmp_path: Path) -> None:
+    dataset = revised()[number]
+    path = save(dataset, tmp_path)
+    _, output = run("dciodvfy", path)
+    assert {"SEG": "Segmentation", "SR": "SR", "KO": "KeyObject"}[dataset.Modality] in output
+    assert complaints("dciodvfy", output) == []
+    if dataset.Modality != "SEG":
+        code, output = run("dsrdump", "+Pl", path)
+        assert (code, complaints("dsrdump", output)) == (0, [])
+        assert "Rejected for Quality Reasons" in output or "Predecessor Docs" in output
+
+
+@pytest.mark.parametrize("modality", ["CT", "US"])
+def test_dciodvfy_dsrdump_and_dcmqi_accept_what_was_not_run(modality: str, tmp_path: Path) -> None:
+    path = save(not_run(modality), tmp_path)
+    _, output = run("dciodvfy", path)
+    assert "SR" in output
+    assert complaints("dciodvfy", output) == []
+    code, output = run("dsrdump", "+Pl", path)
+    assert (code, complaints("dsrdump", output)) == (0, [])
+    for words in ("Not Attempted", "gantry tilt of 12.0 degrees", "größer"):
+        assert words in output
+    code, output = run("tid1500reader", "--inputDICOM", path, "--outputMetadata", tmp_path / "report.json")
+    assert code == 0, output
+    [group] = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["Measurements"]
+    assert group["TrackingIdentifier"] == "Not analysed"
 
 
 def _no_algorithm_type(seg: Dataset) -> None:

@@ -37,8 +37,9 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "__init__": set(),
     "records": set(),
     "errors": {"records"},
-    "flow": {"records", "errors", "ledger"},
-    "ledger": {"records", "errors", "flow"},
+    "editions": {"records"},
+    "flow": {"records", "errors", "ledger", "editions"},
+    "ledger": {"records", "errors", "flow", "editions"},
     "ledger_migrations": set(),
     "loop": set(),
     "jobs": {"records", "errors", "flow", "ledger", "loop"},
@@ -73,6 +74,7 @@ PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/assemble/planes.py",
     "pacs_node/assemble/geometry.py",
     "pacs_node/route.py",
+    "pacs_node/editions.py",
 }
 EFFECTS = {
     "io",

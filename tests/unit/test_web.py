@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 from starlette.testclient import TestClient
 
 from pacs_node.web.app import create_app
+from tests.results import encoded
 
 
 def summary(number: int, **changes: Any) -> dict[str, Any]:
@@ -120,6 +124,8 @@ class InMemory:
         self.all = [whole(number) for number in numbers]
         self.status: dict[str, Any] = {"status": "ok", "ae_title": "AI", "dicom_port": 11112}
         self.retried: list[str] = []
+        self.rerun_asked: list[str] = []
+        self.held_back: dict[str, Path] = {}
 
     def health(self) -> dict[str, Any]:
         return self.status
@@ -164,6 +170,13 @@ class InMemory:
     def retry(self, job_id: str) -> bool:
         self.retried.append(job_id)
         return job_id in {job["id"] for s in self.all for job in s["jobs"]}
+
+    def rerun(self, series_uid: str) -> str | None:
+        self.rerun_asked.append(series_uid)
+        return None if self.series(series_uid) else "no such series"
+
+    def rejected(self, job_id: str) -> dict[str, Path]:
+        return self.held_back if job_id == "job-infer" else {}
 
 
 @pytest.fixture
@@ -257,6 +270,37 @@ def test_the_button_comes_back_to_its_page(web: TestClient) -> None:
 def test_a_page_of_another_site_cannot_press_the_button(web: TestClient, facts: InMemory) -> None:
     assert web.post("/api/jobs/job-send/retry", headers={"sec-fetch-site": "cross-site"}).status_code == 403
     assert facts.retried == []
+
+
+def test_run_again(web: TestClient, facts: InMemory) -> None:
+    assert web.post("/api/series/1.2.826.7/rerun").json() == {"rerun": True}
+    answer = web.post("/api/series/none/rerun")
+    assert (answer.status_code, answer.json()) == (409, {"error": "no such series"})
+    assert web.post("/api/series/1.2.826.7/rerun", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    assert facts.rerun_asked == ["1.2.826.7", "none"]
+
+
+def test_the_button_to_run_again_is_there_when_nothing_runs(web: TestClient, facts: InMemory) -> None:
+    assert "/rerun" not in web.get("/series/1.2.826.7").text  # a job of it is running
+    facts.all[7]["jobs"] = [job("infer")]
+    assert 'action="/api/series/1.2.826.7/rerun"' in web.get("/series/1.2.826.7").text
+
+
+def test_a_held_back_object_can_be_had_without_the_patient(web: TestClient, facts: InMemory, tmp_path: Path) -> None:
+    (segmentation, _) = encoded("ct_two")[1]
+    segmentation.save_as(tmp_path / "01-SEG.dcm", enforce_file_format=True)
+    facts.held_back = {"01-SEG.dcm": tmp_path / "01-SEG.dcm"}
+    assert "/api/jobs/job-infer/rejected/01-SEG.dcm" in web.get("/series/1.2.826.7").text
+    assert web.get("/api/jobs/job-infer/rejected").json() == ["01-SEG.dcm"]
+    answer = web.get("/api/jobs/job-infer/rejected/01-SEG.dcm")
+    handed = pydicom.dcmread(BytesIO(answer.content))
+    assert handed.PixelData == segmentation.PixelData
+    assert handed.SOPInstanceUID == segmentation.SOPInstanceUID
+    for secret in (segmentation.PatientName, segmentation.PatientID, segmentation.AccessionNumber):
+        assert str(secret)
+        assert str(secret).encode() not in answer.content
+    assert web.get("/api/jobs/job-infer/rejected/02-SR.dcm").status_code == 404
+    assert web.get("/api/jobs/other/rejected/01-SEG.dcm").status_code == 404
 
 
 def visible(html: str) -> str:

@@ -14,7 +14,7 @@ from dicom_sr import codes
 
 OURS = {name: value for name, value in vars(codes).items() if isinstance(value, Code)}
 # Not in pydicom's tables: an annotation of UCUM is free text in braces; this meaning is that of TID 1501, row 4
-ELSEWHERE = {"PIXELS", "LESIONS", "FINDING_CATEGORY"}
+ELSEWHERE = {"PIXELS", "LESIONS", "FRAMES", "FINDING_CATEGORY"}
 # RadLex and NCI Thesaurus as the public LIDC reports use them (lidc2dicom); PS3.16 lists the schemes, not these codes
 ELSEWHERE |= {"NODULE_TYPE", "SOLID", "PART_SOLID", "NON_SOLID"}
 PRIVATE = {name for name, code in OURS.items() if code.scheme_designator == "99PACSNODE"}

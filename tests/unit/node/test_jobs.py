@@ -16,7 +16,7 @@ from pacs_node.errors import GiveUp, Interrupted, Refused, TryAgain
 from pacs_node.flow import Flow, Patience
 from pacs_node.jobs import Engine
 from pacs_node.ledger import Ledger
-from pacs_node.records import Instance, Job, Package, Receipt, Result, Verdict
+from pacs_node.records import Edition, Instance, Job, Package, Receipt, Result, Verdict
 
 NOTHING_FOUND = Findings("lung-nodule", "volume", (), (), Algorithm("a", "1"))
 
@@ -45,7 +45,10 @@ class ScriptedRooms:
     def compare(self, job: Job, findings: Findings, files: list[Path]) -> Findings:
         return findings
 
-    def encode(self, job: Job, findings: Findings, files: list[Path]) -> list[Result]:
+    def reports_not_run(self, job: Job) -> bool:
+        return False
+
+    def encode(self, job: Job, findings: Findings, files: list[Path], edition: Edition) -> list[Result]:
         return [Result(f"2.{job.id}", "1.2.840.10008.5.1.4.1.1.88.34", self.folder / job.id)]
 
     def deliver(self, destination: str, package: Package) -> list[Receipt]:

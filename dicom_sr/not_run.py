@@ -1,0 +1,92 @@
+"""A report that says why a series was not analysed: a reader of the PACS must not take silence for "nothing found"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+import highdicom as hd
+from pydicom.dataset import Dataset
+
+from dicom_sr import codes
+from dicom_sr.findings import Algorithm, Evaluation, Findings, ImageRef, Measurement
+from dicom_sr.report import REASON, Group, _border, _comment, _evaluations, _Report
+from dicom_sr.revision import Written, name_predecessors
+from dicom_sr.source import EncodingError
+from dicom_sr.validate import Rejected, faults
+
+NOT_ANALYSED = "Not analysed"
+
+
+def not_run_report(
+    pipeline: str,
+    variant: str,
+    reason: str,
+    sources: Sequence[Dataset],
+    *,
+    version: str,
+    when: datetime,
+    revision: int = 1,
+    replaces: Sequence[Written] = (),
+) -> Dataset:
+    """A TID 1500 report with one TID 1501 group: Summary of Analyses = Not Attempted (CID 6042), and the reason.
+
+    sources   headers of the series' images in any order; those without rows and columns are left out
+    version   of the node, which says it: no algorithm was asked
+
+    The group holds a number with coordinates round an image, because OHIF draws nothing of a report without.
+    Raises EncodingError if there is no image to say it of; Rejected if the report fails a check.
+    """
+    images = sorted(
+        (header for header in sources if header.get("Rows") and header.get("Columns")),
+        key=lambda header: (str(header.get("InstanceNumber") or ""), str(header.SOPInstanceUID)),
+    )
+    findings = Findings(
+        pipeline=pipeline,
+        geometry="image",
+        images=tuple(_ref(header) for header in images),
+        findings=(),
+        algorithm=Algorithm("pacs-node", version),
+        variant=f"{variant} not run".strip(),
+    )
+    if not images:
+        raise EncodingError("no image of the series has rows and columns to point at")
+    document = _NotRun(findings, images, when, revision, (), reason).document()
+    name_predecessors(document, replaces)
+    found = faults(document, images, replaces=replaces)
+    if any(fault.severity == "error" for fault in found):
+        raise Rejected([document], found)
+    return document
+
+
+class _NotRun(_Report):
+    def __init__(
+        self,
+        findings: Findings,
+        sources: Sequence[Dataset],
+        when: datetime,
+        revision: int,
+        segmentations: Sequence[Dataset],
+        reason: str,
+    ) -> None:
+        super().__init__(findings, sources, when, revision, segmentations)
+        self.reason = reason
+
+    def groups(self) -> Iterator[Group]:
+        """TID 1501, made as `whole` makes its own: never a count of findings, for nobody looked."""
+        findings, middle = self.findings, len(self.headers) // 2
+        border = self.on(middle, _border(self.headers[middle]))
+        arrived = Measurement(codes.NUMBER_OF_FRAMES, len(findings.images), codes.FRAMES)
+        group = hd.sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=hd.sr.TrackingIdentifier(self.uid("not run"), NOT_ANALYSED),
+            measurements=[self.number(arrived, [border])],
+            qualitative_evaluations=_evaluations([Evaluation(codes.SUMMARY_OF_ANALYSES, codes.NOT_ATTEMPTED)]),
+        )
+        for text in (f"{NOT_ANALYSED} by {findings.pipeline}", f"{REASON}{self.reason}"):
+            group[0].ContentSequence.append(_comment(text))
+        yield group
+
+
+def _ref(header: Dataset) -> ImageRef:
+    frame = 1 if header.get("NumberOfFrames") else None
+    return ImageRef(str(header.SOPClassUID), str(header.SOPInstanceUID), frame)

@@ -1,0 +1,79 @@
+"""What a rule is asked about, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from pydicom.dataset import Dataset
+
+from dicom_sr import read
+from dicom_sr.findings import Findings
+from dicom_sr.revision import Written
+from dicom_sr.source import headers_by_uid, plane
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One rule that an object breaks. No patient values in `text`."""
+
+    rule: str
+    severity: Severity
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.rule}]"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A promise about one kind of object, and where it comes from."""
+
+    name: str
+    source: str  # the section of the Standard, or the viewer
+    objects: frozenset[str]  # SOP Class UIDs
+    check: Callable[[Subject], Iterator[str]]
+    stage: int
+    severity: Severity = "error"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One object, and all that it is compared with."""
+
+    dataset: Dataset
+    sources: Sequence[Dataset]
+    findings: Findings | None
+    segmentations: Sequence[Dataset]
+    replaces: Sequence[Written]
+
+    @cached_property
+    def known(self) -> dict[str, Dataset]:
+        return headers_by_uid(self.sources)
+
+    @cached_property
+    def groups(self) -> list[read.Group]:
+        return read.groups(self.dataset)
+
+    @cached_property
+    def shared(self) -> Dataset:
+        shared: Dataset = self.dataset.SharedFunctionalGroupsSequence[0]
+        return shared
+
+    @cached_property
+    def frames(self) -> range:
+        return range(int(self.dataset.NumberOfFrames))
+
+    @cached_property
+    def between_mm(self) -> float | None:
+        """The mean distance of the images along their normal; None of images that are no volume."""
+        if self.findings is None or self.findings.geometry != "volume" or len(self.findings.images) < 2:
+            return None
+        places = [plane(self.known[ref.sop_instance_uid], ref.frame) for ref in self.findings.images]
+        if not all(place.is_in_space for place in places):
+            return None
+        return abs(places[-1].along_normal_mm() - places[0].along_normal_mm()) / (len(places) - 1)

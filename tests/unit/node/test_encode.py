@@ -1,0 +1,49 @@
+"""What fails the gate is kept whole, with the reasons, and never among the results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from dicom_sr import codes
+from dicom_sr.findings import Measurement
+from pacs_node.encode import REASONS, encode_results
+from pacs_node.errors import GiveUp
+from tests.results import CASES, WHEN, Case
+
+
+def saved(case: Case, folder: Path) -> list[Path]:
+    folder.mkdir()
+    paths = [folder / f"{number}.dcm" for number in range(len(case.images))]
+    for image, path in zip(case.images, paths, strict=True):
+        image.save_as(path, enforce_file_format=True)
+    return paths
+
+
+def test_a_failing_object_is_kept_and_not_sent(tmp_path: Path) -> None:
+    case = CASES["ct_two"]()
+    first, *others = case.findings.findings
+    wrong = replace(first, measurements=(Measurement(codes.VOXEL_VOLUME, 9999.0, codes.MM3),))
+    findings = replace(case.findings, findings=(wrong, *others))
+    files, results, rejected = saved(case, tmp_path / "images"), tmp_path / "results", tmp_path / "rejected" / "j1"
+    with pytest.raises(GiveUp) as refusal:
+        encode_results(findings, files, results, when=WHEN, revision=1, rejected=rejected)
+    for words in ("not sent", "Nodule 1 is reported with 9999 mm3", "[volume as drawn]", str(rejected)):
+        assert words in str(refusal.value)
+    assert not results.exists()
+    assert [pydicom.dcmread(path).Modality for path in sorted(rejected.glob("*.dcm"))] == ["SEG", "SR"]
+    assert "volume as drawn" in (rejected / REASONS).read_text()
+    assert "Test^Patient" not in str(refusal.value) + (rejected / REASONS).read_text()
+
+
+def test_a_warning_is_sent_with_its_remark(tmp_path: Path) -> None:
+    case = CASES["ct_two"]()
+    first, second = case.findings.findings
+    findings = replace(case.findings, findings=(first, replace(second, label=first.label)))
+    results = encode_results(findings, saved(case, tmp_path / "images"), tmp_path / "out", when=WHEN, revision=1)
+    assert [len(result.remarks) for result in results] == [1, 0]
+    assert "several segments are called Nodule 1" in results[0].remarks[0]
+    assert all(result.path.exists() for result in results)
