@@ -900,6 +900,13 @@ class Ledger:
                 .mappings()
                 .all()
             )
+            editions = {
+                edition["job"]: {
+                    "revision": edition["number"],
+                    "replaces": [each["sop_instance_uid"] for each in edition["replaces"]],
+                }
+                for edition in db.execute(sa.select(edition_table).where(edition_table.c.job.in_(ids))).mappings()
+            }
             events = (
                 db.execute(
                     sa.select(event_table).where(event_table.c.series_uid == series_uid).order_by(event_table.c.id)
@@ -919,7 +926,7 @@ class Ledger:
                 if verdict
                 else None,
                 "rules": row["rules"] or [],
-                "jobs": [_job_facts(job, results, receipts) for job in jobs],
+                "jobs": [{**_job_facts(job, results, receipts), "edition": editions.get(job["id"])} for job in jobs],
                 "timeline": [
                     {"at": _iso(event["at"]), "event": event["event"], "text": event["text"]} for event in events
                 ],

@@ -290,6 +290,8 @@ def test_a_held_back_object_can_be_had_without_the_patient(web: TestClient, fact
     (segmentation, _) = encoded("ct_two")[1]
     segmentation.save_as(tmp_path / "01-SEG.dcm", enforce_file_format=True)
     facts.held_back = {"01-SEG.dcm": tmp_path / "01-SEG.dcm"}
+    facts.all[7]["jobs"][0]["edition"] = {"revision": 2, "replaces": ["1.2.3", "1.2.4"]}
+    assert "Revision 2 of the results, in place of 2 earlier objects" in visible(web.get("/series/1.2.826.7").text)
     assert "/api/jobs/job-infer/rejected/01-SEG.dcm" in web.get("/series/1.2.826.7").text
     assert web.get("/api/jobs/job-infer/rejected").json() == ["01-SEG.dcm"]
     answer = web.get("/api/jobs/job-infer/rejected/01-SEG.dcm")

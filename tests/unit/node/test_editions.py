@@ -195,6 +195,10 @@ def test_a_late_image_makes_a_report_that_names_the_one_it_replaces(node: Node) 
     assert study.ReferencedSeriesSequence[0].SeriesInstanceUID == second.SeriesInstanceUID
     assert current([first, second, third]) == [third]
     assert len({seg.SeriesInstanceUID for seg in node.rooms.held("pacs", SEG)}) == 3
+    shown = sorted((job["edition"] for job in node.facts("infer")), key=lambda edition: edition["revision"])
+    assert [edition["revision"] for edition in shown] == [1, 2, 3]
+    assert set(shown[2]["replaces"]) >= predecessors(third)
+    assert len(shown[2]["replaces"]) == 2  # the Segmentation too
 
 
 def test_what_never_left_is_no_predecessor(node: Node) -> None:
