@@ -10,8 +10,10 @@ import pytest
 
 from dicom_sr import codes
 from dicom_sr.findings import Measurement
-from pacs_node.encode import REASONS, encode_results
+from dicom_sr.forms import Profile
+from pacs_node.encode import REASONS, ResultForms, encode_results
 from pacs_node.errors import GiveUp
+from pacs_node.records import Package, Result
 from tests.results import CASES, WHEN, Case
 
 
@@ -47,3 +49,19 @@ def test_a_warning_is_sent_with_its_remark(tmp_path: Path) -> None:
     assert [len(result.remarks) for result in results] == [1, 0]
     assert "several segments are called Nodule 1" in results[0].remarks[0]
     assert all(result.path.exists() for result in results)
+
+
+def test_the_rejection_note_is_offered_last_and_sent_as_it_is(tmp_path: Path) -> None:
+    """What it rejects must have been replaced by then; and a peer that does not take it still takes the results."""
+    case = CASES["ct_two"]()
+    before = Result("1.2.3.4", "1.2.840.10008.5.1.4.1.1.88.33", Path("x"), "1.2.3")
+    results = encode_results(
+        case.findings, saved(case, tmp_path / "images"), tmp_path / "out", when=WHEN, revision=2, replaces=[before],
+        note=True,
+    )  # fmt: skip
+    package = Package("j1", tuple(result.path for result in results))
+    offering = ResultForms(Profile())
+    *others, note = offering.offers(package)
+    assert len(others) == 2
+    assert (note.path, note.optional) == (results[-1].path, True)
+    assert offering.prepare(package, note, note.forms[0], {}).paths == (note.path,)
