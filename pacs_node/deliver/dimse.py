@@ -217,7 +217,9 @@ def _named(sop_class_uid: str, transfer_syntax_uid: str) -> str:
 
 
 @contextmanager
-def _association(peer: Peer, contexts: set[tuple[str, str]]) -> Iterator[Association]:
+def _association(
+    peer: Peer, contexts: set[tuple[str, str]], handlers: Sequence[evt.EventHandlerType] = ()
+) -> Iterator[Association]:
     """An association with the presentation contexts (SOP class, transfer syntax), released at the end.
 
     Raises Deferred or Undeliverable when it does not come about.
@@ -237,7 +239,7 @@ def _association(peer: Peer, contexts: set[tuple[str, str]]) -> Iterator[Associa
         contexts=[build_context(sop_class, [syntax]) for sop_class, syntax in sorted(contexts)],
         ae_title=peer.ae_title,
         max_pdu=MAX_PDU,
-        evt_handlers=[(evt.EVT_CONN_OPEN, on_connection)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, on_connection), *handlers],
     )
     if not association.is_established:
         if not connected.is_set():

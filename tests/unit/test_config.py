@@ -123,7 +123,10 @@ ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
         ("[jobs]\nsend_backoff_max_s = 1.0", "node.toml:1: [jobs]: send_backoff_max_s must not be less than"),
         ("[jobs]\nlease_s = 6.0", "node.toml:1: [jobs]: lease_s must be at least twice sweep_s"),
         ('[[peer]]\nae_title = "A"', "node.toml:1: [[peer]] number 1 needs 'name'"),
-        ('[[peer]]\nname = "a"', "node.toml:1: [[peer]] 'a': needs an ae_title (a DICOM peer) or a folder"),
+        (
+            '[[peer]]\nname = "a"',
+            "node.toml:1: [[peer]] 'a': needs an ae_title (a DICOM peer), a dicomweb_url or a folder",
+        ),
         ('[[peer]]\nname = "a"\nae_title = "A"\nhost = "h"', "[[peer]] 'a': needs both host and port, or neither"),
         ('[[peer]]\nname = "a"\nae_title = "A"', "[[peer]] 'a': can neither be called"),
         ('[[peer]]\nname = "a"\nfolder = "f"\nport = 3', "[[peer]] 'a': a peer with a folder takes no ae_title"),
