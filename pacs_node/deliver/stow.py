@@ -29,7 +29,7 @@ WARNING_REASON, FAILURE_REASON = "00081196", "00081197"
 # Of the statuses in BY_INSTANCE the answer says it for each instance; the outcome here is for those it does not name.
 STATUSES: tuple[tuple[int, int, Outcome, str], ...] = (
     (200, 200, Outcome.STORED, "stored"),
-    (202, 202, Outcome.AGAIN, "not named in the answer"),
+    (202, 202, Outcome.AGAIN, "the answer does not name it"),
     (201, 299, Outcome.STORED, "stored, by a status that PS3.18 does not list"),
     (300, 399, Outcome.NEVER, "it is elsewhere: correct dicomweb_url"),
     (401, 401, Outcome.NEVER, "not authenticated: check dicomweb_token, or dicomweb_user and dicomweb_password"),
@@ -43,7 +43,7 @@ STATUSES: tuple[tuple[int, int, Outcome, str], ...] = (
     (400, 499, Outcome.NEVER, "refused"),
     (500, 599, Outcome.AGAIN, "it failed or is busy"),
 )
-BY_INSTANCE = frozenset({200, 202, 409})
+BY_INSTANCE = frozenset({200, 202, 400, 409})  # Orthanc answers 400 when one of several is refused
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class StowDestination:
         """See Destination."""
         outgoing = [Outgoing.read(path) for path in package.paths]
         boundary = hashlib.sha256("|".join(each.sop_instance_uid for each in outgoing).encode()).hexdigest()
-        heads = [_part_head(boundary, each) for each in outgoing]
+        head = _part_head(boundary)
         tail = f"\r\n--{boundary}--\r\n".encode()
-        length = sum(map(len, heads)) + sum(each.path.stat().st_size for each in outgoing) + len(tail)
+        length = len(head) * len(outgoing) + sum(each.path.stat().st_size for each in outgoing) + len(tail)
         answer = self._web.ask(
             "POST",
             "/studies",
@@ -88,7 +88,7 @@ class StowDestination:
                 "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
                 "Content-Length": str(length),
             },
-            content=_body(heads, outgoing, tail),
+            content=_body(head, outgoing, tail),
         )
         judged = [_judge(each, answer.status_code, _json(answer), now) for each in outgoing]
         receipts = [receipt for receipt, _ in judged]
@@ -99,6 +99,10 @@ class StowDestination:
         if Outcome.NEVER in outcomes:
             raise Undeliverable(f"{self.peer}: {refusals}", receipts)
         return receipts
+
+
+class NotFound(NotOffered):
+    pass
 
 
 class QidoWitness:
@@ -119,19 +123,27 @@ class QidoWitness:
         """One search for the instances of each series, PS3.18 Table 10.6.1-1."""
         found: set[str] = set()
         for study_uid, series_uid in sorted({(each.study_uid, each.series_uid) for each in sent}):
-            answer = self._web.ask("GET", f"/studies/{study_uid}/series/{series_uid}/instances")
-            if answer.status_code in (204, 404):  # nothing matches; no such series
+            try:
+                items = self._search(f"/studies/{study_uid}/series/{series_uid}/instances")
+            except NotFound:
+                self._search("/studies?limit=1")  # no such series, or no such service?
                 continue
-            outcome, meaning = _meaning(answer.status_code)
-            if outcome is Outcome.AGAIN:
-                raise Deferred(f"{self.peer} answered QIDO-RS with HTTP {answer.status_code}: {meaning}")
-            items = _json(answer)
-            if outcome is not Outcome.STORED or not isinstance(items, list):
-                raise NotOffered(
-                    f"{self.peer} answered QIDO-RS with HTTP {answer.status_code} and no list of instances"
-                )
             found |= {str(_value(item, SOP_INSTANCE_UID)) for item in items}
         return found & {each.sop_instance_uid for each in sent}
+
+    def _search(self, path: str) -> list[object]:
+        """Raises NotOffered (NotFound for HTTP 404), or Deferred."""
+        answer = self._web.ask("GET", path)
+        outcome, meaning = _meaning(answer.status_code)
+        words = f"{self.peer} answered QIDO-RS with HTTP {answer.status_code}"
+        if outcome is Outcome.AGAIN:
+            raise Deferred(f"{words}: {meaning}")
+        if answer.status_code == 404:
+            raise NotFound(f"{words}: {meaning}")
+        items = [] if answer.status_code == 204 else _json(answer)
+        if outcome is not Outcome.STORED or not isinstance(items, list):
+            raise NotOffered(f"{words} and no list of what it found")
+        return items
 
 
 class _Web:
@@ -160,14 +172,14 @@ class _Web:
             raise Deferred(f"{self.peer} answered what cannot be read: {error}") from error
 
 
-def _part_head(boundary: str, each: Outgoing) -> bytes:
-    """The head of one part of multipart/related, PS3.18 8.6.1.2."""
-    kind = f"application/dicom; transfer-syntax={each.transfer_syntax_uid}"
-    return f"\r\n--{boundary}\r\nContent-Type: {kind}\r\n\r\n".encode()
+def _part_head(boundary: str) -> bytes:
+    """The head of one part of multipart/related, PS3.18 8.6.1.2. Without a transfer syntax, which is in the file:
+    Orthanc drops a part that has one here and answers 200."""
+    return f"\r\n--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
 
 
-def _body(heads: Sequence[bytes], outgoing: Sequence[Outgoing], tail: bytes) -> Iterator[bytes]:
-    for head, each in zip(heads, outgoing, strict=True):
+def _body(head: bytes, outgoing: Sequence[Outgoing], tail: bytes) -> Iterator[bytes]:
+    for each in outgoing:
         yield head
         with each.path.open("rb") as file:
             while piece := file.read(PIECE):
@@ -193,6 +205,9 @@ def _judge(each: Outgoing, status: int, body: object, now: Now) -> tuple[Receipt
             outcome, meaning = _failed(failure)
         elif warning == 0:
             outcome, meaning = Outcome.STORED, "stored"
+        elif warning is None and isinstance(body, Mapping) and status < 300:  # 200, and yet dropped: seen at Orthanc
+            outcome = Outcome.AGAIN if status == 202 else Outcome.NEVER
+            meaning = "the answer does not name it"
         elif warning is not None:
             outcome, meaning = Outcome.CHANGED, f"0x{warning:04X} stored with a change: {outcome_of(warning)[1]}"
     stored = outcome in (Outcome.STORED, Outcome.CHANGED)
