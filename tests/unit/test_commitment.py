@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 from pynetdicom.dsutils import decode, encode
@@ -29,12 +29,14 @@ def over_the_wire(dataset: Dataset, implicit: bool) -> Dataset:
     return decode(BytesIO(encode(dataset, implicit, True)), implicit, True)
 
 
+@settings(max_examples=40, deadline=None)
 @given(uids, wanted, st.booleans())
 def test_a_request_is_read_as_it_was_written(transaction: str, objects: list, implicit: bool) -> None:
     asked = over_the_wire(action_information(transaction, objects), implicit)
     assert read_request(asked) == (transaction, tuple(objects))
 
 
+@settings(max_examples=40, deadline=None)
 @given(uids, wanted, st.data(), st.booleans())
 def test_a_report_names_each_instance_once_and_survives(
     transaction: str, objects: list, data: st.DataObject, implicit: bool

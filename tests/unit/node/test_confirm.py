@@ -48,7 +48,7 @@ class Scripted:
         return None if destination == "folder" else self
 
     def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]:
-        classes = dict((uid, sop_class) for sop_class, uid in BOTH)
+        classes = {uid: sop_class for sop_class, uid in BOTH}
         return [Sent(classes[path.name], path.name, "1.8", "1.9") for path in paths if path.name in stored]
 
     def ask_commitment(self, transaction_uid: str, sent: Sequence[Sent]) -> CommitmentReport | None:
