@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pydicom
 import pytest
 
+from pacs_node.commitment import judged
+from pacs_node.deliver.arrival import DimseWitness
+from pacs_node.deliver.destination import Undeliverable
+from pacs_node.deliver.dimse import Peer
+from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
+from pacs_node.errors import NotOffered
+from pacs_node.receive.commitment import CommitmentService
+from pacs_node.receive.scp import Listener, ListenerSettings
+from pacs_node.receive.spool import Spool
+from pacs_node.records import CommitmentReport, Package, Sent
+from tests.factories import ct_series
 from tests.harness import NodeProcess, Orthanc, need, storescu, wait_for
 from tests.ultrasounds import ultrasound_study
 
@@ -23,8 +37,7 @@ quiet_unreleased_s = 1.5
 [jobs]
 send_backoff_s = 0.5
 send_backoff_max_s = 2
-await_report_s = {await_report_s}
-confirm_attempts = {confirm_attempts}
+await_report_s = 30
 [[peer]]
 name = "sender"
 ae_title = "SENDER"
@@ -54,15 +67,6 @@ send_to = ["pacs", "queried", "web"]
 """
 
 
-def settings(pacs: Orthanc, await_report_s: float = 30, confirm_attempts: int = 12) -> str:
-    return TOML.format(
-        dicom_port=pacs.dicom_port,
-        http_port=pacs.http_port,
-        await_report_s=await_report_s,
-        confirm_attempts=confirm_attempts,
-    )
-
-
 class LockedOrthanc(Orthanc):
     """One whose web server wants the user and the password."""
 
@@ -82,7 +86,9 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, pacs: Orthanc) -> Iterator[NodeProcess]:
-    node = NodeProcess(tmp_path_factory.mktemp("node"), settings(pacs))
+    node = NodeProcess(
+        tmp_path_factory.mktemp("node"), TOML.format(dicom_port=pacs.dicom_port, http_port=pacs.http_port)
+    )
     with node.start():
         pacs.register("ainode", node)
         yield node
@@ -118,43 +124,70 @@ def test_results_arrive_and_each_says_how(node: NodeProcess, pacs: Orthanc, tmp_
     assert {receipt["text"] for receipt in send["receipts"]} == {"HTTP 200 stored"}
 
 
-def test_what_the_pacs_lost_is_not_there(node: NodeProcess, tmp_path: Path) -> None:
-    """A PACS that forgets each SR as soon as it has it: Orthanc answers both questions truly."""
-    forget = """
-    function OnStoredInstance(instanceId, tags, metadata)
-      if tags['Modality'] == 'SR' then Delete(instanceId) end
-    end
-    """
-    pacs = LockedOrthanc(tmp_path / "orthanc", lua=forget)
-    node = NodeProcess(tmp_path / "node", settings(pacs, confirm_attempts=2))
-    study = ultrasound_study(tmp_path / "images", seed=42)
-    with pacs, node.start():
-        pacs.register("ainode", node)
-        storescu(node, study.path)
-        facts = wait_for(lambda: node.finished(study.series_uid), 90, f"a verdict\n{node.log()}")
-    jobs = confirmations(facts)
-    assert {job["state"] for job in facts["jobs"] if job["kind"] != "confirm"} == {"done"}
-    assert {name: job["state"] for name, job in jobs.items()} == dict.fromkeys(("pacs", "queried", "web"), "failed")
-    [infer] = [job for job in facts["jobs"] if job["kind"] == "infer"]
-    for job in jobs.values():
-        arrived = {a["sop_instance_uid"]: a["arrived"] for a in job["arrivals"]}
-        for result in infer["results"]:
-            is_sr = result["sop_class_uid"].startswith("1.2.840.10008.5.1.4.1.1.88")
-            assert arrived[result["sop_instance_uid"]] is not is_sr
-    assert "storage commitment: 0x0112 No such object instance" in jobs["pacs"]["reason"]
+def test_orthanc_answers_for_what_it_has_and_no_more(pacs: Orthanc, tmp_path: Path) -> None:
+    """It reports on a new association, to our listener; its C-FIND and QIDO-RS say the same."""
+    told: queue.Queue[tuple[CommitmentReport, str]] = queue.Queue()
+
+    def tell(report: CommitmentReport, calling_ae: str) -> bool:
+        told.put((report, calling_ae))
+        return True
+
+    service = CommitmentService(
+        on_request=lambda request: None,
+        judge=lambda request: judged(request.transaction_uid, request.wanted, {}),
+        on_reported=lambda request: None,
+        on_report=tell,
+        audit=lambda event, facts: None,
+    )
+    listener = Listener(
+        ListenerSettings("WITNESS", "127.0.0.1", 0, frozenset(), frozenset({"ORTHANC"})),
+        Spool(tmp_path / "spool", 0),
+        on_stored=lambda instance: None,
+        on_association_end=lambda end: None,
+        audit=lambda event, facts: None,
+        now=lambda: datetime.now(UTC),
+        commitment=service,
+    )
+    listener.start()
+    httpx.put(f"{pacs.url}/modalities/witness", json=["WITNESS", "127.0.0.1", listener.port]).raise_for_status()
+    images = ct_series(tmp_path / "ct", shape=(2, 32, 32))
+    storescu(pacs, Path(images[0].filename), calling="WITNESS")
+    here, lost = (
+        Sent(str(image.SOPClassUID), str(image.SOPInstanceUID), image.StudyInstanceUID, image.SeriesInstanceUID)
+        for image in images
+    )
+    elsewhere = replace(lost, series_uid="1.2.3.4")
+    dimse = DimseWitness(Peer("pacs", "ORTHANC", "127.0.0.1", pacs.dicom_port, "WITNESS"))
+    assert dimse.ask_commitment("1.2.3.5", [here, lost]) is None
+    report, calling_ae = told.get(timeout=30)
+    assert calling_ae == "ORTHANC"
+    assert report.transaction_uid == "1.2.3.5"
+    assert report.committed == ((here.sop_class_uid, here.sop_instance_uid),)
+    assert report.failed == ((lost.sop_class_uid, lost.sop_instance_uid, 0x0112),)
+    web = WebPeer("web", f"http://127.0.0.1:{pacs.http_port}/dicom-web", user="node", password="hush-hush")
+    for witness in (dimse, QidoWitness(web)):
+        assert witness.find([here, lost, elsewhere]) == {here.sop_instance_uid}
+    with pytest.raises(NotOffered, match="HTTP 401"):
+        QidoWitness(replace(web, user=None)).find([here])
+    with pytest.raises(NotOffered, match="HTTP 404"):
+        QidoWitness(replace(web, url=web.url + "/nowhere")).find([here])
+    listener.stop(0)
 
 
-def test_a_pacs_that_never_reports_is_queried_in_the_end(pacs: Orthanc, tmp_path: Path) -> None:
-    """Orthanc accepts the request, but does not know where the node is: its report never comes."""
-    node = NodeProcess(tmp_path / "node", settings(pacs, await_report_s=1), aet="NOWHERE")
-    study = ultrasound_study(tmp_path / "images", seed=43)
-    with node.start():
-        httpx.put(f"{pacs.url}/modalities/lost", json={"AET": "NOWHERE", "Host": "127.0.0.1", "Port": 9})
-        storescu(node, study.path)
-        facts = wait_for(lambda: node.finished(study.series_uid), 90, f"arrival\n{node.log()}")
-    job = confirmations(facts)["pacs"]
-    assert (job["state"], job["reason"]) == ("done", "arrived: found by C-FIND")
-    assert any("was asked for storage commitment and will report" in e["text"] for e in facts["timeline"])
+def test_orthanc_takes_by_stow_what_is_whole(pacs: Orthanc, tmp_path: Path) -> None:
+    """One whole object and a damaged one in one request: each has its own receipt."""
+    whole = Path(ct_series(tmp_path / "ct", shape=(1, 32, 32), name="stow")[0].filename)
+    damaged = tmp_path / "damaged.dcm"
+    broken = pydicom.dcmread(ct_series(tmp_path / "other", shape=(1, 32, 32), name="damaged")[0].filename)
+    del broken.PatientID, broken.StudyInstanceUID, broken.SeriesInstanceUID, broken.SOPInstanceUID
+    broken.save_as(damaged)
+    web = StowDestination(WebPeer("web", f"http://127.0.0.1:{pacs.http_port}/dicom-web", 30, None, "node", "hush-hush"))
+    assert web.deliver(Package("j", (whole,)), lambda: datetime.now(UTC))[0].text == "HTTP 200 stored"
+    assert web.deliver(Package("j", (whole,)), lambda: datetime.now(UTC))[0].stored  # again does no harm
+    with pytest.raises(Undeliverable) as caught:
+        web.deliver(Package("j", (whole, damaged)), lambda: datetime.now(UTC))
+    assert [receipt.stored for receipt in caught.value.receipts] == [True, False]
+    assert [str(d.SOPInstanceUID) for d in pacs.instances("CT")].count(str(pydicom.dcmread(whole).SOPInstanceUID)) == 1
 
 
 def test_orthanc_asks_the_node_for_storage_commitment(node: NodeProcess, pacs: Orthanc, tmp_path: Path) -> None:
