@@ -96,7 +96,8 @@ class Listener:
     ) -> None:
         self.settings = settings
         self.commitment = commitment
-        self._callers = Callers(settings.ae_title, settings.allowed | settings.reporters)
+        self._callers = Callers(settings.ae_title, settings.allowed)
+        self._reporters = Callers(settings.ae_title, settings.allowed | settings.reporters)
         self._spool = spool
         self._on_stored = on_stored
         self._on_association_end = on_association_end
@@ -151,14 +152,16 @@ class Listener:
         association = event.assoc
         request = cast(A_ASSOCIATE, association.requestor.primitive)
         calling, called = str(request.calling_ae_title).strip(), str(request.called_ae_title).strip()
+        proposed = {str(context.abstract_syntax) for context in request.presentation_context_definition_list}
+        reports = self.commitment is not None and PUSH_MODEL in proposed
         with self._change:
-            rejection = self._callers.why_rejected(calling, called) or why_no_room(
+            rejection = (self._reporters if reports else self._callers).why_rejected(calling, called) or why_no_room(
                 len(self._open), self.settings.max_associations, self._draining
             )
             if rejection is None:
                 self._open[association] = _Sender(f"{self._began}-{next(self._serial)}", calling)
                 offered = set(STORAGE_SOP_CLASSES) if calling in self.settings.allowed else set()
-                offered |= {VERIFICATION} | ({PUSH_MODEL} if self.commitment is not None else set())
+                offered |= {VERIFICATION, PUSH_MODEL} if reports else {VERIFICATION}
                 association.acceptor.supported_contexts = _supported(request, offered)
                 return
         association.acse.send_reject(rejection.result, rejection.source, rejection.reason)

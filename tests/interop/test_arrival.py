@@ -208,7 +208,7 @@ def test_orthanc_asks_the_node_for_storage_commitment(node: NodeProcess, pacs: O
     assert told["Status"] == "Failure"
     assert [each["SOPInstanceUID"] for each in told["Success"]] == [image.SOPInstanceUID]
     [failure] = told["Failures"]
-    assert (failure["SOPInstanceUID"], failure["Status"]) == (lost, 0x0112)
+    assert (failure["SOPInstanceUID"], failure["FailureReason"]) == (lost, 0x0112)
     facts = wait_for(lambda: node.finished(study.series_uid), 60, "the report job's end")
     [job] = [job for job in facts["jobs"] if job["kind"] == "report"]
     assert (job["state"], job["reason"]) == ("done", "reported: 1 instances kept, 1 not")

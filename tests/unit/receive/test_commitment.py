@@ -244,3 +244,6 @@ def test_who_may_only_report_may_not_send_images(door: Door) -> None:
     association = ae.associate("127.0.0.1", door.listener.port, ae_title="NODE")
     assert {c.abstract_syntax for c in association.accepted_contexts} == {Verification, StorageCommitmentPushModel}
     association.release()
+    ae.requested_contexts = []
+    ae.add_requested_context(CTImageStorage)
+    assert ae.associate("127.0.0.1", door.listener.port, ae_title="NODE").is_rejected
