@@ -158,13 +158,15 @@ def test_without_a_report_in_time_it_is_queried_and_a_late_one_still_counts(stor
     assert len(story.rooms.asked) == 1
 
 
-def test_a_report_told_twice_counts_once(story: Story) -> None:
-    story.sent()
+def test_the_first_report_counts(story: Story) -> None:
+    """Told twice, it wakes nobody twice; a second one that says something else changes nothing."""
+    job = story.sent()
     story.run()
     assert story.report()
     story.run()
-    assert story.report()
+    assert story.report(committed=(), failed=((SR, "2.2", 0x0110),))
     assert story.facts()["state"] == "done"
+    assert story.ledger.heed_commitments(job.id)[-1].report.committed == BOTH
 
 
 def test_a_report_nobody_asked_for_is_not_known(story: Story) -> None:
@@ -172,12 +174,13 @@ def test_a_report_nobody_asked_for_is_not_known(story: Story) -> None:
     assert not story.ledger.commitment_reported(CommitmentReport("9.9", BOTH), "PACS", T0)
 
 
-def test_a_report_that_comes_while_the_job_writes_its_end_is_not_lost(story: Story) -> None:
-    """The query has just found nothing when the report is told: the job runs once more and believes the report."""
+@pytest.mark.parametrize("found", [set(), {"2.1", "2.2"}])
+def test_a_report_that_comes_while_the_job_ends_is_not_lost(story: Story, found: set[str]) -> None:
+    """The query has just been asked when the report is told: the job runs once more and believes the report."""
     story.sent()
     story.run()
     story.clock += timedelta(seconds=101)
-    story.rooms.has = set()
+    story.rooms.has = found
     find = story.rooms.find
 
     def slow(sent: Sequence[Sent]) -> set[str]:
