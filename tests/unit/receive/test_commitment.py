@@ -17,6 +17,7 @@ from pynetdicom.sop_class import CTImageStorage, StorageCommitmentPushModel, Ver
 
 from pacs_node.commitment import PUSH_MODEL_INSTANCE, action_information, event_information, judged, read_report
 from pacs_node.errors import LedgerUnavailable, TryAgain
+from pacs_node.receive import commitment
 from pacs_node.receive.commitment import CommitmentService, bring_report
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
@@ -87,8 +88,9 @@ class Sender:
 def sender(door: Door) -> Iterator[Callable[..., Sender]]:
     opened: list[Sender] = []
 
-    def call(calling: str = "CT1", status: int = 0x0000) -> Sender:
+    def call(calling: str = "CT1", status: int = 0x0000, thinks_s: float = 0) -> Sender:
         def reported(event: evt.Event) -> tuple[int, None]:
+            time.sleep(thinks_s)
             us.told.append(event.event_information)
             us.heard.set()
             return status, None
@@ -127,12 +129,22 @@ def test_a_sender_that_waits_is_told_on_its_own_association(door: Door, sender: 
     soon(lambda: len(us.told) == 2)
 
 
-def test_a_sender_that_has_left_is_not_taken_for_told(door: Door, sender: Callable[..., Sender]) -> None:
+def test_a_sender_may_think_before_it_answers_the_report(door: Door, sender: Callable[..., Sender]) -> None:
+    us = sender(thinks_s=0.5)
+    us.ask(action_information("1.2.3", WANTED))
+    soon(lambda: door.answered == door.asked)
+
+
+def test_a_sender_that_leaves_is_not_talked_to(
+    door: Door, sender: Callable[..., Sender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talked: list[CommitmentReport] = []
+    monkeypatch.setattr(commitment, "_report_on", lambda association, report: talked.append(report))
     us = sender()
     assert us.ask(action_information("1.2.3", WANTED)) == 0x0000
     us.association.release()
     soon(lambda: not door.listener.open_associations)
-    assert (len(door.asked), door.answered) == (1, [])
+    assert (len(door.asked), door.answered, talked) == (1, [], [])
 
 
 def test_a_sender_that_refuses_the_report_is_not_taken_for_told(door: Door, sender: Callable[..., Sender]) -> None:
@@ -215,6 +227,7 @@ def as_scp(port: int, calling: str, report: CommitmentReport, *, roles: bool = T
         ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)] if roles else None,
     )  # fmt: skip
     assert association.is_established
+    assert association.accepted_contexts[0].as_scp is roles  # peers that are strict would not report without
     kind, told = event_information(report)
     answer, _ = association.send_n_event_report(told, kind, StorageCommitmentPushModel, PUSH_MODEL_INSTANCE)
     association.release()
