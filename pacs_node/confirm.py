@@ -71,8 +71,8 @@ class Confirm:
         witness = self.rooms.witness(job.destination)
         if witness is None:
             raise GiveUp(f"the settings have no peer '{job.destination}' that can be asked whether results arrived")
-        sent = self._sent(job)
-        committed, doubts = self._by_commitment(job, sent, witness, last) if witness.commits else (set(), {})
+        sent, gone = self._sent(job)
+        committed, doubts = self._by_commitment(job, sent, witness, last) if sent and witness.commits else (set(), {})
         rest = [each for each in sent if each.sop_instance_uid not in committed]
         found, no_answer = self._by_query(rest, witness, last) if rest and witness.query else (None, "")
         if found is not None and len(found) < len(rest) and not last:
@@ -92,18 +92,16 @@ class Confirm:
                 return Arrival(uid, False, COMMITMENT, f"not there: {doubt}", now)
             return Arrival(uid, None, "", "not proven: " + "; ".join(filter(None, (doubt, no_answer))), now)
 
-        return _ending([judge(each) for each in sent])
+        lost = [Arrival(uid, None, "", "not proven: its file is no longer here to ask for", self.now()) for uid in gone]
+        return _ending([*(judge(each) for each in sent), *lost])
 
-    def _sent(self, job: Job) -> list[Sent]:
-        """What the send job says was stored. Raises GiveUp when its files are gone."""
+    def _sent(self, job: Job) -> tuple[list[Sent], list[str]]:
+        """What the send job says was stored, and the SOP Instance UIDs of that whose files are gone."""
         send = self.ledger.job(job.parent or "")
         stored = self.ledger.stored(send.id) if send is not None else frozenset()
         results = self.ledger.results(send.parent) if send is not None and send.parent else []
         sent = self.rooms.sent([result.path for result in results], stored)
-        gone = stored - {each.sop_instance_uid for each in sent}
-        if gone or not sent:
-            raise GiveUp(f"the files of {len(gone)} objects sent to {job.destination} are gone: cannot ask for them")
-        return sent
+        return sent, sorted(stored - {each.sop_instance_uid for each in sent})
 
     def _by_commitment(
         self, job: Job, sent: list[Sent], witness: Witness, last: bool

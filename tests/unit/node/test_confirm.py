@@ -257,6 +257,15 @@ def test_no_proof_is_no_failure(story: Story) -> None:
     assert {each[1:] for each in arrived(facts)} == {(None, "")}
 
 
+def test_an_object_whose_file_is_gone_is_not_proven(story: Story) -> None:
+    story.sent()
+    story.rooms.answer = (BOTH,)
+    story.rooms.sent = lambda paths, stored: Scripted().sent(paths, stored)[:1]
+    facts = story.run()
+    assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", None, "")]
+    assert (facts["state"], facts["reason"]) == ("done", "not proven: its file is no longer here to ask for")
+
+
 def test_a_peer_that_is_down_is_asked_again_until_patience_ends(story: Story) -> None:
     story.sent()
     story.rooms.answer = TryAgain("pacs cannot be reached")
