@@ -52,6 +52,38 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return np.array([*corners, start], float) + np.array([columns.start - 1, rows.start - 1])
 
 
+def outlines(mask: np.ndarray) -> list[list[np.ndarray]]:
+    """bool (rows, columns) -> for each 4-connected part its outer outline and those of its holes.
+
+    Nothing is left out: even-odd filling of all of them gives the mask again.
+    """
+    parts, _ = ndimage.label(mask)
+    found = []
+    for number, box in enumerate(ndimage.find_objects(parts), start=1):
+        part = parts[box] == number
+        filled = ndimage.binary_fill_holes(part)
+        holes, count = ndimage.label(filled & ~part)  # islands in a hole are parts of their own
+        corner = np.array([box[1].start, box[0].start], float)
+        loops = [filled, *(holes == hole for hole in range(1, count + 1))]
+        found.append([outline(loop) + corner for loop in loops])
+    return found
+
+
+def keyhole(loops: list[np.ndarray]) -> np.ndarray:
+    """An outline and those of its holes as one closed polygon, joined by channels of no width (PS3.3 C.8.8.6.3).
+
+    The channels run along pixel edges, never through a pixel's centre.
+    """
+    outer, *holes = loops
+    points = outer
+    x, y = outer[0]
+    for hole in holes:
+        corner = [(hole[0][0], y)]
+        points = np.vstack([points, corner, hole[::-1], corner, [(x, y)]])
+    moved = np.any(np.diff(points, axis=0) != 0, axis=1)
+    return points[np.concatenate([[True], moved])]
+
+
 def polygon_area(points: np.ndarray) -> float:
     """Area of a closed polygon (shoelace), in the unit of its coordinates squared."""
     x, y = points[:-1].T

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,7 +56,8 @@ class Group:
 def segments(segmentation: Dataset) -> list[Segment]:
     """The segments of a BINARY Segmentation, empty frames left out."""
     masks: dict[int, dict[ImageRef, np.ndarray]] = {}
-    for frame, mask in _frames(segmentation):
+    for frame in range(int(segmentation.NumberOfFrames)):
+        mask = frame_mask(segmentation, frame)
         if mask.any():
             number = int(functional_group(segmentation, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
             masks.setdefault(number, {})[frame_source(segmentation, frame)] = mask
@@ -73,6 +74,14 @@ def functional_group(segmentation: Dataset, frame: int, macro: str) -> Dataset:
         if groups.get(macro):
             return groups[macro].value[0]
     return Dataset()
+
+
+def frame_mask(segmentation: Dataset, frame: int) -> np.ndarray:
+    """The pixels of a frame (from 0): bool (rows, columns)."""
+    rows, columns = int(segmentation.Rows), int(segmentation.Columns)
+    first, last = frame * rows * columns, (frame + 1) * rows * columns
+    packed = np.frombuffer(segmentation.PixelData, np.uint8)[first // 8 : -(-last // 8)]
+    return np.unpackbits(packed, bitorder="little")[first % 8 :][: rows * columns].reshape(rows, columns).astype(bool)
 
 
 def frame_source(segmentation: Dataset, frame: int) -> ImageRef:
@@ -132,16 +141,6 @@ def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence
 
 
 # ------------------------------------------------------------------------------------------------------ Segmentation
-
-
-def _frames(segmentation: Dataset) -> Iterator[tuple[int, np.ndarray]]:
-    rows, columns = int(segmentation.Rows), int(segmentation.Columns)
-    cells = rows * columns
-    packed = np.frombuffer(segmentation.PixelData, np.uint8)
-    for frame in range(int(segmentation.NumberOfFrames)):
-        first, last = frame * cells, (frame + 1) * cells
-        bits = np.unpackbits(packed[first // 8 : -(-last // 8)], bitorder="little")
-        yield frame, bits[first % 8 :][:cells].reshape(rows, columns).astype(bool)
 
 
 def _segment(item: Dataset, masks: Mapping[ImageRef, np.ndarray]) -> Segment:
@@ -298,4 +297,5 @@ def _name(item: Dataset) -> Code:
 
 
 def _code(item: Dataset) -> Code:
-    return Code(str(item.CodeValue), str(item.CodingSchemeDesignator), str(item.CodeMeaning))
+    version = item.get("CodingSchemeVersion") or None
+    return Code(str(item.CodeValue), str(item.CodingSchemeDesignator), str(item.CodeMeaning), version)

@@ -162,6 +162,10 @@ class _Report:
         """What a reader must see beside the numbers."""
         for text in (f"{RESEARCH_ONLY}.", *(f"{WARNING}{warning}" for warning in self.findings.warnings)):
             yield _comment(text)
+        if self.findings.geometry == "image":
+            for finding in self.findings.findings:
+                if said := _frames_seen(finding, self.findings.images):
+                    yield _comment(said)
 
     # --------------------------------------------------------------------------------------------- measurement groups
 
@@ -256,8 +260,8 @@ class _Report:
         """
         findings = self.findings
         count = Measurement(codes.NUMBER_OF_LESIONS, len(findings.findings), codes.LESIONS)
-        middle = len(self.headers) // 2
-        border = self.on(middle, _border(self.headers[middle]))
+        shown = findings.findings[0].key_image if findings.findings else len(self.headers) // 2
+        border = self.on(shown, _border(self.headers[shown]))
         absent = [] if findings.findings else [Evaluation(findings.sought, codes.ABSENT)]
         group = hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(self.uid("whole"), WHOLE),
@@ -340,6 +344,16 @@ def referenced(tree: Dataset) -> Iterator[tuple[str, str]]:
         for reference in item.get("ReferencedSOPSequence") or ():
             yield str(reference.ReferencedSOPClassUID), str(reference.ReferencedSOPInstanceUID)
         yield from referenced(item)
+
+
+def _frames_seen(finding: Finding, images: Sequence[ImageRef]) -> str | None:
+    """On which frames of a clip a lesion is outlined, and on which it was measured; None for a single image."""
+    key = images[finding.key_image]
+    if key.frame is None:
+        return None
+    seen = [images[finding.offset_zyx[0] + k].frame for k, mask in enumerate(finding.mask) if mask.any()]
+    where = f"frame {seen[0]}" if len(seen) == 1 else f"{len(seen)} frames from {seen[0]} to {seen[-1]}"
+    return f"{finding.label}: outlined on {where}, measured on frame {key.frame}"
 
 
 def _with_certainty(finding: Finding) -> list[Measurement]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 
@@ -20,6 +20,7 @@ from pydicom.uid import SegmentationStorage
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Finding, Findings, ImageRef
 from dicom_sr.header import RESEARCH_ONLY, code_item, references, result_header
+from dicom_sr.regions import tissue_regions
 from dicom_sr.source import EncodingError, Plane, plane, source_headers
 from dicom_sr.uids import child_uid, result_uid
 
@@ -33,12 +34,13 @@ NOT_CALIBRATED = ("1", "1")  # Pixel Spacing where the source has none; the repo
 
 @dataclass(frozen=True)
 class _Image:
-    """One source image that may carry segments."""
+    """One source image that may carry segments; of an ultrasound image, what is calibrated alike on it."""
 
     index: int  # into Findings.images
     ref: ImageRef
     series_uid: str
     plane: Plane
+    findings: frozenset[int] | None = None  # numbers of those that lie where this calibration holds; None: all
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def segmentations(
     """The masks as Segmentations: one for a CT series; none if nothing was found.
 
     Images that cannot share one (other size, calibration or frame of reference: ultrasound images of one series)
-    have one each, in a series of its own. `sources` are headers in any order; pixels are not looked at.
+    have one each, in a series of its own; so have the regions of one ultrasound image that are calibrated differently.
+    `sources` are headers in any order; pixels are not looked at.
 
     omit_empty_frames   False writes a frame for every image of the grid, as some viewers want it
 
@@ -73,6 +76,7 @@ def segmentations(
     ]
     for finding in findings.findings:
         _check(finding, images)
+    images = [part for image in images for part in _calibrations(image, headers[image.index], findings.findings)]
 
     objects: list[Dataset] = []
     for together in _grids(images):
@@ -138,6 +142,24 @@ def _check(finding: Finding, images: Sequence[_Image]) -> None:
                 raise EncodingError(f"{name} reaches over {what} {begin}..{end - 1}; image {image.index} has {size}")
 
 
+def _calibrations(image: _Image, header: Dataset, findings: Sequence[Finding]) -> list[_Image]:
+    """An image whose regions of tissue are calibrated differently counts once for each calibration in use."""
+    if len({region.spacing_mm for region in tissue_regions(header)}) < 2:
+        return [image]
+    parts: dict[Plane, set[int]] = {}
+    for finding in findings:
+        if _touches(finding, image):
+            at = first_pixel(finding.mask[image.index - finding.offset_zyx[0]], finding.offset_zyx[1:])
+            parts.setdefault(plane(header, image.ref.frame, at), set()).add(finding.number)
+    return [replace(image, plane=place, findings=frozenset(those)) for place, those in parts.items()] or [image]
+
+
+def first_pixel(mask: np.ndarray, offset_yx: tuple[int, ...]) -> tuple[int, int]:
+    """(x, y) of the first pixel of a 2-D mask: a lesion lies in one region, so one pixel tells which."""
+    y, x = np.argwhere(mask)[0].tolist()
+    return x + offset_yx[1], y + offset_yx[0]
+
+
 def _grids(images: Sequence[_Image]) -> Iterable[list[_Image]]:
     """Images that one Segmentation can hold: of one size, and one space or one calibration."""
     grids: dict[object, list[_Image]] = {}
@@ -149,6 +171,8 @@ def _grids(images: Sequence[_Image]) -> Iterable[list[_Image]]:
 
 
 def _touches(finding: Finding, image: _Image) -> bool:
+    if image.findings is not None and finding.number not in image.findings:
+        return False
     slice_ = image.index - finding.offset_zyx[0]
     return 0 <= slice_ < finding.mask.shape[0] and bool(finding.mask[slice_].any())
 

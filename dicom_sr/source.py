@@ -10,11 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
 from dicom_sr.findings import Findings, ImageRef
-
-CM = 3  # Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
-TWO_D = 1  # Region Spatial Format, PS3.3 C.8.5.5.1.1
-TISSUE = 1  # Region Data Type, PS3.3 C.8.5.5.1.2
-BOX = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
+from dicom_sr.regions import largest_spacing, spacing_at
 
 
 class EncodingError(Exception):
@@ -58,8 +54,11 @@ class Plane:
         return None if self.spacing_mm is None else float(self.spacing_mm[0]) * float(self.spacing_mm[1])
 
 
-def plane(header: Dataset, frame: int | None = None) -> Plane:
-    """Where an image lies; for a multi-frame image with functional groups, where that frame (from 1) lies."""
+def plane(header: Dataset, frame: int | None = None, at: tuple[int, int] | None = None) -> Plane:
+    """Where an image lies; for a multi-frame image with functional groups, where that frame (from 1) lies.
+
+    at   (x, y) of a pixel: each region of an ultrasound image has its own calibration; without it the largest counts
+    """
     measures = _group(header, frame, "PixelMeasuresSequence")
     orientation = _group(header, frame, "PlaneOrientationSequence").get("ImageOrientationPatient")
     position = _group(header, frame, "PlanePositionSequence").get("ImagePositionPatient")
@@ -67,7 +66,7 @@ def plane(header: Dataset, frame: int | None = None) -> Plane:
     return Plane(
         rows=int(header.Rows),
         columns=int(header.Columns),
-        spacing_mm=_spacing_mm(header, measures),
+        spacing_mm=_spacing_mm(header, measures, at),
         thickness_mm=_ds(thickness) if thickness not in (None, "") else None,
         orientation=tuple(_ds(v) for v in orientation) if orientation else None,
         position=tuple(_ds(v) for v in position) if position else None,
@@ -115,29 +114,10 @@ def _group(header: Dataset, frame: int | None, macro: str) -> Dataset:
     return Dataset()
 
 
-def calibrated_region(header: Dataset) -> tuple[tuple[float, float], tuple[int, int, int, int]] | None:
-    """((mm per row, mm per column), (x0, y0, x1, y1)) of the largest 2-D tissue region calibrated in cm, or None.
-
-    PS3.3 C.8.5.5: PhysicalDeltaX/Y are in the units of PhysicalUnitsX/YDirection, and may be negative.
-    """
-    found: list[tuple[int, tuple[float, float], tuple[int, int, int, int]]] = []
-    for region in header.get("SequenceOfUltrasoundRegions") or ():
-        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
-        kind = (region.get("RegionSpatialFormat"), region.get("RegionDataType"))
-        if units != (CM, CM) or kind != (TWO_D, TISSUE) or any(region.get(name) is None for name in BOX):
-            continue
-        column_mm, row_mm = 10 * abs(float(region.PhysicalDeltaX)), 10 * abs(float(region.PhysicalDeltaY))
-        x0, y0, x1, y1 = (int(region[name].value) for name in BOX)
-        if row_mm > 0 and column_mm > 0:
-            found.append(((x1 - x0) * (y1 - y0), (row_mm, column_mm), (x0, y0, x1, y1)))
-    return max(found)[1:] if found else None
-
-
-def _spacing_mm(header: Dataset, measures: Dataset) -> tuple[str, str] | None:
-    region = calibrated_region(header)
-    if region is not None:
-        (row_mm, column_mm), _ = region
-        return format_number_as_ds(row_mm), format_number_as_ds(column_mm)
+def _spacing_mm(header: Dataset, measures: Dataset, at: tuple[int, int] | None) -> tuple[str, str] | None:
+    if header.get("SequenceOfUltrasoundRegions"):
+        spacing_mm = largest_spacing(header) if at is None else spacing_at(header, *at)
+        return None if spacing_mm is None else (format_number_as_ds(spacing_mm[0]), format_number_as_ds(spacing_mm[1]))
     if measures.get("PixelSpacing"):
         between_rows, between_columns = measures.PixelSpacing
         return _ds(between_rows), _ds(between_columns)

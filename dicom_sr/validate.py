@@ -13,7 +13,7 @@ from dicom_sr import codes, read
 from dicom_sr.findings import Finding, Findings, ImageRef
 from dicom_sr.header import ALWAYS_COPIED
 from dicom_sr.report import OHIF_TOOL, referenced
-from dicom_sr.seg import tracking_uid
+from dicom_sr.seg import NOT_CALIBRATED, first_pixel, tracking_uid
 from dicom_sr.source import headers_by_uid, plane
 
 UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")  # PS3.5 9.1; at most 64 characters
@@ -206,6 +206,9 @@ def _of_segmentation(dataset: Dataset, sources: Sequence[Dataset]) -> Iterator[s
 def _misplaced(dataset: Dataset, frame: int, header: Dataset, ref: ImageRef) -> Iterator[str]:
     """How a frame lies elsewhere than its source image, corner by corner, in mm."""
     source = plane(header, ref.frame)
+    mask = None if source.is_in_space else read.frame_mask(dataset, frame)
+    if mask is not None and mask.any():  # an ultrasound image is calibrated region by region
+        source = plane(header, ref.frame, first_pixel(mask, (0, 0)))
     if (dataset.Rows, dataset.Columns) != (source.rows, source.columns):
         yield f"it has {dataset.Rows} x {dataset.Columns} pixels, the image {source.rows} x {source.columns}"
         return
@@ -214,7 +217,8 @@ def _misplaced(dataset: Dataset, frame: int, header: Dataset, ref: ImageRef) -> 
         return
     mine = plane(dataset, frame + 1)
     if not source.is_in_space:
-        if source.spacing_mm is not None and mine.spacing_mm != source.spacing_mm:
+        calibrated = source.spacing_mm or (NOT_CALIBRATED if mask is not None and mask.any() else mine.spacing_mm)
+        if mine.spacing_mm != calibrated:
             yield f"pixel spacing {mine.spacing_mm}, the image has {source.spacing_mm}"
         return
     for row, column in ((0, 0), (0, source.columns - 1), (source.rows - 1, 0)):

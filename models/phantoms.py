@@ -11,7 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    UltrasoundImageStorage,
+    UltrasoundMultiFrameImageStorage,
+    generate_uid,
+)
 from scipy import ndimage
 
 
@@ -20,7 +26,7 @@ class Lesion:
     """One thing to be found. Same grid and same order of axes as dicom_sr.findings.Finding."""
 
     mask: np.ndarray  # bool (d, h, w), the smallest box that holds the lesion
-    offset_zyx: tuple[int, int, int]  # z counts Truth.files
+    offset_zyx: tuple[int, int, int]  # z counts Truth.files; of a cine, its frames
     long_axis_mm: float
     short_axis_mm: float
     centre_lps_mm: tuple[float, float, float] | None = None  # where there is a patient coordinate system (CT)
@@ -69,15 +75,21 @@ class Ellipse:
 
 
 def breast_picture(
-    rng: np.random.Generator, shape: tuple[int, int], spacing_mm: float, lesion: Ellipse | None, behind_db: float
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    spacing_mm: tuple[float, float],
+    lesion: Ellipse | None,
+    behind_db: float,
 ) -> np.ndarray:
-    """One B-mode picture, (rows, columns) uint8.
+    """One B-mode picture, (rows, columns) uint8; spacing_mm is between rows, between columns.
 
     The log-compressed envelope of complex noise, correlated by a point spread that is wider across than along the beam:
     fully developed speckle, Rayleigh-distributed (Wagner et al., IEEE Trans. Sonics Ultrason. 30:156, 1983).
     behind_db: how much brighter (enhancement) or darker (shadow) the tissue below the lesion is.
     """
-    y, x = (np.indices(shape) + 0.5) * spacing_mm  # depth and place of every pixel's centre
+    down_mm, across_mm = spacing_mm
+    y, x = np.indices(shape) + 0.5
+    y, x = y * down_mm, x * across_mm  # depth and place of every pixel's centre
     level_db = np.zeros(shape)
     for _, depth, echo_db, streaks_db in BREAST_LAYERS:
         border = depth + _waves(rng, x[0], 0.02 * depth + 0.1)
@@ -98,7 +110,7 @@ def breast_picture(
         level_db += (LESION_DB + 1.5 * _streaks(rng, shape, spacing_mm) - level_db) * inside
         level_db += 5 * np.exp(-(((radius - 1.04) * min(lesion.half_axes_mm) / 0.25) ** 2)) * (behind_db > 0)  # capsule
 
-    spread = (0.10 / spacing_mm, 0.22 / spacing_mm)  # the pulse along, the beam across
+    spread = (0.10 / down_mm, 0.22 / across_mm)  # the pulse along, the beam across
     quadratures = ndimage.gaussian_filter(rng.normal(size=(LOOKS, 2, *shape)), (0, 0, *spread))
     envelope = np.hypot(quadratures[:, 0], quadratures[:, 1]).mean(axis=0)  # spatial compounding
     envelope_db = 20 * np.log10(envelope / envelope.mean() + 1e-3)
@@ -114,9 +126,9 @@ def _waves(rng: np.random.Generator, x_mm: np.ndarray, height_mm: float) -> np.n
     )
 
 
-def _streaks(rng: np.random.Generator, shape: tuple[int, int], spacing_mm: float) -> np.ndarray:
+def _streaks(rng: np.random.Generator, shape: tuple[int, int], spacing_mm: tuple[float, float]) -> np.ndarray:
     """Tissue texture, longer across than deep: mean 0, deviation 1."""
-    field = ndimage.gaussian_filter(rng.normal(size=shape), (0.35 / spacing_mm, 2.2 / spacing_mm))
+    field = ndimage.gaussian_filter(rng.normal(size=shape), (0.35 / spacing_mm[0], 2.2 / spacing_mm[1]))
     return field / field.std()
 
 
@@ -143,7 +155,7 @@ def breast_ultrasound(
             tilt_deg=rng.uniform(-20.0, 20.0),
         )
         behind_db = rng.choice([6.0, -8.0])  # enhancement or shadow
-        pixels = breast_picture(rng, shape, spacing_mm, lesion if lesions else None, behind_db)
+        pixels = breast_picture(rng, shape, (spacing_mm, spacing_mm), lesion if lesions else None, behind_db)
         image = ultrasound_dicom(
             pixels,
             spacing_mm=(spacing_mm, spacing_mm),
@@ -161,8 +173,7 @@ def breast_ultrasound(
 
 
 def _as_lesion(ellipse: Ellipse, shape: tuple[int, int], spacing_mm: float, z: int) -> Lesion:
-    y, x = (np.indices(shape) + 0.5) * spacing_mm
-    mask = ellipse.radius(x, y) <= 1
+    mask = _inside(ellipse, shape, (spacing_mm, spacing_mm))
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
     return Lesion(
         mask=mask[box][None],
@@ -170,6 +181,105 @@ def _as_lesion(ellipse: Ellipse, shape: tuple[int, int], spacing_mm: float, z: i
         long_axis_mm=2 * max(ellipse.half_axes_mm),
         short_axis_mm=2 * min(ellipse.half_axes_mm),
     )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A lesion while the probe passes over it: it comes, drifts, is largest half way, and is gone.
+
+    first, last   frames it shows on, from 0
+    ellipse       where and how large it is half way
+    drift_mm      how far it moves to the right from the first to the last frame
+    """
+
+    first: int
+    last: int
+    ellipse: Ellipse
+    drift_mm: float
+
+    def at(self, frame: int) -> Ellipse | None:
+        if not self.first <= frame <= self.last:
+            return None
+        along = (frame - self.first + 0.5) / (self.last - self.first + 1) * 2 - 1  # -1..1, through an ellipsoid
+        long_mm, short_mm = (axis * np.sqrt(1 - 0.7 * along**2) for axis in self.ellipse.half_axes_mm)
+        x_mm = self.ellipse.x_mm + along * self.drift_mm / 2
+        return Ellipse(x_mm, self.ellipse.y_mm, (long_mm, short_mm), self.ellipse.tilt_deg)
+
+
+def breast_cine(
+    folder: Path,
+    *,
+    seed: int = 1,
+    frames: int = 12,
+    spacings_mm: tuple[tuple[float, float], ...] = ((0.13, 0.13),),
+    sweeps: tuple[Sweep | None, ...] | None = None,
+    shape: tuple[int, int] = (300, 360),
+    colour: bool = False,
+    patient_id: str = "PHANTOM-US-CINE",
+) -> Truth:
+    """One cine: a lesion moves, grows and vanishes in each picture on the screen. Same arguments, same file.
+
+    spacings_mm   (between rows, between columns) of each picture; two stand side by side, each a region of its own
+    sweeps        the lesion of each picture, or None for none; made up from the seed when not given
+    shape         of each picture; its pixels are drawn at the given spacing, so a wider one shows more tissue
+    colour        RGB instead of MONOCHROME2
+    """
+    rng = np.random.default_rng((seed, len(spacings_mm)))
+    if sweeps is None:
+        sweeps = tuple(_sweep(rng, shape, spacing_mm, frames) for spacing_mm in spacings_mm)
+    gap = 12  # columns between two pictures
+    screen = np.zeros((frames, shape[0], len(spacings_mm) * (shape[1] + gap) - gap), np.uint8)
+    regions, found = [], []
+    for place, (spacing_mm, sweep) in enumerate(zip(spacings_mm, sweeps, strict=True)):
+        left = place * (shape[1] + gap)
+        regions.append(_region(shape, spacing_mm, corner=(left, 0)))
+        masks = np.zeros((frames, *shape), bool)
+        for frame in range(frames):
+            ellipse = sweep.at(frame) if sweep else None
+            tissue = np.random.default_rng((seed, place))  # the same tissue on every frame
+            screen[frame, :, left : left + shape[1]] = breast_picture(tissue, shape, spacing_mm, ellipse, 6.0)
+            if ellipse is not None:
+                masks[frame] = _inside(ellipse, shape, spacing_mm)
+        if sweep is not None:
+            (box,) = ndimage.find_objects(masks.astype(np.uint8))
+            largest = sweep.at(int(masks.sum(axis=(1, 2)).argmax()))
+            assert largest is not None
+            found.append(
+                Lesion(
+                    mask=masks[box],
+                    offset_zyx=(box[0].start, box[1].start, box[2].start + left),
+                    long_axis_mm=2 * max(largest.half_axes_mm),
+                    short_axis_mm=2 * min(largest.half_axes_mm),
+                )
+            )
+    cine = ultrasound_dicom(screen[0], spacing_mm=None, patient_id=patient_id, laterality="L", series=f"cine {seed}")
+    cine.SOPClassUID = UltrasoundMultiFrameImageStorage
+    cine.NumberOfFrames, cine.FrameTime, cine.FrameIncrementPointer = frames, "50", 0x00181063  # Frame Time, in ms
+    cine.SequenceOfUltrasoundRegions = regions
+    pixels = np.repeat(screen[..., None], 3, axis=-1) if colour else screen
+    if colour:
+        cine.SamplesPerPixel, cine.PhotometricInterpretation, cine.PlanarConfiguration = 3, "RGB", 0
+        cine.UltrasoundColorDataPresent = 0
+    data = pixels.tobytes()
+    cine.PixelData = data + b"\0" * (len(data) % 2)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "cine.dcm"
+    cine.save_as(path, enforce_file_format=True)
+    return Truth((path,), tuple(found))
+
+
+def _sweep(rng: np.random.Generator, shape: tuple[int, int], spacing_mm: tuple[float, float], frames: int) -> Sweep:
+    half_width = rng.uniform(5.0, 7.0)
+    wide_mm = shape[1] * spacing_mm[1]
+    ellipse = Ellipse(
+        wide_mm * rng.uniform(0.42, 0.58), rng.uniform(14, 18), (half_width, half_width * 0.7), rng.uniform(-15, 15)
+    )
+    return Sweep(frames // 5, frames - 1 - frames // 6, ellipse, drift_mm=rng.uniform(5.0, 8.0))
+
+
+def _inside(ellipse: Ellipse, shape: tuple[int, int], spacing_mm: tuple[float, float]) -> np.ndarray:
+    y, x = np.indices(shape) + 0.5
+    return ellipse.radius(x * spacing_mm[1], y * spacing_mm[0]) <= 1
 
 
 def ultrasound_dicom(
@@ -229,14 +339,15 @@ def ultrasound_dicom(
     return image
 
 
-def _region(shape: tuple[int, ...], spacing_mm: tuple[float, float]) -> Dataset:
-    """US Region Calibration, PS3.3 C.8.5.5: tissue over the whole image."""
+def _region(shape: tuple[int, ...], spacing_mm: tuple[float, float], corner: tuple[int, int] = (0, 0)) -> Dataset:
+    """US Region Calibration, PS3.3 C.8.5.5: tissue on (rows, columns) with their upper left pixel at (x, y)."""
     region = Dataset()
     region.RegionSpatialFormat = 1  # 2D
     region.RegionDataType = 1  # tissue
     region.RegionFlags = 2
-    region.RegionLocationMinX0 = region.RegionLocationMinY0 = 0
-    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = shape[1] - 1, shape[0] - 1
+    x0, y0 = corner
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = x0, y0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = x0 + shape[1] - 1, y0 + shape[0] - 1
     region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
     region.PhysicalDeltaX, region.PhysicalDeltaY = spacing_mm[1] / 10, spacing_mm[0] / 10
     return region

@@ -11,15 +11,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, iter_pixels, pixel_array
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_sr.findings import ImageRef
-from dicom_sr.source import calibrated_region
+from dicom_sr.regions import Region, tissue_regions
 from models.pipeline import UnfitInput
 
 AIR_HU = -1024  # what padding outside the reconstruction circle is set to
@@ -59,21 +59,34 @@ class Volume:
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
-    """One ultrasound image or cine.
+class Frame:
+    """One picture of an ultrasound: grey uint8 (y, x); rgb uint8 (y, x, 3) when the source has colour, else None."""
 
-    frames      uint8 (t, y, x), grey
-    rgb         uint8 (t, y, x, 3) when the source has colour, else None
-    spacing_mm  (y, x), or None when nothing calibrates the image
-    region      (x0, y0, x1, y1) of the calibrated tissue region, inclusive pixel indices, or None
+    grey: np.ndarray
+    rgb: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One ultrasound image or cine. Pixels are decoded when asked for: a cine of a minute takes gigabytes.
+
+    images    one for each frame, in the order of the file
+    regions   where 2-D tissue shows, each with its own calibration; none when the header says that none does
+    header    without pixels
     """
 
-    frames: np.ndarray
-    rgb: np.ndarray | None
+    path: Path
     images: tuple[ImageRef, ...]
-    spacing_mm: tuple[float, float] | None
-    region: tuple[int, int, int, int] | None
+    regions: tuple[Region, ...]
     header: Dataset
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.header.Rows), int(self.header.Columns)
+
+    def frames(self, indices: Sequence[int] | None = None) -> Iterator[Frame]:
+        """Decode frame by frame, those with these indices (from 0), or all. Raises UnfitInput when that fails."""
+        return ultrasound_frames(self.path, self.header, range(len(self.images)) if indices is None else indices)
 
 
 @dataclass(frozen=True)
@@ -293,60 +306,87 @@ def padded(stored: np.ndarray, header: Dataset) -> np.ndarray | None:
 # ------------------------------------------------------------------------------------------------- ultrasound
 
 
+COLOURS = (  # PS3.3 C.7.6.3.1.2: what can become grey; HSV, ARGB and CMYK are retired
+    *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422"),
+    *("YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"),  # inside JPEG 2000 and video
+)
+
+
 def read_ultrasound(path: Path) -> Clip:
-    """Read one ultrasound (or secondary capture) image or cine. Raises UnfitInput with the reason in words."""
+    """Read the header of one ultrasound (or secondary capture) image or cine; pixels follow frame by frame.
+
+    Raises UnfitInput with the reason in words.
+    """
+    header = header_of(path)
+    colours = str(header.get("PhotometricInterpretation") or "missing")
+    if colours not in COLOURS:
+        raise UnfitInput(f"{path.name}: PhotometricInterpretation is {colours}, one of {', '.join(COLOURS)} is needed")
+    if not header.get("Rows") or not header.get("Columns"):
+        raise UnfitInput(f"{path.name}: Rows or Columns is missing, there is no picture")
+    count = int(header.get("NumberOfFrames") or 1)
+    if count < 1:
+        raise UnfitInput(f"{path.name}: NumberOfFrames is {count}")
+    sop = str(header.SOPClassUID), str(header.SOPInstanceUID)
+    multi_frame = "NumberOfFrames" in header
+    images = tuple(ImageRef(*sop, frame + 1 if multi_frame else None) for frame in range(count))
+    return Clip(path, images, tissue_regions(header), header)
+
+
+def ultrasound_frames(path: Path, header: Dataset, indices: Sequence[int]) -> Iterator[Frame]:
+    """Pixels of an ultrasound as grey values, and as RGB where they have colour. Overlay planes are not drawn in."""
+    colours = str(header.PhotometricInterpretation)
+    inflated = header.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian  # pydicom inflates whole files only
+    shape = int(header.Rows), int(header.Columns)
     try:
-        source = dcmread(path)
-    except (InvalidDicomError, *UNREADABLE) as error:
-        raise UnfitInput(f"{path.name} cannot be read as DICOM: {error}") from error
-    if "PixelData" not in source:
-        raise UnfitInput(f"{path.name}: no pixel data")
-    colours = str(source.get("PhotometricInterpretation", ""))
-    count = int(source.get("NumberOfFrames") or 1)
-    try:
-        pixels = pixel_array(source)  # YBR is converted to RGB here
-        if colours == "PALETTE COLOR":
-            pixels = apply_color_lut(pixels, source)
+        for pixels in iter_pixels(dcmread(path) if inflated else path, indices=list(indices)):  # YBR becomes RGB here
+            if colours == "PALETTE COLOR":
+                pixels = apply_color_lut(pixels, header)
+            if pixels.shape[:2] != shape:
+                raise UnfitInput(f"{path.name}: pixels are {pixels.shape[:2]}, the header says {shape}")
+            bits = pixels.dtype.itemsize * 8 if colours == "PALETTE COLOR" else int(header.BitsStored)
+            pixels = eight_bits(pixels, bits, signed=bool(header.get("PixelRepresentation")))
+            if colours == "MONOCHROME1":
+                pixels = 255 - pixels
+            yield Frame(grey(pixels), pixels) if pixels.ndim == 3 else Frame(pixels, None)
     except UNREADABLE as error:
         raise UnfitInput(f"{path.name}: the pixels cannot be decoded: {error}") from error
-    if count == 1:
-        pixels = pixels[np.newaxis]
-    bits = pixels.dtype.itemsize * 8 if colours == "PALETTE COLOR" else int(source.BitsStored)
-    pixels = eight_bits(pixels, bits, signed=bool(source.get("PixelRepresentation")))
-    if colours == "MONOCHROME1":
-        pixels = 255 - pixels
-    rgb = pixels if pixels.ndim == 4 else None
-    frames = pixels if rgb is None else grey(rgb)
-    sop = str(source.SOPClassUID), str(source.SOPInstanceUID)
-    multi_frame = "NumberOfFrames" in source
-    images = tuple(ImageRef(*sop, frame + 1 if multi_frame else None) for frame in range(count))
-    spacing_mm, region = calibration(source)
-    del source.PixelData  # the header stays, the bytes may go
-    return Clip(frames, rgb, images, spacing_mm, region, source)
 
 
 def eight_bits(pixels: np.ndarray, bits: int, *, signed: bool) -> np.ndarray:
-    """Scale stored values of `bits` bits to uint8 0..255."""
+    """Scale stored values of `bits` bits to uint8 0..255. pydicom drops what lay above them, an old overlay."""
     if pixels.dtype == np.uint8 and bits == 8:
         return pixels
-    low = -(1 << (bits - 1)) if signed else 0
-    return ((pixels.astype(np.int32) - low).clip(0, (1 << bits) - 1) * 255 // ((1 << bits) - 1)).astype(np.uint8)
+    values = pixels.astype(np.int64) + ((1 << (bits - 1)) if signed else 0)
+    return (values * 255 // ((1 << bits) - 1)).astype(np.uint8)
 
 
 def grey(rgb: np.ndarray) -> np.ndarray:
-    """uint8 (t, y, x, 3) -> (t, y, x), luma of ITU-R BT.601, frame by frame to keep memory small."""
-    out = np.empty(rgb.shape[:3], np.uint8)
-    for frame, target in zip(rgb, out, strict=True):
-        np.rint(frame @ np.array([0.299, 0.587, 0.114], np.float32), out=target, casting="unsafe")
+    """uint8 (y, x, 3) -> (y, x), luma of ITU-R BT.601"""
+    out = np.empty(rgb.shape[:2], np.uint8)
+    np.rint(rgb @ np.array([0.299, 0.587, 0.114], np.float32), out=out, casting="unsafe")
     return out
 
 
-def calibration(source: Dataset) -> tuple[tuple[float, float] | None, tuple[int, int, int, int] | None]:
-    """((mm per row, mm per column), region) of the largest calibrated tissue region, else PixelSpacing, else None."""
-    region = calibrated_region(source)
-    if region is not None:
-        return region
-    spacing_values: Any = source.get("PixelSpacing")
-    if spacing_values is not None and len(spacing_values) == 2 and min(float(v) for v in spacing_values) > 0:
-        return (float(spacing_values[0]), float(spacing_values[1])), None
-    return None, None
+# -------------------------------------------------------------------------------------------------- for people to see
+
+LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width: where a CT header names no window
+
+
+def displayed(path: Path, frame: int | None) -> np.ndarray:
+    """One image (or frame, from 1) as a viewer first shows it: uint8 (rows, columns, 3). Raises UnfitInput.
+
+    CT through the first window of its header, ultrasound as it is.
+    """
+    header = header_of(path)
+    if header.get("Modality") != "CT":
+        [seen] = read_ultrasound(path).frames([(frame or 1) - 1])
+        return seen.rgb if seen.rgb is not None else np.repeat(seen.grey[..., np.newaxis], 3, axis=2)
+    one = planes_of(header)[(frame or 1) - 1]
+    hu = np.empty((1, *one.shape), np.int16)
+    fill(hu, [one])
+    centre, width = LUNG_WINDOW_HU
+    if header.get("WindowCenter") not in (None, "") and header.get("WindowWidth") not in (None, ""):
+        centre, width = (float(np.ravel(header[keyword].value)[0]) for keyword in ("WindowCenter", "WindowWidth"))
+    # PS3.3 C.11.2.1.2.1, the linear function
+    shown = ((hu[0] - (centre - 0.5)) / max(width - 1, 1) + 0.5).clip(0, 1) * 255
+    return np.repeat(np.rint(shown).astype(np.uint8)[..., np.newaxis], 3, axis=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from dicom_sr.forms import CHAINS, KEY_OBJECTS, LABEL_MAP, SEGMENTATION
 from pacs_node import __version__
 from pacs_node.commitment import FAILURE_REASONS, PUSH_MODEL
 from pacs_node.deliver.arrival import STUDY_ROOT_FIND
@@ -11,11 +12,6 @@ from pacs_node.deliver.destination import STATUSES
 from pacs_node.deliver.stow import STATUSES as HTTP_STATUSES
 from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
 from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-
-SENT = {
-    "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation",
-    "1.2.840.10008.5.1.4.1.1.88.33": "Comprehensive SR",
-}
 
 
 def statement() -> str:
@@ -70,18 +66,20 @@ def _lines() -> Iterator[str]:
     yield "## Sends (SCU)"
     yield ""
     yield (
-        "One association for the results of one analysis. Each object is proposed in the one transfer syntax it is in, "
-        "Explicit VR Little Endian; only accepted contexts are used. Verification by `pacs-node echo`; C-FIND at "
-        "series level (Study Root) when `ask_peer` is set. After each send the peer is asked for storage commitment, "
-        "else by C-FIND at image level, as `confirm` says; N-EVENT-REPORT is taken on the same association for two "
-        "seconds, and on any later one, with or without role selection."
+        "One association for the results of one analysis, with one presentation context for each form and transfer "
+        "syntax that a result may be sent in; the best that is accepted is sent, a less good one in its place with the "
+        "reason on the receipt. What a peer refused is not proposed to it again for `ask_again_h`. Verification by "
+        "`pacs-node echo`; C-FIND at series level (Study Root) when `ask_peer` is set. After each send the peer is "
+        "asked for storage commitment, else by C-FIND at image level, as `confirm` says; N-EVENT-REPORT is taken on the same "
+        "association for two seconds, and on any later one, with or without role selection."
     )
     yield ""
+    yield from _table(("result", "sent as", "SOP Class UID", "transfer syntaxes"), list(_sent()))
     asked = [
         ("Storage Commitment Push Model", PUSH_MODEL),
         ("Study Root Query/Retrieve Information Model - FIND", STUDY_ROOT_FIND),
     ]
-    yield from _table(("SOP Class", "UID"), [*((name, uid) for uid, name in SENT.items()), *asked])
+    yield from _table(("asked whether it arrived", "SOP Class UID"), asked)
     yield from _table(
         ("answer", "meaning", "what the node does"),
         [
@@ -109,6 +107,20 @@ def _lines() -> Iterator[str]:
             (str(first) if first == last else f"{first} to {last}", meaning, outcome.value)
             for first, last, outcome, meaning in HTTP_STATUSES
         ],
+    )
+
+
+def _sent() -> Iterator[tuple[str, str, str, str]]:
+    for result, chain in CHAINS.items():
+        known = (LABEL_MAP, *chain) if result == SEGMENTATION.sop_class_uid else chain
+        for form in known:
+            syntaxes = ", ".join(TRANSFER_SYNTAXES[uid] for uid in form.transfer_syntaxes)
+            yield chain[0].name, form.name, form.sop_class_uid, syntaxes
+    yield (
+        "key objects",
+        KEY_OBJECTS.name,
+        KEY_OBJECTS.sop_class_uid,
+        "Explicit VR Little Endian, Implicit VR Little Endian",
     )
 
 

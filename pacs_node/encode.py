@@ -1,18 +1,31 @@
-"""Findings -> result files: built and checked by `dicom_sr`, written so that a power cut leaves all of one or none."""
+"""Findings -> result files: built and checked by `dicom_sr`, written so that a power cut leaves all of one or none.
+
+And the forms a result is sent in to a destination that does not take it as it is, made of the stored files when needed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
 
-from dicom_sr import EncodingError, encode
-from dicom_sr.findings import Findings
+from dicom_sr import EncodingError, encode, forms
+from dicom_sr.derived import Results
+from dicom_sr.findings import Findings, ImageRef
+from dicom_sr.labelmap import SEGMENT_CLASSES, retargeted
+from models.pipeline import UnfitInput
+from models.read import displayed
 from pacs_node.errors import GiveUp, TryAgain
-from pacs_node.records import Result
+from pacs_node.records import Form, Offer, Package, Prepared, Result
 
 
 def encode_results(
@@ -58,3 +71,142 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)  # the rename itself
     finally:
         os.close(descriptor)
+
+
+class ResultForms:
+    """The forms of our results for one destination, the best first, and their files beside the results.
+
+    A form is made once and kept in a folder of its own; its UIDs and dates derive from the result it is made of.
+    """
+
+    def __init__(self, profile: forms.Profile) -> None:
+        self.profile = profile
+
+    def offers(self, package: Package) -> Iterator[Offer]:
+        """Each result, then the key objects if they are wanted and there are findings. Raises GiveUp."""
+        metas = {path: _meta(path) for path in package.paths}
+        for path, meta in metas.items():
+            known = forms.forms_of(meta.MediaStorageSOPClassUID, self.profile)
+            yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings(known))
+        found = any(meta.MediaStorageSOPClassUID == SegmentationStorage for meta in metas.values())
+        for path, meta in metas.items():
+            if self.profile.key_objects and found and meta.MediaStorageSOPClassUID == ComprehensiveSRStorage:
+                yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings((forms.KEY_OBJECTS,)), optional=True)
+
+    def prepare(self, package: Package, offer: Offer, form: Form, sent: Mapping[Path, Sequence[Path]]) -> Prepared:
+        """Raises GiveUp with the reason when the result cannot be said so; TryAgain when the disk is full."""
+        segments = _replaced(sent) if form.sop_class_uid in forms.REFER_TO_SEGMENTS else {}
+        as_it_is = form.name in (forms.SEGMENTATION.name, forms.REPORT.name) and not segments
+        if as_it_is and form.transfer_syntax_uid == ExplicitVRLittleEndian:
+            return Prepared((offer.path,))
+        name = f"{offer.path.stem}-{form.name}".lower().replace(" ", "-")
+        if form.transfer_syntax_uid == ImplicitVRLittleEndian:
+            name += "-implicit"
+        if segments:
+            uids = " ".join(str(each.SOPInstanceUID) for each in segments.values())
+            name += f"-for-{hashlib.sha256(uids.encode()).hexdigest()[:16]}"
+        folder = offer.path.parent / "forms" / name
+        try:
+            if not folder.is_dir():
+                _keep(self._made(package, offer, form, segments), folder, form.transfer_syntax_uid)
+        except OSError as error:
+            raise TryAgain(f"{form.name} cannot be written to {folder}: {error.strerror}; free the disk") from error
+        paths = tuple(sorted(folder.iterdir()))
+        first = pydicom.dcmread(paths[0], stop_before_pixels=True, specific_tags=["ImageComments"])
+        return Prepared(paths, str(first.get("ImageComments", "")))
+
+    def _made(
+        self, package: Package, offer: Offer, form: Form, segments: Mapping[str, pydicom.Dataset]
+    ) -> list[pydicom.Dataset]:
+        every = {path: pydicom.dcmread(path) for path in package.paths}
+        results = Results(
+            segmentations=tuple(each for each in every.values() if each.SOPClassUID == SegmentationStorage),
+            report=next(each for each in every.values() if each.SOPClassUID == ComprehensiveSRStorage),
+            sources=_Headers(package.sources),
+        )
+
+        def pixels(ref: ImageRef) -> np.ndarray:
+            if ref.sop_instance_uid not in package.sources:
+                raise EncodingError(f"image {ref.sop_instance_uid}, which the results speak of, is not stored here")
+            return displayed(package.sources[ref.sop_instance_uid], ref.frame)
+
+        known = (*forms.forms_of(every[offer.path].SOPClassUID, self.profile), forms.KEY_OBJECTS)
+        chosen = next(each for each in known if each.name == form.name)
+        try:
+            objects = chosen.make(every[offer.path], results, pixels)
+        except (EncodingError, UnfitInput) as error:
+            raise GiveUp(str(error)) from error
+        return [retargeted(each, segments) for each in objects] if segments else objects
+
+
+class _Headers(Mapping[str, pydicom.Dataset]):
+    """SOP Instance UID -> header of an image, read when it is asked for."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self.paths = paths
+        self.read: dict[str, pydicom.Dataset] = {}
+
+    def __getitem__(self, uid: str) -> pydicom.Dataset:
+        if uid not in self.read:
+            self.read[uid] = pydicom.dcmread(self.paths[uid], stop_before_pixels=True)
+        return self.read[uid]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __contains__(self, uid: object) -> bool:
+        return uid in self.paths
+
+
+def _encodings(known: Sequence[forms.Form]) -> tuple[Form, ...]:
+    return tuple(Form(each.name, each.sop_class_uid, syntax) for each in known for syntax in each.transfer_syntaxes)
+
+
+def _replaced(sent: Mapping[Path, Sequence[Path]]) -> dict[str, pydicom.Dataset]:
+    """SOP Instance UID of a Segmentation -> the header of another one with the same segments that was sent instead."""
+    instead: dict[str, pydicom.Dataset] = {}
+    for original, paths in sent.items():
+        if tuple(paths) == (original,) or _meta(original).MediaStorageSOPClassUID != SegmentationStorage:
+            continue
+        other = pydicom.dcmread(paths[0], stop_before_pixels=True)
+        own = _meta(original).MediaStorageSOPInstanceUID
+        if other.SOPClassUID in SEGMENT_CLASSES and other.SOPInstanceUID != own:
+            instead[str(own)] = other
+    return instead
+
+
+def _meta(path: Path) -> pydicom.dataset.FileMetaDataset:
+    try:
+        return pydicom.filereader.read_file_meta_info(path)
+    except (InvalidDicomError, FileNotFoundError) as error:
+        raise GiveUp(f"result {path.name} cannot be read: {error}") from error
+
+
+def _keep(objects: Sequence[pydicom.Dataset], folder: Path, transfer_syntax_uid: str) -> None:
+    """All files of a form or none: written beside, then renamed as a whole. Another worker's are as good."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}-{threading.get_ident()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for number, dataset in enumerate(objects, start=1):
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(transfer_syntax_uid)
+        with (unfinished / f"{number:02d}-{dataset.Modality}.dcm").open("wb") as file:
+            dataset.save_as(
+                file,
+                enforce_file_format=True,
+                implicit_vr=transfer_syntax_uid == ImplicitVRLittleEndian,
+                little_endian=True,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+    sync_folder(unfinished)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        shutil.rmtree(unfinished)
+        if not folder.is_dir():
+            raise
+    for changed in (folder.parent, folder.parent.parent):
+        sync_folder(changed)

@@ -277,6 +277,12 @@ class Flow:
         by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
         return [by_uid[uid] for uid in verdict.use]
 
+    def _sources(self, job: Job) -> dict[str, Path]:
+        """The images the results were made of: those that the verdict lets through, if it does."""
+        by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
+        verdict = self.ledger.verdict(job.series_uid)
+        return {uid: by_uid[uid] for uid in verdict.use} if verdict is not None and verdict.fit else by_uid
+
     def _send_job(self, job: Job, destination: str) -> Job:
         return Job(
             id=_id("send", job.id, str(job.generation), destination),
@@ -296,14 +302,16 @@ class Flow:
         self.at("send begun")
         assert job.destination is not None
         assert job.parent is not None
-        package = Package(job=job.id, paths=tuple(result.path for result in self.ledger.results(job.parent)))
+        paths = tuple(result.path for result in self.ledger.results(job.parent))
+        package = Package(job=job.id, paths=paths, sources=self._sources(job))
         receipts = self.rooms.deliver(job.destination, package)
         self.at("sent")
+        stored = sum(receipt.stored for receipt in receipts)
         confirm = self._confirm_job(job) if self.rooms.witness(job.destination) is not None else None
         self.ledger.finish(
             job,
             "done",
-            f"{len(receipts)} objects stored",
+            f"{stored} objects stored",
             self.now(),
             receipts=receipts,
             follow_up=[confirm] if confirm else [],

@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from pacs_node.errors import LedgerTooOld, LedgerUnavailable
 from pacs_node.flow import JOB_KINDS, JOB_STATES, OPEN_JOB_STATES, TRANSITIONS
 from pacs_node.records import (
+    Answer,
     Arrival,
     AssociationEnd,
     Commitment,
@@ -165,6 +166,18 @@ receipt_table = sa.Table(
     sa.Column("stored", sa.Boolean, nullable=False),
     sa.Column("status", sa.Integer),
     sa.Column("text", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False, server_default=""),  # of what was sent
+)
+
+answer_table = sa.Table(  # what a destination accepted and refused when it was last asked
+    "answer",
+    metadata,
+    sa.Column("destination", sa.String(64), primary_key=True),
+    sa.Column("sop_class_uid", sa.String(64), primary_key=True),
+    sa.Column("transfer_syntax_uid", sa.String(64), primary_key=True),
+    sa.Column("settings", sa.String(64), nullable=False),  # a digest: asked under other settings, it says nothing
+    sa.Column("refused", sa.Text),  # the reason; nothing: accepted
     sa.Column("at", UtcDateTime, nullable=False),
 )
 
@@ -675,6 +688,7 @@ class Ledger:
                     status=receipt.status,
                     text=receipt.text,
                     at=receipt.at,
+                    sop_class_uid=receipt.sop_class_uid,
                 )
                 .on_conflict_do_nothing()
             )
@@ -835,6 +849,34 @@ class Ledger:
         with self._begin() as db:
             rows = db.execute(sa.select(*kinds, sa.func.count()).group_by(*kinds)).all()
             return [(destination, words[arrived], how, number) for destination, arrived, how, number in rows]
+
+    # ---------------------------------------------------------------- what destinations accept
+
+    def remember_answers(self, destination: str, settings: str, answers: Sequence[Answer]) -> None:
+        """What a destination said, asked under these settings; the last answer counts."""
+        with self._begin() as db:
+            for answer in answers:
+                said = {"settings": settings, "refused": answer.refused, "at": answer.at}
+                db.execute(
+                    self._insert(answer_table)
+                    .values(
+                        destination=destination,
+                        sop_class_uid=answer.sop_class_uid,
+                        transfer_syntax_uid=answer.transfer_syntax_uid,
+                        **said,
+                    )
+                    .on_conflict_do_update(index_elements=list(answer_table.primary_key), set_=said)
+                )
+
+    def answers(self, destination: str, settings: str) -> list[Answer]:
+        """What a destination said under these settings, by SOP class."""
+        with self._begin() as db:
+            rows = db.execute(
+                sa.select(answer_table)
+                .where(answer_table.c.destination == destination, answer_table.c.settings == settings)
+                .order_by(answer_table.c.sop_class_uid, answer_table.c.transfer_syntax_uid)
+            ).mappings()
+            return [Answer(**{name: row[name] for name in Answer.__dataclass_fields__}) for row in rows]
 
     # ---------------------------------------------------------------- leases
 
@@ -1069,6 +1111,7 @@ def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arriva
                 "status": r["status"],
                 "text": r["text"],
                 "at": _iso(r["at"]),
+                "sop_class_uid": r["sop_class_uid"],
             }
             for r in receipts
             if r["job"] == job["id"]

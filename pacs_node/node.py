@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -12,8 +13,9 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +25,9 @@ import uvicorn
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from config import Config
-from config import Peer as PeerSettings
+from config import Config, Peer
 from dicom_sr.findings import Findings
+from dicom_sr.forms import Profile
 from models import PIPELINES
 from pacs_node import __version__, observe
 from pacs_node.assemble.evidence import expected_count
@@ -39,7 +41,7 @@ from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
-from pacs_node.encode import encode_results
+from pacs_node.encode import ResultForms, encode_results
 from pacs_node.errors import AlreadyRunning, GiveUp, LedgerUnavailable
 from pacs_node.flow import Flow, Patience, RouteMatch
 from pacs_node.infer import Inference
@@ -50,6 +52,7 @@ from pacs_node.receive.commitment import CommitmentService, bring_report
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
 from pacs_node.records import (
+    Answer,
     AssociationEnd,
     CommitmentReport,
     CommitmentRequest,
@@ -83,7 +86,9 @@ class JoinedRooms:
     def __init__(self, config: Config, ledger: Ledger, now: Callable[[], datetime]) -> None:
         self.config, self.ledger, self.now = config, ledger, now
         self.rules = [Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options) for r in config.routes]
-        self.destinations = {peer.name: _destination(config, peer.name) for peer in config.peers if peer.reachable}
+        self.destinations = {
+            peer.name: _destination(config, peer.name, ledger) for peer in config.peers if peer.reachable
+        }
         witnesses = {peer.name: _witness(config, peer) for peer in config.peers if peer.reachable}
         self.witnesses = {name: witness for name, witness in witnesses.items() if witness is not None}
         self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
@@ -410,6 +415,39 @@ class NodeFacts:
     def series(self, uid: str) -> dict[str, Any] | None:
         return self.node.ledger.series(uid)
 
+    def destinations(self) -> list[dict[str, Any]]:
+        """Every peer that results are sent to, and what it accepted and refused."""
+        config = self.node.config
+        facts = []
+        for peer in config.peers:
+            if not peer.reachable:
+                continue
+            memory = LedgerMemory(self.node.ledger, peer, config.node.ae_title)
+            facts.append(
+                {
+                    "name": peer.name,
+                    "where": "a folder"
+                    if peer.folder
+                    else peer.dicomweb_url or f"{peer.ae_title} at {peer.host}:{peer.port}",
+                    "segmentation": peer.segmentation,
+                    "omit_empty_frames": peer.omit_empty_frames,
+                    "key_objects": peer.key_objects,
+                    "answers": [
+                        {
+                            "sop_class_uid": answer.sop_class_uid,
+                            "transfer_syntax_uid": answer.transfer_syntax_uid,
+                            "refused": answer.refused,
+                            "at": answer.at.isoformat(timespec="milliseconds"),
+                            "asked_again_at": memory.asked_again_at(answer).isoformat(timespec="milliseconds")
+                            if answer.refused is not None
+                            else None,
+                        }
+                        for answer in memory.answers()
+                    ],
+                }
+            )
+        return facts
+
     def retry(self, job_id: str) -> bool:
         started = self.node.ledger.run_again(job_id, self.node.now())
         if started:
@@ -429,16 +467,47 @@ def _header(instance: Instance) -> Dataset:
         return known
 
 
-def _destination(config: Config, name: str) -> Destination:
+class LedgerMemory:
+    """What one destination accepts, as the ledger has it. Other settings of the peer, or another calling AE title:
+    everything is asked anew."""
+
+    def __init__(self, ledger: Ledger, peer: Peer, calling_ae: str) -> None:
+        self.ledger, self.peer = ledger, peer
+        self.settings = hashlib.sha256(f"{calling_ae} {peer.model_dump_json()}".encode()).hexdigest()
+
+    def answers(self) -> list[Answer]:
+        return self.ledger.answers(self.peer.name, self.settings)
+
+    def asked_again_at(self, answer: Answer) -> datetime:
+        return answer.at + timedelta(hours=self.peer.ask_again_h)
+
+    def refusals(self, now: datetime) -> dict[tuple[str, str], str]:
+        return {
+            (answer.sop_class_uid, answer.transfer_syntax_uid): f"{answer.refused} (asked {answer.at:%Y-%m-%d %H:%M})"
+            for answer in self.answers()
+            if answer.refused is not None and now < self.asked_again_at(answer)
+        }
+
+    def remember(self, answers: Sequence[Answer]) -> None:
+        with suppress(LedgerUnavailable):  # an aid: without it more is asked next time
+            self.ledger.remember_answers(self.peer.name, self.settings, answers)
+
+
+def _profile(peer: Peer) -> Profile:
+    return Profile(peer.segmentation == "LABELMAP", peer.omit_empty_frames, peer.key_objects)
+
+
+def _destination(config: Config, name: str, ledger: Ledger) -> Destination:
     peer = config.peer(name)
+    forms = ResultForms(_profile(peer))
     if peer.folder is not None:
-        return FolderDestination(name, peer.folder)
+        return FolderDestination(name, peer.folder, forms)
     if peer.dicomweb_url is not None:
-        return StowDestination(_web_peer(config, peer))
-    return DimseDestination(_dicom_peer(config, peer))
+        return StowDestination(_web_peer(config, peer), forms)
+    return DimseDestination(_dicom_peer(config, peer), forms, LedgerMemory(ledger, peer, config.node.ae_title))
 
 
-def _witness(config: Config, peer: PeerSettings) -> Witness | None:
+def _witness(config: Config, peer: Peer) -> Witness | None:
     """Whom to ask whether results arrived; None: nobody is asked."""
     if peer.folder is not None or peer.confirm == "none":
         return None
@@ -449,7 +518,7 @@ def _witness(config: Config, peer: PeerSettings) -> Witness | None:
     return DimseWitness(_dicom_peer(config, peer), commits=commits, queries=queries)
 
 
-def _dicom_peer(config: Config, peer: PeerSettings) -> DicomPeer:
+def _dicom_peer(config: Config, peer: Peer) -> DicomPeer:
     assert peer.ae_title is not None  # the settings promise all three of a peer that is reachable
     assert peer.host is not None
     assert peer.port is not None
@@ -458,7 +527,7 @@ def _dicom_peer(config: Config, peer: PeerSettings) -> DicomPeer:
     )
 
 
-def _web_peer(config: Config, peer: PeerSettings) -> WebPeer:
+def _web_peer(config: Config, peer: Peer) -> WebPeer:
     assert peer.dicomweb_url is not None
     return WebPeer(
         peer.name,

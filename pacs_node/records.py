@@ -65,6 +65,48 @@ class Package:
 
     job: str
     paths: tuple[Path, ...]
+    sources: Mapping[str, Path] = field(default_factory=dict)  # SOP Instance UID of each image -> its file
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to send what a result says: as an object of which SOP class, in which encoding."""
+
+    name: str  # "Segmentation", "RT Structure Set"
+    sop_class_uid: str
+    transfer_syntax_uid: str
+
+    @property
+    def context(self) -> tuple[str, str]:
+        return self.sop_class_uid, self.transfer_syntax_uid
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A result, and the forms it can be sent in, the best first."""
+
+    path: Path  # the result as it was made
+    sop_instance_uid: str
+    forms: tuple[Form, ...]
+    optional: bool = False  # no harm is done if the destination takes none of them
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The files of one form of a result."""
+
+    paths: tuple[Path, ...]
+    note: str = ""  # what they leave out: "10 of 30 findings, the most certain"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a destination said to one SOP class in one transfer syntax when an association was opened."""
+
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    refused: str | None  # None: accepted; else the reason
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -76,6 +118,7 @@ class Receipt:
     status: int | None  # DIMSE status or HTTP status; None for a folder
     text: str  # "0x0000 Success", "0xB000 stored with a change: Coercion of Data Elements"
     at: datetime
+    sop_class_uid: str = ""  # of the object that was sent, which may stand in place of another
 
 
 @dataclass(frozen=True)

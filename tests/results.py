@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -203,6 +204,26 @@ def us_uncalibrated() -> Case:
     return Case(us_findings([image], found, warnings=("no calibration: sizes in pixels",)), [image])
 
 
+def us_followed() -> Case:
+    """A lesion followed over a clip: out of sight on one frame, moving, measured on the last but one."""
+    clip = us_image(name="followed", frames=7)
+    mask = np.zeros((5, 14, 24), bool)
+    for k, (y, x, size) in enumerate([(0, 0, 5), (1, 3, 7), (0, 0, 0), (2, 9, 11), (4, 12, 9)]):
+        mask[k, y : y + size, x : x + size] = True
+    return Case(us_findings([clip], mass(1, (1, 12, 20), mask)), [clip])
+
+
+def us_dual() -> Case:
+    """A clip of two pictures side by side, each calibrated in its own way, a lesion in each; the same frames."""
+    clip = us_image(name="dual", frames=4)
+    left, right = (copy.deepcopy(clip.SequenceOfUltrasoundRegions[0]) for _ in range(2))
+    left.RegionLocationMaxX1, right.RegionLocationMinX0 = 30, 33
+    right.PhysicalDeltaX, right.PhysicalDeltaY = 0.011, 0.017
+    clip.SequenceOfUltrasoundRegions = [left, right]
+    found = mass(1, (0, 12, 5), ball(3, 10, 14)), mass(2, (1, 20, 40), ball(3, 10, 14))
+    return Case(us_findings([clip], *found), [clip])
+
+
 CASES = {
     case.__name__: case
     for case in (
@@ -215,6 +236,8 @@ CASES = {
         us_normal,
         us_several,
         us_clip,
+        us_followed,
+        us_dual,
         us_uncalibrated,
     )
 }

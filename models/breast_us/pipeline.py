@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ from scipy import ndimage
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.regions import Region, Spacing, regions
+from models.breast_us.birads import suggestion, temperature_of, tempered
+from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.data import PREPROCESSING, normalise, prepare, read_split
 from models.breast_us.options import Options
+from models.breast_us.tissue import MOST_COLOUR, tissue
 from models.measure import measure_lesion
 from models.nets.breast_triple import CLASSES, LITE_STEP_PX, ClassificationNet, TripleConfig
 from models.pipeline import Card, Progress, UnfitInput
@@ -37,9 +41,10 @@ SMALLEST_SHARE = 0.0005  # of the image: less is speckle (the smallest lesion of
 SMALLEST_SIDE_PX = 64
 MOST_FRAMES = 48  # of a cine, spread evenly over it
 
-COLOURED = 40  # a channel differs this much from another: text, calipers or Doppler, not tissue
-TINTED_SHARE = 0.25  # of the pixels: more than this is a tinted display, and grey as it is
-REPAIR_PX = 15  # coloured pixels take the mean of the grey ones this near
+HIDDEN = "colour (Doppler or elastography) hides the tissue, a grey picture is needed"
+SHARE_TO_TELL, SHARE_TO_DROP = 0.1, 0.5  # of a lesion under burned-in colour: say so, or do not believe it
+PLAUSIBLE_MM = (10.0, 400.0)  # height of a picture; outside, the calibration is doubted
+UNCALIBRATED_WIDTH_MM = 50.0  # of a breast probe; only tells near from far where nothing calibrates the picture
 
 # PS3.3 C.7.3.1.1: Laterality; ImageLaterality, when present, speaks for the image
 SIDES = {"L": codes.LEFT, "R": codes.RIGHT, "B": codes.BILATERAL}
@@ -66,10 +71,46 @@ class Look:
         return float(self.probability[self.lesion].mean()) if self.lesion.any() else 0.0
 
 
+@dataclass(eq=False)
+class View:
+    """One region of tissue of one image or cine, and what was seen in it, frame after frame."""
+
+    region: Region
+    looked_at: int = 0
+    too_colourful: int = 0  # frames on which colour hides the tissue
+    under_colour: int = 0  # frames on which a lesion was outlined where colour had been painted over
+    sightings: list[Sighting] = field(default_factory=list)
+    classes: list[np.ndarray] = field(default_factory=list)  # of every frame looked at
+
+    def see(self, look: Look, image: int, coloured: np.ndarray, temperature: float | None) -> None:
+        """Note what the network says of a frame; image: its index into Findings.images."""
+        self.looked_at += 1
+        self.classes.append(look.classes if temperature is None else tempered(look.classes, temperature))
+        lesion, cut = look.lesion, False
+        for x0, y0, x1, y1 in self.region.covered:
+            rows, columns = slice(y0, y1 + 1), slice(x0, x1 + 1)
+            cut = cut or bool(lesion[rows, columns].any())
+            lesion = lesion.copy()
+            lesion[rows, columns] = False
+        if lesion.any():
+            hidden = float(coloured[lesion].mean())
+            if hidden > SHARE_TO_DROP:
+                self.under_colour += 1
+                return
+            self.sightings.append(Sighting.of(image, lesion, look.certainty, self.classes[-1], hidden, cut))
+
+    @property
+    def scale_mm(self) -> Spacing:
+        """Millimetres per pixel, guessed where nothing says them: to follow a lesion, never to measure it."""
+        x0, _, x1, _ = self.region.box
+        return self.region.spacing_mm or (UNCALIBRATED_WIDTH_MM / (x1 - x0 + 1),) * 2
+
+
 class BreastUltrasound:
     """Finds the most evident lesion of every image of a series and says how likely it is benign or malignant.
 
-    Single images are read one by one. Of a cine, the frame with the largest confident lesion is reported.
+    Each region of tissue on a screen is read on its own. Of a cine at most MOST_FRAMES frames are looked at; a lesion
+    is followed over them, is one finding with a mask on each, and is measured where it is large and certain.
     """
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
@@ -92,28 +133,45 @@ class BreastUltrasound:
             ),
             weights_sha256={w.name: w.sha256 for w in weights},
         )
+        self.temperature = temperature_of([w.about for w in weights])  # None: not calibrated, no BI-RADS category
 
     def warm(self) -> None:
         self.look(np.zeros((SMALLEST_SIDE_PX, SMALLEST_SIDE_PX), np.uint8))
 
     def run(self, files: Sequence[Path], progress: Progress) -> Findings:
         start = time.monotonic()
-        clips = sorted((read_ultrasound(path) for path in files), key=place_in_series)
-        if not clips:
-            raise UnfitInput("the series has no images")
+        clips, unusable = readable(files)
         images: list[ImageRef] = []
-        found: list[Finding] = []
+        views: list[tuple[str, Clip, View]] = []
         warnings: list[str] = []
-        facts: dict[str, str | float] = {"device": str(self.runtime)}
         for z, clip in enumerate(clips):
             progress(z / len(clips), f"image {z + 1} of {len(clips)}")
-            frame, look = self.best_frame(clip)
-            images.append(clip.images[frame])
-            warnings += [text for text in doubts(clip, frame) if text not in warnings]
-            for name, share in zip(CLASSES, look.classes, strict=True):
-                facts[f"image {z + 1} P({name})"] = round(float(share), 4)
-            if look.lesion.any():
-                found.append(finding(clip, look, z, number=len(found) + 1, alone=len(clips) == 1))
+            try:
+                shown, seen = self.watch(clip, len(images))
+            except UnfitInput as why:
+                unusable.append(f"{name_of(clip)}: {why}")
+                continue
+            images += shown
+            names = [f"image {z + 1}" + f" region {k + 1}" * (len(seen) > 1) for k in range(len(seen))]
+            views += [(name, clip, view) for name, view in zip(names, seen, strict=True) if view.looked_at]
+            warnings += [text for text in doubts(clip, seen) if text not in warnings]
+        if not images:
+            raise UnfitInput("; ".join(unusable) or "the series has no images")
+        warnings += [f"not looked at: {text}" for text in unusable]
+
+        facts: dict[str, str | float] = {"device": str(self.runtime), "frames looked at": len(images)}
+        found: list[Finding] = []
+        for name, clip, view in views:
+            lesions, passing = settle(link(view.sightings, view.scale_mm), view.looked_at)
+            classes = max(map(key_sighting, lesions), key=heaviness).classes if lesions else np.mean(view.classes, 0)
+            for label, share in zip(CLASSES, classes, strict=True):
+                facts[f"{name} P({label})"] = round(float(share), 4)
+            for track in lesions:
+                found.append(self.finding(track, clip, view, number=len(found) + 1, alone=len(views) == 1))
+                warnings += concerns(found[-1].label, track)
+            if passing:
+                frames = ", ".join(str(images[track[0].image].frame) for track in passing)
+                warnings.append(f"{name_of(clip)}: marks on single frames were not reported (frame {frames})")
         progress(1.0, "done")
         facts["seconds"] = round(time.monotonic() - start, 3)
         return Findings(
@@ -122,19 +180,63 @@ class BreastUltrasound:
             images=tuple(images),
             findings=tuple(found),
             algorithm=self.card.algorithm,
-            measurements=probabilities(look.classes) if len(clips) == 1 else (),
+            measurements=probabilities(classes) if len(views) == 1 else (),
             warnings=tuple(warnings),
             facts=facts,
             sought=codes.MASS,
             sought_site=codes.BREAST,
         )
 
-    def best_frame(self, clip: Clip) -> tuple[int, Look]:
-        """Index and reading of the frame with the largest confident lesion; of a single image, that image."""
-        count = len(clip.frames)
-        chosen = range(count) if count <= MOST_FRAMES else np.linspace(0, count - 1, MOST_FRAMES).astype(int)
-        looks = ((int(frame), self.look(tissue(clip, int(frame)), clip.region)) for frame in chosen)  # one at a time
-        return max(looks, key=lambda one: one[1].lesion.sum() * one[1].certainty)
+    def watch(self, clip: Clip, before: int) -> tuple[list[ImageRef], list[View]]:
+        """Look at the tissue of an image or cine, one frame in memory at a time.
+
+        before: how many images of the series come before these in Findings.images. Returns the frames looked at and
+        what they show. Raises UnfitInput when nothing can be used.
+        """
+        views = [View(region) for region in usable_regions(clip)]
+        images: list[ImageRef] = []
+        chosen = spread(len(clip.images), MOST_FRAMES)
+        for index, frame in zip(chosen, clip.frames(chosen), strict=True):
+            used = False
+            for view in views:
+                grey, coloured = tissue(frame, view.region.box)
+                if coloured.sum() > MOST_COLOUR * view.region.pixels:
+                    view.too_colourful += 1
+                else:
+                    view.see(self.look(grey, view.region.box), before + len(images), coloured, self.temperature)
+                    used = True
+            if used:
+                images.append(clip.images[index])
+        if not images:
+            raise UnfitInput(HIDDEN)
+        return images, views
+
+    def finding(self, track: Track, clip: Clip, view: View, *, number: int, alone: bool) -> Finding:
+        """A lesion, measured on its key frame. `alone`: the series shows nothing else and carries the probabilities."""
+        key = key_sighting(track)
+        sizes = measure_lesion(key.mask, key.corner_yx, key.image, view.region.spacing_mm)
+        masks, offset_zyx = masks_by_image(track)
+        chances = probabilities(key.classes)
+        spacing_mm = view.region.spacing_mm or (1, 1)
+        evaluations = [Evaluation(codes.US_ORIENTATION, orientation(key.mask, sizes.long_axis, spacing_mm))]
+        if self.temperature is not None:
+            evaluations.append(suggestion(float(key.classes[CLASSES.index("malignant")])))
+        return Finding(
+            number=number,
+            label=f"Lesion {number}",
+            category=codes.MORPHOLOGICALLY_ABNORMAL_STRUCTURE,
+            type=codes.MASS,
+            site=codes.BREAST,
+            laterality=side(clip.header),
+            mask=masks,
+            offset_zyx=offset_zyx,
+            key_image=key.image,
+            certainty=key.certainty,
+            long_axis=sizes.long_axis,
+            short_axis=sizes.short_axis,
+            measurements=(*sizes.measurements, *(chances[-1:] if alone else chances)),
+            evaluations=tuple(evaluations),
+        )
 
     def look(self, grey: np.ndarray, region: tuple[int, int, int, int] | None = None) -> Look:
         """(rows, columns) uint8 -> Look, on the same pixels. Averages the image, its mirror image, and two sizes.
@@ -164,9 +266,50 @@ class BreastUltrasound:
         return box.take_back(mask).numpy(), classes.mean(dim=(0, 1)).numpy()
 
 
+def readable(files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
+    """The images of a series by InstanceNumber, whatever the order of the files; and why others cannot be read."""
+    clips: list[Clip] = []
+    unusable: list[str] = []
+    for path in files:
+        try:
+            clips.append(read_ultrasound(path))
+        except UnfitInput as why:
+            unusable.append(str(why))
+    return sorted(clips, key=place_in_series), sorted(unusable)
+
+
 def place_in_series(clip: Clip) -> tuple[int, str]:
-    """Images of a series follow their InstanceNumber, whatever the order of the files."""
     return int(clip.header.get("InstanceNumber") or 0), clip.images[0].sop_instance_uid
+
+
+def name_of(clip: Clip) -> str:
+    """How a sentence calls an image, so that a reader finds it in the viewer."""
+    kind = "image" if len(clip.images) == 1 else "cine"
+    number = clip.header.get("InstanceNumber")
+    return f"{kind} number {number}" if number not in (None, "") else f"{kind} {clip.images[0].sop_instance_uid}"
+
+
+def usable_regions(clip: Clip) -> list[Region]:
+    """The regions of tissue large enough to look at. Raises UnfitInput, in words, when there is none."""
+    if not clip.regions:
+        shown = ", ".join(sorted({str(region) for region in regions(clip.header)}))
+        raise UnfitInput(f"no region shows 2-D tissue in grey, only {shown}")
+    usable, reasons = [], []
+    for region in clip.regions:
+        try:
+            window(clip.shape, region.box)
+        except UnfitInput as why:
+            reasons.append(str(why))
+        else:
+            usable.append(region)
+    if not usable:
+        raise UnfitInput("; ".join(dict.fromkeys(reasons)))
+    return usable
+
+
+def spread(count: int, most: int) -> list[int]:
+    """The indices of at most `most` of `count` frames, evenly, first and last among them."""
+    return list(range(count)) if count <= most else np.linspace(0, count - 1, most).astype(int).tolist()
 
 
 def window(shape: tuple[int, ...], region: tuple[int, int, int, int] | None) -> tuple[slice, slice]:
@@ -179,20 +322,6 @@ def window(shape: tuple[int, ...], region: tuple[int, int, int, int] | None) -> 
             f"the tissue is {high} x {wide} pixels, at least {SMALLEST_SIDE_PX} x {SMALLEST_SIDE_PX} are needed"
         )
     return rows, columns
-
-
-def tissue(clip: Clip, frame: int) -> np.ndarray:
-    """(rows, columns) uint8: the frame in grey, with burned-in colour replaced by the grey round it."""
-    grey = clip.frames[frame]
-    if clip.rgb is None:
-        return grey
-    coloured = np.ptp(clip.rgb[frame], axis=-1) > COLOURED
-    if not coloured.any() or coloured.mean() > TINTED_SHARE:
-        return grey
-    coloured = ndimage.binary_dilation(coloured, iterations=2)  # the blurred rim of letters
-    share = ndimage.uniform_filter((~coloured).astype(np.float32), REPAIR_PX)
-    level = ndimage.uniform_filter(np.where(coloured, 0, grey).astype(np.float32), REPAIR_PX)
-    return np.where(coloured, level / np.maximum(share, 1e-3), grey).clip(0, 255).astype(np.uint8)
 
 
 def strongest_piece(probability: np.ndarray, above: float) -> np.ndarray:
@@ -212,30 +341,6 @@ def probabilities(classes: np.ndarray) -> tuple[Measurement, ...]:
     )
 
 
-def finding(clip: Clip, look: Look, z: int, *, number: int, alone: bool) -> Finding:
-    """The lesion of one image, measured. `alone`: the series has no other image and carries the probabilities."""
-    (box,) = ndimage.find_objects(look.lesion.astype(np.uint8))
-    mask, corner = look.lesion[box], (box[0].start, box[1].start)
-    sizes = measure_lesion(mask, corner, z, clip.spacing_mm)
-    chances = probabilities(look.classes)
-    return Finding(
-        number=number,
-        label=f"Lesion {number}",
-        category=codes.MORPHOLOGICALLY_ABNORMAL_STRUCTURE,
-        type=codes.MASS,
-        site=codes.BREAST,
-        laterality=side(clip.header),
-        mask=mask[None],
-        offset_zyx=(z, *corner),
-        key_image=z,
-        certainty=look.certainty,
-        long_axis=sizes.long_axis,
-        short_axis=sizes.short_axis,
-        measurements=(*sizes.measurements, *(chances[-1:] if alone else chances)),
-        evaluations=(Evaluation(codes.US_ORIENTATION, orientation(mask, sizes.long_axis, clip.spacing_mm or (1, 1))),),
-    )
-
-
 def orientation(mask: np.ndarray, long_axis: Axis, spacing_mm: tuple[float, float]) -> Code:
     """CID 6152: parallel when wider than high and the long axis lies within 45 degrees of the horizontal."""
     high_mm, wide_mm = mask.shape[0] * spacing_mm[0], mask.shape[1] * spacing_mm[1]
@@ -249,16 +354,68 @@ def side(header: Dataset) -> Code | None:
     return SIDES.get(str(header.get("ImageLaterality") or header.get("Laterality") or ""))
 
 
-def doubts(clip: Clip, frame: int) -> list[str]:
-    """What a reader of the result should know about this image, in words."""
+def heaviness(sighting: Sighting) -> float:
+    return sighting.area * sighting.certainty
+
+
+def doubts(clip: Clip, views: Sequence[View]) -> list[str]:
+    """What a reader of the result should know about this image or cine, in words."""
     said = []
-    if clip.spacing_mm is None:
+    bare = [view for view in views if view.region.spacing_mm is None]
+    if len(bare) == len(views):
         said.append("the image carries no calibration: sizes are in pixels, not in mm")
-    if len(clip.frames) > 1:
-        said.append(
-            f"of a cine with {len(clip.frames)} frames only frame {frame + 1}, with the largest lesion, is reported"
-        )
+    elif bare:
+        said.append(f"{name_of(clip)}: a part of it carries no calibration: sizes there are in pixels, not in mm")
+    for region in clip.regions:
+        if not any(view.region is region for view in views):
+            said.append(f"{name_of(clip)}: a region of tissue is too small to be looked at")
+    for view in views:
+        said += doubts_of_calibration(clip, view.region)
+        if not view.looked_at:
+            said.append(f"{name_of(clip)}: a region was not looked at: {HIDDEN}")
+        elif view.too_colourful:
+            said.append(
+                f"{name_of(clip)}: {view.too_colourful} of {view.too_colourful + view.looked_at} frames"
+                f" were not looked at: {HIDDEN}"
+            )
+        if view.under_colour:
+            said.append(f"{name_of(clip)}: a mark that lies mostly under burned-in colour was not reported")
+    if len(clip.images) > MOST_FRAMES:
+        said.append(f"{name_of(clip)}: of {len(clip.images)} frames {MOST_FRAMES}, evenly spread, were looked at")
     part = str(clip.header.get("BodyPartExamined") or "")
     if part not in ("", "BREAST"):
         said.append(f"BodyPartExamined is {part}: the network has seen breasts only")
+    return said
+
+
+def doubts_of_calibration(clip: Clip, region: Region) -> list[str]:
+    if region.spacing_mm is None:
+        return []
+    said = []
+    _, y0, _, y1 = region.box
+    high_mm = (y1 - y0 + 1) * region.spacing_mm[0]
+    if not PLAUSIBLE_MM[0] <= high_mm <= PLAUSIBLE_MM[1]:
+        said.append(f"{name_of(clip)}: by its calibration the picture is {high_mm:.3g} mm high; doubt the sizes")
+    other = tuple(float(value) for value in clip.header.get("PixelSpacing") or ())
+    if len(other) == 2 and len(clip.regions) == 1 and not np.allclose(other, region.spacing_mm, rtol=0.02):
+        said.append(
+            f"{name_of(clip)}: PixelSpacing and the calibration of the ultrasound region disagree;"
+            " sizes are by the region"
+        )
+    if region.upwards:
+        said.append(
+            f"{name_of(clip)}: the calibration counts depth upwards (PhysicalDeltaY is negative); if the picture"
+            " stands on its head, the network has not seen such"
+        )
+    return said
+
+
+def concerns(label: str, track: Track) -> list[str]:
+    """What a reader should know about this very outline, in words."""
+    key = key_sighting(track)
+    said = []
+    if key.hidden > SHARE_TO_TELL:
+        said.append(f"{label}: {key.hidden:.0%} of it lies under burned-in colour; outline and class are uncertain")
+    if key.cut:
+        said.append(f"{label} runs into another region of the screen and is cut there: it may be larger")
     return said

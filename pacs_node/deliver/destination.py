@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID
+
 from pacs_node.errors import GiveUp, TryAgain
-from pacs_node.records import Package, Receipt
+from pacs_node.records import Answer, Form, Offer, Package, Prepared, Receipt
 
 Now = Callable[[], datetime]
 
@@ -31,6 +37,102 @@ class Deferred(TryAgain):
 
 class Undeliverable(GiveUp):
     """The destination will not take it, however often it is sent."""
+
+
+class Forms(Protocol):
+    """In which forms a package can be sent, and their files."""
+
+    def offers(self, package: Package) -> Iterator[Offer]:
+        """Each result of the package, in sending order. Raises Undeliverable for a file that is not DICOM."""
+
+    def prepare(self, package: Package, offer: Offer, form: Form, sent: Mapping[Path, Sequence[Path]]) -> Prepared:
+        """The files of one form of a result, made now if they were not before; the same bytes each time.
+
+        sent: what was sent in place of the results before this one, for what it refers to.
+        Raises GiveUp with the reason when the result cannot be said so; TryAgain when the disk is full.
+        """
+
+
+class Memory(Protocol):
+    """What a destination accepted and refused before."""
+
+    def refusals(self, now: datetime) -> Mapping[tuple[str, str], str]:
+        """(SOP class, transfer syntax) -> the reason; only refusals so recent that it need not be asked again."""
+
+    def remember(self, answers: Sequence[Answer]) -> None: ...
+
+
+class AsTheyAre:
+    """Every file is sent as it is, or not at all."""
+
+    def offers(self, package: Package) -> Iterator[Offer]:
+        for path in package.paths:
+            sop_class_uid, sop_instance_uid, transfer_syntax_uid = file_meta(path)
+            form = Form(named(sop_class_uid, transfer_syntax_uid), sop_class_uid, transfer_syntax_uid)
+            yield Offer(path, sop_instance_uid, (form,))
+
+    def prepare(self, package: Package, offer: Offer, form: Form, sent: Mapping[Path, Sequence[Path]]) -> Prepared:
+        return Prepared((offer.path,))
+
+
+class Forgetful:
+    """Remembers nothing: everything is asked each time."""
+
+    def refusals(self, now: datetime) -> Mapping[tuple[str, str], str]:
+        return {}
+
+    def remember(self, answers: Sequence[Answer]) -> None:
+        pass
+
+
+@dataclass
+class Choice:
+    """The forms of one result that are still possible, and why the better ones are not."""
+
+    offer: Offer
+    left: list[Form] = field(init=False)
+    why_not: dict[Form, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.left = list(self.offer.forms)
+
+    def give_up(self, form: Form, reason: str) -> None:
+        self.left.remove(form)
+        self.why_not[form] = reason
+
+    def cannot_be(self, form: Form, reason: str) -> None:
+        """Give up a form in every encoding."""
+        for same in [other for other in self.left if other.name == form.name]:
+            self.give_up(same, reason)
+
+    def in_place_of(self, sent: Form, note: str) -> str:
+        """ "; RT Structure Set in place of Segmentation: the SOP class is not supported", or nothing to say."""
+        better = self.offer.forms[: self.offer.forms.index(sent)]
+        reasons = {form.name: self.why_not[form] for form in better if form.name != sent.name}
+        if reasons:
+            (best, why), *others = reasons.items()
+            said = [f"{sent.name} in place of {best}: {why}", *(f"{name}: {why}" for name, why in others)]
+        else:
+            said = [f"in {UID(sent.transfer_syntax_uid).name}: {self.why_not[form]}" for form in better]
+        return "".join(f"; {words}" for words in (*said, *([note] if note else [])))
+
+    def refusal(self) -> str:
+        """Why none of its forms can be sent."""
+        reasons = {form.name: why for form, why in self.why_not.items()}
+        return "; ".join(f"{name} not accepted: {why}" for name, why in reasons.items())
+
+
+def file_meta(path: Path) -> tuple[str, str, str]:
+    """SOP Class, SOP Instance and Transfer Syntax UID of a file. Raises Undeliverable when it is no DICOM file."""
+    try:
+        meta = read_file_meta_info(path)
+        return meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
+    except (InvalidDicomError, AttributeError, EOFError, FileNotFoundError) as error:
+        raise Undeliverable(f"{path.name} is no DICOM file: {error}") from error
+
+
+def named(sop_class_uid: str, transfer_syntax_uid: str) -> str:
+    return f"{UID(sop_class_uid).name} in {UID(transfer_syntax_uid).name}"
 
 
 class Outcome(Enum):
@@ -69,3 +171,20 @@ def outcome_of(status: int) -> tuple[Outcome, str]:
     if 0xB000 <= status <= 0xBFFF:  # Warning: PS3.7 C.3
         return Outcome.CHANGED, "a warning that PS3.4 does not list"
     return Outcome.AGAIN, "a failure that PS3.4 does not list"
+
+
+def first_possible(
+    forms: Forms, package: Package, choice: Choice, sent: Mapping[Path, Sequence[Path]]
+) -> tuple[tuple[Path, ...], str]:
+    """For what takes everything: the files of the best form that can be made, and the words of why not a better."""
+    while choice.left:
+        form = choice.left[0]
+        try:
+            prepared = forms.prepare(package, choice.offer, form, sent)
+        except GiveUp as error:
+            choice.cannot_be(form, str(error))
+            continue
+        return tuple(prepared.paths), choice.in_place_of(form, prepared.note)
+    if choice.offer.optional:
+        return (), ""
+    raise Undeliverable(choice.refusal())

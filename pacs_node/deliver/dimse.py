@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from threading import Event
 from typing import cast
 
 import structlog
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import build_context
 from pynetdicom.transport import AssociationSocket
 
-from pacs_node.deliver.destination import Deferred, Now, Outcome, Undeliverable, outcome_of
-from pacs_node.errors import GiveUp
-from pacs_node.records import Package, Receipt
+from pacs_node.deliver.destination import (
+    AsTheyAre,
+    Choice,
+    Deferred,
+    Forgetful,
+    Forms,
+    Memory,
+    Now,
+    Outcome,
+    Undeliverable,
+    file_meta,
+    named,
+    outcome_of,
+)
+from pacs_node.errors import GiveUp, TryAgain
+from pacs_node.records import Answer, Package, Receipt
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +66,12 @@ CONTEXT_RESULTS = {
 }
 
 
+Context = tuple[str, str]  # SOP class, transfer syntax
+
+SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.6
+NOT_AUTHORIZED = 0x0124  # PS3.7 C.5.24; another form would be no more welcome
+
+
 @dataclass(frozen=True)
 class Peer:
     """A DICOM application entity to talk to, and as whom."""
@@ -80,40 +97,154 @@ class Outgoing:
     transfer_syntax_uid: str
 
     @property
-    def context(self) -> tuple[str, str]:
+    def context(self) -> Context:
         return self.sop_class_uid, self.transfer_syntax_uid
 
     @classmethod
     def read(cls, path: Path) -> Outgoing:
         """Raises Undeliverable when it is no DICOM file."""
-        try:
-            meta = read_file_meta_info(path)
-            return cls(path, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID)
-        except (InvalidDicomError, AttributeError, EOFError, FileNotFoundError) as error:
-            raise Undeliverable(f"{path.name} is no DICOM file: {error}") from error
+        return cls(path, *file_meta(path))
+
+
+class NoneAccepted(Undeliverable):
+    """Not one of the proposed presentation contexts was accepted; `why` of each."""
+
+    def __init__(self, message: str, why: Mapping[Context, str]) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class _BrokeOff(Exception):
+    """No answer to a C-STORE."""
+
+
+class _AskAgain(Exception):
+    """Nothing is left to send a result as, but a form was left out because it was refused earlier."""
 
 
 class DimseDestination:
-    """A PACS that takes results by C-STORE. One association per package."""
+    """A PACS that takes results by C-STORE. One association per package.
 
-    def __init__(self, peer: Peer) -> None:
+    Each result is proposed in all its forms, less those that were refused lately; of what is accepted the best is sent,
+    and the receipt says in place of what, and why.
+    """
+
+    def __init__(self, peer: Peer, forms: Forms | None = None, memory: Memory | None = None) -> None:
         self.peer = peer
         self.name = peer.name
+        self.forms: Forms = forms or AsTheyAre()
+        self.memory: Memory = memory or Forgetful()
 
     def deliver(self, package: Package, now: Now) -> list[Receipt]:
         """See Destination."""
-        outgoing = [Outgoing.read(path) for path in package.paths]
+        refused = self.memory.refusals(now())
+        if refused:
+            try:
+                return self._deliver(package, refused, now)
+            except _AskAgain:
+                log.info("destination.asked-again", destination=self.name)
+        return self._deliver(package, {}, now)
+
+    def _deliver(self, package: Package, refused: Mapping[Context, str], now: Now) -> list[Receipt]:
+        """Raises _AskAgain, and has sent nothing, when a result can only go in a form that is among `refused`."""
+        choices = [Choice(offer) for offer in self.forms.offers(package)]
+        _leave_out(choices, refused)
+        expected = self._make_ready(package, choices)
+        _may_go_on(choices, refused)
+        contexts = {form.context for choice in choices for form in choice.left}
+        if not contexts:
+            raise Undeliverable(f"{self.peer}: {'; '.join(choice.refusal() for choice in choices)}")
         receipts: list[Receipt] = []
-        outcomes: set[Outcome] = set()
-        for receipt, outcome in _store_all(outgoing, self.peer, now):
-            receipts.append(receipt)
-            outcomes.add(outcome)
+        outcomes: set[Outcome | None] = set()
+        try:
+            with _association(self.peer, contexts) as association:
+                accepted = _accepted(association)
+                why_not = dict.fromkeys(contexts - accepted, "no answer to this one") | _why_not_accepted(association)
+                self._remember(accepted & contexts, why_not, now)
+                _leave_out(choices, why_not)
+                _may_go_on(choices, refused)
+                numbers, sent = count(1), dict[Path, tuple[Path, ...]]()
+                for choice in choices:
+                    for receipt, outcome in self._send(package, choice, sent, association, numbers, now):
+                        receipts.append(receipt)
+                        outcomes.add(outcome)
+        except NoneAccepted as error:
+            self._remember(set(), error.why, now)
+            _leave_out(choices, error.why)
+            _may_go_on(choices, refused)
+            raise
+        except _BrokeOff as error:
+            raise Deferred(_broke_off(self.peer, len(receipts), expected), receipts) from error
+        except TryAgain as error:
+            raise Deferred(str(error), receipts) from error
         refusals = "; ".join(receipt.text for receipt in receipts if not receipt.stored)
         if Outcome.AGAIN in outcomes:
             raise Deferred(f"{self.peer}: {refusals}", receipts)
         if Outcome.NEVER in outcomes:
             raise Undeliverable(f"{self.peer}: {refusals}", receipts)
         return receipts
+
+    def _make_ready(self, package: Package, choices: Sequence[Choice]) -> int:
+        """Make the files that will probably be sent, so that nobody waits for them on the line; how many they are."""
+        files, sent = 0, dict[Path, tuple[Path, ...]]()
+        for choice in choices:
+            while choice.left:
+                form = choice.left[0]
+                try:
+                    sent[choice.offer.path] = self.forms.prepare(package, choice.offer, form, sent).paths
+                except GiveUp as error:
+                    choice.cannot_be(form, str(error))
+                    continue
+                files += len(sent[choice.offer.path])
+                break
+        return files
+
+    def _send(
+        self,
+        package: Package,
+        choice: Choice,
+        sent: dict[Path, tuple[Path, ...]],
+        association: Association,
+        numbers: Iterator[int],
+        now: Now,
+    ) -> Iterator[tuple[Receipt, Outcome | None]]:
+        """Send one result in its best form. The outcome is None where the refusal of one form leads to another."""
+        while choice.left:
+            form = choice.left[0]
+            try:
+                prepared = self.forms.prepare(package, choice.offer, form, sent)
+            except GiveUp as error:
+                choice.cannot_be(form, str(error))
+                continue
+            instead = choice.in_place_of(form, prepared.note)
+            refusal = None
+            for path in prepared.paths:
+                each = Outgoing.read(path)
+                status = _c_store(association, each, next(numbers))
+                receipt, outcome = _receipt(each, status.Status, status.get("ErrorComment", ""), now)
+                if status.Status == SOP_CLASS_NOT_SUPPORTED:
+                    self._remember(set(), {form.context: receipt.text}, now)
+                others = [other for other in choice.left if other.name != form.name]
+                if outcome is Outcome.NEVER and others and status.Status != NOT_AUTHORIZED:
+                    refusal = receipt.text
+                    yield receipt, None
+                    break
+                yield replace(receipt, text=receipt.text + instead), outcome
+            if refusal is None:
+                sent[choice.offer.path] = prepared.paths
+                return
+            choice.cannot_be(form, refusal)
+        left_out = "; it is left out, it is not needed" if choice.offer.optional else ""
+        words = choice.refusal() + left_out
+        yield (
+            Receipt(choice.offer.sop_instance_uid, False, None, words, now(), choice.offer.forms[0].sop_class_uid),
+            None if choice.offer.optional else Outcome.NEVER,
+        )
+
+    def _remember(self, accepted: set[Context], refused: Mapping[Context, str], now: Now) -> None:
+        answers = {**dict.fromkeys(accepted, None), **refused}
+        at = now()
+        self.memory.remember([Answer(*context, reason, at) for context, reason in sorted(answers.items())])
 
 
 def send(
@@ -160,29 +291,50 @@ def _store_all(outgoing: Sequence[Outgoing], peer: Peer, now: Now) -> Iterator[t
     """Send each object over one association. Raises Deferred, with the receipts, when the association breaks."""
     receipts: list[Receipt] = []
     with _association(peer, {each.context for each in outgoing}) as association:
-        accepted = {
-            (str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in association.accepted_contexts
-        }
-        why_not = _why_not_accepted(association)
+        accepted, why_not = _accepted(association), _why_not_accepted(association)
         for number, each in enumerate(outgoing, start=1):
             if each.context not in accepted:
                 why = why_not.get(each.context, "no answer to this one")
                 receipt, outcome = _not_accepted(each, why, now), Outcome.NEVER
             else:
-                status = (
-                    association.send_c_store(each.path, msg_id=number % 0xFFFF)
-                    if association.is_established
-                    else Dataset()
-                )
-                if "Status" not in status:
-                    raise Deferred(
-                        f"{peer} broke off after {len(receipts)} of {len(outgoing)} objects, or did not answer within "
-                        f"{peer.timeout_s:g} s",
-                        receipts,
-                    )
+                try:
+                    status = _c_store(association, each, number)
+                except _BrokeOff as error:
+                    raise Deferred(_broke_off(peer, len(receipts), len(outgoing)), receipts) from error
                 receipt, outcome = _receipt(each, status.Status, status.get("ErrorComment", ""), now)
             receipts.append(receipt)
             yield receipt, outcome
+
+
+def _c_store(association: Association, each: Outgoing, number: int) -> Dataset:
+    """Send one file; the status set. Raises _BrokeOff when there is no answer."""
+    if not association.is_established:
+        raise _BrokeOff
+    status = association.send_c_store(each.path, msg_id=number % 0xFFFF)
+    if "Status" not in status:
+        raise _BrokeOff
+    return status
+
+
+def _broke_off(peer: Peer, done: int, of: int) -> str:
+    return f"{peer} broke off after {done} of {of} objects, or did not answer within {peer.timeout_s:g} s"
+
+
+def _accepted(association: Association) -> set[Context]:
+    return {
+        (str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in association.accepted_contexts
+    }
+
+
+def _leave_out(choices: Iterable[Choice], refused: Mapping[Context, str]) -> None:
+    for choice in choices:
+        for form in [form for form in choice.left if form.context in refused]:
+            choice.give_up(form, refused[form.context])
+
+
+def _may_go_on(choices: Iterable[Choice], refused: Mapping[Context, str]) -> None:
+    if refused and any(not choice.left and not choice.offer.optional for choice in choices):
+        raise _AskAgain
 
 
 def _receipt(each: Outgoing, status: int, comment: str, now: Now) -> tuple[Receipt, Outcome]:
@@ -190,14 +342,15 @@ def _receipt(each: Outgoing, status: int, comment: str, now: Now) -> tuple[Recei
     words = {Outcome.CHANGED: f"stored with a change: {meaning}"}.get(outcome, meaning)
     text = f"0x{status:04X} {words}" + (f" ({comment})" if comment else "")
     stored = outcome in (Outcome.STORED, Outcome.CHANGED)
-    return Receipt(each.sop_instance_uid, stored, status, text, now()), outcome
+    return Receipt(each.sop_instance_uid, stored, status, text, now(), each.sop_class_uid), outcome
 
 
 def _not_accepted(each: Outgoing, why: str, now: Now) -> Receipt:
-    return Receipt(each.sop_instance_uid, False, None, f"{_named(*each.context)} not accepted: {why}", now())
+    words = f"{named(*each.context)} not accepted: {why}"
+    return Receipt(each.sop_instance_uid, False, None, words, now(), each.sop_class_uid)
 
 
-def _why_not_accepted(association: Association) -> dict[tuple[str, str], str]:
+def _why_not_accepted(association: Association) -> dict[Context, str]:
     """(SOP class, transfer syntax) of each context that was proposed and not accepted -> the reason.
 
     By context id: what else a peer writes into a refused context is not significant, PS3.8 9.3.3.2.
@@ -212,13 +365,9 @@ def _why_not_accepted(association: Association) -> dict[tuple[str, str], str]:
     }
 
 
-def _named(sop_class_uid: str, transfer_syntax_uid: str) -> str:
-    return f"{UID(sop_class_uid).name} in {UID(transfer_syntax_uid).name}"
-
-
 @contextmanager
 def _association(
-    peer: Peer, contexts: set[tuple[str, str]], handlers: Sequence[evt.EventHandlerType] = ()
+    peer: Peer, contexts: set[Context], handlers: Sequence[evt.EventHandlerType] = ()
 ) -> Iterator[Association]:
     """An association with the presentation contexts (SOP class, transfer syntax), released at the end.
 
@@ -260,8 +409,8 @@ def _why_no_association(association: Association, peer: Peer) -> Deferred | Unde
         return Undeliverable(words) if answer.result == PERMANENT else Deferred(words)
     refused = _why_not_accepted(association)
     if refused:
-        names = ", ".join(sorted(_named(*context) for context in refused))
-        return Undeliverable(f"{peer} accepts none of what is to be sent: {names}")
+        names = ", ".join(sorted(named(*context) for context in refused))
+        return NoneAccepted(f"{peer} accepts none of what is to be sent: {names}", refused)
     return Deferred(f"{peer} aborted the association request, or did not answer it within {peer.timeout_s:g} s")
 
 
@@ -279,7 +428,7 @@ def _readable(paths: Iterable[Path]) -> Iterator[Outgoing]:
 def _batches(outgoing: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
     """In order, cut where one association would need more than 128 presentation contexts."""
     batch: list[Outgoing] = []
-    contexts: set[tuple[str, str]] = set()
+    contexts: set[Context] = set()
     for each in outgoing:
         if each.context not in contexts and len(contexts) == MOST_CONTEXTS:
             yield batch

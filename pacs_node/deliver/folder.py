@@ -12,7 +12,7 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from pacs_node.deliver.destination import Deferred, Now, Undeliverable
+from pacs_node.deliver.destination import AsTheyAre, Choice, Deferred, Forms, Now, Undeliverable, first_possible
 from pacs_node.records import Package, Receipt
 
 NEEDED = ["SOPInstanceUID", "StudyInstanceUID", "Modality"]
@@ -25,28 +25,39 @@ class FolderDestination:
     A copy appears under its name only when it is whole and on the disk; an older one of the same instance is replaced.
     """
 
-    def __init__(self, name: str, root: Path) -> None:
+    def __init__(self, name: str, root: Path, forms: Forms | None = None) -> None:
         self.name = name
         self.root = root
+        self.forms: Forms = forms or AsTheyAre()
 
     def deliver(self, package: Package, now: Now) -> list[Receipt]:
         """See Destination."""
         receipts: list[Receipt] = []
-        for path in package.paths:
-            try:
-                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=NEEDED)
-                sop_instance_uid, study_uid = str(header.SOPInstanceUID), str(header.StudyInstanceUID)
-            except (InvalidDicomError, AttributeError, EOFError, FileNotFoundError) as error:
-                raise Undeliverable(f"{path.name} is no DICOM object: {error}", receipts) from error
-            modality = str(header.get("Modality", ""))
-            kind = modality if CODE.fullmatch(modality) else "OT"
-            target = self.root / f"study-{_short(study_uid)}" / f"{kind}-{_short(sop_instance_uid)}.dcm"
-            try:
-                _copy_durably(path, target)
-            except OSError as error:
-                raise Deferred(f"cannot write to {self.root}: {error.strerror}", receipts) from error
-            receipts.append(Receipt(sop_instance_uid, True, None, f"written to {target}", now()))
+        sent: dict[Path, tuple[Path, ...]] = {}
+        try:
+            for offer in self.forms.offers(package):
+                paths, instead = first_possible(self.forms, package, Choice(offer), sent)
+                sent[offer.path] = paths
+                receipts += [self._copy(path, instead, now) for path in paths]
+        except Undeliverable as error:
+            raise Undeliverable(str(error), receipts) from error
+        except OSError as error:
+            raise Deferred(f"cannot write to {self.root}: {error.strerror}", receipts) from error
         return receipts
+
+    def _copy(self, path: Path, instead: str, now: Now) -> Receipt:
+        """Raises Undeliverable, OSError."""
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=NEEDED)
+            sop_instance_uid, study_uid = str(header.SOPInstanceUID), str(header.StudyInstanceUID)
+        except (InvalidDicomError, AttributeError, EOFError, FileNotFoundError) as error:
+            raise Undeliverable(f"{path.name} is no DICOM file: {error}") from error
+        modality = str(header.get("Modality", ""))
+        kind = modality if CODE.fullmatch(modality) else "OT"
+        target = self.root / f"study-{_short(study_uid)}" / f"{kind}-{_short(sop_instance_uid)}.dcm"
+        _copy_durably(path, target)
+        words = f"written to {target}{instead}"
+        return Receipt(sop_instance_uid, True, None, words, now(), str(header.file_meta.MediaStorageSOPClassUID))
 
 
 def _copy_durably(source: Path, target: Path) -> None:

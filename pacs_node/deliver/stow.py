@@ -12,7 +12,17 @@ from typing import Any
 import httpx
 
 from pacs_node.commitment import reason_words
-from pacs_node.deliver.destination import Deferred, Now, Outcome, Undeliverable, outcome_of
+from pacs_node.deliver.destination import (
+    AsTheyAre,
+    Choice,
+    Deferred,
+    Forms,
+    Now,
+    Outcome,
+    Undeliverable,
+    first_possible,
+    outcome_of,
+)
 from pacs_node.deliver.dimse import Outgoing
 from pacs_node.errors import NotOffered
 from pacs_node.records import CommitmentReport, Package, Receipt, Sent
@@ -69,14 +79,22 @@ class StowDestination:
     Raises OSError when `ca_file` cannot be read. transport: where a test listens in.
     """
 
-    def __init__(self, peer: WebPeer, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, peer: WebPeer, forms: Forms | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.peer = peer
         self.name = peer.name
+        self.forms: Forms = forms or AsTheyAre()
         self._web = _Web(peer, transport)
 
     def deliver(self, package: Package, now: Now) -> list[Receipt]:
         """See Destination."""
-        outgoing = [Outgoing.read(path) for path in package.paths]
+        sent: dict[Path, tuple[Path, ...]] = {}
+        instead: dict[str, str] = {}  # SOP Instance UID -> why not in a better form
+        outgoing: list[Outgoing] = []
+        for offer in self.forms.offers(package):
+            sent[offer.path], why = first_possible(self.forms, package, Choice(offer), sent)
+            read = [Outgoing.read(path) for path in sent[offer.path]]
+            outgoing += read
+            instead |= {each.sop_instance_uid: why for each in read if why}
         boundary = hashlib.sha256("|".join(each.sop_instance_uid for each in outgoing).encode()).hexdigest()
         head = _part_head(boundary)
         tail = f"\r\n--{boundary}--\r\n".encode()
@@ -90,7 +108,10 @@ class StowDestination:
             },
             content=_body(head, outgoing, tail),
         )
-        judged = [_judge(each, answer.status_code, _json(answer), now) for each in outgoing]
+        said = _json(answer)
+        judged = [
+            _judge(each, answer.status_code, said, instead.get(each.sop_instance_uid, ""), now) for each in outgoing
+        ]
         receipts = [receipt for receipt, _ in judged]
         outcomes = {outcome for _, outcome in judged}
         refusals = "; ".join(dict.fromkeys(receipt.text for receipt in receipts if not receipt.stored))
@@ -195,7 +216,7 @@ def _meaning(status: int) -> tuple[Outcome, str]:
     return Outcome.AGAIN, "a status that HTTP does not list"
 
 
-def _judge(each: Outgoing, status: int, body: object, now: Now) -> tuple[Receipt, Outcome]:
+def _judge(each: Outgoing, status: int, body: object, instead: str, now: Now) -> tuple[Receipt, Outcome]:
     """What the answer means for one instance."""
     outcome, meaning = _meaning(status)
     if status in BY_INSTANCE:
@@ -211,7 +232,8 @@ def _judge(each: Outgoing, status: int, body: object, now: Now) -> tuple[Receipt
         elif warning is not None:
             outcome, meaning = Outcome.CHANGED, f"0x{warning:04X} stored with a change: {outcome_of(warning)[1]}"
     stored = outcome in (Outcome.STORED, Outcome.CHANGED)
-    return Receipt(each.sop_instance_uid, stored, status, f"HTTP {status} {meaning}", now()), outcome
+    text = f"HTTP {status} {meaning}{instead}"
+    return Receipt(each.sop_instance_uid, stored, status, text, now(), each.sop_class_uid), outcome
 
 
 def _failed(reason: int) -> tuple[Outcome, str]:

@@ -2,10 +2,12 @@
 
     GET  /                        the latest series
     GET  /series/{uid}            one series: why it closed, what each rule said, its jobs, its timeline
+    GET  /destinations            where results go, and what each destination accepted and refused
     GET  /health                  200 or 503, with the reasons
     GET  /metrics                 Prometheus
     GET  /api/series              a list; the Link header leads to older ones
     GET  /api/series/{uid}
+    GET  /api/destinations
     POST /api/jobs/{id}/retry     run a waiting or ended job now
 
 No page and no answer carries a patient's name or number. There is no login: bind to localhost, or use a proxy.
@@ -42,6 +44,9 @@ class Facts(Protocol):
     def series(self, series_uid: str) -> dict[str, Any] | None:
         """Everything about one series, or None."""
 
+    def destinations(self) -> list[dict[str, Any]]:
+        """Where results go, and what each destination answered to each SOP class and transfer syntax."""
+
     def retry(self, job_id: str) -> bool:
         """Run this job now. False: there is no such job, or it is not in a state that can be run again."""
 
@@ -53,10 +58,12 @@ def create_app(facts: Facts, registry: CollectorRegistry) -> Starlette:
         routes=[
             Route("/", views.list_page),
             Route("/series/{uid}", views.series_page, name="series"),
+            Route("/destinations", views.destinations_page),
             Route("/health", views.health),
             Route("/metrics", views.metrics),
             Route("/api/series", views.series_list),
             Route("/api/series/{uid}", views.series),
+            Route("/api/destinations", views.destinations),
             Route("/api/jobs/{id}/retry", views.retry, methods=["POST"]),
             Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         ],

@@ -41,6 +41,7 @@ class Views:
             "when": when,
             "purpose": purpose,
             "class_name": class_name,
+            "syntax_name": syntax_name,
             "tone": tone,
         }
         self.pages.env.globals |= {"AGAIN": AGAIN}
@@ -65,6 +66,9 @@ class Views:
         if series is None:
             raise HTTPException(404, "no such series")
         return JSONResponse(series)
+
+    def destinations(self, request: Request) -> Response:
+        return JSONResponse(self.facts.destinations())
 
     def retry(self, request: Request) -> Response:
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
@@ -97,6 +101,9 @@ class Views:
             raise HTTPException(404, "no such series")
         refresh = series["state"] in UNFINISHED or any(job["state"] in UNFINISHED for job in series["jobs"])
         return self.pages.TemplateResponse(request, "series.html", {"s": series, "refresh": refresh})
+
+    def destinations_page(self, request: Request) -> Response:
+        return self.pages.TemplateResponse(request, "destinations.html", {"destinations": self.facts.destinations()})
 
     def error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -150,3 +157,8 @@ def class_name(result: Mapping[str, Any]) -> str:
     """Of the SOP Class of a result: "Segmentation", "Comprehensive 3D SR"."""
     uid = result.get("sop_class_uid") or result.get("sop_class") or ""
     return UID(uid).name.removesuffix(" Storage")
+
+
+def syntax_name(uid: str) -> str:
+    """Of a transfer syntax: "Explicit VR Little Endian"."""
+    return UID(uid).name

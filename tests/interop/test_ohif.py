@@ -110,7 +110,7 @@ def clip_study(folder: Path) -> Study:
     y, x = (np.indices(shape) + 0.5) * spacing_mm
     drifting = {frame: Ellipse(12 + 1.5 * frame, 15, (5, 3.5), tilt_deg=20) for frame in (2, 3, 4)}
     pictures = [
-        breast_picture(np.random.default_rng((9, frame)), shape, spacing_mm, drifting.get(frame), behind_db=6.0)
+        breast_picture(np.random.default_rng((9, frame)), shape, (spacing_mm, spacing_mm), drifting.get(frame), 6.0)
         for frame in range(6)
     ]
     voxels = np.stack(pictures)

@@ -28,7 +28,7 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     "assemble": set(),
     "route": set(),
     "infer": {"models", "dicom_sr"},
-    "encode": {"dicom_sr"},
+    "encode": {"dicom_sr", "models"},  # models.read for captures: the only reader of pixels
     "deliver": set(),
     "web": set(),
 }
@@ -208,6 +208,7 @@ def plant(root: Path, name: str, code: str) -> None:
     path.write_text(code, encoding="utf-8")
 
 
-def test_naming_the_pipelines_does_not_load_torch() -> None:
-    code = "import sys, models, config, pacs_node.route, pacs_node.flow; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("modules", ["models, config, pacs_node.route, pacs_node.flow", "pacs_node.encode"])
+def test_torch_is_loaded_by_models_only(modules: str) -> None:
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 
 from dicom_sr import encode
 from dicom_sr.source import plane
-from models.read import calibration
+from models.read import read_ultrasound
 from tests.factories import ct_series, us_image
 from tests.results import WHEN, ct_findings
 
 
-def test_segmentation_and_measurements_use_one_calibration() -> None:
+def test_segmentation_and_measurements_use_one_calibration(tmp_path: Path) -> None:
     """Two tissue regions, a colour region and another PixelSpacing: reader and writer choose the same one."""
-    image = us_image(shape=(200, 300))
+    image = us_image(tmp_path, shape=(200, 300))
     small, large, colour = Dataset(), Dataset(), Dataset()
     places = ((small, (90, 90), 0.01, 1), (large, (290, 190), 0.02, 1), (colour, (299, 199), 0.03, 2))
     for region, (x1, y1), delta_cm, kind in places:
@@ -26,10 +27,17 @@ def test_segmentation_and_measurements_use_one_calibration() -> None:
         region.PhysicalDeltaX, region.PhysicalDeltaY = delta_cm, delta_cm / 2
     image.SequenceOfUltrasoundRegions = [small, colour, large]
     image.PixelSpacing = [0.5, 0.5]
+    image.save_as(tmp_path / "0000.dcm", enforce_file_format=True)
     spacing_mm = plane(image).spacing_mm
     assert spacing_mm is not None
     assert [float(mm) for mm in spacing_mm] == [0.1, 0.2]  # rows, columns of the largest tissue region
-    assert calibration(image)[0] == (0.1, 0.2)
+    for region in read_ultrasound(tmp_path / "0000.dcm").regions:
+        for x, y in ((0, 0), (90, 90), (91, 90), (290, 190)):
+            if region.holds(x, y):
+                written = plane(image, None, (x, y)).spacing_mm
+                assert written is not None
+                assert region.spacing_mm == tuple(float(mm) for mm in written)
+    assert plane(image, None, (299, 199)).spacing_mm is None  # colour flow
 
 
 def test_other_options_make_other_objects() -> None:

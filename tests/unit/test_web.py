@@ -132,6 +132,35 @@ class InMemory:
     def series(self, series_uid: str) -> dict[str, Any] | None:
         return next((s for s in self.all if s["series_uid"] == series_uid), None)
 
+    def destinations(self) -> list[dict[str, Any]]:
+        answer = {"transfer_syntax_uid": "1.2.840.10008.1.2.1", "at": "2026-03-01T13:01:05.000+00:00"}
+        return [
+            {
+                "name": "pacs",
+                "where": "ORTHANC at 10.0.0.5:4242",
+                "segmentation": "LABELMAP",
+                "omit_empty_frames": False,
+                "key_objects": True,
+                "answers": [
+                    {**answer, "sop_class_uid": Comprehensive3DSRStorage, "refused": None, "asked_again_at": None},
+                    {
+                        **answer,
+                        "sop_class_uid": SegmentationStorage,
+                        "refused": "the SOP class is not supported",
+                        "asked_again_at": "2026-03-02T13:01:05.000+00:00",
+                    },
+                ],
+            },
+            {
+                "name": "results",
+                "where": "a folder",
+                "segmentation": "BINARY",
+                "omit_empty_frames": True,
+                "key_objects": False,
+                "answers": [],
+            },
+        ]
+
     def retry(self, job_id: str) -> bool:
         self.retried.append(job_id)
         return job_id in {job["id"] for s in self.all for job in s["jobs"]}
@@ -195,6 +224,19 @@ def test_one_series_as_json(web: TestClient, facts: InMemory) -> None:
     assert web.get("/api/series/1.2.826.7").json() == facts.series("1.2.826.7")
     answer = web.get("/api/series/9.9.9")
     assert (answer.status_code, answer.json()) == (404, {"error": "no such series"})
+
+
+def test_what_each_destination_accepted(web: TestClient, facts: InMemory) -> None:
+    assert web.get("/api/destinations").json() == facts.destinations()
+    page = visible(web.get("/destinations").text)
+    for words in (
+        "ORTHANC at 10.0.0.5:4242; Segmentation LABELMAP with empty frames; Key Object Selection",
+        "Comprehensive 3D SR Explicit VR Little Endian accepted 2026-03-01 13:01:05",
+        "Segmentation Explicit VR Little Endian refused the SOP class is not supported 2026-03-01 13:01:05 "
+        "2026-03-02 13:01:05",
+        "results a folder; Segmentation BINARY Takes everything.",
+    ):
+        assert words in page, words
 
 
 def test_retry(web: TestClient, facts: InMemory) -> None:

@@ -86,6 +86,6 @@ def test_an_interrupted_copy_is_not_seen(tmp_path: Path, images: list[Path], mon
 def test_not_dicom(tmp_path: Path, images: list[Path]) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("hello")
-    with pytest.raises(Undeliverable, match=r"notes\.txt is no DICOM object") as raised:
+    with pytest.raises(Undeliverable, match=r"notes\.txt is no DICOM file") as raised:
         deliver(tmp_path / "out", [images[0], path])
     assert len(raised.value.receipts) == 1

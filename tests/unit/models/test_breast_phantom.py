@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from models.phantoms import breast_ultrasound, ultrasound_dicom
+from models.phantoms import breast_cine, breast_ultrasound, ultrasound_dicom
 from models.read import read_ultrasound
 from tests.harness import need
 
@@ -26,6 +26,41 @@ def test_dciodvfy_has_nothing_to_say(tmp_path: Path) -> None:
         assert complaints(path) == []
 
 
+@pytest.mark.parametrize("colour", [False, True])
+def test_dciodvfy_has_nothing_to_say_of_a_cine(tmp_path: Path, colour: bool) -> None:
+    spacings_mm = ((0.4, 0.4), (0.3, 0.5))
+    (path,) = breast_cine(tmp_path, frames=3, shape=(75, 91), spacings_mm=spacings_mm, colour=colour).files
+    assert complaints(path) == []
+    clip = read_ultrasound(path)
+    assert [region.box for region in clip.regions] == [(0, 0, 90, 74), (103, 0, 193, 74)]
+    assert [region.spacing_mm for region in clip.regions] == [pytest.approx(mm) for mm in spacings_mm]
+    assert [ref.frame for ref in clip.images] == [1, 2, 3]
+
+
+def test_the_lesion_of_a_cine_moves_grows_and_vanishes(tmp_path: Path) -> None:
+    truth = breast_cine(tmp_path, seed=3, frames=10, shape=(150, 180), spacings_mm=((0.26, 0.26),))
+    pixels, (lesion,) = dcmread(truth.files[0]).pixel_array, truth.lesions
+    z, y, x = lesion.offset_zyx
+    areas = lesion.mask.sum(axis=(1, 2))
+    assert 0 < z < z + len(areas) < 10  # not yet there, and gone
+    assert 0 < areas.argmax() < len(areas) - 1
+    columns = [np.flatnonzero(mask.any(axis=0)).mean() for mask in lesion.mask]
+    assert np.all(np.diff(columns) > 0)
+    assert areas.max() * 0.26**2 == pytest.approx(np.pi / 4 * lesion.long_axis_mm * lesion.short_axis_mm, rel=0.03)
+    for k, mask in enumerate(lesion.mask):  # dark where it is, and only while it is there
+        patch = pixels[:, y : y + mask.shape[0], x : x + mask.shape[1]][:, mask]
+        assert patch[z + k].mean() < 0.6 * patch[[0, -1]].mean()
+
+
+def test_same_seed_same_cine(tmp_path: Path) -> None:
+    one, again, other = (
+        breast_cine(tmp_path / name, seed=seed, frames=3, shape=(80, 90), spacings_mm=((0.5, 0.5),)).files[0]
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert one.read_bytes() == again.read_bytes()
+    assert dcmread(one).PixelData != dcmread(other).PixelData
+
+
 def test_a_wrapped_picture_is_valid_and_keeps_its_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (101, 103), dtype=np.uint8)  # an odd number of bytes
     path = tmp_path / "wrapped.dcm"
@@ -34,16 +69,17 @@ def test_a_wrapped_picture_is_valid_and_keeps_its_pixels(tmp_path: Path) -> None
     )
     assert complaints(path) == []
     clip = read_ultrasound(path)
-    assert np.array_equal(clip.frames[0], pixels)
-    assert clip.spacing_mm == pytest.approx((0.1, 0.2))
-    assert clip.region == (0, 0, 102, 100)
+    (frame,), (region,) = clip.frames(), clip.regions
+    assert np.array_equal(frame.grey, pixels)
+    assert region.spacing_mm == pytest.approx((0.1, 0.2))
+    assert region.box == (0, 0, 102, 100)
 
 
 def test_an_uncalibrated_picture_has_no_spacing(tmp_path: Path) -> None:
     path = tmp_path / "bare.dcm"
     bare = ultrasound_dicom(np.zeros((80, 80), np.uint8), spacing_mm=None, patient_id="P7")
     bare.save_as(path, enforce_file_format=True)
-    assert read_ultrasound(path).spacing_mm is None
+    assert [region.spacing_mm for region in read_ultrasound(path).regions] == [None]
 
 
 def test_patients_series_and_numbers_are_told_apart() -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tracemalloc
+
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
@@ -22,7 +27,8 @@ from pydicom.uid import (
 
 from models.phantoms import ct_dicom
 from models.pipeline import UnfitInput
-from models.read import AIR_HU, read_ct, read_ultrasound
+from models.read import AIR_HU, displayed, read_ct, read_ultrasound
+from tests.harness import need
 
 ROWS, COLUMNS = 48, 64  # JPEG 2000 wants some
 SPACING = (2.5, 0.8, 0.6)
@@ -264,26 +270,29 @@ def one(folder, image):
 
 def test_grey_inverted_and_multi_frame(tmp_path):
     clip = one(tmp_path, ultrasound(GREY))
-    np.testing.assert_array_equal(clip.frames, GREY[None])
+    (frame,) = clip.frames()
+    np.testing.assert_array_equal(frame.grey, GREY)
+    assert frame.rgb is None
     assert clip.images[0].frame is None
-    assert clip.rgb is None
-    assert clip.spacing_mm is None
+    assert [region.spacing_mm for region in clip.regions] == [None]
     assert "PixelData" not in clip.header
-    np.testing.assert_array_equal(one(tmp_path, ultrasound(GREY, "MONOCHROME1")).frames, 255 - GREY[None])
+    (inverted,) = one(tmp_path, ultrasound(GREY, "MONOCHROME1")).frames()
+    np.testing.assert_array_equal(inverted.grey, 255 - GREY)
     cine = one(tmp_path, ultrasound(np.stack([GREY, GREY // 2, GREY // 3])))
-    assert cine.frames.shape == (3, 6, 8)
-    np.testing.assert_array_equal(cine.frames[2], GREY // 3)
+    np.testing.assert_array_equal([f.grey for f in cine.frames()], [GREY, GREY // 2, GREY // 3])
+    np.testing.assert_array_equal([f.grey for f in cine.frames([2, 0])], [GREY // 3, GREY])
     assert [ref.frame for ref in cine.images] == [1, 2, 3]
 
 
 def test_colour_becomes_luma(tmp_path):
     rgb = np.stack([GREY, GREY // 2, 255 - GREY], -1)
-    clip = one(tmp_path, ultrasound(rgb, "RGB"))
-    np.testing.assert_array_equal(clip.rgb[0], rgb)
+    (frame,) = one(tmp_path, ultrasound(rgb, "RGB")).frames()
+    np.testing.assert_array_equal(frame.rgb, rgb)
     expected = 0.299 * rgb[..., 0] + 0.587 * rgb[..., 1] + 0.114 * rgb[..., 2]
-    np.testing.assert_allclose(clip.frames[0], expected, atol=0.51)
+    np.testing.assert_allclose(frame.grey, expected, atol=0.51)
     ybr = np.stack([GREY, np.full_like(GREY, 128), np.full_like(GREY, 128)], -1)  # grey in YBR
-    np.testing.assert_allclose(one(tmp_path, ultrasound(ybr, "YBR_FULL")).frames[0], GREY, atol=1)
+    (frame,) = one(tmp_path, ultrasound(ybr, "YBR_FULL")).frames()
+    np.testing.assert_allclose(frame.grey, GREY, atol=1)
 
 
 def test_palette_colour(tmp_path):
@@ -293,40 +302,82 @@ def test_palette_colour(tmp_path):
         for name, values in (("Red", ramp), ("Green", ramp), ("Blue", ramp))
         for what, value in (("Descriptor", [256, 0, 16]), ("Data", values.tobytes()))
     }
-    clip = one(tmp_path, ultrasound(GREY, "PALETTE COLOR", **table))
-    np.testing.assert_allclose(clip.frames[0], GREY, atol=1)
+    (frame,) = one(tmp_path, ultrasound(GREY, "PALETTE COLOR", **table)).frames()
+    np.testing.assert_allclose(frame.grey, GREY, atol=1)
+    cine = one(tmp_path, ultrasound(np.stack([GREY, GREY // 2]), "PALETTE COLOR", **table))
+    np.testing.assert_allclose([f.grey for f in cine.frames()], [GREY, GREY // 2], atol=1)
 
 
-def region(delta=(0.012, 0.02), units=3, kind=1, box=(1, 1, 6, 5)):
-    out = Dataset()
-    out.RegionSpatialFormat, out.RegionDataType, out.RegionFlags = 1, kind, 2
-    out.PhysicalUnitsXDirection = out.PhysicalUnitsYDirection = units
-    out.PhysicalDeltaX, out.PhysicalDeltaY = delta
-    out.RegionLocationMinX0, out.RegionLocationMinY0, out.RegionLocationMaxX1, out.RegionLocationMaxY1 = box
-    return out
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_more_bits_and_an_overlay_above_them(tmp_path, bits):
+    stored = (GREY.astype(np.uint16) << (bits - 8)) | (GREY >> (16 - bits) if bits > 8 else 0)
+    with_overlay = stored | (0xF000 if bits == 12 else 0x0100 if bits == 8 else 0)
+    image = ultrasound(with_overlay.astype("<u2"), BitsStored=bits, HighBit=bits - 1)
+    (frame,) = one(tmp_path, image).frames()
+    np.testing.assert_allclose(frame.grey, GREY, atol=1)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEGLSLossless])
+def test_frames_of_a_cine_in_other_transfer_syntaxes(tmp_path, syntax):
+    shown = np.random.default_rng(0).integers(0, 256, (3, ROWS, COLUMNS, 3), dtype=np.uint8)
+    image = ultrasound(shown, "RGB")
+    if syntax.is_encapsulated:
+        image.compress(syntax, generate_instance_uid=False)
+    elif syntax == ExplicitVRBigEndian:
+        image.file_meta.TransferSyntaxUID = syntax
+        image["PixelData"].VR = "OB"
+    else:
+        image.file_meta.TransferSyntaxUID = syntax
+    clip = one(tmp_path, image)
+    np.testing.assert_array_equal([f.rgb for f in clip.frames()], shown)
+    (last,) = clip.frames([2])
+    np.testing.assert_array_equal(last.rgb, shown[2])
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_a_long_cine_is_never_in_memory_as_a_whole(tmp_path, syntax):
+    shown = np.random.default_rng(0).integers(0, 256, (60, 120, 160, 3), dtype=np.uint8)
+    image = ultrasound(shown, "RGB")
+    if syntax.is_encapsulated:
+        image.compress(syntax, generate_instance_uid=False)
+    (path,) = stored(tmp_path, [image])
+    tracemalloc.start()
+    count = sum(frame.grey.shape == (120, 160) for frame in read_ultrasound(path).frames())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 60
+    assert peak < shown.nbytes / 5
 
 
 @pytest.mark.parametrize(
-    ("regions", "pixel_spacing", "spacing", "box"),
+    ("spoil", "reason"),
     [
-        ([region()], None, (0.2, 0.12), (1, 1, 6, 5)),  # cm per pixel; y before x
-        ([region((-0.012, 0.02))], None, (0.2, 0.12), (1, 1, 6, 5)),  # x may run to the left
-        ([region((0.5, 0.5), box=(0, 0, 2, 2)), region()], None, (0.2, 0.12), (1, 1, 6, 5)),  # the largest
-        ([region(units=4)], [0.3, 0.4], (0.3, 0.4), None),  # seconds are no length
-        ([region(kind=4)], None, None, None),  # a waveform is no tissue
-        ([], [0.3, 0.4], (0.3, 0.4), None),
-        ([], None, None, None),
+        ({"PhotometricInterpretation": "HSV"}, "PhotometricInterpretation is HSV"),
+        ({"NumberOfFrames": 4}, "cannot be decoded"),  # one more than there are pixels for
+        ({"NumberOfFrames": -1}, "NumberOfFrames is -1"),
+        ({"PixelData": None}, "cannot be decoded"),
+        ({"Rows": None}, "Rows or Columns is missing"),
+        ({"BitsAllocated": 7}, "cannot be decoded"),
     ],
 )
-def test_calibration(tmp_path, regions, pixel_spacing, spacing, box):
-    image = ultrasound(GREY)
-    if regions:
-        image.SequenceOfUltrasoundRegions = regions
-    if pixel_spacing:
-        image.PixelSpacing = pixel_spacing
-    clip = one(tmp_path, image)
-    assert clip.spacing_mm == (pytest.approx(spacing) if spacing else None)
-    assert clip.region == box
+def test_ultrasound_that_cannot_be_read_is_refused_in_words(tmp_path, spoil, reason):
+    image = ultrasound(np.stack([GREY, GREY // 2, GREY // 3]))
+    for keyword, value in spoil.items():
+        if value is None:
+            delattr(image, keyword)
+        else:
+            setattr(image, keyword, value)
+    with pytest.raises(UnfitInput, match=reason):
+        list(one(tmp_path, image).frames())
+
+
+def test_a_cut_off_compressed_cine_is_refused_in_words(tmp_path):
+    shown = np.random.default_rng(0).integers(0, 256, (3, ROWS, COLUMNS), dtype=np.uint8)
+    image = ultrasound(shown)
+    image.compress(RLELossless, generate_instance_uid=False)
+    image.NumberOfFrames = 5
+    with pytest.raises(UnfitInput, match="cannot be decoded"):
+        list(one(tmp_path, image).frames())
 
 
 def test_real_ultrasound_files_of_many_kinds(shared_data, tmp_path):
@@ -337,7 +388,70 @@ def test_real_ultrasound_files_of_many_kinds(shared_data, tmp_path):
     paths = sorted(tmp_path.rglob("*.dcm"))
     assert len(paths) == 8
     for path in paths:
-        clip, header = read_ultrasound(path), dcmread(path, stop_before_pixels=True)
-        assert clip.frames.shape == (int(header.get("NumberOfFrames") or 1), header.Rows, header.Columns)
-        assert clip.frames.std() > 1
-        assert (clip.rgb is None) == (header.PhotometricInterpretation == "MONOCHROME2")
+        clip, whole = read_ultrasound(path), dcmread(path)
+        theirs = whole.pixel_array if "YBR" not in whole.PhotometricInterpretation else None
+        count = 0
+        for frame in clip.frames():
+            assert frame.grey.shape == (whole.Rows, whole.Columns)
+            assert frame.grey.std() > 1
+            assert (frame.rgb is None) == (whole.PhotometricInterpretation == "MONOCHROME2")
+            if whole.PhotometricInterpretation == "RGB" and theirs is not None:
+                np.testing.assert_array_equal(frame.rgb, theirs)
+            count += 1
+        assert count == int(whole.get("NumberOfFrames") or 1)
+        assert len(clip.regions) == 1
+
+
+def test_a_ct_is_displayed_through_its_own_window(tmp_path):
+    """PS3.3 C.11.2.1.2.1: black up to centre - 0.5 - (width - 1) / 2, white from that far above it."""
+    dataset = images(1)[0]
+    dataset.WindowCenter, dataset.WindowWidth = ["0", "40"], ["41", "400"]
+    [path] = stored(tmp_path, [dataset])
+    shown = displayed(path, None)
+    assert (shown.shape, shown.dtype) == ((ROWS, COLUMNS, 3), np.uint8)
+    hu = truth(1)[0].astype(float)
+    np.testing.assert_array_equal(shown[..., 0] == 0, hu <= -20.5)
+    np.testing.assert_array_equal(shown[..., 0] == 255, hu >= 19.5)
+    inside = (hu > -20.5) & (hu < 19.5)
+    np.testing.assert_allclose(shown[..., 0][inside], (hu[inside] + 20.5) / 40 * 255, atol=0.51)
+    assert (shown[..., 0] == shown[..., 1]).all()
+    assert (shown[..., 0] == shown[..., 2]).all()
+    del dataset.WindowCenter
+    [path] = stored(tmp_path, [dataset])
+    assert displayed(path, None).min() > 64, "without a window of its own the lungs' one: -63 HU is light grey"
+
+
+def test_an_ultrasound_frame_is_displayed_as_it_is(tmp_path):
+    from tests.factories import us_image
+
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 48, 64, 3), np.uint8)
+    us_image(tmp_path / "clip", frames=3, colour=True, voxels=pixels, name="displayed")
+    np.testing.assert_array_equal(displayed(tmp_path / "clip" / "0000.dcm", 2), pixels[1])
+    us_image(tmp_path / "grey", voxels=pixels[0, ..., 0], name="displayed grey")
+    np.testing.assert_array_equal(displayed(tmp_path / "grey" / "0000.dcm", None), pixels[0, ..., :1].repeat(3, 2))
+
+
+def test_ultrasound_made_by_others_agrees_with_their_truth(shared_data, tmp_path):
+    """Fourteen variants of one picture: colours, transfer syntaxes, calibrations, cines."""
+    maker = shared_data.parent / "interop" / "make_us.py"
+    if not maker.is_file():
+        pytest.skip(f"no {maker}")
+    need("dcmcjpeg")
+    told = [sys.executable, str(maker), str(tmp_path), "--frames", "4", "--rows", "120", "--cols", "160"]
+    subprocess.run(told, check=True, capture_output=True)
+    truths = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/truth.json"))]
+    assert len(truths) == 14
+    (plain,) = read_ultrasound(tmp_path / "mono" / "us.dcm").frames()
+    for truth in truths:
+        clip = read_ultrasound(tmp_path / truth["variant"] / "us.dcm")
+        (region,) = clip.regions
+        assert region.spacing_mm == (truth["spacing_mm"] and pytest.approx(truth["spacing_mm"]))
+        assert region.box[2] == (79 if truth["variant"] == "two_regions" else 159)
+        assert clip.images[0].sop_instance_uid == truth["sop"]
+        lesions = truth.get("lesion_px_by_frame") or [truth["lesion_px"]]
+        y, x = np.indices(clip.shape)
+        for frame, lesion in zip(clip.frames(), lesions, strict=True):
+            inside = np.hypot((x - lesion["cx"]) / lesion["rx"], (y - lesion["cy"]) / lesion["ry"]) < 0.8
+            assert frame.grey[inside].mean() < 0.5 * frame.grey[clip.shape[0] // 3 : -10, 60:100].mean()
+        if len(lesions) == 1 and truth["variant"] != "burned":
+            assert np.abs(frame.grey.astype(int) - plain.grey).mean() < 12  # tinted, or compressed with loss

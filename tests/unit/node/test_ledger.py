@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.flow import OPEN_JOB_STATES, TRANSITIONS
 from pacs_node.ledger import Ledger, metadata
-from pacs_node.records import AssociationEnd, Instance, Job, Receipt, Result, Verdict
+from pacs_node.records import Answer, AssociationEnd, Instance, Job, Receipt, Result, Verdict
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 FIT = Verdict(
@@ -50,6 +50,20 @@ def test_the_migrations_build_the_schema_the_code_uses(ledger: Ledger) -> None:
     for table in metadata.tables.values():
         assert {c["name"] for c in there.get_columns(table.name)} == {c.name for c in table.columns}
         assert there.get_pk_constraint(table.name)["constrained_columns"] == [c.name for c in table.primary_key]
+
+
+def test_the_last_answer_of_a_destination_under_the_same_settings_counts(ledger: Ledger) -> None:
+    refused = Answer("1.2.3", "1.2.840.10008.1.2.1", "the SOP class is not supported", T0)
+    accepted = Answer("1.2.3", "1.2.840.10008.1.2", None, T0)
+    ledger.remember_answers("pacs", "digest", [refused, accepted])
+    ledger.remember_answers("other", "digest", [accepted])
+    assert ledger.answers("pacs", "digest") == [accepted, refused]
+    later = Answer("1.2.3", "1.2.840.10008.1.2.1", None, T0 + timedelta(hours=1))
+    ledger.remember_answers("pacs", "digest", [later])
+    assert ledger.answers("pacs", "digest") == [accepted, later]
+    assert ledger.answers("pacs", "other settings") == []
+    ledger.remember_answers("pacs", "other settings", [refused])
+    assert ledger.answers("pacs", "digest") == [accepted], "the row is one: it says under which settings it was asked"
 
 
 def test_an_instance_is_taken_in_once(ledger: Ledger) -> None:

@@ -1,0 +1,185 @@
+"""Key images with outlines and calipers, and the report as pages, as Secondary Capture Image IOD, PS3.3 A.8.1.
+
+The last form of a result: every archive takes it and every viewer shows it. The drawing lies in the pixels, and so
+does the sentence that says what it is not for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from dicom_sr import codes, read
+from dicom_sr.derived import Marked, Results, derived, image_reference, marked, say_body_part
+from dicom_sr.findings import ImageRef
+from dicom_sr.header import RESEARCH_ONLY, code_item
+from dicom_sr.outline import outlines
+from dicom_sr.plain_sr import sentences
+
+Pixels = Callable[[ImageRef], np.ndarray]  # an image as it is displayed: uint8 (rows, columns, 3)
+
+MOST = 10  # key images of one Segmentation, the most certain findings first
+SMALLEST_SIDE = 512  # smaller images are enlarged by a whole number, so that lines are thinner than what they enclose
+TEXT_SIZE, TEXT_LINE = 16, 20  # pixels
+MARGIN = 10  # pixels
+FONT = ImageFont.load_default(TEXT_SIZE)  # comes with Pillow; Latin letters only
+PAGE = (1024, 768)  # rows, columns of a page of text
+TOWARDS = (("R", "L"), ("A", "P"), ("F", "H"))  # against and along the x, y and z axes, PS3.3 C.7.6.1.1.1
+CALIPER = (255, 255, 0)
+WHITE = (255, 255, 255)
+
+
+def key_images(segmentation: Dataset, results: Results, pixels: Pixels) -> list[Dataset]:
+    """One capture per finding, the most certain first, at most MOST: its key image with its outline and calipers."""
+    every = sorted(marked(segmentation, results.report), key=lambda f: (-f.certainty, f.segment.number))
+    note = f"{MOST} of {len(every)} findings, the most certain" if len(every) > MOST else ""
+    said = {sentence.text.split(":", 1)[0]: sentence.text for sentence in sentences(results.report)}
+    captures = []
+    for number, finding in enumerate(every[:MOST], start=1):
+        source = results.source(finding.key)
+        label = finding.segment.label
+        words = [said.get(label, label), *([note + "."] if note else [])]
+        drawn = with_words(drawing(pixels(finding.key), finding), words)
+        capture = _capture(segmentation, drawn, "key image", 9500, number, note)
+        capture.PatientOrientation = patient_orientation(source)
+        say_body_part(capture, [source])
+        capture.SourceImageSequence = [_source(finding.key)]
+        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if keyword in source:
+                capture[keyword] = source[keyword]
+        captures.append(capture)
+    return captures
+
+
+def pages(report: Dataset, results: Results) -> list[Dataset]:
+    """The sentences of the report, white on black, as many pages as it takes."""
+    rows, columns = PAGE
+    drawn_on = (line.image for group in read.groups(report) for line in group.lines)
+    shown = [results.source(ref) for ref in list(drawn_on)[:1]]
+    lines = [line for sentence in sentences(report) for line in (*_wrapped(sentence.text, columns), "")]
+    tall = rows // TEXT_LINE - 4
+    captures = []
+    for number, first in enumerate(range(0, len(lines), tall), start=1):
+        of = -(-len(lines) // tall)
+        head = f"AI report, page {number} of {of}. {RESEARCH_ONLY}."
+        canvas = Image.new("RGB", (columns, rows))
+        _write(canvas, [head, "", *lines[first : first + tall]], top=TEXT_LINE)
+        capture = _capture(report, np.asarray(canvas), "page", 9550, number, "")
+        capture.PatientOrientation = None
+        say_body_part(capture, shown)
+        captures.append(capture)
+    return captures
+
+
+def scale_of(rows: int, columns: int) -> int:
+    """How many pixels of a drawing one pixel of the image takes in each direction."""
+    return max(1, -(-SMALLEST_SIDE // max(rows, columns)))
+
+
+def drawing(pixels: np.ndarray, finding: Marked) -> np.ndarray:
+    """uint8 (rows, columns, 3) -> (rows * k, columns * k, 3), k = scale_of: outlines and calipers drawn over it.
+
+    A point (column, row) of the image, (0, 0) being the outer corner of the first pixel, is drawn at k times that.
+    """
+    k = scale_of(*pixels.shape[:2])
+    canvas = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+        (pixels.shape[1] * k, pixels.shape[0] * k), Image.Resampling.NEAREST
+    )
+    pen = ImageDraw.Draw(canvas)
+    mask = finding.segment.masks.get(finding.key)
+    for loops in [] if mask is None else outlines(mask):
+        for loop in loops:
+            _line(pen, loop * k, finding.colour)
+    for line in finding.calipers:
+        if line.image == finding.key:
+            _line(pen, line.points * k, CALIPER)
+    return np.asarray(canvas)
+
+
+def with_words(drawn: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """The drawing with a black band of text below it, the research sentence last: nothing of the image is covered."""
+    lines = [line for text in (*words, f"{RESEARCH_ONLY}.") for line in _wrapped(text, drawn.shape[1])]
+    canvas = Image.new("RGB", (drawn.shape[1], drawn.shape[0] + TEXT_LINE * (len(lines) + 1)))
+    canvas.paste(Image.fromarray(drawn), (0, 0))
+    _write(canvas, lines, top=drawn.shape[0] + TEXT_LINE // 2)
+    return np.asarray(canvas)
+
+
+def patient_orientation(source: Dataset) -> list[str] | None:
+    """Patient Orientation of an image, PS3.3 C.7.6.1.1.1: its own, else from its direction cosines, else unknown."""
+    own = source.get("PatientOrientation")
+    if own is not None and len(own) == 2 and all(own):
+        return list(own)
+    cosines = source.get("ImageOrientationPatient")
+    if not cosines:
+        return None
+    return [_letters(cosines[:3]), _letters(cosines[3:])]
+
+
+def _letters(direction: Sequence[float]) -> str:
+    """Towards where in the patient, the main direction first: L, or PF."""
+    sizes = [abs(float(x)) for x in direction]
+    letters = [TOWARDS[axis][float(x) > 0] for axis, x in enumerate(direction)]
+    return "".join(letters[axis] for axis in sorted(range(3), key=lambda axis: -sizes[axis]) if sizes[axis] > 1e-4)
+
+
+def _line(pen: ImageDraw.ImageDraw, points: np.ndarray, colour: tuple[int, int, int]) -> None:
+    # Pillow's (0, 0) is the centre of the first pixel
+    pen.line([(x - 0.5, y - 0.5) for x, y in points.tolist()], fill=colour, width=1)
+
+
+def _write(canvas: Image.Image, lines: Sequence[str], top: int) -> None:
+    pen = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        pen.text((MARGIN, top + number * TEXT_LINE), line, fill=WHITE, font=FONT)
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """The text in lines that fit into so many columns of pixels; a word is never broken."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if FONT.getlength(longer) > columns - 2 * MARGIN and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _capture(original: Dataset, rgb: np.ndarray, role: str, series_number: int, number: int, note: str) -> Dataset:
+    capture = derived(
+        original,
+        sop_class_uid=SecondaryCaptureImageStorage,
+        modality="OT",
+        role=role,
+        series_number=series_number,
+        number=number,
+    )
+    capture.ConversionType = "WSD"  # Workstation, PS3.3 C.8.6.1
+    capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = original.ContentDate, original.ContentTime
+    capture.ContentDate, capture.ContentTime = original.ContentDate, original.ContentTime
+    capture.ImageType = ["DERIVED", "SECONDARY"]
+    capture.BurnedInAnnotation = "YES"
+    capture.DerivationDescription = f"Drawn from {original.Modality}. {RESEARCH_ONLY}."
+    if note:
+        capture.ImageComments = note
+    capture.SamplesPerPixel = 3
+    capture.PhotometricInterpretation = "RGB"
+    capture.PlanarConfiguration = 0
+    capture.Rows, capture.Columns = rgb.shape[:2]
+    capture.BitsAllocated = capture.BitsStored = 8
+    capture.HighBit, capture.PixelRepresentation = 7, 0
+    data = rgb.tobytes()
+    capture.PixelData = data + b"\0" * (len(data) % 2)
+    capture["PixelData"].VR = "OB"
+    return capture
+
+
+def _source(ref: ImageRef) -> Dataset:
+    item = image_reference(ref)
+    item.PurposeOfReferenceCodeSequence = [code_item(codes.SOURCE_IMAGE_FOR_PROCESSING)]
+    return item

@@ -1,0 +1,115 @@
+"""In which forms a result can be sent, the best first: the table that a destination's answer is held against.
+
+Segmentation      -> RT Structure Set -> Grayscale Softcopy Presentation State -> Secondary Capture
+Comprehensive SR  -> Enhanced SR -> Basic Text SR -> Secondary Capture
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    BasicTextSRStorage,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    ExplicitVRLittleEndian,
+    GrayscaleSoftcopyPresentationStateStorage,
+    ImplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
+from dicom_sr.capture import Pixels, key_images, pages
+from dicom_sr.derived import Results
+from dicom_sr.key_objects import key_object_selection
+from dicom_sr.labelmap import LABEL_MAP_SEGMENTATION_STORAGE, label_map, with_empty_frames
+from dicom_sr.plain_sr import basic_text_sr, enhanced_sr
+from dicom_sr.presentation import presentation_state
+from dicom_sr.rtstruct import rt_structure_set
+
+BOTH = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to say what a result says.
+
+    make    (the original, all results, pixels of an image) -> objects; raises EncodingError where it cannot be said so
+    """
+
+    name: str
+    sop_class_uid: str
+    make: Callable[[Dataset, Results, Pixels], list[Dataset]]
+    transfer_syntaxes: tuple[str, ...] = BOTH
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a destination wants other than the default."""
+
+    label_map: bool = False
+    omit_empty_frames: bool = True
+    key_objects: bool = False
+
+
+SEGMENTATION = Form("Segmentation", SegmentationStorage, lambda seg, results, pixels: [seg])
+ALL_FRAMES = Form(
+    "Segmentation with empty frames",
+    SegmentationStorage,
+    lambda seg, results, pixels: [with_empty_frames(seg, results)],
+)
+LABEL_MAP = Form(
+    "Label Map Segmentation", LABEL_MAP_SEGMENTATION_STORAGE, lambda seg, results, pixels: [label_map(seg)]
+)
+LABEL_MAP_ALL_FRAMES = Form(
+    "Label Map Segmentation with empty frames",
+    LABEL_MAP_SEGMENTATION_STORAGE,
+    lambda seg, results, pixels: [label_map(with_empty_frames(seg, results))],
+)
+REPORT = Form("Comprehensive SR", ComprehensiveSRStorage, lambda report, results, pixels: [report])
+ENHANCED = Form("Enhanced SR", EnhancedSRStorage, lambda report, results, pixels: enhanced_sr(report, results))
+KEY_OBJECTS = Form(
+    "Key Object Selection",
+    KeyObjectSelectionDocumentStorage,
+    lambda report, results, pixels: key_object_selection(report, results),
+)
+
+CHAINS: dict[str, tuple[Form, ...]] = {  # SOP Class of a result -> its forms
+    SegmentationStorage: (
+        SEGMENTATION,
+        Form(
+            "RT Structure Set",
+            RTStructureSetStorage,
+            lambda seg, results, pixels: rt_structure_set(seg, results),
+            (ImplicitVRLittleEndian,),
+        ),
+        Form(
+            "Grayscale Softcopy Presentation State",
+            GrayscaleSoftcopyPresentationStateStorage,
+            lambda seg, results, pixels: presentation_state(seg, results),
+        ),
+        Form("Secondary Capture", SecondaryCaptureImageStorage, key_images),
+    ),
+    ComprehensiveSRStorage: (
+        REPORT,
+        ENHANCED,
+        Form("Basic Text SR", BasicTextSRStorage, lambda report, results, pixels: basic_text_sr(report, results)),
+        Form("Secondary Capture", SecondaryCaptureImageStorage, lambda report, results, pixels: pages(report, results)),
+    ),
+}
+REFER_TO_SEGMENTS = (ComprehensiveSRStorage, EnhancedSRStorage)
+
+
+def forms_of(sop_class_uid: str, profile: Profile) -> tuple[Form, ...]:
+    """The forms of a result of this SOP class, the best for such a destination first; none for a class not ours."""
+    chain = CHAINS.get(sop_class_uid, ())
+    if sop_class_uid != SegmentationStorage:
+        return chain
+    first = () if profile.omit_empty_frames else (ALL_FRAMES,)
+    if profile.label_map:
+        first = (LABEL_MAP if profile.omit_empty_frames else LABEL_MAP_ALL_FRAMES, *first)
+    return (*first, *chain)

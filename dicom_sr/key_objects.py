@@ -1,0 +1,57 @@
+"""The images with findings as a Key Object Selection Document, PS3.3 A.35.4 and TID 2010."""
+
+from __future__ import annotations
+
+import highdicom as hd
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import KeyObjectSelectionDocumentStorage
+
+from dicom_sr.derived import Results, derived, marked
+from dicom_sr.findings import ImageRef
+from dicom_sr.header import RESEARCH_ONLY
+from dicom_sr.plain_sr import OBSERVED_BY, evidence
+from dicom_sr.source import EncodingError
+
+OF_INTEREST = Code("113000", "DCM", "Of Interest")  # CID 7010
+DESCRIPTION = Code("113012", "DCM", "Key Object Description")
+
+
+def key_object_selection(report: Dataset, results: Results) -> list[Dataset]:
+    """One document that names the image of each finding. Raises EncodingError when there is no finding."""
+    findings = [finding for segmentation in results.segmentations for finding in marked(segmentation, report)]
+    if not findings:
+        raise EncodingError("nothing was found, so no image is selected")
+    labels: dict[ImageRef, list[str]] = {}
+    for finding in findings:
+        labels.setdefault(finding.key, []).append(finding.segment.label)
+    result = derived(
+        report,
+        sop_class_uid=KeyObjectSelectionDocumentStorage,
+        modality="KO",
+        role="key objects",
+        series_number=9600,
+    )
+    result.ContentDate, result.ContentTime = report.ContentDate, report.ContentTime
+    result.ReferencedPerformedProcedureStepSequence = []
+    images = [
+        hd.sr.ImageContentItem(
+            name=hd.sr.CodedConcept("260753009", "SCT", "Source"),
+            referenced_sop_class_uid=ref.sop_class_uid,
+            referenced_sop_instance_uid=ref.sop_instance_uid,
+            referenced_frame_numbers=[ref.frame] if ref.frame else None,
+            relationship_type=hd.sr.RelationshipTypeValues.CONTAINS,
+        )
+        for ref in labels
+    ]
+    description = hd.sr.TextContentItem(
+        DESCRIPTION,
+        f"{', '.join(label for group in labels.values() for label in group)}. {RESEARCH_ONLY}.",
+        relationship_type=hd.sr.RelationshipTypeValues.CONTAINS,
+    )
+    tree = hd.sr.ContainerContentItem(OF_INTEREST, template_id="2010")
+    observer = [item for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue in OBSERVED_BY]
+    tree.add_new("ContentSequence", "SQ", [*observer, description, *images])
+    result.update(tree)
+    result.CurrentRequestedProcedureEvidenceSequence = evidence(report, {ref.sop_instance_uid for ref in labels})
+    return [result]

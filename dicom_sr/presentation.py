@@ -1,0 +1,142 @@
+"""Segmentation and report -> Grayscale Softcopy Presentation State IOD, PS3.3 A.33.1: outlines, calipers and names
+drawn over the images by the viewer itself. For images in grey values only."""
+
+from __future__ import annotations
+
+import copy
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
+
+from dicom_sr.derived import Marked, Results, derived, marked, say_body_part
+from dicom_sr.findings import ImageRef
+from dicom_sr.header import ALWAYS_COPIED, RESEARCH_ONLY
+from dicom_sr.outline import outlines
+from dicom_sr.source import EncodingError
+
+PIXEL = hd.pr.AnnotationUnitsValues.PIXEL  # (0, 0) is the outer corner of the first pixel, PS3.3 C.10.5.1.2
+DISPLAY = hd.pr.AnnotationUnitsValues.DISPLAY
+POLYLINE = hd.pr.GraphicTypeValues.POLYLINE
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+NAME_OFFSET = 2.0  # pixels between a name and the part it names
+FOOT = (0.0, 0.95, 1.0, 1.0)  # of the displayed area: the line that says what this is not for
+
+
+def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]:
+    """One presentation state for all images with a finding. The images' own window and rescaling hold.
+
+    Raises EncodingError: an image is in colour or is not there, or the images' rescaling differs.
+    """
+    findings = marked(segmentation, results.report)
+    refs = sorted(
+        {ref for finding in findings for ref in finding.segment.masks},
+        key=lambda ref: (ref.sop_instance_uid, ref.frame or 0),
+    )
+    images = {ref.sop_instance_uid: _complete(results.source(ref)) for ref in refs}
+    if any(image.get("PhotometricInterpretation") not in MONOCHROME for image in images.values()):
+        raise EncodingError("the images are in colour")
+    if len({(str(i.get("RescaleSlope")), str(i.get("RescaleIntercept"))) for i in images.values()}) > 1:
+        raise EncodingError("the images are rescaled differently, and a presentation state rescales all alike")
+
+    layers = {
+        finding.segment.number: hd.pr.GraphicLayer(
+            layer_name=f"FINDING {finding.segment.number}",
+            order=order,
+            description=finding.segment.label[:64],
+            display_color=hd.color.CIELabColor.from_rgb(*finding.colour),
+        )
+        for order, finding in enumerate(findings, start=1)
+    }
+    remark = hd.pr.GraphicLayer(layer_name="REMARK", order=len(layers) + 1)
+    state = hd.pr.GrayscaleSoftcopyPresentationState(
+        referenced_images=list(images.values()),
+        series_instance_uid=segmentation.SeriesInstanceUID,  # these are replaced by `derived`
+        series_number=1,
+        sop_instance_uid=segmentation.SOPInstanceUID,
+        instance_number=1,
+        manufacturer=segmentation.Manufacturer,
+        manufacturer_model_name=segmentation.ManufacturerModelName,
+        software_versions=str(segmentation.SoftwareVersions),
+        device_serial_number=segmentation.DeviceSerialNumber,
+        content_label="AI FINDINGS",
+        content_description=RESEARCH_ONLY,
+        graphic_layers=[*layers.values(), remark],
+        graphic_annotations=[
+            *(
+                _annotation(finding, ref, layers[finding.segment.number], results)
+                for finding in findings
+                for ref in refs
+                if ref in finding.segment.masks or any(line.image == ref for line in finding.calipers)
+            ),
+            _remark(remark, list(images.values())),
+        ],
+    )
+    result = derived(
+        segmentation,
+        sop_class_uid=GrayscaleSoftcopyPresentationStateStorage,
+        modality="PR",
+        role="presentation state",
+        series_number=9400,
+    )
+    for element in state:
+        if element.keyword not in result:
+            result.add(element)
+    result.PresentationCreationDate, result.PresentationCreationTime = (
+        segmentation.ContentDate,
+        segmentation.ContentTime,
+    )
+    say_body_part(result, images.values())
+    for keyword in ("ContentDate", "ContentTime"):  # of images, not of presentation states
+        result.pop(keyword, None)
+    return [result]
+
+
+def _complete(source: Dataset) -> Dataset:
+    """The header with the attributes that highdicom reads, empty where there is none; `derived` has the values."""
+    header = copy.deepcopy(source)
+    for keyword in ALWAYS_COPIED:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    return header
+
+
+def _annotation(finding: Marked, ref: ImageRef, layer: hd.pr.GraphicLayer, results: Results) -> hd.pr.GraphicAnnotation:
+    mask = finding.segment.masks.get(ref)
+    loops = [] if mask is None else [loop for part in outlines(mask) for loop in part]
+    lines = [line.points for line in finding.calipers if line.image == ref]
+    corner = np.concatenate([*loops, *lines]).max(axis=0) + NAME_OFFSET
+    source = results.source(ref)
+    right, below = np.minimum(corner, (int(source.Columns), int(source.Rows)))
+    return hd.pr.GraphicAnnotation(
+        referenced_images=[source],
+        referenced_frame_number=ref.frame,
+        graphic_layer=layer,
+        graphic_objects=[
+            hd.pr.GraphicObject(
+                graphic_type=POLYLINE,
+                graphic_data=points,
+                units=PIXEL,
+                tracking_id=finding.segment.label,
+                tracking_uid=finding.segment.tracking_uid,
+            )
+            for points in (*loops, *lines)
+        ],
+        text_objects=[
+            hd.pr.TextObject(
+                text_value=finding.segment.label,
+                units=PIXEL,
+                anchor_point=(float(right), float(below)),
+                anchor_point_visible=False,
+            )
+        ],
+    )
+
+
+def _remark(layer: hd.pr.GraphicLayer, images: list[Dataset]) -> hd.pr.GraphicAnnotation:
+    return hd.pr.GraphicAnnotation(
+        referenced_images=images,
+        graphic_layer=layer,
+        text_objects=[hd.pr.TextObject(text_value=f"{RESEARCH_ONLY}.", units=DISPLAY, bounding_box=FOOT)],
+    )
