@@ -70,8 +70,8 @@ def _lines() -> Iterator[str]:
         "syntax that a result may be sent in; the best that is accepted is sent, a less good one in its place with the "
         "reason on the receipt. What a peer refused is not proposed to it again for `ask_again_h`. Verification by "
         "`pacs-node echo`; C-FIND at series level (Study Root) when `ask_peer` is set. After each send the peer is "
-        "asked for storage commitment, else by C-FIND at image level, as `confirm` says; N-EVENT-REPORT is taken on the same "
-        "association for two seconds, and on any later one, with or without role selection."
+        "asked for storage commitment, else by C-FIND at image level, as `confirm` says; N-EVENT-REPORT is taken on "
+        "the same association for two seconds, and on any later one, with or without role selection."
     )
     yield ""
     yield from _table(("result", "sent as", "SOP Class UID", "transfer syntaxes"), list(_sent()))
