@@ -27,7 +27,7 @@ FOOT = (0.0, 0.95, 1.0, 1.0)  # of the displayed area: the line that says what t
 def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]:
     """One presentation state for all images with a finding. The images' own window and rescaling hold.
 
-    Raises EncodingError: an image is in colour or is not there, or the images' rescaling differs.
+    Raises EncodingError: an image is in colour or is not there, there are several clips, or the rescaling differs.
     """
     findings = marked(segmentation, results.report)
     refs = sorted(
@@ -37,6 +37,8 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
     images = {ref.sop_instance_uid: _complete(results.source(ref)) for ref in refs}
     if any(image.get("PhotometricInterpretation") not in MONOCHROME for image in images.values()):
         raise EncodingError("the images are in colour")
+    if len(images) > 1 and any(int(image.get("NumberOfFrames") or 1) > 1 for image in images.values()):
+        raise EncodingError("several images, some of many frames: a presentation state takes one such image")
     if len({(str(i.get("RescaleSlope")), str(i.get("RescaleIntercept"))) for i in images.values()}) > 1:
         raise EncodingError("the images are rescaled differently, and a presentation state rescales all alike")
 
@@ -99,6 +101,10 @@ def _complete(source: Dataset) -> Dataset:
     for keyword in ALWAYS_COPIED:
         if keyword not in header:
             setattr(header, keyword, None)
+    if "NumberOfFrames" in header and "SharedFunctionalGroupsSequence" not in header:
+        # highdicom takes every multi-frame image for an enhanced one; a cine has no functional groups
+        header.SharedFunctionalGroupsSequence = [Dataset()]
+        header.PerFrameFunctionalGroupsSequence = [Dataset() for _ in range(int(header.NumberOfFrames))]
     return header
 
 

@@ -40,8 +40,8 @@ from dicom_sr.labelmap import label_map, retargeted
 from dicom_sr.outline import keyhole, outlines, polygon_area
 from dicom_sr.source import EncodingError
 from dicom_sr.validate import problems
-from tests.factories import ct_series, header
-from tests.results import CASES, WHEN, ct_findings, encoded, nodule
+from tests.factories import ct_series, header, us_image
+from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, us_findings
 from tests.unit.dicom_sr.test_geometry import SERIES
 
 FORMS = {form.name: form for chain in CHAINS.values() for form in chain if form.name != "Secondary Capture"}
@@ -366,6 +366,15 @@ def test_headers_that_lack_what_may_be_lacking_make_every_form() -> None:
         assert as_bytes(made(form, original_of(form, results), results)[0], form)
 
 
+def test_a_presentation_state_is_for_one_clip() -> None:
+    clips = [us_image(frames=3, number=number) for number in (1, 2)]
+    findings = us_findings(clips, mass(1, (1, 5, 6)), mass(2, (4, 5, 6)))
+    results, _ = results_of(findings, clips)
+    assert len(results.segmentations) == 1
+    with pytest.raises(EncodingError, match="many frames"):
+        made(GSPS, results.segmentations[0], results)
+
+
 def test_a_presentation_state_is_for_grey_images() -> None:
     results = case_results("us_clip")
     with pytest.raises(EncodingError, match="in colour"):
@@ -458,7 +467,8 @@ def test_the_basic_text_says_every_number_and_warning(name: str) -> None:
     assert {item.ValueType for item in section.ContentSequence} == {"TEXT"}
     texts = [str(item.TextValue) for item in section.ContentSequence]
     for finding in case.findings.findings:
-        [said] = [text for text in texts if text.startswith(f"{finding.label}: ")]
+        about = [text for text in texts if text.startswith(f"{finding.label}: ")]
+        [said] = [text for text in about if "outlined on" not in text]  # that is a cine's remark
         for measurement in finding.measurements:
             assert f"{measurement.name.meaning}" in said
             assert f"{measurement.value:.6g}" in said
