@@ -139,6 +139,9 @@ WORDS = {  # pydantic's error type -> what the value must be
 }
 
 
+SECRETS = ("dicomweb_token", "dicomweb_password")  # never shown, not even when wrong
+
+
 def _schema_problems(error: ValidationError, raw: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     for item in error.errors():
         place: Place = item["loc"]
@@ -150,7 +153,8 @@ def _schema_problems(error: ValidationError, raw: dict[str, Any]) -> Iterator[tu
             yield place, f"{_name(place, raw)}: {item['ctx']['error']}"
         elif item["type"] in WORDS:
             words = WORDS[item["type"]].format(**item.get("ctx", {}))
-            yield place, f"{_name(place, raw)} {words}, not {_shown(item['input'])}"
+            shown = "what it is" if place[-1] in SECRETS else _shown(item["input"])
+            yield place, f"{_name(place, raw)} {words}, not {shown}"
         else:
             yield place, f"{_name(place, raw)}: {item['msg']}"
 
@@ -266,7 +270,7 @@ def _destinations(i: int, route: dict[str, Any], where: str, peers: dict[str, An
             continue  # reported by the schema
         if name not in peers:
             yield ("route", i, "send_to"), f"{where}: no peer '{name}'; {_hint(name, peers)}"
-        elif "folder" not in peers[name] and "host" not in peers[name]:
+        elif not {"folder", "host", "dicomweb_url"} & peers[name].keys():
             yield ("route", i, "send_to"), f"{where}: peer '{name}' has no host and port, so nothing can be sent to it"
         if names.count(name) > 1 and name:
             yield ("route", i, "send_to"), f"{where}: peer '{name}' is named twice in send_to"

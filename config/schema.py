@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydicom.datadict import tag_for_keyword
 
 
@@ -98,6 +98,8 @@ class Jobs(Settings):
     send_backoff_s: Seconds = 10.0  # wait after a first failed send or inference; doubles with every further one
     send_backoff_max_s: Seconds = 900.0  # the longest wait between two attempts
     max_attempts: Count = 100  # sends to one destination; then the job is failed until "retry now"
+    await_report_s: Seconds = 900.0  # for the report of a storage commitment; then the destination is queried
+    confirm_attempts: Count = 12  # to prove that a result arrived, at the waits of send_backoff_s
     poison_limit: Count = 5  # a job that took the process down this often is failed
     lease_s: Seconds = 30.0  # a worker silent for this long loses its jobs to another
     sweep_s: Seconds = 5.0  # how often rows without a running job are looked for
@@ -125,13 +127,20 @@ class Infer(Settings):
 
 
 class Peer(Settings):
-    """[[peer]]: another system. Either a DICOM peer (ae_title; host and port if we call it) or a folder for results."""
+    """[[peer]]: another system: a DICOM peer (ae_title; host and port if we call it), a DICOMweb server or a folder."""
 
     name: str = Field(min_length=1)  # how routes call it
     ae_title: AeTitle | None = None
     host: str | None = None  # needed to send to it, or to ask it
     port: Port | None = None
     may_send: bool = False  # may it send images to us? Others are rejected: calling AE title not recognized
+    confirm: Literal["auto", "commitment", "query", "none"] = "auto"  # how to prove that results arrived
+    dicomweb_url: str | None = None  # results go here by STOW-RS: the address of its /studies without that word
+    dicomweb_token: SecretStr | None = None  # sent as a bearer token; or a user and a password:
+    dicomweb_user: str | None = None
+    dicomweb_password: SecretStr | None = None
+    dicomweb_verify: bool = True  # check its TLS certificate
+    dicomweb_ca: RelativePath | None = None  # certificates that may have signed it; default: whom the machine trusts
     folder: RelativePath | None = None  # results are written here as files; instead of all of the above
     segmentation: Literal["BINARY", "LABELMAP"] = "BINARY"  # Segmentation Type it is sent, PS3.3 C.8.20.2
     omit_empty_frames: bool = True  # false: a frame for every image, for viewers that misplace a Segmentation with gaps
@@ -139,23 +148,49 @@ class Peer(Settings):
     ask_again_h: Annotated[float, Field(gt=0)] = 24.0  # how long a refused SOP class is not proposed to it
     reject_replaced: bool = False  # also send a Key Object Selection that rejects what new results replace (IHE IOCM)
 
+    @field_validator("dicomweb_url")
+    @classmethod
+    def _web_address(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", url):
+            raise ValueError("needs http:// or https://, a host and a path, and neither user, query nor fragment")
+        return url
+
     @model_validator(mode="after")
     def _one_kind(self) -> Peer:
         if self.folder is not None:
-            if self.ae_title or self.host or self.port or self.may_send:
-                raise ValueError("a peer with a folder takes no ae_title, host, port or may_send; make two peers of it")
-        elif self.ae_title is None:
-            raise ValueError("needs an ae_title (a DICOM peer) or a folder")
+            if self.ae_title or self.host or self.port or self.may_send or self.dicomweb_url:
+                raise ValueError(
+                    "a peer with a folder takes no ae_title, host, port, may_send or dicomweb_url; make two peers of it"
+                )
+        elif self.ae_title is None and self.dicomweb_url is None:
+            raise ValueError("needs an ae_title (a DICOM peer), a dicomweb_url or a folder")
+        elif self.ae_title is None and (self.host or self.port or self.may_send):
+            raise ValueError("host, port and may_send need an ae_title")
         elif (self.host is None) != (self.port is None):
             raise ValueError("needs both host and port, or neither (a peer that only sends to us)")
-        elif self.host is None and not self.may_send:
+        elif self.host is None and not self.may_send and self.dicomweb_url is None:
             raise ValueError("can neither be called (no host and port) nor may it send (may_send = false)")
+        elif self.confirm == "commitment" and (self.host is None or self.dicomweb_url is not None):
+            raise ValueError("confirm = 'commitment' needs a peer that takes results by C-STORE: host and port")
+        return self
+
+    @model_validator(mode="after")
+    def _web_settings_fit(self) -> Peer:
+        given = [name for name in Peer.model_fields if name.startswith("dicomweb_") and name in self.model_fields_set]
+        if given and self.dicomweb_url is None:
+            raise ValueError(f"{given[0]} needs a dicomweb_url")
+        if self.dicomweb_token and (self.dicomweb_user or self.dicomweb_password):
+            raise ValueError("dicomweb_token or dicomweb_user with dicomweb_password, not both")
+        if (self.dicomweb_user is None) != (self.dicomweb_password is None):
+            raise ValueError("needs both dicomweb_user and dicomweb_password, or neither")
+        if self.dicomweb_ca and not self.dicomweb_verify:
+            raise ValueError("dicomweb_ca is of no use with dicomweb_verify = false")
         return self
 
     @property
     def reachable(self) -> bool:
         """Can results be sent to it?"""
-        return self.folder is not None or self.host is not None
+        return self.folder is not None or self.host is not None or self.dicomweb_url is not None
 
 
 CONDITION_KEYS = ("regex", "min", "max", "absent", "present")
@@ -254,9 +289,13 @@ class Config(Settings):
                 "node": self.node.model_copy(update={"data_dir": data_dir}),
                 "database": Database(url=url),
                 "peers": tuple(
-                    peer.model_copy(update={"folder": (folder / peer.folder.expanduser()).resolve()})
-                    if peer.folder
-                    else peer
+                    peer.model_copy(
+                        update={
+                            name: (folder / path.expanduser()).resolve()
+                            for name, path in (("folder", peer.folder), ("dicomweb_ca", peer.dicomweb_ca))
+                            if path
+                        }
+                    )
                     for peer in self.peers
                 ),
             }

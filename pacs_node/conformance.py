@@ -8,7 +8,10 @@ from pydicom.uid import UID
 
 from dicom_sr.forms import CHAINS, KEY_OBJECTS, LABEL_MAP, SEGMENTATION
 from pacs_node import __version__, priors
+from pacs_node.commitment import FAILURE_REASONS, PUSH_MODEL
+from pacs_node.deliver.arrival import STUDY_ROOT_FIND
 from pacs_node.deliver.destination import STATUSES
+from pacs_node.deliver.stow import STATUSES as HTTP_STATUSES
 from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
 from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
@@ -39,7 +42,11 @@ def _lines() -> Iterator[str]:
         "Objects are kept in the transfer syntax they were sent in; nothing is decoded or converted."
     )
     yield ""
-    classes = [("Verification", VERIFICATION), *((name, uid) for uid, name in STORAGE_SOP_CLASSES.items())]
+    classes = [
+        ("Verification", VERIFICATION),
+        ("Storage Commitment Push Model", PUSH_MODEL),
+        *((name, uid) for uid, name in STORAGE_SOP_CLASSES.items()),
+    ]
     yield from _table(("SOP Class", "UID"), classes)
     yield from _table(("transfer syntax", "UID"), [(name, uid) for uid, name in TRANSFER_SYNTAXES.items()])
     yield from _table(
@@ -52,6 +59,12 @@ def _lines() -> Iterator[str]:
             ("0xC000", "the header cannot be read; the bytes are kept aside"),
         ],
     )
+    yield (
+        "Storage commitment (N-ACTION) is answered by N-EVENT-REPORT on the same association while it is open, else on "
+        "a new one to the sender's `host` and `port`, as SCP by role selection. An instance is committed when it is "
+        "durable here; of the failure reasons 0x0112 (not here) and 0x0119 (of another SOP class) are used."
+    )
+    yield ""
     yield "## Sends (SCU)"
     yield ""
     yield (
@@ -59,17 +72,46 @@ def _lines() -> Iterator[str]:
         "syntax that a result may be sent in; the best that is accepted is sent, a less good one in its place with the "
         "reason on the receipt. What a peer refused is not proposed to it again for `ask_again_h`. Verification by "
         "`pacs-node echo`; C-FIND at series level (Study Root) when `ask_peer` is set; C-FIND at study and series "
-        "level and C-GET (Study Root, in the SCP role for the classes listed) for routes with `priors`."
+        "level and C-GET (Study Root, in the SCP role for the classes listed) for routes with `priors`. After each "
+        "send the peer is asked for storage commitment, else by C-FIND at image level, as `confirm` says; "
+        "N-EVENT-REPORT is taken on the same association for two seconds, and on any later one, with or without role "
+        "selection."
     )
     yield ""
     yield from _table(("result", "sent as", "SOP Class UID", "transfer syntaxes"), list(_sent()))
     fetched = [*priors.REPORTS, *priors.SEGMENTATIONS, *priors.IMAGES]
     yield from _table(("fetched by C-GET", "UID"), [(UID(uid).name, uid) for uid in fetched])
+    asked = [
+        ("Storage Commitment Push Model", PUSH_MODEL),
+        ("Study Root Query/Retrieve Information Model - FIND", STUDY_ROOT_FIND),
+    ]
+    yield from _table(("asked whether it arrived", "SOP Class UID"), asked)
     yield from _table(
         ("answer", "meaning", "what the node does"),
         [
             (f"0x{first:04X}" + (f" to 0x{last:04X}" if last != first else ""), meaning, outcome.value)
             for first, last, outcome, meaning in STATUSES
+        ],
+    )
+    yield from _table(
+        ("failure reason of a storage commitment", "meaning"),
+        [(f"0x{reason:04X}", meaning) for reason, meaning in FAILURE_REASONS.items()],
+    )
+    yield "## DICOMweb (user agent)"
+    yield ""
+    yield (
+        "A peer with `dicomweb_url` gets results by STOW-RS: one POST to `/studies` per analysis, `multipart/related; "
+        'type="application/dicom"`, the files as they are, the answer asked for as `application/dicom+json`. Of 200, '
+        "202, 400 and 409 the answer is read instance by instance (Failed and Referenced SOP Sequence, by the table "
+        "above); what 200 does not name is not stored. Arrival is proven by QIDO-RS, "
+        "`/studies/{study}/series/{series}/instances`."
+    )
+    yield ""
+    yield from _table(
+        ("HTTP status", "meaning", "what the node does"),
+        [
+            (str(first) if first == last else f"{first} to {last}", meaning, outcome.value)
+            for first, last, outcome, meaning in HTTP_STATUSES
         ],
     )
 

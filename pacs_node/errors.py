@@ -9,7 +9,9 @@ NodeError
 ├── JobError                what the job does next
 │   ├── Refused             the job ends "refused": the input is not fit; the reason is shown
 │   ├── TryAgain            the job waits and runs again (destination down, device out of memory)
+│   │   └── Await           the job waits for something that wakes it, at the latest until a stated time
 │   ├── GiveUp              the job ends "failed": trying again would not help
+│   ├── NotOffered          the peer has no such service: the job goes on without it
 │   └── Interrupted         the node is stopping: the job is put back as if it had not begun
 ├── EditionChanged          a destination got earlier results meanwhile: the new ones are written once more
 └── StartError              start-up stops, with a sentence that says what to do
@@ -20,6 +22,7 @@ NodeError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,7 +69,19 @@ class TryAgain(JobError):
     pass
 
 
+class Await(TryAgain):
+    """Not a failure: there is nothing to do before `until`, unless what is awaited comes first."""
+
+    def __init__(self, message: str, until: datetime) -> None:
+        super().__init__(message)
+        self.until = until
+
+
 class GiveUp(JobError):
+    pass
+
+
+class NotOffered(JobError):
     pass
 
 

@@ -1,6 +1,6 @@
 """The node on one page: what happens to an instance, in what order, and what survives a power cut after each step.
 
-    stored -> closed -> inferred -> encoded -> sent
+    stored -> closed -> inferred -> encoded -> sent -> arrived
 
 Each step ends in one durable act (a file renamed, a transaction committed). Killed between two steps, the node
 takes up at the last durable act; every step may run twice, because result UIDs derive from what they describe.
@@ -17,15 +17,31 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pacs_node.confirm import Confirm, Witness
 from pacs_node.editions import following, same_again, same_objects
-from pacs_node.errors import EditionChanged, GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
-from pacs_node.records import AssociationEnd, Edition, Instance, Job, OpenSeries, Package, Receipt, Result, Verdict
+from pacs_node.errors import Await, EditionChanged, GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
+from pacs_node.records import (
+    AssociationEnd,
+    CommitmentReport,
+    CommitmentRequest,
+    Edition,
+    Instance,
+    Job,
+    OpenSeries,
+    Package,
+    Receipt,
+    Result,
+    Sent,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
     from dicom_sr.findings import Findings
     from pacs_node.ledger import Ledger
+
+JOB_KINDS = ("infer", "send", "confirm", "report")
 
 # A job's states, and every change between them that may happen. The ledger refuses all others.
 TRANSITIONS: dict[tuple[str, str], str] = {
@@ -61,7 +77,11 @@ STEPS = (
     "send begun",
     "sent",  # the destination has answered, no receipt is written
     "send done",
+    "confirm begun",
+    "commitment asked",  # the peer has our N-ACTION, no row says so
+    "confirm done",
 )
+REPORT_AFTER_S = 2.0  # a sender that asks for storage commitment may be told on its own association until then
 
 
 class Rooms(Protocol):
@@ -79,6 +99,10 @@ class Rooms(Protocol):
         self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition
     ) -> list[Result]: ...
     def deliver(self, destination: str, package: Package) -> list[Receipt]: ...
+    def witness(self, destination: str) -> Witness | None: ...
+    def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]: ...
+    def judge_commitment(self, request: CommitmentRequest) -> CommitmentReport: ...
+    def report(self, calling_ae: str, report: CommitmentReport) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -121,10 +145,13 @@ class Flow:
         now: Callable[[], datetime],
         dice: random.Random,
         executor: str,
+        await_report_s: float = 900.0,
         at: Callable[[str], None] = lambda step: None,
     ) -> None:
         self.ledger, self.rooms, self.patience, self.poison_limit = ledger, rooms, patience, poison_limit
         self.now, self.dice, self.executor, self.at = now, dice, executor, at
+        self.confirm = Confirm(ledger, rooms, await_report_s, now, at)
+        self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
 
     # ---- a sender brings an instance, and leaves
 
@@ -246,10 +273,9 @@ class Flow:
         if not self.ledger.begin(job, self.executor, self.now()):
             return None
         try:
-            if job.kind == "infer":
-                self._infer(job)
-            else:
-                self._send(job)
+            self.work[job.kind](job)
+        except Refused as refusal:
+            self.ledger.finish(job, "refused", str(refusal), self.now())
         except GiveUp as failure:
             self.ledger.finish(job, "failed", str(failure), self.now(), receipts=failure.receipts)
         except Interrupted:
@@ -373,10 +399,77 @@ class Flow:
         receipts = self.rooms.deliver(job.destination, package)
         self.at("sent")
         stored = sum(receipt.stored for receipt in receipts)
-        self.ledger.finish(job, "done", f"{stored} objects stored", self.now(), receipts=receipts)
+        confirm = self._confirm_job(job) if self.rooms.witness(job.destination) is not None else None
+        self.ledger.finish(
+            job,
+            "done",
+            f"{stored} objects stored",
+            self.now(),
+            receipts=receipts,
+            follow_up=[confirm] if confirm else [],
+        )
         self.at("send done")
 
+    def _confirm_job(self, send: Job) -> Job:
+        return replace(
+            send,
+            id=_id("confirm", send.id, str(send.generation)),
+            kind="confirm",
+            parent=send.id,
+            created_at=self.now(),
+            state="queued",
+            generation=1,
+            attempt=1,
+            crashes=0,
+            executor=None,
+            reason="",
+        )
+
+    def _confirm(self, job: Job) -> None:
+        self.at("confirm begun")
+        ending = self.confirm(job, last=job.attempt >= self.patience[job.kind].max_attempts)
+        self.ledger.finish(job, ending.state, ending.reason, self.now(), arrivals=ending.arrivals)
+        self.at("confirm done")
+
+    # ---- a sender asks for storage commitment of its images
+
+    def commitment_asked(self, request: CommitmentRequest) -> None:
+        """The request has its row, and a job that reports; only then may the sender hear 0x0000."""
+        now = self.now()
+        known = self.ledger.kept([uid for _, uid in request.wanted[:1]])  # the job is shown with this series
+        job = Job(
+            id=_id("report", request.calling_ae, request.transaction_uid, now.isoformat()),
+            kind="report",
+            series_uid=known[0].series_uid if known else "",
+            study_uid=known[0].study_uid if known else "",
+            revision=self.ledger.revision(known[0].series_uid) if known else 0,
+            pipeline="storage commitment",
+            route="",
+            priority=5,
+            destination=request.calling_ae,
+            parent=request.transaction_uid,
+            not_before=now + timedelta(seconds=REPORT_AFTER_S),
+            created_at=now,
+        )
+        self.ledger.commitment_asked(request, job, now)
+
+    def _report(self, job: Job) -> None:
+        assert job.destination is not None
+        assert job.parent is not None
+        request = self.ledger.unreported(job.destination, job.parent)
+        if request is None:
+            self.ledger.finish(job, "done", "reported on the sender's own association", self.now())
+            return
+        report = self.rooms.judge_commitment(request)
+        self.rooms.report(job.destination, report)
+        self.ledger.reported(request, self.now())
+        said = f"reported: {len(report.committed)} instances kept, {len(report.failed)} not"
+        self.ledger.finish(job, "done", said, self.now())
+
     def _again(self, job: Job, failure: TryAgain) -> float | None:
+        if isinstance(failure, Await):
+            self.ledger.retry_later(job, str(failure), failure.until, (), self.now())
+            return (failure.until - self.now()).total_seconds()
         patience = self.patience[job.kind]
         if job.attempt >= patience.max_attempts:
             self.ledger.finish(

@@ -25,6 +25,7 @@ log = structlog.get_logger()
 WORKFLOW = "pacs-node.job"  # constant, like the version below: an upgrade must not strand the jobs in flight
 APPLICATION_VERSION = "1"
 ENDED_WITHOUT_RESULT = {"ERROR", "CANCELLED", "SUCCESS"}  # while the row is still open: run it again
+PARTITIONED = ("send", "confirm", "report")  # kinds of jobs that talk to a destination
 POISONED = "MAX_RECOVERY_ATTEMPTS_EXCEEDED"
 
 
@@ -76,7 +77,8 @@ class Engine:
         DBOS.launch()
         DBOS.register_queue("infer", worker_concurrency=self.infer_slots, polling_interval_sec=self.poll_s)
         # One partition per destination: a dead one fills its own slots, never those of another.
-        DBOS.register_queue("send", partition_worker_concurrency=self.send_slots, polling_interval_sec=self.poll_s)
+        for kind in PARTITIONED:
+            DBOS.register_queue(kind, partition_worker_concurrency=self.send_slots, polling_interval_sec=self.poll_s)
         self.sweeper.start()
 
     def stop(self, drain_s: float) -> None:
@@ -134,7 +136,7 @@ class Engine:
         options: dict[str, Any] = {"priority": job.priority}  # always set: an unset one sorts first
         if delay_s is not None:
             options["delay_seconds"] = delay_s
-        if job.kind == "send":
+        if job.kind in PARTITIONED:
             options["queue_partition_key"] = job.destination
         with SetWorkflowID(_workflow_id(job_id, generation, attempt)), SetEnqueueOptions(**options):
             DBOS.enqueue_workflow(job.kind, self._run_job, job_id, generation, attempt)

@@ -22,10 +22,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from pacs_node.editions import merged, replaced, same_objects
 from pacs_node.errors import EditionChanged, LedgerTooOld, LedgerUnavailable
-from pacs_node.flow import JOB_STATES, OPEN_JOB_STATES, TRANSITIONS
+from pacs_node.flow import JOB_KINDS, JOB_STATES, OPEN_JOB_STATES, TRANSITIONS
 from pacs_node.records import (
     Answer,
+    Arrival,
     AssociationEnd,
+    Commitment,
+    CommitmentReport,
+    CommitmentRequest,
     Edition,
     Evidence,
     Instance,
@@ -117,7 +121,7 @@ job_table = sa.Table(
     "job",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("kind", sa.String(8), nullable=False),  # infer | send
+    sa.Column("kind", sa.String(8), nullable=False),  # infer | send | confirm | report
     sa.Column("series_uid", sa.String(64), nullable=False, index=True),
     sa.Column("study_uid", sa.String(64), nullable=False),
     sa.Column("revision", sa.Integer, nullable=False),
@@ -126,8 +130,9 @@ job_table = sa.Table(
     sa.Column("options", sa.JSON, nullable=False),
     sa.Column("priors", sa.String(64)),  # the peer to ask for earlier studies of the patient
     sa.Column("send_to", sa.JSON, nullable=False),  # names of peers; an infer job's destinations
-    sa.Column("destination", sa.String(64)),  # a send job's one
-    sa.Column("parent", sa.String(64), index=True),  # a send job's infer job
+    sa.Column("destination", sa.String(64)),  # a send or confirm job's one; of a report the sender's AE title
+    # a send job's infer job, a confirm job's send job, a report's Transaction UID
+    sa.Column("parent", sa.String(64), index=True),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("generation", sa.Integer, nullable=False, default=1),
@@ -193,6 +198,45 @@ edition_table = sa.Table(
     sa.Column("dated", UtcDateTime, nullable=False),
     sa.Column("replaces", sa.JSON, nullable=False),
     sa.Column("objects", sa.JSON, nullable=False),
+)
+
+commitment_table = sa.Table(
+    "commitment",
+    metadata,
+    sa.Column("transaction_uid", sa.String(64), primary_key=True),  # written before the peer hears of it
+    sa.Column("job", sa.String(64), nullable=False, index=True),  # the confirm job
+    sa.Column("begun_at", UtcDateTime, nullable=False),
+    sa.Column("accepted_at", UtcDateTime),
+    sa.Column("over", sa.Text, nullable=False, default=""),
+    sa.Column("again", sa.Boolean, nullable=False, default=False),
+    sa.Column("reported_at", UtcDateTime),
+    sa.Column("reported_by", sa.String(16), nullable=False, default=""),  # "": on the association of the request
+    sa.Column("committed", sa.JSON, nullable=False),
+    sa.Column("failed", sa.JSON, nullable=False),
+    sa.Column("heeded", sa.Boolean, nullable=False, default=False),  # an attempt of the job knows the report
+)
+
+arrival_table = sa.Table(
+    "arrival",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),  # the latest of an object is the valid one
+    sa.Column("job", sa.String(64), nullable=False, index=True),
+    sa.Column("destination", sa.String(64), nullable=False),
+    sa.Column("sop_instance_uid", sa.String(64), nullable=False),
+    sa.Column("arrived", sa.Boolean),  # NULL: not proven
+    sa.Column("how", sa.String(32), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+
+commitment_request_table = sa.Table(
+    "commitment_request",
+    metadata,
+    sa.Column("calling_ae", sa.String(16), primary_key=True),
+    sa.Column("transaction_uid", sa.String(64), primary_key=True),
+    sa.Column("wanted", sa.JSON, nullable=False),
+    sa.Column("asked_at", UtcDateTime, nullable=False),
+    sa.Column("reported_at", UtcDateTime),
 )
 
 lease_table = sa.Table(
@@ -565,6 +609,7 @@ class Ledger:
             if moved:
                 self._add_receipts(db, job, receipts)
                 self._note(db, job.series_uid, now, "retry", f"{_name(job)}: {reason}")
+                self._heed(db, job)
             else:
                 self._late_outcome(db, job, receipts)
             return moved
@@ -579,6 +624,7 @@ class Ledger:
         results: Sequence[Result] = (),
         receipts: Sequence[Receipt] = (),
         follow_up: Sequence[Job] = (),
+        arrivals: Sequence[Arrival] = (),
         warnings: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
         edition: Edition | None = None,
@@ -619,7 +665,20 @@ class Ledger:
             self._add_receipts(db, job, receipts)
             for next_job in follow_up:
                 self._add_job(db, next_job)
+            for arrival in arrivals:
+                db.execute(
+                    sa.insert(arrival_table).values(
+                        job=job.id,
+                        destination=job.destination,
+                        sop_instance_uid=arrival.sop_instance_uid,
+                        arrived=arrival.arrived,
+                        how=arrival.how,
+                        text=arrival.text,
+                        at=arrival.at,
+                    )
+                )
             self._note(db, job.series_uid, now, state, f"{_name(job)}: {reason}")
+            self._heed(db, job)
             return True
 
     def results(self, job_id: str) -> list[Result]:
@@ -688,6 +747,7 @@ class Ledger:
                     reason="asked to run again",
                 )
             )
+            db.execute(sa.update(commitment_table).where(commitment_table.c.job == job_id).values(again=True))
             self._note(db, job.series_uid, now, "retry now", f"{_name(job)}: asked to run again")
             return True
 
@@ -789,6 +849,163 @@ class Ledger:
                 )
                 .on_conflict_do_nothing()
             )
+
+    # ---------------------------------------------------------------- storage commitment, and what it proves
+
+    def stored(self, job_id: str) -> frozenset[str]:
+        """The SOP Instance UIDs that the destination of a send job says it has stored."""
+        with self._begin() as db:
+            rows = sa.select(receipt_table.c.sop_instance_uid).where(
+                receipt_table.c.job == job_id, receipt_table.c.stored
+            )
+            return frozenset(db.scalars(rows))
+
+    def heed_commitments(self, job_id: str) -> list[Commitment]:
+        """The storage commitments this job asked for, the latest last. From now on the job knows of their reports."""
+        with self._begin() as db:
+            mine = commitment_table.c.job == job_id
+            rows = db.execute(sa.select(commitment_table).where(mine).order_by(commitment_table.c.begun_at)).mappings()
+            commitments = [_commitment(row) for row in rows]
+            db.execute(
+                sa.update(commitment_table).where(mine, commitment_table.c.reported_at.is_not(None)).values(heeded=True)
+            )
+            return commitments
+
+    def begin_commitment(self, job: Job, transaction_uid: str, now: datetime) -> None:
+        """Remember that this is going to be asked for; doing so twice is doing it once."""
+        with self._begin() as db:
+            db.execute(
+                self._insert(commitment_table)
+                .values(
+                    transaction_uid=transaction_uid,
+                    job=job.id,
+                    begun_at=now,
+                    over="",
+                    again=False,
+                    reported_by="",
+                    committed=[],
+                    failed=[],
+                    heeded=False,
+                )
+                .on_conflict_do_nothing()
+            )
+
+    def commitment_accepted(self, transaction_uid: str, now: datetime) -> None:
+        self._set_commitment(transaction_uid, accepted_at=now)
+
+    def commitment_over(self, transaction_uid: str, why: str) -> None:
+        self._set_commitment(transaction_uid, over=why)
+
+    def _set_commitment(self, transaction_uid: str, **values: Any) -> None:
+        with self._begin() as db:
+            ours = commitment_table.c.transaction_uid == transaction_uid
+            db.execute(sa.update(commitment_table).where(ours).values(**values))
+
+    def commitment_reported(self, report: CommitmentReport, calling_ae: str, now: datetime) -> bool:
+        """Keep a destination's report, and wake the job that waits for it. False: nobody asked for this one."""
+        with self._begin() as db:
+            ours = commitment_table.c.transaction_uid == report.transaction_uid
+            row = db.execute(sa.select(commitment_table).where(ours)).mappings().first()
+            if row is None:
+                return False
+            if row["reported_at"] is None:  # else it is told again
+                values = {
+                    "reported_at": now,
+                    "reported_by": calling_ae,
+                    "committed": [list(each) for each in report.committed],
+                    "failed": [list(each) for each in report.failed],
+                }
+                db.execute(sa.update(commitment_table).where(ours).values(**values))
+                job = _job(db.execute(sa.select(job_table).where(job_table.c.id == row["job"])).mappings().one())
+                said = f"{len(report.committed)} objects committed, {len(report.failed)} not"
+                self._note(db, job.series_uid, now, "committed", f"{_name(job)}: {said}")
+                self._heed(db, job)
+            return True
+
+    def _heed(self, db: sa.Connection, job: Job) -> None:
+        """A confirm job that a report has come for runs again, unless it runs now and looks for itself."""
+        news = sa.exists().where(
+            commitment_table.c.job == job.id,
+            commitment_table.c.reported_at.is_not(None),
+            commitment_table.c.heeded.is_(False),
+        )
+        db.execute(
+            sa.update(job_table)
+            .where(job_table.c.id == job.id, job_table.c.kind == "confirm", job_table.c.state != "running", news)
+            .values(
+                state="queued",
+                generation=job_table.c.generation + 1,
+                attempt=1,
+                crashes=0,
+                not_before=None,
+                finished_at=None,
+                reason="a storage commitment report has come",
+            )
+        )
+
+    def commitment_asked(self, request: CommitmentRequest, job: Job, now: datetime) -> None:
+        """A sender wants to know what we keep: its request, and the job that will report."""
+        with self._begin() as db:
+            values = {"wanted": [list(each) for each in request.wanted], "asked_at": now, "reported_at": None}
+            db.execute(
+                self._insert(commitment_request_table)
+                .values(calling_ae=request.calling_ae, transaction_uid=request.transaction_uid, **values)
+                .on_conflict_do_update(index_elements=["calling_ae", "transaction_uid"], set_=values)
+            )
+            self._add_job(db, job)
+            text = f"{request.calling_ae} asked for storage commitment of {len(request.wanted)} instances"
+            self._note(db, job.series_uid, now, "commitment asked", text)
+
+    def unreported(self, calling_ae: str, transaction_uid: str) -> CommitmentRequest | None:
+        """A sender's request that it has no report on yet."""
+        with self._begin() as db:
+            row = (
+                db.execute(
+                    sa.select(commitment_request_table).where(
+                        commitment_request_table.c.calling_ae == calling_ae,
+                        commitment_request_table.c.transaction_uid == transaction_uid,
+                        commitment_request_table.c.reported_at.is_(None),
+                    )
+                )
+                .mappings()
+                .first()
+            )
+            if row is None:
+                return None
+            return CommitmentRequest(transaction_uid, calling_ae, tuple((c, i) for c, i in row["wanted"]))
+
+    def reported(self, request: CommitmentRequest, now: datetime) -> None:
+        """The sender has our report."""
+        with self._begin() as db:
+            db.execute(
+                sa.update(commitment_request_table)
+                .where(
+                    commitment_request_table.c.calling_ae == request.calling_ae,
+                    commitment_request_table.c.transaction_uid == request.transaction_uid,
+                )
+                .values(reported_at=now)
+            )
+
+    def kept(self, sop_instance_uids: Sequence[str]) -> list[Instance]:
+        """Those of these instances that we took in."""
+        kept: list[Instance] = []
+        with self._begin() as db:
+            for start in range(0, len(sop_instance_uids), 500):  # SQLite takes 999 parameters, if it is old
+                rows = db.execute(
+                    sa.select(instance_table).where(
+                        instance_table.c.sop_instance_uid.in_(sop_instance_uids[start : start + 500])
+                    )
+                ).mappings()
+                kept += [Instance(**{**row, "path": Path(row["path"])}) for row in rows]
+        return kept
+
+    def arrival_counts(self) -> list[tuple[str, str, str, int]]:
+        """(destination, "yes" | "no" | "not proven", how, number) of what is known about arrivals, for /metrics."""
+        words = {True: "yes", False: "no", None: "not proven"}
+        kinds = arrival_table.c.destination, arrival_table.c.arrived, arrival_table.c.how
+        with self._begin() as db:
+            rows = db.execute(sa.select(*kinds, sa.func.count()).group_by(*kinds)).all()
+            return [(destination, words[arrived], how, number) for destination, arrived, how, number in rows]
 
     # ---------------------------------------------------------------- what destinations accept
 
@@ -907,6 +1124,11 @@ class Ledger:
                 }
                 for edition in db.execute(sa.select(edition_table).where(edition_table.c.job.in_(ids))).mappings()
             }
+            arrivals = (
+                db.execute(sa.select(arrival_table).where(arrival_table.c.job.in_(ids)).order_by(arrival_table.c.id))
+                .mappings()
+                .all()
+            )
             events = (
                 db.execute(
                     sa.select(event_table).where(event_table.c.series_uid == series_uid).order_by(event_table.c.id)
@@ -926,7 +1148,9 @@ class Ledger:
                 if verdict
                 else None,
                 "rules": row["rules"] or [],
-                "jobs": [{**_job_facts(job, results, receipts), "edition": editions.get(job["id"])} for job in jobs],
+                "jobs": [
+                    {**_job_facts(job, results, receipts, arrivals), "edition": editions.get(job["id"])} for job in jobs
+                ],
                 "timeline": [
                     {"at": _iso(event["at"]), "event": event["event"], "text": event["text"]} for event in events
                 ],
@@ -943,8 +1167,10 @@ class Ledger:
             ).all()
             return {
                 "series": dict(tuple(row) for row in series),
-                "infer": dict.fromkeys(JOB_STATES, 0) | {s: n for kind, s, n in jobs if kind == "infer"},
-                "send": dict.fromkeys(JOB_STATES, 0) | {s: n for kind, s, n in jobs if kind == "send"},
+                **{
+                    each: dict.fromkeys(JOB_STATES, 0) | {s: n for kind, s, n in jobs if kind == each}
+                    for each in JOB_KINDS
+                },
             }
 
 
@@ -1013,6 +1239,14 @@ def _objects(rows: Iterable[Mapping[str, str]]) -> tuple[Result, ...]:
     )
 
 
+def _commitment(row: Any) -> Commitment:
+    report = None
+    if row["reported_at"] is not None:
+        committed, failed = ([tuple(each) for each in row[name]] for name in ("committed", "failed"))
+        report = CommitmentReport(row["transaction_uid"], tuple(committed), tuple(failed))
+    return Commitment(row["transaction_uid"], row["accepted_at"], row["over"], row["again"], report)
+
+
 def _name(job: Job) -> str:
     return f"{job.kind} {job.pipeline}" + (f" to {job.destination}" if job.destination else "")
 
@@ -1048,7 +1282,8 @@ def _summary(row: Any, jobs: Iterable[Any]) -> dict[str, Any]:
     }
 
 
-def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any]) -> dict[str, Any]:
+def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arrivals: Iterable[Any]) -> dict[str, Any]:
+    latest = {a["sop_instance_uid"]: a for a in arrivals if a["job"] == job["id"]}
     plain = (
         "id", "kind", "pipeline", "route", "destination", "revision", "state", "priority", "reason",
         "progress", "progress_text", "warnings", "facts",
@@ -1073,5 +1308,9 @@ def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any]) -> dic
             }
             for r in receipts
             if r["job"] == job["id"]
+        ],
+        "arrivals": [
+            {**{name: a[name] for name in ("sop_instance_uid", "arrived", "how", "text")}, "at": _iso(a["at"])}
+            for a in latest.values()
         ],
     }

@@ -34,10 +34,14 @@ from pacs_node import __version__, observe, priors
 from pacs_node.assemble.evidence import expected_count
 from pacs_node.assemble.geometry import judge
 from pacs_node.assemble.series import Close, decide
+from pacs_node.commitment import judged
+from pacs_node.confirm import Witness
+from pacs_node.deliver.arrival import DimseWitness, sent_objects
 from pacs_node.deliver.destination import Destination
 from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
+from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
 from pacs_node.encode import REJECTION_NOTE, ResultForms, encode_not_run, encode_results
 from pacs_node.errors import AlreadyRunning, GiveUp, LedgerUnavailable, Refused, TryAgain
 from pacs_node.flow import Flow, Patience, RouteMatch
@@ -45,11 +49,14 @@ from pacs_node.infer import Inference
 from pacs_node.jobs import Engine
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop, describe
+from pacs_node.receive.commitment import CommitmentService, bring_report
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
 from pacs_node.records import (
     Answer,
     AssociationEnd,
+    CommitmentReport,
+    CommitmentRequest,
     Edition,
     Instance,
     Job,
@@ -57,6 +64,7 @@ from pacs_node.records import (
     Package,
     Receipt,
     Result,
+    Sent,
     Verdict,
 )
 from pacs_node.route import Rule, route
@@ -78,13 +86,15 @@ class JoinedRooms:
     """The rooms of `flow.Rooms`, joined to the settings."""
 
     def __init__(self, config: Config, ledger: Ledger, now: Callable[[], datetime]) -> None:
-        self.config, self.now = config, now
+        self.config, self.ledger, self.now = config, ledger, now
         self.rules = [
             Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors) for r in config.routes
         ]
         self.destinations = {
             peer.name: _destination(config, peer.name, ledger) for peer in config.peers if peer.reachable
         }
+        witnesses = {peer.name: _witness(config, peer) for peer in config.peers if peer.reachable}
+        self.witnesses = {name: witness for name, witness in witnesses.items() if witness is not None}
         self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
         self.results = config.node.data_dir / "results"
         self.rejected = config.node.data_dir / "rejected"
@@ -198,6 +208,33 @@ class JoinedRooms:
     def _wants_note(self, name: str) -> bool:
         return any(peer.name == name and peer.reject_replaced for peer in self.config.peers)
 
+    def witness(self, destination: str) -> Witness | None:
+        return self.witnesses.get(destination)
+
+    def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]:
+        # with their neighbours: what was sent instead of a result lies beside it
+        folders = sorted({path.parent for path in paths})
+        return sent_objects([*paths, *(file for folder in folders for file in sorted(folder.rglob("*.dcm")))], stored)
+
+    def judge_commitment(self, request: CommitmentRequest) -> CommitmentReport:
+        """What of it we hold durably: the row is committed and the file is there."""
+        kept = self.ledger.kept([uid for _, uid in request.wanted])
+        held = {each.sop_instance_uid: each.sop_class_uid for each in kept if each.path.is_file()}
+        return judged(request.transaction_uid, request.wanted, held)
+
+    def report(self, calling_ae: str, report: CommitmentReport) -> None:
+        peer = next((p for p in self.config.peers if p.ae_title == calling_ae and p.host and p.port), None)
+        if peer is None or peer.host is None or peer.port is None:
+            raise GiveUp(f"the settings have no host and port for {calling_ae}, so its report cannot be brought to it")
+        bring_report(
+            report,
+            our_ae=self.config.node.ae_title,
+            their_ae=calling_ae,
+            host=peer.host,
+            port=peer.port,
+            timeout_s=self.config.receive.dimse_timeout_s,
+        )
+
 
 def _variant(job: Job) -> str:
     asked = dict(job.options) | ({"priors": job.priors} if job.priors else {})
@@ -225,15 +262,19 @@ class Node:
             self.ledger,
             self.rooms,
             {
-                "infer": Patience(
-                    config.jobs.send_backoff_s, config.jobs.send_backoff_max_s, config.jobs.infer_attempts
-                ),
-                "send": Patience(config.jobs.send_backoff_s, config.jobs.send_backoff_max_s, config.jobs.max_attempts),
+                kind: Patience(config.jobs.send_backoff_s, config.jobs.send_backoff_max_s, attempts)
+                for kind, attempts in (
+                    ("infer", config.jobs.infer_attempts),
+                    ("send", config.jobs.max_attempts),
+                    ("confirm", config.jobs.confirm_attempts),
+                    ("report", config.jobs.confirm_attempts),
+                )
             },
             poison_limit=config.jobs.poison_limit,
             now=now,
             dice=random.Random(),
             executor=self.executor,
+            await_report_s=config.jobs.await_report_s,
             at=at,
         )
         self.spool = Spool(data_dir / "spool", config.receive.keep_free_gb)
@@ -300,13 +341,23 @@ class Node:
             host=node.dicom_host,
             port=node.dicom_port,
             allowed=frozenset(peer.ae_title for peer in self.config.peers if peer.may_send and peer.ae_title),
+            reporters=frozenset(peer.ae_title for peer in self.config.peers if peer.host and peer.ae_title),
             max_associations=receive.max_associations,
             max_pdu=receive.max_pdu,
             network_timeout_s=receive.network_timeout_s,
             acse_timeout_s=receive.acse_timeout_s,
             dimse_timeout_s=receive.dimse_timeout_s,
         )
-        self.listener = Listener(settings, self.spool, self.flow.stored, self._sender_left, observe.audit, self.now)
+        commitment = CommitmentService(
+            on_request=self._commitment_asked,
+            judge=self.rooms.judge_commitment,
+            on_reported=lambda request: self.ledger.reported(request, self.now()),
+            on_report=self._commitment_reported,
+            audit=observe.audit,
+        )
+        self.listener = Listener(
+            settings, self.spool, self.flow.stored, self._sender_left, observe.audit, self.now, commitment
+        )
         self.listener.start()
 
     def _start_engine(self) -> None:
@@ -327,7 +378,9 @@ class Node:
         self.rooms.inference.warm([(route.pipeline, route.options) for route in self.config.routes])
 
     def _start_web(self) -> None:
-        collector = observe.LedgerCollector(self.ledger.counts, lambda: len(self._connected()), self.spool.root)
+        collector = observe.LedgerCollector(
+            self.ledger.counts, lambda: len(self._connected()), self.spool.root, self.ledger.arrival_counts
+        )
         app = create_app(NodeFacts(self), observe.registry(collector))
         node = self.config.node
         door = socket.create_server((node.web_host, node.web_port))  # here, so that a taken port stops start-up
@@ -353,6 +406,19 @@ class Node:
         self.flow.sender_left(end)
         self._assembler.wake()
 
+    def _commitment_asked(self, request: CommitmentRequest) -> None:
+        self.flow.commitment_asked(request)
+        self._wake()
+
+    def _commitment_reported(self, report: CommitmentReport, calling_ae: str) -> bool:
+        known = self.ledger.commitment_reported(report, calling_ae, self.now())
+        self._wake()
+        return known
+
+    def _wake(self) -> None:
+        if self.engine is not None:
+            self.engine.wake()
+
     def _assemble(self) -> None:
         if self.config.assemble.ask_peer:
             self._ask_peers()
@@ -368,8 +434,8 @@ class Node:
         if error is not None:
             log.error("series could not be judged", series=series.series_uid, error=describe(error))
             self.flow.set_aside(series, because, f"could not be judged: {type(error).__name__}, see the log")
-        elif closing.result() and self.engine is not None:
-            self.engine.wake()
+        elif closing.result():
+            self._wake()
 
     def _ask_peers(self) -> None:
         """How many images has the series? Asked beside the assembler, so that a dead peer holds nothing up."""
@@ -442,7 +508,9 @@ class NodeFacts:
             facts.append(
                 {
                     "name": peer.name,
-                    "where": "a folder" if peer.folder else f"{peer.ae_title} at {peer.host}:{peer.port}",
+                    "where": "a folder"
+                    if peer.folder
+                    else peer.dicomweb_url or f"{peer.ae_title} at {peer.host}:{peer.port}",
                     "segmentation": peer.segmentation,
                     "omit_empty_frames": peer.omit_empty_frames,
                     "key_objects": peer.key_objects,
@@ -464,8 +532,8 @@ class NodeFacts:
 
     def retry(self, job_id: str) -> bool:
         started = self.node.ledger.run_again(job_id, self.node.now())
-        if started and self.node.engine is not None:
-            self.node.engine.wake()
+        if started:
+            self.node._wake()
         return started
 
     def rerun(self, series_uid: str) -> str | None:
@@ -529,15 +597,42 @@ def _destination(config: Config, name: str, ledger: Ledger) -> Destination:
     forms = ResultForms(_profile(peer))
     if peer.folder is not None:
         return FolderDestination(name, peer.folder, forms)
+    if peer.dicomweb_url is not None:
+        return StowDestination(_web_peer(config, peer), forms)
+    return DimseDestination(_dicom_peer(config, peer), forms, LedgerMemory(ledger, peer, config.node.ae_title))
+
+
+def _witness(config: Config, peer: Peer) -> Witness | None:
+    """Whom to ask whether results arrived; None: nobody is asked."""
+    if peer.folder is not None or peer.confirm == "none":
+        return None
+    if peer.dicomweb_url is not None:
+        return QidoWitness(_web_peer(config, peer))
+    ways = {"auto": (True, True), "commitment": (True, False), "query": (False, True)}
+    commits, queries = ways[peer.confirm]
+    return DimseWitness(_dicom_peer(config, peer), commits=commits, queries=queries)
+
+
+def _dicom_peer(config: Config, peer: Peer) -> DicomPeer:
     assert peer.ae_title is not None  # the settings promise all three of a peer that is reachable
     assert peer.host is not None
     assert peer.port is not None
-    return DimseDestination(
-        DicomPeer(
-            name, peer.ae_title, peer.host, peer.port, config.node.ae_title, timeout_s=config.receive.dimse_timeout_s
-        ),
-        forms,
-        LedgerMemory(ledger, peer, config.node.ae_title),
+    return DicomPeer(
+        peer.name, peer.ae_title, peer.host, peer.port, config.node.ae_title, timeout_s=config.receive.dimse_timeout_s
+    )
+
+
+def _web_peer(config: Config, peer: Peer) -> WebPeer:
+    assert peer.dicomweb_url is not None
+    return WebPeer(
+        peer.name,
+        peer.dicomweb_url,
+        config.receive.dimse_timeout_s,
+        token=peer.dicomweb_token.get_secret_value() if peer.dicomweb_token else None,
+        user=peer.dicomweb_user,
+        password=peer.dicomweb_password.get_secret_value() if peer.dicomweb_password else None,
+        verify=peer.dicomweb_verify,
+        ca_file=peer.dicomweb_ca,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 log = structlog.get_logger()
@@ -43,9 +43,13 @@ class LedgerCollector(Collector):
     """Figures read from the ledger at the moment they are asked for: nothing to keep in step."""
 
     def __init__(
-        self, counts: Callable[[], dict[str, dict[str, int]]], connected: Callable[[], int], spool: Path
+        self,
+        counts: Callable[[], dict[str, dict[str, int]]],
+        connected: Callable[[], int],
+        spool: Path,
+        arrivals: Callable[[], list[tuple[str, str, str, int]]],
     ) -> None:
-        self.counts, self.connected, self.spool = counts, connected, spool
+        self.counts, self.connected, self.spool, self.arrivals = counts, connected, spool, arrivals
 
     def collect(self) -> Iterator[Metric]:
         counts = self.counts()
@@ -54,10 +58,18 @@ class LedgerCollector(Collector):
             series.add_metric([state], number)
         yield series
         jobs = GaugeMetricFamily("pacs_node_jobs", "Jobs by kind and state", labels=["kind", "state"])
-        for kind in ("infer", "send"):
+        for kind in counts.keys() - {"series"}:
             for state, number in counts[kind].items():
                 jobs.add_metric([kind, state], number)
         yield jobs
+        arrivals = CounterMetricFamily(
+            "pacs_node_arrivals",
+            "Objects that a destination was asked about: arrived (yes, no, not proven), and how that is known",
+            labels=["destination", "arrived", "how"],
+        )
+        for destination, arrived, how, number in self.arrivals():
+            arrivals.add_metric([destination, arrived, how], number)
+        yield arrivals
         yield GaugeMetricFamily("pacs_node_associations", "Open associations", value=self.connected())
         yield GaugeMetricFamily("pacs_node_free_bytes", "Free bytes where images are kept", value=_free(self.spool))
 

@@ -123,7 +123,11 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Job:
-    """One unit of durable work: run a pipeline over a series, or send its results to one destination."""
+    """One unit of durable work, by kind.
+
+    infer: run a pipeline over a series. send: bring its results to one destination. confirm: prove that they arrived.
+    report: tell the sender whose AE title is `destination` which of its instances we keep.
+    """
 
     id: str
     kind: str
@@ -180,3 +184,57 @@ class Edition:
     replaces: tuple[Result, ...] = ()  # earlier objects that are void from now on
     objects: tuple[Result, ...] = ()
     left_for: frozenset[str] = frozenset()  # destinations that hold it, or may hold it
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One object that a destination says it has stored."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Whether one object is at its destination, and how that is known."""
+
+    sop_instance_uid: str
+    arrived: bool | None  # None: nothing proves it, and nothing speaks against it
+    how: str  # "storage commitment", "C-FIND", "QIDO-RS"; "" when nothing does
+    text: str  # "arrived: storage commitment", "not proven: ..."
+    at: datetime
+
+
+@dataclass(frozen=True)
+class CommitmentRequest:
+    """A peer asks whether we keep these instances: N-ACTION, PS3.4 J.3.2."""
+
+    transaction_uid: str
+    calling_ae: str
+    wanted: tuple[tuple[str, str], ...]  # (SOP Class UID, SOP Instance UID)
+
+
+@dataclass(frozen=True)
+class CommitmentReport:
+    """The answer to a storage commitment request: N-EVENT-REPORT, PS3.4 J.3.3."""
+
+    transaction_uid: str
+    committed: tuple[tuple[str, str], ...]  # (SOP Class UID, SOP Instance UID)
+    failed: tuple[tuple[str, str, int], ...] = ()  # and the Failure Reason (0008,1197)
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """One storage commitment that we asked a destination for."""
+
+    transaction_uid: str
+    accepted_at: datetime | None = None  # when the peer answered our N-ACTION with success
+    over: str = ""  # why no report is awaited (any more); a late one is taken all the same
+    again: bool = False  # an operator wants another one to be asked for
+    report: CommitmentReport | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.report is None and not self.over

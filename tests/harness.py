@@ -21,6 +21,7 @@ import pydicom
 import pytest
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from pacs_node.receive.accept import TRANSFER_SYNTAXES
 
@@ -196,11 +197,17 @@ def storescu(
 
 
 class Receiver:
-    """A PACS of pynetdicom that keeps every object it is sent, each time it is sent."""
+    """A PACS of pynetdicom that keeps every object it is sent, each time it is sent.
 
-    def __init__(self, aet: str = "PACS", port: int | None = None, refuse: frozenset[str] = frozenset()) -> None:
+    commits: it also answers for what it keeps, on the association on which it is asked for storage commitment.
+    """
+
+    def __init__(
+        self, aet: str = "PACS", port: int | None = None, refuse: frozenset[str] = frozenset(), *, commits: bool = False
+    ) -> None:
         self.aet, self.port = aet, port or free_port()
         self.arrivals: list[pydicom.Dataset] = []
+        self.asked: list[str] = []  # the Transaction UID of every request for storage commitment
         self._lock = threading.Lock()
         ae = AE(aet)
         ae.supported_contexts = [
@@ -208,12 +215,16 @@ class Receiver:
             for context in AllStoragePresentationContexts
             if context.abstract_syntax not in refuse
         ]
+        if commits:
+            ae.add_supported_context(StorageCommitmentPushModel)
         self._ae = ae
         self._server: Any = None
 
     def start(self) -> Receiver:
         self._server = self._ae.start_server(
-            ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+            ("127.0.0.1", self.port),
+            block=False,
+            evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_N_ACTION, self._commit)],
         )
         return self
 
@@ -223,6 +234,28 @@ class Receiver:
         with self._lock:
             self.arrivals.append(dataset)
         return 0x0000
+
+    def _commit(self, event: evt.Event) -> tuple[int, None]:
+        asked = event.action_information
+        with self._lock:
+            self.asked.append(asked.TransactionUID)
+            held = {d.SOPInstanceUID for d in self.arrivals}
+        report = pydicom.Dataset()
+        report.TransactionUID = asked.TransactionUID
+        report.ReferencedSOPSequence = [i for i in asked.ReferencedSOPSequence if i.ReferencedSOPInstanceUID in held]
+        report.FailedSOPSequence = [i for i in asked.ReferencedSOPSequence if i.ReferencedSOPInstanceUID not in held]
+        for item in report.FailedSOPSequence:
+            item.FailureReason = 0x0112
+        kind = 2 if report.FailedSOPSequence else 1
+        if not report.FailedSOPSequence:
+            del report.FailedSOPSequence
+
+        def tell() -> None:
+            if event.assoc.is_established:
+                event.assoc.send_n_event_report(report, kind, StorageCommitmentPushModel, "1.2.840.10008.1.20.1.1")
+
+        threading.Timer(0.1, tell).start()  # once the response is out
+        return 0x0000, None
 
     def stop(self) -> None:
         if self._server is not None:

@@ -171,3 +171,20 @@ def outcome_of(status: int) -> tuple[Outcome, str]:
     if 0xB000 <= status <= 0xBFFF:  # Warning: PS3.7 C.3
         return Outcome.CHANGED, "a warning that PS3.4 does not list"
     return Outcome.AGAIN, "a failure that PS3.4 does not list"
+
+
+def first_possible(
+    forms: Forms, package: Package, choice: Choice, sent: Mapping[Path, Sequence[Path]]
+) -> tuple[tuple[Path, ...], str]:
+    """For what takes everything: the files of the best form that can be made, and the words of why not a better."""
+    while choice.left:
+        form = choice.left[0]
+        try:
+            prepared = forms.prepare(package, choice.offer, form, sent)
+        except GiveUp as error:
+            choice.cannot_be(form, str(error))
+            continue
+        return tuple(prepared.paths), choice.in_place_of(form, prepared.note)
+    if choice.offer.optional:
+        return (), ""
+    raise Undeliverable(choice.refusal())

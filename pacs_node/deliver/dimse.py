@@ -366,7 +366,9 @@ def _why_not_accepted(association: Association) -> dict[Context, str]:
 
 
 @contextmanager
-def _association(peer: Peer, contexts: set[Context]) -> Iterator[Association]:
+def _association(
+    peer: Peer, contexts: set[Context], handlers: Sequence[evt.EventHandlerType] = ()
+) -> Iterator[Association]:
     """An association with the presentation contexts (SOP class, transfer syntax), released at the end.
 
     Raises Deferred or Undeliverable when it does not come about.
@@ -386,7 +388,7 @@ def _association(peer: Peer, contexts: set[Context]) -> Iterator[Association]:
         contexts=[build_context(sop_class, [syntax]) for sop_class, syntax in sorted(contexts)],
         ae_title=peer.ae_title,
         max_pdu=MAX_PDU,
-        evt_handlers=[(evt.EVT_CONN_OPEN, on_connection)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, on_connection), *handlers],
     )
     if not association.is_established:
         if not connected.is_set():

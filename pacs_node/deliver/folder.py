@@ -12,8 +12,7 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from pacs_node.deliver.destination import AsTheyAre, Choice, Deferred, Forms, Now, Undeliverable
-from pacs_node.errors import GiveUp
+from pacs_node.deliver.destination import AsTheyAre, Choice, Deferred, Forms, Now, Undeliverable, first_possible
 from pacs_node.records import Package, Receipt
 
 NEEDED = ["SOPInstanceUID", "StudyInstanceUID", "Modality"]
@@ -37,7 +36,7 @@ class FolderDestination:
         sent: dict[Path, tuple[Path, ...]] = {}
         try:
             for offer in self.forms.offers(package):
-                paths, instead = self._first_possible(package, Choice(offer), sent)
+                paths, instead = first_possible(self.forms, package, Choice(offer), sent)
                 sent[offer.path] = paths
                 receipts += [self._copy(path, instead, now) for path in paths]
         except Undeliverable as error:
@@ -45,22 +44,6 @@ class FolderDestination:
         except OSError as error:
             raise Deferred(f"cannot write to {self.root}: {error.strerror}", receipts) from error
         return receipts
-
-    def _first_possible(
-        self, package: Package, choice: Choice, sent: dict[Path, tuple[Path, ...]]
-    ) -> tuple[tuple[Path, ...], str]:
-        """A folder takes everything: the files of the best form that can be made, and the words of why not a better."""
-        while choice.left:
-            form = choice.left[0]
-            try:
-                prepared = self.forms.prepare(package, choice.offer, form, sent)
-            except GiveUp as error:
-                choice.cannot_be(form, str(error))
-                continue
-            return prepared.paths, choice.in_place_of(form, prepared.note)
-        if choice.offer.optional:
-            return (), ""
-        raise Undeliverable(choice.refusal())
 
     def _copy(self, path: Path, instead: str, now: Now) -> Receipt:
         """Raises Undeliverable, OSError."""

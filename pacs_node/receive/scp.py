@@ -1,4 +1,4 @@
-"""The DICOM listener: C-ECHO and C-STORE over pynetdicom."""
+"""The DICOM listener: C-ECHO, C-STORE and storage commitment over pynetdicom."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+from pacs_node.commitment import PUSH_MODEL
+from pacs_node.commitment import TRANSFER_SYNTAXES as COMMITMENT_SYNTAXES
 from pacs_node.errors import NodeError, ReceiveError, SpoolFull, WrongSopClass
 from pacs_node.receive.accept import (
     STORAGE_SOP_CLASSES,
@@ -42,6 +44,7 @@ from pacs_node.receive.accept import (
     preferred,
     why_no_room,
 )
+from pacs_node.receive.commitment import CommitmentService, CommittingAssociation
 from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.receive.spool import Arrival, Fate, Spool
 from pacs_node.records import AssociationEnd, Instance
@@ -65,6 +68,7 @@ class ListenerSettings:
     host: str
     port: int  # 0: any free one, see Listener.port
     allowed: frozenset[str]  # calling AE titles that may send
+    reporters: frozenset[str] = frozenset()  # those that may only report on storage commitments we asked for
     max_associations: int = 20
     max_pdu: int = 1 << 20  # bytes; a 512 x 512 CT image in one P-DATA-TF
     network_timeout_s: float = 60  # of silence on an open association, and for one PDU to come in whole
@@ -77,7 +81,7 @@ class Listener:
 
     on_stored: called with each instance that is durable in the spool, again for one sent again: it must be idempotent.
     A NodeError from it is answered as a failure. on_association_end: after the last on_stored of that association.
-    audit: name of the event and its facts, no patient values. now: UTC, aware.
+    audit: name of the event and its facts, no patient values. now: UTC, aware. commitment: None: not offered.
     """
 
     def __init__(
@@ -88,9 +92,12 @@ class Listener:
         on_association_end: Callable[[AssociationEnd], None],
         audit: Callable[[str, Mapping[str, Any]], None],
         now: Callable[[], datetime],
+        commitment: CommitmentService | None = None,
     ) -> None:
         self.settings = settings
+        self.commitment = commitment
         self._callers = Callers(settings.ae_title, settings.allowed)
+        self._reporters = Callers(settings.ae_title, settings.allowed | settings.reporters)
         self._spool = spool
         self._on_stored = on_stored
         self._on_association_end = on_association_end
@@ -145,13 +152,17 @@ class Listener:
         association = event.assoc
         request = cast(A_ASSOCIATE, association.requestor.primitive)
         calling, called = str(request.calling_ae_title).strip(), str(request.called_ae_title).strip()
+        proposed = {str(context.abstract_syntax) for context in request.presentation_context_definition_list}
+        reports = self.commitment is not None and PUSH_MODEL in proposed
         with self._change:
-            rejection = self._callers.why_rejected(calling, called) or why_no_room(
+            rejection = (self._reporters if reports else self._callers).why_rejected(calling, called) or why_no_room(
                 len(self._open), self.settings.max_associations, self._draining
             )
             if rejection is None:
                 self._open[association] = _Sender(f"{self._began}-{next(self._serial)}", calling)
-                association.acceptor.supported_contexts = _supported(request)
+                offered = set(STORAGE_SOP_CLASSES) if calling in self.settings.allowed else set()
+                offered |= {VERIFICATION, PUSH_MODEL} if reports else {VERIFICATION}
+                association.acceptor.supported_contexts = _supported(request, offered)
                 return
         association.acse.send_reject(rejection.result, rejection.source, rejection.reason)
         association.kill()  # returns when the rejection is on the wire
@@ -274,7 +285,7 @@ class _Handler(RequestHandler):
     def _create_association(self) -> Association:
         """As the base does, but with our upper layer."""
         ae, listener = self.server.ae, self.server.listener
-        association = Association(ae, MODE_ACCEPTOR)
+        association = CommittingAssociation(ae, MODE_ACCEPTOR)
         association.dul, association.dimse = _UpperLayer(association), _Messages(association)
         association.acse_timeout, association.network_timeout = ae.acse_timeout, ae.network_timeout  # its timers
         association._server = self.server
@@ -287,6 +298,9 @@ class _Handler(RequestHandler):
         association.requestor.address_info = self.remote
         association.bind(evt.EVT_REQUESTED, listener.requested)
         association.bind(evt.EVT_C_STORE, listener.store)
+        if listener.commitment is not None:
+            association.bind(evt.EVT_N_ACTION, listener.commitment.asked)
+            association.bind(evt.EVT_N_EVENT_REPORT, listener.commitment.told)
         return association
 
 
@@ -349,7 +363,7 @@ class _Messages(DIMSEServiceProvider):
 
     def get_msg(self, block: bool = False) -> Any:
         try:
-            return self.msg_queue.get(timeout=LOOK_ROUND_S)
+            return self.msg_queue.get(timeout=self.dimse_timeout if block else LOOK_ROUND_S)
         except queue.Empty:
             return None, None
 
@@ -413,16 +427,21 @@ def _application_entity(settings: ListenerSettings) -> AE:
     return ae
 
 
-def _supported(request: A_ASSOCIATE) -> list[PresentationContext]:
-    """What we support of what is proposed, each SOP class with the transfer syntax to choose first in front."""
+def _supported(request: A_ASSOCIATE, offered: set[str]) -> list[PresentationContext]:
+    """What we offer of what is proposed, each SOP class with the transfer syntax to choose first in front."""
     proposed: dict[str, list[str]] = {}
     for context in request.presentation_context_definition_list:
         proposed.setdefault(str(context.abstract_syntax), []).extend(map(str, context.transfer_syntax))
-    return [
+    supported = [
         build_context(uid, preferred(syntaxes) or list(TRANSFER_SYNTAXES))
         for uid, syntaxes in proposed.items()
-        if uid in STORAGE_SOP_CLASSES or uid == VERIFICATION
+        if uid in offered and uid != PUSH_MODEL
     ]
+    if PUSH_MODEL in proposed and PUSH_MODEL in offered:
+        context = build_context(PUSH_MODEL, list(COMMITMENT_SYNTAXES))
+        context.scu_role = context.scp_role = True  # a destination that reports comes as SCP: PS3.4 J.3.3
+        supported.append(context)
+    return supported
 
 
 def _status(status: int, comment: str) -> Dataset:

@@ -43,6 +43,7 @@ class Views:
         self.pages = Jinja2Templates(directory=templates)
         self.pages.env.filters |= {
             "when": when,
+            "purpose": purpose,
             "class_name": class_name,
             "syntax_name": syntax_name,
             "tone": tone,
@@ -177,6 +178,14 @@ def _before(request: Request) -> datetime | None:
     if time.tzinfo is None:
         raise HTTPException(400, "before needs a time zone, such as +00:00")
     return time
+
+
+PURPOSES = {"send": "Send to {}", "confirm": "Did it arrive at {}?", "report": "Storage commitment for {}"}
+
+
+def purpose(job: Mapping[str, Any]) -> str:
+    """What a job does: the pipeline's name, "Send to pacs"."""
+    return PURPOSES[job["kind"]].format(job["destination"]) if job["kind"] in PURPOSES else str(job["pipeline"])
 
 
 def tone(state: str) -> str:

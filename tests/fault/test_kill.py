@@ -29,8 +29,8 @@ def impatient(pacs: Receiver, drain_s: float = 5) -> str:
 
 
 def test_killed_at_every_step_in_turn(tmp_path: Path) -> None:
-    """The node dies at one step while it works, is started again to die at the next, and so on: ten deaths in a row."""
-    with Receiver() as pacs:
+    """The node dies at one step while it works, is started again to die at the next, and so on: a dozen in a row."""
+    with Receiver(commits=True) as pacs:
         node = NodeProcess(tmp_path / "node", impatient(pacs))
         studies = [ultrasound_study(tmp_path / "images", seed=100 + number) for number in range(len(STEPS))]
         for step, file in zip(STEPS, studies, strict=True):
@@ -47,13 +47,17 @@ def test_killed_at_every_step_in_turn(tmp_path: Path) -> None:
                 storescu(node, file.path)
             for step, file in zip(STEPS, studies, strict=True):
                 facts = wait_for(lambda uid=file.series_uid: node.finished(uid), 120, f"'{step}' to end\n{node.log()}")
-                assert [job["state"] for job in facts["jobs"]] == ["done", "done"], step
+                assert [job["state"] for job in facts["jobs"]] == ["done"] * 3, step
+                assert facts["jobs"][-1]["reason"] == "arrived: storage commitment"
                 arrived_once(pacs, facts)
+        # one request for each study, under one UID; asked again only where the node died before it knew it had asked
+        assert len(set(pacs.asked)) == len(STEPS)
+        assert len(pacs.asked) <= 2 * len(STEPS)
 
 
 def test_stopped_while_it_works(tmp_path: Path) -> None:
     """SIGTERM in the middle of an inference: exit 0, and the next start finishes the job as if nothing had been."""
-    with Receiver() as pacs:
+    with Receiver(commits=True) as pacs:
         node = NodeProcess(tmp_path / "node", impatient(pacs, drain_s=0.2))
         file = ultrasound_study(tmp_path / "images", seed=90)
         node.start()
@@ -67,8 +71,8 @@ def test_stopped_while_it_works(tmp_path: Path) -> None:
         assert node.terminate() == 0
         with node.start():
             facts = wait_for(lambda: node.finished(file.series_uid), 120, f"results\n{node.log()}")
-            assert [job["state"] for job in facts["jobs"]] == ["done", "done"]
-            assert [job["attempts"] for job in facts["jobs"]] == [1, 1]
+            assert [job["state"] for job in facts["jobs"]] == ["done"] * 3
+            assert [job["attempts"] for job in facts["jobs"]] == [1] * 3
             arrived_once(pacs, facts)
 
 

@@ -42,7 +42,8 @@ class Hospital:
         header = pydicom.dcmread(next(images.rglob("*.dcm")), stop_before_pixels=True)
         storescu(self.pacs, images)  # a modality stores to the PACS; what happens then is the PACS's doing
         facts = wait_for(lambda: self.node.finished(header.SeriesInstanceUID), seconds, f"results\n{self.node.log()}")
-        assert [job["state"] for job in facts["jobs"]] == ["done", "done"], facts
+        assert [job["state"] for job in facts["jobs"]] == ["done"] * 3, facts
+        assert facts["jobs"][-1]["reason"] == "arrived: storage commitment"
         study = header.StudyInstanceUID
         segs = [d for d in self.pacs.instances("SEG") if d.StudyInstanceUID == study]
         [sr] = [d for d in self.pacs.instances("SR") if d.StudyInstanceUID == study]

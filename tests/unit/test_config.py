@@ -85,6 +85,7 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         settings.node.ae_title = "OTHER"  # type: ignore[misc]
 
 
+WEB = '[[peer]]\nname = "w"\ndicomweb_url = "https://archive.example/dicom-web"\n'
 PEER = '[[peer]]\nname = "a"\nae_title = "A"\nhost = "h"\nport = 104\nmay_send = true\n'
 ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
 
@@ -123,7 +124,10 @@ ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
         ("[jobs]\nsend_backoff_max_s = 1.0", "node.toml:1: [jobs]: send_backoff_max_s must not be less than"),
         ("[jobs]\nlease_s = 6.0", "node.toml:1: [jobs]: lease_s must be at least twice sweep_s"),
         ('[[peer]]\nae_title = "A"', "node.toml:1: [[peer]] number 1 needs 'name'"),
-        ('[[peer]]\nname = "a"', "node.toml:1: [[peer]] 'a': needs an ae_title (a DICOM peer) or a folder"),
+        (
+            '[[peer]]\nname = "a"',
+            "node.toml:1: [[peer]] 'a': needs an ae_title (a DICOM peer), a dicomweb_url or a folder",
+        ),
         ('[[peer]]\nname = "a"\nae_title = "A"\nhost = "h"', "[[peer]] 'a': needs both host and port, or neither"),
         ('[[peer]]\nname = "a"\nae_title = "A"', "[[peer]] 'a': can neither be called"),
         ('[[peer]]\nname = "a"\nfolder = "f"\nport = 3', "[[peer]] 'a': a peer with a folder takes no ae_title"),
@@ -148,6 +152,19 @@ ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
             PEER.replace('host = "h"\nport = 104\n', "") + ROUTE + "match={}",
             "node.toml:8: [[route]] 'r': peer 'a' has no host and port, so nothing can be sent to it",
         ),
+        (WEB.replace("https://", "ftp://"), "'dicomweb_url' in [[peer]] 'w': needs http:// or https://, a host and"),
+        (WEB.replace("https://", "https://user:hush@"), "and neither user, query nor fragment"),
+        (WEB + 'dicomweb_token = "t"\ndicomweb_user = "u"\ndicomweb_password = "p"', "not both"),
+        (WEB + 'dicomweb_user = "u"', "needs both dicomweb_user and dicomweb_password, or neither"),
+        (WEB + 'dicomweb_verify = false\ndicomweb_ca = "ca.pem"', "dicomweb_ca is of no use with dicomweb_verify"),
+        (WEB + "may_send = true", "[[peer]] 'w': host, port and may_send need an ae_title"),
+        (WEB + 'confirm = "commitment"', "confirm = 'commitment' needs a peer that takes results by C-STORE"),
+        (WEB + 'folder = "f"', "a peer with a folder takes no ae_title, host, port, may_send or dicomweb_url"),
+        (PEER + 'dicomweb_token = "t"', "[[peer]] 'a': dicomweb_token needs a dicomweb_url"),
+        (
+            PEER + 'confirm = "yes"',
+            "'confirm' in [[peer]] 'a' must be 'auto', 'commitment', 'query' or 'none', not 'yes'",
+        ),
         (
             PEER + ROUTE + 'priors = "b"\nmatch={}',
             "node.toml:11: [[route]] 'r': no peer 'b'; there are a",
@@ -170,6 +187,19 @@ def test_what_is_wrong_is_said_with_file_line_and_key(tmp_path: Path, text: str,
     assert any(words in line for line in said(tmp_path, text)), said(tmp_path, text)
     with pytest.raises(config.ConfigError, match=re.escape(words)):
         config.load(tmp_path / "node.toml", pipeline_options())
+
+
+def test_a_secret_is_never_shown(tmp_path: Path) -> None:
+    for key in ("dicomweb_token", "dicomweb_password"):
+        shown = said(tmp_path, WEB + f"{key} = 774411")
+        assert any(f"'{key}' in [[peer]] 'w' must be a text in quotes, not what it is" in line for line in shown)
+        assert not any("774411" in line for line in shown)
+    text = WEB + 'dicomweb_user = "u"\ndicomweb_password = "hush-hush"\ndicomweb_ca = "ca.pem"'
+    (peer,) = config.load(written(tmp_path, text)).peers
+    assert "hush-hush" not in repr(peer)
+    assert peer.dicomweb_password is not None
+    assert peer.dicomweb_password.get_secret_value() == "hush-hush"
+    assert (peer.reachable, peer.dicomweb_ca) == (True, tmp_path / "ca.pem")
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,30 @@ def test_the_series_page_tells_the_whole_story(web: TestClient) -> None:
     assert re.findall(r'action="/api/jobs/([^/]+)/retry"', html) == ["job-send"]
 
 
+def test_the_series_page_says_what_arrived_and_how(web: TestClient, facts: InMemory) -> None:
+    words = {True: "arrived: storage commitment", False: "not there: C-FIND does not find it", None: "not proven: why"}
+    arrivals = [
+        {"sop_instance_uid": f"2.25.{n}", "arrived": arrived, "how": "", "text": text, "at": None}
+        for n, (arrived, text) in enumerate(words.items())
+    ]
+    facts.all[7]["jobs"] = [
+        job("confirm", destination="pacs", arrivals=arrivals),
+        job("report", destination="CT1", pipeline="storage commitment"),
+    ]
+    facts.all[54]["jobs"] = [{"pipeline": "lung-nodule", "kind": "confirm", "state": "done", "revision": 1}]
+    html = web.get("/series/1.2.826.7").text
+    for text in (
+        "Did it arrive at pacs?",
+        "Storage commitment for CT1",
+        "arrived storage commitment 2.25.0",
+        "not there C-FIND does not find it 2.25.1",
+        "not proven why 2.25.2",
+    ):
+        assert text in visible(html), text
+    assert [*re.findall(r'pill (good|bad|warn)">(?:arrived|not)', html)] == ["good", "bad", "warn"]
+    assert "confirm · done" in visible(web.get("/").text)
+
+
 def test_pages_renew_themselves_while_something_happens(web: TestClient, facts: InMemory) -> None:
     assert 'http-equiv="refresh"' in web.get("/series/1.2.826.7").text
     facts.all[7]["jobs"] = [job("infer")]

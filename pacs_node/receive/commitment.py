@@ -1,0 +1,160 @@
+"""Storage commitment at our door: senders ask what we keep, and destinations report on results. PS3.4 Annex J."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydicom.dataset import Dataset
+from pynetdicom import AE, build_role, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_ACTION
+from pynetdicom.presentation import build_context
+
+from pacs_node.commitment import (
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    REQUEST,
+    TRANSFER_SYNTAXES,
+    Malformed,
+    event_information,
+    read_report,
+    read_request,
+)
+from pacs_node.errors import NodeError, TryAgain
+from pacs_node.records import CommitmentReport, CommitmentRequest
+
+# PS3.7 Annex C
+SUCCESS = 0x0000
+NO_SUCH_INSTANCE = 0x0112
+INVALID_ARGUMENT = 0x0115
+NO_SUCH_ACTION = 0x0123
+RESOURCE_LIMITATION = 0x0213
+
+LONGEST_COMMENT = 64  # Error Comment is LO: PS3.7 C.4.2
+BEFORE_REPORT_S = 0.5  # a sender that will not wait for the report has released by then
+LOOK_ROUND_S = 0.02
+
+Answer = tuple[int | Dataset, None]
+
+
+@dataclass(frozen=True)
+class CommitmentService:
+    """Answers N-ACTION and N-EVENT-REPORT. What it is told is durable before it answers success.
+
+    on_request: keep the request; it is reported on, be it after a restart. judge: what of it we keep, as of now.
+    on_reported: the sender has the report. on_report: keep the report of a destination; False when nothing was asked.
+    """
+
+    on_request: Callable[[CommitmentRequest], None]
+    judge: Callable[[CommitmentRequest], CommitmentReport]
+    on_reported: Callable[[CommitmentRequest], None]
+    on_report: Callable[[CommitmentReport, str], bool]
+    audit: Callable[[str, Mapping[str, Any]], None]
+
+    def asked(self, event: evt.Event) -> Answer:
+        """Answer one N-ACTION. 0x0000 is a promise: a report will follow."""
+        if cast(N_ACTION, event.request).RequestedSOPInstanceUID != PUSH_MODEL_INSTANCE:
+            return _failure(NO_SUCH_INSTANCE, f"the one instance of this class is {PUSH_MODEL_INSTANCE}")
+        if event.action_type != REQUEST:
+            return _failure(NO_SUCH_ACTION, f"the one action of this class is {REQUEST}")
+        calling_ae = _calling_ae(event.assoc)
+        try:
+            transaction_uid, wanted = read_request(event.action_information)
+            request = CommitmentRequest(transaction_uid, calling_ae, wanted)
+            self.on_request(request)
+        except Malformed as error:
+            return _failure(INVALID_ARGUMENT, str(error))
+        except NodeError as error:
+            return _failure(RESOURCE_LIMITATION, str(error))
+        cast(CommittingAssociation, event.assoc).then = lambda: self._answer_here(event.assoc, request)
+        self.audit("commitment-asked", {"calling_ae": calling_ae, "instances": len(wanted)})
+        return SUCCESS, None
+
+    def told(self, event: evt.Event) -> Answer:
+        """Answer one N-EVENT-REPORT. 0x0000 is a promise: we shall not ask for this again."""
+        calling_ae = _calling_ae(event.assoc)
+        try:
+            report = read_report(event.event_information)
+            known = self.on_report(report, calling_ae)
+        except Malformed as error:
+            return _failure(INVALID_ARGUMENT, str(error))
+        except NodeError as error:
+            return _failure(RESOURCE_LIMITATION, str(error))
+        facts = {"calling_ae": calling_ae, "transaction_uid": report.transaction_uid, "known": known}
+        self.audit("commitment-reported", facts)
+        return (SUCCESS, None) if known else _failure(INVALID_ARGUMENT, "this Transaction UID is not one of ours")
+
+    def _answer_here(self, association: Association, request: CommitmentRequest) -> None:
+        """Report on the sender's own association while it is open and silent.
+
+        Otherwise, or when the sender does not answer, the report is brought on a new association: see bring_report.
+        """
+        deadline = time.monotonic() + BEFORE_REPORT_S
+        while time.monotonic() < deadline:
+            leaving = association.dul.peek_next_pdu() is not None or not association.dul.is_alive()
+            if leaving or not association.dimse.msg_queue.empty():
+                return
+            time.sleep(LOOK_ROUND_S)
+        if association.is_established and _report_on(association, self.judge(request)) == SUCCESS:
+            self.on_reported(request)
+
+
+class CommittingAssociation(Association):
+    """pynetdicom's association of an acceptor that has something to say of its own once it has answered a request."""
+
+    then: Callable[[], None] | None = None
+
+    def _serve_request(self, msg: Any, context_id: int) -> None:
+        super()._serve_request(msg, context_id)
+        then, self.then = self.then, None
+        if then is not None and self.is_established:
+            self._is_paused = True  # this is the reactor's own thread: what is sent now must not wait for it
+            then()
+            self._is_paused = False
+
+
+def bring_report(
+    report: CommitmentReport, *, our_ae: str, their_ae: str, host: str, port: int, timeout_s: float
+) -> None:
+    """Report to a sender on an association of our own, as SCP by role selection: PS3.4 J.3.3. Raises TryAgain."""
+    ae = AE(our_ae)
+    ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout_s
+    association = ae.associate(
+        host,
+        port,
+        contexts=[build_context(PUSH_MODEL, list(TRANSFER_SYNTAXES))],
+        ae_title=their_ae,
+        ext_neg=[build_role(PUSH_MODEL, scp_role=True)],
+    )
+    who = f"{their_ae} at {host}:{port}"
+    if not association.is_established:
+        raise TryAgain(f"{who} cannot be reached, or does not let us report a storage commitment")
+    try:
+        status = _report_on(association, report)
+    finally:
+        if association.is_established:
+            association.release()
+    if status != SUCCESS:
+        said = "did not answer" if status is None else f"answered 0x{status:04X} to"
+        raise TryAgain(f"{who} {said} the report of its storage commitment")
+
+
+def _report_on(association: Association, report: CommitmentReport) -> int | None:
+    """The status answered; None without an answer."""
+    event_type, told = event_information(report)
+    status, _ = association.send_n_event_report(told, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+    return status.get("Status")
+
+
+def _calling_ae(association: Association) -> str:
+    return str(association.requestor.ae_title).strip()
+
+
+def _failure(status: int, comment: str) -> Answer:
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = comment[:LONGEST_COMMENT]
+    return answer, None

@@ -1,0 +1,305 @@
+"""The story of an arrival, on a real ledger: what is asked, awaited, believed, and what a kill in between does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pacs_node.errors import NotOffered, TryAgain
+from pacs_node.flow import Flow, Patience
+from pacs_node.ledger import Ledger
+from pacs_node.records import (
+    CommitmentReport,
+    CommitmentRequest,
+    Instance,
+    Job,
+    Package,
+    Receipt,
+    Result,
+    Sent,
+    Verdict,
+)
+
+T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SEG, SR = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33"
+BOTH = ((SEG, "2.1"), (SR, "2.2"))
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Scripted:
+    """A destination whose answers a test writes down, and the rooms round it."""
+
+    def __init__(self) -> None:
+        self.commits = True
+        self.query: str | None = "C-FIND"
+        self.asked: list[str] = []  # Transaction UIDs
+        self.has = {"2.1", "2.2"}  # what a query finds
+        self.answer: object = None  # of ask_commitment: a report's two halves, None, or an error
+        self.silent = False  # finds nothing out
+
+    def witness(self, destination: str) -> Scripted | None:
+        return None if destination == "folder" else self
+
+    def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]:
+        classes = {uid: sop_class for sop_class, uid in BOTH}
+        return [Sent(classes[path.name], path.name, "1.8", "1.9") for path in paths if path.name in stored]
+
+    def ask_commitment(self, transaction_uid: str, sent: Sequence[Sent]) -> CommitmentReport | None:
+        self.asked.append(transaction_uid)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return None if self.answer is None else CommitmentReport(transaction_uid, *self.answer)
+
+    def find(self, sent: Sequence[Sent]) -> set[str]:
+        if self.silent:
+            raise NotOffered("pacs does not offer C-FIND")
+        return self.has & {each.sop_instance_uid for each in sent}
+
+    def deliver(self, destination: str, package: Package) -> list[Receipt]:
+        return [Receipt(path.name, True, 0, "0x0000 Success", T0) for path in package.paths]
+
+
+class Story:
+    def __init__(self, folder: Path) -> None:
+        self.clock = T0
+        self.rooms = Scripted()
+        self.kill_at: str | None = None
+        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+        self.ledger.migrate()
+        patience = dict.fromkeys(("infer", "send", "confirm", "report"), Patience(1, 1, 3))
+        self.flow = Flow(self.ledger, self.rooms, patience, poison_limit=9, now=lambda: self.clock,
+                         dice=random.Random(1), executor="w", await_report_s=100, at=self.at)  # fmt: skip
+
+    def at(self, step: str) -> None:
+        if step == self.kill_at:
+            self.kill_at = None
+            raise Killed
+
+    def sent(self, destination: str = "pacs") -> Job | None:
+        """One series has been inferred and sent; the job that follows."""
+        self.ledger.take_in(Instance("1.1", "c", "1.9", "1.8", "t", Path("/x"), "0", 1, T0, "a", "CT1"))
+        job = Job("j", "infer", "1.9", "1.8", 1, "breast-us", "r", 5, T0, (destination,))
+        self.ledger.close_series(
+            "1.9", arrived=1, because="quiet", modality="US", description="", verdict=Verdict(True, "fit"), rules=[],
+            jobs=[job], revision=1, now=T0,
+        )  # fmt: skip
+        self.ledger.begin(job, "w", T0)
+        results = [Result(uid, sop_class, Path("/r") / uid) for sop_class, uid in BOTH]
+        send = Job("s", "send", "1.9", "1.8", 1, "breast-us", "r", 5, T0, destination=destination, parent="j")
+        self.ledger.finish(job, "done", "2 findings", T0, results=results, follow_up=[send])
+        self.flow.run("s", 1, 1)
+        return next((job for job in self.ledger.open_jobs() if job.kind == "confirm"), None)
+
+    def run(self) -> dict:
+        """One attempt of the open confirm job, as the engine would make it."""
+        [job] = [job for job in self.ledger.open_jobs() if job.kind == "confirm"]
+        self.flow.run(job.id, job.generation, job.attempt)
+        return self.facts()
+
+    def facts(self) -> dict:
+        [job] = [job for job in self.ledger.series("1.9")["jobs"] if job["kind"] == "confirm"]
+        return job
+
+    def report(self, committed: tuple = BOTH, failed: tuple = ()) -> bool:
+        return self.ledger.commitment_reported(CommitmentReport(self.rooms.asked[0], committed, failed), "PACS", T0)
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    return Story(tmp_path)
+
+
+def arrived(facts: dict) -> list:
+    return [(each["sop_instance_uid"], each["arrived"], each["how"]) for each in facts["arrivals"]]
+
+
+def test_a_report_on_the_same_association_proves_it_at_once(story: Story) -> None:
+    story.sent()
+    story.rooms.answer = (BOTH,)
+    facts = story.run()
+    assert (facts["state"], facts["reason"]) == ("done", "arrived: storage commitment")
+    assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", True, "storage commitment")]
+    counts = story.ledger.arrival_counts()
+    assert counts == [("pacs", "yes", "storage commitment", 2)]
+
+
+def test_nobody_is_asked_about_a_folder(story: Story) -> None:
+    assert story.sent("folder") is None
+
+
+def test_a_later_report_wakes_the_job(story: Story) -> None:
+    story.sent()
+    facts = story.run()
+    assert facts["state"] == "waiting"
+    assert facts["not_before"].startswith("2026-01-02T03:05:45")  # accepted at T0, awaited for 100 s
+    assert facts["reason"] == "pacs was asked for storage commitment and will report"
+    assert story.report()
+    assert story.facts()["state"] == "queued"
+    assert story.run()["reason"] == "arrived: storage commitment"
+    assert len(story.rooms.asked) == 1
+
+
+def test_without_a_report_in_time_it_is_queried_and_a_late_one_still_counts(story: Story) -> None:
+    story.sent()
+    story.run()
+    story.clock += timedelta(seconds=101)
+    facts = story.run()
+    assert (facts["state"], facts["reason"]) == ("done", "arrived: found by C-FIND")
+    story.clock += timedelta(hours=5)
+    assert story.report()
+    assert story.run()["reason"] == "arrived: storage commitment"
+    assert len(story.rooms.asked) == 1
+
+
+def test_the_first_report_counts(story: Story) -> None:
+    """Told twice, it wakes nobody twice; a second one that says something else changes nothing."""
+    job = story.sent()
+    story.run()
+    assert story.report()
+    story.run()
+    assert story.report(committed=(), failed=((SR, "2.2", 0x0110),))
+    assert story.facts()["state"] == "done"
+    assert story.ledger.heed_commitments(job.id)[-1].report.committed == BOTH
+
+
+def test_a_report_nobody_asked_for_is_not_known(story: Story) -> None:
+    story.sent()
+    assert not story.ledger.commitment_reported(CommitmentReport("9.9", BOTH), "PACS", T0)
+
+
+@pytest.mark.parametrize("found", [set(), {"2.1", "2.2"}])
+def test_a_report_that_comes_while_the_job_ends_is_not_lost(story: Story, found: set[str]) -> None:
+    """The query has just been asked when the report is told: the job runs once more and believes the report."""
+    story.sent()
+    story.run()
+    story.clock += timedelta(seconds=101)
+    story.rooms.has = found
+    find = story.rooms.find
+
+    def slow(sent: Sequence[Sent]) -> set[str]:
+        story.report()
+        return find(sent)
+
+    story.rooms.find = slow
+    story.run()
+    assert story.facts()["state"] == "queued"
+    assert story.run()["reason"] == "arrived: storage commitment"
+
+
+def test_killed_between_the_request_and_its_row(story: Story) -> None:
+    """The peer knows the Transaction UID, so does the ledger; the same one is asked for again, and no other."""
+    job = story.sent()
+    story.kill_at = "commitment asked"
+    with pytest.raises(Killed):
+        story.run()
+    story.run()
+    assert story.rooms.asked == [story.rooms.asked[0]] * 2
+    assert story.report()
+    assert story.run()["reason"] == "arrived: storage commitment"
+    assert len(story.ledger.heed_commitments(job.id)) == 1
+
+
+def test_killed_after_the_request_and_told_before_the_restart(story: Story) -> None:
+    """The report finds its row although the node died before it knew that the request was accepted."""
+    story.sent()
+    story.kill_at = "commitment asked"
+    with pytest.raises(Killed):
+        story.run()
+    assert story.report()
+    assert story.run()["reason"] == "arrived: storage commitment"
+    assert len(story.rooms.asked) == 1
+
+
+def test_what_is_not_committed_is_looked_for(story: Story) -> None:
+    story.sent()
+    story.rooms.answer = (BOTH[:1], ((SR, "2.2", 0x0110),))
+    facts = story.run()
+    assert facts["state"] == "done"
+    assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", True, "C-FIND")]
+    assert facts["reason"] == "1 arrived: storage commitment; 1 arrived: found by C-FIND"
+
+
+def test_what_is_nowhere_fails_after_the_last_attempt_and_may_be_asked_for_again(story: Story) -> None:
+    story.sent()
+    story.rooms.answer = (BOTH[:1], ((SR, "2.2", 0x0112),))
+    story.rooms.has = {"2.1"}
+    assert story.run()["state"] == "waiting"
+    story.run()
+    facts = story.run()
+    assert facts["state"] == "failed"
+    assert facts["reason"] == (
+        "1 of 2 objects not there: C-FIND does not find it; storage commitment: 0x0112 No such object instance"
+    )
+    assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", False, "C-FIND")]
+    assert len(story.rooms.asked) == 1
+    assert story.ledger.run_again(facts["id"], T0)
+    story.rooms.answer = (BOTH,)
+    assert story.run()["reason"] == "arrived: storage commitment"
+    assert len(set(story.rooms.asked)) == 2  # an operator's wish is a new request, PS3.4 J.3.2.1.3
+
+
+def test_no_proof_is_no_failure(story: Story) -> None:
+    story.sent()
+    story.rooms.answer = NotOffered("pacs does not offer it")
+    story.rooms.silent = True
+    facts = story.run()
+    assert facts["state"] == "done"
+    assert facts["reason"] == (
+        "not proven: storage commitment: pacs does not offer it; C-FIND: pacs does not offer C-FIND"
+    )
+    assert {each[1:] for each in arrived(facts)} == {(None, "")}
+
+
+def test_an_object_whose_file_is_gone_is_not_proven(story: Story) -> None:
+    story.sent()
+    story.rooms.answer = (BOTH,)
+    story.rooms.sent = lambda paths, stored: Scripted().sent(paths, stored)[:1]
+    facts = story.run()
+    assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", None, "")]
+    assert (facts["state"], facts["reason"]) == ("done", "not proven: its file is no longer here to ask for")
+
+
+def test_a_peer_that_is_down_is_asked_again_until_patience_ends(story: Story) -> None:
+    story.sent()
+    story.rooms.answer = TryAgain("pacs cannot be reached")
+    assert story.run()["state"] == "waiting"
+    story.run()
+    facts = story.run()
+    assert facts["reason"] == "arrived: found by C-FIND"
+    assert len(set(story.rooms.asked)) == 1
+
+
+@pytest.mark.parametrize(("commits", "query"), [(True, None), (False, "C-FIND")])
+def test_only_what_the_settings_allow_is_asked(story: Story, commits: bool, query: str | None) -> None:
+    story.sent()
+    story.rooms.commits, story.rooms.query = commits, query
+    story.rooms.answer = ((), tuple((c, uid, 0x0112) for c, uid in BOTH))
+    facts = story.run()
+    assert bool(story.rooms.asked) is commits
+    assert facts["state"] == ("failed" if commits else "done")
+
+
+def test_a_sender_is_answered_once(story: Story) -> None:
+    """Its request is a row and a job; once it was told on its own association, the job has nothing left to do."""
+    story.sent()
+    request = CommitmentRequest("5.5", "CT1", (("c", "1.1"), ("c", "1.7")))
+    told: list[CommitmentReport] = []
+    story.rooms.judge_commitment = lambda asked: CommitmentReport(asked.transaction_uid, asked.wanted)
+    story.rooms.report = lambda calling_ae, report: told.append(report)
+    for here in (True, False):
+        story.clock += timedelta(seconds=1)
+        story.flow.commitment_asked(request)  # the second time: it has lost our answer, and asks again
+        [job] = [job for job in story.ledger.open_jobs() if job.kind == "report"]
+        if here:
+            story.ledger.reported(request, story.clock)
+        assert story.flow.run(job.id, 1, 1) is None
+    assert [report.transaction_uid for report in told] == ["5.5"]
+    reasons = [job["reason"] for job in story.ledger.series("1.9")["jobs"] if job["kind"] == "report"]
+    assert reasons == ["reported on the sender's own association", "reported: 2 instances kept, 0 not"]
