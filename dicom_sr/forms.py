@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -54,6 +55,7 @@ class Profile:
     label_map: bool = False
     omit_empty_frames: bool = True
     key_objects: bool = False
+    key_images: Literal["clips", "all", "none"] = "clips"  # of which findings captures are sent beside the Segmentation
 
 
 SEGMENTATION = Form("Segmentation", SegmentationStorage, lambda seg, results, pixels: [seg])
@@ -78,6 +80,8 @@ KEY_OBJECTS = Form(
     lambda report, results, pixels: key_object_selection(report, results),
 )
 
+KEY_IMAGES = Form("Secondary Capture", SecondaryCaptureImageStorage, key_images)
+
 CHAINS: dict[str, tuple[Form, ...]] = {  # SOP Class of a result -> its forms
     SegmentationStorage: (
         SEGMENTATION,
@@ -92,7 +96,7 @@ CHAINS: dict[str, tuple[Form, ...]] = {  # SOP Class of a result -> its forms
             GrayscaleSoftcopyPresentationStateStorage,
             lambda seg, results, pixels: presentation_state(seg, results),
         ),
-        Form("Secondary Capture", SecondaryCaptureImageStorage, key_images),
+        KEY_IMAGES,
     ),
     ComprehensiveSRStorage: (
         REPORT,

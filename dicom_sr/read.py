@@ -117,6 +117,16 @@ def comments(report: Dataset) -> list[str]:
     return [str(item.TextValue) for item in _children(report, codes.COMMENT)]
 
 
+def is_of_clip(segmentation: Dataset) -> bool:
+    """Whether it marks frames of multi-frame images, rather than images."""
+    return any(
+        "ReferencedFrameNumber" in source
+        for frame in segmentation.PerFrameFunctionalGroupsSequence
+        for derivation in frame.DerivationImageSequence
+        for source in derivation.SourceImageSequence
+    )
+
+
 def not_analysed(report: Dataset) -> str | None:
     """Why the series was not analysed, if this is a report of that kind (`not_run.not_run_report`); else None."""
     for container in _children(report, codes.IMAGING_MEASUREMENTS):

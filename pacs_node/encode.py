@@ -25,7 +25,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicom_sr import EncodingError, Fault, Rejected, Written, checked, forms
+from dicom_sr import EncodingError, Fault, Rejected, Written, checked, forms, read
 from dicom_sr.derived import Results
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.labelmap import SEGMENT_CLASSES, retargeted
@@ -182,13 +182,16 @@ class ResultForms:
         self.profile = profile
 
     def offers(self, package: Package) -> Iterator[Offer]:
-        """Each result, then the key objects if they are wanted and there are findings. Raises GiveUp."""
+        """Each result, then the key images and key objects that are wanted, if there are findings. Raises GiveUp."""
         metas = {path: _meta(path) for path in package.paths}
         for path, meta in metas.items():
             if meta.MediaStorageSOPClassUID == NOTE.sop_class_uid:
                 continue
             known = forms.forms_of(meta.MediaStorageSOPClassUID, self.profile)
             yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings(known))
+        for path, meta in metas.items():
+            if meta.MediaStorageSOPClassUID == SegmentationStorage and self._captured(path):
+                yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings((forms.KEY_IMAGES,)), optional=True)
         found = any(meta.MediaStorageSOPClassUID == SegmentationStorage for meta in metas.values())
         for path, meta in metas.items():
             if self.profile.key_objects and found and meta.MediaStorageSOPClassUID == ComprehensiveSRStorage:
@@ -196,6 +199,11 @@ class ResultForms:
         for path, meta in metas.items():  # last: what it rejects is replaced by then
             if meta.MediaStorageSOPClassUID == NOTE.sop_class_uid:
                 yield Offer(path, meta.MediaStorageSOPInstanceUID, (NOTE,), optional=True)
+
+    def _captured(self, segmentation: Path) -> bool:
+        if self.profile.key_images == "clips":
+            return read.is_of_clip(pydicom.dcmread(segmentation, stop_before_pixels=True))
+        return self.profile.key_images == "all"
 
     def prepare(self, package: Package, offer: Offer, form: Form, sent: Mapping[Path, Sequence[Path]]) -> Prepared:
         """Raises GiveUp with the reason when the result cannot be said so; TryAgain when the disk is full."""

@@ -514,6 +514,7 @@ class NodeFacts:
                     "segmentation": peer.segmentation,
                     "omit_empty_frames": peer.omit_empty_frames,
                     "key_objects": peer.key_objects,
+                    "key_images": peer.key_images,
                     "answers": [
                         {
                             "sop_class_uid": answer.sop_class_uid,
@@ -589,7 +590,7 @@ class LedgerMemory:
 
 
 def _profile(peer: Peer) -> Profile:
-    return Profile(peer.segmentation == "LABELMAP", peer.omit_empty_frames, peer.key_objects)
+    return Profile(peer.segmentation == "LABELMAP", peer.omit_empty_frames, peer.key_objects, peer.key_images)
 
 
 def _destination(config: Config, name: str, ledger: Ledger) -> Destination:

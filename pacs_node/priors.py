@@ -146,7 +146,7 @@ def fetch(
         series = ask.series(study)
         written = [uid for uid, each in series.items() if each.get("Modality") == "SR"]
         reports = [report for uid in written for report in ask.get(study, uid, REPORTS, some=True)]
-        ours = [report for report in reports if _is_ours(report, pipeline)]
+        ours = [report for report in reports if is_ours(report, pipeline)]
         if ours:
             counts = {uid: int(each.get("NumberOfSeriesRelatedInstances") or 0) for uid, each in series.items()}
             return _prior(ask, patient, study, ours, counts, (today - study.study_date).days)
@@ -236,12 +236,13 @@ def _confirm(patient: Patient, study: Study, fetched: Iterable[Dataset]) -> None
             raise NoComparison(f"the earlier study has another {differs} under the same Patient ID")
 
 
-def _is_ours(report: Dataset, pipeline: str) -> bool:
+def is_ours(report: Dataset, pipeline: str) -> bool:
     """A whole report that this node's software made with this pipeline."""
     return (
         report.get("Manufacturer") == "pacs-node"
         and report.get("CompletionFlag") == "COMPLETE"
         and read.observer(report) == pipeline
+        and read.not_analysed(report) is None  # or "not run" would read as "nothing found"
     )
 
 

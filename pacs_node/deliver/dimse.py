@@ -216,6 +216,8 @@ class DimseDestination:
             except GiveUp as error:
                 choice.cannot_be(form, str(error))
                 continue
+            if choice.offer.optional and sent.get(choice.offer.path) == prepared.paths:
+                return  # it went in the place of its original
             instead = choice.in_place_of(form, prepared.note)
             refusal = None
             for path in prepared.paths:
@@ -229,7 +231,8 @@ class DimseDestination:
                     refusal = receipt.text
                     yield receipt, None
                     break
-                yield replace(receipt, text=receipt.text + instead), outcome
+                needed = outcome is not Outcome.NEVER or not choice.offer.optional
+                yield replace(receipt, text=receipt.text + instead), outcome if needed else None
             if refusal is None:
                 sent[choice.offer.path] = prepared.paths
                 return

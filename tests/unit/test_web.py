@@ -147,6 +147,7 @@ class InMemory:
                 "segmentation": "LABELMAP",
                 "omit_empty_frames": False,
                 "key_objects": True,
+                "key_images": "all",
                 "answers": [
                     {**answer, "sop_class_uid": Comprehensive3DSRStorage, "refused": None, "asked_again_at": None},
                     {
@@ -163,6 +164,7 @@ class InMemory:
                 "segmentation": "BINARY",
                 "omit_empty_frames": True,
                 "key_objects": False,
+                "key_images": "none",
                 "answers": [],
             },
         ]
@@ -243,7 +245,7 @@ def test_what_each_destination_accepted(web: TestClient, facts: InMemory) -> Non
     assert web.get("/api/destinations").json() == facts.destinations()
     page = visible(web.get("/destinations").text)
     for words in (
-        "ORTHANC at 10.0.0.5:4242; Segmentation LABELMAP with empty frames; Key Object Selection",
+        "ORTHANC at 10.0.0.5:4242; Segmentation LABELMAP with empty frames; key images of all findings; Key Object",
         "Comprehensive 3D SR Explicit VR Little Endian accepted 2026-03-01 13:01:05",
         "Segmentation Explicit VR Little Endian refused the SOP class is not supported 2026-03-01 13:01:05 "
         "2026-03-02 13:01:05",

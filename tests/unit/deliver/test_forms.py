@@ -232,6 +232,42 @@ def test_key_objects_are_only_for_findings_and_never_in_the_way(pacs: Start, tmp
     assert report.sop_class_uid == COMPREHENSIVE
 
 
+@pytest.fixture
+def clip(tmp_path: Path) -> Package:
+    """A mass on the second of three frames."""
+    image = us_image(tmp_path / "us", frames=3, shape=(32, 40))
+    return package(tmp_path, us_findings([image], mass(1, (1, 5, 6))), [image])
+
+
+def test_a_finding_on_a_clip_comes_with_a_capture_of_its_frame(pacs: Start, clip: Package) -> None:
+    there = accepting(pacs, *EVERY)
+    assert [receipt.text for receipt in deliver(there, clip)] == ["0x0000 Success"] * 3
+    assert classes(there) == [SEG, COMPREHENSIVE, CAPTURE]
+    (source,) = received(there)[-1].SourceImageSequence
+    assert source.ReferencedFrameNumber == 2
+    none = accepting(pacs, *EVERY)
+    deliver(none, clip, Profile(key_images="none"))
+    assert classes(none) == [SEG, COMPREHENSIVE]
+
+
+def test_still_images_have_captures_only_on_request(pacs: Start, ct: Package) -> None:
+    there = accepting(pacs, *EVERY)
+    deliver(there, ct, Profile(key_images="all"))
+    assert classes(there) == [SEG, COMPREHENSIVE, CAPTURE, CAPTURE]
+
+
+def test_a_capture_that_went_in_place_of_the_segmentation_is_not_sent_twice(pacs: Start, clip: Package) -> None:
+    there = accepting(pacs, CAPTURE, COMPREHENSIVE)
+    receipts = deliver(there, clip)
+    assert [receipt.sop_class_uid for receipt in receipts] == [CAPTURE, COMPREHENSIVE]
+
+
+def test_what_is_not_needed_does_not_fail_the_rest(pacs: Start, clip: Package) -> None:
+    refused = accepting(pacs, *EVERY, answer=lambda number: 0xC000 if number == 3 else 0x0000)
+    segmentation, report, capture = deliver(refused, clip)
+    assert (segmentation.stored, report.stored, capture.stored) == (True, True, False)
+
+
 def test_nothing_that_a_result_can_be_is_taken(pacs: Start, ct: Package) -> None:
     there = accepting(pacs, SEG)
     with pytest.raises(Undeliverable, match="Comprehensive SR not accepted: the SOP class is not supported; Enhanced"):

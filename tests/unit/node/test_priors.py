@@ -10,10 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
+from dicom_sr import encode
 from dicom_sr.changes import Comparison, Lesion, Match, Size
 from dicom_sr.findings import Algorithm, ComparedWith, Findings
+from dicom_sr.not_run import not_run_report
 from pacs_node.errors import TryAgain
-from pacs_node.priors import Archive, NoComparison, Outcome, Patient, Study, earlier_studies, fetch, keep, kept, latest
+from pacs_node.priors import (
+    Archive,
+    NoComparison,
+    Outcome,
+    Patient,
+    Study,
+    earlier_studies,
+    fetch,
+    is_ours,
+    keep,
+    kept,
+    latest,
+)
+from tests.factories import ct_series, header
+from tests.results import WHEN, ct_findings
 
 ME = Patient("4711", "HOSPITAL", "19500203", "F")
 TODAY = date(2026, 1, 1)
@@ -175,3 +191,14 @@ def test_studies_of_one_day_come_in_a_fixed_order() -> None:
         Study("1.1", date(2024, 1, 1)),
         Study("1.2", date(2024, 1, 1)),
     ]
+
+
+def test_a_report_that_says_not_run_is_no_earlier_report() -> None:
+    """Else "not run" would read as "nothing found", and every nodule as new."""
+    images = [header(image) for image in ct_series()]
+    [*_, report] = encode(ct_findings(images), images, when=WHEN)
+    assert is_ours(report, "lung-nodule")
+    assert not is_ours(report, "breast-us")
+    assert not is_ours(
+        not_run_report("lung-nodule", "", "too few slices", images, when=WHEN, version="1"), "lung-nodule"
+    )
