@@ -95,7 +95,7 @@ def test_run_again_sends_the_same_objects(node: NodeProcess, pacs: Receiver, tmp
 
     def again() -> dict | None:
         facts = node.finished(study.series_uid)
-        return facts if facts and len(facts["jobs"]) == 4 else None
+        return facts if facts and len(facts["jobs"]) == 6 else None
 
     facts = wait_for(again, 60, f"a second run\n{node.log()}")
     assert {job["state"] for job in facts["jobs"]} == {"done"}
