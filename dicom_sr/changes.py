@@ -6,7 +6,7 @@ When a change is more than measurement error, and what it is called:
                                                     70:ii1); if slices of either study are thick, only together with a
                                                     mean diameter changed by more than 1.5 mm: volumes are uncertain
                                                     there by the partial volume of the end slices
-    mean diameter more than 1.5 mm up, 12 months    growth by Lung-RADS v2022
+    mean diameter more than 1.5 mm up, 12 months    growth by Lung-RADS v2022, whatever the volume says
 
 A volume doubling time (Schwartz, Cancer 14:1272, 1961) is given only for growth that is more than measurement error.
 """
@@ -23,6 +23,9 @@ from dicom_sr.findings import ComparedWith, Evaluation, Finding, Findings, Measu
 SIGNIFICANT_RATIO = 1.25  # of volumes
 GROWTH_MM = 1.5  # of the mean diameter
 GROWTH_DAYS = 366  # 12 months
+NO_CATEGORY = (
+    "No category is suggested for nodules that were compared with an earlier study: the tables here are for a baseline."
+)
 THIN_MM = 1.5  # slices at most this far apart: volumetry of nodules is trusted by itself
 
 
@@ -86,17 +89,24 @@ class Change:
         return _percent(self.earlier.volume_mm3, self.present.volume_mm3)
 
     @property
-    def trend(self) -> int:
-        """1 grew, -1 shrank, 0 within measurement error."""
+    def by_volume(self) -> int:
+        """1 grew, -1 shrank, 0 within measurement error; by the volume alone."""
         ratio = self.present.volume_mm3 / self.earlier.volume_mm3
-        if not self.thin and abs(self.diameter_mm) <= GROWTH_MM:
-            return 0
         return 1 if ratio >= SIGNIFICANT_RATIO else -1 if ratio <= 1 / SIGNIFICANT_RATIO else 0
+
+    @property
+    def trend(self) -> int | None:
+        """1 grew, -1 shrank, 0 within measurement error; None where thick slices leave it open."""
+        if self.growth_in_12_months:
+            return 1
+        if self.by_volume and not self.thin and abs(self.diameter_mm) <= GROWTH_MM:
+            return None
+        return self.by_volume
 
     @property
     def doubling_days(self) -> float | None:
         """ln 2 * days / ln(V2 / V1); None unless it grew by more than measurement error."""
-        if self.trend != 1:
+        if self.trend != 1 or self.by_volume != 1:
             return None
         return round(log(2) * self.days / log(self.present.volume_mm3 / self.earlier.volume_mm3), 1)
 
@@ -110,6 +120,10 @@ class Change:
         numbers = f"diameter {self.diameter_percent:+.1f} %, volume {self.volume_percent:+.1f} %"
         if self.trend == 0:
             return f"unchanged within measurement error: {now} mm, {was} mm {self.days} days before ({numbers})"
+        if self.trend is None:
+            return (
+                f"perhaps changed, slices are too thick to tell: {now} mm, {was} mm {self.days} days before ({numbers})"
+            )
         verb = "grew" if self.trend > 0 else "shrank"
         doubling = f", volume doubling time {self.doubling_days:.0f} days" if self.doubling_days is not None else ""
         return f"{verb} from {was} to {now} mm in {self.days} days ({numbers}{doubling})"
@@ -134,6 +148,8 @@ def with_comparison(findings: Findings, comparison: Comparison) -> Findings:
 
     def told(finding: Finding) -> Finding:
         match, size = matches.get(finding.number), size_of(finding.measurements)
+        if finding.number not in comparison.not_shown:
+            finding = replace(finding, evaluations=tuple(e for e in finding.evaluations if not _is_suggestion(e)))
         if match is not None and size is not None:
             return _changed(finding, match, Change(match.lesion.size, size, compared.days, comparison.thin))
         if finding.number in comparison.new:
@@ -144,6 +160,7 @@ def with_comparison(findings: Findings, comparison: Comparison) -> Findings:
             return replace(finding, change=f"not to be compared: the study of {date_} does not show its place")
         return finding
 
+    dropped = any(_is_suggestion(e) for f in findings.findings for e in f.evaluations)
     remarks = (
         f"Compared with the study of {date_}, {compared.days} days before: {len(comparison.matches)} found again,"
         f" {len(comparison.new)} new, {len(comparison.gone)} no longer found. Lungs registered to"
@@ -157,8 +174,12 @@ def with_comparison(findings: Findings, comparison: Comparison) -> Findings:
         findings,
         findings=tuple(told(finding) for finding in findings.findings),
         compared_with=replace(compared, no_longer_found=len(comparison.gone), remarks=remarks),
-        warnings=(*findings.warnings, *comparison.warnings),
+        warnings=(*findings.warnings, *comparison.warnings, *([NO_CATEGORY] if dropped else [])),
     )
+
+
+def _is_suggestion(evaluation: Evaluation) -> bool:
+    return evaluation.name.meaning.startswith(codes.SUGGESTED)
 
 
 def _changed(finding: Finding, match: Match, change: Change) -> Finding:
@@ -169,8 +190,10 @@ def _changed(finding: Finding, match: Match, change: Change) -> Finding:
     ]
     if change.doubling_days is not None:
         measurements.append(Measurement(codes.VOLUME_DOUBLING_TIME, change.doubling_days, codes.DAYS))
-    trend = {1: codes.INCREASE_IN_SIZE, -1: codes.DECREASE_IN_SIZE, 0: codes.NO_SIGNIFICANT_CHANGE}[change.trend]
-    evaluations = [Evaluation(codes.QUALITATIVE_DIFFERENCE, trend)]
+    evaluations = []
+    if change.trend is not None:
+        trend = {1: codes.INCREASE_IN_SIZE, -1: codes.DECREASE_IN_SIZE, 0: codes.NO_SIGNIFICANT_CHANGE}[change.trend]
+        evaluations.append(Evaluation(codes.QUALITATIVE_DIFFERENCE, trend))
     if change.growth_in_12_months is not None:
         flag = codes.PRESENT if change.growth_in_12_months else codes.ABSENT
         evaluations.append(Evaluation(codes.GROWTH_IN_12_MONTHS, flag))

@@ -150,3 +150,5 @@ SUMMARY_OF_ANALYSES = Code("111065", "DCM", "Summary of Analyses")
 NOT_ATTEMPTED = Code("111225", "DCM", "Not Attempted")
 NUMBER_OF_FRAMES = Code("121140", "DCM", "Number of Frames")
 FRAMES = Code("{frames}", "UCUM", "frames")
+
+SUGGESTED = "Suggested "  # how the meaning of a suggested category begins

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Evaluation, Findings, ImageRef, Measurement
-from dicom_sr.report import REASON, Group, _border, _comment, _evaluations, _Report
+from dicom_sr.report import REASON, Group, _comment, _edge, _evaluations, _Report
 from dicom_sr.revision import Written, name_predecessors
 from dicom_sr.source import EncodingError
 from dicom_sr.validate import Rejected, faults
@@ -75,11 +75,11 @@ class _NotRun(_Report):
     def groups(self) -> Iterator[Group]:
         """TID 1501, made as `whole` makes its own: never a count of findings, for nobody looked."""
         findings, middle = self.findings, len(self.headers) // 2
-        border = self.on(middle, _border(self.headers[middle]))
+        edge = self.on(middle, _edge(self.headers[middle]))
         arrived = Measurement(codes.NUMBER_OF_FRAMES, len(findings.images), codes.FRAMES)
         group = hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(self.uid("not run"), NOT_ANALYSED),
-            measurements=[self.number(arrived, [border])],
+            measurements=[self.number(arrived, [edge])],
             qualitative_evaluations=_evaluations([Evaluation(codes.SUMMARY_OF_ANALYSES, codes.NOT_ATTEMPTED)]),
         )
         for text in (f"{NOT_ANALYSED} by {findings.pipeline}", f"{REASON}{self.reason}"):

@@ -271,14 +271,14 @@ class _Report:
         findings = self.findings
         count = Measurement(codes.NUMBER_OF_LESIONS, len(findings.findings), codes.LESIONS)
         shown = findings.findings[0].key_image if findings.findings else len(self.headers) // 2
-        border = self.on(shown, _border(self.headers[shown]))
+        edge = self.on(shown, _edge(self.headers[shown]))
         absent = [] if findings.findings else [Evaluation(findings.sought, codes.ABSENT)]
         group = hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(self.uid("whole"), WHOLE),
             finding_type=findings.sought if absent else None,
             finding_sites=_sites(findings.sought_site, None),
             algorithm_id=self.algorithm(),
-            measurements=[self.number(m, [border]) for m in (*findings.measurements, count)],
+            measurements=[self.number(m, [edge]) for m in (*findings.measurements, count)],
             qualitative_evaluations=_evaluations([*findings.evaluations, *absent]),
             source_images=[
                 hd.sr.SourceImageForMeasurementGroup(class_uid, instance_uid, frames or None)
@@ -386,9 +386,10 @@ def _source_image(ref: ImageRef) -> hd.sr.SourceImageForRegion:
     return hd.sr.SourceImageForRegion(ref.sop_class_uid, ref.sop_instance_uid, [ref.frame] if ref.frame else None)
 
 
-def _border(header: Dataset) -> np.ndarray:
-    rows, columns = int(header.Rows), int(header.Columns)
-    return np.array([(0, 0), (columns, 0), (columns, rows), (0, rows), (0, 0)], float)
+def _edge(header: Dataset) -> np.ndarray:
+    """The left edge stands for the image: OHIF writes numbers to the right of what it draws, so those of a frame round
+    the image would stand beyond it, where nobody sees them."""
+    return np.array([(0, 0), (0, int(header.Rows))], float)
 
 
 def _comment(text: str) -> hd.sr.TextContentItem:

@@ -123,6 +123,7 @@ class Confirm:
             mine = self.ledger.heed_commitments(job.id)[-1]
         committed = {uid for each in known if each.report for _, uid in each.report.committed}
         failed = {uid: reason for _, uid, reason in mine.report.failed} if mine.report else {}
+        committed -= failed.keys()  # the peer's last word counts
         doubts = {
             each.sop_instance_uid: f"{COMMITMENT}: "
             + (

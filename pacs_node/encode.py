@@ -250,6 +250,9 @@ class ResultForms:
             objects = chosen.make(every[offer.path], results, pixels)
         except (EncodingError, UnfitInput) as error:
             raise GiveUp(str(error)) from error
+        except (ValueError, TypeError, AttributeError, KeyError) as error:  # how highdicom says no to a header
+            log.warning("form.not-made", form=form.name, result=offer.path.name, error=type(error).__name__)
+            raise GiveUp(f"{form.name} cannot be made of this result ({type(error).__name__})") from error
         return [retargeted(each, segments) for each in objects] if segments else objects
 
 

@@ -764,7 +764,7 @@ class Ledger:
                 edition_table.c.series_uid == job.series_uid, edition_table.c.pipeline == job.pipeline
             )
         ).mappings()
-        mine = [row for row in rows if dict(row["options"]) == dict(job.options)]
+        mine = [row for row in rows if row["options"] == _asked(job)]
         return merged(
             Edition(
                 **{name: row[name] for name in ("number", "revision", "version", "analysed", "dated")},
@@ -798,23 +798,34 @@ class Ledger:
                 raise EditionChanged(f"what revision {edition.number} replaces has changed while it was written")
         row = {name: getattr(edition, name) for name in ("number", "revision", "version", "analysed", "dated")}
         row |= {name: [_object_row(each) for each in getattr(edition, name)] for name in ("replaces", "objects")}
-        row |= {"series_uid": job.series_uid, "pipeline": job.pipeline, "options": dict(job.options)}
+        row |= {"series_uid": job.series_uid, "pipeline": job.pipeline, "options": _asked(job)}
         again = self._insert(edition_table).values(job=job.id, **row)
         db.execute(again.on_conflict_do_update(index_elements=[edition_table.c.job], set_=row))
 
     def _void_sends(self, db: sa.Connection, job: Job, reason: str, now: datetime) -> None:
-        """Sends of the earlier editions that have not ended well end here; a failed one may not be retried either."""
+        """Sends of the earlier editions to the destinations that get the new one, and questions whether those arrived,
+        end here unless they have ended well; a failed send may not be retried either."""
         rows = db.execute(
             sa.select(edition_table.c.job, edition_table.c.options).where(
                 edition_table.c.series_uid == job.series_uid, edition_table.c.pipeline == job.pipeline
             )
         )
-        earlier = [infer_job for infer_job, options in rows if dict(options) == dict(job.options)]
+        earlier = [infer_job for infer_job, options in rows if options == _asked(job)]
+        sends = sa.select(job_table.c.id).where(
+            job_table.c.kind == "send", job_table.c.parent.in_(earlier), job_table.c.destination.in_(job.send_to)
+        )
+        over = db.scalars(sends).all()
         db.execute(
             sa.update(job_table)
             .where(
-                job_table.c.parent.in_(earlier),
-                job_table.c.state.in_((*OPEN_JOB_STATES, "failed")),
+                sa.or_(
+                    sa.and_(job_table.c.id.in_(over), job_table.c.state.in_((*OPEN_JOB_STATES, "failed"))),
+                    sa.and_(
+                        job_table.c.kind == "confirm",
+                        job_table.c.parent.in_(over),
+                        job_table.c.state.in_(OPEN_JOB_STATES),
+                    ),
+                )
             )
             .values(state="superseded", finished_at=now, reason=reason)
         )
@@ -1210,6 +1221,11 @@ def engine_for_jobs(url: str) -> sa.Engine:
         connection.execute("PRAGMA foreign_keys=ON")
 
     return engine
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """What makes results of one pipeline about one series different ones: its options, and whether it compares."""
+    return dict(job.options) | ({"priors": job.priors} if job.priors else {})
 
 
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:

@@ -129,13 +129,14 @@ class JoinedRooms:
         """The findings with what became of them since an earlier study; with a warning where that cannot be told."""
         if job.priors is None:
             return findings
-        path = self.results / job.id / "comparison.json"
-        outcome = priors.kept(path)
+        of = priors.digest(findings)
+        path = self.results / job.id / f"comparison-{of[:16]}.json"
+        outcome = priors.kept(path, of)
         if outcome is None:
             try:
-                outcome = priors.Outcome(self._compared(job, job.priors, findings, files))
+                outcome = priors.Outcome(self._compared(job, job.priors, findings, files), of=of)
             except (priors.NoComparison, Refused, TryAgain, GiveUp) as reason:
-                outcome = priors.Outcome(why_not=str(reason))
+                outcome = priors.Outcome(why_not=str(reason), of=of)
             outcome = priors.keep(path, outcome)
         return outcome.told(findings)
 

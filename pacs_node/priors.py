@@ -24,6 +24,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pydicom
 import structlog
 from pydantic import TypeAdapter
@@ -92,6 +93,7 @@ class Outcome:
 
     comparison: Comparison | None = None
     why_not: str = ""
+    of: str = ""  # digest of the findings that were compared: their numbers mean nothing to others
 
     def told(self, findings: Findings) -> Findings:
         """The findings with what became of them, or with a warning."""
@@ -272,9 +274,21 @@ def _path(dataset: Dataset) -> Path:
     return Path(str(dataset.filename))
 
 
-def kept(path: Path) -> Outcome | None:
-    """What came of it when the job ran before; None if it never got so far."""
-    return OUTCOME.validate_json(path.read_bytes()) if path.exists() else None
+def digest(findings: Findings) -> str:
+    """Equal for findings that are numbered alike at the same places by the same algorithm."""
+    told = hashlib.sha256(findings.algorithm.version.encode())
+    for finding in findings.findings:
+        told.update(repr((finding.number, finding.offset_zyx, finding.mask.shape)).encode())
+        told.update(np.packbits(finding.mask).tobytes())
+    return told.hexdigest()
+
+
+def kept(path: Path, of: str) -> Outcome | None:
+    """What came of it when the job ran before with the same findings; None if it never got so far."""
+    if not path.exists():
+        return None
+    outcome = OUTCOME.validate_json(path.read_bytes())
+    return outcome if outcome.of == of else None
 
 
 def keep(path: Path, outcome: Outcome) -> Outcome:

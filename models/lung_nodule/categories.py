@@ -183,6 +183,10 @@ def inputs(finding: Finding) -> Nodule | None:
 
 
 def under_age(header: Dataset) -> bool:
-    """By Patient's Age (AS, PS3.5 6.2). False when it is not stated."""
+    """By Patient's Age (AS, PS3.5 6.2), else by the dates of birth and study. False when neither is stated."""
     age = re.fullmatch(r"(\d{3})([DWMY])", str(header.get("PatientAge") or ""))
-    return age is not None and (age[2] != "Y" or int(age[1]) < YOUNGEST)
+    if age is not None:
+        return age[2] != "Y" or int(age[1]) < YOUNGEST
+    born, studied = (str(header.get(keyword) or "") for keyword in ("PatientBirthDate", "StudyDate"))
+    dated = all(re.fullmatch(r"\d{8}", each) for each in (born, studied))
+    return dated and int(studied) - int(born) < YOUNGEST * 10_000  # yyyymmdd: whole years

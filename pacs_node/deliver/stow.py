@@ -90,9 +90,13 @@ class StowDestination:
         sent: dict[Path, tuple[Path, ...]] = {}
         instead: dict[str, str] = {}  # SOP Instance UID -> why not in a better form
         outgoing: list[Outgoing] = []
+        optional: set[str] = set()  # SOP Instance UIDs of what may be left out
         for offer in self.forms.offers(package):
             sent[offer.path], why = first_possible(self.forms, package, Choice(offer), sent)
             read = [Outgoing.read(path) for path in sent[offer.path]]
+            if offer.optional:
+                read = [each for each in read if each not in outgoing]
+                optional |= {each.sop_instance_uid for each in read}
             outgoing += read
             instead |= {each.sop_instance_uid: why for each in read if why}
         boundary = hashlib.sha256("|".join(each.sop_instance_uid for each in outgoing).encode()).hexdigest()
@@ -113,7 +117,7 @@ class StowDestination:
             _judge(each, answer.status_code, said, instead.get(each.sop_instance_uid, ""), now) for each in outgoing
         ]
         receipts = [receipt for receipt, _ in judged]
-        outcomes = {outcome for _, outcome in judged}
+        outcomes = {outcome for receipt, outcome in judged if receipt.sop_instance_uid not in optional}
         refusals = "; ".join(dict.fromkeys(receipt.text for receipt in receipts if not receipt.stored))
         if Outcome.AGAIN in outcomes:
             raise Deferred(f"{self.peer}: {refusals}", receipts)

@@ -32,7 +32,8 @@ TONES = {  # state of a series or job -> its colour on the page
     "failed": "bad",
 }
 PATIENT_GROUP = 0x0010
-IDENTIFYING = {"AccessionNumber", "StudyID"}
+CLINICAL_TRIAL_GROUP = 0x0012
+IDENTIFYING = {"AccessionNumber", "StudyID", "StudyDescription", "IssuerOfAccessionNumberSequence"}
 UNFINISHED = {"receiving", "queued", "running", "waiting"}
 AGAIN = {"waiting", "failed", "refused"}  # jobs with a "Retry now" button
 
@@ -137,10 +138,12 @@ class Views:
 
 
 def nameless(path: Path) -> bytes:
-    """A DICOM file without who the patient is: names, the Patient module, and the numbers of study and order."""
+    """A DICOM file without who the patient is: names, the Patient and trial modules, and what names study and order.
+    Dates and UIDs stay."""
     dataset = pydicom.dcmread(path)
     for element in dataset.iterall():
-        if element.tag.group == PATIENT_GROUP or element.VR == "PN" or element.keyword in IDENTIFYING:
+        known = element.tag.group in (PATIENT_GROUP, CLINICAL_TRIAL_GROUP) or element.keyword in IDENTIFYING
+        if known or element.VR == "PN":
             element.value = None
     buffer = BytesIO()
     dataset.save_as(buffer)

@@ -22,6 +22,7 @@ from dicom_sr.report import CALIPERS, CONTOUR
 from dicom_sr.seg import plane_mask
 from models.measure import Sizes, measure_lesion, measure_nodule
 from models.phantoms import Ellipse, breast_picture, breast_ultrasound, chest_ct
+from models.read import read_ct
 from tests.factories import header, us_image
 from tests.harness import Orthanc, storescu, wait_for
 from tests.interop.ohif.viewer import OUT, Sight, Viewer, as_shown, overlap, tinted, which_image
@@ -81,16 +82,16 @@ def ct_study(folder: Path) -> Study:
     spacing_mm = (2.5, 0.7, 0.7)
     truth = chest_ct(folder, seed=11, slices=24, spacing_mm=spacing_mm, nodules=2)
     images = [pydicom.dcmread(file) for file in truth.files]
-    hu = np.stack([image.pixel_array for image in images])  # the phantom's slope is 1, its intercept 0
+    volume = read_ct(truth.files)
     found = [
         sized(
             nodule(n, lesion.offset_zyx, lesion.mask),
-            measure_nodule(lesion.mask, lesion.offset_zyx, hu, spacing_mm, float(np.prod(spacing_mm))),
+            measure_nodule(lesion.mask, lesion.offset_zyx, volume),
         )
         for n, lesion in enumerate(truth.lesions, 1)
     ]
     centre, width = float(images[0].WindowCenter), float(images[0].WindowWidth)
-    window = list(np.clip(hu, centre - width / 2, centre + width / 2))
+    window = list(np.clip(volume.hu, centre - width / 2, centre + width / 2))
     return written("ct", folder, images, window, spacing_mm[1:], ct_findings(images, *found))
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import pydicom
 import pytest
 
-from pacs_node.deliver.destination import Deferred, Undeliverable
+from pacs_node.deliver.destination import AsTheyAre, Deferred, Undeliverable
 from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
 from pacs_node.errors import NotOffered
-from pacs_node.records import Package, Sent
+from pacs_node.records import Offer, Package, Sent
 from tests.harness import need
 from tests.unit.deliver.conftest import now
 
@@ -126,6 +126,21 @@ def test_each_instance_has_its_own_answer(web: Callable[..., Web], images: list[
         (True, f"HTTP {status} 0xB000 stored with a change: Coercion of Data Elements"),
         (False, f"HTTP {status} refused: 0x0122 Refused: SOP Class not supported"),
     ]
+
+
+class WithOptional(AsTheyAre):
+    """The last file is offered as something that may be left out."""
+
+    def offers(self, package: Package) -> Iterator[Offer]:
+        *needed, last = super().offers(package)
+        yield from needed
+        yield replace(last, optional=True)
+
+
+def test_what_is_not_needed_does_not_fail_the_rest(web: Callable[..., Web], images: list[Path]) -> None:
+    said = answer([item(images[0]), item(images[1])], [item(images[2], failure=0x0122)])
+    receipts = StowDestination(web((202, said)).peer, WithOptional()).deliver(Package("j", tuple(images)), now)
+    assert [receipt.stored for receipt in receipts] == [True, True, False]
 
 
 def test_out_of_resources_is_tried_again(web: Callable[..., Web], images: list[Path]) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from datetime import date
 from math import pi
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.sr.coding import Code
 
 from dicom_sr import codes, encode, read
-from dicom_sr.changes import Change, Size
-from dicom_sr.findings import Evaluation
+from dicom_sr.changes import Change, Comparison, Lesion, Match, Size, with_comparison
+from dicom_sr.findings import ComparedWith, Evaluation, Measurement
 from dicom_sr.validate import problems
-from tests.results import WHEN, assert_same, ct_two, encoded
+from tests.factories import ct_series
+from tests.results import WHEN, assert_same, ct_findings, ct_two, encoded, nodule
 
 DIAMETERS = st.floats(3, 40)
 DAYS = st.integers(1, 1826)
@@ -61,7 +64,10 @@ def test_growing_by_the_doubling_time_gives_the_volume(was_mm: float, is_mm: flo
 def test_going_back_is_the_opposite(was_mm: float, is_mm: float, days: int, thin: bool) -> None:
     there, back = change(was_mm, is_mm, days, thin), change(is_mm, was_mm, days, thin)
     assert there.diameter_mm == -back.diameter_mm
-    assert there.trend == -back.trend or abs(there.volume_percent - 25) < 0.1 or abs(back.volume_percent - 25) < 0.1
+    at_the_bound = abs(there.volume_percent - 25) < 0.1 or abs(back.volume_percent - 25) < 0.1
+    assert there.by_volume == -back.by_volume or at_the_bound
+    if not there.growth_in_12_months and not back.growth_in_12_months and not at_the_bound:
+        assert (there.trend is None) == (back.trend is None)
 
 
 @pytest.mark.parametrize(
@@ -86,14 +92,47 @@ def test_growth_within_12_months_at_its_bounds(was_mm: float, is_mm: float, days
         (1.24, 0.5, True, 0),
         (0.8, -0.5, True, -1),
         (0.81, -0.5, True, 0),
-        (2.0, 1.5, False, 0),  # thick slices: the diameter must agree
+        (2.0, 1.5, False, None),  # thick slices: the diameter must agree
         (2.0, 1.6, False, 1),
-        (0.5, -1.5, False, 0),
+        (0.5, -1.5, False, None),
+        (1.1, 1.5, False, 0),
+        (1.21, 1.6, True, 1),  # the diameter alone is growth within 12 months: never called unchanged
+        (0.9, 1.6, True, 1),
         (0.5, -1.6, False, -1),
     ],
 )
-def test_what_is_more_than_measurement_error(ratio: float, difference_mm: float, thin: bool, trend: int) -> None:
+def test_what_is_more_than_measurement_error(ratio: float, difference_mm: float, thin: bool, trend: int | None) -> None:
     assert Change(Size(8.0, 200.0), Size(8.0 + difference_mm, 200.0 * ratio), 184, thin).trend == trend
+
+
+def test_growth_by_diameter_alone_is_said_and_has_no_doubling_time() -> None:
+    large = Change(Size(24.0, 7238.0), Size(25.6, 8787.0), 300, True)
+    assert (large.trend, large.growth_in_12_months, large.doubling_days) == (1, True, None)
+    assert large.words().startswith("grew from 24.0 to 25.6 mm in 300 days")
+    thick = Change(Size(6.0, 100.0), Size(7.4, 187.6), 184, False)
+    assert thick.words().startswith("perhaps changed, slices are too thick to tell")
+
+
+def test_baseline_categories_do_not_stand_beside_a_comparison() -> None:
+    images = ct_series()
+    suggested = Evaluation(Code("X", "99PACSNODE", "Suggested Lung-RADS"), Code("Y", "99PACSNODE", "2"))
+    sizes = (
+        Measurement(codes.MEAN_DIAMETER, 6.0, codes.MM, codes.MEAN),
+        Measurement(codes.VOXEL_VOLUME, 113.0, codes.MM3),
+    )
+    found = [replace(nodule(n, (2 * n, 5, 8)), evaluations=(suggested,), measurements=sizes) for n in (1, 2, 3)]
+    earlier = Lesion("Nodule 1", "1.7", Size(5.0, 65.0))
+    compared = Comparison(
+        ComparedWith("1.2", "1.3", "1.4", "1.5", date(2025, 7, 1), 184, 1.1),
+        True,
+        (Match(1, earlier, 1.0),),
+        (2,),
+        (3,),
+        (),
+    )
+    told = with_comparison(ct_findings(images, *found), compared)
+    assert [suggested in finding.evaluations for finding in told.findings] == [False, False, True]
+    assert any("No category is suggested" in warning for warning in told.warnings)
 
 
 def test_words() -> None:

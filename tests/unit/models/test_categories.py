@@ -172,3 +172,12 @@ def test_private_codes_fit_their_attributes_and_are_not_used_twice():
     assert len(ours) > 20
     assert all(len(code.value) <= 16 and len(code.meaning) <= 64 for code in ours)
     assert len({code.value for code in ours}) == len(ours) == len({code.meaning for code in ours})
+
+
+@pytest.mark.parametrize(
+    ("born", "young"), [("19910301", False), ("19910302", True), ("20000101", True), ("", False), ("1991", False)]
+)
+def test_without_an_age_the_dates_of_birth_and_study_tell(born, young):
+    header = aged(None)
+    header.PatientBirthDate, header.StudyDate = born, "20260301"
+    assert under_age(header) == young

@@ -245,6 +245,22 @@ def test_what_is_nowhere_fails_after_the_last_attempt_and_may_be_asked_for_again
     assert len(set(story.rooms.asked)) == 2  # an operator's wish is a new request, PS3.4 J.3.2.1.3
 
 
+def test_the_last_word_of_the_peer_counts(story: Story) -> None:
+    """Asked again it no longer has what it had promised: that is not "arrived"."""
+    story.sent()
+    story.rooms.answer = (BOTH[:1], ((SR, "2.2", 0x0112),))
+    story.rooms.has = set()
+    while (facts := story.run())["state"] == "waiting":
+        pass
+    assert facts["state"] == "failed"
+    assert story.ledger.run_again(facts["id"], T0)
+    [(first_class, first_uid)] = BOTH[:1]
+    story.rooms.answer = (BOTH[1:], ((first_class, first_uid, 0x0112),))
+    while (facts := story.run())["state"] == "waiting":
+        pass
+    assert {uid: there for uid, there, _ in arrived(facts)} == {"2.1": False, "2.2": True}
+
+
 def test_no_proof_is_no_failure(story: Story) -> None:
     story.sent()
     story.rooms.answer = NotOffered("pacs does not offer it")

@@ -345,6 +345,30 @@ def test_other_options_are_other_results_and_replace_nothing(node: Node) -> None
     assert node.ledger.editions(job) == []
 
 
+def test_a_route_that_compares_makes_results_of_its_own(node: Node) -> None:
+    node.image()
+    node.work()
+    [job] = node.facts("infer")
+    plain = node.ledger.job(job["id"])
+    assert node.ledger.editions(plain) != []
+    assert node.ledger.editions(replace(plain, priors="pacs")) == []
+
+
+def test_sends_to_others_are_not_voided(node: Node) -> None:
+    """Run again for one route, its results do not take away what another destination still waits for."""
+    node.rooms.down = {"pacs"}
+    node.image()
+    node.work()
+    [old] = node.facts("send")
+    job = node.ledger.job(node.facts("infer")[0]["id"])
+    with node.ledger._begin() as db:
+        node.ledger._void_sends(db, replace(job, send_to=("archive",)), "replaced", T0)
+    assert node.ledger.job(old["id"]).state == "waiting"
+    with node.ledger._begin() as db:
+        node.ledger._void_sends(db, job, "replaced", T0)
+    assert node.ledger.job(old["id"]).state == "superseded"
+
+
 def test_why_a_series_is_not_run_again(node: Node) -> None:
     assert "no images" in node.flow.rerun("1.2.3")
     node.image()

@@ -158,12 +158,15 @@ COMPARISON = Comparison(
 )
 
 
-@pytest.mark.parametrize("outcome", [Outcome(COMPARISON), Outcome(why_not="pacs cannot be reached")])
+@pytest.mark.parametrize(
+    "outcome", [Outcome(COMPARISON, of="abc"), Outcome(why_not="pacs cannot be reached", of="abc")]
+)
 def test_what_is_kept_is_what_came_of_it(tmp_path: Path, outcome: Outcome) -> None:
     path = tmp_path / "job" / "comparison.json"
-    assert kept(path) is None
+    assert kept(path, "abc") is None
     assert keep(path, outcome) == outcome
-    assert kept(path) == outcome
+    assert kept(path, "abc") == outcome
+    assert kept(path, "of other findings") is None
 
 
 def test_the_first_outcome_counts(tmp_path: Path) -> None:
