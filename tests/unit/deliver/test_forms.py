@@ -232,6 +232,21 @@ def test_key_objects_are_only_for_findings_and_never_in_the_way(pacs: Start, tmp
     assert report.sop_class_uid == COMPREHENSIVE
 
 
+def test_a_form_that_cannot_be_made_leads_to_the_next(pacs: Start, tmp_path: Path) -> None:
+    """Slices that do not agree whether they name a Rescale Type: no presentation state can be made for them all."""
+    images = ct_series(tmp_path / "ct")
+    for image, kind in zip(images, (None, "HU", *[None] * len(images)), strict=False):
+        image.pop("RescaleType", None)
+        if kind:
+            image.RescaleType = kind
+        image.save_as(image.filename, enforce_file_format=True)
+    mixed = package(tmp_path, ct_findings(images, nodule(1, (0, 5, 8))), images)
+    there = accepting(pacs, GSPS, CAPTURE, COMPREHENSIVE)
+    mark, report = deliver(there, mixed)
+    assert (mark.sop_class_uid, report.sop_class_uid) == (CAPTURE, COMPREHENSIVE)
+    assert "Grayscale Softcopy Presentation State" in mark.text
+
+
 @pytest.fixture
 def clip(tmp_path: Path) -> Package:
     """A mass on the second of three frames."""
