@@ -143,9 +143,13 @@ class Sizes:
 
 
 def axial(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[int, Calipers]:
-    """The slice of largest area of a bool mask (d, h, w), and its axes."""
-    z = int(mask.sum(axis=(1, 2)).argmax())
-    return z, calipers(mask[z], spacing_mm[1:])
+    """The slice of largest area of a bool mask (d, h, w), and its axes.
+
+    Of slices of equal area the one with the longest axes counts, so that the way the patient lies changes nothing.
+    """
+    areas = mask.sum(axis=(1, 2))
+    largest = [(int(z), calipers(mask[z], spacing_mm[1:])) for z in np.flatnonzero(areas == areas.max())]
+    return max(largest, key=lambda one: (round(one[1].long_mm / SAME_MM), round(one[1].short_mm / SAME_MM)))
 
 
 def measure_nodule(mask: np.ndarray, offset_zyx: tuple[int, int, int], volume: Volume) -> Sizes:

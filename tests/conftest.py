@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# CI draws the same examples each time: a landing must not hang on luck. Elsewhere they are new each time.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 os.environ["TCP_NODELAY"] = "1"  # DCMTK's programs stall 40 ms per image without it
 

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
@@ -252,6 +252,7 @@ def test_a_tilted_gantry_shears_the_grid_not_the_sizes():
 
 
 @settings(max_examples=15, deadline=None)
+@example(29374, [0, 1], (True, False, False))  # two slices of equal area
 @given(st.integers(0, 10**6), st.permutations([0, 1]), st.tuples(st.booleans(), st.booleans(), st.booleans()))
 def test_the_way_the_patient_lies_changes_nothing(seed, order, flips):
     """The same body on a grid that is flipped along any axis, or turned in the plane: all eight positions, and more."""
