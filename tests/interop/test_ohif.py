@@ -177,6 +177,20 @@ def sight_of_a_segment(viewer: Viewer, study: Study, name: str) -> Sight:
     )
 
 
+def sight_of_numbers(viewer: Viewer, study: Study, image: int, name: str) -> Sight:
+    """The image with numbers drawn on it."""
+
+    def look() -> Sight | None:
+        sight = viewer.look(name)
+        if not sight.written and len(study.pictures) > 1:
+            # now and then OHIF draws what belongs to a clip's frame only when the frame is turned to anew
+            turned_to(viewer, study, image - 1, name)
+            turned_to(viewer, study, image, name)
+        return sight if sight.written else None
+
+    return wait_for(look, PATIENCE_S, f"numbers drawn on image {image} of {study.name}; see {OUT / name}.png")
+
+
 def turned_to(viewer: Viewer, study: Study, image: int, name: str) -> Sight:
     """The sight of one image. A CT begins at the head, a clip with its first frame."""
 
@@ -240,7 +254,7 @@ def test_a_mass_on_ultrasound_is_seen_and_measured(
 
     viewer.load("AI SR", hydrate=False)
 
-    sight = sight_of(viewer, f"{study.name}-sr", "numbers drawn on the image", lambda sight: bool(sight.written))
+    sight = sight_of_numbers(viewer, study, finding.key_image, f"{study.name}-sr")
     assert study.shown(sight) == finding.key_image
     [group] = [group for group in read.groups(study.objects[-1]) if group.tracking_id == finding.label]
     assert {codes.LONG_AXIS, codes.SHORT_AXIS, codes.AREA} <= {measurement.name for measurement in group.measurements}
