@@ -14,9 +14,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from dicom_sr import codes, read
-from dicom_sr.derived import Marked, Results, derived, image_reference, marked, say_body_part
+from dicom_sr.derived import Marked, Results, derived, marked, say_body_part
 from dicom_sr.findings import ImageRef
-from dicom_sr.header import RESEARCH_ONLY, code_item
+from dicom_sr.header import RESEARCH_ONLY, code_item, image_reference
 from dicom_sr.outline import outlines
 from dicom_sr.plain_sr import sentences
 

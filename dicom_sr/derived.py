@@ -23,24 +23,12 @@ from dicom_sr.header import (
     COPIED_IF_PRESENT,
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
+    OF_ONE_ANALYSIS,
     series_description,
 )
 from dicom_sr.report import CALIPERS, CONTOUR
 from dicom_sr.source import EncodingError
 from dicom_sr.uids import child_uid
-
-KEPT = (  # besides patient and study: when it was made, and by whom
-    "SpecificCharacterSet",
-    "InstanceCreationDate",
-    "InstanceCreationTime",
-    "SeriesDate",
-    "SeriesTime",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "DeviceSerialNumber",
-    "SoftwareVersions",
-    "ContributingEquipmentSequence",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +97,7 @@ def derived(
     number          the instance number, where there are several of one original
     """
     result = Dataset()
-    for keyword in (*KEPT, *ALWAYS_COPIED, *COPIED_IF_PRESENT):
+    for keyword in (*OF_ONE_ANALYSIS, *ALWAYS_COPIED, *COPIED_IF_PRESENT):
         if keyword in original:
             result[keyword] = copy.deepcopy(original[keyword])
     result.SOPClassUID = sop_class_uid
@@ -141,16 +129,6 @@ def another(original: Dataset, role: str) -> Dataset:
     result.SeriesInstanceUID = child_uid(original.SeriesInstanceUID, f"{role} series")
     with_file_meta(result)
     return result
-
-
-def image_reference(ref: ImageRef) -> Dataset:
-    """Image SOP Instance Reference Macro, PS3.3 Table 10-3."""
-    item = Dataset()
-    item.ReferencedSOPClassUID = ref.sop_class_uid
-    item.ReferencedSOPInstanceUID = ref.sop_instance_uid
-    if ref.frame is not None:
-        item.ReferencedFrameNumber = ref.frame
-    return item
 
 
 def say_body_part(dataset: Dataset, sources: Collection[Dataset]) -> None:

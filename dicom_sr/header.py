@@ -12,7 +12,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicom_sr import codes
-from dicom_sr.findings import Algorithm, Findings
+from dicom_sr.findings import Algorithm, Findings, ImageRef
 from dicom_sr.uids import device_uid, result_uid
 
 RESEARCH_ONLY = "Research use only, not for diagnostic use"
@@ -59,6 +59,20 @@ COPIED_IF_PRESENT = (
     "ClinicalTrialSiteName",
     "ClinicalTrialSubjectID",
     "ClinicalTrialSubjectReadingID",
+)
+
+# What objects of one analysis share besides patient and study: when they were made, and by whom.
+OF_ONE_ANALYSIS = (
+    "SpecificCharacterSet",
+    "InstanceCreationDate",
+    "InstanceCreationTime",
+    "SeriesDate",
+    "SeriesTime",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "DeviceSerialNumber",
+    "SoftwareVersions",
+    "ContributingEquipmentSequence",
 )
 
 
@@ -130,6 +144,16 @@ def code_item(code: Code) -> Dataset:
     item.CodeValue = code.value
     item.CodingSchemeDesignator = code.scheme_designator
     item.CodeMeaning = code.meaning
+    return item
+
+
+def image_reference(ref: ImageRef) -> Dataset:
+    """Image SOP Instance Reference Macro, PS3.3 Table 10-3."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = ref.sop_class_uid
+    item.ReferencedSOPInstanceUID = ref.sop_instance_uid
+    if ref.frame is not None:
+        item.ReferencedFrameNumber = ref.frame
     return item
 
 

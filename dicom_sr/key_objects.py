@@ -7,6 +7,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
+from dicom_sr import codes
 from dicom_sr.derived import Results, derived, marked
 from dicom_sr.findings import ImageRef
 from dicom_sr.header import RESEARCH_ONLY
@@ -14,7 +15,6 @@ from dicom_sr.plain_sr import OBSERVED_BY, evidence
 from dicom_sr.source import EncodingError
 
 OF_INTEREST = Code("113000", "DCM", "Of Interest")  # CID 7010
-DESCRIPTION = Code("113012", "DCM", "Key Object Description")
 
 
 def key_object_selection(report: Dataset, results: Results) -> list[Dataset]:
@@ -45,7 +45,7 @@ def key_object_selection(report: Dataset, results: Results) -> list[Dataset]:
         for ref in labels
     ]
     description = hd.sr.TextContentItem(
-        DESCRIPTION,
+        codes.KEY_OBJECT_DESCRIPTION,
         f"{', '.join(label for group in labels.values() for label in group)}. {RESEARCH_ONLY}.",
         relationship_type=hd.sr.RelationshipTypeValues.CONTAINS,
     )

@@ -15,9 +15,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, SegmentationStorage
 
 from dicom_sr import read
-from dicom_sr.derived import Results, another, image_reference, with_file_meta
+from dicom_sr.derived import Results, another, with_file_meta
 from dicom_sr.findings import ImageRef
-from dicom_sr.header import references
+from dicom_sr.header import image_reference, references
 from dicom_sr.source import EncodingError, Plane, plane
 
 LABEL_MAP_SEGMENTATION_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # PS3.4 B.5, younger than pydicom's dictionary

@@ -13,6 +13,7 @@ from pydicom.uid import BasicTextSRStorage, EnhancedSRStorage
 from dicom_sr import codes, read
 from dicom_sr.derived import Results, another, derived, with_file_meta
 from dicom_sr.findings import ImageRef, Measurement
+from dicom_sr.hierarchy import hierarchy, named_in
 from dicom_sr.report import OHIF_TOOL, WHOLE
 
 DIAGNOSTIC_IMAGING_REPORT = Code("18748-4", "LN", "Diagnostic Imaging Report")  # CID 7000
@@ -100,23 +101,9 @@ def sentences(report: Dataset) -> Iterator[Sentence]:
 
 
 def evidence(report: Dataset, instances: set[str]) -> list[Dataset]:
-    """The part of the report's evidence that names these instances, PS3.3 Table C.17-3."""
-    studies = []
-    for study in report.CurrentRequestedProcedureEvidenceSequence:
-        kept_study = Dataset()
-        kept_study.StudyInstanceUID = study.StudyInstanceUID
-        kept_study.ReferencedSeriesSequence = []
-        for series in study.ReferencedSeriesSequence:
-            kept = Dataset()
-            kept.SeriesInstanceUID = series.SeriesInstanceUID
-            kept.ReferencedSOPSequence = [
-                item for item in series.ReferencedSOPSequence if item.ReferencedSOPInstanceUID in instances
-            ]
-            if kept.ReferencedSOPSequence:
-                kept_study.ReferencedSeriesSequence.append(kept)
-        if kept_study.ReferencedSeriesSequence:
-            studies.append(kept_study)
-    return studies
+    """The part of the report's evidence that names these instances."""
+    named = named_in(report, "CurrentRequestedProcedureEvidenceSequence")
+    return hierarchy(each for each in named if each.sop_instance_uid in instances)
 
 
 def _image(group: read.Group, groups: Sequence[read.Group]) -> ImageRef | None:

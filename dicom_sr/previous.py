@@ -20,6 +20,7 @@ from pydicom.sr.coding import Code
 
 from dicom_sr import codes
 from dicom_sr.findings import ComparedWith, Finding
+from dicom_sr.hierarchy import Named, hierarchy, named_in
 
 CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 
@@ -55,25 +56,15 @@ def previous_findings(compared: ComparedWith) -> hd.sr.ContainerContentItem:
 
 
 def pertinent_evidence(compared: ComparedWith) -> list[Dataset]:
-    """Items of Pertinent Other Evidence Sequence: Hierarchical SOP Instance Reference, PS3.3 Table C.17-3."""
-    instance, series, study = Dataset(), Dataset(), Dataset()
-    instance.ReferencedSOPClassUID = compared.sop_class_uid
-    instance.ReferencedSOPInstanceUID = compared.sop_instance_uid
-    series.SeriesInstanceUID = compared.series_uid
-    series.ReferencedSOPSequence = [instance]
-    study.StudyInstanceUID = compared.study_uid
-    study.ReferencedSeriesSequence = [series]
-    return [study]
+    """Items of Pertinent Other Evidence Sequence."""
+    return hierarchy(
+        [Named(compared.study_uid, compared.series_uid, compared.sop_class_uid, compared.sop_instance_uid)]
+    )
 
 
 def pertinent_uids(report: Dataset) -> set[str]:
     """SOP Instance UIDs of what a report names as pertinent, without being made of it."""
-    return {
-        str(instance.ReferencedSOPInstanceUID)
-        for study in report.get("PertinentOtherEvidenceSequence") or ()
-        for series in study.ReferencedSeriesSequence
-        for instance in series.ReferencedSOPSequence
-    }
+    return {each.sop_instance_uid for each in named_in(report, "PertinentOtherEvidenceSequence")}
 
 
 def compared_with(report: Dataset) -> ComparedWith | None:
@@ -84,14 +75,14 @@ def compared_with(report: Dataset) -> ComparedWith | None:
     items = containers[0].ContentSequence
     [prior] = _named(items, codes.PRIOR_REPORT)
     reference = prior.ReferencedSOPSequence[0]
-    study = report.PertinentOtherEvidenceSequence[0]
+    pertinent = next(named_in(report, "PertinentOtherEvidenceSequence"))
 
     def value(name: Code) -> float:
         return float(_named(items, name)[0].MeasuredValueSequence[0].NumericValue)
 
     return ComparedWith(
-        study_uid=str(study.StudyInstanceUID),
-        series_uid=str(study.ReferencedSeriesSequence[0].SeriesInstanceUID),
+        study_uid=pertinent.study_uid,
+        series_uid=pertinent.series_uid,
         sop_class_uid=str(reference.ReferencedSOPClassUID),
         sop_instance_uid=str(reference.ReferencedSOPInstanceUID),
         study_date=date.fromisoformat(str(_named(items, codes.STUDY_DATE)[0].Date)),

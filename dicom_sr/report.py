@@ -22,6 +22,7 @@ from pydicom.uid import ComprehensiveSRStorage
 from dicom_sr import codes
 from dicom_sr.findings import Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.header import RESEARCH_ONLY, result_header
+from dicom_sr.hierarchy import Named, hierarchy
 from dicom_sr.outline import outline, polygon_area
 from dicom_sr.previous import change_items, pertinent_evidence, pertinent_uids, previous_findings
 from dicom_sr.seg import plane_mask, tracking_uid
@@ -144,27 +145,12 @@ class _Report:
     def evidence(self, document: Dataset) -> list[Dataset]:
         """What the tree refers to, and nothing else: Hierarchical SOP Instance Reference, PS3.3 Table C.17-3."""
         known = headers_by_uid([*self.headers, *self.segmentations])
-        studies: dict[str, Dataset] = {}
-        series: dict[str, Dataset] = {}
         pertinent = pertinent_uids(document)
-        for class_uid, instance_uid in dict.fromkeys(referenced(document)):
-            if instance_uid in pertinent:
-                continue
-            header = known[instance_uid]
-            item = Dataset()
-            item.ReferencedSOPClassUID = class_uid
-            item.ReferencedSOPInstanceUID = instance_uid
-            if header.StudyInstanceUID not in studies:
-                study = studies[header.StudyInstanceUID] = Dataset()
-                study.StudyInstanceUID = header.StudyInstanceUID
-                study.ReferencedSeriesSequence = []
-            if header.SeriesInstanceUID not in series:
-                one = series[header.SeriesInstanceUID] = Dataset()
-                one.SeriesInstanceUID = header.SeriesInstanceUID
-                one.ReferencedSOPSequence = []
-                studies[header.StudyInstanceUID].ReferencedSeriesSequence.append(one)
-            series[header.SeriesInstanceUID].ReferencedSOPSequence.append(item)
-        return list(studies.values())
+        mentioned = [each for each in dict.fromkeys(referenced(document)) if each[1] not in pertinent]
+        return hierarchy(
+            Named(str(known[uid].StudyInstanceUID), str(known[uid].SeriesInstanceUID), class_uid, uid)
+            for class_uid, uid in mentioned
+        )
 
     def remarks(self) -> Iterator[hd.sr.TextContentItem]:
         """What a reader must see beside the numbers."""

@@ -15,7 +15,9 @@ from pydicom.sr.coding import Code
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from dicom_sr import codes
-from dicom_sr.header import ALWAYS_COPIED, COPIED_IF_PRESENT, code_item
+from dicom_sr.findings import ImageRef
+from dicom_sr.header import ALWAYS_COPIED, COPIED_IF_PRESENT, OF_ONE_ANALYSIS, code_item, image_reference
+from dicom_sr.hierarchy import Named, hierarchy
 from dicom_sr.uids import child_uid
 
 SERIES_NUMBER = 9290
@@ -25,19 +27,10 @@ SR_CLASSES = "1.2.840.10008.5.1.4.1.1.88."  # the root of the SR storage classes
 COMMON = (
     *ALWAYS_COPIED,
     *COPIED_IF_PRESENT,
-    "SpecificCharacterSet",
-    "InstanceCreationDate",
-    "InstanceCreationTime",
+    *OF_ONE_ANALYSIS,
     "ContentDate",
     "ContentTime",
-    "SeriesDate",
-    "SeriesTime",
     "InstanceNumber",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "DeviceSerialNumber",
-    "SoftwareVersions",
-    "ContributingEquipmentSequence",
 )
 
 
@@ -59,22 +52,11 @@ def name_predecessors(report: Dataset, replaces: Sequence[Written]) -> None:
     """Predecessor Documents Sequence: the reports among what is replaced. None: the attribute is left out."""
     documents = [each for each in replaces if each.is_report]
     if documents:
-        report.PredecessorDocumentsSequence = hierarchy(report.StudyInstanceUID, documents)
+        report.PredecessorDocumentsSequence = _named(report.StudyInstanceUID, documents)
 
 
-def hierarchy(study_uid: str, objects: Sequence[Written]) -> list[Dataset]:
-    """Hierarchical SOP Instance Reference Macro, PS3.3 Table C.17-3, of objects of one study."""
-    series: dict[str, Dataset] = {}
-    for each in objects:
-        if each.series_uid not in series:
-            series[each.series_uid] = Dataset()
-            series[each.series_uid].SeriesInstanceUID = each.series_uid
-            series[each.series_uid].ReferencedSOPSequence = []
-        series[each.series_uid].ReferencedSOPSequence.append(_reference(each))
-    study = Dataset()
-    study.StudyInstanceUID = study_uid
-    study.ReferencedSeriesSequence = list(series.values())
-    return [study]
+def _named(study_uid: str, objects: Sequence[Written]) -> list[Dataset]:
+    return hierarchy(Named(study_uid, each.series_uid, each.sop_class_uid, each.sop_instance_uid) for each in objects)
 
 
 def rejection_note(report: Dataset, replaces: Sequence[Written]) -> Dataset:
@@ -90,7 +72,7 @@ def rejection_note(report: Dataset, replaces: Sequence[Written]) -> Dataset:
     note.SeriesNumber = SERIES_NUMBER
     note.SeriesDescription = f"AI rejection note: replaced by {report.SeriesDescription}"[:64].strip()
     note.ReferencedPerformedProcedureStepSequence = []  # Type 2, PS3.3 C.17.6.1
-    note.CurrentRequestedProcedureEvidenceSequence = hierarchy(report.StudyInstanceUID, replaces)
+    note.CurrentRequestedProcedureEvidenceSequence = _named(report.StudyInstanceUID, replaces)
     note.ValueType = "CONTAINER"
     note.ConceptNameCodeSequence = [code_item(codes.REJECTED_FOR_QUALITY_REASONS)]
     note.ContinuityOfContent = "SEPARATE"
@@ -107,19 +89,12 @@ def rejection_note(report: Dataset, replaces: Sequence[Written]) -> Dataset:
     return note
 
 
-def _reference(written: Written) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = written.sop_class_uid
-    item.ReferencedSOPInstanceUID = written.sop_instance_uid
-    return item
-
-
 def _item(written: Written) -> Dataset:
     """TID 2010 rows 5 and 7: images (a Segmentation is one), and composite objects that are none."""
     item = Dataset()
     item.RelationshipType = "CONTAINS"
     item.ValueType = "COMPOSITE" if written.is_report else "IMAGE"
-    item.ReferencedSOPSequence = [_reference(written)]
+    item.ReferencedSOPSequence = [image_reference(ImageRef(written.sop_class_uid, written.sop_instance_uid))]
     return item
 
 

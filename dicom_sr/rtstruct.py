@@ -10,9 +10,9 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
-from dicom_sr.derived import Marked, Results, derived, image_reference, marked
+from dicom_sr.derived import Marked, Results, derived, marked
 from dicom_sr.findings import ImageRef
-from dicom_sr.header import RESEARCH_ONLY
+from dicom_sr.header import RESEARCH_ONLY, image_reference
 from dicom_sr.outline import keyhole, outlines
 from dicom_sr.source import EncodingError, Plane, plane
 

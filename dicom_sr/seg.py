@@ -19,7 +19,7 @@ from pydicom.uid import SegmentationStorage
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Finding, Findings, ImageRef
-from dicom_sr.header import RESEARCH_ONLY, code_item, references, result_header
+from dicom_sr.header import RESEARCH_ONLY, code_item, image_reference, references, result_header
 from dicom_sr.regions import tissue_regions
 from dicom_sr.source import EncodingError, Plane, plane, source_headers
 from dicom_sr.uids import child_uid, result_uid
@@ -341,11 +341,7 @@ def _orientation(place: Plane) -> Dataset:
 
 def _derivation(ref: ImageRef) -> Dataset:
     """Derivation Image Macro, PS3.3 Table C.7.6.16-7: viewers place a frame by the image it names."""
-    source = Dataset()
-    source.ReferencedSOPClassUID = ref.sop_class_uid
-    source.ReferencedSOPInstanceUID = ref.sop_instance_uid
-    if ref.frame is not None:
-        source.ReferencedFrameNumber = ref.frame
+    source = image_reference(ref)
     source.SpatialLocationsPreserved = "YES"
     source.PurposeOfReferenceCodeSequence = [code_item(codes.SOURCE_IMAGE_FOR_PROCESSING)]
     item = Dataset()

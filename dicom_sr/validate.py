@@ -109,7 +109,6 @@ RULES: tuple[Rule, ...] = (
     Rule("flags", "PS3.3 C.17.2", SR, report.complete, 2),
     Rule("research use only", "ours", SR, report.research_only, 2),
     Rule("predecessors", "PS3.3 C.17.2", SR, report.predecessors, 2),
-    Rule("has evidence", "PS3.3 C.17.2", SR, report.has_evidence, 2),
     Rule("weasis: derivation of every frame", "Weasis, PS3.3 C.7.6.16.2.6", SEG, segmentation.derivation, 2),
     Rule("ohif: shared planes", "OHIF 3.13", SEG, segmentation.shared_planes, 2),
     Rule("ohif, slicer: binary", "OHIF 3.9, 3D Slicer 5", SEG, segmentation.binary, 2),

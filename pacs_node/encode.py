@@ -32,6 +32,7 @@ from dicom_sr.labelmap import SEGMENT_CLASSES, retargeted
 from dicom_sr.not_run import not_run_report
 from models.pipeline import UnfitInput
 from models.read import displayed
+from pacs_node.durable import sync
 from pacs_node.errors import GiveUp, TryAgain
 from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result
 
@@ -138,7 +139,7 @@ def _written_down(objects: Sequence[pydicom.Dataset], folder: Path, warnings: Se
         for dataset, path in zip(objects, paths, strict=True):
             _write(dataset, path)
         for changed in (folder, folder.parent, folder.parent.parent):
-            sync_folder(changed)
+            sync(changed)
     except OSError as error:
         raise TryAgain(f"results cannot be written to {folder}: {error.strerror}; free or mount the disk") from error
     remarks = tuple(str(fault) for fault in warnings)
@@ -162,14 +163,6 @@ def _write(dataset: pydicom.Dataset, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the rename itself
-    finally:
-        os.close(descriptor)
 
 
 class ResultForms:
@@ -318,7 +311,7 @@ def _keep(objects: Sequence[pydicom.Dataset], folder: Path, transfer_syntax_uid:
             )
             file.flush()
             os.fsync(file.fileno())
-    sync_folder(unfinished)
+    sync(unfinished)
     try:
         unfinished.rename(folder)
     except OSError:
@@ -326,4 +319,4 @@ def _keep(objects: Sequence[pydicom.Dataset], folder: Path, transfer_syntax_uid:
         if not folder.is_dir():
             raise
     for changed in (folder.parent, folder.parent.parent):
-        sync_folder(changed)
+        sync(changed)

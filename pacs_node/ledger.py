@@ -764,7 +764,7 @@ class Ledger:
                 edition_table.c.series_uid == job.series_uid, edition_table.c.pipeline == job.pipeline
             )
         ).mappings()
-        mine = [row for row in rows if row["options"] == _asked(job)]
+        mine = [row for row in rows if row["options"] == job.asked]
         return merged(
             Edition(
                 **{name: row[name] for name in ("number", "revision", "version", "analysed", "dated")},
@@ -798,7 +798,7 @@ class Ledger:
                 raise EditionChanged(f"what revision {edition.number} replaces has changed while it was written")
         row = {name: getattr(edition, name) for name in ("number", "revision", "version", "analysed", "dated")}
         row |= {name: [_object_row(each) for each in getattr(edition, name)] for name in ("replaces", "objects")}
-        row |= {"series_uid": job.series_uid, "pipeline": job.pipeline, "options": _asked(job)}
+        row |= {"series_uid": job.series_uid, "pipeline": job.pipeline, "options": job.asked}
         again = self._insert(edition_table).values(job=job.id, **row)
         db.execute(again.on_conflict_do_update(index_elements=[edition_table.c.job], set_=row))
 
@@ -810,7 +810,7 @@ class Ledger:
                 edition_table.c.series_uid == job.series_uid, edition_table.c.pipeline == job.pipeline
             )
         )
-        earlier = [infer_job for infer_job, options in rows if options == _asked(job)]
+        earlier = [infer_job for infer_job, options in rows if options == job.asked]
         sends = sa.select(job_table.c.id).where(
             job_table.c.kind == "send", job_table.c.parent.in_(earlier), job_table.c.destination.in_(job.send_to)
         )
@@ -1221,11 +1221,6 @@ def engine_for_jobs(url: str) -> sa.Engine:
         connection.execute("PRAGMA foreign_keys=ON")
 
     return engine
-
-
-def _asked(job: Job) -> dict[str, Any]:
-    """What makes results of one pipeline about one series different ones: its options, and whether it compares."""
-    return dict(job.options) | ({"priors": job.priors} if job.priors else {})
 
 
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:

@@ -238,8 +238,7 @@ class JoinedRooms:
 
 
 def _variant(job: Job) -> str:
-    asked = dict(job.options) | ({"priors": job.priors} if job.priors else {})
-    return json.dumps(asked, sort_keys=True) if asked else ""
+    return json.dumps(job.asked, sort_keys=True) if job.asked else ""
 
 
 class Node:

@@ -39,7 +39,9 @@ from pynetdicom.transport import AssociationSocket
 from dicom_sr import read
 from dicom_sr.changes import Comparison, with_comparison
 from dicom_sr.findings import Findings
+from dicom_sr.hierarchy import named_in
 from models.pipeline import Prior
+from pacs_node.durable import sync
 from pacs_node.errors import NodeError, TryAgain
 
 log = structlog.get_logger(__name__)
@@ -181,11 +183,7 @@ def earlier_studies(patient: Patient, study_uid: str, today: date, answers: Iter
 def latest(reports: Sequence[Dataset]) -> list[Dataset]:
     """Of each source series the report that no other supersedes; of several the highest revision."""
     superseded = {
-        str(instance.ReferencedSOPInstanceUID)
-        for report in reports
-        for study in report.get("PredecessorDocumentsSequence") or ()
-        for series in study.ReferencedSeriesSequence
-        for instance in series.ReferencedSOPSequence
+        each.sop_instance_uid for report in reports for each in named_in(report, "PredecessorDocumentsSequence")
     }
 
     def rank(report: Dataset) -> tuple[int, str, str]:
@@ -251,11 +249,9 @@ def is_ours(report: Dataset, pipeline: str) -> bool:
 def _evidence(report: Dataset, sop_classes: Sequence[str]) -> list[tuple[str, str]]:
     """(Series, SOP Instance UID) of the objects of these classes that a report was made of."""
     return [
-        (str(series.SeriesInstanceUID), str(instance.ReferencedSOPInstanceUID))
-        for study in report.get("CurrentRequestedProcedureEvidenceSequence") or ()
-        for series in study.ReferencedSeriesSequence
-        for instance in series.ReferencedSOPSequence
-        if instance.ReferencedSOPClassUID in sop_classes
+        (each.series_uid, each.sop_instance_uid)
+        for each in named_in(report, "CurrentRequestedProcedureEvidenceSequence")
+        if each.sop_class_uid in sop_classes
     ]
 
 
@@ -301,11 +297,7 @@ def keep(path: Path, outcome: Outcome) -> Outcome:
             os.fsync(part.fileno())
             with suppress(FileExistsError):
                 os.link(part.name, path)  # a link, not a rename: it never replaces
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     except OSError as error:
         raise TryAgain(f"{path} cannot be written: {error.strerror}; free or mount the disk") from error
     return OUTCOME.validate_json(path.read_bytes())

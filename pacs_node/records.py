@@ -151,6 +151,11 @@ class Job:
     reason: str = ""
     not_before: datetime | None = None
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What makes results of one pipeline about one series different ones: its options, and whether it compares."""
+        return dict(self.options) | ({"priors": self.priors} if self.priors else {})
+
 
 @dataclass(frozen=True)
 class OpenSeries:

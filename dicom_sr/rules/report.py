@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pydicom.dataset import Dataset
 
 from dicom_sr import codes, read
+from dicom_sr.hierarchy import named_in
 from dicom_sr.previous import pertinent_uids
 from dicom_sr.report import OHIF_TOOL, referenced
 from dicom_sr.rules.subject import Subject
@@ -81,11 +82,6 @@ def _items(item: Dataset, place: str) -> Iterator[tuple[str, Dataset]]:
         yield from _items(child, f"{place}.{number}")
 
 
-def has_evidence(subject: Subject) -> Iterator[str]:
-    if not subject.dataset.get("CurrentRequestedProcedureEvidenceSequence"):
-        yield "CurrentRequestedProcedureEvidenceSequence has no value; the report refers to images"
-
-
 def evidence(subject: Subject) -> Iterator[str]:
     """The evidence sequence names what the tree refers to, each in its series, and nothing else."""
     known = headers_by_uid([*subject.sources, *subject.segmentations])
@@ -94,10 +90,8 @@ def evidence(subject: Subject) -> Iterator[str]:
         yield f"{uid} is in the pertinent other evidence, but nothing refers to it"
     in_tree = {(str(known[uid].SeriesInstanceUID), uid) for uid in named - pertinent}
     in_evidence = {
-        (str(series.SeriesInstanceUID), str(item.ReferencedSOPInstanceUID))
-        for study in subject.dataset.CurrentRequestedProcedureEvidenceSequence
-        for series in study.ReferencedSeriesSequence
-        for item in series.ReferencedSOPSequence
+        (each.series_uid, each.sop_instance_uid)
+        for each in named_in(subject.dataset, "CurrentRequestedProcedureEvidenceSequence")
     }
     for _, uid in sorted(in_tree - in_evidence):
         yield f"{uid} is referred to, but is not in the evidence sequence"
@@ -106,12 +100,7 @@ def evidence(subject: Subject) -> Iterator[str]:
 
 
 def predecessors(subject: Subject) -> Iterator[str]:
-    named = {
-        str(item.ReferencedSOPInstanceUID)
-        for study in subject.dataset.get("PredecessorDocumentsSequence") or ()
-        for series in study.ReferencedSeriesSequence
-        for item in series.ReferencedSOPSequence
-    }
+    named = {each.sop_instance_uid for each in named_in(subject.dataset, "PredecessorDocumentsSequence")}
     wanted = {each.sop_instance_uid for each in subject.replaces if each.is_report}
     for uid in sorted(wanted - named):
         yield f"it replaces {uid}, but does not name it as predecessor"

@@ -13,6 +13,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from pacs_node.deliver.destination import AsTheyAre, Choice, Deferred, Forms, Now, Undeliverable, first_possible
+from pacs_node.durable import sync
 from pacs_node.records import Package, Receipt
 
 NEEDED = ["SOPInstanceUID", "StudyInstanceUID", "Modality"]
@@ -71,11 +72,7 @@ def _copy_durably(source: Path, target: Path) -> None:
         os.fsync(write.fileno())
     os.replace(unfinished, target)
     for folder in (target.parent, target.parent.parent):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # the rename, and a new folder's own name
-        finally:
-            os.close(descriptor)
+        sync(folder)  # the rename, and a new folder's own name
 
 
 def _short(uid: str) -> str:

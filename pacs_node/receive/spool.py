@@ -24,6 +24,7 @@ from pathlib import Path
 
 import structlog
 
+from pacs_node.durable import sync
 from pacs_node.errors import NotReadable, SpoolFull, WrongSopClass
 from pacs_node.receive import part10
 from pacs_node.receive.header import Buffer, Identity, identify
@@ -79,7 +80,7 @@ class Spool:
         self._unfinished = root / "unfinished"
         for folder in (self._instances, self._aside, self._unreadable, self._unfinished):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sync(root)
+        sync(root)
         self._leftovers = list(self._unfinished.iterdir())
         self._folders_on_disk: set[Path] = set()  # whose own names are known to be durable
         self._series_of = {  # digest of SOP Instance UID -> digest of series UID
@@ -192,7 +193,7 @@ class Spool:
             finally:
                 os.close(file)
             os.rename(unfinished, path)
-            _sync(path.parent)  # the rename itself
+            sync(path.parent)  # the rename itself
         except OSError as error:
             unfinished.unlink(missing_ok=True)
             if error.errno in NO_SPACE:
@@ -203,13 +204,13 @@ class Spool:
     def _make_durable_folder(self, folder: Path) -> None:
         if folder not in self._folders_on_disk:
             folder.mkdir(mode=0o700, exist_ok=True)
-            _sync(folder.parent)
+            sync(folder.parent)
             self._folders_on_disk.add(folder)
 
     def _sync_again(self, path: Path) -> None:
         """A file that an earlier process renamed may not have reached the disk before that process ended."""
-        _sync(path)
-        _sync(path.parent)
+        sync(path)
+        sync(path.parent)
         self._make_durable_folder(path.parent)
 
 
@@ -268,12 +269,3 @@ def _write_all(file: int, parts: tuple[Buffer, ...]) -> int:
         if views:
             views[0] = views[0][written:]
     return size
-
-
-def _sync(path: Path) -> None:
-    """fsync of a file or folder by name."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

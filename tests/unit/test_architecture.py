@@ -33,12 +33,16 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     "deliver": set(),
     "web": set(),
 }
-SHARED = {"commitment": {"receive", "deliver"}}  # what two rooms must say alike -> those rooms
+SHARED = {  # what several rooms must say or do alike -> those rooms
+    "commitment": {"receive", "deliver"},
+    "durable": {"receive", "encode", "deliver", "priors"},
+}
 SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
     "__init__": set(),
     "records": set(),
     "errors": {"records"},
     "commitment": {"records", "errors"},
+    "durable": set(),
     "confirm": {"records", "errors", "commitment", "ledger"},
     "editions": {"records"},
     "flow": {"records", "errors", "ledger", "editions", "confirm"},

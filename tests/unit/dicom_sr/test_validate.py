@@ -367,7 +367,12 @@ DAMAGE: dict[str, tuple[Dataset, Callable[[Dataset], None], str, str]] = {
     "verified by nobody": (CT_SR, _set("VerificationFlag", "VERIFIED"), "flags", "nobody has verified"),
     "no disclaimer": (CT_SR, _comment_out, "research use only", "does not say"),
     "predecessor not named": (CT_SR, lambda sr: None, "predecessors", "it replaces 1.2.3, but does not name it"),
-    "no evidence": (CT_SR, _without("CurrentRequestedProcedureEvidenceSequence"), "has evidence", "has no value"),
+    "no evidence": (
+        CT_SR,
+        _without("CurrentRequestedProcedureEvidenceSequence"),
+        "evidence",
+        "is referred to, but is not in the evidence",
+    ),
     "frame without source": (
         US_SEG,
         lambda seg: delattr(_frame(seg), "DerivationImageSequence"),
