@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,8 +103,9 @@ def test_a_comparison_answers_as_an_inference_does(inference: Inference, tmp_pat
     with pytest.raises(Refused, match=r"report\.dcm cannot be read"):
         inference.compare("lung-nodule", findings, [], prior, 30)
     assert ask(inference, "answer").facts["pid"] == findings.facts["pid"]
+    os.mkfifo(tmp_path / "slow.dcm")  # whoever opens it waits for a writer, and there is none
     with pytest.raises(TryAgain, match="the comparison of lung-nodule gave no answer"):
-        inference.compare("lung-nodule", findings, [], prior, 0)
+        inference.compare("lung-nodule", findings, [], Prior(tmp_path / "slow.dcm", (), (), 184), 0.5)
     assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
 
 
