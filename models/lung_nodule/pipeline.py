@@ -28,7 +28,7 @@ from models.lung_nodule.options import Options
 from models.lung_nodule.preprocess import PREPROCESSING, window
 from models.lung_nodule.texture import RULE, THICK_MM, texture
 from models.measure import axial, measure_nodule
-from models.nets.residual_unet import ResidualUNet
+from models.nets.baselines import build_net
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Volume, read_ct
 from models.runtime import Runtime
@@ -64,7 +64,7 @@ class LungNodule:
         self.runtime = Runtime.choose(device, threads=self.options.threads)
         path = Path(self.options.checkpoint) if self.options.checkpoint else weights.packed("lung_nodule", CHECKPOINT)
         loaded = weights.load(path, PREPROCESSING)
-        self.net = self.runtime.place(loaded.into(ResidualUNet(int(loaded.about["config"]["width"]))))
+        self.net = self.runtime.place(loaded.into(build_net(loaded.about["config"])))
         self.card = Card(
             name="lung-nodule",
             modality=frozenset({"CT"}),

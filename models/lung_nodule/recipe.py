@@ -1,4 +1,10 @@
-"""How the lung-nodule network is trained: the residual U-Net on LIDC crops, by patient, small cuts first.
+"""How the lung-nodule network is trained: the residual U-Net, or one it is compared with, on LIDC crops, by patient,
+small cuts first.
+
+    --set vit=true                                   Model 1: a ViT in the bottleneck
+    --set scse=encoder+decoder                       gates elsewhere: any union of encoder, decoder, bottleneck, or none
+    --set encoder=lite0 --set encoder_rate=0.3       an encoder that has seen ImageNet, for few data
+    --set net=transunet                              or unet, attention_unet
 
 The first epochs see 64x64 cuts: four times as many nodules a second, and room for cuts without any. The rest see
 128x128, as the pipeline's windows are, and learn there what around a nodule is none.
@@ -7,8 +13,9 @@ The first epochs see 64x64 cuts: four times as many nodules a second, and room f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +25,9 @@ from models.losses import bce_dice_loss
 from models.lung_nodule.data import Slices
 from models.lung_nodule.preprocess import PREPROCESSING
 from models.metrics import dice
-from models.nets.residual_unet import ResidualUNet
+from models.nets.baselines import Net, build_net
+from models.nets.efficientnet_lite import EfficientNetLite, from_imagenet, imagenet_weights
+from models.nets.residual_unet import PLACES, Encoder, ResidualUNetConfig
 from models.recipe import TrainConfig
 
 
@@ -28,6 +37,19 @@ class Config(TrainConfig):
     batch: int = 16  # of 128x128; small cuts come twice as many at a time
     lr: float = 1.5e-3
     ema_decay: float = 0.995
+    net: Net = "residual_unet"
+    scse: str = "encoder+bottleneck"  # this and the next eight: see ResidualUNetConfig
+    vit: bool = False
+    keep_scse: bool = False
+    vit_width: int = 768
+    vit_depth: int = 6
+    vit_heads: int = 12
+    vit_mlp: int = 3072
+    rates: tuple[int, ...] = (1, 2, 4, 6)
+    encoder: Encoder = "plain"
+    drop_path: float = 0.0
+    pretrained: bool = True  # a lite encoder starts from ImageNet
+    encoder_rate: float = 0.3  # learning rate of a learnt encoder, of that of the rest
     small_cut: int = 64
     small_epochs: float = 0.3  # share of the epochs on small cuts
     large_share: float = 0.5  # share of the crops that an epoch of 128x128 sees: they take four times as long
@@ -46,15 +68,27 @@ class NoduleRecipe:
 
     def __init__(self, data: Path, config: Config) -> None:
         self.config = config
-        self.name = f"residual_unet_w{config.width}"
+        self.name = named(config)
         self.slices = Slices(data)
         self.split_sha256 = self.slices.split_sha256
 
     def model(self) -> nn.Module:
-        return ResidualUNet(self.config.width)
+        model = build_net(asdict(self.config))
+        lite = getattr(model, "lite", None)
+        if isinstance(lite, EfficientNetLite) and self.config.pretrained:
+            from_imagenet(lite, imagenet_weights(lite.version))
+        return model
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        config = self.config
+        slow: list[Tensor] = []
+        fast: list[Tensor] = []
+        for name, weights in model.named_parameters():
+            (slow if config.pretrained and name.startswith("lite.") else fast).append(weights)
+        groups: list[dict[str, Any]] = [{"params": fast}]
+        if slow:
+            groups.append({"params": slow, "lr": config.lr * config.encoder_rate})
+        return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
 
     def cut(self, epoch: int) -> tuple[int, int, int]:
         """(side, batch, number of crops) of the epoch's cuts."""
@@ -100,6 +134,16 @@ class NoduleRecipe:
             empty += (~marked[~batch["mask"].flatten(1).any(1)]).tolist()
         figures = {"dice": float(np.mean(overlap)), "left_empty": float(np.mean(empty))}
         return {"score": (figures["dice"] + figures["left_empty"]) / 2, **figures}
+
+
+def named(config: Config) -> str:
+    """What a training's files are called: the network, how it departs from Model 2, and its width."""
+    own = ResidualUNetConfig.of(asdict(config))
+    parts: list[str] = [config.net, *([own.encoder] if own.encoder != "plain" else [])]
+    parts += [part for part, there in (("vit", own.vit), ("keep_scse", own.keep_scse)) if there]
+    if own.gated != ResidualUNetConfig(vit=own.vit, keep_scse=own.keep_scse).gated:
+        parts += ["scse", *([place for place in PLACES if place in own.gated] or ["none"])]
+    return "_".join([*parts, f"w{config.width}"])
 
 
 def build(data: Path, config: Config) -> NoduleRecipe:

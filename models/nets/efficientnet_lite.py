@@ -108,6 +108,7 @@ def scaled(version: int) -> list[Stage]:
 class LiteConfig:
     version: int = 0
     drop_path: float = 0.0  # of the last block; earlier ones in proportion
+    head: bool = True  # the 1x1 convolution to HEAD channels, for those who classify
 
 
 class EfficientNetLite(nn.Module):
@@ -127,7 +128,8 @@ class EfficientNetLite(nn.Module):
                 blocks.append(MBConv(channels, stage, stride=stage.stride if repeat == 0 else 1, drop=drop))
                 channels, built = stage.channels, built + 1
             self.stages.append(nn.Sequential(*blocks))
-        self.head = nn.Sequential(*conv_bn(channels, HEAD), nn.ReLU6(inplace=True))
+        head = [*conv_bn(channels, HEAD), nn.ReLU6(inplace=True)]
+        self.head = nn.Sequential(*(head if config.head else []))
         self.channels = [stages[tap].channels for tap in TAPS]
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -155,11 +157,13 @@ def imagenet_weights(version: int) -> Path:
 def from_imagenet(encoder: EfficientNetLite, path: Path) -> EfficientNetLite:
     """Put learnt weights into the encoder; a grey image counts as three equal colours.
 
-    Both networks list their tensors in the order of the layers, so they are matched by place and checked by shape.
+    Both networks list their tensors in the order of the layers, so they are matched by place and checked by shape; the
+    head comes last and is left out where the encoder has none.
     Raises WeightsError when they do not fit.
     """
     learnt = [t for name, t in torch.load(path, map_location="cpu", weights_only=True).items() if "_fc" not in name]
     own = encoder.state_dict()
+    learnt = learnt[: len(own)]
     learnt[0] = learnt[0].sum(dim=1, keepdim=True)
     if [t.shape for t in learnt] != [t.shape for t in own.values()]:
         raise WeightsError(f"{path} is not of this network")
