@@ -76,14 +76,16 @@ def test_a_few_images_are_learnt_by_heart(about):
     truth[1, 0, 14:26, 10:18] = 1
     image = 0.4 * truth + 0.3 * torch.rand(2, 1, 32, 32)
     optimiser = torch.optim.AdamW(net.parameters(), 1e-2)
-    losses = []
-    for _ in range(25):
+    first = None
+    for _ in range(150):  # most need 20
         loss = bce_dice_loss(net(image), truth)
+        first = first or loss.item()
+        if loss.item() < 0.4 * first:
+            return
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(loss.item())
-    assert min(losses[-5:]) < 0.4 * losses[0]
+    pytest.fail(f"the loss fell from {first:.2f} to {loss.item():.2f} only")
 
 
 @pytest.mark.parametrize(("net", "published"), [("unet", 31e6), ("attention_unet", 32e6), ("transunet", 105e6)])
