@@ -1,22 +1,97 @@
-"""Device, precision, memory format and threads: chosen in one place."""
+"""Device, precision, memory format, threads, and the form in which a network is served: chosen in one place."""
 
 from __future__ import annotations
 
+import copy
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 BF16_UNITS = (
     "avx512_bf16",
     "amx_bf16",
 )  # processor features that multiply bfloat16; without them it is slower than fp32
 
+# How far a faster form may be from eager float32 on an example. bfloat16 keeps 8 bits: where the edge of a mask is
+# steep, a pixel of it moves by a third (measured on the shipped networks), few cross 0.5, and classes move by 0.03.
+MOST_DELTA = {"mask": 0.5, "classes": 0.05}  # of any one probability
+MOST_FLIPPED = 0.002  # share of mask pixels that change sides at 0.5
+
+Answer = tuple[Tensor, ...]  # what a network returns, float32: mask logits (B, C, H, W), class logits (B, classes)
+Form = Callable[[Tensor], Answer]
+
+
+class Unservable(Exception):
+    """A form cannot be made of this network on this machine; the message says why. The next one is tried."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a form's probabilities are from those of eager float32."""
+
+    mask: float  # greatest |difference| of a mask pixel's probability
+    classes: float  # and of a class probability
+    flipped: float  # greatest share of a batch's mask pixels on the other side of 0.5
+
+    @classmethod
+    def between(cls, truth: Sequence[Answer], said: Sequence[Answer]) -> Gap:
+        """Raises Unservable when the answers are not of the same shapes, or not numbers."""
+        mask, classes, flipped = [0.0], [0.0], [0.0]
+        for wanted, given in zip(truth, said, strict=True):
+            if [part.shape for part in wanted] != [part.shape for part in given]:
+                raise Unservable(f"it answers in shapes {[tuple(part.shape) for part in given]}, not the network's")
+            for p, q in zip(map(probability, wanted), map(probability, given), strict=True):
+                if not q.isfinite().all():
+                    raise Unservable("it answers what is not a number")
+                delta = float((p - q).abs().max())
+                if p.ndim == 4:
+                    mask.append(delta)
+                    flipped.append(float(((p > 0.5) != (q > 0.5)).float().mean()))
+                else:
+                    classes.append(delta)
+        return cls(max(mask), max(classes), max(flipped))
+
+    def why_not(self) -> str | None:
+        if self.mask <= MOST_DELTA["mask"] and self.classes <= MOST_DELTA["classes"] and self.flipped <= MOST_FLIPPED:
+            return None
+        return (
+            f"against float32 a mask pixel differs by {self.mask:.3f} (at most {MOST_DELTA['mask']}), a class by"
+            f" {self.classes:.3f} (at most {MOST_DELTA['classes']}), {self.flipped:.2%} of mask pixels flip (at most"
+            f" {MOST_FLIPPED:.1%})"
+        )
+
+
+def probability(logits: Tensor) -> Tensor:
+    """Masks (B, C, H, W) by sigmoid, classes (B, classes) by softmax."""
+    return logits.sigmoid() if logits.ndim == 4 else logits.softmax(dim=1)
+
+
+def example(*shape: int) -> Tensor:
+    """(B, C, H, W) in [0, 1], the same each time: a dark and a bright spot in noise, so that masks have edges."""
+    count, _, height, width = shape
+    rng = torch.Generator().manual_seed(0)
+    images = 0.3 * (1 + 0.3 * torch.randn(shape, generator=rng))
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    for place in range(count):
+        for grey, (cy, cx) in zip((0.05, 0.8), torch.rand(2, 2, generator=rng) * 0.6 + 0.2, strict=True):
+            inside = torch.sigmoid(80 * (0.08 + 0.02 * place - torch.hypot(y - cy, x - cx)))  # a soft edge
+            images[place] += inside * (grey - images[place])
+    return images.clamp(0, 1)
+
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a network runs. The choice depends on the machine alone, so the same files give the same answer."""
+    """Where and how a network runs. The choice depends on the machine and what is installed on it alone, never on a
+    stop-watch, so the same files give the same answer."""
 
     device: torch.device
     bf16: bool
@@ -53,7 +128,200 @@ class Runtime:
 
     def precision(self) -> AbstractContextManager[None]:
         """`with runtime.precision():` around a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        # no cache: it would keep weights beyond a captured graph, and convolutions have theirs in bf16 already
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+
+    def ready(self, model: nn.Module, *examples: Tensor, most: int = 1) -> Served:
+        """The network in the fastest form that agrees with eager float32 on the examples.
+
+        examples: (B, C, H, W), B at least 2, one of each size that will be common. Any other size is answered, too,
+        by the eager form: nothing is compiled after start-up. most: the largest common batch, for captured graphs.
+        """
+        plain = Eager(Runtime(self.device, bf16=False), model)
+        checks = [part for batch in examples for part in (batch, batch[:1])]  # alone, an image may take another path
+        truth = [plain(batch) for batch in checks]
+        for name, make in self.forms(examples, most):
+            try:
+                form = make(model)
+                why = Gap.between(truth, [form(batch) for batch in checks]).why_not()
+            except Unservable as reason:
+                why = str(reason)
+            if why is None:
+                return Served(form, f"{self.device} {name}")
+            log.warning("%s is not served as %s: %s", type(model).__name__, name, why)
+        return Served(plain, f"{self.device} fp32")
+
+    def forms(self, examples: Sequence[Tensor], most: int) -> Iterator[tuple[str, Callable[[nn.Module], Form]]]:
+        """What can be had here, the fastest first, as measured: docs/decisions.md. Eager float32 is always left."""
+        if self.device.type == "cuda":
+            yield (
+                f"{self.kind} graphs",
+                lambda model: Graphs(Eager(self, model), [self.take(e) for e in examples], most),
+            )
+        elif importlib.util.find_spec("openvino"):
+            yield f"{self.kind} openvino", lambda model: OpenVINO(self, model, examples)
+        if self.bf16:
+            yield self.kind, lambda model: Eager(self, model)
+
+    @property
+    def kind(self) -> str:
+        return "bf16" if self.bf16 else "fp32"
 
     def __str__(self) -> str:
-        return f"{self.device} {'bf16' if self.bf16 else 'fp32'}"
+        return f"{self.device} {self.kind}"
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A network ready to answer, and in which form: "cpu bf16 openvino"."""
+
+    form: Form
+    name: str
+
+    def __call__(self, batch: Tensor) -> Answer:
+        """(B, C, H, W) anywhere, any B and any size the network takes -> its outputs in float32 on the device"""
+        return self.form(batch)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Eager:
+    """The network as written, channels-last. Weights of convolutions are turned to bf16 once, not at every call: the
+    same numbers as under autocast alone."""
+
+    def __init__(self, runtime: Runtime, model: nn.Module) -> None:
+        self.runtime = runtime
+        self.model = runtime.place(copy.deepcopy(model))
+        if runtime.bf16:
+            for part in self.model.modules():
+                if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                    part.to(torch.bfloat16)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor) -> Answer:
+        with self.runtime.precision():
+            said = self.model(self.runtime.take(batch))
+        return tuple(part.float() for part in (said if isinstance(said, tuple) else (said,)))
+
+
+class OpenVINO:
+    """Compiled for the processor by OpenVINO, for each example's size with any batch; other sizes run eagerly."""
+
+    def __init__(self, runtime: Runtime, model: nn.Module, examples: Sequence[Tensor]) -> None:
+        self.eager = Eager(runtime, model)
+        still = copy.deepcopy(model).cpu().eval()
+        self.compiled = {batch.shape[1:]: compiled(still, batch, runtime.kind) for batch in examples}
+
+    def __call__(self, batch: Tensor) -> Answer:
+        request = self.compiled.get(batch.shape[1:])
+        if request is None or not len(batch):
+            return self.eager(batch)
+        said = request.infer({0: batch.float().contiguous().numpy()}, share_inputs=True)
+        return tuple(torch.from_numpy(said[port].copy()) for port in request.model_outputs)
+
+
+def compiled(model: nn.Module, batch: Tensor, kind: str) -> Any:
+    """An openvino.InferRequest for (any, C, H, W) as in `batch`. Raises Unservable."""
+    try:
+        import openvino
+        from openvino import frontend
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+    except ImportError as error:
+        raise Unservable(f"openvino cannot be loaded: {error}") from error
+    failures = (
+        frontend.GeneralFailure,
+        frontend.InitializationFailure,
+        frontend.NotImplementedFailure,
+        frontend.OpConversionFailure,
+        frontend.OpValidationFailure,
+        RuntimeError,
+    )
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused operator is unknown to OpenVINO
+    try:
+        # The door below openvino.convert_model: that one reports its use to its makers over the internet.
+        reader = frontend.FrontEndManager().load_by_framework("pytorch")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes become constants: one graph per size
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.trace, inside openvino
+            traced = TorchScriptPythonDecoder(model, example_input=batch[:2], trace_kwargs={"check_trace": False})
+        graph = reader.convert(reader.load(traced))
+        graph.reshape({0: openvino.PartialShape([-1, *batch.shape[1:]])})
+        settings = {
+            "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[kind],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        return openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
+    except failures as error:
+        raise Unservable(f"openvino does not take it: {str(error).strip()[:300]}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+Replay = Callable[[Tensor], Answer]  # (n, C, H, W), n at most the captured batch -> outputs for n
+
+
+class Graphs:
+    """cuda: a graph captured for each example's size and batches of 1, 2, 4, ... up to `most`.
+
+    A batch between is padded to the next; other sizes and larger batches run eagerly.
+    """
+
+    def __init__(
+        self,
+        eager: Form,
+        examples: Sequence[Tensor],
+        most: int,
+        capture: Callable[[Form, Tensor], Replay] | None = None,
+    ) -> None:
+        self.eager = eager
+        make = capture or captured
+        # the largest first: the smaller ones fit into its memory
+        self.held = {
+            (count, *like.shape[1:]): make(eager, like.new_zeros(count, *like.shape[1:]))
+            for like in examples
+            for count in reversed(counts(most))
+        }
+
+    def __call__(self, batch: Tensor) -> Answer:
+        count = next_count(len(batch))
+        replay = self.held.get((count, *batch.shape[1:]))
+        return self.eager(batch) if replay is None else replay(batch)
+
+
+def next_count(images: int) -> int:
+    """The least power of two that holds so many."""
+    return 1 << max(0, images - 1).bit_length()
+
+
+def counts(most: int) -> list[int]:
+    """1, 2, 4, ... the first that holds `most`."""
+    return [1 << power for power in range(next_count(most).bit_length())]
+
+
+def captured(eager: Form, still: Tensor) -> Replay:
+    """The forward pass recorded on `still`, to be replayed without the processor's part in it. Raises Unservable."""
+    try:
+        with torch.cuda.device(still.device), torch.inference_mode():
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(3):  # libraries choose and allocate on the first calls, which cannot be recorded
+                    eager(still)
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                answer = eager(still)
+    except RuntimeError as error:
+        raise Unservable(f"the forward pass cannot be captured: {str(error).strip()[:300]}") from error
+
+    @torch.inference_mode()
+    def replay(batch: Tensor) -> Answer:
+        still[: len(batch)].copy_(batch)
+        still[len(batch) :].zero_()
+        graph.replay()
+        return tuple(part[: len(batch)].clone() for part in answer)
+
+    return replay

@@ -26,7 +26,7 @@ from models.measure import measure_lesion
 from models.nets.breast_triple import CLASSES, LITE_STEP_PX, ClassificationNet, TripleConfig
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Clip, read_ultrasound
-from models.runtime import Runtime
+from models.runtime import Runtime, example
 from models.weights import load, packed
 
 NAME = "breast-us"
@@ -118,7 +118,9 @@ class BreastUltrasound:
         weights = [load(packed("breast_us", name), PREPROCESSING) for name in WEIGHTS]
         working = int(weights[0].about["config"]["size"])
         self.sizes = [round(share * working / LITE_STEP_PX) * LITE_STEP_PX for share in SIZES]
-        self.nets = [self.runtime.place(w.into(ClassificationNet(TripleConfig.of(w.about["config"])))) for w in weights]
+        examples = [normalise(example(2, 1, size, size)) for size in self.sizes]
+        nets = [w.into(ClassificationNet(TripleConfig.of(w.about["config"]))) for w in weights]
+        self.nets = [self.runtime.ready(net, *examples, most=2) for net in nets]
         # Training weighed the classes as if they were equally frequent; this goes part of the way back to BUSI's mix.
         names = read_split()["train"]
         counts = np.array([sum(name.startswith(f"{label}/") for name in names) for label in CLASSES])
@@ -159,7 +161,7 @@ class BreastUltrasound:
             raise UnfitInput("; ".join(unusable) or "the series has no images")
         warnings += [f"not looked at: {text}" for text in unusable]
 
-        facts: dict[str, str | float] = {"device": str(self.runtime), "frames looked at": len(images)}
+        facts: dict[str, str | float] = {"device": str(self.nets[0]), "frames looked at": len(images)}
         found: list[Finding] = []
         for name, clip, view in views:
             lesions, passing = settle(link(view.sightings, view.scale_mm), view.looked_at)
@@ -257,11 +259,10 @@ class BreastUltrasound:
     def answer(self, grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows, columns) uint8 -> mask probability (rows, columns), class probabilities (3,), both as trained"""
         image, box = prepare(grey, size)
-        both = self.runtime.take(normalise(torch.stack([image, image.flip(-1)])[:, None]))  # (2, 1, size, size)
-        with torch.inference_mode(), self.runtime.precision():
-            answers = [net(both) for net in self.nets]
-        masks = torch.stack([mask.float().sigmoid().cpu() for mask, _ in answers])  # (nets, 2, 1, size, size)
-        classes = torch.stack([logits.float().softmax(dim=1).cpu() for _, logits in answers])  # (nets, 2, 3)
+        both = normalise(torch.stack([image, image.flip(-1)])[:, None])  # (2, 1, size, size)
+        answers = [net(both) for net in self.nets]
+        masks = torch.stack([mask.sigmoid().cpu() for mask, _ in answers])  # (nets, 2, 1, size, size)
+        classes = torch.stack([logits.softmax(dim=1).cpu() for _, logits in answers])  # (nets, 2, 3)
         mask = (masks[:, 0, 0] + masks[:, 1, 0].flip(-1)).mean(dim=0) / 2
         return box.take_back(mask).numpy(), classes.mean(dim=(0, 1)).numpy()
 

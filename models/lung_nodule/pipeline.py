@@ -31,7 +31,7 @@ from models.measure import axial, measure_nodule
 from models.nets.baselines import build_net
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Volume, read_ct
-from models.runtime import Runtime
+from models.runtime import Runtime, example
 
 VERSION = "0.2.0"
 CHECKPOINT = "residual_unet_w16"
@@ -64,7 +64,8 @@ class LungNodule:
         self.runtime = Runtime.choose(device, threads=self.options.threads)
         path = Path(self.options.checkpoint) if self.options.checkpoint else weights.packed("lung_nodule", CHECKPOINT)
         loaded = weights.load(path, PREPROCESSING)
-        self.net = self.runtime.place(loaded.into(build_net(loaded.about["config"])))
+        net = loaded.into(build_net(loaded.about["config"]))
+        self.net = self.runtime.ready(net, example(4, 1, SIDE, SIDE), most=BATCH)
         self.card = Card(
             name="lung-nodule",
             modality=frozenset({"CT"}),
@@ -100,7 +101,7 @@ class LungNodule:
             sought_site=codes.LUNG,
             facts={
                 "seconds": round(time.monotonic() - started, 1),
-                "device": str(self.runtime),
+                "device": str(self.net),
                 "slices": len(volume.images),
                 "windows": windows,
                 "lungs_ml": round(lungs.volume_ml),
@@ -146,12 +147,10 @@ class LungNodule:
         blended = total / weight.clamp_min(1e-6)
         return blended[edge : edge + h, edge : edge + w], len(corners)
 
-    @torch.inference_mode()
     def probabilities_of(self, batch: Tensor) -> Tensor:
         """(B, 1, 128, 128) in [0, 1] -> probability (B, 1, 128, 128), float32"""
-        with self.runtime.precision():
-            logits = self.net(self.runtime.take(batch))
-        return torch.sigmoid(logits.float())
+        (logits,) = self.net(batch)
+        return torch.sigmoid(logits)
 
     # ------------------------------------------------------------------------------------------------ findings
 

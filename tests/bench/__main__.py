@@ -1,6 +1,12 @@
-"""All figures: python -m tests.bench (`make bench`)."""
+"""All figures: python -m tests.bench (`make bench`); those of the networks alone: python -m tests.bench nets."""
 
-from tests.bench import flow, receive
+import sys
 
-receive.main()
-flow.run()
+from tests.bench import flow, nets, receive
+
+if sys.argv[1:2] == ["nets"]:
+    nets.main(sys.argv[2:])
+else:
+    receive.main()
+    flow.run()
+    nets.main([])

@@ -67,6 +67,7 @@ DOORS = {  # outside package -> files and folders that may import it
         "pacs_node/priors.py",
     ),
     "SimpleITK": ("models/lung_nodule/register.py",),
+    "openvino": ("models/runtime.py",),
     "torch": ("models/", "pacs_node/infer.py"),
     "highdicom": ("dicom_sr/", "models/read.py"),
     "httpx": ("pacs_node/deliver/stow.py", "pacs_node/assemble/evidence.py", "pacs_node/demo.py"),

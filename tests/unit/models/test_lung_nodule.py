@@ -224,7 +224,7 @@ def test_other_views_and_chests_without_lungs_are_refused_in_words(pipeline, tmp
 
 def test_sliding_puts_every_pixel_back_where_it_was(pipeline, monkeypatch):
     """With a network that gives back its input, blending must give back the image, also at its very edge."""
-    monkeypatch.setattr(pipeline, "net", lambda batch: batch)
+    monkeypatch.setattr(pipeline, "net", lambda batch: (batch,))
     image = torch.from_numpy(np.random.default_rng(0).uniform(-1000, 400, (150, 210)).astype(np.float32))
     lung = np.zeros((150, 210), bool)
     lung[:90, 20:] = True
