@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models import runtime as served_by
 from models.lung_nodule.preprocess import PREPROCESSING
-from models.nets.residual_unet import ResidualUNet
+from models.nets.residual_unet import ResidualUNet, ResidualUNetConfig
 from models.runtime import Eager, Gap, Graphs, Runtime, Served, Unservable, counts, example, next_count
 from models.weights import load, packed
 
@@ -30,7 +30,11 @@ OPENVINO = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    return load(packed("lung_nodule", "residual_unet_w16"), PREPROCESSING).into(ResidualUNet(16)).eval()
+    return (
+        load(packed("lung_nodule", "residual_unet_w16"), PREPROCESSING)
+        .into(ResidualUNet(ResidualUNetConfig(width=16)))
+        .eval()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -203,10 +207,11 @@ def test_the_same_files_give_the_same_answer_in_another_process(net: nn.Module) 
         """
         import hashlib, sys, torch
         from models.lung_nodule.preprocess import PREPROCESSING
-        from models.nets.residual_unet import ResidualUNet
+        from models.nets.residual_unet import ResidualUNet, ResidualUNetConfig
         from models.runtime import Runtime, example
         from models.weights import load, packed
-        net = load(packed("lung_nodule", "residual_unet_w16"), PREPROCESSING).into(ResidualUNet(16))
+        net = ResidualUNet(ResidualUNetConfig(width=16))
+        load(packed("lung_nodule", "residual_unet_w16"), PREPROCESSING).into(net)
         served = Runtime.choose("cpu", threads=2).ready(net, example(2, 1, 64, 64))
         said = [served(example(count, 1, 64, 64))[0].numpy().tobytes() for count in (1, 3, 1)]
         print(served, hashlib.sha256(b"".join(said)).hexdigest())
