@@ -33,7 +33,7 @@ from models.pipeline import Card, Progress, UnfitInput
 from models.read import Volume, read_ct
 from models.runtime import Runtime
 
-VERSION = "0.3.0"
+VERSION = "0.2.0"
 CHECKPOINT = "residual_unet_w16"
 
 STRIDE = 64  # step of the windows, pixels; each pixel is in the middle of one window

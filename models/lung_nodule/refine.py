@@ -179,8 +179,9 @@ class Look:
             return Refined(self.detection, "nothing was marked at its centre")
         size = self.volume.hu.shape[1:]
         for axis, (seen, most, corner) in enumerate(zip(self.inside, size, self.corner, strict=True), start=1):
-            ends = piece.any(axis=tuple({0, 1, 2} - {axis}))
-            if (ends[0] and corner > 0) or (ends[-1] and seen.stop < most):
+            places = np.flatnonzero(piece.any(axis=tuple({0, 1, 2} - {axis})))
+            at_start, at_end = places[0] == 0, places[-1] == piece.shape[axis] - 1
+            if (at_start and corner > 0) or (at_end and seen.stop < most):
                 return Refined(self.detection, "what was marked runs out of the crop")
         first, last = min(self.marked), max(self.marked)
         if (piece[0].any() and first > 0) or (piece[-1].any() and last < len(self.volume.hu) - 1):

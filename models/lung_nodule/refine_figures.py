@@ -5,7 +5,7 @@
 Semi-synthetic, for there is no annotated whole scan: LIDC nodule volumes (Hounsfield units, masks, native pixels) of
 the validation patients are pasted with a soft edge at random places in the lungs of one scan. Detections are what the
 sliding window marks, its windows at a random offset from the nodule; and, as of a detector of boxes, ellipsoids in the
-truth's box, moved and resized at random. The default of `Options.refine` follows from these figures.
+truth's box, moved and resized at random. The default of `Options.refine` is to follow from these figures.
 """
 
 from __future__ import annotations
