@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from models.lung_nodule.pipeline import outlines_kept
+from dicom_sr import codes
+from models.lung_nodule.pipeline import LungNodule, outlines_kept
 from models.lung_nodule.preprocess import SIDE
 from models.lung_nodule.refine import BATCH, REACH_MM, Candidate, Refined, distinct, patch, refine
 from models.metrics import dice
-from models.read import Volume
+from models.phantoms import chest_ct
+from models.read import Volume, read_ct
 
 AIR, TISSUE = -850, 40
 
@@ -257,3 +259,35 @@ def test_the_report_says_which_outlines_are_the_first_ones():
     assert [text.split(":")[0] for text in said] == ["Nodule 2, 4", "Nodule 3"]
     assert said[0].endswith("(a)")
     assert outlines_kept([square(0, 0, 0)]) == []
+
+
+# ------------------------------------------------------------------------------------------- with the network itself
+
+
+def errors_mm(truth, refine_: bool) -> tuple[list[float], int]:
+    """Error of the mean diameter of each phantom nodule that is found, and how many findings there are."""
+    found = LungNodule("cpu", {"threads": 1, "refine": refine_}).run(truth.files, lambda _fraction, _what: None)
+    scan = read_ct(truth.files)
+    errors = []
+    for lesion in truth.lesions:
+        at_place = [
+            f
+            for f in found.findings
+            if f.mask.shape and painted(Candidate(f.mask, f.offset_zyx, 1.0), scan.hu.shape)[middle(lesion)]
+        ]
+        (one,) = at_place  # one finding for one nodule
+        (diameter,) = (m.value for m in one.measurements if m.name == codes.MEAN_DIAMETER)
+        errors.append(diameter - (lesion.long_axis_mm + lesion.short_axis_mm) / 2)
+    return errors, len(found.findings)
+
+
+def middle(lesion) -> tuple[int, ...]:
+    return tuple(o + n // 2 for o, n in zip(lesion.offset_zyx, lesion.mask.shape, strict=True))
+
+
+def test_phantom_nodules_keep_their_size_and_their_place(tmp_path):
+    truth = chest_ct(tmp_path, seed=3, slices=18, size=320, spacing_mm=(2.5, 1.1, 1.1), order="shuffled", nodules=2)
+    before, count = errors_mm(truth, refine_=False)
+    after, still = errors_mm(truth, refine_=True)
+    assert 0 < still <= count
+    assert np.abs(after).max() <= max(np.abs(before).max(), 2.2)  # two pixels
