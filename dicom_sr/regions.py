@@ -105,10 +105,10 @@ def tissue_regions(header: Dataset) -> tuple[Region, ...]:
     """
     told = regions(header)
     if not told:
-        return (Region(_whole(header), _pixel_spacing_mm(header)),)
+        return (Region(_whole(header), pixel_spacing_mm(header)),)
     tissue = [region for region in told if region.is_tissue]
     if len(tissue) == 1 and tissue[0].spacing_mm is None:
-        calibrated = replace(tissue[0], spacing_mm=_pixel_spacing_mm(header))
+        calibrated = replace(tissue[0], spacing_mm=pixel_spacing_mm(header))
         told[told.index(tissue[0])] = calibrated
     told = [region for place, region in enumerate(told) if not _told_twice(region, place, told)]
     told.sort(key=lambda region: (region.low_priority, region.pixels))  # from the top down
@@ -146,9 +146,13 @@ def _covered(region: Region, on_top: Sequence[Region]) -> tuple[Box, ...]:
     return tuple(shared for other in others if (shared := _shared(region.box, other.box)) is not None)
 
 
-def _pixel_spacing_mm(header: Dataset) -> Spacing | None:
-    values = [float(value) for value in header.get("PixelSpacing") or ()]
-    return (values[0], values[1]) if len(values) == 2 and min(values) > 0 else None
+def pixel_spacing_mm(header: Dataset) -> Spacing | None:
+    """PixelSpacing as (mm per row, mm per column); None when it is missing or cannot be one."""
+    value = header.get("PixelSpacing")
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        return None
+    down, across = (float(each) for each in value)
+    return (down, across) if 0 < down < math.inf and 0 < across < math.inf else None
 
 
 def _whole(header: Dataset) -> Box:

@@ -24,8 +24,15 @@ from models.pipeline import UnfitInput
 
 AIR_HU = -1024  # what padding outside the reconstruction circle is set to
 
-# What pydicom and its plugins raise on pixels they cannot read: damaged, truncated, or of a syntax without a plugin.
-UNREADABLE = (ValueError, RuntimeError, AttributeError, KeyError, TypeError, EOFError, OSError, NotImplementedError)
+# What pydicom and its plugins raise on what they cannot read: damaged, truncated, of a syntax without a plugin, or a
+# header with a value missing or of no sense. (An OverflowError is an infinite number where a whole one belongs.)
+UNREADABLE = (
+    *(ValueError, RuntimeError, AttributeError, KeyError, TypeError),
+    *(EOFError, OSError, NotImplementedError, OverflowError),
+)
+
+MOST_VOXELS = 1 << 30  # of a CT series: 4096 slices of 512 x 512, 2 GB
+MOST_PIXELS = 1 << 26  # of an ultrasound frame: 8192 x 8192
 
 ORIENTATION_TOLERANCE = 1e-3  # largest difference of direction cosines between slices of one volume
 SPACING_TOLERANCE = 0.1  # steps between slices may differ by this share of their median ...
@@ -117,9 +124,15 @@ def read_ct(files: Sequence[Path]) -> Volume:
     """Read the files of one CT series, in any order. Raises UnfitInput with the reason in words."""
     if not files:
         raise UnfitInput("the series has no files")
-    planes = [plane for path in files for plane in planes_of(header_of(path))]
+    planes = [plane for path in files for plane in planes_in(path)]
     planes = stacked(planes)
     affine, spacing_mm = geometry(planes)
+    voxels = len(planes) * planes[0].shape[0] * planes[0].shape[1]
+    if voxels > MOST_VOXELS:
+        raise UnfitInput(
+            f"{len(planes)} slices of {planes[0].shape[0]} x {planes[0].shape[1]} pixels are {voxels:.2g} voxels,"
+            f" at most {MOST_VOXELS:.2g} can be held; send the series in fewer slices, or of 512 x 512 pixels"
+        )
     hu = np.empty((len(planes), *planes[0].shape), np.int16)
     fill(hu, planes)
     headers = {id(plane.header): plane.header for plane in planes}
@@ -132,6 +145,15 @@ def header_of(path: Path) -> Dataset:
         return dcmread(path, stop_before_pixels=True)
     except (InvalidDicomError, *UNREADABLE) as error:
         raise UnfitInput(f"{path.name} cannot be read as DICOM: {error}") from error
+
+
+def planes_in(path: Path) -> list[Plane]:
+    """The planes of a file. Raises UnfitInput when its header cannot be read or used."""
+    header = header_of(path)
+    try:
+        return planes_of(header)
+    except UNREADABLE as error:
+        raise UnfitInput(f"{path.name}: the header cannot be used: {error}") from error
 
 
 def planes_of(header: Dataset) -> list[Plane]:
@@ -172,15 +194,25 @@ def plane(
 
     def numbers(source: Dataset, keyword: str, count: int) -> list[float]:
         value = source.get(keyword)
-        if value is None or len(value) != count:
+        if value is None or value == "" or np.size(value) == 0:
             raise UnfitInput(f"{path.name}: {keyword} is missing, slices cannot be placed in the patient")
-        return [float(v) for v in value]
+        values = [float(v) for v in np.ravel(value)]
+        if len(values) != count or not np.isfinite(values).all():
+            raise UnfitInput(f"{path.name}: {keyword} is {values}, {count} finite numbers are needed")
+        return values
 
     row_mm, column_mm = numbers(measures, "PixelSpacing", 2)
     if row_mm <= 0 or column_mm <= 0:
         raise UnfitInput(f"{path.name}: PixelSpacing is {row_mm:g} x {column_mm:g} mm, it must be above zero")
-    if "RescaleSlope" not in rescale or "RescaleIntercept" not in rescale:
+    if any(rescale.get(keyword) in (None, "") for keyword in ("RescaleSlope", "RescaleIntercept")):
         raise UnfitInput(f"{path.name}: RescaleSlope or RescaleIntercept is missing, stored values cannot become HU")
+    slope, intercept = float(rescale.RescaleSlope), float(rescale.RescaleIntercept)
+    if slope == 0 or not np.isfinite([slope, intercept]).all():
+        raise UnfitInput(
+            f"{path.name}: RescaleSlope is {slope:g} and RescaleIntercept {intercept:g}, stored values cannot become HU"
+        )
+    if not header.get("Rows") or not header.get("Columns"):
+        raise UnfitInput(f"{path.name}: Rows or Columns is missing, there is no picture")
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise UnfitInput(f"{path.name}: {header.SamplesPerPixel} samples per pixel, a grey image is needed")
     thickness = measures.get("SliceThickness") or header.get("SpacingBetweenSlices")
@@ -192,8 +224,8 @@ def plane(
         orientation=np.array(numbers(turned, "ImageOrientationPatient", 6)),
         spacing=(row_mm, column_mm),
         shape=(int(header.Rows), int(header.Columns)),
-        slope=float(rescale.RescaleSlope),
-        intercept=float(rescale.RescaleIntercept),
+        slope=slope,
+        intercept=intercept,
         thickness=float(thickness) if thickness else None,
         header=header,
     )
@@ -255,7 +287,10 @@ def fill(hu: np.ndarray, planes: Sequence[Plane]) -> None:
         for (_, z), stored in zip(sorted(here), stored_values(path, frames), strict=True):
             if stored.shape != hu.shape[1:]:
                 raise UnfitInput(f"{path.name}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
-            rescaled(stored, planes[z], out=hu[z])
+            try:
+                rescaled(stored, planes[z], out=hu[z])
+            except UNREADABLE as error:
+                raise UnfitInput(f"{path.name}: the pixels cannot become HU: {error}") from error
 
 
 def stored_values(path: Path, frames: list[int]) -> Iterator[np.ndarray]:
@@ -276,21 +311,29 @@ def rescaled(stored: np.ndarray, plane: Plane, out: np.ndarray) -> None:
     MONOCHROME1 changes only how a CT is displayed, not what its values mean (PS3.3 C.7.6.3.1.2): nothing to invert.
     """
     header = plane.header
+    if stored.dtype.kind == "f":  # Float Pixel Data, PS3.3 C.7.6.24
+        padding = stored == header.get("FloatPixelPaddingValue")
+        if not np.isfinite(stored[~padding]).all():
+            raise UnfitInput(f"{plane.path.name}: some pixels are no numbers (NaN or infinite); export the CT anew")
+    else:
+        stored, padding = whole_numbers(stored, header)
+    values = stored.astype(np.float32) * np.float32(plane.slope) + np.float32(plane.intercept)
+    values[padding] = AIR_HU
+    out[...] = np.clip(np.rint(values), -32768, 32767)
+
+
+def whole_numbers(stored: np.ndarray, header: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Stored values without what lies above BitsStored, and bool (y, x) of padding."""
     unused = stored.dtype.itemsize * 8 - int(header.BitsStored)
     if unused > 0 and int(header.HighBit) == int(header.BitsStored) - 1:  # bits above BitsStored may hold an overlay
         stored = (stored << unused) >> unused
-    padding = padded(stored, header)
-    values = stored.astype(np.float32) * np.float32(plane.slope) + np.float32(plane.intercept)
-    np.rint(values, out=values)
-    out[...] = np.clip(values, -32768, 32767)
-    if padding is not None:
-        out[padding] = AIR_HU
+    return stored, padded(stored, header)
 
 
-def padded(stored: np.ndarray, header: Dataset) -> np.ndarray | None:
-    """bool (y, x) of padding pixels (PS3.3 C.7.5.1.1.2), or None. The values' VR may disagree with the pixels' sign."""
+def padded(stored: np.ndarray, header: Dataset) -> np.ndarray:
+    """bool (y, x) of padding pixels (PS3.3 C.7.5.1.1.2). The values' VR may disagree with the pixels' sign."""
     if header.get("PixelPaddingValue") is None:
-        return None
+        return np.zeros(stored.shape, bool)
     bits = int(header.BitsAllocated)
 
     def as_stored(value: int) -> int:
@@ -318,11 +361,24 @@ def read_ultrasound(path: Path) -> Clip:
     Raises UnfitInput with the reason in words.
     """
     header = header_of(path)
+    try:
+        return clip_of(path, header)
+    except UNREADABLE as error:
+        raise UnfitInput(f"{path.name}: the header cannot be used: {error}") from error
+
+
+def clip_of(path: Path, header: Dataset) -> Clip:
+    int(header.get("InstanceNumber") or 0)  # images are sorted by it: one that is no number fails here, in words
     colours = str(header.get("PhotometricInterpretation") or "missing")
     if colours not in COLOURS:
         raise UnfitInput(f"{path.name}: PhotometricInterpretation is {colours}, one of {', '.join(COLOURS)} is needed")
     if not header.get("Rows") or not header.get("Columns"):
         raise UnfitInput(f"{path.name}: Rows or Columns is missing, there is no picture")
+    if int(header.Rows) * int(header.Columns) > MOST_PIXELS:
+        raise UnfitInput(
+            f"{path.name}: a frame has {header.Rows} x {header.Columns} pixels, at most {MOST_PIXELS} can be held;"
+            " send the picture in the size of the screen"
+        )
     count = int(header.get("NumberOfFrames") or 1)
     if count < 1:
         raise UnfitInput(f"{path.name}: NumberOfFrames is {count}")
@@ -343,6 +399,8 @@ def ultrasound_frames(path: Path, header: Dataset, indices: Sequence[int]) -> It
                 pixels = apply_color_lut(pixels, header)
             if pixels.shape[:2] != shape:
                 raise UnfitInput(f"{path.name}: pixels are {pixels.shape[:2]}, the header says {shape}")
+            if pixels.dtype.kind == "f":
+                raise UnfitInput(f"{path.name}: Float Pixel Data is no ultrasound; whole grey values are needed")
             bits = pixels.dtype.itemsize * 8 if colours == "PALETTE COLOR" else int(header.BitsStored)
             pixels = eight_bits(pixels, bits, signed=bool(header.get("PixelRepresentation")))
             if colours == "MONOCHROME1":
@@ -381,7 +439,7 @@ def displayed(path: Path, frame: int | None) -> np.ndarray:
     if header.get("Modality") != "CT":
         [seen] = read_ultrasound(path).frames([(frame or 1) - 1])
         return seen.rgb if seen.rgb is not None else np.repeat(seen.grey[..., np.newaxis], 3, axis=2)
-    one = planes_of(header)[(frame or 1) - 1]
+    one = planes_in(path)[(frame or 1) - 1]
     hu = np.empty((1, *one.shape), np.int16)
     fill(hu, [one])
     centre, width = LUNG_WINDOW_HU

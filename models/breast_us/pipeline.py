@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
-from dicom_sr.regions import Region, Spacing, regions
+from dicom_sr.regions import Region, Spacing, pixel_spacing_mm, regions
 from models.breast_us.birads import suggestion, temperature_of, tempered
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.data import PREPROCESSING, normalise, prepare, read_split
@@ -39,9 +39,15 @@ PRIOR_POWER = 1.0  # 0: classes equally frequent; 1: as frequent as in BUSI
 SIZES = (0.86, 1.0)  # of the working size; answers are averaged
 SMALLEST_SHARE = 0.0005  # of the image: less is speckle (the smallest lesion of BUSI takes 0.0028)
 SMALLEST_SIDE_PX = 64
+MOST_ELONGATED = 8.0  # longer to shorter side; in the network's square little is left of a narrower strip
+LEAST_CONTRAST = 16  # grey values between the darkest and the brightest pixel; with less there is no picture
 MOST_FRAMES = 48  # of a cine, spread evenly over it
 
 HIDDEN = "colour (Doppler or elastography) hides the tissue, a grey picture is needed"
+BLANK = (
+    f"the picture has hardly any contrast (fewer than {LEAST_CONTRAST} of 256 grey values): nothing can be seen on it;"
+    " look at it in a viewer and check Bits Stored"
+)
 SHARE_TO_TELL, SHARE_TO_DROP = 0.1, 0.5  # of a lesion under burned-in colour: say so, or do not believe it
 PLAUSIBLE_MM = (10.0, 400.0)  # height of a picture; outside, the calibration is doubted
 UNCALIBRATED_WIDTH_MM = 50.0  # of a breast probe; only tells near from far where nothing calibrates the picture
@@ -78,6 +84,7 @@ class View:
     region: Region
     looked_at: int = 0
     too_colourful: int = 0  # frames on which colour hides the tissue
+    blank: int = 0  # frames of (nearly) one grey value
     under_colour: int = 0  # frames on which a lesion was outlined where colour had been painted over
     sightings: list[Sighting] = field(default_factory=list)
     classes: list[np.ndarray] = field(default_factory=list)  # of every frame looked at
@@ -204,13 +211,16 @@ class BreastUltrasound:
                 grey, coloured = tissue(frame, view.region.box)
                 if coloured.sum() > MOST_COLOUR * view.region.pixels:
                     view.too_colourful += 1
+                elif np.ptp(grey[window(grey.shape, view.region.box)]) < LEAST_CONTRAST:
+                    view.blank += 1
                 else:
                     view.see(self.look(grey, view.region.box), before + len(images), coloured, self.temperature)
                     used = True
             if used:
                 images.append(clip.images[index])
         if not images:
-            raise UnfitInput(HIDDEN)
+            reasons = {HIDDEN: any(view.too_colourful for view in views), BLANK: any(view.blank for view in views)}
+            raise UnfitInput("; ".join(reason for reason, holds in reasons.items() if holds))
         return images, views
 
     def finding(self, track: Track, clip: Clip, view: View, *, number: int, alone: bool) -> Finding:
@@ -322,6 +332,10 @@ def window(shape: tuple[int, ...], region: tuple[int, int, int, int] | None) -> 
         raise UnfitInput(
             f"the tissue is {high} x {wide} pixels, at least {SMALLEST_SIDE_PX} x {SMALLEST_SIDE_PX} are needed"
         )
+    if max(high, wide) > MOST_ELONGATED * min(high, wide):
+        raise UnfitInput(
+            f"the tissue is a strip of {high} x {wide} pixels; one side may be {MOST_ELONGATED:g} times the other"
+        )
     return rows, columns
 
 
@@ -373,11 +387,16 @@ def doubts(clip: Clip, views: Sequence[View]) -> list[str]:
     for view in views:
         said += doubts_of_calibration(clip, view.region)
         if not view.looked_at:
-            said.append(f"{name_of(clip)}: a region was not looked at: {HIDDEN}")
+            said.append(f"{name_of(clip)}: a region was not looked at: {HIDDEN if view.too_colourful else BLANK}")
         elif view.too_colourful:
             said.append(
                 f"{name_of(clip)}: {view.too_colourful} of {view.too_colourful + view.looked_at} frames"
                 f" were not looked at: {HIDDEN}"
+            )
+        if view.looked_at and view.blank:
+            said.append(
+                f"{name_of(clip)}: {view.blank} of {view.blank + view.looked_at + view.too_colourful} frames"
+                f" were not looked at: {BLANK}"
             )
         if view.under_colour:
             said.append(f"{name_of(clip)}: a mark that lies mostly under burned-in colour was not reported")
@@ -397,8 +416,8 @@ def doubts_of_calibration(clip: Clip, region: Region) -> list[str]:
     high_mm = (y1 - y0 + 1) * region.spacing_mm[0]
     if not PLAUSIBLE_MM[0] <= high_mm <= PLAUSIBLE_MM[1]:
         said.append(f"{name_of(clip)}: by its calibration the picture is {high_mm:.3g} mm high; doubt the sizes")
-    other = tuple(float(value) for value in clip.header.get("PixelSpacing") or ())
-    if len(other) == 2 and len(clip.regions) == 1 and not np.allclose(other, region.spacing_mm, rtol=0.02):
+    other = pixel_spacing_mm(clip.header)
+    if other is not None and len(clip.regions) == 1 and not np.allclose(other, region.spacing_mm, rtol=0.02):
         said.append(
             f"{name_of(clip)}: PixelSpacing and the calibration of the ultrasound region disagree;"
             " sizes are by the region"

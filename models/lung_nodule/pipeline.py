@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from models import weights
 from models.lung_nodule.categories import with_suggestions
 from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
 from models.lung_nodule.options import Options
-from models.lung_nodule.preprocess import PREPROCESSING, window
+from models.lung_nodule.preprocess import PREPROCESSING, SIDE, TRAINED_MM, is_native, window
+from models.lung_nodule.refine import Candidate, Refined, distinct, refine
 from models.lung_nodule.texture import RULE, THICK_MM, texture
 from models.measure import axial, measure_nodule
 from models.nets.baselines import build_net
@@ -36,24 +36,10 @@ from models.runtime import Runtime, example
 VERSION = "0.2.0"
 CHECKPOINT = "residual_unet_w16"
 
-SIDE, STRIDE = 128, 64  # window and step, pixels; each pixel is in the middle of one window
+STRIDE = 64  # step of the windows, pixels; each pixel is in the middle of one window
 BATCH = 32
 SHELL_MM = (1.0, 3.0)
 SOFT_ABOVE_HU = -500
-
-# The network was trained on native pixels of 0.5 to 1.0 mm (LIDC: 0.46 to 0.98), scaled by 0.85 to 1.15 at random.
-# Slices outside this range are resampled to TRAINED_MM and the answer is brought back.
-NATIVE_MM = (0.45, 1.1)
-TRAINED_MM = 0.7
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A connected piece of what the network marked, on the source grid."""
-
-    mask: np.ndarray  # bool (d, h, w)
-    offset_zyx: tuple[int, int, int]
-    certainty: float
 
 
 class LungNodule:
@@ -87,7 +73,7 @@ class LungNodule:
         progress(0.05, "looking for the lungs")
         lungs = find_lungs(volume)
         probability, windows = self.probability(volume, lungs, progress)
-        progress(0.92, "measuring")
+        progress(0.9, "looking again at each nodule")
         found, warnings = self.findings(volume, lungs, probability)
         progress(1.0, "done")
         return Findings(
@@ -122,7 +108,7 @@ class LungNodule:
                 marked = F.interpolate(marked[None, None], out[z].shape, mode="bilinear", align_corners=False)[0, 0]
             out[z] = (255 * marked).round().to(torch.uint8).cpu().numpy()
             windows += count
-            progress(0.1 + 0.82 * (done + 1) / len(slices), f"slice {done + 1} of {len(slices)}")
+            progress(0.1 + 0.8 * (done + 1) / len(slices), f"slice {done + 1} of {len(slices)}")
         return out, windows
 
     def slide(self, image: Tensor, lung: np.ndarray) -> tuple[Tensor, int]:
@@ -174,9 +160,40 @@ class LungNodule:
                 " no nodule type is stated, and no category is suggested"
             )
         reported = kept[: self.options.at_most]
+        if self.options.refine:
+            refined = self.refined(reported, volume, lungs)
+            reported = [one.candidate for one in refined]
+            warnings += outlines_kept(refined)
         found = [finding(number, candidate, volume, lungs) for number, candidate in enumerate(reported, start=1)]
         found, remarks = with_suggestions(self.options.purpose, found, volume.headers[0])
         return found, warnings + remarks
+
+    def refined(self, detections: Sequence[Candidate], volume: Volume, lungs: Lungs) -> list[Refined]:
+        """The detections with the mask of a second look; each nodule once, the most certain first."""
+        looked = refine(
+            volume,
+            detections,
+            self.probabilities_of,
+            threshold=self.options.threshold,
+            flips=self.options.refine_flips,
+        )
+        sound = []
+        for detection, one in zip(detections, looked, strict=True):
+            why_not = one.why_not or why_not_nodule(one.candidate, volume, lungs, self.options)
+            sound.append(one if why_not is None else Refined(detection, why_not))
+        return distinct(sound)
+
+
+def outlines_kept(refined: Sequence[Refined]) -> list[str]:
+    """Which findings, numbered as they are reported, have the outline of the first look, and why, in words."""
+    numbers: dict[str, list[str]] = {}
+    for number, one in enumerate(refined, start=1):
+        if one.why_not is not None:
+            numbers.setdefault(one.why_not, []).append(str(number))
+    return [
+        f"Nodule {', '.join(which)}: outlined as detected, for a closer look gave no sound outline ({why_not})"
+        for why_not, which in numbers.items()
+    ]
 
 
 def finding(number: int, candidate: Candidate, volume: Volume, lungs: Lungs) -> Finding:
@@ -230,7 +247,7 @@ def refuse_unfit(volume: Volume) -> None:
 def resampled(hu: np.ndarray, lung: np.ndarray, spacing_mm: tuple[float, float]) -> tuple[Tensor, np.ndarray]:
     """A slice in HU as float, and its lung mask, on pixels of a size the network knows."""
     image = torch.from_numpy(hu.astype(np.float32))
-    if all(NATIVE_MM[0] <= mm <= NATIVE_MM[1] for mm in spacing_mm):
+    if is_native(spacing_mm):
         return image, lung
     shape = [max(16, round(n * mm / TRAINED_MM)) for n, mm in zip(hu.shape, spacing_mm, strict=True)]
     shrinks = shape[0] < hu.shape[0]
