@@ -75,7 +75,9 @@ def chest(request: pytest.FixtureRequest) -> Chest:
     rng = np.random.default_rng(5)
     large = [ellipsoid((6, 40, 38), (3.2, 6 + r, 8 - r)) for r in range(4)]
     other = [ellipsoid((6, 58, 52), (1.5, 3, 3)), ellipsoid((6, 59, 52), (1.5, 3, 3))]
-    hole = ellipsoid((6, 40, 38), (0.5, 3, 3))
+    hole = ndimage.binary_dilation(
+        ellipsoid((6, 40, 38), (0.5, 2.5, 3)), np.ones((1, 3, 3)) * [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    )
     hu = rng.normal(-800, 60, SHAPE).round().astype(np.int16)
     hu[large[0]] = 30
     affine = np.eye(4)
