@@ -139,7 +139,8 @@ def folds(images: Sequence[Labelled], k: int = 5, seed: int = SPLIT_SEED) -> dic
     """Names of "fold 1" to "fold k" of the cross-validation, like make_split; their digest is split_sha256 of this."""
     if k < 2:
         raise ValueError(f"{k} folds: at least 2 are needed")
-    return _shared_out(images, {f"fold {i + 1}": 1 / k for i in range(k)}, seed)
+    in_order = sorted(images, key=lambda image: image.name)
+    return _shared_out(in_order, {f"fold {i + 1}": 1 / k for i in range(k)}, seed)
 
 
 def _shared_out(images: Sequence[Labelled], shares: Mapping[str, float], seed: int) -> dict[str, list[str]]:
