@@ -251,11 +251,10 @@ class Slices:
 
 def extent(votes: np.ndarray) -> tuple[int, int, int, int]:
     """Box round everything that any reader marked: top, bottom (excluded), left, right (excluded); -1 for nothing."""
-    rows, columns = votes.any(axis=1), votes.any(axis=0)
-    if not rows.any():
+    rows, columns = np.flatnonzero(votes.any(axis=1)), np.flatnonzero(votes.any(axis=0))
+    if not rows.size:
         return -1, -1, -1, -1
-    top, left = int(rows.argmax()), int(columns.argmax())
-    return top, len(rows) - int(rows[::-1].argmax()), left, len(columns) - int(columns[::-1].argmax())
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 def mirrored(image: Tensor, cut: Free) -> Tensor:
