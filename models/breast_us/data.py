@@ -1,6 +1,7 @@
 """BUSI: read, grouped into families of near-duplicates, split, prepared and varied.
 
 Al-Dhabyani et al., "Dataset of breast ultrasound images", Data in Brief 28 (2020) 104863, CC BY 4.0.
+Read from a zip or a folder, as published (original sizes, a file per lesion) or with an index.csv (a union mask).
 BUSI carries no patient ids. Two images of one patient may stand in two splits unless they look alike: images whose
 perceptual hashes nearly agree form a family and stay together, and a family with two labels is left out.
 """
@@ -11,10 +12,11 @@ import csv
 import hashlib
 import io
 import json
-import zipfile
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,9 +24,11 @@ from PIL import Image
 from scipy.fft import dctn
 from torch.nn import functional as F
 
+from models.layouts import Root, UnknownLayout, opened
 from models.nets.breast_triple import CLASSES
 
 SPLIT_FILE = Path(__file__).with_name("split.json")
+HASH_FILE = Path(__file__).with_name("hashes.json")  # of the images of the split
 SHARES: Mapping[str, float] = {"train": 0.7, "val": 0.1, "test": 0.2}
 SPLIT_SEED = 3
 
@@ -46,23 +50,60 @@ class Labelled:
     mask: np.ndarray  # (h, w) bool, the union of all lesions
 
 
-def read_busi(archive: Path) -> list[Labelled]:
-    """Every image of the archive, in the order of its index.csv."""
-    with zipfile.ZipFile(archive) as z:
-        rows = csv.DictReader(io.TextIOWrapper(z.open("index.csv"), "utf-8"))
-        return [
-            Labelled(
-                name=row["file"],
-                label=CLASSES.index(row["class"]),
-                pixels=_grey(z, row["file"]),
-                mask=_grey(z, row["file"].removesuffix(".png") + "_mask.png") > 127,
-            )
-            for row in rows
-        ]
+LAYOUTS = """\
+  with an index (zip or folder)     index.csv with file, class; class/n.png and class/n_mask.png
+  as published (zip or folder)      benign, malignant, normal: "benign (n).png", "benign (n)_mask.png", and
+                                    "..._mask_1.png" where there is more than one lesion"""
+PUBLISHED = re.compile(r"(?P<name>[a-z]+ \((?P<number>\d+)\))\.png")  # "benign (12).png"
 
 
-def _grey(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    with archive.open(name) as file, Image.open(file) as image:
+def read_busi(path: Path) -> list[Labelled]:
+    """Every image, in the order of its index.csv or of class and number. Raises UnknownLayout in words.
+
+    An image is named "benign/12.png" in either layout: the numbers are those of the publication. Colours are read as
+    grey; several masks of one image are joined; a published image keeps its size, and an image without a mask of
+    its own has an empty one only if it is normal.
+    """
+    root = opened(path)
+    if (root / "index.csv").is_file():
+        rows = list(csv.DictReader(io.StringIO((root / "index.csv").read_text("utf-8"))))
+        if rows and {"file", "class"} <= set(rows[0]):
+            return [_labelled(root, row["file"], row["class"]) for row in rows]
+    folders = {one.name.lower(): one for one in root.iterdir() if one.is_dir()}
+    if not set(CLASSES) <= set(folders):
+        raise UnknownLayout(
+            f"{path} holds neither an index.csv nor the three classes' folders. Known layouts:\n{LAYOUTS}"
+        )
+    images = [image for label in sorted(CLASSES) for image in _published(folders[label], label)]
+    if not images:
+        raise UnknownLayout(f"{path}: no image is named as published. Known layouts:\n{LAYOUTS}")
+    return images
+
+
+def _labelled(root: Root, file: str, label: str) -> Labelled:
+    mask = root / f"{file.removesuffix('.png')}_mask.png"
+    return Labelled(file, CLASSES.index(label), _grey(root / file), _grey(mask) > 127)
+
+
+def _published(folder: Root, label: str) -> list[Labelled]:
+    files = {one.name: one for one in folder.iterdir()}
+    found = sorted((int(m["number"]), m["name"]) for name in files if (m := PUBLISHED.fullmatch(name)))
+    images = []
+    for number, name in found:
+        pixels = _grey(files[f"{name}.png"])
+        masks = [_grey(one) > 127 for other, one in files.items() if other.startswith(f"{name}_mask")]
+        if not masks and label != "normal":
+            raise UnknownLayout(f"{label}/{name}.png has no mask; fetch the set again")
+        for mask in masks:
+            if mask.shape != pixels.shape:
+                raise UnknownLayout(f"{label}/{name}.png is {pixels.shape}, its mask {mask.shape}; fetch the set again")
+        union = np.logical_or.reduce(masks) if masks else np.zeros(pixels.shape, bool)
+        images.append(Labelled(f"{label}/{number}.png", CLASSES.index(label), pixels, union))
+    return images
+
+
+def _grey(path: Root) -> np.ndarray:
+    with path.open("rb") as file, Image.open(file) as image:
         return np.asarray(image.convert("L"))
 
 
@@ -78,8 +119,11 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
 
 def families(images: Sequence[Labelled]) -> list[list[int]]:
     """Indices of images grouped so that near-duplicates, and their near-duplicates, share a group."""
-    hashes = np.stack([perceptual_hash(image.pixels) for image in images])
-    family = np.arange(len(images))
+    return _alike(np.stack([perceptual_hash(image.pixels) for image in images]))
+
+
+def _alike(hashes: np.ndarray) -> list[list[int]]:
+    family = np.arange(len(hashes))
     for i, own in enumerate(hashes):
         for j in np.flatnonzero((hashes[i + 1 :] != own).sum(axis=1) <= ALIKE_BITS) + i + 1:
             family[family == family[j]] = family[i]
@@ -88,14 +132,27 @@ def families(images: Sequence[Labelled]) -> list[list[int]]:
 
 def make_split(images: Sequence[Labelled], seed: int = SPLIT_SEED) -> dict[str, list[str]]:
     """Names of train, val and test, stratified by class with families kept whole; "left_out" holds label conflicts."""
-    split: dict[str, list[str]] = {"train": [], "val": [], "test": [], "left_out": []}
+    return _shared_out(images, SHARES, seed)
+
+
+def folds(images: Sequence[Labelled], k: int = 5, seed: int = SPLIT_SEED) -> dict[str, list[str]]:
+    """Names of "fold 1" to "fold k" of the cross-validation, like make_split; their digest is split_sha256 of this."""
+    if k < 2:
+        raise ValueError(f"{k} folds: at least 2 are needed")
+    in_order = sorted(images, key=lambda image: image.name)
+    return _shared_out(in_order, {f"fold {i + 1}": 1 / k for i in range(k)}, seed)
+
+
+def _shared_out(images: Sequence[Labelled], shares: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+    """Names of each part, stratified by class with families kept whole; "left_out" holds label conflicts."""
+    split: dict[str, list[str]] = {part: [] for part in (*shares, "left_out")}
     groups = families(images)
     for label in range(len(CLASSES)):
         own = [g for g in groups if {images[i].label for i in g} == {label}]
-        wanted = {part: share * sum(map(len, own)) for part, share in SHARES.items()}
+        wanted = {part: share * sum(map(len, own)) for part, share in shares.items()}
         order = np.random.default_rng(seed).permutation(len(own))
         for group in sorted((own[k] for k in order), key=len, reverse=True):  # large ones first: they fit worst last
-            part = max(wanted, key=lambda p: wanted[p] / SHARES[p])
+            part = max(wanted, key=lambda p: wanted[p] / shares[p])
             wanted[part] -= len(group)
             split[part] += [images[i].name for i in group]
     split["left_out"] = [images[i].name for g in groups if len({images[i].label for i in g}) > 1 for i in g]
@@ -115,10 +172,71 @@ def read_split() -> dict[str, list[str]]:
     return stored["split"]
 
 
+Strategy = Literal["stored", "fresh"]
+
+
+def known_hashes() -> dict[str, np.ndarray]:
+    """The perceptual hash of every image of the stored split."""
+    stored = json.loads(HASH_FILE.read_text("utf-8"))
+    return {name: np.array([bit == "1" for bit in f"{int(text, 16):063b}"]) for name, text in stored.items()}
+
+
+def parts(images: Sequence[Labelled], strategy: Strategy = "stored") -> tuple[dict[str, list[Labelled]], str]:
+    """Images of train, val, test, unseen and left_out, and the SHA-256 of the split that says so.
+
+    "stored": the shipped split, for images that have a stored name and still look as they did. Another image that
+    looks like one of them goes where that one is, or is left out when its label or several relatives contradict. The
+    rest is "unseen", and part of "test" too: it is never trained on. When no image is known, or when strategy is
+    "fresh", all are split anew with make_split; weights trained on another split must not be evaluated on that one.
+    """
+    if strategy not in get_args(Strategy):
+        raise ValueError(f"no strategy {strategy!r} for the split; known: {', '.join(get_args(Strategy))}")
+    images = sorted(images, key=lambda image: image.name)
+    split, hashes = read_split(), known_hashes()
+    home = {name: part for part, names in split.items() for name in names}
+    own = np.stack([perceptual_hash(image.pixels) for image in images])
+    known = np.array(
+        [
+            image.name in home and int((mine != hashes[image.name]).sum()) <= ALIKE_BITS
+            for image, mine in zip(images, own, strict=True)
+        ]
+    )
+    if strategy == "fresh" or not known.any():
+        split = make_split(images)
+        home = {name: part for part, names in split.items() for name in names}
+        placed = {part: [image for image in images if home[image.name] == part] for part in split}
+        return {**placed, "unseen": []}, split_sha256(split)
+    found: dict[str, list[Labelled]] = {part: [] for part in (*split, "unseen")}
+    names = list(hashes)
+    # stored ones first, whether or not they are here: a stranger may resemble an image that only the weights have seen
+    groups = _alike(np.concatenate([np.stack([hashes[name] for name in names]), own]))
+    family = {member: group for group in groups for member in group}
+    for i, image in enumerate(images):
+        if known[i]:
+            found[home[image.name]].append(image)
+            continue
+        relatives = [member for member in family[len(names) + i] if member < len(names)]
+        homes = {home[names[member]] for member in relatives}
+        labels = {names[member].split("/")[0] for member in relatives} | {
+            CLASSES[images[member - len(names)].label] for member in family[len(names) + i] if member >= len(names)
+        }
+        if len(labels | {CLASSES[image.label]}) > 1 or len(homes) > 1:
+            found["left_out"].append(image)
+        elif homes:
+            found[homes.pop()].append(image)
+        else:
+            found["unseen"].append(image)
+    found["test"] = sorted(found["test"] + found["unseen"], key=lambda image: image.name)
+    return found, split_sha256(split)
+
+
 def write_split(images: Sequence[Labelled]) -> None:
     split = make_split(images)
     document = {"seed": SPLIT_SEED, "sha256": split_sha256(split), "split": split}
     SPLIT_FILE.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    hashes = {image.name: perceptual_hash(image.pixels) for image in images}
+    text = {name: f"{int(''.join('01'[int(bit)] for bit in bits), 2):016x}" for name, bits in hashes.items()}
+    HASH_FILE.write_text(json.dumps(text, indent=0) + "\n", "utf-8")
 
 
 # ---- one image, ready for the network

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.breast_us.data import read_busi, read_split
+from models.breast_us.data import parts, read_busi
 from models.breast_us.pipeline import INSIDE, BreastUltrasound, Look
 from models.metrics import Interval, accuracy, auc, bootstrap, calibration_error, dice, iou, macro_f1
 from models.nets.breast_triple import CLASSES
@@ -20,8 +20,7 @@ NORMAL, MALIGNANT = CLASSES.index("normal"), CLASSES.index("malignant")
 
 def evaluate(archive: Path, device: str = "cpu", split: str = "test") -> dict[str, Interval]:
     """Figure -> value and 95 % interval over images; "seconds per image" has no interval of its own."""
-    names = set(read_split()[split])
-    images = [image for image in read_busi(archive) if image.name in names]
+    images = parts(read_busi(archive))[0][split]
     pipeline = BreastUltrasound(device)
     pipeline.warm()
     start = time.perf_counter()

@@ -25,13 +25,13 @@ from torch.nn import functional as F
 from models.breast_us.data import (
     PREPROCESSING,
     Labelled,
+    Strategy,
     Variation,
     normalise,
+    parts,
     prepare,
     prepare_mask,
     read_busi,
-    read_split,
-    split_sha256,
     vary,
 )
 from models.losses import tversky_loss
@@ -64,6 +64,7 @@ class Config(TrainConfig):
     label_smoothing: float = 0.1
     mixup: float = 0.0  # share of the batches in which each image is blended with another
     mixup_alpha: float = 0.4  # of the Beta distribution the blend is drawn from
+    split: Strategy = "stored"  # or "fresh": see data.parts
 
     @property
     def starts_learnt(self) -> bool:
@@ -76,10 +77,7 @@ class BreastRecipe:
     def __init__(self, images: list[Labelled], config: Config) -> None:
         self.config = config
         self.name = f"breast_triple_{config.encoder}_w{config.width}"
-        split = read_split()
-        self.split_sha256 = split_sha256(split)
-        by_name = {image.name: image for image in images}
-        self.images = {part: [by_name[name] for name in split[part]] for part in ("train", "val", "test")}
+        self.images, self.split_sha256 = parts(images, config.split)
         counts = np.bincount([image.label for image in self.images["train"]], minlength=len(CLASSES))
         self.class_weights = torch.tensor(counts.mean() / counts, dtype=torch.float32)  # inverse to frequency
 

@@ -5,7 +5,8 @@
 The nodule volumes hold HU of the same patients on the same pixel grid, so a crop that contains one of them is matched
 exactly (correlation > 0.995; the line through the pixel pairs gives the HU of 0 and 255). For the others the range is
 the one under which the crop's histogram is most likely, given the HU histogram of all matched crops. The result,
-`hu_range.csv`, has one line per crop in the order of the zip's index.csv: HU of 0, HU of 255, and how it was found.
+`hu_range.csv`, has one line per crop: its name, a checksum of its pixels, HU of 0, HU of 255, and how it was found.
+`hu_population.json` keeps the histogram, for crops of other sets (hounsfield.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import csv
 import gzip
 import io
+import json
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -23,7 +25,9 @@ import numpy as np
 from rich.progress import track
 from scipy import fft
 
-from models.lung_nodule.data import HU_RANGE, Crops
+from models.layouts import UnknownLayout, opened
+from models.lung_nodule.crops import index_of, read_crops
+from models.lung_nodule.hounsfield import HU_POPULATION, HU_RANGE, Population, checksum, key
 
 MATCHED = 0.995  # correlation of crop and volume slice; 8-bit rounding alone leaves more than 0.999
 SIDE = 192  # >= 128 + the largest volume side: no wrap-around where the volume slice fits
@@ -62,39 +66,17 @@ def sliding_sum(image: np.ndarray, h: int, w: int) -> np.ndarray:
     return table[h:, w:] - table[:-h, w:] - table[h:, :-w] + table[:-h, :-w]
 
 
-class Population:
-    """How often each HU occurs in matched crops; fits the range of an unmatched one by maximum likelihood."""
-
-    EDGES = np.arange(-3200, 3401, 10)
-
-    def __init__(self, images: np.ndarray, ranges: np.ndarray) -> None:
-        counts = np.ones(len(self.EDGES) - 1)
-        for image, (low, high) in zip(images, ranges, strict=True):
-            counts += np.histogram(low + image.ravel() * ((high - low) / 255), self.EDGES)[0]
-        counts = np.convolve(counts, np.ones(3) / 3, "same")
-        self.log_density = np.log(counts / counts.sum())
-        self.lows = np.unique(np.concatenate([np.quantile(ranges[:, 0], np.linspace(0, 1, 41)), [-1024.0, -1000.0]]))
-
-    def fit(self, image: np.ndarray) -> tuple[float, float]:
-        grey = np.bincount(image.ravel(), minlength=256)
-        grey[[0, 255]] = 0  # padding and the single brightest pixel say nothing about the scale between them
-        highs = np.arange(100.0, 3100.0, 20.0)
-        low, high = np.meshgrid(self.lows, highs, indexing="ij")
-        step = (high - low) / 255
-        hu = low[..., None] + step[..., None] * np.arange(256)
-        place = np.clip(((hu - self.EDGES[0]) / 10).astype(int), 0, len(self.log_density) - 1)
-        likelihood = (self.log_density[place] * grey).sum(-1) + grey.sum() * np.log(step)
-        best = np.unravel_index(int(likelihood.argmax()), likelihood.shape)
-        return float(low[best]), float(high[best])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.lung_nodule.calibrate")
     parser.add_argument("--slices", type=Path, required=True)
     parser.add_argument("--volumes", type=Path, required=True)
     given = parser.parse_args()
 
-    crops = Crops.read(given.slices)
+    root = opened(given.slices)
+    rows = index_of(root)
+    if rows is None:
+        raise UnknownLayout(f"{given.slices.name} has no index.csv of crops")
+    crops = read_crops(root, rows, calibrated=False)
     volumes: dict[str, list[np.ndarray]] = defaultdict(list)
     with zipfile.ZipFile(given.volumes) as archive:
         for name in archive.namelist():
@@ -110,7 +92,7 @@ def main() -> None:
             if score > MATCHED:
                 ranges[index], matched[index] = found, True
                 break
-    population = Population(crops.images[matched], ranges[matched])
+    population = Population.of(crops.images[matched], ranges[matched])
     known = np.flatnonzero(matched)[:: max(1, int(matched.sum()) // 200)]
     error = np.array([np.subtract(population.fit(crops.images[i]), ranges[i]) for i in known])
     at_water = np.abs(error[:, 0] + (error[:, 1] - error[:, 0]) * (1024 / (1024 + 1000)))
@@ -120,14 +102,22 @@ def main() -> None:
     )
     for unmatched in track(np.flatnonzero(~matched), "fitting"):
         ranges[unmatched] = population.fit(crops.images[unmatched])
+    names = [key(row["patient"], row["nodule"], row["file"]) for row in rows]
+    store(names, crops.images, ranges, matched)
+
+
+def store(names: list[str], images: np.ndarray, ranges: np.ndarray, matched: np.ndarray) -> None:
+    """Write both files. ranges (n, 2); matched: bool (n,), which of them are exact."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["hu_of_0", "hu_of_255", "found_by"])
+    writer.writerow(["crop", "crc32", "hu_of_0", "hu_of_255", "found_by"])
     writer.writerows(
-        [round(low), round(high), "match" if exact else "fit"]
-        for (low, high), exact in zip(ranges, matched, strict=True)
+        [name, checksum(image), round(low), round(high), "match" if exact else "fit"]
+        for name, image, (low, high), exact in zip(names, images, ranges, matched, strict=True)
     )
     HU_RANGE.write_text(text.getvalue())
+    counts, lows = Population.counted(images[matched], ranges[matched])
+    HU_POPULATION.write_text(json.dumps({"counts": counts.tolist(), "lows": lows.round(1).tolist()}) + "\n")
 
 
 if __name__ == "__main__":

