@@ -6,15 +6,16 @@ The first epochs see 64x64 cuts: four times as many nodules a second, and room f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.losses import bce_dice_loss
+from models.losses import bce_dice_loss, mask_distillation, mean_probability
 from models.lung_nodule.data import Slices
 from models.lung_nodule.preprocess import PREPROCESSING
 from models.metrics import dice
@@ -28,6 +29,7 @@ class Config(TrainConfig):
     batch: int = 16  # of 128x128; small cuts come twice as many at a time
     lr: float = 1.5e-3
     ema_decay: float = 0.995
+    crop: int = 128  # side of the crops it learns from and is judged on: what is cut from the middle of the stored ones
     small_cut: int = 64
     small_epochs: float = 0.3  # share of the epochs on small cuts
     large_share: float = 0.5  # share of the crops that an epoch of 128x128 sees: they take four times as long
@@ -40,7 +42,7 @@ class Config(TrainConfig):
 
 
 class NoduleRecipe:
-    """Recipe of `models.train lung_nodule`."""
+    """Recipe of `models.train residual_unet`."""
 
     preprocessing = PREPROCESSING
 
@@ -51,7 +53,10 @@ class NoduleRecipe:
         self.split_sha256 = self.slices.split_sha256
 
     def model(self) -> nn.Module:
-        return ResidualUNet(self.config.width)
+        return self.network(asdict(self.config))
+
+    def network(self, config: Mapping[str, Any]) -> nn.Module:
+        return ResidualUNet(int(config["width"]))
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
@@ -61,7 +66,7 @@ class NoduleRecipe:
         crops = len(self.slices.index["train"])
         if epoch < round(self.config.small_epochs * self.config.epochs):
             return self.config.small_cut, 2 * self.config.batch, crops
-        return 128, self.config.batch, round(self.config.large_share * crops)
+        return self.config.crop, self.config.batch, round(self.config.large_share * crops)
 
     def steps(self, epoch: int) -> int:
         _, batch, crops = self.cut(epoch)
@@ -75,8 +80,15 @@ class NoduleRecipe:
         negatives = self.config.negatives if size < 128 else self.config.large_negatives
         return self.slices.augmented(split, seed=seed, size=size, batch=batch, crops=crops, negatives=negatives)
 
+    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"taught_mask": mean_probability([teacher(batch["image"]) for teacher in teachers])}
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        return bce_dice_loss(model(batch["image"]), batch["mask"], per_image=self.config.dice_per_image)
+        logits = model(batch["image"])
+        loss = bce_dice_loss(logits, batch["mask"], per_image=self.config.dice_per_image)
+        if "taught_mask" in batch:
+            loss = torch.lerp(loss, mask_distillation(logits, batch["taught_mask"]), self.config.distil)
+        return loss
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
@@ -90,16 +102,23 @@ class NoduleRecipe:
             order = order[np.linspace(0, len(order) - 1, self.config.val_crops).astype(int)]
         overlap, empty = [], []
         for batch in self.slices.crops(order):
-            predicted = (model(batch["image"].to(device)) > 0).cpu().numpy()
-            overlap += [dice(p, t) for p, t in zip(predicted, batch["mask"].numpy(), strict=True)]
+            image, mask = (middle(batch[name], self.config.crop) for name in ("image", "mask"))
+            predicted = (model(image.to(device)) > 0).cpu().numpy()
+            overlap += [dice(p, t) for p, t in zip(predicted, mask.numpy(), strict=True)]
         free = self.slices.augmented(
-            split, seed=self.config.seed, size=128, batch=32, crops=len(order) // 2, negatives=1.0
+            split, seed=self.config.seed, size=self.config.crop, batch=32, crops=len(order) // 2, negatives=1.0
         )
         for batch in free:
             marked = (model(batch["image"].to(device)) > 0).flatten(1).any(1).cpu()
             empty += (~marked[~batch["mask"].flatten(1).any(1)]).tolist()
         figures = {"dice": float(np.mean(overlap)), "left_empty": float(np.mean(empty))}
         return {"score": (figures["dice"] + figures["left_empty"]) / 2, **figures}
+
+
+def middle(images: Tensor, side: int) -> Tensor:
+    """The middle of images: (B, C, H, W) -> (B, C, side, side). A nodule lies in the middle of its crop."""
+    top, left = ((size - side) // 2 for size in images.shape[-2:])
+    return images[..., top : top + side, left : left + side]
 
 
 def build(data: Path, config: Config) -> NoduleRecipe:

@@ -22,7 +22,7 @@ class Line:
     name, split_sha256, preprocessing = "line", "1" * 64, "none/1"
 
     def __init__(self, stop_after=None):
-        self.config = TrainConfig(epochs=4, lr=0.05, ema_decay=0.9, bf16=False, warm_up_epochs=1)
+        self.config = TrainConfig(epochs=4, lr=0.05, ema_decay=0.9, amp=False, warm_up_epochs=1)
         self.stop_after = stop_after
 
     def model(self):
@@ -87,8 +87,8 @@ def test_learning_rate_warms_up_and_falls():
 
 
 def test_a_misspelt_hyper_parameter_stops_with_the_known_names():
-    changed = configured(TrainConfig(), {"lr": "0.1", "bf16": "false", "epochs": "7"})
-    assert dataclasses.asdict(changed) | {} == dataclasses.asdict(TrainConfig(lr=0.1, bf16=False, epochs=7))
+    changed = configured(TrainConfig(), {"lr": "0.1", "amp": "false", "epochs": "7"})
+    assert dataclasses.asdict(changed) | {} == dataclasses.asdict(TrainConfig(lr=0.1, amp=False, epochs=7))
     with pytest.raises(SystemExit, match="no hyper-parameter 'epoch'"):
         configured(TrainConfig(), {"epoch": "7"})
 
