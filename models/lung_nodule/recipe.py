@@ -56,7 +56,7 @@ class NoduleRecipe:
         return self.network(asdict(self.config))
 
     def network(self, config: Mapping[str, Any]) -> nn.Module:
-        return ResidualUNet(int(config["width"]))
+        return network(config)
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
@@ -113,6 +113,11 @@ class NoduleRecipe:
             empty += (~marked[~batch["mask"].flatten(1).any(1)]).tolist()
         figures = {"dice": float(np.mean(overlap)), "left_empty": float(np.mean(empty))}
         return {"score": (figures["dice"] + figures["left_empty"]) / 2, **figures}
+
+
+def network(config: Mapping[str, Any]) -> nn.Module:
+    """The network of a training, by the config stored beside its weights."""
+    return ResidualUNet(int(config["width"]))
 
 
 def middle(images: Tensor, side: int) -> Tensor:
