@@ -101,7 +101,8 @@ def run(study: Study, out: Path, runs: Path, console: Console | None = None) -> 
                 _write(path.with_suffix(".md"), markdown(study, results))
             if folder.exists():
                 folders[row.name] = folder
-    pictures = study.illustrate(folders, out) if folders else ()
+    # without the trainings' folders, as in a fresh checkout, the pictures of the run that made the results stay
+    pictures = study.illustrate(folders, out) if folders else sorted(out.glob(f"{study.name}_*.png"))
     _write(path.with_suffix(".md"), markdown(study, results, pictures))
     return path.with_suffix(".md")
 

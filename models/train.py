@@ -331,7 +331,10 @@ def configured(base: TrainConfig, changes: Mapping[str, str]) -> TrainConfig:
         if name not in known:
             raise SystemExit(f"no hyper-parameter {name!r}; known: {', '.join(known)}")
         kind = type(getattr(base, name))
-        values[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+        if kind is tuple:
+            values[name] = tuple(int(part) for part in text.split(","))
+        else:
+            values[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
     return replace(base, **values)
 
 

@@ -1,7 +1,9 @@
-"""The tables of the residual U-Net's source, row by row under one budget: `python -m models.evaluate residual_unet --table`.
+"""The tables of the residual U-Net's source, row by row under one budget.
 
-Figures of the source: models for 4094 slices of its own test patients; ours are of our split, so rows are to be compared
-with each other first, and with the source's second.
+    python -m models.evaluate residual_unet --data slices.zip --table --budget small
+
+The source judges 4094 slices of its own test patients, we those of our split: rows are to be compared with each other
+first, and with the source's second.
 """
 
 from __future__ import annotations
@@ -101,10 +103,10 @@ TABLES = (
             Row("64", {**MODEL_1, "crop": "64"}, overlap(0.812, 0.875)),
             Row("32", {**MODEL_1, "crop": "32"}),
         ),
-        "Each is trained and judged on crops of its size, cut from the middle of the stored ones; in those of 32 pixels"
-        " large nodules are cut off, in the truth too. 256 and 512 pixels cannot be had from stored crops of 128 pixels;"
-        " from whole CTs in the LIDC-IDRI or LUNA16 layout they can. A row sees as many crops as the others, so that its"
-        " time goes with its area.",
+        "Each is trained and judged on crops of its size, cut from the middle of the stored ones; in those of 32"
+        " pixels large nodules are cut off, in the truth too. 256 and 512 pixels cannot be had from stored crops of 128"
+        " pixels; from whole CTs in the LIDC-IDRI or LUNA16 layout they can. Each row sees as many crops as the others:"
+        " its time goes with its area.",
     ),
 )
 
