@@ -1,4 +1,4 @@
-"""Tables of small trainings: a row that is there is not trained again, a killed one goes on, all stand beside the paper."""
+"""Tables of small trainings: a row that is there is not trained again, a killed one goes on, the paper stands beside."""
 
 import dataclasses
 import json
@@ -19,12 +19,12 @@ class Lines:
     """Two learning rates of a training that takes a blink."""
 
     name, title, about = "lines", "Lines", "Budget: none to speak of."
-    figures = {"score": ".2f", "epochs": ".0f"}
     rows = (Row("slow", {"lr": "0.01"}, {"score": -0.5}), Row("fast", {"lr": "0.1"}), Row("huge", why_not="no GPU"))
     tables = (Table("Rates", rows, "Two of them."), Table("The fast one again", (rows[1],)))
 
     def __init__(self, *, stop=None, **changes):
         self.stop, self.changes = stop, changes
+        self.figures = {"score": ".2f", "epochs": ".0f"}
         self.trained = []  # (row, batches that were seen)
 
     def recipe(self, row):
