@@ -1,4 +1,4 @@
-"""Tables of small trainings: a row that is there is not trained again, a killed one goes on, the paper stands beside."""
+"""Tables of small trainings: a row that is there is not trained again, a killed one goes on, beside the paper."""
 
 import dataclasses
 import json
