@@ -69,6 +69,13 @@ def rate(step: float, warm_up: float, total: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
 
 
+def plateaus(optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    """A tenth of the rate after more than eight epochs in which the training loss did not fall by 1e-4."""
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, factor=0.1, patience=8, threshold=1e-4, threshold_mode="abs"
+    )
+
+
 def train(
     recipe: Recipe,
     out: Path,
@@ -110,6 +117,7 @@ def train(
     peaks = [group["lr"] for group in optimiser.param_groups]
     counts = [recipe.steps(epoch) for epoch in range(config.epochs)]
     warm_up, total = config.warm_up_epochs * counts[0], sum(counts)
+    plateau = plateaus(optimiser) if config.schedule == "plateau" else None
 
     first, best, best_epoch = 0, -math.inf, -1
     if resume and (out / "last.pt").exists():
@@ -118,7 +126,10 @@ def train(
         model.load_state_dict(state["model"])
         average.model.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state.get("scaler", {})) if scaler.is_enabled() else None
+        if scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
+        if plateau is not None:
+            plateau.load_state_dict(state["plateau"])
         set_random_state(state)
         first, best = state["epoch"] + 1, state["best"]
         best_epoch = state.get("best_epoch", state["epoch"])
@@ -137,13 +148,16 @@ def train(
             if config.patience and epoch - 1 - best_epoch >= config.patience:
                 bar.console.print(f"stopped: no better score than {best:.4g} of epoch {best_epoch + 1} since")
                 break
+            if plateau is not None and optimiser.param_groups[0]["lr"] <= 1.001 * config.lr_floor:  # but for rounding
+                break
             start_s, losses = time.monotonic(), 0.0
             task = bar.add_task(f"epoch {epoch + 1}/{config.epochs}", total=counts[epoch])
             model.train()
             for index, batch in enumerate(recipe.batches("train", epoch)):
                 step = sum(counts[:epoch]) + index
-                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                    group["lr"] = peak * rate(step, warm_up, total)
+                if plateau is None:
+                    for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                        group["lr"] = peak * rate(step, warm_up, total)
                 batch = on_device(batch, device)
                 with precision():
                     if tutors:
@@ -174,9 +188,12 @@ def train(
                 metrics = {f"val_{name}": value for name, value in figures.items()}
                 export(recipe, average.model, metrics, epoch, out, origin)
             log.add(row)
+            if plateau is not None:
+                plateau.step(row["loss"])
             state = {name: part.state_dict() for name, part in (("model", model), ("average", average.model))}
             state |= {"optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(), "origin": asdict(origin)}
             state |= {"epoch": epoch, "best": best, "best_epoch": best_epoch, **random_state()}
+            state |= {"plateau": plateau.state_dict()} if plateau is not None else {}
             save_state(out / "last.pt", state)
     return out / f"{recipe.name}.safetensors"
 
@@ -364,8 +381,8 @@ def main(arguments: list[str] | None = None) -> None:
     changes = dict(pair.split("=", 1) for pair in given.set)
     changes |= {name: value for name in ("epochs", "width") if (value := getattr(given, name)) is not None}
     module = cast(RecipeModule, import_module(RECIPES[given.system]))
-    recipe = module.build(given.data, configured(module.Config(), changes))
     try:
+        recipe = module.build(given.data, configured(module.Config(), changes))
         path = train(
             recipe,
             given.out,
@@ -375,7 +392,7 @@ def main(arguments: list[str] | None = None) -> None:
             teachers=given.teacher,
             tensorboard=given.tensorboard,
         )
-    except (WeightsError, FloatingPointError) as error:
+    except (ValueError, WeightsError, FloatingPointError) as error:
         raise SystemExit(str(error)) from error
     print(path)
 
