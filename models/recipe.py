@@ -35,9 +35,12 @@ class Recipe(Protocol):
     a killed training go on to the same result."""
 
     name: str  # file name of the exported weights, "residual_unet_w16"
-    config: TrainConfig
     split_sha256: str  # of the stored list of patients (or images) in each split
     preprocessing: str  # version of the mapping from stored pixels to network input
+
+    @property
+    def config(self) -> TrainConfig:
+        """Every hyper-parameter."""
 
     def model(self) -> nn.Module:
         """The network, with fresh weights."""

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from rich.console import Console
@@ -42,6 +42,8 @@ RECIPES = {
     "residual_unet": "models.lung_nodule.recipe",
     "breast_us": "models.breast_us.recipe",
 }
+
+AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
 
 
 class Average:
@@ -340,7 +342,7 @@ def git_sha() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def configured(base: TrainConfig, changes: Mapping[str, str]) -> TrainConfig:
+def configured(base: AnyConfig, changes: Mapping[str, str]) -> AnyConfig:
     """The config with named fields changed; read as the field's type. Raises SystemExit on an unknown name."""
     known = {one.name: one for one in fields(base)}
     values: dict[str, Any] = {}

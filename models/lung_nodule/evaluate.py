@@ -63,13 +63,11 @@ def evaluate(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "worst_cases.md").write_text(worst(looked, marks), "utf-8")
-    has = looked.truth.any(axis=(1, 2))
+    has = np.flatnonzero(looked.truth.any(axis=(1, 2)))
     figures = judge(looked.predicted[has], looked.truth[has], [name for name in looked.nodules if name])
     figures |= rule(looked.predicted, looked.truth, looked.patients)
     if marks is not None:
-        figures |= between_readers(
-            marks[has], looked.truth[has], [p for p, h in zip(looked.patients, has, strict=True) if h]
-        )
+        figures |= between_readers(marks[has], looked.truth[has], [looked.patients[i] for i in has])
     return {**figures, "seconds per crop": Interval(seconds, seconds, seconds)}
 
 

@@ -116,7 +116,7 @@ class NoduleStudy:
 
     name = "residual_unet"
     title = "Residual U-Net: the tables of its source"
-    figures = FIGURES
+    figures: Mapping[str, str] = FIGURES
     tables: Sequence[Table] = TABLES
 
     def __init__(self, data: Path, budget: str, changes: Mapping[str, str], device: str) -> None:
@@ -134,9 +134,7 @@ class NoduleStudy:
         )
 
     def config(self, row: Row) -> lung.Config:
-        config = configured(lung.Config(), {**self.changes, **row.changes})
-        assert isinstance(config, lung.Config)
-        return config
+        return configured(lung.Config(), {**self.changes, **row.changes})
 
     def settings(self, row: Row) -> Mapping[str, Any]:
         known = {"split_sha256": self.first.split_sha256, "preprocessing": self.first.preprocessing}
@@ -181,8 +179,9 @@ def phantom_crops(side: int, count: int = 4) -> list[tuple[np.ndarray, np.ndarra
         z, y, x = lesion.offset_zyx
         depth, height, width = lesion.mask.shape
         mask[z : z + depth, y : y + height, x : x + width] = lesion.mask
-        top = int(np.clip(y + height // 2 - side // 2, 0, mask.shape[1] - side))
-        left = int(np.clip(x + width // 2 - side // 2, 0, mask.shape[2] - side))
+        rows, columns = volume.hu.shape[1:]
+        top = int(np.clip(y + height // 2 - side // 2, 0, rows - side))
+        left = int(np.clip(x + width // 2 - side // 2, 0, columns - side))
         place = z + depth // 2, slice(top, top + side), slice(left, left + side)
         hu = torch.from_numpy(np.ascontiguousarray(volume.hu[place], dtype=np.float32))
         crops.append((window(hu).numpy(), mask[place]))
