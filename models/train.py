@@ -106,12 +106,12 @@ def train(
     if init is not None:
         start = weights.load(init, recipe.preprocessing, recipe.split_sha256)
         start.start(model)
-        origin.init = {start.name: start.sha256}
+        origin.init = {start.sha256: start.name}
     for path in teachers:
         taught = weights.load(path, recipe.preprocessing, recipe.split_sha256)
         tutor = taught.into(recipe.network(taught.about["config"]))
         tutors.append(tutor.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
-        origin.teachers[str(path)] = taught.sha256
+        origin.teachers[taught.sha256] = taught.name
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Average(model, config.ema_decay)
     optimiser = recipe.optimiser(model)
@@ -202,7 +202,7 @@ def train(
 
 @dataclass
 class Origin:
-    """What a training started from and learnt from besides its data: name or path -> SHA-256 of the weights."""
+    """What a training started from and learnt from besides its data: SHA-256 of the weights -> their name."""
 
     init: dict[str, str] = field(default_factory=dict)
     teachers: dict[str, str] = field(default_factory=dict)
@@ -210,10 +210,11 @@ class Origin:
     def continued(self, stored: Mapping[str, Any] | None, out: Path) -> Origin:
         """The stored one, if this is the same training. Raises WeightsError when the teachers have changed."""
         before = Origin(**(stored or {}))
-        if sorted(before.teachers.values()) != sorted(self.teachers.values()):
+        if before.teachers.keys() != self.teachers.keys():
+            told = ", ".join(f"{name} ({sha256[:12]})" for sha256, name in before.teachers.items())
             raise WeightsError(
-                f"{out / 'last.pt'} was trained with {', '.join(before.teachers) or 'no teacher'}; go on with the same,"
-                " or start in another folder"
+                f"{out / 'last.pt'} was trained with {told or 'no teacher'}; go on with the same, or start in another"
+                " folder"
             )
         return before
 

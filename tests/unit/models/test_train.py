@@ -177,7 +177,7 @@ def test_a_training_starts_from_weights_and_says_so(tmp_path, whole):
     before, after = load_file(whole / "line.safetensors"), load_file(path)
     assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in before)
     sha256 = hashlib.sha256((whole / "line.safetensors").read_bytes()).hexdigest()
-    assert json.loads(path.with_suffix(".json").read_text())["init"] == {"line": sha256}
+    assert json.loads(path.with_suffix(".json").read_text())["init"] == {sha256: "line"}
 
 
 def constant(folder, value):
@@ -199,8 +199,8 @@ def test_a_student_follows_the_mean_of_its_teachers(tmp_path):
     x = torch.linspace(-1, 1, 9)[:, None]
     assert (student(x) - 5).abs().mean() < 1 < (3 * x - 5).abs().mean()
     stated = json.loads(path.with_suffix(".json").read_text())["teachers"]
-    assert list(stated.values()) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in teachers]
-    with pytest.raises(WeightsError, match=r"was trained with .*a/line"):
+    assert list(stated) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in teachers]
+    with pytest.raises(WeightsError, match=r"was trained with line .*, line .*; go on with the same"):
         train(Line(distil=1.0, epochs=13, lr=0.2), tmp_path / "student", console=quiet(), resume=True)
 
 
@@ -217,7 +217,7 @@ def test_wrong_or_missing_weights_are_refused_before_anything_is_trained(tmp_pat
     with pytest.raises(WeightsError, match="is missing"):
         attempt(tmp_path / "none.safetensors")
     for suffix in (".safetensors", ".json"):
-        for name in ("spoilt", "other", "misfit"):
+        for name in ("spoilt", "other"):
             shutil.copy(whole / f"line{suffix}", tmp_path / f"{name}{suffix}")
     content = bytearray((tmp_path / "spoilt.safetensors").read_bytes())
     content[-1] ^= 1
