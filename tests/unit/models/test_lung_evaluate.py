@@ -113,12 +113,12 @@ def test_views_are_turned_back_before_they_are_averaged():
     same = Ensemble([nn.Identity()], runtime, DIHEDRAL).probability(images)
     assert torch.allclose(same, images.sigmoid())
     turned = Ensemble([Shifted()], runtime, DIHEDRAL).probability(torch.zeros(1, 1, 6, 6))[0, 0]
-    high, low = torch.tensor([9.0, 0.0]).sigmoid()
+    high, low = torch.tensor([9.0, 0.0]).sigmoid().tolist()
     assert turned[0, 2:4].tolist() == pytest.approx([(2 * high + 6 * low) / 8] * 2)  # each edge is up in two views
     assert torch.allclose(turned, turned.rot90())
     assert torch.allclose(turned, turned.flip(1))
     both = Ensemble([nn.Identity(), Shifted()], runtime).probability(torch.zeros(1, 1, 6, 6))[0, 0]
-    assert both[0, 0] == pytest.approx(float(high + low) / 2)
+    assert float(both[0, 0]) == pytest.approx((high + low) / 2)
 
 
 @pytest.fixture(scope="module")
