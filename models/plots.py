@@ -73,7 +73,8 @@ def training_curves(rows: Sequence[Mapping[str, float | str]]) -> str:
     first = int(float(rows[0]["epoch"])) if rows else 1
 
     def line(name: str) -> list[float]:
-        return [float(row.get(name) or "nan") for row in rows]
+        values = [row.get(name, "") for row in rows]  # as text where the log was read back; "" where there was none
+        return [math.nan if value == "" else float(value) for value in values]
 
     return curves(
         {"loss, training": {"loss": line("loss")}, "validation": {name: line(name) for name in figures}}, first

@@ -22,7 +22,7 @@ from torch import nn
 from models import train as training
 from models.breast_us import recipe as breast
 from models.lung_nodule import recipe as lung
-from models.plots import curves, save_grid
+from models.plots import curves, save_grid, training_curves
 from models.recipe import TrainConfig
 from models.soup import blended
 from models.train import configured, export, rate, train
@@ -290,6 +290,13 @@ def test_the_plot_beside_the_checkpoint_is_a_picture_of_the_log(whole):
     assert {"loss, training", "loss", "validation", "score", "1", "4"} <= set(words)
     lines = [e.get("d") for e in tree.iter("{http://www.w3.org/2000/svg}path") if e.get("stroke-width") == "2"]
     assert [line.count("L") + line.count("M") for line in lines] == [4, 4]  # four epochs each
+
+
+def test_a_figure_of_nought_is_drawn_and_a_missing_one_is_not():
+    rows = [{"epoch": "1", "loss": "0.5", "score": "0.0", "new": ""}, {"epoch": 2, "loss": 0.0, "score": 0, "new": 1.0}]
+    tree = ElementTree.fromstring(training_curves(rows))
+    lines = [e.get("d") for e in tree.iter("{http://www.w3.org/2000/svg}path") if e.get("stroke-width") == "2"]
+    assert [line.count("L") + line.count("M") for line in lines] == [2, 2, 1]
 
 
 def test_a_plot_leaves_gaps_and_escapes_names():
