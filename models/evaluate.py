@@ -1,11 +1,16 @@
-"""Write the figures a model card quotes, on data the network has not learned from.
+"""Write the figures a model card quotes, on data the network has not learned from, or a paper's tables.
 
-python -m models.evaluate lung_nodule --data slices.zip
+    python -m models.evaluate residual_unet --data slices.zip
+    python -m models.evaluate residual_unet --data slices.zip --weights a.safetensors b.safetensors --flips --out runs/x
+    python -m models.evaluate residual_unet --data slices.zip --table --budget small
+
+A table trains each of its rows under one budget; what is in its JSON already is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from dataclasses import asdict
@@ -15,19 +20,44 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-SYSTEMS = ("breast_us", "lung_nodule")
+from models import tables
+from models.weights import WeightsError
+
+SYSTEMS = {"breast_us": "models.breast_us", "residual_unet": "models.lung_nodule"}  # name -> where its evaluate.py is
+RESULTS, RUNS = Path("docs/results"), Path("runs/tables")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.evaluate", description="Measure one model system.")
-    parser.add_argument("system", choices=SYSTEMS)
-    parser.add_argument("--data", type=Path, required=True, help="the zip that models.train was given")
+    parser.add_argument("system", choices=sorted(SYSTEMS))
+    parser.add_argument("--data", type=Path, required=True, help="what models.train was given")
     parser.add_argument("--split", default="test", choices=("val", "test"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON here too")
+    parser.add_argument("--weights", type=Path, nargs="+", help="instead of the shipped ones; several: their mean")
+    parser.add_argument("--flips", action="store_true", help="show each image turned and mirrored too")
+    parser.add_argument("--out", type=Path, help=f"folder for figures.json and more; of --table {RESULTS}")
+    parser.add_argument("--table", action="store_true", help="train and measure the rows of the paper's tables")
+    parser.add_argument("--budget", default="small", choices=("small", "full"), help="of each row of --table")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of every row of --table")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder for the trainings of --table")
     given = parser.parse_args(arguments)
 
-    figures = import_module(f"models.{given.system}.evaluate").evaluate(given.data, given.device, given.split)
+    package = SYSTEMS[given.system]
+    try:
+        if given.table:
+            changes = dict(pair.split("=", 1) for pair in given.set)
+            study = import_module(f"{package}.tables").study(given.data, given.budget, changes, given.device)
+            print(tables.run(study, given.out or RESULTS, given.runs))
+            return
+        evaluate = import_module(f"{package}.evaluate").evaluate
+        asked = {"paths": given.weights, "flips": given.flips, "out": given.out}
+        known = inspect.signature(evaluate).parameters
+        extras = {name: value for name, value in asked.items() if value and name in known}
+        if missing := [name for name in ("paths", "flips") if asked[name] and name not in known]:
+            parser.error(f"{given.system} cannot be measured with {', '.join(missing)}")
+        figures = evaluate(given.data, given.device, given.split, **extras)
+    except WeightsError as error:
+        raise SystemExit(str(error)) from error
     table = Table(title=f"{given.system}, {given.split} split")
     table.add_column("figure")
     table.add_column("value (95 % interval)")
@@ -35,8 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
         table.add_row(name, str(interval))
     Console().print(table)
     if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
         rounded = {name: {key: round(v, 4) for key, v in asdict(one).items()} for name, one in figures.items()}
-        given.out.write_text(json.dumps({"split": given.split, "figures": rounded}, indent=2) + "\n")
+        document = {"split": given.split, "flips": given.flips, "figures": rounded}
+        (given.out / "figures.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

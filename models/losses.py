@@ -1,4 +1,4 @@
-"""Losses for masks. All take logits and average over the batch."""
+"""Losses for masks, and for what a teacher says. All take logits and average over the batch."""
 
 from __future__ import annotations
 
@@ -34,3 +34,18 @@ def tversky_loss(logits: Tensor, target: Tensor, alpha: float = 0.5, beta: float
     p, t = torch.sigmoid(logits.float()).flatten(1), target.float().flatten(1)
     hit, extra, missed = (p * t).sum(1), (p * (1 - t)).sum(1), ((1 - p) * t).sum(1)
     return (1 - (hit + smooth) / (hit + alpha * extra + beta * missed + smooth)).mean()
+
+
+def mask_distillation(logits: Tensor, probability: Tensor) -> Tensor:
+    """Cross-entropy to the teachers' mean probability, Hinton 2015 (arXiv:1503.02531): (B, 1, H, W) twice -> scalar"""
+    return F.binary_cross_entropy_with_logits(logits.float(), probability.float())
+
+
+def class_distillation(logits: Tensor, probability: Tensor) -> Tensor:
+    """KL(teachers' mean probability || student) per image, averaged: (B, classes) twice -> scalar"""
+    return F.kl_div(logits.float().log_softmax(dim=1), probability.float(), reduction="batchmean")
+
+
+def mean_probability(logits: list[Tensor]) -> Tensor:
+    """Of several networks' mask logits of one shape, in float32."""
+    return torch.stack([each.float().sigmoid() for each in logits]).mean(dim=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,11 @@ class TrainConfig:
     warm_up_epochs: float = 1.0
     ema_decay: float = 0.999
     clip_norm: float = 5.0
-    bf16: bool = True
+    schedule: str = "cosine"  # with warm-up; "plateau": a tenth of the rate whenever the loss stops falling
+    lr_floor: float = 2e-8  # "plateau" stops here
+    amp: bool = True  # half precision where the device has it: bfloat16, else float16 with a scaled loss
+    patience: int = 0  # stop after so many epochs without a better score; 0: never
+    distil: float = 0.5  # share of the loss that follows the teachers, when there are any
 
 
 class Recipe(Protocol):
@@ -31,12 +35,18 @@ class Recipe(Protocol):
     a killed training go on to the same result."""
 
     name: str  # file name of the exported weights, "residual_unet_w16"
-    config: TrainConfig
     split_sha256: str  # of the stored list of patients (or images) in each split
     preprocessing: str  # version of the mapping from stored pixels to network input
 
+    @property
+    def config(self) -> TrainConfig:
+        """Every hyper-parameter."""
+
     def model(self) -> nn.Module:
         """The network, with fresh weights."""
+
+    def network(self, config: Mapping[str, Any]) -> nn.Module:
+        """The network of a checkpoint of this system, by the config in the JSON beside it; its weights are to come."""
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         """Its learning rates are the peaks of the schedule: a cosine with warm-up."""
@@ -47,8 +57,11 @@ class Recipe(Protocol):
     def batches(self, split: str, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Batches of one epoch, augmented when split is "train"."""
 
+    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the teachers say of a batch, in the mean: soft targets that `loss` finds beside the truth."""
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Scalar to descend; called under autocast."""
+        """Scalar to descend; called under autocast. A share config.distil of it follows the lesson, if there is one."""
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         """Figures of one split; "score" picks the best epoch (greater is better)."""

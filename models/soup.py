@@ -1,6 +1,6 @@
 """Average the weights of two checkpoints of one training: Wortsman 2022 (arXiv:2203.05482), Rame 2022 for the share.
 
-    python -m models.soup lung_nodule --data x.zip --first a/last.pt --second b/last.pt --share 0.25 --out runs/soup
+    python -m models.soup residual_unet --data x.zip --first a/last.pt --second b/last.pt --share 0.25 --out runs/soup
 
 Useful when a later phase of a training gives up some of what an earlier one was good at: between the two lies a line of
 compromises that costs no training. The share is chosen on the validation split.
@@ -17,7 +17,7 @@ from typing import cast
 import torch
 
 from models.recipe import RecipeModule
-from models.train import RECIPES, configured, export
+from models.train import RECIPES, Origin, configured, export, half_precision
 
 
 def blended(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
@@ -45,12 +45,14 @@ def main(arguments: list[str] | None = None) -> None:
     model = recipe.model().eval()
     model.load_state_dict(blended(states[0]["average"], states[1]["average"], given.share))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.config.bf16):
+    half = half_precision("cpu", recipe.config.amp)
+    with torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
         figures = recipe.evaluate(model, "val")
     given.out.mkdir(parents=True, exist_ok=True)
     metrics = {f"val_{name}": value for name, value in figures.items()}
     metrics |= {"soup_share": given.share, "soup_first_epoch": states[0]["epoch"] + 1}
-    print(figures, export(recipe, model, metrics, states[1]["epoch"], given.out))
+    origin = Origin(**states[1].get("origin", {}))
+    print(figures, export(recipe, model, metrics, states[1]["epoch"], given.out, origin))
 
 
 if __name__ == "__main__":

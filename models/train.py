@@ -1,10 +1,11 @@
 """One training loop for every model system.
 
-    python -m models.train lung_nodule --data slices.zip --out runs/lung --epochs 30 --set lr=0.001
-    python -m models.train lung_nodule --data slices.zip --out runs/lung --epochs 30 --resume    # after a kill
+    python -m models.train residual_unet --data slices.zip --out runs/lung --epochs 30 --set lr=0.001
+    python -m models.train residual_unet --data slices.zip --out runs/lung --epochs 30 --resume    # after a kill
+    python -m models.train residual_unet --data slices.zip --out runs/small --width 16 --teacher big.safetensors
 
-Each epoch leaves `last.pt` (model, EMA, optimiser, epoch, random state) and a line of `log.csv`; the best epoch's EMA
-weights are exported as fp16 safetensors with a JSON beside them that says where they come from.
+Each epoch leaves `last.pt` (model, EMA, optimiser, epoch, random state), a line of `log.csv` and `training.svg`; the
+best epoch's EMA weights are exported as fp16 safetensors with a JSON beside them that says where they come from.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from rich.console import Console
@@ -31,12 +32,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models import weights
+from models.plots import training_curves
 from models.recipe import Recipe, RecipeModule, TrainConfig
+from models.runtime import Runtime
+from models.weights import WeightsError
 
 RECIPES = {
-    "lung_nodule": "models.lung_nodule.recipe",
+    "residual_unet": "models.lung_nodule.recipe",
     "breast_us": "models.breast_us.recipe",
 }
+
+AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
 
 
 class Average:
@@ -64,67 +71,218 @@ def rate(step: float, warm_up: float, total: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
 
 
+def plateaus(optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    """A tenth of the rate after more than eight epochs in which the training loss did not fall by 1e-4."""
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, factor=0.1, patience=8, threshold=1e-4, threshold_mode="abs"
+    )
+
+
 def train(
-    recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu", console: Console | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    console: Console | None = None,
+    init: Path | None = None,
+    teachers: Sequence[Path] = (),
+    tensorboard: bool = False,
 ) -> Path:
-    """Train to the last epoch and return the path of the best weights. A killed training resumes to the same result."""
+    """Train to the last epoch and return the path of the best weights. A killed training resumes to the same result.
+
+    init       weights to start from, of the same network
+    teachers   weights of networks of the same system, which each batch is shown too: see Recipe.lesson
+
+    Raises WeightsError for an `init` or a teacher that is missing, spoilt, or learnt on another split, and when a
+    training is resumed with other teachers; FloatingPointError when the loss is no number any more.
+    """
     config, console = recipe.config, console or Console()
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
+    half = half_precision(device, config.amp)
     torch.backends.cudnn.benchmark = True
-    model = recipe.model().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, origin, tutors = recipe.model(), Origin(), []
+    if init is not None:
+        start = weights.load(init, recipe.preprocessing, recipe.split_sha256)
+        start.start(model)
+        origin.init = {start.sha256: start.name}
+    for path in teachers:
+        taught = weights.load(path, recipe.preprocessing, recipe.split_sha256)
+        tutor = taught.into(recipe.network(taught.about["config"]))
+        tutors.append(tutor.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        origin.teachers[taught.sha256] = taught.name
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Average(model, config.ema_decay)
     optimiser = recipe.optimiser(model)
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=half is torch.float16)
     peaks = [group["lr"] for group in optimiser.param_groups]
     counts = [recipe.steps(epoch) for epoch in range(config.epochs)]
     warm_up, total = config.warm_up_epochs * counts[0], sum(counts)
+    plateau = plateaus(optimiser) if config.schedule == "plateau" else None
 
-    first, best = 0, -math.inf
+    first, best, best_epoch = 0, -math.inf, -1
     if resume and (out / "last.pt").exists():
-        state = torch.load(out / "last.pt", map_location=device, weights_only=True)
+        state = torch.load(out / "last.pt", map_location="cpu", weights_only=True)
+        origin = origin.continued(state.get("origin"), out)
         model.load_state_dict(state["model"])
         average.model.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["rng"])
+        if scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
+        if plateau is not None:
+            plateau.load_state_dict(state["plateau"])
+        set_random_state(state)
         first, best = state["epoch"] + 1, state["best"]
+        best_epoch = state.get("best_epoch", state["epoch"])
         console.print(f"resumed after epoch {first}, best score {best:.4f}")
+    log = Log(out, first, tensorboard)
+
+    def precision() -> torch.autocast:
+        return torch.autocast(torch.device(device).type, half or torch.bfloat16, enabled=half is not None)
 
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=console, refresh_per_second=2,
     )  # fmt: skip
-    with bar:
+    with bar, log:
         for epoch in range(first, config.epochs):
-            start, losses = time.monotonic(), 0.0
+            if config.patience and epoch - 1 - best_epoch >= config.patience:
+                bar.console.print(f"stopped: no better score than {best:.4g} of epoch {best_epoch + 1} since")
+                break
+            if plateau is not None and optimiser.param_groups[0]["lr"] <= 1.001 * config.lr_floor:  # but for rounding
+                break
+            start_s, losses = time.monotonic(), 0.0
             task = bar.add_task(f"epoch {epoch + 1}/{config.epochs}", total=counts[epoch])
             model.train()
             for index, batch in enumerate(recipe.batches("train", epoch)):
                 step = sum(counts[:epoch]) + index
-                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                    group["lr"] = peak * rate(step, warm_up, total)
-                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.bf16):
-                    loss = recipe.loss(model, on_device(batch, device))
+                if plateau is None:
+                    for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                        group["lr"] = peak * rate(step, warm_up, total)
+                batch = on_device(batch, device)
+                with precision():
+                    if tutors:
+                        with torch.no_grad():
+                            batch |= recipe.lesson(tutors, batch)
+                    loss = recipe.loss(model, batch)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimiser)
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-                optimiser.step()
+                scaler.step(optimiser)
+                scaler.update()
                 average.update(model, step)
                 losses += loss.item()
-                bar.update(
-                    task, advance=1, description=f"epoch {epoch + 1}/{config.epochs} loss {losses / (index + 1):.4f}"
-                )
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.bf16):
+                if not math.isfinite(losses):
+                    raise FloatingPointError(
+                        f"the loss is {loss.item()} in step {index + 1} of epoch {epoch + 1}; last.pt is of the epoch"
+                        " before: go on with a smaller lr or amp=false"
+                    )
+                said = f"epoch {epoch + 1}/{config.epochs} loss {losses / (index + 1):.4f}"
+                bar.update(task, advance=1, description=said + (f" best score {best:.4f}" if best_epoch >= 0 else ""))
+            with precision():
                 figures = recipe.evaluate(average.model, "val")
-            row = {"epoch": epoch + 1, "loss": losses / counts[epoch], **figures, "seconds": time.monotonic() - start}
+            row = {"epoch": epoch + 1, "loss": losses / counts[epoch], **figures, "seconds": time.monotonic() - start_s}
             bar.console.print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-            append_row(out / "log.csv", row, fresh=epoch == 0)
             if figures["score"] > best:
-                best = figures["score"]
-                export(recipe, average.model, {f"val_{name}": value for name, value in figures.items()}, epoch, out)
+                best, best_epoch = figures["score"], epoch
+                metrics = {f"val_{name}": value for name, value in figures.items()}
+                export(recipe, average.model, metrics, epoch, out, origin)
+            log.add(row)
+            if plateau is not None:
+                plateau.step(row["loss"])
             state = {name: part.state_dict() for name, part in (("model", model), ("average", average.model))}
-            state |= {"optimiser": optimiser.state_dict(), "epoch": epoch, "best": best, "rng": torch.get_rng_state()}
+            state |= {"optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(), "origin": asdict(origin)}
+            state |= {"epoch": epoch, "best": best, "best_epoch": best_epoch, **random_state()}
+            state |= {"plateau": plateau.state_dict()} if plateau is not None else {}
             save_state(out / "last.pt", state)
     return out / f"{recipe.name}.safetensors"
+
+
+@dataclass
+class Origin:
+    """What a training started from and learnt from besides its data: SHA-256 of the weights -> their name."""
+
+    init: dict[str, str] = field(default_factory=dict)
+    teachers: dict[str, str] = field(default_factory=dict)
+
+    def continued(self, stored: Mapping[str, Any] | None, out: Path) -> Origin:
+        """The stored one, if this is the same training. Raises WeightsError when the teachers have changed."""
+        before = Origin(**(stored or {}))
+        if before.teachers.keys() != self.teachers.keys():
+            told = ", ".join(f"{name} ({sha256[:12]})" for sha256, name in before.teachers.items())
+            raise WeightsError(
+                f"{out / 'last.pt'} was trained with {told or 'no teacher'}; go on with the same, or start in another"
+                " folder"
+            )
+        return before
+
+
+def half_precision(device: str, wanted: bool) -> torch.dtype | None:
+    """bfloat16 where the device multiplies it, else float16 on a GPU; None on other processors: slower than float32."""
+    if not wanted:
+        return None
+    if Runtime.choose(device).bf16:
+        return torch.bfloat16
+    return torch.float16 if torch.device(device).type == "cuda" else None
+
+
+def random_state() -> dict[str, Any]:
+    """What the next random number depends on, of the CPU and of all GPUs."""
+    return {"rng": torch.get_rng_state()} | (
+        {"cuda_rng": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
+    )
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["rng"])
+    if torch.cuda.is_available() and "cuda_rng" in state:
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+class Log:
+    """log.csv, training.svg and, if asked for, TensorBoard's files: one row an epoch, written anew with each."""
+
+    def __init__(self, out: Path, first: int, tensorboard: bool) -> None:
+        self.out, self.rows = out, list[Mapping[str, Any]]()
+        if first and (out / "log.csv").exists():
+            with (out / "log.csv").open(newline="") as file:  # a kill may have left the row of an unfinished epoch
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= first]
+        self.board = board(out / "tensorboard", first) if tensorboard else None
+
+    def add(self, row: Mapping[str, float]) -> None:
+        self.rows.append(row)
+        new = self.out / "log.new"
+        with new.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row), restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(new, self.out / "log.csv")
+        (self.out / "training.svg").write_text(training_curves(self.rows))
+        if self.board is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    self.board.add_scalar(name, value, int(row["epoch"]))
+            self.board.flush()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.board is not None:
+            self.board.close()
+
+
+def board(folder: Path, first: int) -> Any:
+    """TensorBoard's writer; what it holds of epochs after `first` is struck out. Raises SystemExit if not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SystemExit(
+            f"--tensorboard needs the package tensorboard ({error}): pip install -e .[train], or read log.csv"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=first + 1)
 
 
 def on_device(batch: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
@@ -141,15 +299,14 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     os.replace(path.with_suffix(".new"), path)
 
 
-def append_row(path: Path, row: Mapping[str, float], *, fresh: bool) -> None:
-    with path.open("w" if fresh else "a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def export(recipe: Recipe, model: nn.Module, metrics: Mapping[str, float], epoch: int, out: Path) -> Path:
+def export(
+    recipe: Recipe,
+    model: nn.Module,
+    metrics: Mapping[str, float],
+    epoch: int,
+    out: Path,
+    origin: Origin | None = None,
+) -> Path:
     """Write the weights as fp16 safetensors and, beside them, where they come from. Returns the weights' path.
 
     Buffers stay float32: a batch-norm variance can exceed 65504, the largest fp16.
@@ -171,6 +328,7 @@ def export(recipe: Recipe, model: nn.Module, metrics: Mapping[str, float], epoch
         "metrics": dict(metrics),
         "split_sha256": recipe.split_sha256,
         "preprocessing": recipe.preprocessing,
+        **{name: what for name, what in asdict(origin or Origin()).items() if what},
         "git_sha": git_sha(),
         "torch": torch.__version__,
     }
@@ -185,9 +343,9 @@ def git_sha() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def configured(base: TrainConfig, changes: Mapping[str, str]) -> TrainConfig:
+def configured(base: AnyConfig, changes: Mapping[str, str]) -> AnyConfig:
     """The config with named fields changed; read as the field's type. Raises SystemExit on an unknown name."""
-    known = {field.name: field for field in fields(base)}
+    known = {one.name: one for one in fields(base)}
     values: dict[str, Any] = {}
     for name, text in changes.items():
         if name not in known:
@@ -203,11 +361,20 @@ def configured(base: TrainConfig, changes: Mapping[str, str]) -> TrainConfig:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.train", description="Train one model system.")
     parser.add_argument("system", choices=sorted(RECIPES))
-    parser.add_argument("--data", type=Path, required=True, help="the zip of training data, read in place")
+    parser.add_argument("--data", type=Path, required=True, help="the training data: a zip, read in place, or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and weights")
     parser.add_argument("--epochs")
     parser.add_argument("--width")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other hyper-parameter")
+    parser.add_argument("--init", type=Path, metavar="WEIGHTS", help="start from these (.safetensors)")
+    parser.add_argument(
+        "--teacher",
+        type=paths,
+        default=[],
+        metavar="WEIGHTS[,WEIGHTS...]",
+        help="networks whose mean answer is learnt too",
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files too")
     parser.add_argument("--resume", action="store_true", help="go on after the last finished epoch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -217,8 +384,25 @@ def main(arguments: list[str] | None = None) -> None:
     changes = dict(pair.split("=", 1) for pair in given.set)
     changes |= {name: value for name in ("epochs", "width") if (value := getattr(given, name)) is not None}
     module = cast(RecipeModule, import_module(RECIPES[given.system]))
-    recipe = module.build(given.data, configured(module.Config(), changes))
-    print(train(recipe, given.out, resume=given.resume, device=given.device))
+    try:
+        recipe = module.build(given.data, configured(module.Config(), changes))
+        path = train(
+            recipe,
+            given.out,
+            resume=given.resume,
+            device=given.device,
+            init=given.init,
+            teachers=given.teacher,
+            tensorboard=given.tensorboard,
+        )
+    except (ValueError, WeightsError, FloatingPointError) as error:
+        raise SystemExit(str(error)) from error
+    print(path)
+
+
+def paths(text: str) -> list[Path]:
+    """a.safetensors,b.safetensors"""
+    return [Path(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

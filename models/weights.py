@@ -31,11 +31,15 @@ class Weights:
 
     def into(self, model: nn.Module) -> nn.Module:
         """Put the tensors into `model` as float32 and return it in eval mode. Raises WeightsError on a misfit."""
+        return self.start(model).eval().requires_grad_(False)
+
+    def start(self, model: nn.Module) -> nn.Module:
+        """Put the tensors into `model` as float32, to be trained further. Raises WeightsError on a misfit."""
         try:
             model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()})
         except RuntimeError as error:
             raise WeightsError(f"{self.name}: the weights do not fit the network: {error}") from error
-        return model.eval().requires_grad_(False)
+        return model
 
 
 def packed(system: str, name: str) -> Path:
@@ -43,10 +47,11 @@ def packed(system: str, name: str) -> Path:
     return PACKAGE / system / f"{name}.safetensors"
 
 
-def load(path: Path, preprocessing: str | None = None) -> Weights:
+def load(path: Path, preprocessing: str | None = None, split_sha256: str | None = None) -> Weights:
     """Read a checkpoint and check it against the SHA-256 in its JSON. Raises WeightsError with the reason in words.
 
     preprocessing: what the calling code does to an image; weights that learnt from another are refused.
+    split_sha256: of the split that judges; weights that learnt on another may know its test patients and are refused.
     """
     sidecar = path.with_suffix(".json")
     if path.suffix != ".safetensors":
@@ -71,5 +76,10 @@ def load(path: Path, preprocessing: str | None = None) -> Weights:
         raise WeightsError(
             f"{path.name} was trained on preprocessing {about.get('preprocessing')!r}, this code does"
             f" {preprocessing!r}; train it again or install the version it belongs to"
+        )
+    if split_sha256 is not None and about.get("split_sha256") != split_sha256:
+        raise WeightsError(
+            f"{path.name} learnt on another split of the patients than the one here: it may have learnt from those it"
+            " would be judged on; train it again on this split"
         )
     return Weights(path.stem, found, tensors, about)

@@ -11,7 +11,7 @@ cross-entropy added to the Tversky loss; affine variation beside the published o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from models.breast_us.data import (
     read_busi,
     vary,
 )
-from models.losses import tversky_loss
+from models.losses import class_distillation, mask_distillation, mean_probability, tversky_loss
 from models.metrics import accuracy, auc
 from models.nets.breast_triple import CLASSES, ClassificationNet, Encoder, Heads, TripleConfig
 from models.nets.efficientnet_lite import EfficientNetLite, from_imagenet, imagenet_weights
@@ -82,11 +82,14 @@ class BreastRecipe:
         self.class_weights = torch.tensor(counts.mean() / counts, dtype=torch.float32)  # inverse to frequency
 
     def model(self) -> nn.Module:
-        model = ClassificationNet(TripleConfig.of(asdict(self.config)))
+        model = self.network(asdict(self.config))
         encoder = model.body.encoder
         if isinstance(encoder, EfficientNetLite) and self.config.starts_learnt:
             from_imagenet(encoder, imagenet_weights(encoder.version))
         return model
+
+    def network(self, config: Mapping[str, Any]) -> ClassificationNet:
+        return ClassificationNet(TripleConfig.of(config))
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         config = self.config
@@ -123,15 +126,25 @@ class BreastRecipe:
             batch = {"image": normalise(image), "mask": mask, "label": F.one_hot(labels[chosen], len(CLASSES)).float()}
             yield blended(batch, rng, self.config.mixup_alpha) if rng.random() < self.config.mixup else batch
 
+    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        masks, classes = zip(*(teacher(batch["image"]) for teacher in teachers), strict=True)
+        shares = torch.stack([each.float().softmax(dim=1) for each in classes])
+        return {"taught_mask": mean_probability(list(masks)), "taught_classes": shares.mean(dim=0)}
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         mask, classes = model(batch["image"])
         config, weights = self.config, self.class_weights.to(classes.device)
-        return (
+        loss = (
             config.mask_weight * tversky_loss(mask, batch["mask"])
             + config.bce_weight * F.binary_cross_entropy_with_logits(mask.float(), batch["mask"])
             + config.class_weight
             * F.cross_entropy(classes.float(), batch["label"], weights, label_smoothing=config.label_smoothing)
         )
+        if "taught_mask" in batch:
+            taught = mask_distillation(mask, batch["taught_mask"])
+            taught = taught + config.class_weight * class_distillation(classes, batch["taught_classes"])
+            loss = torch.lerp(loss, taught, config.distil)
+        return loss
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:

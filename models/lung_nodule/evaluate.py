@@ -5,43 +5,240 @@ Crops show a nodule and its surroundings; what the pipeline finds in whole scans
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import time
+import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 from scipy import ndimage
+from torch import Tensor
 
+from models import weights
+from models.ensemble import DIHEDRAL, PLAIN, Ensemble
 from models.lung_nodule.data import Slices
-from models.lung_nodule.pipeline import LungNodule, Options
+from models.lung_nodule.pipeline import CHECKPOINT, Options
+from models.lung_nodule.preprocess import PREPROCESSING, WINDOW_HU
+from models.lung_nodule.recipe import middle
 from models.metrics import Interval, bootstrap, dice, iou
+from models.nets.baselines import build_net
+from models.runtime import Runtime
+from models.weights import WeightsError
+
+HIT = 0.5  # least IoU of a slice that counts as found, in the source of the network
+RING_PX = 3  # width of the surroundings that a nodule's contrast is measured against
+READERS = 4  # of each LIDC study
 
 
-def evaluate(archive: Path, device: str = "cpu", split: str = "test") -> dict[str, Interval]:
-    """Figure -> value and 95 % interval over patients, on every crop in which at least 2 readers marked a nodule."""
-    slices, pipeline = Slices(archive), LungNodule(device)
-    threshold = Options().threshold
+def evaluate(
+    data: Path,
+    device: str = "cpu",
+    split: str = "test",
+    *,
+    paths: Sequence[Path] = (),
+    flips: bool = False,
+    out: Path | None = None,
+) -> dict[str, Interval]:
+    """Figure -> value and 95 % interval over patients, on every crop in which at least 2 readers marked a nodule and
+    on crops without.
+
+    paths   weights whose mean probability is judged; the shipped ones when not given
+    flips   show each crop in all 8 turned and mirrored ways
+    out     folder for worst_cases.md
+
+    Raises WeightsError for weights that are missing, spoilt, or learnt on another split or another crop size.
+    """
+    slices = Slices(data)
+    ensemble, crop = read(paths or [weights.packed("lung_nodule", CHECKPOINT)], device, slices.split_sha256, flips)
     start = time.perf_counter()
-    predicted, truth, order = [], [], []
-    for batch in slices.fixed(split):
-        predicted.append(pipeline.probabilities_of(batch["image"])[:, 0].cpu().numpy() > threshold)
-        truth.append(batch["mask"][:, 0].numpy())
-        order.append(batch["index"].numpy())
-    seconds = (time.perf_counter() - start) / len(slices.index[split])
-    figures = judge(
-        np.concatenate(predicted),
-        np.concatenate(truth),
-        [slices.nodules[i] for i in np.concatenate(order)],
-    )
-    empty, owners = [], []
-    for batch in slices.augmented(split, seed=0, size=128, batch=25, crops=len(slices.index[split]), negatives=1.0):
-        free = ~batch["mask"].flatten(1).any(1).numpy()
-        marked = (pipeline.probabilities_of(batch["image"]) > threshold).flatten(1).any(1).cpu().numpy()
-        empty += (~marked[free]).tolist()
-        owners += [slices.patients[i] for i in batch["index"].numpy()[free]]
-    figures["cuts without nodule left empty"] = interval(empty, owners)
+    looked = look(slices, split, ensemble, crop)
+    seconds = (time.perf_counter() - start) / len(looked.truth)
+    marks = raters(data, looked.index, crop)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "worst_cases.md").write_text(worst(looked, marks), "utf-8")
+    has = np.flatnonzero(looked.truth.any(axis=(1, 2)))
+    figures = judge(looked.predicted[has], looked.truth[has], [name for name in looked.nodules if name])
+    figures |= rule(looked.predicted, looked.truth, looked.patients)
+    if marks is not None:
+        figures |= between_readers(marks[has], looked.truth[has], [looked.patients[i] for i in has])
     return {**figures, "seconds per crop": Interval(seconds, seconds, seconds)}
+
+
+def read(paths: Sequence[Path], device: str, split_sha256: str, flips: bool = False) -> tuple[Ensemble, int]:
+    """The networks of several weights as one, and the side of the crops that they all learnt from."""
+    loaded = [weights.load(path, PREPROCESSING, split_sha256) for path in paths]
+    crops = {int(one.about["config"].get("crop", 128)) for one in loaded}
+    if len(crops) > 1:
+        raise WeightsError(f"these weights learnt from crops of {sorted(crops)} pixels: judge them one by one")
+    nets = [one.into(build_net(one.about["config"])) for one in loaded]
+    return Ensemble(nets, Runtime.choose(device), DIHEDRAL if flips else PLAIN), crops.pop()
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What the network marked, in n crops; those with a nodule first."""
+
+    predicted: np.ndarray  # bool (n, h, w)
+    truth: np.ndarray  # bool (n, h, w)
+    hu: np.ndarray  # float32 (n, h, w)
+    patients: list[str]
+    nodules: list[str]  # "patient/nodule"; "" for a crop without
+    index: np.ndarray  # int (n), place of the crop in the data's own order
+
+
+def look(slices: Slices, split: str, ensemble: Ensemble, crop: int = 128) -> Looked:
+    """Every crop of the split that holds a nodule, and those without, cut to the middle `crop` pixels."""
+    threshold = Options().threshold
+    predicted, truth, hu, index = [], [], [], []
+    for batch in itertools.chain(slices.fixed(split), slices.negatives(split)):
+        image, mask = (middle(batch[name], crop) for name in ("image", "mask"))
+        predicted.append((ensemble.probability(image) > threshold)[:, 0].numpy())
+        truth.append(mask[:, 0].numpy().astype(bool))
+        hu.append(in_hu(image)[:, 0].numpy())
+        index.append(batch["index"].numpy())
+    order = np.concatenate(index)
+    masks = np.concatenate(truth)
+    names = [slices.nodules[i] if mask.any() else "" for i, mask in zip(order, masks, strict=True)]
+    return Looked(
+        np.concatenate(predicted), masks, np.concatenate(hu), [slices.patients[i] for i in order], names, order
+    )
+
+
+def in_hu(image: Tensor) -> Tensor:
+    """Network input back to HU, as far as its window goes."""
+    low, high = WINDOW_HU
+    return low + image * (high - low)
+
+
+def raters(data: Path, rows: np.ndarray, crop: int = 128) -> np.ndarray | None:
+    """uint8 (n, crop, crop), bit r set = reader r marked the pixel, of the given rows of a set of crops (index.csv).
+
+    None when the data are of another layout: there only the number of readers is kept.
+    """
+    root: Path | zipfile.Path = zipfile.Path(data) if data.is_file() and zipfile.is_zipfile(data) else data
+    if not (root / "index.csv").is_file():
+        return None
+    files = list(csv.DictReader(io.StringIO((root / "index.csv").read_text("utf-8"))))
+    marks = []
+    for row in (files[i] for i in rows):
+        file = root / row["patient"] / row["nodule"] / row["file"].replace(".png", "_raters.png")
+        marks.append(np.asarray(Image.open(io.BytesIO(file.read_bytes()))))
+    return middle(torch.from_numpy(np.stack(marks))[:, None], crop)[:, 0].numpy()
+
+
+def outcomes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """ "TP", "FN", "TN" or "FP" of each slice, as the network's source counts: bool (n, h, w) twice -> str (n).
+
+    A slice with a nodule is TP when its IoU is at least HIT, else FN; one without is TN when nothing is marked.
+    """
+    found = []
+    for p, t in zip(predicted, truth, strict=True):
+        if t.any():
+            found.append("TP" if iou(p, t) >= HIT else "FN")
+        else:
+            found.append("FP" if p.any() else "TN")
+    return np.array(found, dtype="U2")
+
+
+def rule(predicted: np.ndarray, truth: np.ndarray, patients: Sequence[str]) -> dict[str, Interval]:
+    """The figures of the source's tables: mean overlap of all slices (nothing marked where nothing is: 1), counts."""
+    called = outcomes(predicted, truth)
+    pairs = list(zip(predicted, truth, strict=True))
+    figures = {
+        "IoU, all slices": interval([iou(p, t) for p, t in pairs], patients),
+        "Dice, all slices": interval([dice(p, t) for p, t in pairs], patients),
+        "accuracy": interval(np.isin(called, ("TP", "TN")), patients),
+    }
+    for name in ("TP", "TN", "FP", "FN"):
+        is_one = (called == name).astype(float)
+        figures[name] = bootstrap(lambda rows, is_one=is_one: float(is_one[rows].sum()), patients)  # type: ignore[misc]
+    return figures
+
+
+def between_readers(marks: np.ndarray, truth: np.ndarray, patients: Sequence[str]) -> dict[str, Interval]:
+    """How well the readers agree, on slices that at least two of them marked. marks as from `raters`.
+
+    Against the consensus a reader agrees with a mask that is partly that reader's own: it flatters the readers.
+    """
+    pairwise, against, owners = [], [], []
+    for bits, consensus, patient in zip(marks, truth, patients, strict=True):
+        readers = by_reader(bits)
+        if len(readers) > 1:
+            pairwise.append(np.mean([dice(a, b) for a, b in itertools.combinations(readers, 2)]))
+            against.append(np.mean([dice(one, consensus) for one in readers]))
+            owners.append(patient)
+    if not owners:
+        return {}
+    return {
+        "Dice between two readers": interval(np.array(pairwise), owners),
+        "Dice of a reader against the consensus": interval(np.array(against), owners),
+    }
+
+
+def by_reader(bits: np.ndarray) -> list[np.ndarray]:
+    """The mask of each reader who marked anything: uint8 (h, w) -> bool (h, w) each."""
+    masks = [(bits >> reader & 1).astype(bool) for reader in range(8)]
+    return [mask for mask in masks if mask.any()]
+
+
+def worst(looked: Looked, marks: np.ndarray | None, count: int = 10) -> str:
+    """The slices of least IoU, more wrong pixels first, as a Markdown table that says by rule why each is hard."""
+    overlap = np.array([iou(p, t) for p, t in zip(looked.predicted, looked.truth, strict=True)])
+    wrong = (looked.predicted ^ looked.truth).sum(axis=(1, 2))
+    lines = [
+        "| nodule | crop | IoU | nodule, pixels | marked, pixels | readers | contrast, HU | likely reason |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for i in np.lexsort((-wrong, overlap))[:count]:
+        truth, predicted = looked.truth[i], looked.predicted[i]
+        readers = by_reader(marks[i]) if marks is not None and truth.any() else None
+        contrast = contrast_hu(looked.hu[i], truth)
+        cells = [
+            looked.nodules[i] or f"none, {looked.patients[i]}",
+            str(looked.index[i]),
+            f"{overlap[i]:.2f}",
+            str(int(truth.sum())),
+            str(int(predicted.sum())),
+            "" if readers is None else f"{len(readers)} of {READERS}",
+            "" if contrast is None else f"{contrast:.0f}",
+            "; ".join(reasons(truth, readers, contrast)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def reasons(truth: np.ndarray, readers: Sequence[np.ndarray] | None, contrast: float | None) -> list[str]:
+    """Why a slice is hard, by rule."""
+    if not truth.any():
+        return ["no reader marked anything here"]
+    edge = np.concatenate([truth[[0, -1]].ravel(), truth[:, [0, -1]].ravel()])
+    table = (
+        (readers is not None and len(readers) < 3, "fewer than 3 readers marked this slice"),
+        (
+            readers is not None
+            and len(readers) > 1
+            and np.mean([dice(a, b) for a, b in itertools.combinations(readers, 2)]) < 0.6,
+            "the readers' outlines differ (mean Dice below 0.6)",
+        ),
+        (truth.sum() < 30, "small: less than 30 pixels"),
+        (bool(edge.any()), "touches the border of the crop"),
+        (contrast is not None and contrast < 200, "little contrast: less than 200 HU"),
+    )
+    return [words for holds, words in table if holds] or ["none of the rules"]
+
+
+def contrast_hu(hu: np.ndarray, mask: np.ndarray) -> float | None:
+    """Mean of the mask less that of a ring of RING_PX round it; None where either is empty."""
+    ring = ndimage.binary_dilation(mask, iterations=RING_PX) & ~mask
+    return float(hu[mask].mean() - hu[ring].mean()) if mask.any() and ring.any() else None
 
 
 def judge(predicted: np.ndarray, truth: np.ndarray, nodules: list[str]) -> dict[str, Interval]:

@@ -12,7 +12,7 @@ The first epochs see 64x64 cuts: four times as many nodules a second, and room f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.losses import bce_dice_loss
+from models.losses import bce_dice_loss, mask_distillation, mean_probability
 from models.lung_nodule.data import Slices, Strategy
 from models.lung_nodule.preprocess import PREPROCESSING
 from models.metrics import dice
@@ -50,6 +50,7 @@ class Config(TrainConfig):
     drop_path: float = 0.0
     pretrained: bool = True  # a lite encoder starts from ImageNet
     encoder_rate: float = 0.3  # learning rate of a learnt encoder, of that of the rest
+    crop: int = 128  # side of the crops it learns from and is judged on: what is cut from the middle of the stored ones
     small_cut: int = 64
     small_epochs: float = 0.3  # share of the epochs on small cuts
     large_share: float = 0.5  # share of the crops that an epoch of 128x128 sees: they take four times as long
@@ -64,7 +65,7 @@ class Config(TrainConfig):
 
 
 class NoduleRecipe:
-    """Recipe of `models.train lung_nodule`."""
+    """Recipe of `models.train residual_unet`."""
 
     preprocessing = PREPROCESSING
 
@@ -75,11 +76,14 @@ class NoduleRecipe:
         self.split_sha256 = self.slices.split_sha256
 
     def model(self) -> nn.Module:
-        model = build_net(asdict(self.config))
+        model = self.network(asdict(self.config))
         lite = getattr(model, "lite", None)
         if isinstance(lite, EfficientNetLite) and self.config.pretrained:
             from_imagenet(lite, imagenet_weights(lite.version))
         return model
+
+    def network(self, config: Mapping[str, Any]) -> nn.Module:
+        return build_net(config)
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         config = self.config
@@ -97,7 +101,7 @@ class NoduleRecipe:
         crops = len(self.slices.index["train"])
         if epoch < round(self.config.small_epochs * self.config.epochs):
             return self.config.small_cut, 2 * self.config.batch, crops
-        return 128, self.config.batch, round(self.config.large_share * crops)
+        return self.config.crop, self.config.batch, round(self.config.large_share * crops)
 
     def steps(self, epoch: int) -> int:
         _, batch, crops = self.cut(epoch)
@@ -111,8 +115,15 @@ class NoduleRecipe:
         negatives = self.config.negatives if size < 128 else self.config.large_negatives
         return self.slices.augmented(split, seed=seed, size=size, batch=batch, crops=crops, negatives=negatives)
 
+    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"taught_mask": mean_probability([teacher(batch["image"]) for teacher in teachers])}
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        return bce_dice_loss(model(batch["image"]), batch["mask"], per_image=self.config.dice_per_image)
+        logits = model(batch["image"])
+        loss = bce_dice_loss(logits, batch["mask"], per_image=self.config.dice_per_image)
+        if "taught_mask" in batch:
+            loss = torch.lerp(loss, mask_distillation(logits, batch["taught_mask"]), self.config.distil)
+        return loss
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
@@ -126,10 +137,11 @@ class NoduleRecipe:
             order = order[np.linspace(0, len(order) - 1, self.config.val_crops).astype(int)]
         overlap, empty = [], []
         for batch in self.slices.crops(order):
-            predicted = (model(batch["image"].to(device)) > 0).cpu().numpy()
-            overlap += [dice(p, t) for p, t in zip(predicted, batch["mask"].numpy(), strict=True)]
+            image, mask = (middle(batch[name], self.config.crop) for name in ("image", "mask"))
+            predicted = (model(image.to(device)) > 0).cpu().numpy()
+            overlap += [dice(p, t) for p, t in zip(predicted, mask.numpy(), strict=True)]
         free = self.slices.augmented(
-            split, seed=self.config.seed, size=128, batch=32, crops=len(order) // 2, negatives=1.0
+            split, seed=self.config.seed, size=self.config.crop, batch=32, crops=len(order) // 2, negatives=1.0
         )
         for batch in free:
             marked = (model(batch["image"].to(device)) > 0).flatten(1).any(1).cpu()
@@ -146,6 +158,12 @@ def named(config: Config) -> str:
     if own.gated != ResidualUNetConfig(vit=own.vit, keep_scse=own.keep_scse).gated:
         parts += ["scse", *([place for place in PLACES if place in own.gated] or ["none"])]
     return "_".join([*parts, f"w{config.width}"])
+
+
+def middle(images: Tensor, side: int) -> Tensor:
+    """The middle of images: (B, C, H, W) -> (B, C, side, side). A nodule lies in the middle of its crop."""
+    top, left = ((size - side) // 2 for size in images.shape[-2:])
+    return images[..., top : top + side, left : left + side]
 
 
 def build(data: Path, config: Config) -> NoduleRecipe:

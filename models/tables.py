@@ -1,0 +1,161 @@
+"""Tables of many small trainings under one budget, written beside the figures of a paper; a killed run goes on.
+
+A system's `tables.py` says what the rows are, how one is trained and how it is judged (Study); this file keeps the
+results, asks for those that are missing, and writes the Markdown. A row is known by the digest of all its settings: the
+same settings are never trained twice, changed ones always are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from models.metrics import Interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training of a table. `why_not`: the reason in words why it cannot be made here; the paper's figures stay."""
+
+    name: str
+    changes: Mapping[str, str] = field(default_factory=dict)  # hyper-parameters, as after --set
+    paper: Mapping[str, float] = field(default_factory=dict)  # figure -> what the paper states
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    rows: Sequence[Row]
+    note: str = ""  # a paragraph below the title
+
+
+@dataclass(frozen=True)
+class Result:
+    figures: Mapping[str, Interval]
+    facts: Mapping[str, Any]  # what else is told of a row: parameters, epochs
+
+
+class Study(Protocol):
+    """All tables of one system under one budget."""
+
+    name: str  # of the files: residual_unet.md, residual_unet.json
+    title: str
+    about: str  # a paragraph: data, split, budget
+    figures: Mapping[str, str]  # columns: figure -> its format, ".3f" or ".0f"
+    tables: Sequence[Table]
+
+    def settings(self, row: Row) -> Mapping[str, Any]:
+        """Everything that decides the row's result, as JSON can hold it."""
+
+    def result(self, row: Row, folder: Path) -> Result:
+        """Train the row in `folder`, or go on with what is there, and judge it."""
+
+    def illustrate(self, folders: Mapping[str, Path], out: Path) -> Sequence[Path]:
+        """Write pictures of what the trained rows (name -> folder) answer to phantoms; their paths. May be none."""
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of the settings, whatever their order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def run(study: Study, out: Path, runs: Path, console: Console | None = None) -> Path:
+    """Make every row that has no result yet and write `<name>.json` and `<name>.md` after each; the Markdown's path.
+
+    out    folder of the results
+    runs   folder for the trainings, one below it for each row
+    """
+    console = console or Console()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{study.name}.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    folders: dict[str, Path] = {}
+    for table in study.tables:
+        for row in table.rows:
+            if row.why_not:
+                continue
+            settings = study.settings(row)
+            key = digest(settings)
+            folder = runs / key[:12]
+            if key not in results:
+                console.print(f"{table.title}: {row.name}")
+                start_s = time.monotonic()
+                made = study.result(row, folder)
+                results[key] = {
+                    "row": row.name,
+                    "figures": {name: _rounded(one) for name, one in made.figures.items()},
+                    "facts": dict(made.facts),
+                    "seconds": round(time.monotonic() - start_s),
+                    "settings": dict(settings),
+                }
+                _write(path, json.dumps(results, indent=1) + "\n")
+                _write(path.with_suffix(".md"), markdown(study, results))
+            if folder.exists():
+                folders[row.name] = folder
+    # without the trainings' folders, as in a fresh checkout, the pictures of the run that made the results stay
+    pictures = study.illustrate(folders, out) if folders else sorted(out.glob(f"{study.name}_*.png"))
+    _write(path.with_suffix(".md"), markdown(study, results, pictures))
+    return path.with_suffix(".md")
+
+
+def _rounded(interval: Interval) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in asdict(interval).items()}
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, "utf-8")
+    os.replace(new, path)
+
+
+def markdown(study: Study, results: Mapping[str, Any], pictures: Sequence[Path] = ()) -> str:
+    """Every table of the study: each figure of the paper beside ours with its interval, rows without a result too."""
+    parts = [f"# {study.title}", study.about]
+    for table in study.tables:
+        parts.append(f"## {table.title}")
+        if table.note:
+            parts.append(table.note)
+        shown = {
+            name: form
+            for name, form in study.figures.items()
+            if any(name in row.paper for row in table.rows)
+            or any(name in results[key]["figures"] for key in _keys(study, table) if key in results)
+        }
+        head = ["", *(cell for name in shown for cell in (f"{name}, paper", f"{name}, here")), "parameters", "seconds"]
+        lines = [_line(head), _line(["---"] * len(head))]
+        for row in table.rows:
+            made = None if row.why_not else results.get(digest(study.settings(row)))
+            cells = [row.name]
+            for name, form in shown.items():
+                cells.append(format(row.paper[name], form) if name in row.paper else "")
+                cells.append(_cell(made["figures"].get(name), form) if made else row.why_not or "not run yet")
+            facts = made["facts"] if made else {}
+            cells += [f"{facts['parameters']:,}".replace(",", " ") if "parameters" in facts else ""]
+            lines.append(_line([*cells, str(made["seconds"]) if made else ""]))
+        parts.append("\n".join(lines))
+    parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _keys(study: Study, table: Table) -> list[str]:
+    return [digest(study.settings(row)) for row in table.rows if not row.why_not]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(figure: Mapping[str, float] | None, form: str) -> str:
+    if figure is None:
+        return ""
+    return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"

@@ -1,0 +1,109 @@
+"""Tables of small trainings: a row that is there is not trained again, a killed one goes on, beside the paper."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from models import tables
+from models.lung_nodule import recipe as lung
+from models.lung_nodule.tables import BUDGETS, TABLES, phantom_crops
+from models.metrics import Interval
+from models.tables import Result, Row, Table, digest
+from models.train import configured, train
+from tests.unit.models.test_train import Line, quiet
+
+
+class Lines:
+    """Two learning rates of a training that takes a blink."""
+
+    name, title, about = "lines", "Lines", "Budget: none to speak of."
+    rows = (Row("slow", {"lr": "0.01"}, {"score": -0.5}), Row("fast", {"lr": "0.1"}), Row("huge", why_not="no GPU"))
+    tables = (Table("Rates", rows, "Two of them."), Table("The fast one again", (rows[1],)))
+
+    def __init__(self, *, stop=None, **changes):
+        self.stop, self.changes = stop, changes
+        self.figures = {"score": ".2f", "epochs": ".0f"}
+        self.trained = []  # (row, batches that were seen)
+
+    def recipe(self, row):
+        stop_after = (2, 3) if row.name == self.stop else None
+        config = configured(Line(**self.changes).config, row.changes)
+        return Line(stop_after, **dataclasses.asdict(config))
+
+    def settings(self, row):
+        return dataclasses.asdict(self.recipe(row).config)
+
+    def result(self, row, folder):
+        recipe = self.recipe(row)
+        path = train(recipe, folder, resume=True, console=quiet())
+        self.trained.append((row.name, recipe.seen))
+        score = json.loads(path.with_suffix(".json").read_text())["metrics"]["val_score"]
+        return Result({"score": Interval(score, score - 0.25, score + 0.25)}, {"parameters": 1234567})
+
+    def illustrate(self, folders, out):
+        (out / "lines_x.png").write_bytes(b"")
+        return [out / "lines_x.png"]
+
+
+def test_a_killed_table_goes_on_and_trains_nothing_twice(tmp_path):
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    with pytest.raises(KeyboardInterrupt):
+        tables.run(Lines(stop="fast"), out, runs, quiet())
+    assert "not run yet" in (out / "lines.md").read_text()
+    again = Lines()
+    path = tables.run(again, out, runs, quiet())
+    assert again.trained == [("fast", 12)]  # of 24 batches two epochs had been learnt; "slow" was there
+    third = Lines()
+    tables.run(third, out, runs, quiet())
+    assert third.trained == []
+    other = Lines(seed=7)
+    tables.run(other, out, runs, quiet())
+    assert [name for name, _ in other.trained] == ["slow", "fast"]
+    assert len(json.loads((out / "lines.json").read_text())) == 4
+    text = path.read_text()
+    cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| slow")]
+    assert cells[0][2] == "-0.50"
+    assert re.fullmatch(r"-\d\.\d\d \(-\d\.\d\d to -?\d\.\d\d\)", cells[0][3])
+    assert cells[0][4] == "1 234 567"
+    assert "| huge |  | no GPU |" in text
+    assert "![lines_x](lines_x.png)" in text
+    assert "epochs" not in text  # a column that neither has is left out
+
+
+def test_the_digest_knows_settings_by_what_they_are():
+    assert digest({"a": 1, "b": (2, 3)}) == digest({"b": [2, 3], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_the_papers_counts_are_of_its_test_slices():
+    """2717 slices with a nodule and 1377 without; Model 1 has one without too many, as printed."""
+    scse, networks, sizes = TABLES
+    for row in scse.rows:
+        assert row.paper["TP"] + row.paper["FN"] == 2717
+        assert row.paper["TN"] + row.paper["FP"] == (1378 if "Model 1" in row.name else 1377)
+    stated = {row.name: round(100 * row.paper["accuracy"], 2) for row in scse.rows}
+    assert stated["encoder"] == 93.31
+    assert stated["encoder + bottleneck (Model 2)"] == 94.04
+    assert [row.paper["IoU, all slices"] for row in networks.rows] == [0.781, 0.814, 0.808]
+    assert [row.name for row in sizes.rows if row.why_not] == ["512", "256"]
+
+
+def test_every_row_is_a_training_that_exists():
+    for budget in BUDGETS.values():
+        for table in TABLES:
+            for row in table.rows:
+                lung.NoduleRecipe.network(
+                    None, dataclasses.asdict(configured(lung.Config(), {**budget, **row.changes}))
+                )
+
+
+def test_pictures_are_of_phantoms_with_the_nodule_in_the_middle():
+    crops = phantom_crops(64, count=2)
+    assert len(crops) == 2
+    for image, mask in crops:
+        assert image.shape == mask.shape == (64, 64)
+        assert 0 <= image.min() < image.max() <= 1
+        assert mask[26:38, 26:38].any()
+        assert image[mask].mean() > image[~mask].mean()
