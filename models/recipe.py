@@ -23,6 +23,8 @@ class TrainConfig:
     warm_up_epochs: float = 1.0
     ema_decay: float = 0.999
     clip_norm: float = 5.0
+    schedule: str = "cosine"  # with warm-up; "plateau": a tenth of the rate whenever the loss stops falling
+    lr_floor: float = 2e-8  # "plateau" stops here
     bf16: bool = True
 
 

@@ -32,10 +32,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.recipe import Recipe, RecipeModule, TrainConfig
+from models.weights import WeightsError
 
 RECIPES = {
     "lung_nodule": "models.lung_nodule.recipe",
     "breast_us": "models.breast_us.recipe",
+    "breast_us_published": "models.breast_us.published",
 }
 
 
@@ -64,6 +66,13 @@ def rate(step: float, warm_up: float, total: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
 
 
+def plateaus(optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    """A tenth of the rate after more than eight epochs in which the training loss did not fall by 1e-4."""
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, factor=0.1, patience=8, threshold=1e-4, threshold_mode="abs"
+    )
+
+
 def train(
     recipe: Recipe, out: Path, *, resume: bool = False, device: str = "cpu", console: Console | None = None
 ) -> Path:
@@ -78,6 +87,7 @@ def train(
     peaks = [group["lr"] for group in optimiser.param_groups]
     counts = [recipe.steps(epoch) for epoch in range(config.epochs)]
     warm_up, total = config.warm_up_epochs * counts[0], sum(counts)
+    plateau = plateaus(optimiser) if config.schedule == "plateau" else None
 
     first, best = 0, -math.inf
     if resume and (out / "last.pt").exists():
@@ -85,6 +95,8 @@ def train(
         model.load_state_dict(state["model"])
         average.model.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
+        if plateau is not None:
+            plateau.load_state_dict(state["plateau"])
         torch.set_rng_state(state["rng"])
         first, best = state["epoch"] + 1, state["best"]
         console.print(f"resumed after epoch {first}, best score {best:.4f}")
@@ -95,13 +107,16 @@ def train(
     )  # fmt: skip
     with bar:
         for epoch in range(first, config.epochs):
+            if plateau is not None and optimiser.param_groups[0]["lr"] <= 1.001 * config.lr_floor:  # but for rounding
+                break
             start, losses = time.monotonic(), 0.0
             task = bar.add_task(f"epoch {epoch + 1}/{config.epochs}", total=counts[epoch])
             model.train()
             for index, batch in enumerate(recipe.batches("train", epoch)):
                 step = sum(counts[:epoch]) + index
-                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                    group["lr"] = peak * rate(step, warm_up, total)
+                if plateau is None:
+                    for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                        group["lr"] = peak * rate(step, warm_up, total)
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.bf16):
                     loss = recipe.loss(model, on_device(batch, device))
                 optimiser.zero_grad(set_to_none=True)
@@ -123,6 +138,9 @@ def train(
                 export(recipe, average.model, {f"val_{name}": value for name, value in figures.items()}, epoch, out)
             state = {name: part.state_dict() for name, part in (("model", model), ("average", average.model))}
             state |= {"optimiser": optimiser.state_dict(), "epoch": epoch, "best": best, "rng": torch.get_rng_state()}
+            if plateau is not None:
+                plateau.step(row["loss"])
+                state |= {"optimiser": optimiser.state_dict(), "plateau": plateau.state_dict()}
             save_state(out / "last.pt", state)
     return out / f"{recipe.name}.safetensors"
 
@@ -217,7 +235,10 @@ def main(arguments: list[str] | None = None) -> None:
     changes = dict(pair.split("=", 1) for pair in given.set)
     changes |= {name: value for name in ("epochs", "width") if (value := getattr(given, name)) is not None}
     module = cast(RecipeModule, import_module(RECIPES[given.system]))
-    recipe = module.build(given.data, configured(module.Config(), changes))
+    try:
+        recipe = module.build(given.data, configured(module.Config(), changes))
+    except (ValueError, WeightsError) as error:
+        raise SystemExit(str(error)) from error
     print(train(recipe, given.out, resume=given.resume, device=given.device))
 
 

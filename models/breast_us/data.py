@@ -88,14 +88,26 @@ def families(images: Sequence[Labelled]) -> list[list[int]]:
 
 def make_split(images: Sequence[Labelled], seed: int = SPLIT_SEED) -> dict[str, list[str]]:
     """Names of train, val and test, stratified by class with families kept whole; "left_out" holds label conflicts."""
-    split: dict[str, list[str]] = {"train": [], "val": [], "test": [], "left_out": []}
+    return _shared_out(images, SHARES, seed)
+
+
+def folds(images: Sequence[Labelled], k: int = 5, seed: int = SPLIT_SEED) -> dict[str, list[str]]:
+    """Names of "fold 1" to "fold k" of the cross-validation, like make_split; their digest is split_sha256 of this."""
+    if k < 2:
+        raise ValueError(f"{k} folds: at least 2 are needed")
+    return _shared_out(images, {f"fold {i + 1}": 1 / k for i in range(k)}, seed)
+
+
+def _shared_out(images: Sequence[Labelled], shares: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+    """Names of each part, stratified by class with families kept whole; "left_out" holds label conflicts."""
+    split: dict[str, list[str]] = {part: [] for part in (*shares, "left_out")}
     groups = families(images)
     for label in range(len(CLASSES)):
         own = [g for g in groups if {images[i].label for i in g} == {label}]
-        wanted = {part: share * sum(map(len, own)) for part, share in SHARES.items()}
+        wanted = {part: share * sum(map(len, own)) for part, share in shares.items()}
         order = np.random.default_rng(seed).permutation(len(own))
         for group in sorted((own[k] for k in order), key=len, reverse=True):  # large ones first: they fit worst last
-            part = max(wanted, key=lambda p: wanted[p] / SHARES[p])
+            part = max(wanted, key=lambda p: wanted[p] / shares[p])
             wanted[part] -= len(group)
             split[part] += [images[i].name for i in group]
     split["left_out"] = [images[i].name for g in groups if len({images[i].label for i in g}) > 1 for i in g]
