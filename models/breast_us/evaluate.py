@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from models.breast_us.data import read_busi, read_split
 from models.breast_us.pipeline import INSIDE, BreastUltrasound, Look
+from models.breast_us.temperature import at
 from models.metrics import Interval, accuracy, auc, bootstrap, calibration_error, dice, iou, macro_f1
 from models.nets.breast_triple import CLASSES
 
@@ -39,16 +40,25 @@ class Judged:
         return int(np.argmax(self.shares))
 
 
-def evaluate(archive: Path, device: str = "cpu", split: str = "test") -> dict[str, Interval]:
-    """Figure -> value and 95 % interval over images; "seconds per image" has no interval of its own."""
+def evaluate(
+    archive: Path, device: str = "cpu", split: str = "test", paths: Sequence[Path] | None = None
+) -> dict[str, Interval]:
+    """Figure -> value and 95 % interval over images; "seconds per image" has no interval of its own.
+
+    paths: weights whose answers are averaged; the shipped ones when not given.
+    """
     names = set(read_split()[split])
     images = [image for image in read_busi(archive) if image.name in names]
-    pipeline = BreastUltrasound(device)
+    pipeline = BreastUltrasound(device, weights=paths)
     pipeline.warm()
     start = time.perf_counter()
     looks = [pipeline.look(image.pixels) for image in images]
     seconds = (time.perf_counter() - start) / len(images)
-    figures = judge(looks, [image.mask for image in images], np.array([image.label for image in images]))
+    labels = np.array([image.label for image in images])
+    figures = judge(looks, [image.mask for image in images], labels)
+    if pipeline.temperature is not None:
+        tempered = at(np.stack([look.classes for look in looks]), pipeline.temperature)
+        figures["expected calibration error, at the temperature"] = calibration(tempered, labels)
     return {**figures, "seconds per image": Interval(seconds, seconds, seconds)}
 
 

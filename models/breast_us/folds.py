@@ -35,6 +35,7 @@ from models.breast_us.stages import PLANS, train_stages
 from models.breast_us.temperature import at, fit
 from models.breast_us.worst import worst_cases
 from models.metrics import Interval
+from models.nets.breast_triple import Triple
 from models.train import RECIPES, configured
 
 
@@ -52,9 +53,9 @@ def cross_validate(
     cases to out/worst.md. Raises SystemExit when `out` holds folds of another training."""
     images = read_busi(data)
     base = import_module(RECIPES[system]).Config()
-    config = replace(configured(base, changes or {}), folds=k)
+    config = configured(base, changes or {})
     assert isinstance(config, Config)
-    return validate(images, config, plan or PLANS[system], out, device)
+    return validate(images, replace(config, folds=k), plan or PLANS[system], out, device)
 
 
 def validate(
@@ -119,6 +120,7 @@ def judge_fold(
     said: dict[str, Any] = {"temperature": calibrated.temperature, "fused": fused, "images": answers(pipeline, test)}
     if fused:
         for net in pipeline.nets:
+            assert isinstance(net, Triple)
             net.c = None
         said["alone"] = answers(pipeline, test)
     return said

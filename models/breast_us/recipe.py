@@ -102,6 +102,7 @@ class Config(TrainConfig):
     variation: str = "strong"  # a name in VARIATIONS
     fusion: Fusion = "small"  # C of seven numbers; "published" has 279 011
     fusion_pull: float = 0.01  # holds a small C near B's own answer
+    fusion_lr: float = 0.02  # of a small C, whose seven numbers move on the scale of one
     softmax_out: bool = False  # C as printed: a softmax over q
     folds: int = 5
     fold: int = -1  # of `folds` for cross-validation, from 0; -1: the split that ships with the code
@@ -235,8 +236,9 @@ class BreastRecipe:
         groups: list[dict[str, Any]] = [{"params": fast}]
         if slow:
             groups.append({"params": slow, "lr": config.lr * config.encoder_rate})
-        decay = 0.0 if config.stage == "fusion" and config.fusion == "small" else config.weight_decay  # it is pulled
-        return OPTIMISERS[config.optimiser](groups, lr=config.lr, weight_decay=decay)  # type: ignore[call-arg]
+        if config.stage == "fusion" and config.fusion == "small":  # not towards zero: `departure` pulls it towards B
+            return OPTIMISERS[config.optimiser](groups, lr=config.fusion_lr, weight_decay=0.0)  # type: ignore[call-arg]
+        return OPTIMISERS[config.optimiser](groups, lr=config.lr, weight_decay=config.weight_decay)  # type: ignore[call-arg]
 
     def steps(self, epoch: int) -> int:
         return len(self.images["train"]) // self.config.batch

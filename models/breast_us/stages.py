@@ -16,19 +16,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from models.breast_us.data import Labelled, read_busi
 from models.breast_us.recipe import BreastRecipe, Config, Stage
 from models.breast_us.triple import attach
+from models.recipe import Recipe
 from models.train import RECIPES, configured, train
 
 PLANS: Mapping[str, tuple[Stage, ...]] = {
     "breast_us": ("joint", "fusion"),
     "breast_us_published": ("segmentation", "classification", "fusion"),
 }
-OURS_SHORT = 12  # epochs of the small C: seven numbers have settled by then
+SMALL_EPOCHS = 12  # of the small C: seven numbers have settled by then
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def train_stages(
             masks = str(done["segmentation"]) if "segmentation" in done else ""
             wanted = replace(wanted, start=str(classifier(done)), masks=masks)
             if config.fusion == "small":
-                wanted = replace(wanted, epochs=min(config.epochs, OURS_SHORT), schedule="cosine")
-        done[stage] = train(BreastRecipe(images, wanted), out / stage, resume=True, device=device)
+                wanted = replace(wanted, epochs=min(config.epochs, SMALL_EPOCHS), schedule="cosine")
+        done[stage] = train(cast(Recipe, BreastRecipe(images, wanted)), out / stage, resume=True, device=device)
     weights, fused = classifier(done), False
     if "segmentation" in done:
         attach(done["segmentation"], weights, "segmentation")
