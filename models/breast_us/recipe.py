@@ -164,13 +164,14 @@ class BreastRecipe:
             config,
             start_sha256=self.start.sha256 if self.start else "",
             masks_sha256=self.masks.sha256 if self.masks else "",
+            # C sees what its A and B were trained to see
+            size=self.start.about["config"]["size"] if self.start and config.stage == "fusion" else config.size,
         )
         kind = config.fusion if config.stage == "fusion" else f"{config.encoder}_w{config.width}"
         self.name = f"breast_{'triple' if config.stage == 'joint' else config.stage}_{kind}"
         counts = np.bincount([image.label for image in self.images["train"]], minlength=len(CLASSES))
-        self.class_weights = torch.tensor(
-            counts.mean() / np.maximum(counts, 1), dtype=torch.float32
-        )  # inverse to frequency
+        frequency = torch.tensor(np.maximum(counts, 1) / counts.mean(), dtype=torch.float32)
+        self.class_weights = 1 / frequency
         self.frozen = self.parts().eval().requires_grad_(False) if config.stage == "fusion" else None
 
     def read_start(self, path: str, stage: Stage, allowed: tuple[Stage, ...]) -> Weights | None:
