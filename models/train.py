@@ -41,6 +41,7 @@ from models.weights import WeightsError
 RECIPES = {
     "residual_unet": "models.lung_nodule.recipe",
     "breast_us": "models.breast_us.recipe",
+    "breast_us_published": "models.breast_us.published",
 }
 
 AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)

@@ -6,63 +6,133 @@ BUSI has no patient ids: intervals come from drawing images, not patients, and a
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from models.breast_us.data import parts, read_busi
 from models.breast_us.pipeline import INSIDE, BreastUltrasound, Look
+from models.breast_us.temperature import at
 from models.metrics import Interval, accuracy, auc, bootstrap, calibration_error, dice, iou, macro_f1
 from models.nets.breast_triple import CLASSES
 
 NORMAL, MALIGNANT = CLASSES.index("normal"), CLASSES.index("malignant")
 
 
-def evaluate(archive: Path, device: str = "cpu", split: str = "test") -> dict[str, Interval]:
-    """Figure -> value and 95 % interval over images; "seconds per image" has no interval of its own."""
+@dataclass(frozen=True)
+class Judged:
+    """One image: what was answered, held against the truth. Goes to JSON as it is."""
+
+    name: str
+    label: int
+    shares: tuple[float, ...]  # probabilities in the order of CLASSES
+    dice: float  # of the lesion reported
+    raw_dice: float  # of all that the network marked
+    iou: float
+    hd95_px: float | None  # None: one of the two masks is empty
+    empty: bool  # nothing was reported
+
+    @property
+    def called(self) -> int:
+        return int(np.argmax(self.shares))
+
+
+def evaluate(
+    archive: Path, device: str = "cpu", split: str = "test", paths: Sequence[Path] | None = None
+) -> dict[str, Interval]:
+    """Figure -> value and 95 % interval over images; "seconds per image" has no interval of its own.
+
+    paths: weights whose answers are averaged; the shipped ones when not given.
+    """
     images = parts(read_busi(archive))[0][split]
-    pipeline = BreastUltrasound(device)
+    pipeline = BreastUltrasound(device, weights=paths)
     pipeline.warm()
     start = time.perf_counter()
     looks = [pipeline.look(image.pixels) for image in images]
     seconds = (time.perf_counter() - start) / len(images)
-    figures = judge(looks, [image.mask for image in images], np.array([image.label for image in images]))
+    labels = np.array([image.label for image in images])
+    figures = judge(looks, [image.mask for image in images], labels)
+    if pipeline.temperature is not None:
+        tempered = at(np.stack([look.classes for look in looks]), pipeline.temperature)
+        figures["expected calibration error, at the temperature"] = calibration(tempered, labels)
     return {**figures, "seconds per image": Interval(seconds, seconds, seconds)}
 
 
 def judge(looks: list[Look], masks: list[np.ndarray], labels: np.ndarray) -> dict[str, Interval]:
     """Overlap over images with a lesion, empty masks over normal images, classes over all."""
-    shares = np.stack([look.classes for look in looks])
+    triples = zip(looks, masks, labels, strict=True)
+    return pooled([judged(str(row), int(label), look, mask) for row, (look, mask, label) in enumerate(triples)])
+
+
+def judged(name: str, label: int, look: Look, mask: np.ndarray) -> Judged:
+    """mask: bool (rows, columns), the true one on the pixels of the image."""
+    return Judged(
+        name=name,
+        label=label,
+        shares=tuple(float(share) for share in look.classes),
+        dice=dice(look.lesion, mask),
+        raw_dice=dice(look.probability > INSIDE, mask),
+        iou=iou(look.lesion, mask),
+        hd95_px=hd95(look.lesion, mask),
+        empty=not look.lesion.any(),
+    )
+
+
+def hd95(predicted: np.ndarray, truth: np.ndarray) -> float | None:
+    """The larger of the 95th percentiles of the distances from either border to the other, in pixels, as MONAI has it:
+    bool (rows, columns) twice. None when one is empty: there is no distance to nothing."""
+    if not predicted.any() or not truth.any():
+        return None
+    borders = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, truth)]
+    far = [ndimage.distance_transform_edt(~border) for border in borders]
+    return float(max(np.percentile(far[1][borders[0]], 95), np.percentile(far[0][borders[1]], 95)))
+
+
+def pooled(rows: Sequence[Judged]) -> dict[str, Interval]:
+    """The figures of all images together, with intervals from 1000 draws of images."""
+    shares = np.array([row.shares for row in rows])
+    labels = np.array([row.label for row in rows])
     called = shares.argmax(axis=1)
     normal, has_lesion = labels == NORMAL, labels != NORMAL
-    reported = np.array([dice(look.lesion, mask) for look, mask in zip(looks, masks, strict=True)])
-    raw = np.array([dice(look.probability > INSIDE, mask) for look, mask in zip(looks, masks, strict=True)])
-    overlap = np.array([iou(look.lesion, mask) for look, mask in zip(looks, masks, strict=True)])
-    empty = np.array([not look.lesion.any() for look in looks])
+    reported = np.array([row.dice for row in rows])
+    distance = np.array([np.nan if row.hd95_px is None else row.hd95_px for row in rows])
 
     def over(chosen: np.ndarray, values: np.ndarray) -> Interval:
-        rows = np.flatnonzero(chosen)
-        return bootstrap(lambda drawn: float(values[rows[drawn]].mean()), [str(row) for row in rows])
+        found = np.flatnonzero(chosen)
+        if not len(found):
+            return Interval(float("nan"), float("nan"), float("nan"))
+        return bootstrap(lambda drawn: float(values[found[drawn]].mean()), [str(row) for row in found])
 
-    def one_against_rest(rows: np.ndarray) -> float:
-        return float(np.mean([auc(shares[rows, label], labels[rows] == label) for label in range(len(CLASSES))]))
+    def one_against_rest(chosen: np.ndarray) -> float:
+        return float(np.mean([auc(shares[chosen, label], labels[chosen] == label) for label in range(len(CLASSES))]))
 
     everyone = [str(row) for row in range(len(labels))]
     return {
         "Dice, lesion images": over(has_lesion, reported),
-        "Dice, lesion images, network's whole mask": over(has_lesion, raw),
-        "IoU, lesion images": over(has_lesion, overlap),
+        "Dice, lesion images, network's whole mask": over(has_lesion, np.array([row.raw_dice for row in rows])),
+        "IoU, lesion images": over(has_lesion, np.array([row.iou for row in rows])),
+        "HD95 in pixels, lesion images with a finding": over(has_lesion & ~np.isnan(distance), distance),
         "lesion images with Dice above 0.5": over(has_lesion, (reported > 0.5).astype(float)),
-        "normal images without a finding": over(normal, empty.astype(float)),
-        "accuracy": bootstrap(lambda rows: accuracy(called[rows], labels[rows]), everyone),
+        "normal images without a finding": over(normal, np.array([row.empty for row in rows], float)),
+        "accuracy": bootstrap(lambda drawn: accuracy(called[drawn], labels[drawn]), everyone),
         "sensitivity for malignant": over(labels == MALIGNANT, (called == MALIGNANT).astype(float)),
         "specificity for malignant": over(labels != MALIGNANT, (called != MALIGNANT).astype(float)),
-        "macro F1": bootstrap(lambda rows: macro_f1(called[rows], labels[rows], len(CLASSES)), everyone),
+        "macro F1": bootstrap(lambda drawn: macro_f1(called[drawn], labels[drawn], len(CLASSES)), everyone),
         "macro AUC, one against rest": bootstrap(one_against_rest, everyone),
         "AUC, malignant against rest": bootstrap(
-            lambda rows: auc(shares[rows, MALIGNANT], labels[rows] == MALIGNANT), everyone
+            lambda drawn: auc(shares[drawn, MALIGNANT], labels[drawn] == MALIGNANT), everyone
         ),
-        "expected calibration error": bootstrap(
-            lambda rows: calibration_error(shares[rows].max(axis=1), called[rows] == labels[rows]), everyone
-        ),
+        "expected calibration error": calibration(shares, labels),
     }
+
+
+def calibration(shares: np.ndarray, labels: np.ndarray) -> Interval:
+    """Expected calibration error of the class called: (N, 3), (N)"""
+    right = shares.argmax(axis=1) == labels
+    return bootstrap(
+        lambda drawn: calibration_error(shares[drawn].max(axis=1), right[drawn]),
+        [str(row) for row in range(len(labels))],
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,18 @@ from scipy import ndimage
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.regions import Region, Spacing, pixel_spacing_mm, regions
-from models.breast_us.birads import suggestion, temperature_of, tempered
+from models.breast_us.birads import calibrated_here, suggestion, temperature_of, tempered
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.data import PREPROCESSING, normalise, prepare, read_split
 from models.breast_us.options import Options
 from models.breast_us.tissue import MOST_COLOUR, tissue
+from models.breast_us.triple import read_triple
 from models.measure import measure_lesion
-from models.nets.breast_triple import CLASSES, LITE_STEP_PX, ClassificationNet, TripleConfig
+from models.nets.breast_triple import CLASSES, LITE_STEP_PX
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Clip, read_ultrasound
 from models.runtime import Runtime, example
-from models.weights import load, packed
+from models.weights import packed
 
 NAME = "breast-us"
 WEIGHTS = ("breast_triple_lite0_w16",)  # several are averaged
@@ -120,14 +121,31 @@ class BreastUltrasound:
     is followed over them, is one finding with a mask on each, and is measured where it is large and certain.
     """
 
-    def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
-        self.runtime = Runtime.choose(device, threads=Options.read(options).threads)
-        weights = [load(packed("breast_us", name), PREPROCESSING) for name in WEIGHTS]
-        working = int(weights[0].about["config"]["size"])
-        self.sizes = [round(share * working / LITE_STEP_PX) * LITE_STEP_PX for share in SIZES]
+    def __init__(
+        self,
+        device: str,
+        options: Mapping[str, Any] | None = None,
+        weights: Sequence[Path] | None = None,
+        fusion: bool = True,
+    ) -> None:
+        """weights: of networks whose answers are averaged; those that ship with the package when not given. fusion: use
+        C where there is one."""
+        chosen = Options.read(options)
+        self.runtime = Runtime.choose(device, threads=chosen.threads)
+        triples = [
+            read_triple(path, PREPROCESSING, fusion)
+            for path in weights or [packed("breast_us", name) for name in WEIGHTS]
+        ]
+        working = int(triples[0].about["config"]["size"])
+        literal = any(triple.about["config"].get("heads") == "literal" for triple in triples)  # tied to one size
+        self.sizes = [round(share * working / LITE_STEP_PX) * LITE_STEP_PX for share in ((1.0,) if literal else SIZES)]
         examples = [normalise(example(2, 1, size, size)) for size in self.sizes]
-        nets = [w.into(ClassificationNet(TripleConfig.of(w.about["config"]))) for w in weights]
-        self.nets = [self.runtime.ready(net, *examples, most=2) for net in nets]
+        self.nets = [self.runtime.ready(triple.net, *examples, most=2) for triple in triples]
+        abouts = [triple.about for triple in triples]
+        digests = {name: digest for triple in triples for name, digest in triple.sha256.items()}
+        self.temperature = temperature_of(abouts)  # None: not calibrated
+        self.asked_for_category = chosen.suggest_birads
+        self.suggests = self.temperature is not None and (chosen.suggest_birads or calibrated_here(abouts))
         # Training weighed the classes as if they were equally frequent; this goes part of the way back to BUSI's mix.
         names = read_split()["train"]
         counts = np.array([sum(name.startswith(f"{label}/") for name in names) for label in CLASSES])
@@ -135,14 +153,13 @@ class BreastUltrasound:
         self.card = Card(
             name=NAME,
             modality=frozenset({"US"}),
-            algorithm=Algorithm(f"pacs-node {NAME}", f"0.1.0+{weights[0].sha256[:8]}"),
+            algorithm=Algorithm(f"pacs-node {NAME}", "0.1.0+" + version(digests.values(), self.temperature)),
             intended_use=(
                 "Outlines the largest lesion of a breast ultrasound image and estimates whether the image is normal, "
                 "benign or malignant. Research use only, not for diagnostic use."
             ),
-            weights_sha256={w.name: w.sha256 for w in weights},
+            weights_sha256=digests,
         )
-        self.temperature = temperature_of([w.about for w in weights])  # None: not calibrated, no BI-RADS category
 
     def warm(self) -> None:
         self.look(np.zeros((SMALLEST_SIDE_PX, SMALLEST_SIDE_PX), np.uint8))
@@ -167,6 +184,8 @@ class BreastUltrasound:
         if not images:
             raise UnfitInput("; ".join(unusable) or "the series has no images")
         warnings += [f"not looked at: {text}" for text in unusable]
+        if self.asked_for_category and not self.suggests:
+            warnings.append("no BI-RADS category is suggested: the weights are not calibrated")
 
         facts: dict[str, str | float] = {"device": str(self.nets[0]), "frames looked at": len(images)}
         found: list[Finding] = []
@@ -231,7 +250,7 @@ class BreastUltrasound:
         chances = probabilities(key.classes)
         spacing_mm = view.region.spacing_mm or (1, 1)
         evaluations = [Evaluation(codes.US_ORIENTATION, orientation(key.mask, sizes.long_axis, spacing_mm))]
-        if self.temperature is not None:
+        if self.suggests:
             evaluations.append(suggestion(float(key.classes[CLASSES.index("malignant")])))
         return Finding(
             number=number,
@@ -275,6 +294,12 @@ class BreastUltrasound:
         classes = torch.stack([logits.softmax(dim=1).cpu() for _, logits in answers])  # (nets, 2, 3)
         mask = (masks[:, 0, 0] + masks[:, 1, 0].flip(-1)).mean(dim=0) / 2
         return box.take_back(mask).numpy(), classes.mean(dim=(0, 1)).numpy()
+
+
+def version(digests: Iterable[str], temperature: float | None) -> str:
+    """Another one whenever an answer may be another: the weights of every part, and the temperature."""
+    parts = [digest[:8] for digest in digests]
+    return ".".join(parts if temperature is None else [*parts, f"T{temperature:.4g}"])
 
 
 def readable(files: Sequence[Path]) -> tuple[list[Clip], list[str]]:

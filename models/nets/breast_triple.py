@@ -26,7 +26,6 @@ LITE_STEP_PX = 2 * STEP_PX  # and of this with a lite encoder, which halves the 
 ABSENCE_GRID = 64  # the decoder's logits as head B sees them
 MASK_GRID = 32  # the mask as C sees it
 
-
 Encoder = Literal["plain", "lite0", "lite1", "lite2"]
 Heads = Literal["pooled", "literal", "lesion", "joint"]
 
@@ -173,6 +172,11 @@ class LiteSegmentationNet(nn.Module):
         return self.see(image).mask_logits
 
 
+def segmentation_net(config: TripleConfig) -> SegmentationNet | LiteSegmentationNet:
+    """A, with the encoder that the configuration names."""
+    return SegmentationNet(config) if config.encoder == "plain" else LiteSegmentationNet(config)
+
+
 class ClassificationNet(nn.Module):
     """B. The same network with two linear heads: lesion absent (from the decoder), benign and malignant (bottleneck).
 
@@ -182,13 +186,13 @@ class ClassificationNet(nn.Module):
     def __init__(self, config: TripleConfig = TripleConfig()) -> None:
         super().__init__()
         plain = config.encoder == "plain"
-        self.body = SegmentationNet(config) if plain else LiteSegmentationNet(config)
+        self.body = segmentation_net(config)
         self.features = HEAD_FEATURES[config.heads]
         self.joint = config.heads == "joint"  # absence is judged from what both heads see
         deepest = config.width * 2 ** (LEVELS - 1) if plain else HEAD
         inputs = {
             "pooled": (ABSENCE_GRID**2, deepest),
-            "literal": (config.size**2, deepest * (config.size // STEP_PX) ** 2),
+            "literal": (config.size**2, deepest * (config.size // (STEP_PX if plain else LITE_STEP_PX)) ** 2),
             "lesion": (3, 2 * deepest),
             "joint": (3 + 2 * deepest, 2 * deepest),
         }
@@ -247,9 +251,95 @@ class FusionNet(nn.Module):
         )
         self.kind = nn.Sequential(nn.Linear(len(CLASSES), 16), nn.ReLU(), nn.Linear(16, 2))
 
+    def q(self, mask: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """mask probability (B, 1, H, W), class probabilities (B, 3) -> q (B, 3) in float32, rows sum to 1"""
+        with torch.autocast(classes.device.type, enabled=False):  # a few small products, and probabilities near 0 and 1
+            grid = F.adaptive_avg_pool2d(mask.float(), MASK_GRID).flatten(1)  # (B, 1024)
+            return joined(self.lesion(grid), self.kind(classes.float()))
+
     def forward(self, mask: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """mask probability (B, 1, H, W), class probabilities (B, 3) -> q (B, 3), rows sum to 1"""
-        grid = F.adaptive_avg_pool2d(mask, MASK_GRID).flatten(1)  # (B, 1024)
-        lesion = torch.sigmoid(self.lesion(grid))  # (B, 1)
-        q = torch.cat([1 - lesion, lesion * self.kind(classes).softmax(dim=1)], dim=1)
+        """mask probability (B, 1, H, W), class probabilities (B, 3) -> q, or its softmax (B, 3)"""
+        q = self.q(mask, classes)
         return q.softmax(dim=1) if self.softmax_out else q
+
+    def departure(self) -> torch.Tensor:
+        """Of the weights from where they began, squared: nothing to hold on to here."""
+        return torch.zeros(())
+
+
+class SmallFusion(nn.Module):
+    """C for a few hundred images: seven numbers instead of 279 011, and the same product at the end.
+
+    It starts as B's very answer. What it may learn is how far B's odds of a lesion should give way to three numbers of
+    the mask (is anything marked, how surely, how much of the image), and to sharpen or soften benign against malignant.
+    """
+
+    def __init__(self, softmax_out: bool = False) -> None:
+        super().__init__()
+        self.softmax_out = softmax_out
+        self.lesion = nn.Linear(4, 1)
+        self.kind = nn.Linear(1, 1)
+        self.begin()
+
+    def begin(self) -> None:
+        with torch.no_grad():
+            for weights, value in zip(self.parameters(), self.first(), strict=True):
+                weights.copy_(value)
+
+    @staticmethod
+    def first() -> tuple[torch.Tensor, ...]:
+        """The weights with which q is what B said."""
+        return torch.tensor([[1.0, 0, 0, 0]]), torch.zeros(1), torch.ones(1, 1), torch.zeros(1)
+
+    def q(self, mask: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """mask probability (B, 1, H, W), class probabilities (B, 3) -> q (B, 3) in float32, rows sum to 1"""
+        with torch.autocast(classes.device.type, enabled=False):
+            mask, log_p = mask.float(), classes.float().clamp(min=1e-6).log()  # 1e-6: finite, and below any threshold
+            grid = F.adaptive_avg_pool2d(mask, MASK_GRID).flatten(1)  # (B, 1024)
+            odds = torch.logsumexp(log_p[:, 1:], 1) - log_p[:, 0]  # of a lesion, as B sees it (B,)
+            seen = torch.stack([odds, mask.amax((1, 2, 3)), grid.amax(1), grid.mean(1).sqrt()], dim=1)  # (B, 4)
+            malignant = self.kind((log_p[:, 2] - log_p[:, 1])[:, None])  # (B, 1)
+            return joined(self.lesion(seen), torch.cat([torch.zeros_like(malignant), malignant], dim=1))
+
+    def forward(self, mask: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """mask probability (B, 1, H, W), class probabilities (B, 3) -> q, or its softmax (B, 3)"""
+        q = self.q(mask, classes)
+        return q.softmax(dim=1) if self.softmax_out else q
+
+    def departure(self) -> torch.Tensor:
+        """Of the weights from where they began, squared."""
+        pairs = zip(self.parameters(), self.first(), strict=True)
+        return torch.stack([(now - then.to(now.device)).square().sum() for now, then in pairs]).sum()
+
+
+def joined(lesion: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+    """Logit of a lesion (B, 1), logits of benign and malignant (B, 2) -> q = (1 - p, F1 p, F2 p), rows sum to 1"""
+    p = torch.sigmoid(lesion)
+    return torch.cat([torch.sigmoid(-lesion), p * kind.softmax(dim=1)], dim=1)
+
+
+Fusion = Literal["published", "small"]
+FUSIONS: Mapping[str, type[FusionNet] | type[SmallFusion]] = {"published": FusionNet, "small": SmallFusion}
+
+
+class Triple(nn.Module):
+    """A, B and C as one. Without A the mask is that of B's own decoder, without C the classes are B's."""
+
+    def __init__(
+        self,
+        b: ClassificationNet,
+        a: SegmentationNet | LiteSegmentationNet | None = None,
+        c: FusionNet | SmallFusion | None = None,
+    ) -> None:
+        super().__init__()
+        self.a, self.b, self.c = a, b, c
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 1, H, W) -> mask logits (B, 1, H, W), class logits (B, 3), both float32; those of C are log q"""
+        mask, classes = self.b(image)
+        if self.a is not None:
+            mask = self.a(image)
+        mask, classes = mask.float(), classes.float()
+        if self.c is None:
+            return mask, classes
+        return mask, self.c(mask.sigmoid(), classes.softmax(dim=1)).clamp(min=1e-7).log()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.breast_us.evaluate import judge
+from models.breast_us.data import Labelled
+from models.breast_us.evaluate import Judged, hd95, judge
 from models.breast_us.pipeline import Look
+from models.breast_us.worst import burned_in, contrast, worst_cases
 
 
 def look(classes: tuple[float, float, float], marked: slice | None, whole: slice | None = None) -> Look:
@@ -43,3 +45,47 @@ def test_figures_are_those_worked_out_by_hand() -> None:
     assert figures["AUC, malignant against rest"].value == 1.0
     accuracy = figures["accuracy"]
     assert 0 <= accuracy.low < accuracy.value < accuracy.high <= 1
+
+
+def test_hd95_is_the_distance_that_a_border_was_moved() -> None:
+    truth, moved = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    truth[10:20, 10:20] = moved[10:20, 13:23] = True
+    assert hd95(truth, truth) == 0
+    assert hd95(moved, truth) == hd95(truth, moved) == 3
+    assert hd95(moved, np.zeros_like(truth)) is None
+    assert hd95(np.zeros_like(truth), truth) is None
+
+
+def test_one_far_speck_among_many_pixels_is_beyond_the_95th_percentile() -> None:
+    truth = np.zeros((80, 80), bool)
+    truth[10:40, 10:40] = True
+    speckled = truth.copy()
+    speckled[70, 70] = True
+    assert hd95(speckled, truth) == 0
+
+
+def test_the_worst_cases_are_those_of_least_dice_with_their_reasons() -> None:
+    rng = np.random.default_rng(0)
+    speckle = rng.integers(60, 100, (100, 100)).astype(np.uint8)
+    truth = np.zeros((100, 100), bool)
+    truth[0:60, 20:60] = True
+    dark = np.where(truth, speckle // 3, speckle).astype(np.uint8)
+    marked = dark.copy()
+    marked[30, 15:65] = 255  # a caliper's line
+    images = {
+        "benign/1.png": Labelled("benign/1.png", 1, marked, truth),
+        "malignant/1.png": Labelled("malignant/1.png", 2, dark, truth),
+        "normal/1.png": Labelled("normal/1.png", 0, speckle, np.zeros_like(truth)),
+    }
+    rows = [
+        Judged("benign/1.png", 1, (0.7, 0.2, 0.1), 0.0, 0.0, 0.0, None, True),
+        Judged("malignant/1.png", 2, (0.1, 0.2, 0.7), 0.9, 0.9, 0.82, 2.0, False),
+        Judged("normal/1.png", 0, (0.2, 0.7, 0.1), 0.0, 0.0, 0.0, None, False),
+    ]
+    *_, first, second = worst_cases(rows, images, 2).splitlines()
+    assert first.startswith("| benign/1.png | benign | normal (0.70) | 0.00 | 24.0% | yes |")
+    assert first.endswith("| yes | called normal, so nothing was reported; cut by the border; burned-in marks |")
+    assert second.startswith("| normal/1.png | normal | benign (0.70) | 0.00 | none | no |  | no |")
+    assert second.endswith("| marked although normal |")
+    assert not burned_in(dark, truth)
+    assert (contrast(dark, truth) or 0) > 2 > (contrast(speckle, truth) or 9)

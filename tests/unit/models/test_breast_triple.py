@@ -6,15 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.layers.attention import CBAM
 from models.nets.breast_triple import (
     CLASSES,
+    FUSIONS,
     ClassificationNet,
     Encoder,
     FusionNet,
     SegmentationNet,
+    SmallFusion,
     Smoothing,
+    Triple,
     TripleConfig,
 )
 
@@ -122,14 +127,61 @@ def test_cbam_only_weakens() -> None:
     assert ((out > 0) & (out < x)).all()
 
 
-def test_fusion_gives_probabilities_and_the_printed_softmax_keeps_their_order() -> None:
-    torch.manual_seed(1)
-    fusion = FusionNet().eval()
-    mask, classes = torch.rand(4, 1, 256, 256), torch.randn(4, 3).softmax(1)
-    q = fusion(mask, classes)
-    fusion.softmax_out = True
-    printed = fusion(mask, classes)
-    assert torch.allclose(q.sum(1), torch.ones(4))
-    assert (printed.argmax(1) == q.argmax(1)).all()
+@pytest.mark.usefixtures("on_paper")
+def test_the_full_network_has_five_cbam_modules_and_one_smoothing_module() -> None:
+    net = SegmentationNet(TripleConfig(width=64))
+    assert [m.mlp[0].in_channels for m in net.modules() if isinstance(m, CBAM)] == [64, 128, 256, 512, 1024]
+    assert sum(isinstance(m, Smoothing) for m in net.modules()) == 1
+
+
+def test_fusion_has_the_parameters_worked_out_by_hand() -> None:
+    # 1024 -> 256 -> 64 -> 1 and 3 -> 16 -> 2, with biases
+    assert count(FusionNet()) == (1024 * 256 + 256) + (256 * 64 + 64) + (64 + 1) + (3 * 16 + 16) + (16 * 2 + 2)
+    assert count(SmallFusion()) == 7
+
+
+@settings(deadline=None, max_examples=30)
+@given(kind=st.sampled_from(["published", "small"]), seed=st.integers(0, 10**6), scale=st.floats(0.1, 30.0))
+def test_fusion_gives_probabilities_and_the_printed_softmax_keeps_their_order(
+    kind: str, seed: int, scale: float
+) -> None:
+    torch.manual_seed(seed)
+    fusion = FUSIONS[kind]().eval()
+    with torch.no_grad():
+        for weights in fusion.parameters():  # whatever a training makes of them
+            weights.add_(torch.randn_like(weights) * 0.1 * scale)
+        mask, classes = torch.rand(4, 1, 64, 64), (scale * torch.randn(4, 3)).softmax(1)
+        q = fusion(mask, classes)
+        fusion.softmax_out = True
+        printed = fusion(mask, classes)
+    assert torch.allclose(q.sum(1), torch.ones(4), atol=1e-6)
+    assert (q >= 0).all()
+    # the order is kept down to what float32 can tell apart
+    assert torch.allclose(q.gather(1, printed.argmax(1, keepdim=True)), q.amax(1, keepdim=True), atol=1e-6)
     assert printed.max() <= 0.577  # e / (e + 2): what an extra softmax leaves of certainty
-    assert 270_000 < count(fusion) < 290_000
+
+
+def test_a_small_fusion_starts_as_the_very_answer_of_b() -> None:
+    torch.manual_seed(1)
+    fusion = SmallFusion()
+    mask, classes = torch.rand(8, 1, 64, 64), torch.randn(8, 3).softmax(1)
+    assert torch.allclose(fusion(mask, classes), classes, atol=1e-6)
+    assert fusion.departure() == 0
+    with torch.no_grad():
+        fusion.lesion.bias.add_(2.0)
+    assert fusion.departure() == 4.0
+    assert (fusion(mask, classes)[:, 0] < classes[:, 0]).all()
+
+
+def test_the_triple_answers_with_the_mask_of_a_and_the_classes_of_c() -> None:
+    torch.manual_seed(2)
+    a, b, c = SegmentationNet(SMALL), ClassificationNet(SMALL), FusionNet()
+    image = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        mask, classes = Triple(b).eval()(image)
+        logits, z = b(image)
+        assert torch.equal(mask, logits)
+        assert torch.equal(classes, z)
+        mask, classes = Triple(b, a, c).eval()(image)
+        assert torch.equal(mask, a(image))
+        assert torch.allclose(classes.softmax(1), c(mask.sigmoid(), z.softmax(1)), atol=1e-6)

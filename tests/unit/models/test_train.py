@@ -346,6 +346,39 @@ def test_learning_rate_warms_up_and_falls():
     assert [round(rate(step, 3, 10), 3) for step in (0, 2, 3, 10)] == [0.25, 0.75, 1.0, 0.01]
 
 
+class Stuck(Line):
+    """A loss that never falls."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = dataclasses.replace(self.config, schedule="plateau", lr=2e-4, epochs=60)
+        self.rates = []
+
+    def optimiser(self, model):
+        self.own = super().optimiser(model)
+        return self.own
+
+    def steps(self, epoch):
+        return 1
+
+    def batches(self, split, epoch):
+        self.rates.append(self.own.param_groups[0]["lr"])
+        yield {"x": torch.ones(2, 1)}
+
+    def loss(self, model, batch):
+        return 1 + 0 * model(batch["x"]).sum()
+
+
+def test_plateaus_lower_the_rate_to_a_tenth_and_end_the_training(tmp_path):
+    recipe = Stuck()
+    train(recipe, tmp_path, console=quiet())
+    # the first epoch is the best; nine without a better one later the rate falls; at 2e-8 it ends
+    assert [round(rate, 12) for rate in recipe.rates] == [2e-4] * 10 + [2e-5] * 9 + [2e-6] * 9 + [2e-7] * 9
+    again = Stuck()
+    train(again, tmp_path, resume=True, console=quiet())
+    assert again.rates == []
+
+
 def test_a_misspelt_hyper_parameter_stops_with_the_known_names():
     changed = configured(TrainConfig(), {"lr": "0.1", "amp": "false", "epochs": "7"})
     assert dataclasses.asdict(changed) | {} == dataclasses.asdict(TrainConfig(lr=0.1, amp=False, epochs=7))

@@ -1,0 +1,181 @@
+"""Cross-validation: k trainings, each judged on the images that it never saw, and the figures of all images pooled.
+
+    python -m models.breast_us.folds --data busi.zip --out runs/folds --folds 5
+    python -m models.breast_us.folds --data busi.zip --out runs/plain --set encoder=plain     # one row of a table
+
+Killed, it goes on: a finished fold is not trained again, a fold begun goes on after its last epoch. Each fold's
+temperature is fitted on its own val images and applied to its test images, so that the calibration error "at the
+temperature" is of images that neither the network nor the temperature has seen. BUSI has no patient ids: families of
+near-duplicates stay in one fold, but two images of one patient may stand in two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from models.breast_us.data import Labelled, read_busi, split_sha256
+from models.breast_us.evaluate import Judged, calibration, judged, pooled
+from models.breast_us.pipeline import BreastUltrasound
+from models.breast_us.recipe import Config, Stage
+from models.breast_us.rotation import rotation
+from models.breast_us.stages import PLANS, train_stages
+from models.breast_us.temperature import at, fit
+from models.breast_us.worst import worst_cases
+from models.metrics import Interval
+from models.train import RECIPES, configured
+
+
+def cross_validate(
+    data: Path,
+    out: Path,
+    k: int = 5,
+    changes: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    *,
+    system: str = "breast_us",
+    plan: Sequence[Stage] | None = None,
+) -> dict[str, Interval]:
+    """Figure -> value and 95 % interval, over every image of the data; also written to out/figures.json, the ten worst
+    cases to out/worst.md. Raises SystemExit when `out` holds folds of another training."""
+    images = read_busi(data)
+    base = import_module(RECIPES[system]).Config()
+    config = configured(base, changes or {})
+    assert isinstance(config, Config)
+    return validate(images, replace(config, folds=k), plan or PLANS[system], out, device)
+
+
+def validate(
+    images: list[Labelled], config: Config, plan: Sequence[Stage], out: Path, device: str = "cpu"
+) -> dict[str, Interval]:
+    """See cross_validate."""
+    splits = [rotation(images, config.folds, fold) for fold in range(config.folds)]
+    claim(out, {"config": asdict(config), "plan": list(plan), "splits": [split_sha256(split) for split in splits]})
+    rows: list[Judged] = []
+    alone: list[Judged] = []  # the same without C
+    tempered: list[np.ndarray] = []
+    temperatures: list[float] = []
+    fused = 0
+    for fold, split in enumerate(splits):
+        here = out / f"fold{fold}"
+        finished = here / "judged.json"
+        if not finished.exists():
+            trained = train_stages(images, replace(config, fold=fold), plan, here, device)
+            write(finished, judge_fold(images, split, trained.weights, trained.fused, device))
+        said = json.loads(finished.read_text("utf-8"))
+        own = read_rows(said["images"])
+        rows += own
+        alone += read_rows(said["alone"]) if said["fused"] else own
+        fused += said["fused"]
+        temperatures.append(said["temperature"])
+        tempered.append(at(np.array([row.shares for row in own]), said["temperature"]))
+    figures = pooled(rows)
+    labels = np.array([row.label for row in rows])
+    figures["expected calibration error, at the temperature"] = calibration(np.concatenate(tempered), labels)
+    document = {
+        "images": len(rows),
+        "folds": config.folds,
+        "folds with C": fused,
+        "temperatures": temperatures,
+        "figures": rounded(figures),
+    }
+    if fused:
+        document["figures without C"] = rounded(pooled(alone))
+    write(out / "figures.json", document)
+    (out / "worst.md").write_text(worst_cases(rows, {image.name: image for image in images}), "utf-8")
+    return figures
+
+
+def rounded(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: {key: round(v, 4) for key, v in asdict(one).items()} for name, one in figures.items()}
+
+
+def read_rows(rows: Sequence[Mapping[str, Any]]) -> list[Judged]:
+    return [Judged(**{**row, "shares": tuple(row["shares"])}) for row in rows]
+
+
+def judge_fold(
+    images: Sequence[Labelled], split: Mapping[str, Sequence[str]], weights: Path, fused: bool, device: str
+) -> dict[str, Any]:
+    """What the pipeline with these weights says of the fold's test images, also without C where there is one, and the
+    temperature that val asks for."""
+    pipeline = BreastUltrasound(device, weights=[weights])
+    by_name = {image.name: image for image in images}
+    val, test = ([by_name[name] for name in split[part]] for part in ("val", "test"))
+    shares = np.stack([pipeline.look(image.pixels).classes for image in val])
+    calibrated = fit(shares, np.array([image.label for image in val]))
+    said: dict[str, Any] = {"temperature": calibrated.temperature, "fused": fused, "images": answers(pipeline, test)}
+    if fused:
+        said["alone"] = answers(BreastUltrasound(device, weights=[weights], fusion=False), test)
+    return said
+
+
+def answers(pipeline: BreastUltrasound, images: Sequence[Labelled]) -> list[dict[str, Any]]:
+    return [asdict(judged(image.name, image.label, pipeline.look(image.pixels), image.mask)) for image in images]
+
+
+def claim(out: Path, what: Mapping[str, Any]) -> None:
+    """Mark the folder as that of this training, or find it marked so. Raises SystemExit when it is of another."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "folds.json"
+    if not path.exists():
+        write(path, what)
+        return
+    before = json.loads(path.read_text("utf-8"))
+    now = json.loads(json.dumps(what))
+    if before != now:
+        changed = sorted(
+            name
+            for name in {*before["config"], *now["config"]}
+            if before["config"].get(name) != now["config"].get(name)
+        )
+        raise SystemExit(
+            f"{out} holds folds of another training (different: {', '.join(changed) or 'images or stages'});"
+            " give another --out, or the same settings to go on"
+        )
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    """Whole or not at all: a kill while writing leaves no half a fold."""
+    path.with_suffix(".new").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    os.replace(path.with_suffix(".new"), path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m models.breast_us.folds", description="Cross-validate.")
+    parser.add_argument("--system", default="breast_us", choices=sorted(PLANS))
+    parser.add_argument("--data", type=Path, required=True, help="the images, as models.train reads them")
+    parser.add_argument("--out", type=Path, required=True, help="a folder; each fold has one of its own in it")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter")
+    parser.add_argument("--plan", help='stages in order, "joint" or "segmentation,classification,fusion"')
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args(arguments)
+
+    torch.set_num_threads(given.threads)
+    changes = dict(pair.split("=", 1) for pair in given.set)
+    plan = cast("list[Stage]", given.plan.split(",")) if given.plan else None
+    figures = cross_validate(given.data, given.out, given.folds, changes, given.device, system=given.system, plan=plan)
+    table = Table(title=f"{given.system}, {given.folds} folds, every image tested once")
+    table.add_column("figure")
+    table.add_column("value (95 % interval)")
+    for name, interval in figures.items():
+        table.add_row(name, str(interval))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

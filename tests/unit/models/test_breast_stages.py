@@ -1,0 +1,255 @@
+"""A, B and C one after the other, on a handful of small phantoms: what starts from what, and what may not change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from models.breast_us import birads, folds, pipeline, published, triple
+from models.breast_us.data import Labelled, families
+from models.breast_us.pipeline import BreastUltrasound
+from models.breast_us.recipe import BreastRecipe, Config
+from models.breast_us.rotation import rotation
+from models.breast_us.stages import as_good, train_stages
+from models.nets.breast_triple import CLASSES, ClassificationNet
+from models.phantoms import Ellipse, breast_picture
+from models.train import train
+from models.weights import WeightsError, load
+
+TINY = Config(
+    encoder="plain", width=4, size=64, batch=4, epochs=1, heads="lesion", folds=2, fold=0, dropout=0.0, warm_up_epochs=0
+)
+
+
+def phantom(label: int, number: int) -> Labelled:
+    """A breast with a lesion unless normal, under a gain of its own, so that no two look alike."""
+    rng = np.random.default_rng((label, number))
+    shape, spacing_mm = (72, 96), (0.5, 0.4)
+    wide = rng.uniform(5, 9)
+    lesion = Ellipse(rng.uniform(12, 26), rng.uniform(14, 20), (wide, 0.7 * wide), rng.uniform(-20, 20))
+    gain = ndimage.gaussian_filter(rng.normal(size=shape), 10)
+    pixels = breast_picture(rng, shape, spacing_mm, lesion if label else None, 6.0 if label == 1 else -8.0)
+    y, x = (np.indices(shape) + 0.5) * np.reshape(spacing_mm, (2, 1, 1))
+    mask = lesion.radius(x, y) <= 1 if label else np.zeros(shape, bool)
+    shown = np.clip(0.6 * pixels + 60 + 50 * gain / gain.std(), 0, 255).astype(np.uint8)
+    return Labelled(f"{CLASSES[label]}/{number}.png", label, shown, mask)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Labelled]:
+    return [phantom(label, number) for label in range(3) for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def trained(images: list[Labelled], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Weights of every stage on one split."""
+    root = tmp_path_factory.mktemp("stages")
+    a = train(BreastRecipe(images, replace(TINY, stage="segmentation")), root / "a")
+    b = train(BreastRecipe(images, replace(TINY, stage="classification", start=str(a))), root / "b")
+    c = train(BreastRecipe(images, replace(TINY, stage="fusion", start=str(b), masks=str(a))), root / "c")
+    return {"a": a, "b": b, "c": c}
+
+
+def test_b_starts_from_the_exact_weights_of_a(images: list[Labelled], trained: dict[str, Path]) -> None:
+    net = BreastRecipe(images, replace(TINY, stage="classification", start=str(trained["a"]))).model()
+    assert isinstance(net, ClassificationNet)
+    stored = load(trained["a"]).tensors
+    assert stored.keys() == net.body.state_dict().keys()
+    for name, values in net.body.state_dict().items():
+        assert torch.equal(values, stored[name].to(values.dtype)), name
+    assert all(weights.requires_grad for weights in net.parameters())
+    assert any(
+        not torch.equal(load(trained["b"]).tensors[f"body.{name}"], t) for name, t in stored.items()
+    )  # it learns
+
+
+@pytest.mark.parametrize("fusion", ["small", "published"])
+def test_while_c_learns_a_and_b_do_not_change_by_one_bit(
+    images: list[Labelled], trained: dict[str, Path], tmp_path: Path, fusion: str
+) -> None:
+    wanted = replace(TINY, stage="fusion", start=str(trained["b"]), masks=str(trained["a"]), fusion=fusion)
+    recipe = BreastRecipe(images, wanted)
+    assert recipe.frozen is not None
+    before = {name: t.clone() for name, t in recipe.frozen.state_dict().items()}
+    fresh = {name: t.clone() for name, t in recipe.model().state_dict().items()}
+    path = train(recipe, tmp_path)
+    after = recipe.frozen.state_dict()
+    assert before.keys() == after.keys()
+    assert [name for name, t in before.items() if not torch.equal(t, after[name])] == []
+    assert not any("b." in name or "a." in name for name in load(path).tensors)  # C's file is C alone
+    assert any(not torch.equal(t.float(), fresh[name]) for name, t in load(path).tensors.items())
+
+
+def test_figures_of_c_stand_beside_those_of_b_alone(trained: dict[str, Path]) -> None:
+    metrics = json.loads(trained["c"].with_suffix(".json").read_text())["metrics"]
+    assert {"val_auc", "val_alone_auc", "val_accuracy", "val_alone_accuracy", "val_nll"} <= metrics.keys()
+    assert as_good({"val_auc": 0.9, "val_alone_auc": 0.9, "val_accuracy": 0.8, "val_alone_accuracy": 0.7})
+    assert not as_good({"val_auc": 0.9, "val_alone_auc": 0.91, "val_accuracy": 0.8, "val_alone_accuracy": 0.7})
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (
+            {"stage": "classification", "start": "b"},
+            "holds weights of stage classification; stage=classification takes",
+        ),
+        ({"stage": "fusion", "start": "a"}, "takes those of stage joint or classification"),
+        ({"stage": "fusion"}, "needs start=PATH"),
+        ({"stage": "fusion", "start": "b", "masks": "b"}, "takes those of stage segmentation"),
+        ({"stage": "joint", "start": "a"}, "not from weights of ours"),
+        ({"stage": "classification", "start": "a", "masks": "a"}, "only stage=fusion"),
+        ({"stage": "classification", "start": "a", "fold": 1}, "was trained on another split"),
+        ({"stage": "classification", "start": "a", "width": 8}, "width is 4 there and 8 here"),
+        ({"stage": "classification", "start": "a", "attention": False}, "attention is True there and False here"),
+        ({"stage": "classification", "start": "nowhere"}, "is missing"),
+    ],
+)
+def test_wrong_weights_to_start_from_are_refused_in_words(
+    images: list[Labelled], trained: dict[str, Path], tmp_path: Path, changes: dict[str, object], why: str
+) -> None:
+    paths = {**trained, "nowhere": tmp_path / "none.safetensors"}
+    named = {k: str(paths[v]) if k in ("start", "masks") else v for k, v in changes.items()}  # type: ignore[index]
+    with pytest.raises(WeightsError, match=why):
+        BreastRecipe(images, replace(TINY, **named))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"stage": "C"}, {"fusion": "large"}, {"fold": 2}, {"schedule": "steps"}])
+def test_a_value_that_no_field_knows_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        replace(TINY, **changes)  # type: ignore[arg-type]
+
+
+def test_the_published_recipe_has_the_numbers_of_the_paper() -> None:
+    config = published.Config()
+    assert (config.encoder, config.width, config.size, config.heads) == ("plain", 64, 256, "pooled")
+    assert (config.optimiser, config.lr, config.schedule, config.lr_floor) == ("adam", 2e-4, "plateau", 2e-8)
+    assert (config.bce_weight, config.mask_weight, config.auxiliary_weight) == (0, 1, 0.3)
+
+
+# ---- the pipeline with parts
+
+
+@pytest.fixture
+def shipped(trained: dict[str, Path], tmp_path: Path) -> Path:
+    """B in a folder, with A and C beside it."""
+    for path in trained.values():
+        for one in (path, path.with_suffix(".json")):
+            (tmp_path / one.name).write_bytes(one.read_bytes())
+    b = tmp_path / trained["b"].name
+    triple.attach(trained["a"], b, "segmentation")
+    triple.attach(trained["c"], b, "fusion")
+    return b
+
+
+def test_the_pipeline_uses_a_and_c_when_they_are_named(
+    trained: dict[str, Path], shipped: Path, images: list[Labelled]
+) -> None:
+    whole, alone = BreastUltrasound("cpu", weights=[shipped]), BreastUltrasound("cpu", weights=[trained["b"]])
+    assert list(whole.card.weights_sha256) == [trained[part].stem for part in "bac"]
+    assert whole.card.algorithm.version != alone.card.algorithm.version
+    one, other = whole.look(images[12].pixels), alone.look(images[12].pixels)
+    assert not np.array_equal(one.classes, other.classes)
+    assert not np.array_equal(one.probability, other.probability)
+    without = BreastUltrasound("cpu", weights=[shipped], fusion=False)
+    assert list(without.card.weights_sha256) == [trained[part].stem for part in "ba"]
+    np.testing.assert_allclose(without.look(images[12].pixels).classes, other.classes, atol=1e-6)
+
+
+def test_parts_that_were_not_trained_together_are_refused(trained: dict[str, Path], shipped: Path) -> None:
+    triple.note(shipped, {"segmentation": None})  # C was trained on the mask of A
+    with pytest.raises(WeightsError, match="train it again on these"):
+        BreastUltrasound("cpu", weights=[shipped])
+    about = json.loads(shipped.with_name(trained["c"].name).with_suffix(".json").read_text())
+    about["config"]["start_sha256"] = "0" * 64
+    shipped.with_name(trained["c"].name).with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(WeightsError, match="was trained beside weights 000000000000"):
+        BreastUltrasound("cpu", weights=[shipped])
+    shipped.with_name(trained["c"].name).unlink()
+    with pytest.raises(WeightsError, match="is missing"):
+        BreastUltrasound("cpu", weights=[shipped])
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "suggests"),
+    [
+        ({}, False, False),
+        ({}, True, False),
+        ({"calibrated": True, "temperature": 1.5, "calibrated_on": "BUSI val"}, False, False),
+        ({"calibrated": True, "temperature": 1.5, "calibrated_on": "BUSI val"}, True, True),
+        ({"calibrated": True, "temperature": 1.5, "calibrated_here": True}, False, True),
+        ({"calibrated": False, "temperature": 1.5, "calibrated_here": True}, True, False),
+    ],
+)
+def test_a_category_needs_calibration_and_a_site_that_stands_for_it(
+    shipped: Path, said: dict[str, object], asked: bool, suggests: bool
+) -> None:
+    triple.note(shipped, said)
+    node = BreastUltrasound("cpu", {"suggest_birads": asked}, weights=[shipped])
+    assert node.suggests is suggests
+    assert (node.temperature is not None) == (said.get("calibrated") is True)
+    assert ("T1.5" in node.card.algorithm.version) == (said.get("calibrated") is True)
+    assert birads.calibrated_here([said]) == bool(said.get("calibrated_here"))
+
+
+# ---- folds
+
+
+def test_every_image_is_tested_once_and_on_what_was_not_learned(images: list[Labelled]) -> None:
+    twin = replace(images[3], name="normal/twin.png")
+    conflict = replace(images[9], name="malignant/twin.png", label=2)
+    many = [*images, twin, conflict]
+    splits = [rotation(many, 3, fold) for fold in range(3)]
+    left_out = {"benign/1.png", "malignant/twin.png"}
+    tested = [name for split in splits for name in split["test"]]
+    assert sorted(tested) == sorted({image.name for image in many} - left_out)
+    for split in splits:
+        parts = [set(split[part]) for part in ("train", "val", "test")]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == len(many) - len(left_out)
+        assert all({name.split("/")[0] for name in part} == set(CLASSES) for part in parts)
+        assert [("normal/3.png" in part) == ("normal/twin.png" in part) for part in parts] == [True] * 3
+    assert len(families(images)) == len(images)  # the phantoms themselves do not look alike
+
+
+def test_a_killed_cross_validation_goes_on_to_the_same_figures(
+    images: list[Labelled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = ("joint", "fusion")
+    folds.validate(images, TINY, plan, tmp_path / "whole")
+    began: list[str] = []
+
+    def killed(recipe: BreastRecipe, out: Path, **how: object) -> Path:
+        began.append(f"{out.parent.name}/{out.name}")
+        if len(began) == 3:
+            raise KeyboardInterrupt
+        return train(recipe, out, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("models.breast_us.stages.train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folds.validate(images, TINY, plan, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "figures.json").exists()
+    folds.validate(images, TINY, plan, tmp_path / "killed")
+    assert began == ["fold0/joint", "fold0/fusion", "fold1/joint", "fold1/joint", "fold1/fusion"]
+    one, two = (json.loads((tmp_path / run / "figures.json").read_text()) for run in ("whole", "killed"))
+    assert one == two
+    assert one["images"] == len(images)
+    assert (tmp_path / "whole/worst.md").read_text().count("\n") == 2 + 10
+    with pytest.raises(SystemExit, match=r"different: lr"):
+        folds.validate(images, replace(TINY, lr=1e-4), plan, tmp_path / "whole")
+
+
+def test_stages_in_a_row_leave_b_with_its_parts(images: list[Labelled], tmp_path: Path) -> None:
+    done = train_stages(images, TINY, ("segmentation", "classification", "fusion"), tmp_path)
+    about = json.loads(done.weights.with_suffix(".json").read_text())
+    assert about["segmentation"] == "breast_segmentation_plain_w4"
+    assert (about.get("fusion") == "breast_fusion_small") == done.fused
+    BreastUltrasound("cpu", weights=[done.weights])
+    again = train_stages(images, TINY, ("segmentation", "classification", "fusion"), tmp_path)
+    assert again == done
+    assert pipeline.version(["a" * 64], None) == "a" * 8
