@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.evaluate", description="Measure one model system.")
     parser.add_argument("system", choices=sorted(SYSTEMS))
     parser.add_argument("--data", type=Path, required=True, help="what models.train was given")
-    parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument(
+        "--split", default="test", choices=("val", "test", "unseen"), help="unseen: patients no stored split knows"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--weights", type=Path, nargs="+", help="instead of the shipped ones; several: their mean")
     parser.add_argument("--flips", action="store_true", help="show each image turned and mirrored too")

@@ -131,13 +131,16 @@ def markdown(study: Study, results: Mapping[str, Any], pictures: Sequence[Path] 
             if any(name in row.paper for row in table.rows)
             or any(name in results[key]["figures"] for key in _keys(study, table) if key in results)
         }
-        head = ["", *(cell for name in shown for cell in (f"{name}, paper", f"{name}, here")), "parameters", "seconds"]
+        stated = {name for row in table.rows for name in row.paper}
+        columns = [[f"{name}, paper", f"{name}, here"] if name in stated else [name] for name in shown]
+        head = ["", *(cell for pair in columns for cell in pair), "parameters", "seconds"]
         lines = [_line(head), _line(["---"] * len(head))]
         for row in table.rows:
             made = None if row.why_not else results.get(digest(study.settings(row)))
             cells = [row.name]
             for name, form in shown.items():
-                cells.append(format(row.paper[name], form) if name in row.paper else "")
+                if name in stated:
+                    cells.append(format(row.paper[name], form) if name in row.paper else "")
                 cells.append(_cell(made["figures"].get(name), form) if made else row.why_not or "not run yet")
             facts = made["facts"] if made else {}
             cells += [f"{facts['parameters']:,}".replace(",", " ") if "parameters" in facts else ""]

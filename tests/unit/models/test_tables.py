@@ -5,11 +5,15 @@ import json
 import re
 
 import pytest
+import torch
 
 from models import tables
+from models.breast_us import tables as breast
+from models.breast_us.recipe import Config as BreastConfig
 from models.lung_nodule import recipe as lung
 from models.lung_nodule.tables import BUDGETS, TABLES, phantom_crops
 from models.metrics import Interval
+from models.nets.breast_triple import ClassificationNet, TripleConfig
 from models.tables import Result, Row, Table, digest
 from models.train import configured, train
 from tests.unit.models.test_train import Line, quiet
@@ -63,6 +67,9 @@ def test_a_killed_table_goes_on_and_trains_nothing_twice(tmp_path):
     assert [name for name, _ in other.trained] == ["slow", "fast"]
     assert len(json.loads((out / "lines.json").read_text())) == 4
     text = path.read_text()
+    rates, alone = text.split("## The fast one again")
+    assert "score, paper" in rates
+    assert "paper" not in alone  # it states no figure of that table
     cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| slow")]
     assert cells[0][2] == "-0.50"
     assert re.fullmatch(r"-\d\.\d\d \(-\d\.\d\d to -?\d\.\d\d\)", cells[0][3])
@@ -107,3 +114,26 @@ def test_pictures_are_of_phantoms_with_the_nodule_in_the_middle():
         assert 0 <= image.min() < image.max() <= 1
         assert mask[26:38, 26:38].any()
         assert image[mask].mean() > image[~mask].mean()
+
+
+def test_every_row_of_the_breast_table_is_a_training_that_exists():
+    names = [row.name for table in breast.TABLES for row in table.rows]
+    assert len(set(names)) == len(names)
+    assert breast.PLANS.keys() <= set(names)
+    configs = [
+        configured(BreastConfig(), {**budget, **row.changes})
+        for budget in breast.BUDGETS.values()
+        for table in breast.TABLES
+        for row in table.rows
+    ]
+    for config in configs:
+        with torch.device("meta"):
+            net = ClassificationNet(TripleConfig.of(dataclasses.asdict(config)))
+            assert net.absent.out_features + net.kind.out_features == 3
+
+
+def test_pictures_of_the_breast_table_show_a_dark_lesion():
+    for picture, mask in breast.phantom_pictures(count=2):
+        assert picture.shape == mask.shape == (480, 480)
+        assert 0 < mask.mean() < 0.2
+        assert picture[mask].mean() < picture[~mask].mean()
