@@ -27,7 +27,7 @@ from models.measure import measure_lesion
 from models.nets.breast_triple import CLASSES, LITE_STEP_PX
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Clip, read_ultrasound
-from models.runtime import Runtime, example
+from models.runtime import Runtime
 from models.weights import packed
 
 NAME = "breast-us"
@@ -139,8 +139,7 @@ class BreastUltrasound:
         working = int(triples[0].about["config"]["size"])
         literal = any(triple.about["config"].get("heads") == "literal" for triple in triples)  # tied to one size
         self.sizes = [round(share * working / LITE_STEP_PX) * LITE_STEP_PX for share in ((1.0,) if literal else SIZES)]
-        examples = [normalise(example(2, 1, size, size)) for size in self.sizes]
-        self.nets = [self.runtime.ready(triple.net, *examples, most=2) for triple in triples]
+        self.nets = [self.runtime.exact(triple.net) for triple in triples]
         abouts = [triple.about for triple in triples]
         digests = {name: digest for triple in triples for name, digest in triple.sha256.items()}
         self.temperature = temperature_of(abouts)  # None: not calibrated

@@ -13,11 +13,8 @@ import torch
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from models.breast_us.data import PREPROCESSING as LETTERBOX
-from models.breast_us.data import normalise
 from models.lung_nodule.preprocess import PREPROCESSING as WINDOW
 from models.nets.baselines import build_net
-from models.nets.breast_triple import ClassificationNet, TripleConfig
 from models.nets.residual_unet import ResidualUNet, ResidualUNetConfig
 from models.runtime import Eager, Gap, Runtime, Served, example
 from models.weights import load, packed
@@ -40,11 +37,6 @@ def _shipped_lung() -> nn.Module:
     return loaded.into(build_net(loaded.about["config"]))
 
 
-def _shipped_breast() -> nn.Module:
-    loaded = load(packed("breast_us", "breast_triple_lite0_w16"), LETTERBOX)
-    return loaded.into(ClassificationNet(TripleConfig.of(loaded.about["config"])))
-
-
 def _peer() -> nn.Module:
     torch.manual_seed(0)
     return UNet(2, 1, 1, channels=(64, 128, 256, 512, 1024), strides=(2, 2, 2, 2), num_res_units=2)
@@ -54,7 +46,6 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # how it is made, and 
     "Model 2": (lambda: _model(2), 128),
     "Model 1": (lambda: _model(1), 128),
     "lung-nodule as shipped": (_shipped_lung, 128),
-    "breast-us as shipped": (_shipped_breast, 256),
     "MONAI residual UNet": (_peer, 128),
 }
 
@@ -65,8 +56,6 @@ def run(names: list[str], batches: Sequence[int] = BATCHES, threads: int = 2) ->
         make, side = NETS[name]
         net = make().eval()
         images = example(max(2, *batches), 1, side, side)
-        if name.startswith("breast"):
-            images = normalise(images)
         served = runtime.ready(net, images[:2], most=max(batches))
         plain = net.to(runtime.device)
         half = Eager(runtime, net)

@@ -287,3 +287,12 @@ def test_graphs_on_a_gpu_answer_like_float32(net: nn.Module) -> None:
         batch = example(count, 1, 128, 128)
         assert Gap.between([plain(batch)], [served(batch)]).why_not() is None
         assert torch.equal(served(batch)[0], served(batch)[0])
+
+
+def test_the_exact_form_is_eager_float32(net: nn.Module) -> None:
+    images = example(3, 1, 64, 64)
+    with torch.inference_mode():
+        said = net.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    served = Runtime.choose("cpu").exact(net)
+    assert torch.equal(served(images)[0], said)
+    assert str(served) == "cpu fp32"
