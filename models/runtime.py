@@ -151,9 +151,9 @@ class Runtime:
             log.warning("%s is not served as %s: %s", type(model).__name__, name, why)
         return Served(plain, f"{self.device} fp32")
 
-    def exact(self, model: nn.Module) -> Served:
-        """The network in eager float32: for small ones whose numbers are stated, as class probabilities are."""
-        return Served(Eager(Runtime(self.device, bf16=False), model), f"{self.device} fp32")
+    def plain(self, model: nn.Module) -> Served:
+        """The network as written, nothing compiled: for small ones, which gain little and would start slowly."""
+        return Served(Eager(self, model), str(self))
 
     def forms(self, examples: Sequence[Tensor], most: int) -> Iterator[tuple[str, Callable[[nn.Module], Form]]]:
         """What can be had here, the fastest first, as measured: docs/decisions.md. Eager float32 is always left."""

@@ -139,7 +139,7 @@ class BreastUltrasound:
         working = int(triples[0].about["config"]["size"])
         literal = any(triple.about["config"].get("heads") == "literal" for triple in triples)  # tied to one size
         self.sizes = [round(share * working / LITE_STEP_PX) * LITE_STEP_PX for share in ((1.0,) if literal else SIZES)]
-        self.nets = [self.runtime.exact(triple.net) for triple in triples]
+        self.nets = [self.runtime.plain(triple.net) for triple in triples]
         abouts = [triple.about for triple in triples]
         digests = {name: digest for triple in triples for name, digest in triple.sha256.items()}
         self.temperature = temperature_of(abouts)  # None: not calibrated

@@ -289,10 +289,11 @@ def test_graphs_on_a_gpu_answer_like_float32(net: nn.Module) -> None:
         assert torch.equal(served(batch)[0], served(batch)[0])
 
 
-def test_the_exact_form_is_eager_float32(net: nn.Module) -> None:
-    images = example(3, 1, 64, 64)
-    with torch.inference_mode():
-        said = net.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
-    served = Runtime.choose("cpu").exact(net)
-    assert torch.equal(served(images)[0], said)
-    assert str(served) == "cpu fp32"
+def test_the_plain_form_is_the_network_as_written(net: nn.Module) -> None:
+    images = example(3, 1, 64, 64).to(memory_format=torch.channels_last)
+    for bf16 in (False, True):
+        runtime = Runtime(torch.device("cpu"), bf16=bf16)
+        with torch.inference_mode(), runtime.precision():
+            said = net.to(memory_format=torch.channels_last)(images).float()
+        assert torch.equal(runtime.plain(net)(images)[0], said)
+        assert str(runtime.plain(net)) == f"cpu {'bf16' if bf16 else 'fp32'}"
