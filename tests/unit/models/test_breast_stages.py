@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from models.breast_us import birads, folds, pipeline, published, triple
-from models.breast_us.data import Labelled, families
+from models.breast_us import birads, evaluate, folds, pipeline, published, temperature, triple
+from models.breast_us.data import Labelled, families, parts
 from models.breast_us.pipeline import BreastUltrasound
 from models.breast_us.recipe import BreastRecipe, Config
 from models.breast_us.rotation import rotation
@@ -196,6 +196,50 @@ def test_a_category_needs_calibration_and_a_site_that_stands_for_it(
     assert (node.temperature is not None) == (said.get("calibrated") is True)
     assert ("T1.5" in node.card.algorithm.version) == (said.get("calibrated") is True)
     assert birads.calibrated_here([said]) == bool(said.get("calibrated_here"))
+
+
+# ---- evaluation
+
+
+@pytest.fixture(scope="module")
+def own(images: list[Labelled], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the split that `parts` makes of the phantoms, of which none is of BUSI."""
+    return train(BreastRecipe(images, replace(TINY, fold=-1)), tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture
+def archive(images: list[Labelled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path that reads as the phantoms."""
+    for module in (evaluate, temperature):
+        monkeypatch.setattr(module, "read_busi", lambda path: images)
+    return tmp_path / "phantoms.zip"
+
+
+def test_weights_are_judged_on_their_own_split_and_the_worst_cases_are_written(
+    images: list[Labelled], own: Path, archive: Path, tmp_path: Path
+) -> None:
+    figures = evaluate.evaluate(archive, "cpu", "test", paths=[own], out=tmp_path / "judged")
+    assert {"Dice, lesion images", "accuracy", "seconds per image"} <= figures.keys()
+    found, _ = parts(images)
+    rows = (tmp_path / "judged/worst_cases.md").read_text().splitlines()[2:]
+    assert sorted(row.split(" | ")[0].removeprefix("| ") for row in rows) == sorted(one.name for one in found["test"])
+
+
+def test_weights_that_may_know_the_images_are_not_judged_on_them(trained: dict[str, Path], archive: Path) -> None:
+    for weights in ([trained["b"]], None):  # of a fold; the shipped ones, on images that are not BUSI's
+        with pytest.raises(WeightsError, match="learnt on another split"):
+            evaluate.evaluate(archive, "cpu", "test", paths=weights)
+
+
+def test_an_evaluation_that_cannot_be_is_refused_in_words(own: Path, archive: Path) -> None:
+    with pytest.raises(ValueError, match=r"no image for split unseen: of its 24 there are \d+ in train"):
+        evaluate.evaluate(archive, "cpu", "unseen", paths=[own])
+    with pytest.raises(ValueError, match="takes no --flips"):
+        evaluate.evaluate(archive, "cpu", "test", paths=[own], flips=True)
+    with pytest.raises(ValueError, match="takes no --cache"):
+        evaluate.evaluate(archive, "cpu", "test", paths=[own], cache=archive)
+    with pytest.raises(ValueError, match="no strategy 'other'"):
+        evaluate.evaluate(archive, "cpu", "test", paths=[own], strategy="other")
 
 
 # ---- folds
