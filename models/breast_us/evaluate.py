@@ -9,18 +9,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from scipy import ndimage
 
-from models.breast_us.data import PREPROCESSING, Strategy, parts, read_busi
+from models.breast_us.data import read_busi
 from models.breast_us.pipeline import INSIDE, WEIGHTS, BreastUltrasound, Look
 from models.breast_us.temperature import at
+from models.breast_us.triple import parts_for
 from models.breast_us.worst import worst_cases
 from models.metrics import Interval, accuracy, auc, bootstrap, calibration_error, dice, iou, macro_f1
 from models.nets.breast_triple import CLASSES
-from models.weights import WeightsError, load, packed
+from models.weights import packed
 
 NORMAL, MALIGNANT = CLASSES.index("normal"), CLASSES.index("malignant")
 
@@ -69,9 +69,7 @@ def evaluate(
         raise ValueError("breast_us takes no --cache: its images are read as they are")
     weights = list(paths or [packed("breast_us", name) for name in WEIGHTS])
     known = read_busi(data)
-    found, split_sha256 = parts(known, cast(Strategy, strategy or strategy_of(weights)))
-    for path in weights:
-        load(path, PREPROCESSING, split_sha256)
+    found = parts_for(weights, known, strategy)
     images = found[split]
     if not images:
         raise ValueError(
@@ -93,14 +91,6 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
         (out / "worst_cases.md").write_text(worst_cases(rows, {image.name: image for image in images}), "utf-8")
     return {**figures, "seconds per image": Interval(seconds, seconds, seconds)}
-
-
-def strategy_of(weights: Sequence[Path]) -> str:
-    """How the data were split for the training of these weights. Raises WeightsError when they contradict each other."""
-    stated = {str(load(path).about.get("config", {}).get("split", "stored")) for path in weights}
-    if len(stated) > 1:
-        raise WeightsError(f"these weights learnt on splits made in other ways ({', '.join(sorted(stated))})")
-    return stated.pop()
 
 
 def judge(looks: list[Look], masks: list[np.ndarray], labels: np.ndarray) -> dict[str, Interval]:
