@@ -120,6 +120,8 @@ def test_every_row_of_the_breast_table_is_a_training_that_exists():
     names = [row.name for table in breast.TABLES for row in table.rows]
     assert len(set(names)) == len(names)
     assert breast.PLANS.keys() <= set(names)
+    assert [row.name for table in breast.tables_of("small") for row in table.rows if row.why_not] == [breast.PUBLISHED]
+    assert not any(row.why_not for table in breast.tables_of("full") for row in table.rows)
     configs = [
         configured(BreastConfig(), {**budget, **row.changes})
         for budget in breast.BUDGETS.values()
