@@ -87,8 +87,8 @@ def claim(path: Path, what: Mapping[str, Any]) -> None:
             if before["config"].get(name) != now["config"].get(name)
         )
         raise SystemExit(
-            f"{path.parent} holds {path.stem} of another training (different: {', '.join(changed) or 'images or stages'});"
-            " give another --out, or the same settings to go on"
+            f"{path.parent} holds {path.stem} of another training (different:"
+            f" {', '.join(changed) or 'images or stages'}); give another --out, or the same settings to go on"
         )
 
 
