@@ -1,9 +1,8 @@
 """A BI-RADS category as a suggestion, and only of weights whose probabilities were calibrated.
 
-The sidecar of calibrated weights says `"calibrated": true, "temperature": T, "calibrated_on": "..."`, and
-`"calibrated_here": true` when the images were those of the place where the weights are used, so that of its images
-given 10 % about one in ten is malignant. Then a category is suggested. Of weights calibrated elsewhere (on BUSI, by
-models/breast_us/temperature.py: one image in four malignant, as no clinic has it) only when the route asks for it.
+The sidecar of calibrated weights says `"calibrated": true, "temperature": T, "calibrated_on": "..."`. Even then a
+category follows only when the route asks for it: one temperature makes probabilities softer or sharper, it does not
+know how many images of a clinic show a cancer. The probabilities assume BUSI's mix (27 % malignant).
 """
 
 from __future__ import annotations
@@ -46,11 +45,6 @@ def temperature_of(sidecars: Sequence[Mapping[str, Any]]) -> float | None:
             ' state one number above zero, or set "calibrated" to false'
         )
     return float(temperature)
-
-
-def calibrated_here(sidecars: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all weights were calibrated on images of the place where they are used."""
-    return bool(sidecars) and all(about.get("calibrated_here") is True for about in sidecars)
 
 
 def tempered(shares: np.ndarray, temperature: float) -> np.ndarray:

@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from models.breast_us.data import parts, read_busi
-from models.breast_us.pipeline import INSIDE, BreastUltrasound, Look
+from models.breast_us.data import read_busi
+from models.breast_us.pipeline import INSIDE, WEIGHTS, BreastUltrasound, Look
 from models.breast_us.temperature import at
+from models.breast_us.triple import parts_for
+from models.breast_us.worst import worst_cases
 from models.metrics import Interval, accuracy, auc, bootstrap, calibration_error, dice, iou, macro_f1
 from models.nets.breast_triple import CLASSES
+from models.weights import packed
 
 NORMAL, MALIGNANT = CLASSES.index("normal"), CLASSES.index("malignant")
 
@@ -41,23 +44,52 @@ class Judged:
 
 
 def evaluate(
-    archive: Path, device: str = "cpu", split: str = "test", paths: Sequence[Path] | None = None
+    data: Path,
+    device: str,
+    split: str,
+    *,
+    paths: Sequence[Path] | None = None,
+    flips: bool = False,
+    out: Path | None = None,
+    strategy: str | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Interval]:
     """Figure -> value and 95 % interval over images; "seconds per image" has no interval of its own.
 
-    paths: weights whose answers are averaged; the shipped ones when not given.
+    paths     weights whose answers are averaged; the shipped ones when not given
+    out       folder for worst_cases.md
+    strategy  of data.parts; when not given, the one that the weights were trained with
+
+    Raises ValueError for a split without images, and for flips and cache, which there are not here; WeightsError for
+    weights that are missing, spoilt, or learnt on another split.
     """
-    images = parts(read_busi(archive))[0][split]
-    pipeline = BreastUltrasound(device, weights=paths)
+    if flips:
+        raise ValueError("breast_us takes no --flips: the pipeline shows every image mirrored too, as it is served")
+    if cache is not None:
+        raise ValueError("breast_us takes no --cache: its images are read as they are")
+    weights = list(paths or [packed("breast_us", name) for name in WEIGHTS])
+    known = read_busi(data)
+    found = parts_for(weights, known, strategy)
+    images = found[split]
+    if not images:
+        raise ValueError(
+            f"{data} has no image for split {split}: of its {len(known)} there are"
+            f" {', '.join(f'{len(own)} in {name}' for name, own in found.items())}"
+        )
+    pipeline = BreastUltrasound(device, weights=weights)
     pipeline.warm()
     start = time.perf_counter()
     looks = [pipeline.look(image.pixels) for image in images]
     seconds = (time.perf_counter() - start) / len(images)
     labels = np.array([image.label for image in images])
-    figures = judge(looks, [image.mask for image in images], labels)
+    rows = [judged(one.name, one.label, look, one.mask) for one, look in zip(images, looks, strict=True)]
+    figures = pooled(rows)
     if pipeline.temperature is not None:
         tempered = at(np.stack([look.classes for look in looks]), pipeline.temperature)
         figures["expected calibration error, at the temperature"] = calibration(tempered, labels)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "worst_cases.md").write_text(worst_cases(rows, {image.name: image for image in images}), "utf-8")
     return {**figures, "seconds per image": Interval(seconds, seconds, seconds)}
 
 

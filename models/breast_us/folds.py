@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -31,11 +30,12 @@ from models.breast_us.evaluate import Judged, calibration, judged, pooled
 from models.breast_us.pipeline import BreastUltrasound
 from models.breast_us.recipe import Config, Stage
 from models.breast_us.rotation import rotation
-from models.breast_us.stages import PLANS, train_stages
+from models.breast_us.stages import PLANS, changes_of, claim, train_stages, write
 from models.breast_us.temperature import at, fit
 from models.breast_us.worst import worst_cases
 from models.metrics import Interval
 from models.train import RECIPES, configured
+from models.weights import WeightsError
 
 
 def cross_validate(
@@ -62,7 +62,10 @@ def validate(
 ) -> dict[str, Interval]:
     """See cross_validate."""
     splits = [rotation(images, config.folds, fold) for fold in range(config.folds)]
-    claim(out, {"config": asdict(config), "plan": list(plan), "splits": [split_sha256(split) for split in splits]})
+    claim(
+        out / "folds.json",
+        {"config": asdict(config), "plan": list(plan), "splits": [split_sha256(split) for split in splits]},
+    )
     rows: list[Judged] = []
     alone: list[Judged] = []  # the same without C
     tempered: list[np.ndarray] = []
@@ -126,33 +129,6 @@ def answers(pipeline: BreastUltrasound, images: Sequence[Labelled]) -> list[dict
     return [asdict(judged(image.name, image.label, pipeline.look(image.pixels), image.mask)) for image in images]
 
 
-def claim(out: Path, what: Mapping[str, Any]) -> None:
-    """Mark the folder as that of this training, or find it marked so. Raises SystemExit when it is of another."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "folds.json"
-    if not path.exists():
-        write(path, what)
-        return
-    before = json.loads(path.read_text("utf-8"))
-    now = json.loads(json.dumps(what))
-    if before != now:
-        changed = sorted(
-            name
-            for name in {*before["config"], *now["config"]}
-            if before["config"].get(name) != now["config"].get(name)
-        )
-        raise SystemExit(
-            f"{out} holds folds of another training (different: {', '.join(changed) or 'images or stages'});"
-            " give another --out, or the same settings to go on"
-        )
-
-
-def write(path: Path, document: Mapping[str, Any]) -> None:
-    """Whole or not at all: a kill while writing leaves no half a fold."""
-    path.with_suffix(".new").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    os.replace(path.with_suffix(".new"), path)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.breast_us.folds", description="Cross-validate.")
     parser.add_argument("--system", default="breast_us", choices=sorted(PLANS))
@@ -166,9 +142,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
 
     torch.set_num_threads(given.threads)
-    changes = dict(pair.split("=", 1) for pair in given.set)
     plan = cast("list[Stage]", given.plan.split(",")) if given.plan else None
-    figures = cross_validate(given.data, given.out, given.folds, changes, given.device, system=given.system, plan=plan)
+    try:
+        figures = cross_validate(
+            given.data, given.out, given.folds, changes_of(given.set), given.device, system=given.system, plan=plan
+        )
+    except (ValueError, WeightsError, FloatingPointError) as error:
+        raise SystemExit(str(error)) from error
     table = Table(title=f"{given.system}, {given.folds} folds, every image tested once")
     table.add_column("figure")
     table.add_column("value (95 % interval)")

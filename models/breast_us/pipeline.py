@@ -17,7 +17,7 @@ from scipy import ndimage
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.regions import Region, Spacing, pixel_spacing_mm, regions
-from models.breast_us.birads import calibrated_here, suggestion, temperature_of, tempered
+from models.breast_us.birads import suggestion, temperature_of, tempered
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.data import PREPROCESSING, normalise, prepare, read_split
 from models.breast_us.options import Options
@@ -28,7 +28,7 @@ from models.nets.breast_triple import CLASSES, LITE_STEP_PX
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Clip, read_ultrasound
 from models.runtime import Runtime
-from models.weights import packed
+from models.weights import WeightsError, packed
 
 NAME = "breast-us"
 WEIGHTS = ("breast_triple_lite0_w16",)  # several are averaged
@@ -69,7 +69,7 @@ class Look:
     """What the network says about one image."""
 
     probability: np.ndarray  # (rows, columns) of the source, of each pixel being lesion
-    classes: np.ndarray  # (3,) in the order of CLASSES, sums to 1
+    classes: np.ndarray  # (3,) in the order of CLASSES, sums to 1, before the temperature
     lesion: np.ndarray  # bool (rows, columns), one piece or empty
 
     @property
@@ -90,10 +90,10 @@ class View:
     sightings: list[Sighting] = field(default_factory=list)
     classes: list[np.ndarray] = field(default_factory=list)  # of every frame looked at
 
-    def see(self, look: Look, image: int, coloured: np.ndarray, temperature: float | None) -> None:
-        """Note what the network says of a frame; image: its index into Findings.images."""
+    def see(self, look: Look, image: int, coloured: np.ndarray, classes: np.ndarray) -> None:
+        """Note what the network says of a frame; image: its index into Findings.images, classes: as reported."""
         self.looked_at += 1
-        self.classes.append(look.classes if temperature is None else tempered(look.classes, temperature))
+        self.classes.append(classes)
         lesion, cut = look.lesion, False
         for x0, y0, x1, y1 in self.region.covered:
             rows, columns = slice(y0, y1 + 1), slice(x0, x1 + 1)
@@ -128,15 +128,20 @@ class BreastUltrasound:
         weights: Sequence[Path] | None = None,
         fusion: bool = True,
     ) -> None:
-        """weights: of networks whose answers are averaged; those that ship with the package when not given. fusion: use
-        C where there is one."""
+        """weights: of networks whose answers are averaged; when not given, the option `checkpoint`, else those that
+        ship with the package. fusion: use C where there is one.
+
+        Raises WeightsError for weights that are missing, spoilt, or cannot answer together.
+        """
         chosen = Options.read(options)
+        shipped = [packed("breast_us", name) for name in WEIGHTS]
+        served = weights or ([Path(chosen.checkpoint)] if chosen.checkpoint else shipped)
         self.runtime = Runtime.choose(device, threads=chosen.threads)
-        triples = [
-            read_triple(path, PREPROCESSING, fusion)
-            for path in weights or [packed("breast_us", name) for name in WEIGHTS]
-        ]
-        working = int(triples[0].about["config"]["size"])
+        triples = [read_triple(path, PREPROCESSING, fusion) for path in served]
+        learnt = {int(triple.about["config"]["size"]) for triple in triples}
+        if len(learnt) > 1:
+            raise WeightsError(f"these weights learnt from pictures of {sorted(learnt)} pixels: use them one by one")
+        (working,) = learnt
         literal = any(triple.about["config"].get("heads") == "literal" for triple in triples)  # tied to one size
         self.sizes = [round(share * working / LITE_STEP_PX) * LITE_STEP_PX for share in ((1.0,) if literal else SIZES)]
         self.nets = [self.runtime.plain(triple.net) for triple in triples]
@@ -144,7 +149,7 @@ class BreastUltrasound:
         digests = {name: digest for triple in triples for name, digest in triple.sha256.items()}
         self.temperature = temperature_of(abouts)  # None: not calibrated
         self.asked_for_category = chosen.suggest_birads
-        self.suggests = self.temperature is not None and (chosen.suggest_birads or calibrated_here(abouts))
+        self.suggests = self.temperature is not None and chosen.suggest_birads
         # Training weighed the classes as if they were equally frequent; this goes part of the way back to BUSI's mix.
         names = read_split()["train"]
         counts = np.array([sum(name.startswith(f"{label}/") for name in names) for label in CLASSES])
@@ -232,7 +237,8 @@ class BreastUltrasound:
                 elif np.ptp(grey[window(grey.shape, view.region.box)]) < LEAST_CONTRAST:
                     view.blank += 1
                 else:
-                    view.see(self.look(grey, view.region.box), before + len(images), coloured, self.temperature)
+                    look = self.look(grey, view.region.box)
+                    view.see(look, before + len(images), coloured, self.said(look.classes))
                     used = True
             if used:
                 images.append(clip.images[index])
@@ -280,9 +286,13 @@ class BreastUltrasound:
         shares = np.mean([classes for _, classes in answers], axis=0) * self.prior
         shares /= shares.sum()
         lesion = strongest_piece(probability, INSIDE)
-        if shares[CLASSES.index("normal")] > NORMAL_ABOVE or lesion.sum() < SMALLEST_SHARE * lesion.size:
+        if self.said(shares)[CLASSES.index("normal")] > NORMAL_ABOVE or lesion.sum() < SMALLEST_SHARE * lesion.size:
             lesion = np.zeros_like(lesion)
         return Look(probability, shares, lesion)
+
+    def said(self, shares: np.ndarray) -> np.ndarray:
+        """Class probabilities (3,) as they are reported and as they decide: at the temperature, if there is one"""
+        return shares if self.temperature is None else tempered(shares, self.temperature)
 
     def answer(self, grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows, columns) uint8 -> mask probability (rows, columns), class probabilities (3,), both as trained"""

@@ -69,6 +69,8 @@ STARTS: Mapping[Stage, tuple[Stage, ...]] = {
     "fusion": ("joint", "classification"),
 }
 
+TAUGHT: tuple[Stage, ...] = ("joint", "classification")  # learn from a teacher, and may be one
+
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
@@ -85,7 +87,7 @@ class Config(TrainConfig):
     weight_decay: float = 0.02
     warm_up_epochs: float = 2.0
     ema_decay: float = 0.98
-    size: int = 224  # side of the letterbox, here and in the pipeline; a multiple of SIDE_STEP
+    size: int = 224  # side of the letterbox, here and in the pipeline; a multiple of LITE_STEP_PX
     encoder: Encoder = "lite0"
     pretrained: bool = True  # a lite encoder starts from ImageNet
     heads: Heads = "joint"
@@ -268,6 +270,11 @@ class BreastRecipe:
             yield blended(batch, rng, self.config.mixup_alpha) if rng.random() < self.config.mixup else batch
 
     def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raises ValueError for a stage that takes no teacher, and for a teacher that says nothing of the classes."""
+        if self.config.stage not in TAUGHT:
+            raise ValueError(f"stage {self.config.stage} takes no --teacher; {' and '.join(TAUGHT)} do")
+        if not all(isinstance(teacher, ClassificationNet) for teacher in teachers):
+            raise ValueError(f"a --teacher must be of stage {' or '.join(TAUGHT)}: others say nothing of the classes")
         masks, classes = zip(*(teacher(batch["image"]) for teacher in teachers), strict=True)
         shares = torch.stack([each.float().softmax(dim=1) for each in classes])
         return {"taught_mask": mean_probability(list(masks)), "taught_classes": shares.mean(dim=0)}

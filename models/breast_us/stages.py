@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from models.breast_us.data import Labelled, read_busi
-from models.breast_us.recipe import BreastRecipe, Config, Stage
+from models.breast_us.recipe import BreastRecipe, Config, Stage, divided
 from models.breast_us.triple import attach
 from models.recipe import Recipe
 from models.train import RECIPES, configured, train
+from models.weights import WeightsError
 
 PLANS: Mapping[str, tuple[Stage, ...]] = {
     "breast_us": ("joint", "fusion"),
@@ -44,7 +46,11 @@ class Trained:
 def train_stages(
     images: list[Labelled], config: Config, plan: Sequence[Stage], out: Path, device: str = "cpu"
 ) -> Trained:
-    """Train every stage of the plan under out/STAGE, going on after a kill. One of them classifies."""
+    """Train every stage of the plan under out/STAGE, going on after a kill. One of them classifies.
+
+    Raises SystemExit when `out` holds stages of another training; WeightsError and ValueError as models.train does.
+    """
+    claim(out / "stages.json", {"config": asdict(config), "plan": list(plan), "split": divided(images, config)[1]})
     done: dict[Stage, Path] = {}
     for stage in plan:
         wanted = replace(config, stage=stage, start="", masks="")
@@ -64,6 +70,39 @@ def train_stages(
         if fused:
             attach(done["fusion"], weights, "fusion")
     return Trained(weights, fused)
+
+
+def claim(path: Path, what: Mapping[str, Any]) -> None:
+    """Mark a folder as that of this training, or find it marked so. Raises SystemExit when it is of another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write(path, what)
+        return
+    before = json.loads(path.read_text("utf-8"))
+    now = json.loads(json.dumps(what))
+    if before != now:
+        changed = sorted(
+            name
+            for name in {*before["config"], *now["config"]}
+            if before["config"].get(name) != now["config"].get(name)
+        )
+        raise SystemExit(
+            f"{path.parent} holds {path.stem} of another training (different:"
+            f" {', '.join(changed) or 'images or stages'}); give another --out, or the same settings to go on"
+        )
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    """Whole or not at all: a kill while writing leaves no half a file."""
+    path.with_suffix(".new").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    os.replace(path.with_suffix(".new"), path)
+
+
+def changes_of(pairs: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, as after --set. Raises ValueError for anything else."""
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise ValueError(f"--set {wrong[0]}: write NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def classifier(done: Mapping[Stage, Path]) -> Path:
@@ -93,9 +132,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     torch.set_num_threads(given.threads)
     base = import_module(RECIPES[given.system]).Config()
-    config = configured(base, dict(pair.split("=", 1) for pair in given.set))
-    assert isinstance(config, Config)
-    trained = train_stages(read_busi(given.data), config, PLANS[given.system], given.out, given.device)
+    try:
+        config = configured(base, changes_of(given.set))
+        assert isinstance(config, Config)
+        trained = train_stages(read_busi(given.data), config, PLANS[given.system], given.out, given.device)
+    except (ValueError, WeightsError, FloatingPointError) as error:
+        raise SystemExit(str(error)) from error
     print(trained.weights, "with fusion" if trained.fused else "without fusion: on val it was not as good as B alone")
 
 

@@ -7,9 +7,10 @@ The source of the triple states no figure, so the rows are to be compared with e
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pydicom
 import torch
 
+from models.breast_us import published
 from models.breast_us.data import read_busi, split_sha256
 from models.breast_us.folds import validate
 from models.breast_us.pipeline import BreastUltrasound
@@ -26,7 +28,7 @@ from models.metrics import Interval
 from models.nets.breast_triple import ClassificationNet, TripleConfig
 from models.phantoms import breast_ultrasound
 from models.plots import save_grid
-from models.tables import Result, Row, Study, Table
+from models.tables import Result, Row, Study, Table, digest
 from models.train import configured
 
 FIGURES = {
@@ -45,12 +47,16 @@ BUDGETS: Mapping[str, Mapping[str, str]] = {
     "full": {"folds": "5"},
 }
 
+ALONE = "B alone, without C"  # the figures of OURS without C: nothing is trained again
+PUBLISHED = "the paper's networks and recipe"
 OURS, LITERAL, PUBLISHED_C = "A and B as one, with C", "literal heads", "C of the source on the same weights"
 STAGES = "A, then B, then C"
 PLANS: Mapping[str, tuple[Stage, ...]] = {  # of the rows that are more than one training
     OURS: ("joint", "fusion"),
     PUBLISHED_C: ("joint", "fusion"),
     STAGES: ("segmentation", "classification", "fusion"),
+    PUBLISHED: ("segmentation", "classification", "fusion"),
+    ALONE: ("joint", "fusion"),
 }
 
 TABLES = (
@@ -58,9 +64,10 @@ TABLES = (
         "Parts of the triple",
         (
             Row(OURS),
-            Row("B alone, without C"),
+            Row(ALONE),
             Row(PUBLISHED_C, {"fusion": "published"}),
             Row(STAGES),
+            Row(PUBLISHED),
             Row("no smoothing", {"smoothing": "false"}),
             Row("no CBAM", {"attention": "false"}),
         ),
@@ -88,16 +95,27 @@ TABLES = (
 )
 
 
+def tables_of(budget: str) -> tuple[Table, ...]:
+    """The tables under a budget: the paper's networks are nothing for two cores."""
+    if budget == "full":
+        return TABLES
+    not_here = {PUBLISHED: "needs a GPU: --budget full"}
+    return tuple(
+        replace(table, rows=tuple(replace(row, why_not=not_here.get(row.name, "")) for row in table.rows))
+        for table in TABLES
+    )
+
+
 class BreastStudy:
     """See models.tables.Study."""
 
     name = "breast_us"
     title = "Breast triple: what each part is worth"
     figures: Mapping[str, str] = FIGURES
-    tables: Sequence[Table] = TABLES
 
     def __init__(self, data: Path, budget: str, changes: Mapping[str, str], device: str) -> None:
         self.device = device
+        self.tables: Sequence[Table] = tables_of(budget)
         self.images = read_busi(data)
         self.changes = {**BUDGETS[budget], **changes}
         common = configured(Config(), self.changes)
@@ -112,17 +130,24 @@ class BreastStudy:
         )
 
     def config(self, row: Row) -> Config:
-        return configured(Config(), {**self.changes, **row.changes})
+        base = published.Config() if row.name == PUBLISHED else Config()
+        return configured(base, {**self.changes, **row.changes})
 
     def plan(self, row: Row) -> tuple[Stage, ...]:
         return PLANS.get(row.name, ("joint",))
 
     def settings(self, row: Row) -> Mapping[str, Any]:
-        return {"config": asdict(self.config(row)), "plan": self.plan(row), "splits": self.splits, "judged_by": 1}
+        said = {"config": asdict(self.config(row)), "plan": self.plan(row), "splits": self.splits, "judged_by": 1}
+        return {**said, "without": "fusion"} if row.name == ALONE else said
 
     def result(self, row: Row, folder: Path) -> Result:
         config = self.config(row)
+        if row.name == ALONE:
+            folder = folder.with_name(digest(self.settings(Row(OURS)))[:12])
         made = validate(self.images, config, self.plan(row), folder, self.device)
+        if row.name == ALONE:
+            said = json.loads((folder / "figures.json").read_text("utf-8"))
+            made = {name: Interval(**one) for name, one in said.get("figures without C", said["figures"]).items()}
         figures: dict[str, Interval] = {name: made[name] for name in FIGURES}
         with torch.device("meta"):
             net = ClassificationNet(TripleConfig.of(asdict(config)))
@@ -130,7 +155,7 @@ class BreastStudy:
 
     def illustrate(self, folders: Mapping[str, Path], out: Path) -> Sequence[Path]:
         """Phantoms: image, truth and what the first fold's network of the first row marks."""
-        found = sorted(folders[OURS].glob("fold0/joint/*.safetensors")) if OURS in folders else []
+        found = sorted(folders[OURS].glob("fold0/joint/breast_triple_*.safetensors")) if OURS in folders else []
         if not found:
             return []
         pipeline = BreastUltrasound(self.device, weights=found[:1])

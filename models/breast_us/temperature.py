@@ -2,12 +2,11 @@
 
     python -m models.breast_us.temperature --data busi.zip                  # the shipped weights, on BUSI's val split
     python -m models.breast_us.temperature --data ours.zip --weights runs/x/breast_triple_lite0_w16.safetensors \
-        --on "St. Elsewhere 2026" --here
+        --split all --on "St. Elsewhere 2026"
 
 One number divides the logits of the averaged probabilities after the class prior (Guo 2017, arXiv:1706.04599):
-certainty changes, the most likely class does not. `--here` says that the images are those of the place where the
-weights are used, all of a period, in the mix in which they come; without it no BI-RADS category follows unless a route
-asks for it.
+certainty changes, the most likely class does not. What share of the images is malignant one temperature cannot take in:
+the class prior stays that of BUSI (27 %), so a BI-RADS category follows only where a route asks for it.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from models.breast_us.birads import tempered
-from models.breast_us.data import read_busi, read_split
+from models.breast_us.data import Labelled, parts, read_busi
 from models.breast_us.pipeline import WEIGHTS, BreastUltrasound
-from models.breast_us.triple import note
+from models.breast_us.triple import note, parts_for, strategy_of
 from models.metrics import calibration_error
-from models.weights import packed
+from models.weights import WeightsError, load, packed
 
 RANGE = (0.25, 10.0)  # few images that are all called right would ask for certainty without end
 
@@ -79,6 +78,22 @@ def fit(shares: np.ndarray, labels: np.ndarray) -> Calibration:
     )
 
 
+def unlearnt(weights: Sequence[Path], images: Sequence[Labelled], split: str) -> Sequence[Labelled]:
+    """The images to calibrate on: the val part of the split that the weights learnt on, or all where none is of it.
+
+    Raises WeightsError when the weights have, or may have, learnt from them; ValueError when val is empty.
+    """
+    if split == "val":
+        chosen = parts_for(weights, images)["val"]
+        if not chosen:
+            raise ValueError("no image of these is in the val part of the split; of data never trained on: --split all")
+        return chosen
+    found, split_sha256 = parts(images, strategy_of(weights))
+    if found["train"] and any(load(path).about.get("split_sha256") == split_sha256 for path in weights):
+        raise WeightsError(f"the weights learnt from {len(found['train'])} of these images; calibrate with --split val")
+    return images
+
+
 def calibrate(weights: Sequence[Path], images: Sequence[tuple[np.ndarray, int]], device: str = "cpu") -> Calibration:
     """Of the pipeline with these weights on images (rows, columns) uint8 with their true classes."""
     pipeline = BreastUltrasound(device, weights=weights)
@@ -86,7 +101,7 @@ def calibrate(weights: Sequence[Path], images: Sequence[tuple[np.ndarray, int]],
     return fit(shares, np.array([label for _, label in images]))
 
 
-def write(weights: Sequence[Path], found: Calibration, on: str, *, here: bool = False) -> None:
+def write(weights: Sequence[Path], found: Calibration, on: str) -> None:
     """Say in the JSON beside each weights what came of it; calibrated only if the error did not grow."""
     rounded = {name: [round(value, 4) for value in getattr(found, name)] for name in ("nll", "ece")}
     for path in weights:
@@ -96,7 +111,6 @@ def write(weights: Sequence[Path], found: Calibration, on: str, *, here: bool = 
                 "calibrated": found.helps,
                 "temperature": found.temperature,
                 "calibrated_on": on,
-                "calibrated_here": here,
                 "calibration": {"images": found.images, **rounded},
             },
         )
@@ -107,20 +121,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the zip of images, as models.train reads it")
     parser.add_argument("--split", default="val", choices=("val", "all"), help="all: of data never trained on")
     parser.add_argument("--weights", type=Path, action="append", help="several are averaged; default: the shipped ones")
-    parser.add_argument("--on", help='what the images are, for the card; default "BUSI val"')
-    parser.add_argument("--here", action="store_true", help="they are those of the place where the weights are used")
+    parser.add_argument("--on", help="what the images are, for the card; default: the file's name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written")
     given = parser.parse_args(arguments)
 
     weights = given.weights or [packed("breast_us", name) for name in WEIGHTS]
-    images = read_busi(given.data)
-    if given.split == "val":
-        names = set(read_split()["val"])
-        images = [image for image in images if image.name in names]
-    if not images:
-        raise SystemExit(f"{given.data} has no image of the split that ships with the code; give --split all")
-    found = calibrate(weights, [(image.pixels, image.label) for image in images], given.device)
+    try:
+        images = unlearnt(weights, read_busi(given.data), given.split)
+        found = calibrate(weights, [(image.pixels, image.label) for image in images], given.device)
+    except (ValueError, WeightsError) as error:
+        raise SystemExit(str(error)) from error
     print(
         f"temperature {found.temperature:.3f} on {found.images} images:"
         f" NLL {found.nll[0]:.4f} -> {found.nll[1]:.4f}, calibration error {found.ece[0]:.4f} -> {found.ece[1]:.4f}"
@@ -128,9 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not found.helps:
         print("the calibration error grew: the weights are not called calibrated")
     if not given.dry_run:
-        write(
-            weights, found, given.on or ("BUSI val" if given.split == "val" else str(given.data.name)), here=given.here
-        )
+        write(weights, found, given.on or f"{given.data.name}, {given.split}")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from models.breast_us.data import PREPROCESSING, Labelled, Strategy, parts
 from models.nets.breast_triple import FUSIONS, ClassificationNet, Triple, TripleConfig, segmentation_net
 from models.weights import WeightsError, load
 
@@ -50,6 +51,27 @@ def read_triple(path: Path, preprocessing: str, fusion: bool = True) -> ReadTrip
         c.into(net.c)
         digests[c.name] = c.sha256
     return ReadTriple(net.eval().requires_grad_(False), b.about, digests)
+
+
+def parts_for(
+    weights: Sequence[Path], images: Sequence[Labelled], strategy: str | None = None
+) -> dict[str, list[Labelled]]:
+    """data.parts of images that weights are to be judged on; the strategy is that of their training if none is given.
+
+    Raises WeightsError when they learnt on another split, and may know the images of any part of this one.
+    """
+    found, split_sha256 = parts(images, strategy_of(weights) if strategy is None else cast(Strategy, strategy))
+    for path in weights:
+        load(path, PREPROCESSING, split_sha256)
+    return found
+
+
+def strategy_of(weights: Sequence[Path]) -> Strategy:
+    """How images were split for the training of these weights. Raises WeightsError when they contradict each other."""
+    stated = {str(load(path).about.get("config", {}).get("split", "stored")) for path in weights}
+    if len(stated) > 1:
+        raise WeightsError(f"these weights learnt on splits made in other ways: {', '.join(sorted(stated))}")
+    return cast(Strategy, stated.pop())
 
 
 def must_be(name: str, found: str, whose: str, expected: str | None) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
 
 from models.breast_us.data import Labelled
-from models.breast_us.evaluate import Judged
 from models.nets.breast_triple import CLASSES
+
+if TYPE_CHECKING:  # evaluate writes these tables
+    from models.breast_us.evaluate import Judged
 
 SMALL_SHARE = 0.02  # of the image
 FAINT = 0.5  # contrast below this

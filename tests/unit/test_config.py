@@ -231,7 +231,11 @@ def test_what_is_wrong_with_a_condition(tmp_path: Path, condition: str, words: s
         ("lung-nodule", "treshold = 0.5", "option 'treshold' of lung-nodule does not exist; did you mean 'threshold'?"),
         ("lung-nodule", "threshold = 2", "option 'threshold' of lung-nodule must be less than 1, not 2"),
         ("lung-nodule", "at_most = 'all'", "option 'at_most' of lung-nodule must be a whole number, not 'all'"),
-        ("breast-us", "colour = 1", "option 'colour' of breast-us does not exist; there are suggest_birads, threads"),
+        (
+            "breast-us",
+            "colour = 1",
+            "option 'colour' of breast-us does not exist; there are checkpoint, suggest_birads, threads",
+        ),
     ],
 )
 def test_options_are_the_pipelines_own(tmp_path: Path, pipeline: str, options: str, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from models.breast_us import birads, folds, pipeline, published, triple
-from models.breast_us.data import Labelled, families
+from models.breast_us import evaluate, folds, pipeline, published, stages, temperature, triple
+from models.breast_us.data import Labelled, families, parts
 from models.breast_us.pipeline import BreastUltrasound
 from models.breast_us.recipe import BreastRecipe, Config
 from models.breast_us.rotation import rotation
@@ -183,8 +184,8 @@ def test_parts_that_were_not_trained_together_are_refused(trained: dict[str, Pat
         ({}, True, False),
         ({"calibrated": True, "temperature": 1.5, "calibrated_on": "BUSI val"}, False, False),
         ({"calibrated": True, "temperature": 1.5, "calibrated_on": "BUSI val"}, True, True),
-        ({"calibrated": True, "temperature": 1.5, "calibrated_here": True}, False, True),
-        ({"calibrated": False, "temperature": 1.5, "calibrated_here": True}, True, False),
+        ({"calibrated": True, "temperature": 1.5, "calibrated_here": True}, False, False),  # of an earlier version
+        ({"calibrated": False, "temperature": 1.5}, True, False),
     ],
 )
 def test_a_category_needs_calibration_and_a_site_that_stands_for_it(
@@ -195,7 +196,115 @@ def test_a_category_needs_calibration_and_a_site_that_stands_for_it(
     assert node.suggests is suggests
     assert (node.temperature is not None) == (said.get("calibrated") is True)
     assert ("T1.5" in node.card.algorithm.version) == (said.get("calibrated") is True)
-    assert birads.calibrated_here([said]) == bool(said.get("calibrated_here"))
+
+
+def test_what_is_reported_decides_whether_an_image_is_normal(
+    shipped: Path, images: list[Labelled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = BreastUltrasound("cpu", weights=[shipped], fusion=False)
+    node.prior = np.ones(3)
+    classes, mask = np.array([0.55, 0.25, 0.2]), images[12].mask.astype(np.float32)
+    monkeypatch.setattr(node, "answer", lambda grey, size: (mask, classes))
+    assert not node.look(images[12].pixels).lesion.any()
+    node.temperature = 2.0
+    assert node.said(classes)[0] < 0.5
+    assert np.array_equal(node.look(images[12].pixels).lesion, images[12].mask)
+    np.testing.assert_allclose(node.look(images[12].pixels).classes, classes)  # what a temperature is fitted on
+
+
+def test_a_route_names_weights_of_the_site(shipped: Path, tmp_path: Path) -> None:
+    assert shipped.stem in BreastUltrasound("cpu", {"checkpoint": str(shipped)}).card.weights_sha256
+    with pytest.raises(WeightsError, match="is missing"):
+        BreastUltrasound("cpu", {"checkpoint": str(tmp_path / "none.safetensors")})
+
+
+def test_weights_of_different_sizes_do_not_answer_together(trained: dict[str, Path], tmp_path: Path) -> None:
+    for one in (trained["b"], trained["b"].with_suffix(".json")):
+        (tmp_path / one.name).write_bytes(one.read_bytes())
+    other = tmp_path / trained["b"].name
+    triple.note(other, {"config": {**load(other).about["config"], "size": 96}})
+    with pytest.raises(WeightsError, match=r"pictures of \[64, 96\] pixels"):
+        BreastUltrasound("cpu", weights=[trained["b"], other])
+
+
+@pytest.mark.parametrize(
+    ("stage", "teacher", "why"),
+    [
+        ("segmentation", "b", "stage segmentation takes no --teacher"),
+        ("fusion", "b", "stage fusion takes no --teacher"),
+        ("classification", "a", "a --teacher must be of stage joint or classification"),
+        ("joint", "c", "a --teacher must be of stage joint or classification"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_in_words(
+    images: list[Labelled], trained: dict[str, Path], tmp_path: Path, stage: str, teacher: str, why: str
+) -> None:
+    wanted = replace(TINY, stage=stage, start=str(trained["b"]) if stage == "fusion" else "")
+    with pytest.raises(ValueError, match=why):
+        train(BreastRecipe(images, wanted), tmp_path, teachers=[trained[teacher]])
+    assert not (tmp_path / "last.pt").exists()
+
+
+# ---- evaluation
+
+
+@pytest.fixture(scope="module")
+def own(images: list[Labelled], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the split that `parts` makes of the phantoms, of which none is of BUSI."""
+    return train(BreastRecipe(images, replace(TINY, fold=-1)), tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture
+def archive(images: list[Labelled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path that reads as the phantoms."""
+    for module in (evaluate, temperature):
+        monkeypatch.setattr(module, "read_busi", lambda path: images)
+    return tmp_path / "phantoms.zip"
+
+
+def test_weights_are_judged_on_their_own_split_and_the_worst_cases_are_written(
+    images: list[Labelled], own: Path, archive: Path, tmp_path: Path
+) -> None:
+    figures = evaluate.evaluate(archive, "cpu", "test", paths=[own], out=tmp_path / "judged")
+    assert {"Dice, lesion images", "accuracy", "seconds per image"} <= figures.keys()
+    found, _ = parts(images)
+    rows = (tmp_path / "judged/worst_cases.md").read_text().splitlines()[2:]
+    assert sorted(row.split(" | ")[0].removeprefix("| ") for row in rows) == sorted(one.name for one in found["test"])
+
+
+def test_weights_that_may_know_the_images_are_not_judged_on_them(trained: dict[str, Path], archive: Path) -> None:
+    for weights in ([trained["b"]], None):  # of a fold; the shipped ones, on images that are not BUSI's
+        with pytest.raises(WeightsError, match="learnt on another split"):
+            evaluate.evaluate(archive, "cpu", "test", paths=weights)
+
+
+def test_an_evaluation_that_cannot_be_is_refused_in_words(own: Path, archive: Path) -> None:
+    with pytest.raises(ValueError, match=r"no image for split unseen: of its 24 there are \d+ in train"):
+        evaluate.evaluate(archive, "cpu", "unseen", paths=[own])
+    with pytest.raises(ValueError, match="takes no --flips"):
+        evaluate.evaluate(archive, "cpu", "test", paths=[own], flips=True)
+    with pytest.raises(ValueError, match="takes no --cache"):
+        evaluate.evaluate(archive, "cpu", "test", paths=[own], cache=archive)
+    with pytest.raises(ValueError, match="no strategy 'other'"):
+        evaluate.evaluate(archive, "cpu", "test", paths=[own], strategy="other")
+
+
+def test_a_temperature_is_fitted_on_images_that_were_not_learned(
+    images: list[Labelled], own: Path, trained: dict[str, Path], archive: Path
+) -> None:
+    found, _ = parts(images)
+    assert temperature.unlearnt([own], images, "val") == found["val"]
+    with pytest.raises(WeightsError, match=f"learnt from {len(found['train'])} of these images"):
+        temperature.unlearnt([own], images, "all")
+    with pytest.raises(SystemExit, match="learnt on another split"):
+        temperature.main(["--data", str(archive), "--weights", str(trained["b"])])
+    others = [phantom(label, number) for label in range(3) for number in range(50, 52)]
+    assert temperature.unlearnt([own], others, "all") == others
+    before = own.with_suffix(".json").read_text()
+    temperature.main(["--data", str(archive), "--weights", str(own)])
+    about = json.loads(own.with_suffix(".json").read_text())
+    assert (about["calibrated_on"], about["calibration"]["images"]) == ("phantoms.zip, val", len(found["val"]))
+    own.with_suffix(".json").write_text(before)
 
 
 # ---- folds
@@ -252,4 +361,21 @@ def test_stages_in_a_row_leave_b_with_its_parts(images: list[Labelled], tmp_path
     BreastUltrasound("cpu", weights=[done.weights])
     again = train_stages(images, TINY, ("segmentation", "classification", "fusion"), tmp_path)
     assert again == done
+    with pytest.raises(SystemExit, match=r"stages of another training \(different: lr\)"):
+        train_stages(images, replace(TINY, lr=1e-4), ("segmentation", "classification", "fusion"), tmp_path)
+    with pytest.raises(SystemExit, match="different: images or stages"):
+        train_stages(images[1:], TINY, ("segmentation", "classification", "fusion"), tmp_path)
     assert pipeline.version(["a" * 64], None) == "a" * 8
+
+
+@pytest.mark.parametrize("command", [stages.main, folds.main])
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [(["--set", "epochs"], "--set epochs: write NAME=VALUE"), ([], "does not exist; give the zip or the folder")],
+)
+def test_commands_say_in_words_what_they_cannot_do(
+    command: Callable[[list[str]], None], said: list[str], why: str, tmp_path: Path
+) -> None:
+    system = ["breast_us"] if command is stages.main else []
+    with pytest.raises(SystemExit, match=why):
+        command([*system, "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--threads", "1", *said])

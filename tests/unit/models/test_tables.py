@@ -120,6 +120,8 @@ def test_every_row_of_the_breast_table_is_a_training_that_exists():
     names = [row.name for table in breast.TABLES for row in table.rows]
     assert len(set(names)) == len(names)
     assert breast.PLANS.keys() <= set(names)
+    assert [row.name for table in breast.tables_of("small") for row in table.rows if row.why_not] == [breast.PUBLISHED]
+    assert not any(row.why_not for table in breast.tables_of("full") for row in table.rows)
     configs = [
         configured(BreastConfig(), {**budget, **row.changes})
         for budget in breast.BUDGETS.values()
@@ -137,3 +139,39 @@ def test_pictures_of_the_breast_table_show_a_dark_lesion():
         assert picture.shape == mask.shape == (480, 480)
         assert 0 < mask.mean() < 0.2
         assert picture[mask].mean() < picture[~mask].mean()
+
+
+def test_b_alone_is_the_first_row_of_the_breast_table_without_c(tmp_path, monkeypatch):
+    study = object.__new__(breast.BreastStudy)
+    study.images, study.changes, study.splits, study.device = [], {}, [], "cpu"
+    shown = {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in breast.FIGURES}
+    trained = []
+
+    def validate(images, config, plan, folder, device):
+        trained.append(folder)
+        folder.mkdir(exist_ok=True)
+        (folder / "figures.json").write_text(json.dumps({"figures": {}, "figures without C": shown}))
+        return dict.fromkeys(breast.FIGURES, Interval(0.9, 0.8, 1.0))
+
+    monkeypatch.setattr(breast, "validate", validate)
+    folders = {name: tmp_path / digest(study.settings(Row(name)))[:12] for name in (breast.OURS, breast.ALONE)}
+    made = {name: study.result(Row(name), folder).figures["accuracy"].value for name, folder in folders.items()}
+    assert made == {breast.OURS: 0.9, breast.ALONE: 0.5}
+    assert trained == [folders[breast.OURS]] * 2 != [folders[breast.ALONE]] * 2
+
+
+def test_pictures_of_the_breast_table_are_by_b(tmp_path, monkeypatch):
+    class Judge(Exception):
+        pass
+
+    def pipeline(device, weights):
+        raise Judge(weights[0].name)
+
+    (tmp_path / "fold0/joint").mkdir(parents=True)
+    for name in ("breast_fusion_small", "breast_triple_lite0_w16"):
+        (tmp_path / f"fold0/joint/{name}.safetensors").touch()
+    monkeypatch.setattr(breast, "BreastUltrasound", pipeline)
+    study = object.__new__(breast.BreastStudy)
+    study.device = "cpu"
+    with pytest.raises(Judge, match="breast_triple_lite0_w16"):
+        study.illustrate({breast.OURS: tmp_path}, tmp_path)
