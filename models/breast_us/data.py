@@ -181,13 +181,15 @@ def known_hashes() -> dict[str, np.ndarray]:
     return {name: np.array([bit == "1" for bit in f"{int(text, 16):063b}"]) for name, text in stored.items()}
 
 
-def parts(images: Sequence[Labelled], strategy: Strategy = "stored") -> tuple[dict[str, list[Labelled]], str]:
+def parts(
+    images: Sequence[Labelled], strategy: Strategy = "stored", *, anew: bool = True
+) -> tuple[dict[str, list[Labelled]], str]:
     """Images of train, val, test, unseen and left_out, and the SHA-256 of the split that says so.
 
     "stored": the shipped split, for images that have a stored name and still look as they did. Another image that
     looks like one of them goes where that one is, or is left out when its label or several relatives contradict. The
-    rest is "unseen", and part of "test" too: it is never trained on. When no image is known, or when strategy is
-    "fresh", all are split anew with make_split; weights trained on another split must not be evaluated on that one.
+    rest is "unseen", and part of "test" too: it is never trained on. When strategy is "fresh", or no image is known
+    and `anew`, all are split with make_split; weights trained on another split must not be evaluated on that one.
     """
     if strategy not in get_args(Strategy):
         raise ValueError(f"no strategy {strategy!r} for the split; known: {', '.join(get_args(Strategy))}")
@@ -201,7 +203,7 @@ def parts(images: Sequence[Labelled], strategy: Strategy = "stored") -> tuple[di
             for image, mine in zip(images, own, strict=True)
         ]
     )
-    if strategy == "fresh" or not known.any():
+    if strategy == "fresh" or (anew and not known.any()):
         split = make_split(images)
         home = {name: part for part, names in split.items() for name in names}
         placed = {part: [image for image in images if home[image.name] == part] for part in split}

@@ -58,9 +58,14 @@ def parts_for(
 ) -> dict[str, list[Labelled]]:
     """data.parts of images that weights are to be judged on; the strategy is that of their training if none is given.
 
-    Raises WeightsError when they learnt on another split, and may know the images of any part of this one.
+    Images of which the stored split knows none are "unseen" to weights of that split. Raises WeightsError when the
+    weights learnt on another split, and may know the images of any part of this one.
     """
-    found, split_sha256 = parts(images, strategy_of(weights) if strategy is None else cast(Strategy, strategy))
+    chosen = strategy_of(weights) if strategy is None else cast(Strategy, strategy)
+    stored, stored_sha256 = parts(images, chosen, anew=False)
+    if all(load(path).about.get("split_sha256") == stored_sha256 for path in weights):
+        return stored
+    found, split_sha256 = parts(images, chosen)
     for path in weights:
         load(path, PREPROCESSING, split_sha256)
     return found
