@@ -211,8 +211,10 @@ class Slices:
                 found.append(wide[random.integers(len(wide))])
         return found[:wanted]
 
-    def negatives(self, split: str, batch: int = 64) -> Iterator[dict[str, Tensor]]:
+    def negatives(self, split: str, batch: int = 64, most: int | None = None) -> Iterator[dict[str, Tensor]]:
         """Slices without nodule as network input, like `fixed`, from the list `free`; "index" says of which crop.
+
+        most    an even sample of so many, instead of the whole list
 
         A strip is brought to the crop's size by mirroring it across its long edges, at its own scale: about half of
         such a picture is seen twice, and its seams are no anatomy. They lie near nodules, within the reach of a crop;
@@ -220,6 +222,8 @@ class Slices:
         the set to hold their marks.
         """
         cuts, side = self.free(split), self.images.shape[-1]
+        if most is not None:
+            cuts = [cuts[i] for i in evenly(np.arange(len(cuts)), most)]
         for start in range(0, len(cuts), batch):
             part = cuts[start : start + batch]
             index = np.array([cut.crop for cut in part])
@@ -247,6 +251,11 @@ class Slices:
             image = F.grid_sample(self.hu(part), grid, "bilinear", "reflection", align_corners=False)
             mask = F.grid_sample(masks, grid, "bilinear", "reflection", align_corners=False) > 0.5
             yield {"image": window(jittered(image, random)), "mask": mask, "index": torch.from_numpy(part)}
+
+
+def evenly(order: np.ndarray, most: int) -> np.ndarray:
+    """At most so many members of the order, evenly spaced."""
+    return order if len(order) <= most else order[np.linspace(0, len(order) - 1, most).astype(int)]
 
 
 def extent(votes: np.ndarray) -> tuple[int, int, int, int]:
