@@ -5,11 +5,9 @@ Crops show a nodule and its surroundings; what the pipeline finds in whole scans
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import time
-import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +21,8 @@ from torch import Tensor
 
 from models import weights
 from models.ensemble import DIHEDRAL, PLAIN, Ensemble
+from models.layouts import opened
+from models.lung_nodule.crops import index_of
 from models.lung_nodule.data import Slices
 from models.lung_nodule.pipeline import CHECKPOINT, Options
 from models.lung_nodule.preprocess import PREPROCESSING, WINDOW_HU
@@ -123,10 +123,10 @@ def raters(data: Path, rows: np.ndarray, crop: int = 128) -> np.ndarray | None:
 
     None when the data are of another layout: there only the number of readers is kept.
     """
-    root: Path | zipfile.Path = zipfile.Path(data) if data.is_file() and zipfile.is_zipfile(data) else data
-    if not (root / "index.csv").is_file():
+    root = opened(data)
+    files = index_of(root)
+    if files is None:
         return None
-    files = list(csv.DictReader(io.StringIO((root / "index.csv").read_text("utf-8"))))
     marks = []
     for row in (files[i] for i in rows):
         file = root / row["patient"] / row["nodule"] / row["file"].replace(".png", "_raters.png")

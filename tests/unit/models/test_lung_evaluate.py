@@ -153,6 +153,12 @@ def test_the_readers_marks_come_from_a_zip_or_a_folder(archive, tmp_path):
     assert np.array_equal(from_zip, raters(tmp_path, rows))
     assert np.array_equal(from_zip[:, 48:80, 48:80], raters(archive, rows, crop=32))
     assert set(np.unique(from_zip)) == {0, 1, 3}
+    with zipfile.ZipFile(archive) as z:
+        z.extractall(tmp_path / "outer" / "crops")
+    assert np.array_equal(
+        from_zip, raters(tmp_path / "outer", rows)
+    )  # read like the crops: an outer folder is stepped into
+    (tmp_path / "LIDC").mkdir()
     assert raters(tmp_path / "LIDC", rows) is None
 
 
