@@ -188,6 +188,7 @@ def train(
             with precision():
                 figures = recipe.evaluate(average.model, "val")
             row = {"epoch": epoch + 1, "loss": losses / counts[epoch], **figures, "seconds": time.monotonic() - start_s}
+            bar.remove_task(task)
             bar.console.print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
             if figures["score"] > best:
                 best, best_epoch = figures["score"], epoch
