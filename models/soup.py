@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -17,7 +18,8 @@ from typing import cast
 import torch
 
 from models.recipe import RecipeModule
-from models.train import RECIPES, Origin, configured, export, half_precision
+from models.train import RECIPES, Origin, changed, configured, export, half_precision
+from models.weights import WeightsError
 
 
 def blended(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
@@ -39,10 +41,17 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
 
     module = cast(RecipeModule, import_module(RECIPES[given.system]))
-    changes = {"width": given.width} if given.width else {}
-    recipe = module.build(given.data, configured(module.Config(), changes))
-    states = [torch.load(path, map_location="cpu", weights_only=True) for path in (given.first, given.second)]
-    model = recipe.model().eval()
+    files = (given.first, given.second)
+    states = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
+    config = replace(module.Config(), **states[1].get("config", {}))  # a checkpoint from before configs: --width
+    try:
+        recipe = module.build(given.data, configured(config, {"width": given.width} if given.width else {}))
+        model = recipe.model().eval()
+        for path, state in zip(files, states, strict=True):
+            for change in changed(recipe, model, state, path):
+                print(f"{path}: {change}")
+    except (ValueError, WeightsError) as error:
+        raise SystemExit(str(error)) from error
     model.load_state_dict(blended(states[0]["average"], states[1]["average"], given.share))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     half = half_precision("cpu", recipe.config.amp)

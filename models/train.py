@@ -96,7 +96,8 @@ def train(
     teachers   weights of networks of the same system, which each batch is shown too: see Recipe.lesson
 
     Raises WeightsError for an `init` or a teacher that is missing, spoilt, or learnt on another split, and when a
-    training is resumed with other teachers; FloatingPointError when the loss is no number any more.
+    training is resumed with other teachers, another split, preprocessing or network, or on other weights;
+    FloatingPointError when the loss is no number any more.
     """
     config, console = recipe.config, console or Console()
     out.mkdir(parents=True, exist_ok=True)
@@ -126,6 +127,8 @@ def train(
     if resume and (out / "last.pt").exists():
         state = torch.load(out / "last.pt", map_location="cpu", weights_only=True)
         origin = origin.continued(state.get("origin"), out)
+        for change in changed(recipe, model, state, out / "last.pt"):
+            console.print(f"not as before: {change}")
         model.load_state_dict(state["model"])
         average.model.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -185,6 +188,7 @@ def train(
             with precision():
                 figures = recipe.evaluate(average.model, "val")
             row = {"epoch": epoch + 1, "loss": losses / counts[epoch], **figures, "seconds": time.monotonic() - start_s}
+            bar.remove_task(task)
             bar.console.print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
             if figures["score"] > best:
                 best, best_epoch = figures["score"], epoch
@@ -196,6 +200,8 @@ def train(
             state = {name: part.state_dict() for name, part in (("model", model), ("average", average.model))}
             state |= {"optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(), "origin": asdict(origin)}
             state |= {"epoch": epoch, "best": best, "best_epoch": best_epoch, **random_state()}
+            state |= {"split_sha256": recipe.split_sha256, "preprocessing": recipe.preprocessing}
+            state |= {"config": asdict(config)}
             state |= {"plateau": plateau.state_dict()} if plateau is not None else {}
             save_state(out / "last.pt", state)
     return out / f"{recipe.name}.safetensors"
@@ -218,6 +224,30 @@ class Origin:
                 " folder"
             )
         return before
+
+
+def changed(recipe: Recipe, model: nn.Module, state: Mapping[str, Any], path: Path) -> list[str]:
+    """In what a checkpoint (last.pt at `path`) is of another training than this recipe's, in words.
+
+    Raises WeightsError when it is of another split, preprocessing or network, or stands on other weights: to go on with
+    it would spoil the test or mix two trainings. What an old checkpoint does not state is not compared.
+    """
+    instead = "go on with what it was trained with, or start in another folder"
+    for name, word in (("split_sha256", "split"), ("preprocessing", "preprocessing")):
+        mine, theirs = getattr(recipe, name), state.get(name)
+        if theirs not in (None, mine):
+            raise WeightsError(f"{path} learnt on another {word} ({theirs[:20]}, here {mine[:20]}); {instead}")
+    before, now = state.get("config", {}), asdict(recipe.config)
+    differing = {
+        name: f"{name} was {before[name]}, is {now[name]}" for name in now if before.get(name, now[name]) != now[name]
+    }
+    said = ", ".join(differing.values())
+    if any(name.endswith("_sha256") for name in differing):
+        raise WeightsError(f"{path} stands on other weights ({said}); {instead}")
+    shapes = [{name: t.shape for name, t in one.items()} for one in (state["model"], model.state_dict())]
+    if shapes[0] != shapes[1] or (before and repr(recipe.network(before)) != repr(model)):
+        raise WeightsError(f"{path} is of another network ({said or 'of other shapes'}); {instead}")
+    return list(differing.values())
 
 
 def half_precision(device: str, wanted: bool) -> torch.dtype | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.layouts import Root
+from models.layouts import Root, UnknownLayout
 from models.lung_nodule.hounsfield import key, ranges_of
 
 COLUMNS = {"patient", "nodule", "file"}  # of the index.csv of a set of crops
@@ -62,17 +62,26 @@ def index_of(root: Root) -> list[dict[str, str]] | None:
 
 
 def read_crops(root: Root, rows: list[dict[str, str]], *, calibrated: bool = True) -> Crops:
-    """Decode patient/nodule/file.png and file_raters.png (bit r set = reader r) of every row; all of one size."""
+    """Decode patient/nodule/file.png and file_raters.png (bit r set = reader r) of every row.
+
+    Raises UnknownLayout, naming the file, unless all are of 8 bits, one channel and the first one's size.
+    """
     images = votes = np.empty(0, np.uint8)
     for index, row in enumerate(rows):
         folder = root / row["patient"] / row["nodule"]
-        image = np.asarray(Image.open(io.BytesIO((folder / row["file"]).read_bytes())))
-        marks = (folder / row["file"].replace(".png", "_raters.png")).read_bytes()
+        files = folder / row["file"], folder / row["file"].replace(".png", "_raters.png")
+        image, marks = (np.asarray(Image.open(io.BytesIO(file.read_bytes()))) for file in files)
         if index == 0:
-            images = np.empty((len(rows), *image.shape), np.uint8)
+            images = np.empty((len(rows), *image.shape[:2]), np.uint8)
             votes = np.empty_like(images)
+        for file, pixels in zip(files, (image, marks), strict=True):
+            if pixels.dtype != np.uint8 or pixels.shape != images.shape[1:]:
+                raise UnknownLayout(
+                    f"{file} holds {pixels.dtype} pixels of shape {pixels.shape}, not 8 bits of shape"
+                    f" {images.shape[1:]} like the first crop; write all crops alike"
+                )
         images[index] = image
-        votes[index] = np.bitwise_count(np.asarray(Image.open(io.BytesIO(marks))))
+        votes[index] = np.bitwise_count(marks)
     names = [key(row["patient"], row["nodule"], row["file"]) for row in rows]
     return Crops(
         images,

@@ -211,8 +211,10 @@ class Slices:
                 found.append(wide[random.integers(len(wide))])
         return found[:wanted]
 
-    def negatives(self, split: str, batch: int = 64) -> Iterator[dict[str, Tensor]]:
+    def negatives(self, split: str, batch: int = 64, most: int | None = None) -> Iterator[dict[str, Tensor]]:
         """Slices without nodule as network input, like `fixed`, from the list `free`; "index" says of which crop.
+
+        most    an even sample of so many, instead of the whole list
 
         A strip is brought to the crop's size by mirroring it across its long edges, at its own scale: about half of
         such a picture is seen twice, and its seams are no anatomy. They lie near nodules, within the reach of a crop;
@@ -220,6 +222,8 @@ class Slices:
         the set to hold their marks.
         """
         cuts, side = self.free(split), self.images.shape[-1]
+        if most is not None:
+            cuts = [cuts[i] for i in evenly(np.arange(len(cuts)), most)]
         for start in range(0, len(cuts), batch):
             part = cuts[start : start + batch]
             index = np.array([cut.crop for cut in part])
@@ -249,6 +253,11 @@ class Slices:
             yield {"image": window(jittered(image, random)), "mask": mask, "index": torch.from_numpy(part)}
 
 
+def evenly(order: np.ndarray, most: int) -> np.ndarray:
+    """At most so many members of the order, evenly spaced."""
+    return order if len(order) <= most else order[np.linspace(0, len(order) - 1, most).astype(int)]
+
+
 def extent(votes: np.ndarray) -> tuple[int, int, int, int]:
     """Box round everything that any reader marked: top, bottom (excluded), left, right (excluded); -1 for nothing."""
     rows, columns = np.flatnonzero(votes.any(axis=1)), np.flatnonzero(votes.any(axis=0))
@@ -269,21 +278,20 @@ def cut_centre(
 ) -> tuple[float, float, float]:
     """(row, column, zoom) of a cut: any place of it is equally likely for the nodule, or the cut avoids the nodule.
 
-    A cut as large as the crop can avoid the nodule only beyond the crop's edge, where the crop is mirrored: it is laid
-    on the edge and takes in three quarters of its usual reach. Nodules sit in the middle of their crops.
+    Nodules sit in the middle of their crops. A cut that finds no room beside one is laid on the crop's edge, where the
+    crop is mirrored, and reaches over three quarters of the way to the middle at most: a large one is zoomed for that.
     """
     rows, columns = np.nonzero(mask)
     half, full = size / 2, mask.shape[0]
     if random.random() < negatives:
-        if size >= full:
-            place = [random.choice([0.0, full - 1.0]), random.uniform(0.15 * full, 0.85 * full)]
-            row, column = random.permutation(place)
-            return row, column, 0.75
-        for _ in range(20):  # up to a quarter of the cut may lie beyond the crop
+        for _ in range(20 if size < full else 0):  # up to a quarter of the cut may lie beyond the crop
             row, column = random.uniform(half / 2, full - half / 2, 2)
             apart = (np.abs(rows - row) > half + 2) | (np.abs(columns - column) > half + 2)
             if apart.all():
                 return row, column, 1.0
+        place = [random.choice([0.0, full - 1.0]), random.uniform(0.15 * full, 0.85 * full)]
+        row, column = random.permutation(place)
+        return row, column, min(1.0, 0.75 * full / size)
     reach = 0.4 * size if size < full else 0.25 * size
     pick = random.integers(len(rows))
     row, column = rows[pick] + random.uniform(-reach, reach), columns[pick] + random.uniform(-reach, reach)

@@ -5,11 +5,9 @@ Crops show a nodule and its surroundings; what the pipeline finds in whole scans
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import time
-import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,16 +21,18 @@ from torch import Tensor
 
 from models import weights
 from models.ensemble import DIHEDRAL, PLAIN, Ensemble
+from models.layouts import opened
+from models.lung_nodule.crops import index_of
 from models.lung_nodule.data import Slices
 from models.lung_nodule.pipeline import CHECKPOINT, Options
 from models.lung_nodule.preprocess import PREPROCESSING, WINDOW_HU
 from models.lung_nodule.recipe import middle
+from models.lung_nodule.rule import correct, outcomes
 from models.metrics import Interval, bootstrap, dice, iou
 from models.nets.baselines import build_net
 from models.runtime import Runtime
 from models.weights import WeightsError
 
-HIT = 0.5  # least IoU of a slice that counts as found, in the source of the network
 RING_PX = 3  # width of the surroundings that a nodule's contrast is measured against
 READERS = 4  # of each LIDC study
 
@@ -123,29 +123,15 @@ def raters(data: Path, rows: np.ndarray, crop: int = 128) -> np.ndarray | None:
 
     None when the data are of another layout: there only the number of readers is kept.
     """
-    root: Path | zipfile.Path = zipfile.Path(data) if data.is_file() and zipfile.is_zipfile(data) else data
-    if not (root / "index.csv").is_file():
+    root = opened(data)
+    files = index_of(root)
+    if files is None:
         return None
-    files = list(csv.DictReader(io.StringIO((root / "index.csv").read_text("utf-8"))))
     marks = []
     for row in (files[i] for i in rows):
         file = root / row["patient"] / row["nodule"] / row["file"].replace(".png", "_raters.png")
         marks.append(np.asarray(Image.open(io.BytesIO(file.read_bytes()))))
     return middle(torch.from_numpy(np.stack(marks))[:, None], crop)[:, 0].numpy()
-
-
-def outcomes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """ "TP", "FN", "TN" or "FP" of each slice, as the network's source counts: bool (n, h, w) twice -> str (n).
-
-    A slice with a nodule is TP when its IoU is at least HIT, else FN; one without is TN when nothing is marked.
-    """
-    found = []
-    for p, t in zip(predicted, truth, strict=True):
-        if t.any():
-            found.append("TP" if iou(p, t) >= HIT else "FN")
-        else:
-            found.append("FP" if p.any() else "TN")
-    return np.array(found, dtype="U2")
 
 
 def rule(predicted: np.ndarray, truth: np.ndarray, patients: Sequence[str]) -> dict[str, Interval]:
@@ -155,7 +141,7 @@ def rule(predicted: np.ndarray, truth: np.ndarray, patients: Sequence[str]) -> d
     figures = {
         "IoU, all slices": interval([iou(p, t) for p, t in pairs], patients),
         "Dice, all slices": interval([dice(p, t) for p, t in pairs], patients),
-        "accuracy": interval(np.isin(called, ("TP", "TN")), patients),
+        "accuracy": interval(correct(called), patients),
     }
     for name in ("TP", "TN", "FP", "FN"):
         is_one = (called == name).astype(float)

@@ -16,7 +16,9 @@ from torch import nn
 from models import evaluate as command
 from models.ensemble import DIHEDRAL, Ensemble
 from models.lung_nodule.data import stored_split
-from models.lung_nodule.evaluate import Looked, between_readers, outcomes, raters, reasons, rule, worst
+from models.lung_nodule.evaluate import Looked, between_readers, look, raters, reasons, rule, worst
+from models.lung_nodule.recipe import Config, NoduleRecipe
+from models.lung_nodule.rule import outcomes
 from models.metrics import iou
 from models.runtime import Runtime
 
@@ -151,6 +153,12 @@ def test_the_readers_marks_come_from_a_zip_or_a_folder(archive, tmp_path):
     assert np.array_equal(from_zip, raters(tmp_path, rows))
     assert np.array_equal(from_zip[:, 48:80, 48:80], raters(archive, rows, crop=32))
     assert set(np.unique(from_zip)) == {0, 1, 3}
+    with zipfile.ZipFile(archive) as z:
+        z.extractall(tmp_path / "outer" / "crops")
+    assert np.array_equal(
+        from_zip, raters(tmp_path / "outer", rows)
+    )  # read like the crops: an outer folder is stepped into
+    (tmp_path / "LIDC").mkdir()
     assert raters(tmp_path / "LIDC", rows) is None
 
 
@@ -167,3 +175,27 @@ def test_the_command_measures_the_shipped_weights(archive, tmp_path, capsys):
 def test_the_command_refuses_weights_that_are_not_there(archive, tmp_path):
     with pytest.raises(SystemExit, match="is missing"):
         command.main(["residual_unet", "--data", str(archive), "--weights", str(tmp_path / "none.safetensors")])
+
+
+class Scripted(nn.Module):
+    """Marks what is bright, or nothing: has a parameter, for the recipe asks on which device it is."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(level))
+
+    def forward(self, x):
+        return x - self.level
+
+
+@pytest.mark.parametrize("level", [-1.0, 0.3, 0.5, 2.0])
+def test_an_epoch_is_chosen_by_the_figures_that_the_tables_judge(archive, level):
+    """The recipe's score is the mean of the IoU and the accuracy that the evaluation finds on the same slices."""
+    recipe, net = NoduleRecipe(archive, Config()), Scripted(level)
+    chosen_by = recipe.evaluate(net, "test")
+    looked = look(recipe.slices, "test", Ensemble([net], Runtime(torch.device("cpu"), bf16=False)))
+    judged = rule(looked.predicted, looked.truth, looked.patients)
+    assert judged["TN"].value + judged["FP"].value > 0
+    assert chosen_by["iou"] == pytest.approx(judged["IoU, all slices"].value)
+    assert chosen_by["accuracy"] == pytest.approx(judged["accuracy"].value)
+    assert chosen_by["score"] == pytest.approx((chosen_by["iou"] + chosen_by["accuracy"]) / 2)

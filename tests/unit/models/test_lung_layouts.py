@@ -351,6 +351,22 @@ def test_a_zip_and_its_folder_hold_the_same(tmp_path: Path) -> None:
         read(tmp_path / "flat.zip", size=64)
 
 
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("slice-1.png", np.full((128, 128), 40_000, np.uint16)),
+        ("slice-1.png", np.zeros((96, 96), np.uint8)),
+        ("slice-1_raters.png", np.zeros((1, 128), np.uint8)),
+        ("slice-0.png", np.zeros((128, 128, 3), np.uint8)),
+    ],
+)
+def test_a_crop_unlike_the_others_is_refused_by_name(tmp_path: Path, name: str, pixels: np.ndarray) -> None:
+    write_crops(tmp_path, ["A"])
+    Image.fromarray(pixels).save(tmp_path / "A" / "nodule-0" / name)
+    with pytest.raises(UnknownLayout, match=f"{name} holds"):
+        read(tmp_path)
+
+
 def test_a_known_crop_keeps_its_range_and_another_of_its_name_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

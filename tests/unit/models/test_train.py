@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from models import soup
 from models import train as training
 from models.breast_us import recipe as breast
 from models.lung_nodule import recipe as lung
@@ -143,6 +144,77 @@ def test_half_precision_with_a_scaled_loss_learns_and_resumes(tmp_path, monkeypa
     same(tmp_path / "whole", tmp_path / "killed")
     assert torch.load(tmp_path / "whole" / "last.pt", weights_only=True)["scaler"]["scale"] > 1
     assert json.loads(path.with_suffix(".json").read_text())["metrics"]["val_score"] > -1.0
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [("split_sha256", "2" * 64, "another split"), ("preprocessing", "none/2", "another preprocessing")],
+)
+def test_a_training_does_not_go_on_with_other_data(tmp_path, whole, attribute, value, words):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "line.json").read_text()
+    other = Line(epochs=6)
+    setattr(other, attribute, value)
+    with pytest.raises(WeightsError, match=words):
+        train(other, tmp_path, resume=True, console=quiet())
+    assert other.seen == 0
+    assert (tmp_path / "line.json").read_text() == before
+
+
+def test_a_training_does_not_go_on_with_another_network(tmp_path, whole):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+
+    class Bent(Line):
+        def network(self, config):
+            return Line().network({}) if config.get("width") == 16 else nn.Sequential(*Line().network({}), nn.ReLU())
+
+        def model(self):
+            return self.network(dataclasses.asdict(self.config))
+
+    with pytest.raises(WeightsError, match=r"another network \(width was 16, is 8\)"):  # of the same shapes
+        train(Bent(width=8), tmp_path, resume=True, console=quiet())
+
+
+def test_a_training_goes_on_with_other_hyper_parameters_and_says_so(tmp_path, whole):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    said = io.StringIO()
+    train(Line(epochs=5, lr=0.01), tmp_path, resume=True, console=Console(file=said, width=200))
+    assert "not as before: epochs was 4, is 5" in said.getvalue()
+    assert "lr was 0.05, is 0.01" in said.getvalue()
+
+
+def test_a_checkpoint_from_before_it_said_what_it_is_of_still_resumes(tmp_path, whole):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    for name in ("config", "split_sha256", "preprocessing"):
+        del state[name]
+    torch.save(state, tmp_path / "last.pt")
+    recipe = Line(epochs=5)
+    train(recipe, tmp_path, resume=True, console=quiet())
+    assert recipe.seen == 6
+    torch.save(state | {"model": nn.Linear(2, 2).state_dict()}, tmp_path / "last.pt")
+    with pytest.raises(WeightsError, match="another network"):
+        train(recipe, tmp_path, resume=True, console=quiet())
+
+
+def test_a_soup_of_another_split_is_refused(tmp_path, whole, monkeypatch):
+    class Module:
+        Config = TrainConfig
+
+        @staticmethod
+        def build(data, config):
+            recipe = Line(**dataclasses.asdict(config))
+            recipe.split_sha256 = "2" * 64 if data == Path("other") else "1" * 64
+            return recipe
+
+    monkeypatch.setattr(soup, "import_module", lambda name: Module)
+    last, out = str(whole / "last.pt"), tmp_path / "out"
+    given = ["residual_unet", "--first", last, "--second", last, "--share", "0.5", "--out", str(out)]
+    with pytest.raises(SystemExit, match="another split"):
+        soup.main([*given, "--data", "other"])
+    assert not out.exists()
+    soup.main([*given, "--data", "same"])
+    assert json.loads((out / "line.json").read_text())["config"]["ema_decay"] == 0.9  # that of the checkpoints
 
 
 class Fading(Line):
