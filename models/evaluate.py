@@ -10,7 +10,6 @@ A table trains each of its rows under one budget; what is in its JSON already is
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import sys
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import tables
-from models.weights import WeightsError
+from models.weights import WeightsError, load
 
 SYSTEMS = {"breast_us": "models.breast_us", "residual_unet": "models.lung_nodule"}  # name -> where its evaluate.py is
 RESULTS, RUNS = Path("docs/results"), Path("runs/tables")
@@ -34,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--split", default="test", choices=("val", "test", "unseen"), help="unseen: patients no stored split knows"
     )
+    parser.add_argument("--strategy", choices=("stored", "fresh"), help="of the split; as the weights were trained")
+    parser.add_argument("--cache", type=Path, help="folder for the crops of whole scans")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--weights", type=Path, nargs="+", help="instead of the shipped ones; several: their mean")
     parser.add_argument("--flips", action="store_true", help="show each image turned and mirrored too")
@@ -47,18 +48,25 @@ def main(arguments: list[str] | None = None) -> None:
     package = SYSTEMS[given.system]
     try:
         if given.table:
+            if given.weights or given.flips:
+                parser.error("--table trains its own weights and judges them as they are: no --weights, no --flips")
+            if bad := [pair for pair in given.set if "=" not in pair]:
+                parser.error(f"--set {bad[0]}: NAME=VALUE is needed")
             changes = dict(pair.split("=", 1) for pair in given.set)
             study = import_module(f"{package}.tables").study(given.data, given.budget, changes, given.device)
             print(tables.run(study, given.out or RESULTS, given.runs))
             return
-        evaluate = import_module(f"{package}.evaluate").evaluate
-        asked = {"paths": given.weights, "flips": given.flips, "out": given.out}
-        known = inspect.signature(evaluate).parameters
-        extras = {name: value for name, value in asked.items() if value and name in known}
-        if missing := [name for name in ("paths", "flips") if asked[name] and name not in known]:
-            parser.error(f"{given.system} cannot be measured with {', '.join(missing)}")
-        figures = evaluate(given.data, given.device, given.split, **extras)
-    except WeightsError as error:
+        figures = import_module(f"{package}.evaluate").evaluate(
+            given.data,
+            given.device,
+            given.split,
+            paths=given.weights,
+            flips=given.flips,
+            out=given.out,
+            strategy=given.strategy,
+            cache=given.cache,
+        )
+    except (ValueError, WeightsError) as error:
         raise SystemExit(str(error)) from error
     table = Table(title=f"{given.system}, {given.split} split")
     table.add_column("figure")
@@ -69,7 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         rounded = {name: {key: round(v, 4) for key, v in asdict(one).items()} for name, one in figures.items()}
-        document = {"split": given.split, "flips": given.flips, "figures": rounded}
+        judged = {path.stem: load(path).sha256 for path in given.weights or []} or "as shipped"
+        document = {"split": given.split, "weights": judged, "flips": given.flips, "figures": rounded}
         (given.out / "figures.json").write_text(json.dumps(document, indent=2) + "\n")
 
 

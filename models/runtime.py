@@ -153,7 +153,7 @@ class Runtime:
 
     def plain(self, model: nn.Module) -> Served:
         """The network as written, nothing compiled: for small ones, which gain little and would start slowly."""
-        return Served(Eager(self, model), str(self))
+        return Served(Eager(self, model, turned=False), str(self))
 
     def forms(self, examples: Sequence[Tensor], most: int) -> Iterator[tuple[str, Callable[[nn.Module], Form]]]:
         """What can be had here, the fastest first, as measured: docs/decisions.md. Eager float32 is always left."""
@@ -191,13 +191,13 @@ class Served:
 
 
 class Eager:
-    """The network as written, channels-last. Weights of convolutions are turned to bf16 once, not at every call: the
-    same numbers as under autocast alone."""
+    """The network as written, channels-last. Weights are turned to bf16 once, not at every call: the same numbers as
+    under autocast alone, which a network with parts that must stay in float32 needs (turned=False)."""
 
-    def __init__(self, runtime: Runtime, model: nn.Module) -> None:
+    def __init__(self, runtime: Runtime, model: nn.Module, turned: bool = True) -> None:
         self.runtime = runtime
         self.model = runtime.place(copy.deepcopy(model))
-        if runtime.bf16:
+        if runtime.bf16 and turned:
             for part in self.model.modules():
                 if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                     part.to(torch.bfloat16)

@@ -50,7 +50,11 @@ from models.nets.breast_triple import (
     ClassificationNet,
     Encoder,
     Fusion,
+    FusionNet,
     Heads,
+    LiteSegmentationNet,
+    SegmentationNet,
+    SmallFusion,
     Triple,
     TripleConfig,
     segmentation_net,
@@ -273,7 +277,8 @@ class BreastRecipe:
         """Raises ValueError for a stage that takes no teacher, and for a teacher that says nothing of the classes."""
         if self.config.stage not in TAUGHT:
             raise ValueError(f"stage {self.config.stage} takes no --teacher; {' and '.join(TAUGHT)} do")
-        if not all(isinstance(teacher, ClassificationNet) for teacher in teachers):
+        silent = SegmentationNet | LiteSegmentationNet | FusionNet | SmallFusion
+        if any(isinstance(teacher, silent) for teacher in teachers):
             raise ValueError(f"a --teacher must be of stage {' or '.join(TAUGHT)}: others say nothing of the classes")
         masks, classes = zip(*(teacher(batch["image"]) for teacher in teachers), strict=True)
         shares = torch.stack([each.float().softmax(dim=1) for each in classes])

@@ -112,19 +112,21 @@ def stored_split() -> tuple[dict[str, list[str]], str]:
 Strategy = Literal["stored", "fresh"]
 
 
-def split_of(patients: Sequence[str], strategy: Strategy = "stored") -> tuple[dict[str, list[str]], str]:
+def split_of(
+    patients: Sequence[str], strategy: Strategy = "stored", *, anew: bool = True
+) -> tuple[dict[str, list[str]], str]:
     """Patients of train, val, test and unseen, and the SHA-256 of the split that says so.
 
     "stored": the shipped split. Patients it does not name are "unseen", and part of "test" too: they are never
-    trained on. When it names none of them, or when strategy is "fresh", all are split anew with split_patients; weights
-    trained on another split must not be evaluated on that one.
+    trained on. When strategy is "fresh", or it names none of them and `anew`, all are split with split_patients;
+    weights trained on another split must not be evaluated on that one.
     """
     here = set(patients)
     if strategy not in get_args(Strategy):
         raise ValueError(f"no strategy {strategy!r} for the split; known: {', '.join(get_args(Strategy))}")
     split, sha256 = stored_split()
     known = {patient for part in split.values() for patient in part}
-    if strategy == "fresh" or not here & known:
+    if strategy == "fresh" or (anew and not here & known):
         split = split_patients(patients)
         return {**split, "unseen": []}, hashlib.sha256(as_text(split)).hexdigest()
     unseen = sorted(here - known)
@@ -147,7 +149,13 @@ class Slices:
     """
 
     def __init__(
-        self, path: Path, *, size: int = 128, cache: Path | None = None, strategy: Strategy = "stored"
+        self,
+        path: Path,
+        *,
+        size: int = 128,
+        cache: Path | None = None,
+        strategy: Strategy = "stored",
+        anew: bool = True,
     ) -> None:
         crops = read(path, size=size, cache=cache)
         self.images = torch.from_numpy(crops.images)
@@ -155,7 +163,7 @@ class Slices:
         self.masks = torch.from_numpy(crops.votes >= MAJORITY)
         self.marked = np.array([extent(votes) for votes in crops.votes])  # (n, 4): top, bottom, left, right
         self.patients, self.nodules = crops.patients, crops.nodules
-        self.split, self.split_sha256 = split_of(crops.patients, strategy)
+        self.split, self.split_sha256 = split_of(crops.patients, strategy, anew=anew)
         self.owners = np.array(crops.patients)
         # A crop that one reader alone marked is neither nodule nor background: left out.
         agreed = self.masks.flatten(1).any(1).numpy()

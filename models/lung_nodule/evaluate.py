@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from models import weights
 from models.ensemble import DIHEDRAL, PLAIN, Ensemble
 from models.layouts import opened
 from models.lung_nodule.crops import index_of
-from models.lung_nodule.data import Slices
+from models.lung_nodule.data import Slices, Strategy
 from models.lung_nodule.pipeline import CHECKPOINT, Options
 from models.lung_nodule.preprocess import PREPROCESSING, WINDOW_HU
 from models.lung_nodule.recipe import middle
@@ -42,21 +43,30 @@ def evaluate(
     device: str = "cpu",
     split: str = "test",
     *,
-    paths: Sequence[Path] = (),
+    paths: Sequence[Path] | None = None,
     flips: bool = False,
     out: Path | None = None,
+    strategy: str | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Interval]:
     """Figure -> value and 95 % interval over patients, on every crop in which at least 2 readers marked a nodule and
     on crops without.
 
-    paths   weights whose mean probability is judged; the shipped ones when not given
-    flips   show each crop in all 8 turned and mirrored ways
-    out     folder for worst_cases.md
+    paths     weights whose mean probability is judged; the shipped ones when not given
+    flips     show each crop in all 8 turned and mirrored ways; the pipeline does not
+    out       folder for worst_cases.md
+    strategy  of data.split_of; when not given, the one that the weights were trained with
+    cache     folder for the crops of whole scans
 
-    Raises WeightsError for weights that are missing, spoilt, or learnt on another split or another crop size.
+    Raises ValueError for a split without crops; WeightsError for weights that are missing, spoilt, or learnt on another
+    split or another crop size.
     """
-    slices = Slices(data)
-    ensemble, crop = read(paths or [weights.packed("lung_nodule", CHECKPOINT)], device, slices.split_sha256, flips)
+    judged = list(paths or [weights.packed("lung_nodule", CHECKPOINT)])
+    slices = slices_for(judged, data, strategy, cache)
+    if not len(slices.index[split]):
+        there = ", ".join(f"{len(index)} in {name}" for name, index in slices.index.items())
+        raise ValueError(f"{data} has no crop with a nodule for split {split}; there are {there}")
+    ensemble, crop = read(judged, device, slices.split_sha256, flips)
     start = time.perf_counter()
     looked = look(slices, split, ensemble, crop)
     seconds = (time.perf_counter() - start) / len(looked.truth)
@@ -70,6 +80,20 @@ def evaluate(
     if marks is not None:
         figures |= between_readers(marks[has], looked.truth[has], [looked.patients[i] for i in has])
     return {**figures, "seconds per crop": Interval(seconds, seconds, seconds)}
+
+
+def slices_for(paths: Sequence[Path], data: Path, strategy: str | None, cache: Path | None) -> Slices:
+    """The data as these weights know them: patients of whom the stored split names none are "unseen" to weights of that
+    split. Raises WeightsError when the weights contradict each other."""
+    abouts = [weights.load(path).about for path in paths]
+    stated = {str(about["config"].get("split", "stored")) for about in abouts} if strategy is None else {strategy}
+    if len(stated) > 1:
+        raise WeightsError(f"these weights learnt on splits made in other ways: {', '.join(sorted(stated))}")
+    chosen = cast(Strategy, stated.pop())
+    slices = Slices(data, cache=cache, strategy=chosen, anew=False)
+    if all(about.get("split_sha256") == slices.split_sha256 for about in abouts):
+        return slices
+    return Slices(data, cache=cache, strategy=chosen)
 
 
 def read(paths: Sequence[Path], device: str, split_sha256: str, flips: bool = False) -> tuple[Ensemble, int]:

@@ -155,10 +155,10 @@ def test_a_new_collection_is_split_anew(stored: dict[str, list[str]]) -> None:
     strangers = [image(f"{CLASSES[n % 3]}/{n}.png", n) for n in range(1000, 1040)]
     placed, sha256 = parts(strangers)
     assert named(placed) == {**data.make_split(strangers), "unseen": []}
-    judged, sha256 = parts(strangers, anew=False)  # to weights of the stored split
+    judged, stored_sha256 = parts(strangers, anew=False)  # to weights of the stored split
     names = sorted(image.name for image in strangers)
     assert named(judged)["unseen"] == named(judged)["test"] == names
-    assert sha256 == data.split_sha256(data.read_split())
+    assert stored_sha256 == split_sha256(stored)
     assert sha256 != split_sha256(stored)
     assert parts(strangers, "fresh")[1] == sha256
     assert parts(KNOWN, "fresh")[1] == parts(KNOWN[::-1], "fresh")[1]  # the same images, the same split

@@ -273,9 +273,15 @@ def test_weights_are_judged_on_their_own_split_and_the_worst_cases_are_written(
 
 
 def test_weights_that_may_know_the_images_are_not_judged_on_them(trained: dict[str, Path], archive: Path) -> None:
-    for weights in ([trained["b"]], None):  # of a fold; the shipped ones, on images that are not BUSI's
-        with pytest.raises(WeightsError, match="learnt on another split"):
-            evaluate.evaluate(archive, "cpu", "test", paths=weights)
+    with pytest.raises(WeightsError, match="learnt on another split"):
+        evaluate.evaluate(archive, "cpu", "test", paths=[trained["b"]])  # of a fold
+
+
+def test_the_shipped_weights_are_judged_on_images_that_they_do_not_know(archive: Path) -> None:
+    every, same = (evaluate.evaluate(archive, "cpu", split) for split in ("unseen", "test"))
+    assert every["Dice, lesion images"] == same["Dice, lesion images"]
+    with pytest.raises(ValueError, match="no image for split val"):
+        evaluate.evaluate(archive, "cpu", "val")
 
 
 def test_an_evaluation_that_cannot_be_is_refused_in_words(own: Path, archive: Path) -> None:

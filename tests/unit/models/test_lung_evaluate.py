@@ -172,6 +172,25 @@ def test_the_command_measures_the_shipped_weights(archive, tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
+def test_the_shipped_weights_are_judged_on_patients_that_they_do_not_know(archive, tmp_path):
+    """A collection of strangers is unseen to them; val it has none."""
+    with zipfile.ZipFile(archive) as z:
+        z.extractall(tmp_path)
+    table = tmp_path / "index.csv"
+    text = table.read_text()
+    for number, patient in enumerate(stored_split()[0]["test"][:2]):
+        (tmp_path / patient).rename(tmp_path / f"STRANGER-{number}")
+        text = text.replace(patient, f"STRANGER-{number}")
+    table.write_text(text)
+    command.main(["residual_unet", "--data", str(tmp_path), "--split", "unseen", "--out", str(tmp_path / "out")])
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())["figures"]
+    assert figures["TP"]["value"] + figures["FN"]["value"] == 4
+    with pytest.raises(SystemExit, match="no crop with a nodule for split val"):
+        command.main(["residual_unet", "--data", str(tmp_path), "--split", "val"])
+    with pytest.raises(SystemExit, match="another split"):
+        command.main(["residual_unet", "--data", str(tmp_path), "--strategy", "fresh"])
+
+
 def test_the_command_refuses_weights_that_are_not_there(archive, tmp_path):
     with pytest.raises(SystemExit, match="is missing"):
         command.main(["residual_unet", "--data", str(archive), "--weights", str(tmp_path / "none.safetensors")])
