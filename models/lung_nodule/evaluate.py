@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def evaluate(
 
 def slices_for(paths: Sequence[Path], data: Path, strategy: str | None, cache: Path | None) -> Slices:
     """The data as these weights know them: patients of whom the stored split names none are "unseen" to weights of that
-    split. Raises WeightsError when the weights contradict each other."""
+    split. Raises WeightsError when the weights contradict each other, or nothing says whose the scans are."""
     abouts = [weights.load(path).about for path in paths]
     stated = {str(about["config"].get("split", "stored")) for about in abouts} if strategy is None else {strategy}
     if len(stated) > 1:
@@ -92,6 +93,8 @@ def slices_for(paths: Sequence[Path], data: Path, strategy: str | None, cache: P
     chosen = cast(Strategy, stated.pop())
     slices = Slices(data, cache=cache, strategy=chosen, anew=False)
     if all(about.get("split_sha256") == slices.split_sha256 for about in abouts):
+        if any(re.fullmatch(r"[0-9.]+", patient) for patient in slices.split["unseen"]):  # LUNA16 names series only
+            raise WeightsError(f"{data} does not name its patients, and these weights may know them: add metadata.csv")
         return slices
     return Slices(data, cache=cache, strategy=chosen)
 

@@ -189,6 +189,10 @@ def test_the_shipped_weights_are_judged_on_patients_that_they_do_not_know(archiv
         command.main(["residual_unet", "--data", str(tmp_path), "--split", "val"])
     with pytest.raises(SystemExit, match="another split"):
         command.main(["residual_unet", "--data", str(tmp_path), "--strategy", "fresh"])
+    (tmp_path / "STRANGER-1").rename(tmp_path / "1.3.6.1.4.1.14519")  # a series: whose?
+    table.write_text(text.replace("STRANGER-1", "1.3.6.1.4.1.14519"))
+    with pytest.raises(SystemExit, match="does not name its patients"):
+        command.main(["residual_unet", "--data", str(tmp_path), "--split", "unseen"])
 
 
 def test_the_command_refuses_weights_that_are_not_there(archive, tmp_path):
