@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -83,6 +84,15 @@ class Line:
 
 def quiet():
     return Console(file=io.StringIO())
+
+
+def test_a_training_that_cannot_be_judged_or_has_no_batch_is_refused_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(Line, "evaluate", lambda *_: {"auc": math.nan, "score": math.nan})
+    with pytest.raises(ValueError, match=r"no score on val \(auc nan, score nan\)"):
+        train(Line(), tmp_path, console=quiet())
+    monkeypatch.setattr(Line, "steps", lambda *_: 0)
+    with pytest.raises(ValueError, match="fewer images to learn from than a batch of 32"):
+        train(Line(), tmp_path, console=quiet())
 
 
 def same(one, two):
