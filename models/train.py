@@ -194,7 +194,7 @@ def train(
             if not math.isfinite(figures["score"]):
                 said = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
                 raise ValueError(
-                    f"{recipe.name}: no score on val ({said}): it holds too few images, or none of a class; give more, or"
+                    f"{recipe.name}: no score on val ({said}): it holds too few images, or none of a class; give more or"
                     " make fewer folds"
                 )
             row = {"epoch": epoch + 1, "loss": losses / counts[epoch], **figures, "seconds": time.monotonic() - start_s}
