@@ -121,9 +121,7 @@ def train(
     peaks = [group["lr"] for group in optimiser.param_groups]
     counts = [recipe.steps(epoch) for epoch in range(config.epochs)]
     if not all(counts):
-        raise ValueError(
-            f"{recipe.name}: fewer images to learn from than a batch of {config.batch}: --set batch=N smaller"
-        )
+        raise ValueError(f"{recipe.name}: fewer images to learn from than a batch of {config.batch}; see --set batch")
     warm_up, total = config.warm_up_epochs * counts[0], sum(counts)
     plateau = plateaus(optimiser) if config.schedule == "plateau" else None
 
@@ -194,8 +192,8 @@ def train(
             if not math.isfinite(figures["score"]):
                 said = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
                 raise ValueError(
-                    f"{recipe.name}: no score on val ({said}): it holds too few images, or none of a class; give more or"
-                    " make fewer folds"
+                    f"{recipe.name}: no score on val ({said}): it holds too few images, or none of a class; give more"
+                    " or make fewer folds"
                 )
             row = {"epoch": epoch + 1, "loss": losses / counts[epoch], **figures, "seconds": time.monotonic() - start_s}
             bar.remove_task(task)
