@@ -168,7 +168,12 @@ def named(config: Config) -> str:
 
 
 def middle(images: Tensor, side: int) -> Tensor:
-    """The middle of images: (B, C, H, W) -> (B, C, side, side). A nodule lies in the middle of its crop."""
+    """The middle of images: (B, C, H, W) -> (B, C, side, side). A nodule lies in the middle of its crop.
+
+    Raises ValueError when the images are smaller.
+    """
+    if side > min(images.shape[-2:]):
+        raise ValueError(f"crops of {side} pixels cannot be cut from stored ones of {min(images.shape[-2:])}")
     top, left = ((size - side) // 2 for size in images.shape[-2:])
     return images[..., top : top + side, left : left + side]
 

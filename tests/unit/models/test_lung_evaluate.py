@@ -17,7 +17,7 @@ from models import evaluate as command
 from models.ensemble import DIHEDRAL, Ensemble
 from models.lung_nodule.data import stored_split
 from models.lung_nodule.evaluate import Looked, between_readers, look, raters, reasons, rule, worst
-from models.lung_nodule.recipe import Config, NoduleRecipe
+from models.lung_nodule.recipe import Config, NoduleRecipe, middle
 from models.lung_nodule.rule import outcomes
 from models.metrics import iou
 from models.runtime import Runtime
@@ -142,6 +142,12 @@ def archive(tmp_path_factory):
                 writer.writerow([patient, "nodule-0", f"slice-{n}.png"])
         z.writestr("index.csv", table.getvalue())
     return path
+
+
+def test_the_middle_of_a_crop_is_no_larger_than_the_crop():
+    assert middle(torch.arange(36.0).reshape(1, 1, 6, 6), 2).flatten().tolist() == [14, 15, 20, 21]
+    with pytest.raises(ValueError, match="crops of 256 pixels cannot be cut from stored ones of 128"):
+        middle(torch.zeros(1, 1, 128, 128), 256)
 
 
 def test_the_readers_marks_come_from_a_zip_or_a_folder(archive, tmp_path):
