@@ -12,14 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from models import tables
+from models.train import changes_of
 from models.weights import WeightsError, load
 
 SYSTEMS = {"breast_us": "models.breast_us", "residual_unet": "models.lung_nodule"}  # name -> where its evaluate.py is
@@ -50,9 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.table:
             if given.weights or given.flips:
                 parser.error("--table trains its own weights and judges them as they are: no --weights, no --flips")
-            if bad := [pair for pair in given.set if "=" not in pair]:
-                parser.error(f"--set {bad[0]}: NAME=VALUE is needed")
-            changes = dict(pair.split("=", 1) for pair in given.set)
+            changes = changes_of(given.set)
             study = import_module(f"{package}.tables").study(given.data, given.budget, changes, given.device)
             print(tables.run(study, given.out or RESULTS, given.runs))
             return
@@ -68,15 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except (ValueError, WeightsError) as error:
         raise SystemExit(str(error)) from error
-    table = Table(title=f"{given.system}, {given.split} split")
-    table.add_column("figure")
-    table.add_column("value (95 % interval)")
-    for name, interval in figures.items():
-        table.add_row(name, str(interval))
-    Console().print(table)
+    tables.show(f"{given.system}, {given.split} split", figures)
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
-        rounded = {name: {key: round(v, 4) for key, v in asdict(one).items()} for name, one in figures.items()}
+        rounded = {name: one.rounded(4) for name, one in figures.items()}
         judged = {path.stem: load(path).sha256 for path in given.weights or []} or "as shipped"
         document = {"split": given.split, "weights": judged, "flips": given.flips, "figures": rounded}
         (given.out / "figures.json").write_text(json.dumps(document, indent=2) + "\n")

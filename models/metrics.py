@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -63,6 +63,9 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def rounded(self, digits: int) -> dict[str, float]:
+        return {name: round(number, digits) for name, number in asdict(self).items()}
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"

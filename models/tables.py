@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.table import Table as ScreenTable
 
+from models.files import write_text
 from models.metrics import Interval
 
 
@@ -63,6 +64,16 @@ class Study(Protocol):
         """Write pictures of what the trained rows (name -> folder) answer to phantoms; their paths. May be none."""
 
 
+def show(title: str, figures: Mapping[str, Interval]) -> None:
+    """Figures with their intervals on the screen."""
+    sheet = ScreenTable(title=title)
+    sheet.add_column("figure")
+    sheet.add_column("value (95 % interval)")
+    for name, interval in figures.items():
+        sheet.add_row(name, str(interval))
+    Console().print(sheet)
+
+
 def digest(settings: Mapping[str, Any]) -> str:
     """SHA-256 of the settings, whatever their order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -92,30 +103,19 @@ def run(study: Study, out: Path, runs: Path, console: Console | None = None) -> 
                 made = study.result(row, folder)
                 results[key] = {
                     "row": row.name,
-                    "figures": {name: _rounded(one) for name, one in made.figures.items()},
+                    "figures": {name: one.rounded(5) for name, one in made.figures.items()},
                     "facts": dict(made.facts),
                     "seconds": round(time.monotonic() - start_s),
                     "settings": dict(settings),
                 }
-                _write(path, json.dumps(results, indent=1) + "\n")
-                _write(path.with_suffix(".md"), markdown(study, results))
+                write_text(path, json.dumps(results, indent=1) + "\n")
+                write_text(path.with_suffix(".md"), markdown(study, results))
             if folder.exists():
                 folders[row.name] = folder
     # without the trainings' folders, as in a fresh checkout, the pictures of the run that made the results stay
     pictures = study.illustrate(folders, out) if folders else sorted(out.glob(f"{study.name}_*.png"))
-    _write(path.with_suffix(".md"), markdown(study, results, pictures))
+    write_text(path.with_suffix(".md"), markdown(study, results, pictures))
     return path.with_suffix(".md")
-
-
-def _rounded(interval: Interval) -> dict[str, float]:
-    return {name: round(value, 5) for name, value in asdict(interval).items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, "utf-8")
-    os.replace(new, path)
 
 
 def markdown(study: Study, results: Mapping[str, Any], pictures: Sequence[Path] = ()) -> str:

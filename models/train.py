@@ -397,6 +397,13 @@ def configured(base: AnyConfig, changes: Mapping[str, str]) -> AnyConfig:
     return replace(base, **values)
 
 
+def changes_of(pairs: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, as after --set. Raises ValueError for anything else."""
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise ValueError(f"--set {wrong[0]}: write NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.train", description="Train one model system.")
     parser.add_argument("system", choices=sorted(RECIPES))
@@ -420,10 +427,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
 
     torch.set_num_threads(given.threads)
-    changes = dict(pair.split("=", 1) for pair in given.set)
-    changes |= {name: value for name in ("epochs", "width") if (value := getattr(given, name)) is not None}
     module = cast(RecipeModule, import_module(RECIPES[given.system]))
     try:
+        changes = changes_of(given.set)
+        changes |= {name: value for name in ("epochs", "width") if (value := getattr(given, name)) is not None}
         recipe = module.build(given.data, configured(module.Config(), changes))
         path = train(
             recipe,

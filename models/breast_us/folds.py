@@ -22,19 +22,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from models.breast_us.data import Labelled, read_busi, split_sha256
 from models.breast_us.evaluate import Judged, calibration, judged, pooled
 from models.breast_us.pipeline import BreastUltrasound
 from models.breast_us.recipe import Config, Stage
 from models.breast_us.rotation import rotation
-from models.breast_us.stages import PLANS, changes_of, claim, train_stages, write
+from models.breast_us.stages import PLANS, claim, train_stages, write
 from models.breast_us.temperature import at, fit
 from models.breast_us.worst import worst_cases
 from models.metrics import Interval
-from models.train import RECIPES, configured
+from models.tables import show
+from models.train import RECIPES, changes_of, configured
 from models.weights import WeightsError
 
 
@@ -102,7 +101,7 @@ def validate(
 
 
 def rounded(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
-    return {name: {key: round(v, 4) for key, v in asdict(one).items()} for name, one in figures.items()}
+    return {name: one.rounded(4) for name, one in figures.items()}
 
 
 def read_rows(rows: Sequence[Mapping[str, Any]]) -> list[Judged]:
@@ -149,12 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except (ValueError, WeightsError, FloatingPointError) as error:
         raise SystemExit(str(error)) from error
-    table = Table(title=f"{given.system}, {given.folds} folds, every image tested once")
-    table.add_column("figure")
-    table.add_column("value (95 % interval)")
-    for name, interval in figures.items():
-        table.add_row(name, str(interval))
-    Console().print(table)
+    show(f"{given.system}, {given.folds} folds, every image tested once", figures)
 
 
 if __name__ == "__main__":

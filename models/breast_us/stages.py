@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,8 +23,9 @@ import torch
 from models.breast_us.data import Labelled, read_busi
 from models.breast_us.recipe import BreastRecipe, Config, Stage, divided
 from models.breast_us.triple import attach
+from models.files import write_text
 from models.recipe import Recipe
-from models.train import RECIPES, configured, train
+from models.train import RECIPES, changes_of, configured, train
 from models.weights import WeightsError
 
 PLANS: Mapping[str, tuple[Stage, ...]] = {
@@ -93,16 +93,8 @@ def claim(path: Path, what: Mapping[str, Any]) -> None:
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
-    """Whole or not at all: a kill while writing leaves no half a file."""
-    path.with_suffix(".new").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    os.replace(path.with_suffix(".new"), path)
-
-
-def changes_of(pairs: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE, as after --set. Raises ValueError for anything else."""
-    if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise ValueError(f"--set {wrong[0]}: write NAME=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
+    """A document as JSON, whole or not at all."""
+    write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def classifier(done: Mapping[Stage, Path]) -> Path:

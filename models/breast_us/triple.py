@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from models.breast_us.data import PREPROCESSING, Labelled, Strategy, parts
+from models.files import write_text
 from models.nets.breast_triple import FUSIONS, ClassificationNet, Triple, TripleConfig, segmentation_net
 from models.weights import WeightsError, load
 
@@ -100,5 +100,4 @@ def note(weights: Path, fields: Mapping[str, Any]) -> None:
     """Add fields to the JSON beside weights, whole or not at all."""
     sidecar = weights.with_suffix(".json")
     about = {**json.loads(sidecar.read_text("utf-8")), **fields}
-    sidecar.with_suffix(".new").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-    os.replace(sidecar.with_suffix(".new"), sidecar)
+    write_text(sidecar, json.dumps(about, indent=2) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,10 @@ from pydicom import Dataset, dcmread
 
 from models.breast_us.pipeline import BreastUltrasound, Look
 from models.lung_nodule.pipeline import LungNodule
-from models.phantoms import breast_ultrasound, ct_dicom, ultrasound_dicom
+from models.phantoms import breast_ultrasound, ultrasound_dicom
 from models.pipeline import UnfitInput
 from models.read import read_ultrasound
+from tests.unit.models.test_bad_input import ct, saved
 
 
 def silent(_fraction: float, _what: str) -> None:
@@ -21,18 +21,6 @@ def silent(_fraction: float, _what: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- CT
-
-
-def ct(hu: np.ndarray, spacing_mm=(2.0, 0.7, 0.7)) -> list[Dataset]:
-    affine = np.diag([spacing_mm[2], spacing_mm[1], spacing_mm[0], 1.0])[:, [2, 1, 0, 3]]
-    return [ct_dicom(one, affine, z, "HFS", patient_id="BAD", series="bad input") for z, one in enumerate(hu)]
-
-
-def saved(folder: Path, datasets: list[Dataset]) -> list[Path]:
-    paths = [folder / f"{z}.dcm" for z in range(len(datasets))]
-    for path, dataset in zip(paths, datasets, strict=True):
-        dataset.save_as(path, enforce_file_format=True)
-    return paths
 
 
 @pytest.fixture(scope="module")
