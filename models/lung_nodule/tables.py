@@ -146,8 +146,8 @@ class NoduleStudy:
         recipe = copy.copy(self.first)  # the data are read once
         recipe.config, recipe.name = self.config(row), "row"
         path = train(recipe, folder, resume=True, device=self.device)
-        ensemble, crop = read([path], self.device, recipe.split_sha256)
-        looked = look(recipe.slices, "test", ensemble, crop)
+        ensemble, crop, centred = read([path], self.device, recipe.split_sha256)
+        looked = look(recipe.slices, "test", ensemble, crop, centred=centred)
         parameters = sum(weights.numel() for weights in ensemble.nets[0].parameters())
         return Result(rule(looked.predicted, looked.truth, looked.patients), {"parameters": parameters})
 
@@ -157,7 +157,7 @@ class NoduleStudy:
         nets: dict[str, Ensemble] = {}
         for name, folder in folders.items():
             if (path := folder / "row.safetensors").exists():
-                ensemble, crop = read([path], self.device, self.first.split_sha256)
+                ensemble, crop, _ = read([path], self.device, self.first.split_sha256)
                 if crop == side and not name.isdigit():
                     nets[name] = ensemble
         rows = []

@@ -18,9 +18,10 @@ from models.ensemble import DIHEDRAL, Ensemble
 from models.lung_nodule.data import stored_split
 from models.lung_nodule.evaluate import Looked, between_readers, look, raters, reasons, rule, worst
 from models.lung_nodule.recipe import Config, NoduleRecipe, middle
-from models.lung_nodule.rule import outcomes
+from models.lung_nodule.rule import CENTRE_PX, central, outcomes
 from models.metrics import iou
 from models.runtime import Runtime
+from models.train import Origin, export
 
 
 def masks(*rows):
@@ -217,14 +218,40 @@ class Scripted(nn.Module):
         return x - self.level
 
 
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("level", [-1.0, 0.3, 0.5, 2.0])
-def test_an_epoch_is_chosen_by_the_figures_that_the_tables_judge(archive, level):
+def test_an_epoch_is_chosen_by_the_figures_that_the_tables_judge(archive, level, centred):
     """The recipe's score is the mean of the IoU and the accuracy that the evaluation finds on the same slices."""
-    recipe, net = NoduleRecipe(archive, Config()), Scripted(level)
+    crop = 64 if centred else 128
+    recipe, net = NoduleRecipe(archive, Config(centred=centred, crop=crop)), Scripted(level)
     chosen_by = recipe.evaluate(net, "test")
-    looked = look(recipe.slices, "test", Ensemble([net], Runtime(torch.device("cpu"), bf16=False)))
+    ensemble = Ensemble([net], Runtime(torch.device("cpu"), bf16=False))
+    looked = look(recipe.slices, "test", ensemble, crop, centred=centred)
     judged = rule(looked.predicted, looked.truth, looked.patients)
     assert judged["TN"].value + judged["FP"].value > 0
     assert chosen_by["iou"] == pytest.approx(judged["IoU, all slices"].value)
     assert chosen_by["accuracy"] == pytest.approx(judged["accuracy"].value)
     assert chosen_by["score"] == pytest.approx((chosen_by["iou"] + chosen_by["accuracy"]) / 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 63), st.integers(0, 63), st.integers(1, 9), st.integers(1, 9))
+def test_of_a_centred_network_only_the_piece_at_the_middle_counts(row, column, height, width):
+    mask = np.zeros((64, 64), bool)
+    mask[row : row + height, column : column + width] = True
+    kept = central(mask)
+    near = slice(32 - CENTRE_PX, 32 + CENTRE_PX)
+    assert kept.tolist() == (mask.tolist() if mask[near, near].any() else np.zeros_like(mask).tolist())
+    mask[0, 0] = True  # another piece, unless it joins the first
+    assert central(mask)[0, 0] == (mask[near, near].any() and row <= 1 and column <= 1)
+
+
+def test_weights_of_both_kinds_are_not_judged_as_one(archive, tmp_path):
+    paths = []
+    for centred in (False, True):
+        recipe = NoduleRecipe(archive, Config(width=4, centred=centred, crop=64))
+        export(recipe, recipe.model(), {}, 0, tmp_path, Origin())
+        paths.append(str(tmp_path / f"{recipe.name}.safetensors"))
+    assert len(set(paths)) == 2
+    with pytest.raises(SystemExit, match="crops of 64 pixels and centred crops of 64 pixels: judge them one by one"):
+        command.main(["residual_unet", "--data", str(archive), "--weights", *paths])
