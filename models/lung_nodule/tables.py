@@ -141,7 +141,7 @@ class NoduleStudy:
         known = {"split_sha256": self.first.split_sha256, "preprocessing": self.first.preprocessing}
         config = asdict(self.config(row))
         del config["cache"]  # where the crops of whole scans lie on this machine
-        return {"config": config, "judged_by": 2, **known}
+        return {"config": config, "judged_by": 3, **known}
 
     def result(self, row: Row, folder: Path) -> Result:
         recipe = copy.copy(self.first)  # the data are read once
