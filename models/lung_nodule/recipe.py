@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from models.losses import bce_dice_loss, mask_distillation, mean_probability
 from models.lung_nodule.data import NEGATIVES, Slices, Strategy, evenly
-from models.lung_nodule.preprocess import PREPROCESSING
+from models.lung_nodule.preprocess import PREPROCESSING, SIDE
 from models.lung_nodule.rule import central, correct, outcomes
 from models.metrics import dice, iou
 from models.nets.baselines import Net, build_net
@@ -81,7 +81,8 @@ class NoduleRecipe:
     def __init__(self, data: Path, config: Config) -> None:
         self.config = config
         self.name = named(config)
-        self.slices = Slices(data, cache=Path(config.cache) if config.cache else None, strategy=config.split)
+        cache = Path(config.cache) if config.cache else None
+        self.slices = Slices(data, size=max(SIDE, config.crop), cache=cache, strategy=config.split)
         self.split_sha256 = self.slices.split_sha256
 
     def model(self) -> nn.Module:

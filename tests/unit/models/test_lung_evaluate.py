@@ -1,6 +1,7 @@
 """How the nodule network is judged: the source's counting, readers among themselves, worst cases, views of an image."""
 
 import csv
+import hashlib
 import io
 import json
 import zipfile
@@ -11,17 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save
 from torch import nn
 
 from models import evaluate as command
 from models.ensemble import DIHEDRAL, Ensemble
-from models.lung_nodule.data import stored_split
+from models.lung_nodule.data import NEGATIVES, stored_split
 from models.lung_nodule.evaluate import Looked, between_readers, look, raters, reasons, rule, worst
+from models.lung_nodule.pipeline import CHECKPOINT
 from models.lung_nodule.recipe import Config, NoduleRecipe, middle
 from models.lung_nodule.rule import CENTRE_PX, central, outcomes
 from models.metrics import iou
 from models.runtime import Runtime
 from models.train import Origin, export
+from models.weights import packed
 
 
 def masks(*rows):
@@ -171,7 +175,13 @@ def test_the_readers_marks_come_from_a_zip_or_a_folder(archive, tmp_path):
 
 def test_the_command_measures_the_shipped_weights(archive, tmp_path, capsys):
     command.main(["residual_unet", "--data", str(archive), "--out", str(tmp_path)])
-    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    document = json.loads((tmp_path / "figures.json").read_text())
+    figures = document["figures"]
+    shipped = packed("lung_nodule", CHECKPOINT)
+    assert document["weights"] == {hashlib.sha256(shipped.read_bytes()).hexdigest(): CHECKPOINT}
+    assert (document["split"], document["split_sha256"]) == ("test", stored_split()[1])
+    assert document["choices"].items() >= {"threshold": 0.5, "flips": False, "crop": 128, "centred": False}.items()
+    assert document["judged"] == {"crops": 4 + round(4 * NEGATIVES), "crops with a nodule": 4, "patients": 2}
     assert figures["TP"]["value"] + figures["FN"]["value"] == 4
     assert figures["Dice, nodule slices"]["value"] > 0.5  # bright discs are found
     assert figures["Dice between two readers"]["value"] == pytest.approx(0.88, abs=0.06)
@@ -200,6 +210,25 @@ def test_the_shipped_weights_are_judged_on_patients_that_they_do_not_know(archiv
     table.write_text(text.replace("STRANGER-1", "1.3.6.1.4.1.14519"))
     with pytest.raises(SystemExit, match="does not name its patients"):
         command.main(["residual_unet", "--data", str(tmp_path), "--split", "unseen"])
+
+
+def test_the_figures_name_every_weights_that_they_are_of(archive, tmp_path):
+    """Two of one name are two; shown in all views, the figures are others and say so."""
+    shipped, both = packed("lung_nodule", CHECKPOINT), []
+    about = json.loads(shipped.with_suffix(".json").read_text())
+    for folder, level in (("a", 1.0), ("b", 0.5)):
+        (tmp_path / folder).mkdir()
+        both.append(tmp_path / folder / "same_name.safetensors")
+        content = save({name: (t * level).to(t.dtype) for name, t in load_file(shipped).items()})
+        both[-1].write_bytes(content)
+        about["sha256"] = hashlib.sha256(content).hexdigest()
+        both[-1].with_suffix(".json").write_text(json.dumps(about))
+    given = ["--data", str(archive), "--weights", *map(str, both), "--flips", "--out", str(tmp_path / "out")]
+    command.main(["residual_unet", *given])
+    document = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert document["weights"] == {hashlib.sha256(p.read_bytes()).hexdigest(): "same_name" for p in both}
+    assert len(document["weights"]) == 2
+    assert document["choices"]["flips"] is True
 
 
 def test_the_command_refuses_weights_that_are_not_there(archive, tmp_path):
