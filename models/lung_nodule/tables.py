@@ -44,7 +44,7 @@ FIGURES = {
 BUDGETS: Mapping[str, Mapping[str, str]] = {
     # what two cores do in about two minutes a row: enough to see a network learn, not to tell close ones apart
     "small": {
-        "width": "8", "crop": "64", "centred": "true", "negatives": "0.34", "epochs": "5", "batch": "32",
+        "width": "8", "crop": "64", "centred": "true", "negatives": "0.34", "epochs": "3", "batch": "32",
         "lr": "0.002", "warm_up_epochs": "0.5", "ema_decay": "0.98", "val_crops": "200",
     },
     # the source's, where it states one: for a GPU
