@@ -110,7 +110,7 @@ def detect(
         for side in sides_to_try(served, grey.shape, runtime, options):
             out_of_memory = False
             try:
-                found = searched(served.to(runtime.device), grey, inside, side, runtime, options, progress)
+                found = searched(served, grey, inside, side, runtime, options, progress)
             except RuntimeError as error:  # on a processor torch has no class of its own for it
                 if not ran_out(error):
                     raise
@@ -143,7 +143,8 @@ def sides_to_try(model: NoduleNet, shape: Sequence[int], runtime: Runtime, optio
         return [multiple(options.window), *(side for side in WINDOWS if side < options.window)]
     budget = options.memory_gb * 1e9 or default_budget(runtime)
     each = need_per_voxel(model.config.width, runtime.bf16)
-    voxels = {0: int(np.prod([multiple(n) for n in shape])), **{side: side**3 for side in WINDOWS}}
+    voxels = {0: int(np.prod([multiple(n) for n in shape]))}
+    voxels |= {side: side**3 for side in WINDOWS if side < max(shape)}
     fitting = [side for side, count in voxels.items() if count * each <= budget]
     return fitting or [WINDOWS[-1]]
 
@@ -211,6 +212,7 @@ def searched(
     progress: Progress,
 ) -> list[Detection3D]:
     """Every window that has lung in it; what two windows found is one detection."""
+    model = model.to(runtime.device)
     wanted = [window for window in windows(grey.shape, side) if lungs[window.box].any()]
     found: list[tuple[Tensor, Detection3D]] = []
     for done, window in enumerate(wanted):
