@@ -27,7 +27,7 @@ from models.runtime import Runtime, channels_last
 WINDOWS = (208, 160, 128, 96)  # voxels; the published one, and what is tried when memory does not suffice
 AROUND_MM = 16  # of scan around the lungs that is looked at
 SEAM = 32  # voxels that neighbouring windows share
-SLACK = 8  # voxels beyond its own half of the seam in which a window's answer still counts: none falls between two
+SLACK = 4  # voxels beyond its own half of the seam in which a window's answer still counts: none falls between two
 MASK_OVERLAP = 0.3  # IoU of masks above which of two detections the less certain goes
 BYTES_PER_VOXEL = {True: 130, False: 210}  # of a forward pass at full width, in bfloat16 or not; measured
 FIXED_BYTES = 60  # of these, what does not shrink with the width
