@@ -81,7 +81,7 @@ class SE(Gate):
 
 
 class ECA(Gate):
-    """Each channel sees its neighbours only: Wang 2020 (arXiv:1910.03151); the kernel is as wide as equation 12 says."""
+    """A channel sees its neighbours only: Wang 2020 (arXiv:1910.03151), with the width of its equation 12."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
