@@ -39,6 +39,7 @@ from models.runtime import Runtime
 from models.weights import WeightsError
 
 RECIPES = {
+    "ccfam_fpn": "models.lung_nodule.detect2d.recipe",
     "residual_unet": "models.lung_nodule.recipe",
     "breast_us": "models.breast_us.recipe",
     "breast_us_published": "models.breast_us.published",
