@@ -45,7 +45,7 @@ def test_maps_keep_their_shape(kind, shape):
 def test_the_gate_is_above_nought_and_at_most_one(kind):
     torch.manual_seed(0)
     module = attention(kind, 32).train()
-    gate = module.gate(4 * torch.randn(4, 32, 5, 9)).expand(4, 32, 5, 9)
+    gate = module.gate(4 * torch.randn(4, 32, 5, 9)).detach().expand(4, 32, 5, 9)
     assert 0 < float(gate.min()) <= float(gate.max()) <= 1
     assert float(gate.std()) > 0
 
@@ -58,24 +58,20 @@ def test_gradients_reach_every_weight_and_the_map(kind):
     assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_channels_see_each_other_or_places_do(kind):
-    """What the names promise: which parts of the answer change with one value of the map."""
-    if kind == "plain":
-        pytest.skip("nothing sees anything")
+def test_channels_see_as_many_others_as_the_names_promise(kind):
     module = attention(kind, 32).eval()
     x = torch.randn(1, 32, 9, 9)
     moved = x.clone()
     moved[0, 3, 4, 4] += 30.0
-    changed = (module(moved) - module(x)).abs() > 1e-7
-    assert changed[0, 3].any(dim=0).all()  # its own channel, every column
-    if kind == "eca":  # five neighbours at most, by the kernel
-        assert changed[0].flatten(1).any(dim=1).nonzero()[:, 0].tolist() == [2, 3, 4]
+    changed = ((module(moved) - module(x)).abs() > 1e-7)[0].flatten(1).any(dim=1)
+    if kind in ("plain", "eca"):  # itself; for 32 channels the kernel of ECA is 3 wide
+        assert changed.nonzero()[:, 0].tolist() == ([3] if kind == "plain" else [2, 3, 4])
     else:
-        assert changed[0].flatten(1).any(dim=1).sum() > 16
+        assert changed.sum() > 16
 
 
 def test_rows_gate_rows_and_columns_gate_columns():
-    """A map brighter in row 2 only: the rows' gate varies along the rows, the columns' gate along none but the ends."""
+    """A map bright in row 10 only: the rows' gate knows the row, the columns' gate is the same but for the ends."""
     gates = CoordinateGates(8).eval()
     torch.nn.init.ones_(gates.rows.weight)
     torch.nn.init.ones_(gates.columns.weight)
