@@ -33,11 +33,13 @@ def survivors(boxes: Tensor, threshold: float) -> Tensor:
 
 
 def roi_align(features: Tensor, boxes: Tensor, image: Tensor, stride: float, size: int = 7) -> Tensor:
-    """(B, C, H, W), boxes (k, 4) in pixels of the input, int (k,) which image -> (k, C, size, size)
+    """(B, C, H, W), boxes (k, 4) in pixels of the input, int (k,) which image -> float32 (k, C, size, size)
 
     Each of size x size bins is the mean of SAMPLES x SAMPLES points, read bilinearly between the middles of the cells,
-    without any rounding of the box; beyond the outermost middles the map goes on as it ends.
+    without any rounding of the box; beyond the outermost middles the map goes on as it ends. Places in half precision
+    would be off by pixels: all is done in float32.
     """
+    features, boxes = features.float(), boxes.float()
     points = size * SAMPLES
     inside = (torch.arange(points, dtype=boxes.dtype, device=boxes.device) + 0.5) / points
     start, end = (boxes / stride).chunk(2, dim=-1)  # (k, 2) in cells
@@ -45,7 +47,7 @@ def roi_align(features: Tensor, boxes: Tensor, image: Tensor, stride: float, siz
     height, width = features.shape[2:]
     grid_y, grid_x = 2 * at[..., 0] / height - 1, 2 * at[..., 1] / width - 1  # -1 and 1 are the map's edges
     # (k, points, points, 2) of x, y
-    grid = torch.stack(torch.broadcast_tensors(grid_x[:, None, :], grid_y[:, :, None]), dim=-1).to(features.dtype)
+    grid = torch.stack(torch.broadcast_tensors(grid_x[:, None, :], grid_y[:, :, None]), dim=-1)
     out = features.new_zeros(len(boxes), features.shape[1], size, size)
     for b in range(len(features)):
         mine = (image == b).nonzero()[:, 0]

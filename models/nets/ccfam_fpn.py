@@ -315,11 +315,11 @@ class CCFAMFPN(nn.Module):
         if len(levels) > 1:
             side = sides(boxes).prod(dim=1).sqrt().clamp_min(SMALLEST)
             level = (4 + (side / CANONICAL).log2()).floor().clamp(2, 5).long() - 2
-        read = levels[0].new_zeros(len(boxes), levels[0].shape[1], 7, 7)
+        read = boxes.new_zeros(len(boxes), levels[0].shape[1], 7, 7)
         for place, (x, stride) in enumerate(zip(levels, self.strides, strict=True)):
             mine = (level == place).nonzero()[:, 0]
             if len(mine):
-                read = read.index_copy(0, mine, roi_align(x, boxes[mine], image[mine], stride).to(read.dtype))
+                read = read.index_copy(0, mine, roi_align(x, boxes[mine], image[mine], stride))
         mapped = self.mapping(read)
         return self.nodule(mapped)[:, 0].float(), self.fit(mapped).float()
 

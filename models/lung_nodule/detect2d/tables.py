@@ -147,9 +147,10 @@ class DetectorStudy:
             f" {crops['train']} to learn from, {crops['val']} to choose the epoch and the working score by,"
             f" {crops['test']} to judge; the test has slices without nodule too, all of patients the network has not"
             f" seen (split `{self.first.split_sha256[:12]}`). Images are windows of {side} x {side} pixels of stored"
-            " crops of 128 x 128 with the nodule anywhere in them, not whole slices of 512 x 512 as in the source: there"
-            " is less to be mistaken for a nodule. AP and AR as in COCO with one class; F1 counts boxes at IoU 0.5, Jaccard is the overlap of the areas of found and true boxes, both"
-            " above the score of most F1 on val, in percent; the source does not say how it makes the two."
+            " crops of 128 x 128 with the nodule anywhere in them, not whole slices of 512 x 512 as in the source:"
+            " there is less to be mistaken for a nodule. AP and AR as in COCO with one class; F1 counts boxes at IoU"
+            " 0.5, Jaccard is the overlap of the areas of found and true boxes, both above the score of most F1 on val,"
+            " in percent; the source does not say how it makes the two."
         )
 
     def config(self, row: Row) -> Config:
