@@ -48,7 +48,7 @@ def detect(
     remarks: list[str] = []
     if not len(marked):
         return Detections([], remarks=remarks, window=0, device=str(runtime))
-    rows, columns = (around(lungs.any(axis=axes), AROUND_MM) for axes in ((0, 2), (0, 1)))
+    rows, columns = (around(np.asarray(lungs.any(axis=axes)), AROUND_MM) for axes in ((0, 2), (0, 1)))
     found: dict[int, SliceBoxes] = {}
     batch, done = options.batch, 0
     while done < len(marked):

@@ -36,7 +36,9 @@ def linked(slices: Mapping[int, SliceBoxes]) -> list[Detection3D]:
     """Boxes by slice, in any order -> findings on the grid of these slices and pixels, the most certain first.
 
     Boxes of neighbouring slices are paired by falling IoU, each with one at most. The centre is the mean of the boxes'
-    centres, weighted by their scores; score and rcnn are those of the surest box, rpn is its first stage's.
+    centres, weighed by score times area: by score alone a thin slice at a pole would count as much as the middle, and
+    the centre of a ball in slices of 5 mm be up to 2.5 mm off. score and rcnn are those of the surest box, rpn is its
+    first stage's.
     """
     following: dict[Link, Link] = {}
     for z in sorted(slices):
@@ -70,8 +72,9 @@ def finding(chain: Sequence[Link], slices: Mapping[int, SliceBoxes]) -> Detectio
     boxes = np.stack([slices[one.z].boxes[one.index] for one in chain]).astype(float)
     scores = np.array([slices[one.z].scores[one.index] for one in chain], float)
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5  # of boxes pixel 0 is from 0 to 1, as an index its middle is 0
+    weights = scores * (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     places = np.column_stack([[one.z for one in chain], middles])
-    z, y, x = (float(mean) for mean in (places * scores[:, None]).sum(axis=0) / scores.sum())
+    z, y, x = (float(mean) for mean in np.average(places, axis=0, weights=weights))
     surest = int(scores.argmax())
     top, left = (int(edge) for edge in np.floor(boxes[:, :2].min(axis=0)))
     bottom, right = (int(edge) for edge in np.ceil(boxes[:, 2:].max(axis=0)))
