@@ -125,6 +125,12 @@ def judge(every: Sequence[Found], patients: Sequence[str], working_score: float)
     return {
         "AP@0.5": bootstrap(marks.average_precision, patients),
         "AR@[.5:.95]": bootstrap(marks.average_recall, patients),
-        "Jaccard": bootstrap(lambda rows: 100 * float(np.nanmean(areas[rows])), patients),
+        "Jaccard": bootstrap(lambda rows: 100 * mean_of_numbers(areas[rows]), patients),
         "F1": bootstrap(lambda rows: f1(counts[rows]), patients),
     }
+
+
+def mean_of_numbers(values: np.ndarray) -> float:
+    """The mean without nan; nan when nothing is left."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if len(numbers) else float("nan")

@@ -296,10 +296,10 @@ def slice_boxes(boxes, scores=None):
     return SliceBoxes(boxes, scores, scores / 2)
 
 
-def balls(spacing_mm, every, pixel_mm=0.7, count=45):
+def balls(spacing_mm, every, pixel_mm=0.7):
     """The boxes that a perfect detector gives: of each ball ((z, y, x), radius) in mm those of its discs."""
     out = {}
-    for z in range(count):
+    for z in range(round(40 / spacing_mm)):
         boxes = []
         for (cz, cy, cx), radius in every:
             squared = radius**2 - (z * spacing_mm - cz) ** 2
@@ -323,7 +323,7 @@ def centres_mm(findings, spacing_mm, pixel_mm=0.7):
 
 
 SPACINGS = st.sampled_from([0.6, 1.0, 2.5, 5.0])
-PLACE = st.tuples(st.floats(12, 14), st.floats(20, 60), st.floats(20, 60))
+PLACE = st.tuples(st.floats(12, 24), st.floats(20, 60), st.floats(20, 60))
 
 
 @example(5.0, (12.0, 30.0, 30.0), 6.0)
@@ -564,6 +564,8 @@ def test_a_row_is_trained_with_every_seed_and_goes_on_where_it_was_killed(data, 
         return train(recipe, folder, console=quiet(), **options)
 
     monkeypatch.setattr(tables, "train", one)
+    crop = np.random.default_rng(0).random((64, 64), np.float32)
+    monkeypatch.setattr(tables, "phantom_crops", lambda side: [(crop, crop > 0.9)] * 4)
     with pytest.raises(KeyboardInterrupt):
         study.result(row, tmp_path)
     result = study.result(row, tmp_path)
@@ -576,14 +578,14 @@ def test_a_row_is_trained_with_every_seed_and_goes_on_where_it_was_killed(data, 
 
 
 def test_every_row_is_a_training_that_exists():
-    for budget, table in itertools.product(BUDGETS.values(), TABLES):
+    for name, table in itertools.product(BUDGETS, TABLES):
         kinds = []
         for row in (row for row in table.rows if not row.why_not):
-            config = configured(Config(), {**budget, **row.changes})
+            config = CCFAMConfig.of(dataclasses.asdict(configured(Config(), {**BUDGETS[name], **row.changes})))
             kinds.append(config.attention)
-            with torch.device("meta"):
-                net = CCFAMFPN(CCFAMConfig.of(dataclasses.asdict(config)))
-            assert net.config.fpn == ("FPN" in row.name)
+            assert config.fpn == ("FPN" in row.name)
+            if name == "small":
+                CCFAMFPN(config)
         assert kinds == ["plain", "se", "coord", "eca", "cbam", "ccasm", "ccapm"]
 
 
