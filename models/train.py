@@ -35,11 +35,12 @@ from torch import Tensor, nn
 from models import weights
 from models.plots import training_curves
 from models.recipe import Recipe, RecipeModule, TrainConfig
-from models.runtime import Runtime
+from models.runtime import FORMATS, Runtime, channels_last
 from models.weights import WeightsError
 
 RECIPES = {
     "ccfam_fpn": "models.lung_nodule.detect2d.recipe",
+    "nodulenet": "models.lung_nodule.detect3d.recipe",
     "residual_unet": "models.lung_nodule.recipe",
     "breast_us": "models.breast_us.recipe",
     "breast_us_published": "models.breast_us.published",
@@ -113,9 +114,9 @@ def train(
     for path in teachers:
         taught = weights.load(path, recipe.preprocessing, recipe.split_sha256)
         tutor = taught.into(recipe.network(taught.about["config"]))
-        tutors.append(tutor.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        tutors.append(channels_last(tutor.to(device)))
         origin.teachers[taught.sha256] = taught.name
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(model.to(device))
     average = Average(model, config.ema_decay)
     optimiser = recipe.optimiser(model)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=half is torch.float16)
@@ -328,7 +329,7 @@ def board(folder: Path, first: int) -> Any:
 def on_device(batch: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
     """The batch on the device, images channels-last like the model."""
     return {
-        name: t.to(device, memory_format=torch.channels_last) if t.dim() == 4 else t.to(device)
+        name: t.to(device, memory_format=FORMATS[t.ndim]) if t.ndim in FORMATS else t.to(device)
         for name, t in batch.items()
     }
 

@@ -1,7 +1,8 @@
 """NoduleNet: detection, decoupled false-positive reduction and segmentation of nodules in volumes of 1 mm.
 
-Tang 2019 (arXiv:1907.11320). At width 24 every part has exactly the published number of parameters; `width` scales every
-channel count. Focal loss (Lin 2017, arXiv:1708.02002) and a feature pyramid (Lin 2017, arXiv:1612.03144) are flags.
+Tang 2019 (arXiv:1907.11320). At width 24 every part has exactly the published number of parameters; `width` scales
+every channel count. Focal loss (Lin 2017, arXiv:1708.02002) and a feature pyramid (Lin 2017, arXiv:1612.03144) are
+flags.
 """
 
 from __future__ import annotations
@@ -178,6 +179,8 @@ class Pyramid(nn.Module):
         c64, c128 = config.channels(64), config.channels(128)
         self.lateral = nn.ModuleList(nn.Conv3d(c64, c128, 1) for _ in PYRAMID)
         self.smooth = nn.ModuleList(nn.Conv3d(c128, c128, 3, padding=1) for _ in PYRAMID)
+        for one in (*self.lateral, *self.smooth):  # no batch norm follows that would scale them
+            nn.init.kaiming_normal_(one.weight, nonlinearity="linear")
 
     def forward(self, maps: Maps) -> list[Tensor]:
         """-> (B, 128, ...) at strides 4, 8 and 16"""
@@ -185,6 +188,13 @@ class Pyramid(nn.Module):
         for finer, coarser in ((1, 2), (0, 1)):
             x[finer] = x[finer] + F.interpolate(x[coarser], scale_factor=2.0, mode="nearest")
         return [smooth(m) for smooth, m in zip(self.smooth, x, strict=True)]
+
+
+def small(*lasts: nn.Conv3d | nn.Linear) -> None:
+    """Last layers that start with hardly an opinion, as in Faster R-CNN: large first errors kill the ReLUs before."""
+    for last in lasts:
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
 
 class Proposer(nn.Module):
@@ -197,12 +207,13 @@ class Proposer(nn.Module):
         self.shared = nn.Conv3d(c128, c64, 1)
         self.logits = nn.Conv3d(c64, len(ANCHORS_MM), 1)
         self.deltas = nn.Conv3d(c64, 6 * len(ANCHORS_MM), 1)
+        nn.init.kaiming_normal_(self.shared.weight, nonlinearity="relu")  # no batch norm follows that would scale it
+        small(self.logits, self.deltas)
         if config.focal:
-            nn.init.normal_(self.logits.weight, std=0.01)
             nn.init.constant_(self.logits.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Level], Tensor]:
-        """(B, 128, d, h, w) of each level -> what is proposed there, and the features of the finest, (B, 64, d, h, w)"""
+        """(B, 128, d, h, w) of each level -> what is proposed there, and the finest's features (B, 64, d, h, w)"""
         levels, hidden = [], []
         with torch.autocast(maps[0].device.type, enabled=False):
             for (stride, which), x in zip(self.levels, maps, strict=True):
@@ -224,6 +235,7 @@ class Judge(nn.Module):
         )
         self.logits = nn.Linear(c256, 2)
         self.deltas = nn.Linear(c256, 12)
+        small(self.logits, self.deltas)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 64, 7, 7, 7) -> logits (n, 2) of no nodule and nodule, deltas (n, 2, 6) of each"""
@@ -339,7 +351,7 @@ def folded(model: NoduleNet) -> NoduleNet:
     for part in served.modules():
         if isinstance(part, nn.Sequential):
             for place, (first, second) in enumerate(zip(list(part), list(part)[1:], strict=False)):
-                if isinstance(second, nn.BatchNorm3d):
+                if isinstance(first, nn.Conv3d | nn.ConvTranspose3d) and isinstance(second, nn.BatchNorm3d):
                     part[place] = fuse_conv_bn_eval(first, second, transpose=isinstance(first, nn.ConvTranspose3d))
                     part[place + 1] = nn.Identity()
     return served

@@ -1,0 +1,228 @@
+"""Crops of whole scans for NoduleNet: around a nodule or anywhere in the lungs, turned, mirrored and scaled at random.
+
+A scan is prepared once and kept as two files of bytes, which are mapped, not read: a crop touches its own part only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from models.lung_nodule.detect3d.preprocess import OUTSIDE, PREPROCESSING, network_input, prepare
+from models.lung_nodule.detect3d.proposals import with_margin
+from models.lung_nodule.scans import Scan
+
+LUNG = 1  # in a volume of regions; below it nothing
+LESION, IRRELEVANT = 2, 128  # the first of each; a scan has at most 126
+SAFETY = 12  # voxels between a nodule and the border of its crop
+ZOOM = (0.75, 1.25)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan as crops are cut from it, uint8 (z, y, x): what the network sees, and what lies where (LUNG, ...)."""
+
+    grey: np.ndarray
+    regions: np.ndarray
+
+    @classmethod
+    def of(cls, scan: Scan) -> Prepared:
+        """Raises ValueError for a scan with more findings than a byte can tell apart."""
+        if max(len(scan.lesions), len(scan.irrelevant)) > IRRELEVANT - LESION:
+            raise ValueError(
+                f"{scan.name} has {len(scan.lesions)} lesions, at most {IRRELEVANT - LESION} are told apart"
+            )
+        regions = scan.lungs.astype(np.uint8) * LUNG
+        for first, findings in ((IRRELEVANT, scan.irrelevant), (LESION, scan.lesions)):
+            for number, one in enumerate(findings, start=first):
+                regions[one.box][one.mask] = number
+        return cls(prepare(scan.hu, scan.lungs), regions)
+
+    def lesions(self) -> dict[int, tuple[slice, ...]]:
+        """Number of each lesion -> its box"""
+        found = ndimage.find_objects(self.regions, max_label=IRRELEVANT - 1)
+        return {number: box for number, box in enumerate(found, start=1) if number >= LESION and box is not None}
+
+
+class PreparedScans:
+    """Prepared scans by name, each made once and kept in a folder named after what it was made of."""
+
+    def __init__(self, names: Sequence[str], load: Callable[[str], Scan], cache: Path) -> None:
+        self.names, self.load, self.cache = names, load, cache
+
+    def __getitem__(self, name: str) -> Prepared:
+        key = hashlib.sha256(name.encode()).hexdigest()[:16]
+        paths = [self.cache / f"{key}.{kind}.npy" for kind in ("grey", "regions")]
+        if not all(path.exists() for path in paths):
+            self.cache.mkdir(parents=True, exist_ok=True)
+            made = Prepared.of(self.load(name))
+            for path, volume in zip(paths, (made.grey, made.regions), strict=True):
+                with path.with_suffix(".new").open("wb") as file:
+                    np.save(file, volume)
+                os.replace(path.with_suffix(".new"), path)
+        return Prepared(*(np.load(path, mmap_mode="r") for path in paths))
+
+    def lesions(self) -> list[tuple[str, int, tuple[slice, ...]]]:
+        """Of all scans: (name, number, box)"""
+        return [(name, number, box) for name in self.names for number, box in self[name].lesions().items()]
+
+
+def cache_name(folder: Path, names: Sequence[str]) -> str:
+    """Of the folder that keeps the scans of a set prepared: another set, or another preparation, has another."""
+    index = folder / "index.json"
+    what = [str(folder.resolve()), PREPROCESSING, *names, index.read_text("utf-8") if index.is_file() else ""]
+    return "nodulenet-" + hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------------------- crops
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A cube cut from a scan.
+
+    image     float32 (1, side, side, side), the network's input
+    masks     uint8, same shape: 0, or which of `boxes` from 1
+    boxes     (m, 6) of the nodules whose middle lies in the crop, with the margin that the network learns
+    ignored   (k, 6) of what is to be learnt neither way: nodules cut off, irrelevant findings
+    """
+
+    image: Tensor
+    masks: Tensor
+    boxes: Tensor
+    ignored: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """How a crop lies in its scan: voxel o of the crop shows place `centre + matrix @ (o - middle of the crop)`."""
+
+    centre: np.ndarray  # (3,)
+    matrix: np.ndarray  # (3, 3)
+    side: int
+
+    def places(self, o: np.ndarray) -> np.ndarray:
+        return self.centre + (o - (self.side - 1) / 2) @ self.matrix.T
+
+
+def random_matrix(rng: np.random.Generator) -> np.ndarray:
+    """Turned by 0 to 180 degrees in the plane, mirrored in y and x at random, scaled alike in all directions."""
+    angle = rng.uniform(0, np.pi)
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    mirror = np.diag([1, *rng.choice([-1, 1], 2)])
+    return turn @ mirror / rng.uniform(*ZOOM)
+
+
+def view_of(box: Sequence[slice], matrix: np.ndarray, side: int, rng: np.random.Generator) -> View:
+    """A view with the box at a random place in it, SAFETY voxels from the border; in the middle if there is no room."""
+    middle = np.array([(s.start + s.stop - 1) / 2 for s in box])
+    half = np.abs(np.linalg.inv(matrix)) @ [(s.stop - s.start) / 2 for s in box]  # extent in the crop, at most
+    room = np.maximum(0, side / 2 - half - SAFETY)
+    shift = rng.uniform(-room, room)  # of the box's middle from the crop's
+    return View(middle - matrix @ shift, matrix, side)
+
+
+def cut_out(scan: Prepared, view: View) -> Crop:
+    """Cut and resample: grey values linearly, regions by the nearest voxel; OUTSIDE beyond the scan."""
+    grey, regions = sample(scan, view)
+    masks = np.zeros_like(regions)
+    boxes, ignored = [], []
+    for number, place in enumerate(ndimage.find_objects(regions), start=1):
+        if number < LESION or place is None:
+            continue
+        found = [float(s.start) for s in place] + [float(s.stop) for s in place]
+        ends_inside = all(s.start > 0 and s.stop < view.side for s in place)
+        if number < IRRELEVANT and ends_inside:
+            boxes.append(found)
+            masks[place][regions[place] == number] = len(boxes)
+        else:
+            ignored.append(found)
+    return Crop(
+        image=network_input(torch.from_numpy(grey))[None],
+        masks=torch.from_numpy(masks)[None],
+        boxes=with_margin(torch.tensor(boxes).reshape(-1, 6)),
+        ignored=with_margin(torch.tensor(ignored).reshape(-1, 6)),
+    )
+
+
+def sample(scan: Prepared, view: View) -> tuple[np.ndarray, np.ndarray]:
+    """float32 grey values and uint8 regions (side, side, side) of a view"""
+    corners = view.places(np.array(np.meshgrid(*[[0, view.side - 1]] * 3)).reshape(3, -1).T)
+    shape = np.array(scan.grey.shape)
+    low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, shape - 2)
+    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, low + 2, shape)
+    part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    # grid_sample wants x, y, z from -1 to 1 between the middles of the first and the last voxel
+    scale = 2 / (high - low - 1)
+    theta = scale[:, None] * view.matrix * (view.side - 1) / 2
+    start = scale * (view.centre - low) - 1
+    affine = torch.from_numpy(np.concatenate([theta[::-1, ::-1], start[::-1, None]], axis=1)).float()
+    grid = F.affine_grid(affine[None], [1, 1, *[view.side] * 3], align_corners=True)
+
+    def taken(volume: np.ndarray, mode: str, beyond: int) -> np.ndarray:
+        values = torch.from_numpy(volume[part].astype(np.float32))[None, None] - beyond
+        return (F.grid_sample(values, grid, mode, "zeros", align_corners=True)[0, 0] + beyond).numpy()
+
+    return taken(scan.grey, "bilinear", OUTSIDE), taken(scan.regions, "nearest", 0).astype(np.uint8)
+
+
+# ----------------------------------------------------------------------------------------------------------- batches
+
+
+def crops(
+    scans: PreparedScans,
+    lesions: Sequence[tuple[str, int, tuple[slice, ...]]],
+    *,
+    seed: Sequence[int],
+    count: int,
+    side: int,
+    anywhere: float,
+) -> Iterator[Crop]:
+    """So many crops, augmented, the same for the same seed. Every lesion's turn comes before any comes twice.
+
+    anywhere   share of the crops round a random place in the lungs of a random scan, rather than round a nodule
+    """
+    rng = np.random.default_rng(seed)
+    order: list[int] = []
+    for _ in range(count):
+        matrix = random_matrix(rng)
+        if rng.random() < anywhere or not lesions:
+            scan = scans[scans.names[int(rng.integers(len(scans.names)))]]
+            yield cut_out(scan, View(place_in_lungs(scan.regions, rng), matrix, side))
+        else:
+            order = order or rng.permutation(len(lesions)).tolist()
+            name, _, box = lesions[order.pop()]
+            yield cut_out(scans[name], view_of(box, matrix, side, rng))
+
+
+def place_in_lungs(regions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    for _ in range(1000):
+        place = rng.integers(regions.shape)
+        if regions[tuple(place)]:
+            return place.astype(float)
+    return np.array(regions.shape) / 2  # hardly any lung: crops of such a scan are alike anyway
+
+
+def batched(one_by_one: Iterator[Crop], size: int) -> Iterator[dict[str, Tensor]]:
+    """Whole batches: image, masks (B, 1, side, side, side); boxes, ignored (B, most, 6), filled up with zeros"""
+    held: list[Crop] = []
+    for crop in one_by_one:
+        held.append(crop)
+        if len(held) == size:
+            yield {
+                "image": torch.stack([one.image for one in held]),
+                "masks": torch.stack([one.masks for one in held]),
+                "boxes": torch.nn.utils.rnn.pad_sequence([one.boxes for one in held], batch_first=True),
+                "ignored": torch.nn.utils.rnn.pad_sequence([one.ignored for one in held], batch_first=True),
+            }
+            held = []

@@ -1,0 +1,311 @@
+"""NoduleNet over a whole chest CT of 1 mm: in one piece if memory allows, else in windows that overlap.
+
+The size of the windows follows from the machine and the settings alone, so the same scan gives the same answer. When
+memory runs out all the same, smaller windows are tried, then the processor, and the answer says so in words.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from models.layers.boxes import centres, clip, decode, nms
+from models.lung_nodule.detect3d.preprocess import OUTSIDE, box_of, network_input, prepare
+from models.lung_nodule.detect3d.proposals import OVERLAP, proposals, without_margin
+from models.nets.nodulenet import FULL_WIDTH, MASK, RCNN, STEP, NoduleNet, aligned, folded
+from models.pipeline import Progress
+from models.runtime import Runtime, channels_last
+
+WINDOWS = (208, 160, 128, 96)  # voxels; the published one, and what is tried when memory does not suffice
+AROUND_MM = 16  # of scan around the lungs that is looked at
+SEAM = 32  # voxels that neighbouring windows share
+SLACK = 8  # voxels beyond its own half of the seam in which a window's answer still counts: none falls between two
+MASK_OVERLAP = 0.3  # IoU of masks above which of two detections the less certain goes
+BYTES_PER_VOXEL = {True: 130, False: 210}  # of a forward pass at full width, in bfloat16 or not; measured
+FIXED_BYTES = 60  # of these, what does not shrink with the width
+
+
+@dataclass(frozen=True)
+class DetectOptions:
+    """How a scan is searched.
+
+    least       RPN probability that a place needs to be looked at again
+    most        places that are looked at again, in one window
+    outlined    detections that get a mask, in one window: the most certain
+    window      voxels along a side; 0: the whole lungs at once, or else as much as memory_gb takes
+    memory_gb   for the network's maps; 0: a sixth of the processor's memory but at most 2 GB, or half of a GPU's
+    stage       heads that are asked: 1, 2 or 3, see models.nets.nodulenet; never more than have learnt
+    """
+
+    least: float = 0.1
+    most: int = 300
+    outlined: int = 50
+    window: int = 0
+    memory_gb: float = 0.0
+    stage: int = MASK
+
+
+@dataclass(frozen=True, eq=False)
+class Detection3D:
+    """What may be a nodule, in voxels of the grid of 1 mm.
+
+    centre_zyx   of the box as predicted, as an index: 0 is the middle of the first voxel
+    box          whole voxels, starts then ends, ends excluded: of the mask, or of the box when there is none
+    mask         bool, fills `box`; None when the mask head was not asked or marked nothing
+    score        mean of the probabilities of both heads, or the RPN's while there is no other
+    rpn, rcnn    those probabilities; rcnn is None while that head has not learnt
+    """
+
+    centre_zyx: tuple[float, float, float]
+    box: tuple[int, int, int, int, int, int]
+    mask: np.ndarray | None
+    score: float
+    rpn: float
+    rcnn: float | None
+
+
+class Detections(list[Detection3D]):
+    """The most certain first, and how they were found.
+
+    remarks   what did not go as planned, in words for the reader: windows made smaller, another device
+    window    voxels along a side of the windows, or 0: the lungs in one piece
+    device    and precision: "cpu bf16"
+    """
+
+    def __init__(self, found: Sequence[Detection3D], *, remarks: Sequence[str], window: int, device: str) -> None:
+        super().__init__(found)
+        self.remarks, self.window, self.device = tuple(remarks), window, device
+
+
+def detect(
+    model: NoduleNet,
+    hu: np.ndarray,
+    lungs: np.ndarray,
+    *,
+    options: DetectOptions = DetectOptions(),
+    progress: Progress = lambda fraction, words: None,
+) -> Detections:
+    """int16 HU and bool (z, y, x) on voxels of 1 mm -> what may be nodules, on the device that the model is on.
+
+    Raises torch.OutOfMemoryError when the processor's memory does not suffice for the smallest windows either.
+    """
+    progress(0.0, "preparing the lungs")
+    near = box_of(lungs, AROUND_MM)
+    runtime = Runtime.choose(str(next(model.parameters()).device))
+    if near is None:
+        return Detections([], remarks=(), window=0, device=str(runtime))
+    grey, inside = prepare(hu[near], lungs[near]), lungs[near]
+    remarks: list[str] = []
+    served = channels_last(folded(model))
+    for place in dict.fromkeys((str(runtime.device), "cpu")):
+        runtime = Runtime.choose(place)
+        for side in sides_to_try(served, grey.shape, runtime, options):
+            out_of_memory = False
+            try:
+                found = searched(served.to(runtime.device), grey, inside, side, runtime, options, progress)
+            except RuntimeError as error:  # on a processor torch has no class of its own for it
+                if not ran_out(error):
+                    raise
+                out_of_memory = True
+            if not out_of_memory:
+                corner = [part.start for part in near]
+                return Detections(
+                    [moved(one, corner) for one in found], remarks=remarks, window=side, device=str(runtime)
+                )
+            if runtime.device.type == "cuda":
+                torch.cuda.empty_cache()  # after the error is gone: it held the maps
+            remarks.append(f"{said(side)} did not fit into the memory of {runtime.device}; tried again in less")
+    raise torch.OutOfMemoryError(f"no memory for windows of {WINDOWS[-1]} voxels on any device: {'; '.join(remarks)}")
+
+
+def said(side: int) -> str:
+    return f"windows of {side} voxels" if side else "the lungs in one piece"
+
+
+def ran_out(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+# ----------------------------------------------------------------------------------------------------------- windows
+
+
+def sides_to_try(model: NoduleNet, shape: Sequence[int], runtime: Runtime, options: DetectOptions) -> list[int]:
+    """0 for the whole, then windows ever smaller: from what memory is said to take, or from the one asked for."""
+    if options.window:
+        return [multiple(options.window), *(side for side in WINDOWS if side < options.window)]
+    budget = options.memory_gb * 1e9 or default_budget(runtime)
+    each = need_per_voxel(model.config.width, runtime.bf16)
+    voxels = {0: int(np.prod([multiple(n) for n in shape])), **{side: side**3 for side in WINDOWS}}
+    fitting = [side for side, count in voxels.items() if count * each <= budget]
+    return fitting or [WINDOWS[-1]]
+
+
+def need_per_voxel(width: int, bf16: bool) -> float:
+    """Bytes that a forward pass takes for each voxel of a window, at most, as measured."""
+    return FIXED_BYTES + (BYTES_PER_VOXEL[bf16] - FIXED_BYTES) * width / FULL_WIDTH
+
+
+def default_budget(runtime: Runtime) -> float:
+    """Bytes. All memory, not what is free just now: that would make the answer depend on what else runs."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.get_device_properties(runtime.device).total_memory / 2
+    return min(2e9, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 6)
+
+
+def multiple(side: int) -> int:
+    """The next one that the network takes."""
+    return -(-side // STEP) * STEP
+
+
+@dataclass(frozen=True)
+class Window:
+    """start and shape in voxels; `own_from` to `own_to` is the part whose answers are taken from this window."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    own_from: tuple[float, ...]
+    own_to: tuple[float, ...]
+
+    @property
+    def box(self) -> tuple[slice, ...]:
+        return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))
+
+
+def windows(shape: Sequence[int], side: int) -> list[Window]:
+    """Windows that share SEAM voxels or more and cover the shape; 0: one that is as large. Starts are multiples of 16.
+
+    They may stick out at the end. Seams are halved between neighbours; each keeps SLACK more than its half.
+    """
+    lines = []
+    for n in map(multiple, shape):
+        length = min(side or n, n)
+        starts = [0]
+        while starts[-1] + length < n:
+            starts.append(min(starts[-1] + length - SEAM, n - length))
+        middles = [(a + length + b) / 2 for a, b in itertools.pairwise(starts)]
+        line = zip(
+            starts,
+            [-np.inf, *(m - SLACK for m in middles)],
+            [*(m + SLACK for m in middles), np.inf],
+            strict=True,
+        )
+        lines.append([(start, length, low, high) for start, low, high in line])
+    return [Window(*map(tuple, zip(*one, strict=True))) for one in itertools.product(*lines)]
+
+
+def searched(
+    model: NoduleNet,
+    grey: np.ndarray,
+    lungs: np.ndarray,
+    side: int,
+    runtime: Runtime,
+    options: DetectOptions,
+    progress: Progress,
+) -> list[Detection3D]:
+    """Every window that has lung in it; what two windows found is one detection."""
+    wanted = [window for window in windows(grey.shape, side) if lungs[window.box].any()]
+    found: list[tuple[Tensor, Detection3D]] = []
+    for done, window in enumerate(wanted):
+        progress(0.05 + 0.95 * done / len(wanted), f"window {done + 1} of {len(wanted)}")
+        found += looked(model, grey[window.box], window, runtime, options)
+    progress(1.0, f"{len(found)} places found")
+    if not found:
+        return []
+    boxes = torch.stack([box for box, _ in found])
+    scores = torch.tensor([one.score for _, one in found])
+    return distinct([found[place][1] for place in nms(boxes, scores, OVERLAP).tolist()])
+
+
+@torch.inference_mode()
+def looked(
+    model: NoduleNet, grey: np.ndarray, window: Window, runtime: Runtime, options: DetectOptions
+) -> list[tuple[Tensor, Detection3D]]:
+    """One window, uint8: each box as the network gives it and the detection, both in voxels of the volume."""
+    stage = min(options.stage, int(model.stage))
+    ends = [side for n, m in zip(window.shape, grey.shape, strict=True) for side in (n - m, 0)][::-1]
+    image = network_input(F.pad(torch.from_numpy(grey), ends, value=OUTSIDE))[None, None]
+    with runtime.precision():
+        image = runtime.take(image)
+        levels, maps = model(image)
+        boxes, rpn = proposals(levels, 0, window.shape, least=options.least, most=options.most)
+        score, rcnn = rpn, None
+        if stage >= RCNN:
+            logits, deltas = model.judge(maps, 0, boxes)
+            rcnn = logits.softmax(dim=1)[:, 1]
+            score = (rpn + rcnn) / 2
+            boxes = clip(decode(deltas[:, 1], boxes), window.shape)
+        start = torch.tensor(window.start, device=boxes.device)
+        low, high = (torch.tensor(side, device=boxes.device) for side in (window.own_from, window.own_to))
+        middles = centres(boxes) + start
+        own = ((middles >= low) & (middles < high)).all(dim=1).nonzero()[:, 0]
+        kept = own[nms(boxes[own], score[own], OVERLAP)]
+        masks: dict[int, tuple[np.ndarray, list[int]]] = {}
+        if stage >= MASK:
+            outlined = kept[: options.outlined]
+            for place, box in zip(outlined.tolist(), aligned(boxes[outlined], window.shape).tolist(), strict=True):
+                masks[place] = (model.outline(maps, image, 0, box) > 0).cpu().numpy(), box[:3]
+    offset = torch.tensor([*window.start, *window.start])
+    found = []
+    for place in kept.tolist():
+        box = boxes[place].float().cpu()
+        one = detection(
+            box,
+            masks.get(place),
+            float(score[place]),
+            float(rpn[place]),
+            None if rcnn is None else float(rcnn[place]),
+        )
+        found.append((box + offset, moved(one, window.start)))
+    return found
+
+
+def detection(
+    box: Tensor, mask: tuple[np.ndarray, list[int]] | None, score: float, rpn: float, rcnn: float | None
+) -> Detection3D:
+    """From the box as the network gives it, with margin, and the mask of a larger box with that one's start."""
+    z, y, x = (centres(box) - 0.5).tolist()  # of the boxes voxel 0 is from 0 to 1, as an index its middle is 0
+    (tight,) = (ndimage.find_objects(mask[0].astype(np.uint8)) if mask is not None else None) or [None]
+    if mask is None or tight is None:
+        nodule = without_margin(box)
+        starts, ends = nodule[:3].floor().int().tolist(), nodule[3:].ceil().int().tolist()
+        return Detection3D((z, y, x), (*starts, *ends), None, score, rpn, rcnn)
+    starts = [a + s.start for a, s in zip(mask[1], tight, strict=True)]
+    ends = [a + s.stop for a, s in zip(mask[1], tight, strict=True)]
+    return Detection3D((z, y, x), (*starts, *ends), mask[0][tight].copy(), score, rpn, rcnn)
+
+
+def moved(one: Detection3D, by: Sequence[int]) -> Detection3D:
+    z, y, x = (float(c + b) for c, b in zip(one.centre_zyx, by, strict=True))
+    box = [int(side + b) for side, b in zip(one.box, [*by, *by], strict=True)]
+    return replace(one, centre_zyx=(z, y, x), box=(box[0], box[1], box[2], box[3], box[4], box[5]))
+
+
+def distinct(found: Sequence[Detection3D]) -> list[Detection3D]:
+    """Without those whose mask is in good part that of a more certain one; the most certain come first."""
+    kept: list[Detection3D] = []
+    for one in found:
+        if all(mask_iou(one, other) <= MASK_OVERLAP for other in kept):
+            kept.append(one)
+    return kept
+
+
+def mask_iou(one: Detection3D, other: Detection3D) -> float:
+    """0 when either has no mask"""
+    if one.mask is None or other.mask is None:
+        return 0.0
+    low = np.maximum(one.box[:3], other.box[:3])
+    high = np.minimum(one.box[3:], other.box[3:])
+    if (low >= high).any():
+        return 0.0
+    shared = np.ones(high - low, bool)
+    for each in (one, other):
+        shared &= each.mask[tuple(slice(a, b) for a, b in zip(low - each.box[:3], high - each.box[:3], strict=True))]  # type: ignore[index]
+    return float(shared.sum()) / float(one.mask.sum() + other.mask.sum() - shared.sum())
