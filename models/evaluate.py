@@ -16,8 +16,9 @@ from importlib import import_module
 from pathlib import Path
 
 from models import tables
+from models.files import write_text
 from models.train import changes_of
-from models.weights import WeightsError, load
+from models.weights import WeightsError
 
 SYSTEMS = {  # name -> where its evaluate.py is
     "breast_us": "models.breast_us",
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             study = import_module(f"{package}.tables").study(given.data, given.budget, changes, given.device)
             print(tables.run(study, given.out or RESULTS, given.runs))
             return
-        figures = import_module(f"{package}.evaluate").evaluate(
+        judgement = import_module(f"{package}.evaluate").evaluate(
             given.data,
             given.device,
             given.split,
@@ -67,13 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except (ValueError, WeightsError) as error:
         raise SystemExit(str(error)) from error
-    tables.show(f"{given.system}, {given.split} split", figures)
+    tables.show(f"{given.system}, {given.split} split", judgement.figures)
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
-        rounded = {name: one.rounded(4) for name, one in figures.items()}
-        judged = {path.stem: load(path).sha256 for path in given.weights or []} or "as shipped"
-        document = {"split": given.split, "weights": judged, "flips": given.flips, "figures": rounded}
-        (given.out / "figures.json").write_text(json.dumps(document, indent=2) + "\n")
+        write_text(given.out / "figures.json", json.dumps(judgement.document(), indent=2) + "\n")
 
 
 if __name__ == "__main__":

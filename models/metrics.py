@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,28 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Figures of weights on a split, and what they depend on."""
+
+    figures: Mapping[str, Interval]
+    split: str
+    split_sha256: str
+    weights: Mapping[str, str]  # SHA-256 of each file -> its name
+    choices: Mapping[str, float | str | Sequence[float]]  # threshold, flips and the like
+    judged: Mapping[str, int]  # how many there were of what: "patients"
+
+    def document(self) -> dict[str, Any]:
+        """What figures.json holds."""
+        about = asdict(self)
+        del about["figures"]
+        return {**about, "figures": rounded(self.figures)}
+
+
+def rounded(figures: Mapping[str, Interval], digits: int = 4) -> dict[str, dict[str, float]]:
+    return {name: one.rounded(digits) for name, one in figures.items()}
 
 
 def bootstrap(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
+
+Schedule = Literal["cosine", "plateau"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,21 @@ class TrainConfig:
     warm_up_epochs: float = 1.0
     ema_decay: float = 0.999
     clip_norm: float = 5.0
-    schedule: str = "cosine"  # with warm-up; "plateau": a tenth of the rate whenever the loss stops falling
+    schedule: Schedule = "cosine"  # with warm-up; "plateau": a tenth of the rate whenever the loss stops falling
     lr_floor: float = 2e-8  # "plateau" stops here
     amp: bool = True  # half precision where the device has it: bfloat16, else float16 with a scaled loss
     patience: int = 0  # stop after so many epochs without a better score; 0: never
     distil: float = 0.5  # share of the loss that follows the teachers, when there are any
+
+    def __post_init__(self) -> None:
+        must_be_known(self, {"schedule": get_args(Schedule)})
+
+
+def must_be_known(config: TrainConfig, known: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError when a field has none of its known values; a config from the command line holds any text."""
+    for name, values in known.items():
+        if getattr(config, name) not in values:
+            raise ValueError(f"{name} is {getattr(config, name)!r}, must be one of {', '.join(values)}")
 
 
 class Recipe(Protocol):

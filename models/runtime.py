@@ -296,7 +296,7 @@ class Graphs:
     ) -> None:
         self.eager = eager
         make = capture or captured
-        # the largest first: the smaller ones fit into its memory
+        # the largest first: each has memory of its own, and where that is too small it shows before the others
         self.held = {
             (count, *like.shape[1:]): make(eager, like.new_zeros(count, *like.shape[1:]))
             for like in examples

@@ -7,11 +7,11 @@ same settings are never trained twice, changed ones always are.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 
 from models.files import write_text
-from models.metrics import Interval
+from models.metrics import Interval, rounded
 
 Figures = Mapping[str, Mapping[str, float]]  # of a row as the JSON keeps them: figure -> value, low, high
 
@@ -46,6 +46,13 @@ class Table:
 class Result:
     figures: Mapping[str, Interval]
     facts: Mapping[str, Any]  # what else is told of a row: parameters, epochs
+
+
+def with_reasons(tables: Sequence[Table], why_not: Callable[[Row], str]) -> tuple[Table, ...]:
+    """The tables, each row with the reason why it cannot be made here; "" when it can."""
+    return tuple(
+        replace(table, rows=tuple(replace(row, why_not=why_not(row)) for row in table.rows)) for table in tables
+    )
 
 
 class Study(Protocol):
@@ -82,6 +89,12 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def trained_s(folder: Path) -> float:
+    """Seconds of every epoch of the trainings below a folder, those from before a kill too. 0 without a training."""
+    rows = (row for log in folder.rglob("log.csv") for row in csv.DictReader(log.read_text("utf-8").splitlines()))
+    return sum(float(row["seconds"]) for row in rows)
+
+
 def run(study: Study, out: Path, runs: Path, console: Console | None = None) -> Path:
     """Make every row that has no result yet and write `<name>.json` and `<name>.md` after each; the Markdown's path.
 
@@ -102,13 +115,12 @@ def run(study: Study, out: Path, runs: Path, console: Console | None = None) -> 
             folder = runs / key[:12]
             if key not in results:
                 console.print(f"{table.title}: {row.name}")
-                start_s = time.monotonic()
                 made = study.result(row, folder)
                 results[key] = {
                     "row": row.name,
-                    "figures": {name: one.rounded(5) for name, one in made.figures.items()},
+                    "figures": rounded(made.figures, 5),
                     "facts": dict(made.facts),
-                    "seconds": round(time.monotonic() - start_s),
+                    "seconds": round(trained_s(folder)),
                     "settings": dict(settings),
                 }
                 write_text(path, json.dumps(results, indent=1) + "\n")

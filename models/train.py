@@ -16,7 +16,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -29,10 +28,11 @@ from typing import Any, TypeVar, cast
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from models import weights
+from models.files import replacing, write_text
 from models.plots import training_curves
 from models.recipe import Recipe, RecipeModule, TrainConfig
 from models.runtime import FORMATS, Runtime, channels_last
@@ -294,13 +294,11 @@ class Log:
 
     def add(self, row: Mapping[str, float]) -> None:
         self.rows.append(row)
-        new = self.out / "log.new"
-        with new.open("w", newline="") as file:
+        with replacing(self.out / "log.csv") as new, new.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(row), restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(new, self.out / "log.csv")
-        (self.out / "training.svg").write_text(training_curves(self.rows))
+        write_text(self.out / "training.svg", training_curves(self.rows))
         if self.board is not None:
             for name, value in row.items():
                 if name != "epoch":
@@ -336,8 +334,8 @@ def on_device(batch: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Whole or not at all: a kill while writing leaves the former checkpoint."""
-    torch.save(state, path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
+    with replacing(path) as new:
+        torch.save(state, new)
 
 
 def export(
@@ -350,7 +348,8 @@ def export(
 ) -> Path:
     """Write the weights as fp16 safetensors and, beside them, where they come from. Returns the weights' path.
 
-    Buffers stay float32: a batch-norm variance can exceed 65504, the largest fp16.
+    Buffers stay float32: a batch-norm variance can exceed 65504, the largest fp16. A kill leaves both files as they
+    were, or, in the moment between them, two that weights.load refuses by SHA-256 and that a resume writes again.
     """
     path = out / f"{recipe.name}.safetensors"
     learnt = {name for name, _ in model.named_parameters()}
@@ -358,11 +357,10 @@ def export(
     spoilt = [name for name, t in half.items() if not torch.isfinite(t).all()]
     if spoilt:
         raise OverflowError(f"{', '.join(spoilt)} hold numbers that fp16 cannot; nothing was exported")
-    save_file(half, path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
+    content = save(half)
     sidecar = {
         "name": recipe.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "config": asdict(recipe.config),
         "epoch": epoch + 1,
@@ -373,7 +371,9 @@ def export(
         "git_sha": git_sha(),
         "torch": torch.__version__,
     }
-    path.with_suffix(".json").write_text(json.dumps(sidecar, indent=2) + "\n")
+    with replacing(path) as tensors, replacing(path.with_suffix(".json")) as about:  # both written, then both replaced
+        tensors.write_bytes(content)
+        about.write_text(json.dumps(sidecar, indent=2) + "\n", "utf-8")
     return path
 
 

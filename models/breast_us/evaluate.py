@@ -13,14 +13,23 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from models.breast_us.data import read_busi
-from models.breast_us.pipeline import INSIDE, WEIGHTS, BreastUltrasound, Look
+from models.breast_us.data import PREPROCESSING, read_busi
+from models.breast_us.pipeline import (
+    INSIDE,
+    NORMAL_ABOVE,
+    PRIOR_POWER,
+    SMALLEST_SHARE,
+    WEIGHTS,
+    BreastUltrasound,
+    Look,
+)
 from models.breast_us.temperature import at
-from models.breast_us.triple import parts_for
+from models.breast_us.triple import parts_for, read_triple
 from models.breast_us.worst import worst_cases
-from models.metrics import Interval, accuracy, auc, bootstrap, calibration_error, dice, iou, macro_f1
+from models.files import write_text
+from models.metrics import Interval, Judgement, accuracy, auc, bootstrap, calibration_error, dice, iou, macro_f1
 from models.nets.breast_triple import CLASSES
-from models.weights import packed
+from models.weights import load, packed
 
 NORMAL, MALIGNANT = CLASSES.index("normal"), CLASSES.index("malignant")
 
@@ -53,8 +62,8 @@ def evaluate(
     out: Path | None = None,
     strategy: str | None = None,
     cache: Path | None = None,
-) -> dict[str, Interval]:
-    """Figure -> value and 95 % interval over images; "seconds per image" has no interval of its own.
+) -> Judgement:
+    """Figures with 95 % intervals over images; "seconds per image" has no interval of its own.
 
     paths     weights whose answers are averaged; the shipped ones when not given
     out       folder for worst_cases.md
@@ -89,8 +98,23 @@ def evaluate(
         figures["expected calibration error, at the temperature"] = calibration(tempered, labels)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "worst_cases.md").write_text(worst_cases(rows, {image.name: image for image in images}), "utf-8")
-    return {**figures, "seconds per image": Interval(seconds, seconds, seconds)}
+        write_text(out / "worst_cases.md", worst_cases(rows, {image.name: image for image in images}))
+    return Judgement(
+        {**figures, "seconds per image": Interval(seconds, seconds, seconds)},
+        split=split,
+        split_sha256=str(load(weights[0]).about["split_sha256"]),  # parts_for has compared all with the split here
+        weights={sha256: name for path in weights for name, sha256 in read_triple(path, PREPROCESSING).sha256.items()},
+        choices={
+            "mask threshold": INSIDE,
+            "normal above": NORMAL_ABOVE,
+            "prior power": PRIOR_POWER,
+            "smallest share": SMALLEST_SHARE,
+            "sizes": pipeline.sizes,
+            "temperature": "none" if pipeline.temperature is None else pipeline.temperature,
+            "runtime": str(pipeline.nets[0]),
+        },
+        judged={"images": len(images)},
+    )
 
 
 def judge(looks: list[Look], masks: list[np.ndarray], labels: np.ndarray) -> dict[str, Interval]:

@@ -31,7 +31,8 @@ from models.breast_us.rotation import rotation
 from models.breast_us.stages import PLANS, claim, train_stages, write
 from models.breast_us.temperature import at, fit
 from models.breast_us.worst import worst_cases
-from models.metrics import Interval
+from models.files import write_text
+from models.metrics import Interval, rounded
 from models.tables import show
 from models.train import RECIPES, changes_of, configured
 from models.weights import WeightsError
@@ -96,12 +97,8 @@ def validate(
     if fused:
         document["figures without C"] = rounded(pooled(alone))
     write(out / "figures.json", document)
-    (out / "worst.md").write_text(worst_cases(rows, {image.name: image for image in images}), "utf-8")
+    write_text(out / "worst.md", worst_cases(rows, {image.name: image for image in images}))
     return figures
-
-
-def rounded(figures: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
-    return {name: one.rounded(4) for name, one in figures.items()}
 
 
 def read_rows(rows: Sequence[Mapping[str, Any]]) -> list[Judged]:

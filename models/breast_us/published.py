@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from models.breast_us import recipe
 from models.breast_us.recipe import build
 from models.nets.breast_triple import Encoder, Fusion, Heads
+from models.recipe import Schedule
 
 __all__ = ["Config", "build"]
 
@@ -24,7 +25,7 @@ class Config(recipe.Config):
     size: int = 256
     heads: Heads = "pooled"
     epochs: int = 400  # at most: the plateaus stop earlier
-    schedule: str = "plateau"
+    schedule: Schedule = "plateau"
     optimiser: str = "adam"
     lr: float = 2e-4
     weight_decay: float = 0.0

@@ -60,7 +60,7 @@ from models.nets.breast_triple import (
     segmentation_net,
 )
 from models.nets.efficientnet_lite import EfficientNetLite, from_imagenet, imagenet_weights
-from models.recipe import TrainConfig
+from models.recipe import TrainConfig, must_be_known
 from models.weights import Weights, WeightsError, load
 
 Stage = Literal["segmentation", "classification", "joint", "fusion"]
@@ -116,6 +116,7 @@ class Config(TrainConfig):
     fold: int = -1  # of `folds` for cross-validation, from 0; -1: the split that ships with the code
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = {
             "stage": get_args(Stage),
             "encoder": get_args(Encoder),
@@ -123,11 +124,8 @@ class Config(TrainConfig):
             "fusion": get_args(Fusion),
             "optimiser": tuple(OPTIMISERS),
             "variation": tuple(VARIATIONS),
-            "schedule": ("cosine", "plateau"),
         }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(values)}")
+        must_be_known(self, known)
         if not -1 <= self.fold < self.folds:
             raise ValueError(f"fold is {self.fold}, must be -1 or one of the {self.folds} folds from 0")
 

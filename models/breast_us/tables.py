@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from models.metrics import Interval
 from models.nets.breast_triple import ClassificationNet, TripleConfig
 from models.phantoms import breast_ultrasound
 from models.plots import save_grid
-from models.tables import Result, Row, Study, Table, digest
+from models.tables import Result, Row, Study, Table, digest, with_reasons
 from models.train import configured
 
 FIGURES = {
@@ -99,11 +99,7 @@ def tables_of(budget: str) -> tuple[Table, ...]:
     """The tables under a budget: the paper's networks are nothing for two cores."""
     if budget == "full":
         return TABLES
-    not_here = {PUBLISHED: "needs a GPU: --budget full"}
-    return tuple(
-        replace(table, rows=tuple(replace(row, why_not=not_here.get(row.name, "")) for row in table.rows))
-        for table in TABLES
-    )
+    return with_reasons(TABLES, lambda row: "needs a GPU: --budget full" if row.name == PUBLISHED else "")
 
 
 class BreastStudy:

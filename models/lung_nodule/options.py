@@ -36,3 +36,4 @@ class Options(PipelineOptions):
     refine_flips: bool = False  # ... averaged over the crop and its mirror images: four times the work
     purpose: Purpose | None = None  # of the study; without it nothing is suggested
     checkpoint: str | None = None  # path of other weights
+    refine_checkpoint: str | None = None  # ... for the second look

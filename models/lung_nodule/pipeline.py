@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,39 @@ from models.measure import axial, measure_nodule
 from models.nets.baselines import build_net
 from models.pipeline import Card, Progress, UnfitInput
 from models.read import Volume, read_ct
-from models.runtime import Runtime, example
+from models.runtime import Runtime, Served, example
+from models.weights import Weights, WeightsError
 
 VERSION = "0.2.0"
 CHECKPOINT = "residual_unet_w16"
+REFINER = "residual_unet_centred_w16"  # learnt on crops with the finding in the middle, for the second look
 
 STRIDE = 64  # step of the windows, pixels; each pixel is in the middle of one window
 BATCH = 32
 SHELL_MM = (1.0, 3.0)
 SOFT_ABOVE_HU = -500
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A network ready to answer, and the weights it answers by."""
+
+    net: Served
+    side: int  # of its crops, pixels
+    loaded: Weights
+
+    @classmethod
+    def at(cls, path: str | None, shipped: str, runtime: Runtime) -> Look:
+        """From weights at a path, or the shipped ones of that name. Raises WeightsError when they cannot be served."""
+        loaded = weights.load(Path(path) if path else weights.packed("lung_nodule", shipped), PREPROCESSING)
+        side = int(loaded.about["config"].get("crop", SIDE))
+        net = loaded.into(build_net(loaded.about["config"]))
+        return cls(runtime.ready(net, example(4, 1, side, side), most=BATCH), side, loaded)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """(B, 1, side, side) in [0, 1] -> probability, same shape, float32"""
+        (logits,) = self.net(batch)
+        return torch.sigmoid(logits)
 
 
 class LungNodule:
@@ -48,22 +73,25 @@ class LungNodule:
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
         self.options = Options.read(options)
         self.runtime = Runtime.choose(device, threads=self.options.threads)
-        path = Path(self.options.checkpoint) if self.options.checkpoint else weights.packed("lung_nodule", CHECKPOINT)
-        loaded = weights.load(path, PREPROCESSING)
-        net = loaded.into(build_net(loaded.about["config"]))
-        self.net = self.runtime.ready(net, example(4, 1, SIDE, SIDE), most=BATCH)
+        self.first = Look.at(self.options.checkpoint, CHECKPOINT, self.runtime)
+        if self.first.side != SIDE:
+            raise WeightsError(f"{self.first.loaded.name} learnt on crops of {self.first.side} pixels, not of {SIDE}")
+        self.second = Look.at(self.options.refine_checkpoint, REFINER, self.runtime) if self.options.refine else None
+        looks = [look.loaded for look in (self.first, self.second) if look is not None]
         self.card = Card(
             name="lung-nodule",
             modality=frozenset({"CT"}),
-            algorithm=Algorithm("pacs-node lung-nodule", f"{VERSION}+{loaded.sha256[:8]}"),
+            algorithm=Algorithm("pacs-node lung-nodule", "+".join([VERSION, *(look.sha256[:8] for look in looks)])),
             intended_use="Marks and measures candidate pulmonary nodules on axial chest CT of adults for engineers and"
             " researchers. Research use only, not for diagnostic use.",
-            weights_sha256={loaded.name: loaded.sha256},
+            weights_sha256={look.name: look.sha256 for look in looks},
         )
         self.blend = blending_window().to(self.runtime.device)
 
     def warm(self) -> None:
-        self.probabilities_of(torch.zeros(BATCH, 1, SIDE, SIDE))
+        for look in (self.first, self.second):
+            if look is not None:
+                look(torch.zeros(BATCH, 1, look.side, look.side))
 
     def run(self, files: Sequence[Path], progress: Progress) -> Findings:
         started = time.monotonic()
@@ -87,7 +115,7 @@ class LungNodule:
             sought_site=codes.LUNG,
             facts={
                 "seconds": round(time.monotonic() - started, 1),
-                "device": str(self.net),
+                "device": str(self.first.net),
                 "slices": len(volume.images),
                 "windows": windows,
                 "lungs_ml": round(lungs.volume_ml),
@@ -127,16 +155,11 @@ class LungNodule:
         for start in range(0, len(corners), BATCH):
             part = corners[start : start + BATCH]
             batch = torch.stack([wide[y : y + SIDE, x : x + SIDE] for y, x in part])[:, None]
-            for (y, x), probability in zip(part, self.probabilities_of(batch), strict=True):
+            for (y, x), probability in zip(part, self.first(batch), strict=True):
                 total[y : y + SIDE, x : x + SIDE] += self.blend * probability[0]
                 weight[y : y + SIDE, x : x + SIDE] += self.blend
         blended = total / weight.clamp_min(1e-6)
         return blended[edge : edge + h, edge : edge + w], len(corners)
-
-    def probabilities_of(self, batch: Tensor) -> Tensor:
-        """(B, 1, 128, 128) in [0, 1] -> probability (B, 1, 128, 128), float32"""
-        (logits,) = self.net(batch)
-        return torch.sigmoid(logits)
 
     # ------------------------------------------------------------------------------------------------ findings
 
@@ -160,20 +183,21 @@ class LungNodule:
                 " no nodule type is stated, and no category is suggested"
             )
         reported = kept[: self.options.at_most]
-        if self.options.refine:
-            refined = self.refined(reported, volume, lungs)
+        if self.second is not None:
+            refined = self.refined(self.second, reported, volume, lungs)
             reported = [one.candidate for one in refined]
             warnings += outlines_kept(refined)
         found = [finding(number, candidate, volume, lungs) for number, candidate in enumerate(reported, start=1)]
         found, remarks = with_suggestions(self.options.purpose, found, volume.headers[0])
         return found, warnings + remarks
 
-    def refined(self, detections: Sequence[Candidate], volume: Volume, lungs: Lungs) -> list[Refined]:
+    def refined(self, second: Look, detections: Sequence[Candidate], volume: Volume, lungs: Lungs) -> list[Refined]:
         """The detections with the mask of a second look; each nodule once, the most certain first."""
         looked = refine(
             volume,
             detections,
-            self.probabilities_of,
+            second,
+            side=second.side,
             threshold=self.options.threshold,
             flips=self.options.refine_flips,
         )

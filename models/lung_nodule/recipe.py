@@ -5,9 +5,13 @@ small cuts first.
     --set scse=encoder+decoder                       gates elsewhere: any union of encoder, decoder, bottleneck, or none
     --set encoder=lite0 --set encoder_rate=0.3       an encoder that has seen ImageNet, for few data
     --set net=transunet                              or unet, attention_unet
+    --set centred=true --set crop=64                 for the second look at a detection: see refine.py
 
 The first epochs see 64x64 cuts: four times as many nodules a second, and room for cuts without any. The rest see
 128x128, as the pipeline's windows are, and learn there what around a nodule is none.
+
+A centred network sees what a detector found in the middle of its crop, in training too, and answers for the middle:
+what it marks elsewhere is another finding's, and is left out when it is judged, as refine.py leaves it out.
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ from torch import Tensor, nn
 
 from models.losses import bce_dice_loss, mask_distillation, mean_probability
 from models.lung_nodule.data import NEGATIVES, Slices, Strategy, evenly
-from models.lung_nodule.preprocess import PREPROCESSING
-from models.lung_nodule.rule import correct, outcomes
+from models.lung_nodule.preprocess import PREPROCESSING, SIDE
+from models.lung_nodule.rule import central, correct, outcomes
 from models.metrics import dice, iou
 from models.nets.baselines import Net, build_net
 from models.nets.efficientnet_lite import EfficientNetLite, from_imagenet, imagenet_weights
@@ -61,6 +65,9 @@ class Config(TrainConfig):
     large_negatives: float = (
         0.4  # share of whole cuts without: a scan has far more windows without nodule than with one
     )
+    centred: bool = False  # the finding is in the middle of the crop; the phases and cuts above are then not used
+    shift: float = 4.0  # pixels by which a detector may miss the middle
+    agreement: bool = True  # a centred network learns from how many readers marked a pixel, not only from the majority
     val_crops: int = 400  # evenly spaced; the whole split is for the test
     split: Strategy = "stored"  # or "fresh": see data.split_of
     cache: str = ""  # folder for the crops of whole scans; layouts.CACHE when empty
@@ -74,7 +81,8 @@ class NoduleRecipe:
     def __init__(self, data: Path, config: Config) -> None:
         self.config = config
         self.name = named(config)
-        self.slices = Slices(data, cache=Path(config.cache) if config.cache else None, strategy=config.split)
+        cache = Path(config.cache) if config.cache else None
+        self.slices = Slices(data, size=max(SIDE, config.crop), cache=cache, strategy=config.split)
         self.split_sha256 = self.slices.split_sha256
 
     def model(self) -> nn.Module:
@@ -101,6 +109,8 @@ class NoduleRecipe:
     def cut(self, epoch: int) -> tuple[int, int, int]:
         """(side, batch, number of crops) of the epoch's cuts."""
         crops = len(self.slices.index["train"])
+        if self.config.centred:
+            return self.config.crop, self.config.batch, crops
         if epoch < round(self.config.small_epochs * self.config.epochs):
             return self.config.small_cut, 2 * self.config.batch, crops
         return self.config.crop, self.config.batch, round(self.config.large_share * crops)
@@ -114,6 +124,9 @@ class NoduleRecipe:
             return self.slices.fixed(split)
         size, batch, crops = self.cut(epoch)
         seed = self.config.seed * 1000 + epoch
+        if self.config.centred:
+            share, shift = self.config.negatives, self.config.shift
+            return self.slices.centred(split, seed=seed, size=size, batch=batch, negatives=share, shift=shift)
         negatives = self.config.negatives if size < 128 else self.config.large_negatives
         return self.slices.augmented(split, seed=seed, size=size, batch=batch, crops=crops, negatives=negatives)
 
@@ -122,7 +135,9 @@ class NoduleRecipe:
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         logits = model(batch["image"])
-        loss = bce_dice_loss(logits, batch["mask"], per_image=self.config.dice_per_image)
+        soft = self.config.agreement and "agreement" in batch
+        truth = batch["agreement"] if soft else batch["mask"]
+        loss = bce_dice_loss(logits, truth, per_image=self.config.dice_per_image)
         if "taught_mask" in batch:
             loss = torch.lerp(loss, mask_distillation(logits, batch["taught_mask"]), self.config.distil)
         return loss
@@ -144,6 +159,8 @@ class NoduleRecipe:
         ):
             image, mask = (middle(batch[name], self.config.crop) for name in ("image", "mask"))
             predicted, truth = (model(image.to(device)) > 0)[:, 0].cpu().numpy(), mask[:, 0].numpy()
+            if self.config.centred:
+                predicted = np.stack([central(one) for one in predicted])
             overlap += [dice(p, t) for p, t in zip(predicted, truth, strict=True) if t.any()]
             ious += [iou(p, t) for p, t in zip(predicted, truth, strict=True)]
             called += outcomes(predicted, truth).tolist()
@@ -164,6 +181,7 @@ def named(config: Config) -> str:
     parts += [part for part, there in (("vit", own.vit), ("keep_scse", own.keep_scse)) if there]
     if own.gated != ResidualUNetConfig(vit=own.vit, keep_scse=own.keep_scse).gated:
         parts += ["scse", *([place for place in PLACES if place in own.gated] or ["none"])]
+    parts += ["centred"] if config.centred else []
     return "_".join([*parts, f"w{config.width}"])
 
 

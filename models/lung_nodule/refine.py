@@ -1,6 +1,6 @@
 """Detection-driven segmentation: the residual U-Net looks again at each detection, now in the middle of its crop.
 
-Crops of 128 x 128 pixels round the detection's centre, on each of its slices and on those beyond until nothing is
+Square crops round the detection's centre, on each of its slices and on those beyond until nothing is
 marked any more, become one stack; the 26-connected piece at the centre is the nodule. Any detector will do: what the
 sliding window marked, or a network in three dimensions. A mask that cannot be trusted is not taken: the detection then
 keeps its own, and `Refined.why_not` says why.
@@ -21,7 +21,7 @@ from torch import Tensor
 from models.lung_nodule.preprocess import SIDE, TRAINED_MM, is_native, window
 from models.read import AIR_HU, Volume
 
-Network = Callable[[Tensor], Tensor]  # (B, 1, 128, 128) in [0, 1] -> probability of nodule, same shape, any device
+Network = Callable[[Tensor], Tensor]  # (B, 1, side, side) in [0, 1] -> probability of nodule, same shape, any device
 
 BATCH = 32
 MARGIN_MM = 2.0  # slices this far beyond what is marked are looked at, too
@@ -68,15 +68,22 @@ class Refined:
 
 
 def refine(
-    volume: Volume, detections: Sequence[Candidate], network: Network, *, threshold: float = 0.5, flips: bool = False
+    volume: Volume,
+    detections: Sequence[Candidate],
+    network: Network,
+    *,
+    side: int = SIDE,
+    threshold: float = 0.5,
+    flips: bool = False,
 ) -> list[Refined]:
     """One Refined for each detection, in their order, on the source grid.
 
     network     see Network; crops come in HU windowed as in training, on pixels of a size it knows
+    side        of its crops, pixels
     threshold   of its probability
     flips       average over the crop and its mirror images: four times the work
     """
-    looks = [Look(volume, detection) for detection in detections]
+    looks = [Look(volume, detection, side) for detection in detections]
     wanted = [(look, z) for look in looks for z in look.first()]
     while wanted:  # all crops of all detections, batch by batch; then what lies beyond them
         for start in range(0, len(wanted), BATCH):
@@ -89,16 +96,16 @@ def refine(
 
 
 def averaged(network: Network, crops: Tensor, flips: bool) -> Tensor:
-    """(B, 1, 128, 128) -> probability on the cpu, float32, same shape"""
+    """(B, 1, side, side) -> probability on the cpu, float32, same shape"""
     answers = [network(crops.flip(axes)).flip(axes).float().cpu() for axes in (FLIPS if flips else FLIPS[:1])]
     return torch.stack(answers).mean(dim=0)
 
 
-def patch(spacing_mm: Sequence[float]) -> tuple[int, int]:
-    """Rows and columns of the source that make a crop of 128 x 128 pixels of a size the network knows."""
+def patch(spacing_mm: Sequence[float], side: int = SIDE) -> tuple[int, int]:
+    """Rows and columns of the source that make a crop of side x side pixels of a size the network knows."""
     if is_native(spacing_mm):
-        return SIDE, SIDE
-    rows, columns = (max(1, round(SIDE * TRAINED_MM / mm)) for mm in spacing_mm)
+        return side, side
+    rows, columns = (max(1, round(side * TRAINED_MM / mm)) for mm in spacing_mm)
     return rows, columns
 
 
@@ -108,11 +115,12 @@ class Look:
 
     volume: Volume
     detection: Candidate
+    side: int = SIDE
     marked: dict[int, np.ndarray] = field(default_factory=dict)  # z -> bool (rows, columns) of `inside`
 
     def __post_init__(self) -> None:
         self.centre = self.detection.centre_zyx
-        self.shape = patch(self.volume.spacing_mm[1:])
+        self.shape = patch(self.volume.spacing_mm[1:], self.side)
         self.corner = tuple(c - n // 2 for c, n in zip(self.centre[1:], self.shape, strict=True))
         size = self.volume.hu.shape[1:]
         low = [max(0, c) for c in self.corner]
@@ -128,13 +136,13 @@ class Look:
         return rows, columns
 
     def crop(self, z: int) -> Tensor:
-        """(1, 128, 128) in [0, 1]; beyond the image: air"""
+        """(1, side, side) in [0, 1]; beyond the image: air"""
         hu = np.full(self.shape, AIR_HU, np.float32)
         hu[self.part] = self.volume.hu[z][self.inside]
-        return window(self.resized(torch.from_numpy(hu)[None], (SIDE, SIDE)))
+        return window(self.resized(torch.from_numpy(hu)[None], (self.side, self.side)))
 
     def keep(self, z: int, probability: Tensor, threshold: float) -> None:
-        """probability: (1, 128, 128) of the crop on slice z"""
+        """probability: (1, side, side) of the crop on slice z"""
         on_source = self.resized(probability, self.shape)[0].numpy()
         self.marked[z] = on_source[self.part] > threshold
 

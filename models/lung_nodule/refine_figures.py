@@ -116,7 +116,13 @@ def boxed(case: Case, rng: np.random.Generator) -> Candidate:
 
 
 def figures(pipeline: LungNodule, volumes: Path, scan: Volume, split: str, seed: int = 0) -> dict[str, Interval]:
-    """Mean Dice of the nodules that the sliding window marks, and of the boxes; 95 % intervals over patients."""
+    """Mean Dice of the nodules that the sliding window marks, and of the boxes; 95 % intervals over patients.
+
+    Raises ValueError when the pipeline has no second look.
+    """
+    second = pipeline.second
+    if second is None:
+        raise ValueError("this pipeline looks once: give it the option refine")
     rng = np.random.default_rng(seed)
     found: dict[str, list[float]] = {}
     owners: dict[str, list[str]] = {}
@@ -133,7 +139,7 @@ def figures(pipeline: LungNodule, volumes: Path, scan: Volume, split: str, seed:
             before = dice(painted(detection, case), case.truth)
             note(f"{source}: as detected", case.patient, before)
             for flips in (False, True):
-                (one,) = refine(case.volume, [detection], pipeline.probabilities_of, flips=flips)
+                (one,) = refine(case.volume, [detection], second, side=second.side, flips=flips)
                 after = dice(painted(one.candidate, case), case.truth)
                 name = f"{source}: refined" + ", flips" * flips
                 note(name, case.patient, after)
@@ -157,7 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(given.scan) as archive:
         archive.extractall(folder)
         scan = read_ct(sorted(Path(folder).rglob("*.dcm")))
-    for name, figure in figures(LungNodule("cpu"), given.volumes, scan, given.split).items():
+    for name, figure in figures(LungNodule("cpu", {"refine": True}), given.volumes, scan, given.split).items():
         print(f"{name:60} {figure}")
 
 

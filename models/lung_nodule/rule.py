@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from models.metrics import iou
 
 HIT = 0.5  # least IoU of a slice that counts as found
+CENTRE_PX = 4  # what comes this near to the middle of a crop is the finding the crop was cut for
 
 
 def outcomes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -26,3 +28,11 @@ def outcomes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def correct(called: np.ndarray) -> np.ndarray:
     """Outcomes -> bool (n): what the source's accuracy is the share of."""
     return np.isin(called, ("TP", "TN"))
+
+
+def central(mask: np.ndarray) -> np.ndarray:
+    """bool (h, w) -> the same: the 8-connected pieces that reach into the 2·CENTRE_PX pixels round the middle."""
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    middle = tuple(slice(n // 2 - CENTRE_PX, n // 2 + CENTRE_PX) for n in mask.shape)
+    there = np.unique(labels[middle])
+    return np.isin(labels, there[there > 0])

@@ -20,13 +20,15 @@ import numpy as np
 import torch
 
 from models.ensemble import Ensemble
+from models.layouts import opened
 from models.lung_nodule import recipe as lung
+from models.lung_nodule.crops import index_of
 from models.lung_nodule.evaluate import look, read, rule
-from models.lung_nodule.preprocess import window
+from models.lung_nodule.preprocess import SIDE, window
 from models.phantoms import chest_ct
 from models.plots import save_grid
 from models.read import read_ct
-from models.tables import Result, Row, Study, Table
+from models.tables import Result, Row, Study, Table, with_reasons
 from models.train import configured, train
 
 FIGURES = {
@@ -42,9 +44,8 @@ FIGURES = {
 BUDGETS: Mapping[str, Mapping[str, str]] = {
     # what two cores do in about two minutes a row: enough to see a network learn, not to tell close ones apart
     "small": {
-        "width": "8", "crop": "64", "small_epochs": "0", "large_share": "0.5", "negatives": "0.34",
-        "large_negatives": "0.34", "epochs": "4", "batch": "32", "lr": "0.002", "warm_up_epochs": "0.5",
-        "ema_decay": "0.98", "val_crops": "200",
+        "width": "8", "crop": "64", "centred": "true", "negatives": "0.34", "epochs": "5", "batch": "32",
+        "lr": "0.002", "warm_up_epochs": "0.5", "ema_decay": "0.98", "val_crops": "200",
     },
     # the source's, where it states one: for a GPU
     "full": {
@@ -66,7 +67,7 @@ def overlap(iou: float, dice: float | None = None) -> dict[str, float]:
 
 
 MODEL_1 = {"vit": "true", "scse": "encoder"}
-NO_CTS = "needs whole CTs: the crops here are of 128 pixels"
+NO_CTS = f"needs whole CTs: the crops here are of {SIDE} pixels"
 
 TABLES = (
     Table(
@@ -96,8 +97,8 @@ TABLES = (
     Table(
         "Size of the crops, Model 1",
         (
-            Row("512", {}, overlap(0.625, 0.69), NO_CTS),
-            Row("256", {}, overlap(0.810, 0.872), NO_CTS),
+            Row("512", {**MODEL_1, "crop": "512"}, overlap(0.625, 0.69)),
+            Row("256", {**MODEL_1, "crop": "256"}, overlap(0.810, 0.872)),
             Row("128", {**MODEL_1, "crop": "128"}, overlap(0.820, 0.879)),
             Row("96", {**MODEL_1, "crop": "96"}),
             Row("64", {**MODEL_1, "crop": "64"}, overlap(0.812, 0.875)),
@@ -111,16 +112,22 @@ TABLES = (
 )
 
 
+def tables_of(data: Path) -> tuple[Table, ...]:
+    """The tables for these data: from stored crops no larger ones can be cut, from whole CTs any."""
+    stored = index_of(opened(data)) is not None
+    return with_reasons(TABLES, lambda row: NO_CTS if stored and int(row.changes.get("crop", 0)) > SIDE else "")
+
+
 class NoduleStudy:
     """See models.tables.Study."""
 
     name = "residual_unet"
     title = "Residual U-Net: the tables of its source"
     figures: Mapping[str, str] = FIGURES
-    tables: Sequence[Table] = TABLES
 
     def __init__(self, data: Path, budget: str, changes: Mapping[str, str], device: str) -> None:
-        self.device = device
+        self.data, self.device = data, device
+        self.tables: Sequence[Table] = tables_of(data)
         self.changes = {**BUDGETS[budget], **changes}
         self.first = lung.NoduleRecipe(data, configured(lung.Config(), self.changes))
         said = ", ".join(f"{name} {value}" for name, value in self.changes.items())
@@ -131,6 +138,8 @@ class NoduleStudy:
             " test has slices without nodule too, all of patients the network has not seen (split"
             f" `{self.first.split_sha256[:12]}`). 95 % intervals by 1000 bootstraps over patients. IoU and Dice count a"
             " slice without nodule and without mark as 1; TP is a nodule slice with IoU of at least 0.5."
+            + " Networks are centred: what counts is the piece at the middle, as after a detector."
+            * self.first.config.centred
         )
 
     def config(self, row: Row) -> lung.Config:
@@ -143,11 +152,15 @@ class NoduleStudy:
         return {"config": config, "judged_by": 2, **known}
 
     def result(self, row: Row, folder: Path) -> Result:
-        recipe = copy.copy(self.first)  # the data are read once
-        recipe.config, recipe.name = self.config(row), "row"
+        config = self.config(row)
+        if max(config.crop, self.first.config.crop) > SIDE:
+            recipe = lung.NoduleRecipe(self.data, config)  # larger crops are cut from the scans anew, and kept
+        else:
+            recipe = copy.copy(self.first)  # the data are read once
+        recipe.config, recipe.name = config, "row"
         path = train(recipe, folder, resume=True, device=self.device)
-        ensemble, crop = read([path], self.device, recipe.split_sha256)
-        looked = look(recipe.slices, "test", ensemble, crop)
+        ensemble, crop, centred = read([path], self.device, recipe.split_sha256)
+        looked = look(recipe.slices, "test", ensemble, crop, centred=centred)
         parameters = sum(weights.numel() for weights in ensemble.nets[0].parameters())
         return Result(rule(looked.predicted, looked.truth, looked.patients), {"parameters": parameters})
 
@@ -157,7 +170,7 @@ class NoduleStudy:
         nets: dict[str, Ensemble] = {}
         for name, folder in folders.items():
             if (path := folder / "row.safetensors").exists():
-                ensemble, crop = read([path], self.device, self.first.split_sha256)
+                ensemble, crop, _ = read([path], self.device, self.first.split_sha256)
                 if crop == side and not name.isdigit():
                     nets[name] = ensemble
         rows = []

@@ -5,7 +5,6 @@ python -m models.evaluate ccfam_fpn --data slices.zip --weights runs/ccfam/ccfam
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ import torch
 from models import weights
 from models.lung_nodule.data import Slices
 from models.lung_nodule.detect2d.data import Stacks
-from models.lung_nodule.detect2d.figures import judge
+from models.lung_nodule.detect2d.figures import Found, judge
 from models.lung_nodule.detect2d.recipe import looked
 from models.lung_nodule.evaluate import slices_for
 from models.lung_nodule.preprocess import PREPROCESSING
-from models.metrics import Interval
+from models.metrics import Judgement
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
 from models.runtime import Runtime
 from models.weights import WeightsError
@@ -45,8 +44,8 @@ def evaluate(
     out: Path | None = None,
     strategy: str | None = None,
     cache: Path | None = None,
-) -> dict[str, Interval]:
-    """Figure -> value and 95 % interval over patients, on windows of slices with a nodule and without.
+) -> Judgement:
+    """Figures with 95 % intervals over patients, on windows of slices with a nodule and without.
 
     paths     the weights to judge, one file; there are none with the package
     flips     refused: a detector is judged as it serves
@@ -60,10 +59,20 @@ def evaluate(
         raise ValueError("ccfam_fpn: name the weights of one training with --weights, without --flips")
     slices = slices_for(paths, data, strategy, cache)
     detector = read(paths[0], device, slices.split_sha256)
-    start = time.perf_counter()
-    figures = figures_of(detector, slices, split)
-    seconds = (time.perf_counter() - start) / len(slices.index[split])
-    return {**figures, "seconds per slice with a nodule": Interval(seconds, seconds, seconds)}
+    every, patients = seen(detector, slices, split)
+    loaded = weights.load(paths[0])
+    return Judgement(
+        judge(every, patients, detector.working_score),
+        split=split,
+        split_sha256=slices.split_sha256,
+        weights={loaded.sha256: loaded.name},
+        choices={"window": detector.window, "working score": detector.working_score, "device": device},
+        judged={
+            "windows": len(every),
+            "windows with a nodule": sum(len(one.truth) > 0 for one in every),
+            "patients": len(set(patients)),
+        },
+    )
 
 
 def read(path: Path, device: str, split_sha256: str | None = None) -> Detector:
@@ -79,11 +88,10 @@ def read(path: Path, device: str, split_sha256: str | None = None) -> Detector:
     return Detector(net, int(config["window"]), working)
 
 
-def figures_of(detector: Detector, slices: Slices, split: str) -> dict[str, Interval]:
-    """The four figures of figures.judge, at the working score of val."""
+def seen(detector: Detector, slices: Slices, split: str) -> tuple[list[Found], list[str]]:
+    """What the detector finds in every window of a split, and the patient of each. Raises ValueError for no nodule."""
     if not len(slices.index[split]):
         there = ", ".join(f"{len(index)} in {name}" for name, index in slices.index.items())
         raise ValueError(f"no slice with a nodule for split {split}; there are {there}")
     stacks = Stacks(slices, detector.net.config.slices, detector.window)
-    every, patients = looked(detector.net, stacks.windows(split))
-    return judge(every, patients, detector.working_score)
+    return looked(detector.net, stacks.windows(split))

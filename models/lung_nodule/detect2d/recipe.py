@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,9 @@ from models.lung_nodule.detect2d.data import Stacks, Window
 from models.lung_nodule.detect2d.figures import Found, Marks, f1
 from models.lung_nodule.preprocess import PREPROCESSING
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
-from models.recipe import TrainConfig
+from models.recipe import TrainConfig, must_be_known
 
+Optimiser = Literal["sgd", "adamw"]
 LOOKED_AT = 32  # windows at a time, when judged
 
 
@@ -33,7 +34,7 @@ class Config(TrainConfig):
     batch: int = 8
     lr: float = 0.01
     weight_decay: float = 1e-4
-    optimiser: Literal["sgd", "adamw"] = "sgd"
+    optimiser: Optimiser = "sgd"
     clip_norm: float = 10.0
     depth: tuple[int, ...] = (3, 4, 6, 3)  # this and the next ten: see CCFAMConfig
     attention: Attention = "ccapm"
@@ -52,6 +53,10 @@ class Config(TrainConfig):
     val_crops: int = 300  # with a nodule, evenly spaced; the whole split is for the test
     split: Strategy = "stored"  # or "fresh": see data.split_of
     cache: str = ""  # folder for the crops of whole scans; layouts.CACHE when empty
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        must_be_known(self, {"attention": get_args(Attention), "optimiser": get_args(Optimiser)})
 
 
 class DetectorRecipe:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from models.files import write_text
-from models.lung_nodule.detect2d.evaluate import figures_of, read
+from models.lung_nodule.detect2d.evaluate import read, seen
+from models.lung_nodule.detect2d.figures import judge
 from models.lung_nodule.detect2d.recipe import Config, DetectorRecipe
 from models.lung_nodule.tables import phantom_crops
-from models.metrics import Interval
+from models.metrics import Interval, rounded
 from models.plots import save_grid
 from models.tables import Figures, Result, Row, Study, Table
 from models.train import configured, train
@@ -178,10 +179,10 @@ class DetectorStudy:
             recipe.configure(config)
             recipe.name = "row"
             detector = read(train(recipe, folder, resume=True, device=self.device), self.device, recipe.split_sha256)
-            judged = figures_of(detector, recipe.slices, "test")
+            judged = judge(*seen(detector, recipe.slices, "test"), detector.working_score)
             parameters = sum(weights.numel() for weights in detector.net.parameters())
-            figures = {name: one.rounded(5) for name, one in judged.items()}
-            write_text(path, json.dumps({"figures": figures, "parameters": parameters}, indent=1) + "\n")
+            made = {"figures": rounded(judged, 5), "parameters": parameters}
+            write_text(path, json.dumps(made, indent=1) + "\n")
         return json.loads(path.read_text("utf-8"))
 
     def illustrate(self, folders: Mapping[str, Path], out: Path) -> Sequence[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from scipy import ndimage
 
 from models.breast_us import evaluate, folds, pipeline, published, stages, temperature, triple
 from models.breast_us.data import Labelled, families, parts
-from models.breast_us.pipeline import BreastUltrasound
+from models.breast_us.pipeline import INSIDE, BreastUltrasound
 from models.breast_us.recipe import BreastRecipe, Config
 from models.breast_us.rotation import rotation
 from models.breast_us.stages import as_good, train_stages
@@ -265,9 +266,13 @@ def archive(images: list[Labelled], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_weights_are_judged_on_their_own_split_and_the_worst_cases_are_written(
     images: list[Labelled], own: Path, archive: Path, tmp_path: Path
 ) -> None:
-    figures = evaluate.evaluate(archive, "cpu", "test", paths=[own], out=tmp_path / "judged")
-    assert {"Dice, lesion images", "accuracy", "seconds per image"} <= figures.keys()
-    found, _ = parts(images)
+    judgement = evaluate.evaluate(archive, "cpu", "test", paths=[own], out=tmp_path / "judged")
+    assert {"Dice, lesion images", "accuracy", "seconds per image"} <= judgement.figures.keys()
+    found, split_sha256 = parts(images)
+    assert (judgement.split, judgement.split_sha256) == ("test", split_sha256)
+    assert judgement.weights == {hashlib.sha256(own.read_bytes()).hexdigest(): own.stem}
+    assert judgement.choices["mask threshold"] == INSIDE
+    assert judgement.judged == {"images": len(found["test"])}
     rows = (tmp_path / "judged/worst_cases.md").read_text().splitlines()[2:]
     assert sorted(row.split(" | ")[0].removeprefix("| ") for row in rows) == sorted(one.name for one in found["test"])
 
@@ -279,7 +284,7 @@ def test_weights_that_may_know_the_images_are_not_judged_on_them(trained: dict[s
 
 def test_the_shipped_weights_are_judged_on_images_that_they_do_not_know(archive: Path) -> None:
     every, same = (evaluate.evaluate(archive, "cpu", split) for split in ("unseen", "test"))
-    assert every["Dice, lesion images"] == same["Dice, lesion images"]
+    assert every.figures["Dice, lesion images"] == same.figures["Dice, lesion images"]
     with pytest.raises(ValueError, match="no image for split val"):
         evaluate.evaluate(archive, "cpu", "val")
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models.lung_nodule.calibrate import match
-from models.lung_nodule.data import SPLIT, cut_centre, jittered, placement, split_patients, stored_split
+from models.lung_nodule.data import SPLIT, Slices, cut_centre, jittered, placement, split_patients, stored_split
 from models.lung_nodule.evaluate import judge
 from models.lung_nodule.hounsfield import HU_RANGE, Population
 
@@ -86,6 +89,53 @@ def test_image_and_mask_are_moved_alike():
     share = (cut > 500).float().mean().item() * 64**2  # scaled by 0.85..1.15, turned, flipped: the area stays near
     assert 250 < share < 900
     assert len({tuple((c > 500).any(dim=1)[0].nonzero().ravel().tolist()) for c in cut}) > 2
+
+
+@pytest.fixture(scope="module")
+def around_a_nodule(tmp_path_factory):
+    """Ten crops, alike: a bright square of 16 pixels in the middle; of its rows 1, 2, 3, 4 readers marked a quarter."""
+    path = tmp_path_factory.mktemp("crops") / "crops.zip"
+    image = np.full((128, 128), 20, np.uint8)
+    image[56:72, 56:72] = 230
+    raters = np.zeros((128, 128), np.uint8)
+    for readers in range(1, 5):
+        raters[52 + 4 * readers : 56 + 4 * readers, 56:72] = 2**readers - 1
+    with zipfile.ZipFile(path, "w") as archive:
+        lines = ["patient,nodule,file"]
+        for i in range(10):
+            lines.append(f"P{i},nodule-0,slice-0.png")
+            for name, pixels in (("slice-0", image), ("slice-0_raters", raters)):
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, "png")
+                archive.writestr(f"P{i}/nodule-0/{name}.png", buffer.getvalue())
+        archive.writestr("index.csv", "\n".join(lines) + "\n")
+    return Slices(path)
+
+
+def test_a_centred_crop_has_its_nodule_in_the_middle_and_says_how_readers_agree(around_a_nodule):
+    (batch,) = around_a_nodule.centred("train", seed=1, size=64, batch=7, negatives=0.0, shift=4.0)
+    image, mask, agreement = batch["image"], batch["mask"], batch["agreement"]
+    assert image.shape == mask.shape == agreement.shape == (7, 1, 64, 64)
+    for one, truth in zip(image[:, 0], mask[:, 0], strict=True):
+        places = truth.nonzero().float()
+        off = (places.mean(0) - 31.5).numpy()  # the middle of what two or more marked lies 2 pixels below the square's
+        assert np.abs(off).max() < 4 * 1.25 + 2 * 1.25 + 0.5
+        assert 16 * 12 * 0.6 < len(places) < 16 * 12 * 1.7  # scaled by 0.82 to 1.22
+        assert one[truth].mean() > one[~truth].mean() + 0.3  # moved alike
+    # linear interpolation bends the border of the mask by less than a pixel
+    assert agreement[mask].min() > 0.3
+    assert agreement[~mask].max() < 0.75
+    assert {round(value, 2) for value in agreement.unique().tolist()} >= {0.0, 0.2, 0.75, 0.95, 1.0}
+    angles = {tuple(np.round(truth[0].nonzero().float().std(0).numpy(), 1)) for truth in mask}
+    assert len(angles) > 3  # turned by angles of their own
+
+
+def test_a_share_of_centred_crops_is_without_a_nodule(around_a_nodule):
+    (batch,) = around_a_nodule.centred("train", seed=1, size=64, batch=6, negatives=0.5, shift=4.0)
+    assert batch["mask"].flatten(1).any(1).tolist() == [False] * 3 + [True] * 3
+    assert batch["agreement"][:3].max() == 0
+    again = next(around_a_nodule.centred("train", seed=1, size=64, batch=6, negatives=0.5, shift=4.0))
+    assert torch.equal(batch["image"], again["image"])
 
 
 def test_other_scanners_change_contrast_but_not_the_picture():

@@ -1,6 +1,7 @@
 """How the nodule network is judged: the source's counting, readers among themselves, worst cases, views of an image."""
 
 import csv
+import hashlib
 import io
 import json
 import zipfile
@@ -11,16 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save
 from torch import nn
 
 from models import evaluate as command
 from models.ensemble import DIHEDRAL, Ensemble
-from models.lung_nodule.data import stored_split
+from models.lung_nodule.data import NEGATIVES, stored_split
 from models.lung_nodule.evaluate import Looked, between_readers, look, raters, reasons, rule, worst
+from models.lung_nodule.pipeline import CHECKPOINT
 from models.lung_nodule.recipe import Config, NoduleRecipe, middle
-from models.lung_nodule.rule import outcomes
+from models.lung_nodule.rule import CENTRE_PX, central, outcomes
 from models.metrics import iou
 from models.runtime import Runtime
+from models.train import Origin, export
+from models.weights import packed
 
 
 def masks(*rows):
@@ -170,7 +175,13 @@ def test_the_readers_marks_come_from_a_zip_or_a_folder(archive, tmp_path):
 
 def test_the_command_measures_the_shipped_weights(archive, tmp_path, capsys):
     command.main(["residual_unet", "--data", str(archive), "--out", str(tmp_path)])
-    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    document = json.loads((tmp_path / "figures.json").read_text())
+    figures = document["figures"]
+    shipped = packed("lung_nodule", CHECKPOINT)
+    assert document["weights"] == {hashlib.sha256(shipped.read_bytes()).hexdigest(): CHECKPOINT}
+    assert (document["split"], document["split_sha256"]) == ("test", stored_split()[1])
+    assert document["choices"].items() >= {"threshold": 0.5, "flips": False, "crop": 128, "centred": False}.items()
+    assert document["judged"] == {"crops": 4 + round(4 * NEGATIVES), "crops with a nodule": 4, "patients": 2}
     assert figures["TP"]["value"] + figures["FN"]["value"] == 4
     assert figures["Dice, nodule slices"]["value"] > 0.5  # bright discs are found
     assert figures["Dice between two readers"]["value"] == pytest.approx(0.88, abs=0.06)
@@ -201,6 +212,25 @@ def test_the_shipped_weights_are_judged_on_patients_that_they_do_not_know(archiv
         command.main(["residual_unet", "--data", str(tmp_path), "--split", "unseen"])
 
 
+def test_the_figures_name_every_weights_that_they_are_of(archive, tmp_path):
+    """Two of one name are two; shown in all views, the figures are others and say so."""
+    shipped, both = packed("lung_nodule", CHECKPOINT), []
+    about = json.loads(shipped.with_suffix(".json").read_text())
+    for folder, level in (("a", 1.0), ("b", 0.5)):
+        (tmp_path / folder).mkdir()
+        both.append(tmp_path / folder / "same_name.safetensors")
+        content = save({name: (t * level).to(t.dtype) for name, t in load_file(shipped).items()})
+        both[-1].write_bytes(content)
+        about["sha256"] = hashlib.sha256(content).hexdigest()
+        both[-1].with_suffix(".json").write_text(json.dumps(about))
+    given = ["--data", str(archive), "--weights", *map(str, both), "--flips", "--out", str(tmp_path / "out")]
+    command.main(["residual_unet", *given])
+    document = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert document["weights"] == {hashlib.sha256(p.read_bytes()).hexdigest(): "same_name" for p in both}
+    assert len(document["weights"]) == 2
+    assert document["choices"]["flips"] is True
+
+
 def test_the_command_refuses_weights_that_are_not_there(archive, tmp_path):
     with pytest.raises(SystemExit, match="is missing"):
         command.main(["residual_unet", "--data", str(archive), "--weights", str(tmp_path / "none.safetensors")])
@@ -217,14 +247,40 @@ class Scripted(nn.Module):
         return x - self.level
 
 
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("level", [-1.0, 0.3, 0.5, 2.0])
-def test_an_epoch_is_chosen_by_the_figures_that_the_tables_judge(archive, level):
+def test_an_epoch_is_chosen_by_the_figures_that_the_tables_judge(archive, level, centred):
     """The recipe's score is the mean of the IoU and the accuracy that the evaluation finds on the same slices."""
-    recipe, net = NoduleRecipe(archive, Config()), Scripted(level)
+    crop = 64 if centred else 128
+    recipe, net = NoduleRecipe(archive, Config(centred=centred, crop=crop)), Scripted(level)
     chosen_by = recipe.evaluate(net, "test")
-    looked = look(recipe.slices, "test", Ensemble([net], Runtime(torch.device("cpu"), bf16=False)))
+    ensemble = Ensemble([net], Runtime(torch.device("cpu"), bf16=False))
+    looked = look(recipe.slices, "test", ensemble, crop, centred=centred)
     judged = rule(looked.predicted, looked.truth, looked.patients)
     assert judged["TN"].value + judged["FP"].value > 0
     assert chosen_by["iou"] == pytest.approx(judged["IoU, all slices"].value)
     assert chosen_by["accuracy"] == pytest.approx(judged["accuracy"].value)
     assert chosen_by["score"] == pytest.approx((chosen_by["iou"] + chosen_by["accuracy"]) / 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 63), st.integers(0, 63), st.integers(1, 9), st.integers(1, 9))
+def test_of_a_centred_network_only_the_piece_at_the_middle_counts(row, column, height, width):
+    mask = np.zeros((64, 64), bool)
+    mask[row : row + height, column : column + width] = True
+    kept = central(mask)
+    near = slice(32 - CENTRE_PX, 32 + CENTRE_PX)
+    assert kept.tolist() == (mask.tolist() if mask[near, near].any() else np.zeros_like(mask).tolist())
+    mask[0, 0] = True  # another piece, unless it joins the first
+    assert central(mask)[0, 0] == (mask[near, near].any() and row <= 1 and column <= 1)
+
+
+def test_weights_of_both_kinds_are_not_judged_as_one(archive, tmp_path):
+    paths = []
+    for centred in (False, True):
+        recipe = NoduleRecipe(archive, Config(width=4, centred=centred, crop=64))
+        export(recipe, recipe.model(), {}, 0, tmp_path, Origin())
+        paths.append(str(tmp_path / f"{recipe.name}.safetensors"))
+    assert len(set(paths)) == 2
+    with pytest.raises(SystemExit, match="crops of 64 pixels and centred crops of 64 pixels: judge them one by one"):
+        command.main(["residual_unet", "--data", str(archive), "--weights", *paths])

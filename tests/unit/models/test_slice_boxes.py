@@ -519,13 +519,20 @@ def test_a_detector_is_trained_kept_and_judged(data, tmp_path, capsys):
         name.removeprefix("val_") for name in json.loads(path.with_suffix(".json").read_text())["metrics"]
     }
     command.main(["ccfam_fpn", "--data", str(data), "--weights", str(path), "--out", str(tmp_path / "judged")])
-    figures = json.loads((tmp_path / "judged/figures.json").read_text())["figures"]
+    document = json.loads((tmp_path / "judged/figures.json").read_text())
+    figures = document["figures"]
+    assert document["judged"]["windows"] > document["judged"]["windows with a nodule"] > 0
     assert set(FIGURES) <= set(figures)
     assert all(0 <= figures[name]["value"] <= 100 for name in FIGURES)
     with pytest.raises(SystemExit, match="name the weights of one training"):
         command.main(["ccfam_fpn", "--data", str(data)])
     with pytest.raises(ValueError, match="learns from no teachers"):
         recipe.lesson([], {})
+
+
+def test_a_misspelt_attention_is_refused_before_the_data_are_read():
+    with pytest.raises(ValueError, match="attention is 'ccapn', must be one of plain, se,"):
+        configured(Config(), {"attention": "ccapn"})
 
 
 def test_weights_of_another_network_are_refused(data, tmp_path):

@@ -20,7 +20,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from models import soup
+from models import soup, weights
 from models import train as training
 from models.breast_us import recipe as breast
 from models.lung_nodule import recipe as lung
@@ -143,6 +143,59 @@ def test_killed_between_the_log_and_the_state_an_epoch_stands_in_the_log_once(tm
             train(Line(), tmp_path, console=quiet())
     train(Line(), tmp_path, resume=True, console=quiet())
     same(whole, tmp_path)
+
+
+class Killed(BaseException):
+    """Nothing is tidied up after it but what `finally` does."""
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_killed_within_an_export_weights_never_stand_beside_the_json_of_others_unnoticed(
+    tmp_path, whole, monkeypatch, moment
+):
+    """Before the first of the two files is replaced, the former weights are whole; between them, both are refused."""
+    replaced = []
+
+    def replace(new, path, really=os.replace):
+        if (tmp_path / "last.pt").exists() and Path(path).stem == "line":  # an export of a later epoch
+            replaced.append(path)
+            if len(replaced) == moment:
+                raise Killed
+        really(new, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("models.files.os.replace", replace)
+        with pytest.raises(Killed):
+            train(Line(), tmp_path, console=quiet())
+    path = tmp_path / "line.safetensors"
+    if moment == 1:
+        assert weights.load(path).about["epoch"] == 1
+    else:
+        with pytest.raises(WeightsError, match="SHA-256"):
+            weights.load(path)
+    train(Line(), tmp_path, resume=True, console=quiet())
+    same(whole, tmp_path)
+    assert weights.load(path).about["epoch"] == weights.load(whole / "line.safetensors").about["epoch"]
+
+
+@pytest.mark.parametrize("name", ["last.pt", "line.safetensors", "line.json", "log.csv", "training.svg"])
+def test_killed_while_a_file_is_written_its_former_is_whole(tmp_path, name, monkeypatch):
+    """Whatever the training leaves is written beside, and then put in its place."""
+    train(Line(epochs=1), tmp_path, console=quiet())
+    before = (tmp_path / name).read_bytes()
+    kept = []
+
+    def replace(new, path, really=os.replace):
+        if Path(path).name == name:
+            kept.append((tmp_path / name).read_bytes())
+            assert Path(new).stat().st_size > 0
+            raise Killed
+        really(new, path)
+
+    monkeypatch.setattr("models.files.os.replace", replace)
+    with pytest.raises(Killed):
+        train(Line(epochs=4), tmp_path, resume=True, console=quiet())
+    assert [before] == kept == [(tmp_path / name).read_bytes()]
 
 
 def test_half_precision_with_a_scaled_loss_learns_and_resumes(tmp_path, monkeypatch):
@@ -459,6 +512,13 @@ def test_plateaus_lower_the_rate_to_a_tenth_and_end_the_training(tmp_path):
     again = Stuck()
     train(again, tmp_path, resume=True, console=quiet())
     assert again.rates == []
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), lung.Config(), breast.Config()])
+def test_a_misspelt_schedule_is_refused_before_anything_is_read(config):
+    assert configured(config, {"schedule": "plateau"}).schedule == "plateau"
+    with pytest.raises(ValueError, match="schedule is 'cosin', must be one of cosine, plateau"):
+        configured(config, {"schedule": "cosin"})
 
 
 def test_a_misspelt_hyper_parameter_stops_with_the_known_names():
