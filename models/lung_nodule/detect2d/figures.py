@@ -54,13 +54,16 @@ class Marks:
         self.scores, self.owner = scores[order], owner[order]
         self.hit = {overlap: np.concatenate([hits(one, overlap) for one in every])[order] for overlap in OVERLAPS}
         self.at_half = self.hit[OVERLAPS[0]]
+        self.last = np.flatnonzero(
+            np.diff(self.scores, append=-1.0)
+        )  # of each run of equal scores: no score parts them
 
     def average_precision(self, rows: np.ndarray) -> float:
         """Of the images `rows`, which may repeat; nan without a nodule."""
         weight = np.bincount(rows, minlength=len(self.truths))
         truths = float((weight * self.truths).sum())
         mine = weight[self.owner]
-        right, wrong = np.cumsum(mine * self.at_half), np.cumsum(mine * ~self.at_half)
+        right, wrong = np.cumsum(mine * self.at_half)[self.last], np.cumsum(mine * ~self.at_half)[self.last]
         if not truths:
             return float("nan")
         precision = right / np.maximum(right + wrong, 1)
@@ -82,10 +85,10 @@ class Marks:
 
     def working_score(self) -> float:
         """The score of most F1; 0.5 when nothing is found at any."""
-        right, wrong = np.cumsum(self.at_half), np.cumsum(~self.at_half)
+        right, wrong = np.cumsum(self.at_half)[self.last], np.cumsum(~self.at_half)[self.last]
         if not len(right) or not right[-1]:
             return 0.5
-        return float(self.scores[np.argmax(right / (right + wrong + self.truths.sum()))])
+        return float(self.scores[self.last[np.argmax(right / (right + wrong + self.truths.sum()))]])
 
 
 def f1(counts: np.ndarray) -> float:
