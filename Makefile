@@ -15,8 +15,9 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/pacs-node demo $(if $(ORTHANC),--orthanc)
 
+# Two processes, a file's tests in one of them; more threads than cores would only wait for each other.
 test: setup
-	$(BIN)/python -m pytest -m "not bench and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not bench and not soak"
 
 lint: setup
 	$(BIN)/ruff check .

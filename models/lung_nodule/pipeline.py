@@ -35,7 +35,7 @@ from models.read import Volume, read_ct
 from models.runtime import Runtime, Served, example
 from models.weights import Weights, WeightsError
 
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 CHECKPOINT = "residual_unet_w16"
 REFINER = "residual_unet_centred_w16"  # learnt on crops with the finding in the middle, for the second look
 

@@ -8,7 +8,7 @@ from scipy import ndimage
 from models.metrics import iou
 
 HIT = 0.5  # least IoU of a slice that counts as found
-CENTRE_PX = 4  # what comes this near to the middle of a crop is the finding the crop was cut for
+CENTRE_PX = 8  # what comes this near to the middle of a crop is the finding the crop was cut for
 
 
 def outcomes(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ FIGURES = {
 BUDGETS: Mapping[str, Mapping[str, str]] = {
     # what two cores do in about two minutes a row: enough to see a network learn, not to tell close ones apart
     "small": {
-        "width": "8", "crop": "64", "centred": "true", "negatives": "0.34", "epochs": "5", "batch": "32",
+        "width": "8", "crop": "64", "centred": "true", "negatives": "0.34", "epochs": "3", "batch": "32",
         "lr": "0.002", "warm_up_epochs": "0.5", "ema_decay": "0.98", "val_crops": "200",
     },
     # the source's, where it states one: for a GPU
@@ -149,7 +149,7 @@ class NoduleStudy:
         known = {"split_sha256": self.first.split_sha256, "preprocessing": self.first.preprocessing}
         config = asdict(self.config(row))
         del config["cache"]  # where the crops of whole scans lie on this machine
-        return {"config": config, "judged_by": 2, **known}
+        return {"config": config, "judged_by": 3, **known}
 
     def result(self, row: Row, folder: Path) -> Result:
         config = self.config(row)

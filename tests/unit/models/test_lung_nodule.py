@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from pydicom import dcmread
 
 from dicom_sr import codes, encode, read
 from dicom_sr.findings import Evaluation, Findings
+from models import weights
 from models.lung_nodule.lungs import Lungs, find_lungs
 from models.lung_nodule.options import Options
 from models.lung_nodule.pipeline import (
+    CHECKPOINT,
+    REFINER,
     SIDE,
     Candidate,
     LungNodule,
@@ -30,6 +34,7 @@ from models.lung_nodule.preprocess import window
 from models.phantoms import PATIENT_POSITIONS, Truth, chest_ct
 from models.pipeline import UnfitInput
 from models.read import Volume, read_ct
+from models.weights import WeightsError
 from tests.harness import need
 from tests.results import WHEN, assert_same
 
@@ -224,7 +229,7 @@ def test_other_views_and_chests_without_lungs_are_refused_in_words(pipeline, tmp
 
 def test_sliding_puts_every_pixel_back_where_it_was(pipeline, monkeypatch):
     """With a network that gives back its input, blending must give back the image, also at its very edge."""
-    monkeypatch.setattr(pipeline, "net", lambda batch: (batch,))
+    monkeypatch.setattr(pipeline, "first", dataclasses.replace(pipeline.first, net=lambda batch: (batch,)))
     image = torch.from_numpy(np.random.default_rng(0).uniform(-1000, 400, (150, 210)).astype(np.float32))
     lung = np.zeros((150, 210), bool)
     lung[:90, 20:] = True
@@ -232,6 +237,22 @@ def test_sliding_puts_every_pixel_back_where_it_was(pipeline, monkeypatch):
     torch.testing.assert_close(got[lung], torch.sigmoid(window(image.clone()))[lung], atol=1e-3, rtol=0)
     assert windows == 6
     assert next(tiles(lung)) == (0, 20)
+
+
+def test_the_second_look_has_weights_of_its_own(pipeline):
+    once = LungNodule("cpu", {"threads": 1, "refine": False})
+    assert once.second is None
+    assert list(once.card.weights_sha256) == [CHECKPOINT]
+    assert pipeline.second.side == 64
+    assert list(pipeline.card.weights_sha256) == [CHECKPOINT, REFINER]
+    assert once.card.algorithm.version != pipeline.card.algorithm.version  # the report says which it was
+    once.warm()
+    pipeline.warm()
+
+
+def test_weights_of_the_second_look_are_refused_for_the_first():
+    with pytest.raises(WeightsError, match="learnt on crops of 64 pixels, not of 128"):
+        LungNodule("cpu", {"checkpoint": str(weights.packed("lung_nodule", REFINER))})
 
 
 def test_pixels_of_unknown_size_are_resampled():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.layers.boxes import nms
@@ -88,6 +88,7 @@ def test_no_box_reads_nothing():
     assert read.shape == (0, 5, 7, 7)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from([0.1, 0.3, 0.5, 0.7]))
 def test_all_lists_are_thinned_as_one_by_one(seed, count, threshold):
     lists = torch.stack([some_boxes(seed + k, count, side=20.0) for k in range(3)])
