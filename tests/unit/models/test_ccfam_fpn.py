@@ -46,7 +46,7 @@ def test_it_learns_a_few_images_by_heart_and_finds_their_discs(fpn, steps):
         found = net(images)
     for one, box in zip(found[:-1], boxes[:-1], strict=True):
         assert iou(one.boxes[:1], box) > 0.5
-        assert one.scores[0] > 0.6
+        assert one.scores[0] > 0.5
     assert not (found[-1].scores > 0.5).any()
 
 
@@ -76,7 +76,7 @@ def test_images_without_nodule_give_losses_that_are_numbers():
     net = CCFAMFPN(TINY)
     losses = net.losses(torch.rand(2, 3, 64, 64), NONE.expand(2, 1, 4))
     assert all(torch.isfinite(loss) for loss in losses.values())
-    assert float(losses["shift"]) == float(losses["fit"]) == 0.0
+    assert losses["shift"].item() == losses["fit"].item() == 0.0
 
 
 def test_what_one_image_says_does_not_depend_on_the_others():
