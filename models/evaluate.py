@@ -20,7 +20,11 @@ from models.files import write_text
 from models.train import changes_of
 from models.weights import WeightsError
 
-SYSTEMS = {"breast_us": "models.breast_us", "residual_unet": "models.lung_nodule"}  # name -> where its evaluate.py is
+SYSTEMS = {  # name -> where its evaluate.py is
+    "breast_us": "models.breast_us",
+    "ccfam_fpn": "models.lung_nodule.detect2d",
+    "residual_unet": "models.lung_nodule",
+}
 RESULTS, RUNS = Path("docs/results"), Path("runs/tables")
 
 

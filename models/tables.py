@@ -21,6 +21,8 @@ from rich.table import Table as ScreenTable
 from models.files import write_text
 from models.metrics import Interval, rounded
 
+Figures = Mapping[str, Mapping[str, float]]  # of a row as the JSON keeps them: figure -> value, low, high
+
 
 @dataclass(frozen=True)
 class Row:
@@ -37,6 +39,7 @@ class Table:
     title: str
     rows: Sequence[Row]
     note: str = ""  # a paragraph below the title
+    verdict: Callable[[Mapping[str, Figures]], str] | None = None  # what follows from the made rows, below the table
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def markdown(study: Study, results: Mapping[str, Any], pictures: Sequence[Path] 
         head = ["", *(cell for pair in columns for cell in pair), "parameters", "seconds"]
         lines = [_line(head), _line(["---"] * len(head))]
         for row in table.rows:
-            made = None if row.why_not else results.get(digest(study.settings(row)))
+            made = results.get(_key(study, row))
             cells = [row.name]
             for name, form in shown.items():
                 if name in stated:
@@ -158,12 +161,19 @@ def markdown(study: Study, results: Mapping[str, Any], pictures: Sequence[Path] 
             cells += [f"{facts['parameters']:,}".replace(",", " ") if "parameters" in facts else ""]
             lines.append(_line([*cells, str(made["seconds"]) if made else ""]))
         parts.append("\n".join(lines))
+        made_rows = {row.name: results[key] for row in table.rows if (key := _key(study, row)) in results}
+        if table.verdict and made_rows:
+            parts.append(table.verdict({name: made["figures"] for name, made in made_rows.items()}))
     parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
     return "\n\n".join(parts) + "\n"
 
 
 def _keys(study: Study, table: Table) -> list[str]:
-    return [digest(study.settings(row)) for row in table.rows if not row.why_not]
+    return [_key(study, row) for row in table.rows if not row.why_not]
+
+
+def _key(study: Study, row: Row) -> str:
+    return "" if row.why_not else digest(study.settings(row))
 
 
 def _line(cells: Sequence[str]) -> str:

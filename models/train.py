@@ -39,6 +39,7 @@ from models.runtime import FORMATS, Runtime, channels_last
 from models.weights import WeightsError
 
 RECIPES = {
+    "ccfam_fpn": "models.lung_nodule.detect2d.recipe",
     "nodulenet": "models.lung_nodule.detect3d.recipe",
     "residual_unet": "models.lung_nodule.recipe",
     "breast_us": "models.breast_us.recipe",

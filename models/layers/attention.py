@@ -1,9 +1,18 @@
-"""Attention gates: small modules that weigh channels and places of a 2-D feature map."""
+"""Attention gates: small modules that weigh channels and places of a 2-D feature map.
+
+Those that `attention` builds by name are plugged into the residual branch of a ResNet's blocks: any can stand for any.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import Literal, get_args
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+Attention = Literal["plain", "se", "eca", "cbam", "coord", "ccasm", "ccapm"]
 
 
 class SCSE(nn.Module):
@@ -45,3 +54,175 @@ class CBAM(nn.Module):
         x = x * torch.sigmoid(self.mlp(mean) + self.mlp(peak))
         across = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)  # (B, 2, H, W)
         return x * torch.sigmoid(self.place(across))
+
+
+class Gate(nn.Module):
+    """x times a gate with values in (0, 1] that a subclass makes of x: (B, C, H, W) -> broadcastable to that."""
+
+    def gate(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        return x * self.gate(x)
+
+
+class SE(Gate):
+    """Squeeze-and-excitation, Hu 2018 (arXiv:1709.01507)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.mlp = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 1, 1)"""
+        return torch.sigmoid(self.mlp(x.mean(dim=(2, 3), keepdim=True)))
+
+
+class ECA(Gate):
+    """A channel sees its neighbours only: Wang 2020 (arXiv:1910.03151), with the width of its equation 12."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        near = int((math.log2(channels) + 1) / 2)
+        kernel = near if near % 2 else near + 1
+        self.across = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 1, 1)"""
+        mean = x.mean(dim=(2, 3))[:, None]  # (B, 1, C)
+        return torch.sigmoid(self.across(mean))[:, 0, :, None, None]
+
+
+class CoordinateAttention(Gate):
+    """A gate for each row times one for each column: Hou 2021 (arXiv:2103.02907), with its reduction of 32."""
+
+    def __init__(self, channels: int, reduction: int = 32) -> None:
+        super().__init__()
+        hidden = max(8, channels // reduction)
+        self.squeeze = nn.Sequential(nn.Conv1d(channels, hidden, 1), nn.BatchNorm1d(hidden), nn.Hardswish())
+        self.rows, self.columns = nn.Conv1d(hidden, channels, 1), nn.Conv1d(hidden, channels, 1)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        both = self.squeeze(torch.cat([x.mean(dim=3), x.mean(dim=2)], dim=2))  # (B, m, H + W)
+        h, w = both.split(x.shape[2:], dim=2)
+        return torch.sigmoid(self.rows(h))[..., None] * torch.sigmoid(self.columns(w))[..., None, :]
+
+
+class ChannelGate(Gate):
+    """The first half of CBAM: one gate a channel, from its mean and its peak."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 1, 1)"""
+        mean, peak = F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)
+        return torch.sigmoid(self.mlp(mean) + self.mlp(peak))
+
+
+class CoordinateGates(nn.Module):
+    """One gate for each row and one for each column of a channel: depth-wise convolutions of the means along them.
+
+    The source's equations 5 and 6 mix the two axes up; here e_h runs along the rows, e_w along the columns.
+    """
+
+    def __init__(self, channels: int, kernel: int = 7) -> None:
+        super().__init__()
+        self.rows, self.columns = (
+            nn.Conv1d(channels, channels, kernel, padding=kernel // 2, groups=channels) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> e_h (B, C, H, 1), e_w (B, C, 1, W)"""
+        e_h, e_w = torch.sigmoid(self.rows(x.mean(dim=3))), torch.sigmoid(self.columns(x.mean(dim=2)))
+        return e_h[..., None], e_w[..., None, :]
+
+
+class ChannelCoordinate(Gate):
+    """What CCAPM and CCASM share. literal_add: the gate itself is the module's answer, as the source's F + out reads;
+    the features then reach the sum through their gate alone."""
+
+    def __init__(self, channels: int, reduction: int = 16, *, literal_add: bool = False) -> None:
+        super().__init__()
+        self.hidden = max(8, channels // reduction)
+        self.channel = ChannelGate(channels, self.hidden)
+        self.places = CoordinateGates(channels)
+        self.literal_add = literal_add
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        gate = self.gate(x)
+        return gate if self.literal_add else x * gate
+
+
+class CCAPM(ChannelCoordinate):
+    """Channel-coordinate attention, parallel: rows and columns of the channel-gated map, squeezed together.
+
+    The sum of the two sigmoids is halved, so that it is a gate; a literal addition takes the sum.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, *, literal_add: bool = False) -> None:
+        super().__init__(channels, reduction, literal_add=literal_add)
+        self.squeeze = nn.Sequential(
+            nn.Conv1d(channels, self.hidden, 1, bias=False), nn.BatchNorm1d(self.hidden), nn.ReLU(inplace=True)
+        )
+        self.rows, self.columns = (nn.Conv1d(self.hidden, channels, 1) for _ in range(2))
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        e_h, e_w = self.places(x)
+        gated = self.channel(x)
+        # mean_W(e_h · xc) = e_h · mean_W(xc): a gate of the rows does not vary along them
+        f_h, f_w = gated.mean(dim=3) * e_h[..., 0], gated.mean(dim=2) * e_w[..., 0, :]  # (B, C, H), (B, C, W)
+        h, w = self.squeeze(torch.cat([f_h, f_w], dim=2)).split(x.shape[2:], dim=2)
+        both = torch.sigmoid(self.rows(h))[..., None] + torch.sigmoid(self.columns(w))[..., None, :]
+        return both if self.literal_add else 0.5 * both
+
+
+class CCASM(ChannelCoordinate):
+    """Channel-coordinate attention, serial: the outer product of the gates of rows and columns, then a channel gate."""
+
+    def __init__(self, channels: int, reduction: int = 16, *, literal_add: bool = False) -> None:
+        super().__init__(channels, reduction, literal_add=literal_add)
+        self.mix = nn.Sequential(
+            nn.Conv2d(channels, self.hidden, 1, bias=False),
+            nn.BatchNorm2d(self.hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(self.hidden, channels, 1),
+            nn.AvgPool2d(3, stride=1, padding=1),
+        )
+        self.smooth = nn.AvgPool2d(3, stride=1, padding=1)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        e_h, e_w = self.places(x)
+        return torch.sigmoid(self.smooth(self.channel(self.mix(e_h * e_w))))
+
+
+def attention(kind: Attention, channels: int, reduction: int = 16, *, literal_add: bool = False) -> nn.Module:
+    """The named module for a map of so many channels; "plain" does nothing. ECA and coordinate attention keep their
+    own reductions. Raises ValueError for another name, or a literal addition of what is not channel-coordinate."""
+    if kind in ("ccapm", "ccasm"):
+        return {"ccapm": CCAPM, "ccasm": CCASM}[kind](channels, reduction, literal_add=literal_add)
+    if literal_add:
+        raise ValueError(f"literal_add is about ccapm and ccasm, not about {kind}")
+    match kind:
+        case "plain":
+            return nn.Identity()
+        case "se":
+            return SE(channels, reduction)
+        case "eca":
+            return ECA(channels)
+        case "cbam":
+            return CBAM(channels, reduction)
+        case "coord":
+            return CoordinateAttention(channels)
+    raise ValueError(f"no attention {kind!r}; known: {', '.join(get_args(Attention))}")

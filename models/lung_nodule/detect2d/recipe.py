@@ -1,0 +1,138 @@
+"""How the detector on slices is trained: CCFAM-FPN on LIDC slices with boxes, by patient.
+
+--set attention=se --set fpn=false       any of plain, se, eca, cbam, coord, ccasm, ccapm; with or without pyramid
+--set depth=1,1,1,1 --width 16           a small one, for processors
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from models.layers.attention import Attention
+from models.lung_nodule.data import Slices, Strategy
+from models.lung_nodule.detect2d.data import Stacks, Window
+from models.lung_nodule.detect2d.figures import Found, Marks, f1
+from models.lung_nodule.preprocess import PREPROCESSING
+from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
+from models.recipe import TrainConfig, must_be_known
+
+Optimiser = Literal["sgd", "adamw"]
+LOOKED_AT = 32  # windows at a time, when judged
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    width: int = 64
+    epochs: int = 36
+    batch: int = 8
+    lr: float = 0.01
+    weight_decay: float = 1e-4
+    optimiser: Optimiser = "sgd"
+    clip_norm: float = 10.0
+    depth: tuple[int, ...] = (3, 4, 6, 3)  # this and the next ten: see CCFAMConfig
+    attention: Attention = "ccapm"
+    reduction: int = 16
+    literal_add: bool = False
+    fpn: bool = True
+    slices: int = 3
+    stem: int = 32
+    anchors: tuple[int, ...] = (8, 16, 32, 64)
+    samples: int = 256
+    rois: int = 128
+    proposals: tuple[int, ...] = (2000, 1000)
+    window: int = 96  # side of what it learns from and is judged on, cut from the stored crops
+    share: float = 1.0  # of the crops that an epoch sees
+    negatives: float = 0.34  # share of windows without nodule
+    val_crops: int = 300  # with a nodule, evenly spaced; the whole split is for the test
+    split: Strategy = "stored"  # or "fresh": see data.split_of
+    cache: str = ""  # folder for the crops of whole scans; layouts.CACHE when empty
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        must_be_known(self, {"attention": get_args(Attention), "optimiser": get_args(Optimiser)})
+
+
+class DetectorRecipe:
+    """Recipe of `models.train ccfam_fpn`."""
+
+    preprocessing = PREPROCESSING
+
+    def __init__(self, data: Path, config: Config) -> None:
+        self.slices = Slices(data, cache=Path(config.cache) if config.cache else None, strategy=config.split)
+        self.split_sha256 = self.slices.split_sha256
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take other hyper-parameters, on the same data."""
+        self.config = config
+        neck = "fpn" if config.fpn else "single"
+        self.name = f"ccfam_{config.attention}_{neck}_w{config.width}"
+        self.stacks = Stacks(self.slices, config.slices, config.window)
+
+    def model(self) -> nn.Module:
+        return self.network(asdict(self.config))
+
+    def network(self, config: Mapping[str, Any]) -> nn.Module:
+        return CCFAMFPN(CCFAMConfig.of(config))
+
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        config = self.config
+        if config.optimiser == "sgd":
+            return torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
+
+    def crops(self) -> int:
+        return round(self.config.share * len(self.slices.index["train"]))
+
+    def steps(self, epoch: int) -> int:
+        return self.crops() // self.config.batch
+
+    def batches(self, split: str, epoch: int) -> Iterator[dict[str, Tensor]]:
+        config = self.config
+        seed = config.seed * 1000 + epoch
+        return self.stacks.augmented(
+            split, seed=seed, batch=config.batch, crops=self.crops(), negatives=config.negatives
+        )
+
+    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise ValueError("ccfam_fpn learns from no teachers: leave out --teacher")
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        assert isinstance(model, CCFAMFPN)
+        return torch.stack([*model.losses(batch["image"], batch["boxes"]).values()]).sum()
+
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """AP at IoU 0.5, which is the score, AR, F1 in percent, and the score at which F1 is greatest here.
+
+        Of "val" an even sample of at most val_crops slices with a nodule, and as many without as belong to them.
+        """
+        every, _ = looked(model, self.stacks.windows(split, self.config.val_crops if split == "val" else None))
+        marks, rows = Marks(every), torch.arange(len(every)).numpy()
+        working = marks.working_score()
+        ap = marks.average_precision(rows)
+        recall, best = marks.average_recall(rows), f1(marks.counts(working))
+        return {"score": ap, "ap": ap, "ar": recall, "f1": best, "working_score": working}
+
+
+@torch.inference_mode()
+def looked(model: nn.Module, windows: Iterable[Window]) -> tuple[list[Found], list[str]]:
+    """What a detector finds in windows, and the patient of each."""
+    device = next(model.parameters()).device
+    every, patients, rest = [], [], iter(windows)
+    while batch := list(itertools.islice(rest, LOOKED_AT)):
+        images = torch.stack([one.image for one in batch]).to(device, memory_format=torch.channels_last)
+        for found, one in zip(model(images), batch, strict=True):
+            every.append(Found(found.boxes.cpu().float().numpy(), found.scores.cpu().numpy(), one.boxes))
+            patients.append(one.patient)
+    return every, patients
+
+
+def build(data: Path, config: Config) -> DetectorRecipe:
+    return DetectorRecipe(data, config)
