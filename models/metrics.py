@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,13 +101,17 @@ def bootstrap(
 
     patients: the patient of each row; pass distinct names where patients are unknown, and say so beside the figure.
     """
+    values = [figure(rows) for rows in draws(patients, rounds, seed)]
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return Interval(float(figure(np.arange(len(patients)))), float(low), float(high))
+
+
+def draws(patients: Sequence[str], rounds: int, seed: int) -> Iterator[np.ndarray]:
+    """Rows of as many patients as there are, drawn with repetition, `rounds` times."""
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
     order = np.argsort(owner, kind="stable")
     rows_of = np.split(order, np.cumsum(np.bincount(owner))[:-1])
     random = np.random.default_rng(seed)
-    draws = []
     for _ in range(rounds):
         picked = random.integers(0, len(names), len(names))
-        draws.append(figure(np.concatenate([rows_of[i] for i in picked])))
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Interval(float(figure(np.arange(len(owner)))), float(low), float(high))
+        yield np.concatenate([rows_of[i] for i in picked])
