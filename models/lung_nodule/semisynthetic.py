@@ -287,11 +287,11 @@ def at_1_mm(name: str, patient: str, volume: Volume) -> Background:
 
 def cut_out(whole: Background, region: np.ndarray | None = None) -> Background:
     """What lies in the region (bool; all when None), cut to its lungs with MARGIN_MM around, not beyond its box."""
-    lungs = whole.lungs if region is None else whole.lungs & region
+    region = np.ones_like(whole.lungs) if region is None else region
+    lungs = whole.lungs & region
     if not lungs.any():
         raise UnfitInput(f"{whole.name}: no lung in this part of the scan; give a CT that shows both lungs")
-    (inner,) = ndimage.find_objects(lungs.astype(np.uint8))
-    (outer,) = ndimage.find_objects(np.ones_like(lungs) if region is None else region.astype(np.uint8))
+    inner, outer = (ndimage.find_objects(one.astype(np.uint8))[0] for one in (lungs, region))
     box = tuple(
         slice(max(i.start - MARGIN_MM, o.start), min(i.stop + MARGIN_MM, o.stop))
         for i, o in zip(inner, outer, strict=True)
