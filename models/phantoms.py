@@ -408,6 +408,7 @@ BODY: tuple[tuple[tuple[float, float, float], tuple[float, float, float], float]
     ((0, 20, 70), (9, 9, 75), -1000.0),  # trachea
 )
 LUNGS = BODY[2:4]
+THICKER_MM = 10.0  # wall of the detailed chest: that of BODY is a few mm at the back, as in a very thin patient
 TABLE_MM = (128.0, 134.0)  # y of its top and bottom
 
 
@@ -693,7 +694,7 @@ def chest_hu(
             (grid.affine[axis, 3] + z * step[axis] + outer(rows, down[axis], columns, across[axis])).astype(np.float32)
             for axis in range(3)
         )
-        paint_body(hu[z], x, y, height)
+        paint_body(hu[z], x, y, height, 0.0 if detail is None else THICKER_MM)
         if detail is not None:
             paint_lungs(hu[z], x, y, height, detail)
     if detail is not None:
@@ -779,15 +780,17 @@ def outer(rows: np.ndarray, down: float, columns: np.ndarray, across: float) -> 
     return rows * down if across == 0 else rows * down + columns * across
 
 
-def paint_body(image: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
-    """Everything large, into one slice; x, y, z in LPS mm."""
+def paint_body(image: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray, thicker_mm: float = 0.0) -> None:
+    """Everything large, into one slice; x, y, z in LPS mm. thicker_mm: of the chest wall than BODY has it."""
     image[...] = -1000.0
     image[np.broadcast_to((y > TABLE_MM[0]) & (y < TABLE_MM[1]) & (np.abs(x) < 210), image.shape)] = -200.0
     for (cx, cy, cz), (rx, ry, rz), value in BODY:
+        if rx > 100:  # skin and wall
+            rx, ry = rx + thicker_mm, ry + thicker_mm
         inside = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 < 1
         np.copyto(image, np.float32(value), where=inside)
     # ribs: hoops in the chest wall, falling towards the front
-    wall = (x / 144) ** 2 + ((y - 2) / 97) ** 2
+    wall = (x / (144 + thicker_mm)) ** 2 + ((y - 2) / (97 + thicker_mm)) ** 2
     hoop = np.abs((z - 0.35 * y) % 26 - 13) < 4.5
     rib = (wall < 1) & (wall > 0.93) & hoop
     image[rib] = BONE_HU

@@ -210,8 +210,9 @@ def graft(donor: Donor, turn: np.ndarray) -> Graft:
     away = ndimage.distance_transform_edt(~mask)
     alpha = np.clip((RIM_MM + 1 - away) / RIM_MM, 0, 1) ** 2  # 1 up to the first voxel outside
     alpha[away >= RIM_MM] = 0
-    lung = (values < LUNG_BELOW_HU) & (away > 2)
-    noise_hu = noise_of(values, lung if lung.sum() > 200 else mask)
+    known = resampled(np.ones(donor.hu.shape, np.float32), (0, 0, 0), mode="constant") > 0.99  # not beyond the volume
+    lung = known & (values < LUNG_BELOW_HU) & (away > 2)
+    noise_hu = noise_of(values, lung if lung.sum() > 200 else known & mask)
     smooth = denoise_tv_chambolle(values, weight=max(1.2 * noise_hu, 1.0), max_num_iter=60)
     tissue = np.clip((smooth - donor.lung_hu) / (TISSUE_HU - donor.lung_hu), 0, 1) * alpha
     return Graft(
@@ -277,12 +278,6 @@ class Background:
     def share(self) -> float:
         """Of a whole chest."""
         return round(min(1.0, float(self.lungs.sum()) / 1000 / WHOLE_CHEST_ML), 3)
-
-
-def at_1_mm(name: str, patient: str, volume: Volume) -> Background:
-    """Raises UnfitInput when there are no lungs."""
-    lungs = isotropic(find_lungs(volume).mask, volume.spacing_mm)
-    return Background(name, patient, isotropic(volume.hu, volume.spacing_mm), lungs)
 
 
 def cut_out(whole: Background, region: np.ndarray | None = None) -> Background:
@@ -365,8 +360,9 @@ def phantom(seed: int, shape_mm: tuple[int, int, int] = (290, 250, 320)) -> Back
     kernel = list(KERNELS)[rng.integers(len(KERNELS))]
     z, y, x = (round(n / mm) for n, mm in zip(shape_mm, spacing, strict=True))
     hu, affine = chest_volume(seed, shape=(z, y, x), spacing_mm=spacing, kernel=kernel)
+    lungs = find_lungs(Volume(hu, (), spacing, affine, ())).mask
     name = f"phantom-{seed}"
-    return cut_out(at_1_mm(name, name, Volume(hu, (), spacing, affine, ())))
+    return cut_out(Background(name, name, isotropic(hu, spacing), isotropic(lungs, spacing)))
 
 
 # ------------------------------------------------------------------------------------------------------- places
