@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from models.phantoms import chest_ct
+from models.phantoms import BLOOD_HU, KERNELS, LUNG_HU, chest_ct, chest_volume
 from models.read import read_ct
 from tests.harness import need
 
@@ -60,3 +60,67 @@ def test_dciodvfy_finds_no_error(tmp_path):
     for path in chest_ct(tmp_path, seed=1, **SMALL).files[::9]:
         said = subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
         assert "Error" not in said.stdout + said.stderr
+
+
+SPACINGS = [  # slices, (slice spacing, rows, columns) mm, orientation, origin
+    (12, (5.0, 2.0, 2.0), "HFS", (0.0, 0.0, 0.0)),
+    (20, (2.5, 2.4, 1.9), "FFS", (-212.5, 80.25, -1204.0)),
+    (46, (1.0, 1.9, 2.4), "HFS", (-212.5, 80.25, -1204.0)),
+    (76, (0.6, 2.0, 2.0), "FFS", (3.125, -77.0, 512.5)),
+]
+
+
+@pytest.mark.parametrize(("slices", "spacing_mm", "orientation", "origin_mm"), SPACINGS)
+@pytest.mark.parametrize("kernel", ["soft", "sharp"])
+def test_any_grid_shows_the_nodule_at_its_true_position(tmp_path, slices, spacing_mm, orientation, origin_mm, kernel):
+    truth = chest_ct(
+        tmp_path,
+        seed=5,
+        slices=slices,
+        size=180,
+        spacing_mm=spacing_mm,
+        orientation=orientation,
+        origin_mm=origin_mm,
+        kernel=kernel,
+        detail=True,
+        nodules=1,
+    )
+    volume = read_ct(truth.files)
+    assert volume.spacing_mm == pytest.approx(spacing_mm, abs=1e-6)
+    (lesion,) = truth.lesions
+    box = tuple(slice(o, o + n) for o, n in zip(lesion.offset_zyx, lesion.mask.shape, strict=True))
+    bright = (volume.hu[box] > -400) & lesion.mask
+    seen = np.argwhere(bright).mean(axis=0) + lesion.offset_zyx
+    assert np.linalg.norm(np.subtract(volume.position_lps_mm(seen), lesion.centre_lps_mm)) < 2
+    assert volume.hu[box][lesion.mask].mean() > -250
+
+
+def test_another_origin_moves_positions_only(tmp_path):
+    here, there = (
+        chest_ct(tmp_path / name, seed=2, **SMALL, origin_mm=origin)
+        for name, origin in (("a", (0.0, 0.0, 0.0)), ("b", (10.0, -20.0, 30.0)))
+    )
+    one, other = read_ct(here.files), read_ct(there.files)
+    assert np.array_equal(one.hu, other.hu)
+    assert other.affine[:3, 3] - one.affine[:3, 3] == pytest.approx([10, -20, 30])
+    for a, b in zip(here.lesions, there.lesions, strict=True):
+        assert np.subtract(b.centre_lps_mm, a.centre_lps_mm) == pytest.approx([10, -20, 30])
+    assert one.headers[0].SeriesInstanceUID != other.headers[0].SeriesInstanceUID
+
+
+def test_the_detailed_chest_has_airways_vessels_and_noise_of_its_kernel():
+    shape = {"shape": (60, 130, 170), "spacing_mm": (2.0, 2.0, 2.0)}
+    soft, sharp = (chest_volume(4, kernel=name, **shape)[0] for name in ("soft", "sharp"))
+    again, affine = chest_volume(4, kernel="soft", **shape)
+    assert np.array_equal(soft, again)
+    assert affine[:3, 3] == pytest.approx([-169, -117, -59])
+    lung = np.abs(soft - LUNG_HU) < 90
+    assert 3 < lung.sum() * 8 / 1e6 < 8  # litres, as adults have
+    outside = np.s_[:, :6, :6]  # air
+    for hu, name in ((soft, "soft"), (sharp, "sharp")):
+        assert hu[outside].std() == pytest.approx(KERNELS[name].noise_hu, rel=0.6)  # cut off at -1024 below
+    other, _ = chest_volume(5, kernel="soft", **shape)
+    assert not np.array_equal(soft, other)
+    lungs_box = soft[20:40, 45:85, 35:75]  # of the right lung
+    assert (lungs_box > BLOOD_HU - 300).mean() > 0.002  # vessels
+    assert (lungs_box < -930).any()  # airways

@@ -38,6 +38,7 @@ from models.lung_nodule.semisynthetic import (
     read_donor,
     turned,
 )
+from models.lung_nodule.semisynthetic_figures import figures, looks, pairs
 
 LUNG_HU, NODULE_HU, NOISE_HU = -870.0, 25.0, 22.0
 
@@ -325,3 +326,32 @@ def test_real_nodules_in_a_real_chest(shared_data: Path) -> None:
     rim = (away >= 2) & (away < RIM_MM) & scan.lungs & (scan.hu < -700)
     around = (away >= 6) & (away < 12) & scan.lungs & (scan.hu < -700)
     assert 0.6 < noise_of(scan.hu, rim) / noise_of(scan.hu, around) < 1.6
+
+
+def test_the_figures_of_looks_see_a_seam_and_a_wrong_noise() -> None:
+    """A nodule as the phantom has it, against the same one in a box of other noise, and with a step round it."""
+    ground = chest()
+    z, y, x = np.indices(ground.hu.shape)
+    away = np.sqrt((z - 50) ** 2 + (y - 55) ** 2 + (x - 40) ** 2)
+    mask = away <= 6
+    clean = ground.hu + np.clip(6.5 - away, 0, 1) * 850
+    rim = (away > 6) & (away < 9)
+    noisy = clean + rim * np.random.default_rng(0).normal(0, 60, clean.shape)
+    stepped = clean + rim * 150
+    box = np.s_[44:57, 37:74, 22:59]
+    plain, loud, seamed = (looks(one[box], mask[box]) for one in (clean, noisy, stepped))
+    assert plain[:2] == pytest.approx([1, 1], abs=0.3)
+    assert loud[0] > 1.6
+    assert seamed[1] > 1.6
+
+
+@pytest.mark.usefixtures("small")
+def test_pasted_and_original_are_compared_pair_by_pair(volumes: Path, tmp_path: Path) -> None:
+    index = generate(volumes, [], tmp_path, 4, seed=3)
+    found = list(pairs(tmp_path, volumes))
+    assert len(found) == sum(len(scan["lesions"]) for scan in index["scans"])
+    patients = [lesion["patient"] for scan in index["scans"] for lesion in scan["lesions"]]
+    assert [pair.patient for pair in found] == patients
+    said = figures(found)
+    assert said["noise, pasted"].value == pytest.approx(1, abs=0.4)
+    assert said["edge, pasted"].value == pytest.approx(said["edge, original"].value, rel=0.3)
