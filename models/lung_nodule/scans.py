@@ -271,7 +271,7 @@ def ball(index_zyx: Sequence[float], diameter_mm: float, spacing_mm: Sequence[fl
     first = np.floor(np.array([z, y, x]) - radius).astype(int)
     grid = np.indices([int(2 * radius) + 3] * 3).transpose(1, 2, 3, 0) + first
     mask = np.linalg.norm(grid - [z, y, x], axis=-1) <= radius
-    return replace(Lesion.of(mask, first), centre_zyx=(z, y, x), diameter_mm=float(diameter_mm))
+    return replace(Lesion.of(mask, first.tolist()), centre_zyx=(z, y, x), diameter_mm=float(diameter_mm))
 
 
 def at_1_mm(

@@ -375,7 +375,7 @@ def place(
 
     vary: turned and mirrored at random.
     """
-    flips = rng.choice([-1.0, 1.0], 3) if vary else np.ones(3)
+    flips = rng.choice([-1.0, 1.0], 3).tolist() if vary else [1.0, 1.0, 1.0]
     angle = float(rng.uniform(0, 2 * np.pi)) if vary else 0.0
     one = graft(donor, turned(angle, flips))
     sites = inside_places(background, one, rng) if one.wall is None else wall_places(background, one, rng)
@@ -487,7 +487,8 @@ def make(plan: Plan, background: Background, donors: zipfile.ZipFile) -> tuple[S
     rng = np.random.default_rng((*plan.seed, 1))
     hu = background.hu.copy()
     lesions: list[Lesion] = []
-    facts, lacking = [], []
+    facts: list[dict[str, Any]] = []
+    lacking: list[str] = []
     for name in plan.donors:
         donor = read_donor(donors, name)
         found = place(background, donor, lesions, rng, vary=plan.part == "train") if not why_not_donor(donor) else None
@@ -541,7 +542,7 @@ def generate(volumes: Path, scans: Sequence[Path], out: Path, count: int, seed: 
             },
             "backgrounds": [{"name": path.name, "size": path.stat().st_size} for path in scans],
         }
-        index = {
+        index: dict[str, Any] = {
             "format": FORMAT,
             "semi_synthetic": True,
             "settings": settings,
@@ -578,9 +579,8 @@ def generate(volumes: Path, scans: Sequence[Path], out: Path, count: int, seed: 
                     "without_room": lacking,
                 }
             )
-            index["sha256"] = index_digest(index)
-            write_text(out / INDEX, json.dumps(index, indent=1) + "\n")
-    return index
+            write_text(out / INDEX, json.dumps(index | {"sha256": index_digest(index)}, indent=1) + "\n")
+    return index | {"sha256": index_digest(index)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

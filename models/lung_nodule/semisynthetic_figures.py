@@ -19,6 +19,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,11 +92,14 @@ def figures(found: list[Pair]) -> dict[str, Interval]:
     for column, name in enumerate(FIGURES):
         one, other = pasted[:, column], original[:, column]
 
+        def median(rows: np.ndarray, side: np.ndarray) -> float:
+            return float(np.median(side[rows]))
+
         def told(rows: np.ndarray, one: np.ndarray = one, other: np.ndarray = other) -> float:
             return auc(np.concatenate([one[rows], other[rows]]), np.repeat([True, False], len(rows)))
 
-        result[f"{name}, pasted"] = bootstrap(lambda rows, one=one: float(np.median(one[rows])), patients)
-        result[f"{name}, original"] = bootstrap(lambda rows, one=other: float(np.median(one[rows])), patients)
+        result[f"{name}, pasted"] = bootstrap(partial(median, side=one), patients)
+        result[f"{name}, original"] = bootstrap(partial(median, side=other), patients)
         result[f"{name}, AUC of pasted against original"] = bootstrap(told, patients)
     return result
 

@@ -92,7 +92,7 @@ def test_any_grid_shows_the_nodule_at_its_true_position(tmp_path, slices, spacin
     bright = (volume.hu[box] > -400) & lesion.mask
     seen = np.argwhere(bright).mean(axis=0) + lesion.offset_zyx
     assert np.linalg.norm(np.subtract(volume.position_lps_mm(seen), lesion.centre_lps_mm)) < 2
-    assert volume.hu[box][lesion.mask].mean() > -250
+    assert volume.hu[box][lesion.mask].mean() > -350  # lungs have -860; slices of 5 mm blur it
 
 
 def test_another_origin_moves_positions_only(tmp_path):
@@ -115,7 +115,7 @@ def test_the_detailed_chest_has_airways_vessels_and_noise_of_its_kernel():
     assert np.array_equal(soft, again)
     assert affine[:3, 3] == pytest.approx([-169, -117, -59])
     lung = np.abs(soft - LUNG_HU) < 90
-    assert 3 < lung.sum() * 8 / 1e6 < 8  # litres, as adults have
+    assert 1.5 < lung.sum() * 8 / 1e6 < 4  # litres, of 12 cm of lung
     outside = np.s_[:, :6, :6]  # air
     for hu, name in ((soft, "soft"), (sharp, "sharp")):
         assert hu[outside].std() == pytest.approx(KERNELS[name].noise_hu, rel=0.6)  # cut off at -1024 below

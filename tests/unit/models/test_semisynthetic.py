@@ -243,7 +243,7 @@ def test_parts_of_a_chest_share_nothing() -> None:
 
 
 def small_phantom(seed: int) -> Background:
-    return chest(seed, shape=(90, 100, 130))
+    return chest(seed, shape=(72, 84, 112))
 
 
 @pytest.fixture
@@ -297,6 +297,8 @@ def test_an_interrupted_set_is_gone_on_with(volumes: Path, tmp_path: Path, monke
     assert len(json.loads((tmp_path / "cut" / "index.json").read_text())["scans"]) == 2
     assert generate(volumes, [], tmp_path / "cut", 4, seed=3) == whole
     assert len(calls) == 3 + len(whole["scans"]) - 2
+    assert generate(volumes, [], tmp_path / "cut", 4, seed=3) == whole  # nothing left to do
+    assert Scans(tmp_path / "cut").files.keys() == {one["name"] for one in whole["scans"]}
     with pytest.raises(ValueError, match="another set"):
         generate(volumes, [], tmp_path / "cut", 4, seed=9)
 
@@ -340,8 +342,9 @@ def test_the_figures_of_looks_see_a_seam_and_a_wrong_noise() -> None:
     stepped = clean + rim * 150
     box = np.s_[44:57, 37:74, 22:59]
     plain, loud, seamed = (looks(one[box], mask[box]) for one in (clean, noisy, stepped))
-    assert plain[:2] == pytest.approx([1, 1], abs=0.3)
-    assert loud[0] > 1.6
+    assert 0.8 < plain[0] < 1.5  # more than 1: the nodule's own border is as fine as noise
+    assert plain[1] == pytest.approx(1, abs=0.3)
+    assert loud[0] > 1.4 * plain[0]
     assert seamed[1] > 1.6
 
 
