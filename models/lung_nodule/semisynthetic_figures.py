@@ -84,8 +84,7 @@ def pairs(folder: Path, volumes: Path) -> Iterator[Pair]:
 
 
 def figures(found: list[Pair]) -> dict[str, Interval]:
-    """Medians of both sides and the AUC between them, with 95 % intervals over donors' patients."""
-    found = [pair for pair in found if np.isfinite([pair.pasted, pair.original]).all()]
+    """Of pairs that could be measured: medians of both sides and the AUC between them, with 95 % intervals over donors' patients."""
     patients = [pair.patient for pair in found]
     pasted, original = (np.array([getattr(pair, side) for pair in found]) for side in ("pasted", "original"))
     result = {}
@@ -110,8 +109,9 @@ def main() -> None:
     parser.add_argument("--volumes", type=Path, required=True)
     given = parser.parse_args()
     found = list(pairs(given.folder, given.volumes))
-    print(f"{len(found)} nodules")
-    for name, figure in figures(found).items():
+    measured = [pair for pair in found if np.isfinite([pair.pasted, pair.original]).all()]
+    print(f"{len(measured)} of {len(found)} nodules have enough lung around")
+    for name, figure in figures(measured).items():
         print(f"{name:40} {figure}")
 
 
