@@ -84,7 +84,10 @@ def pairs(folder: Path, volumes: Path) -> Iterator[Pair]:
 
 
 def figures(found: list[Pair]) -> dict[str, Interval]:
-    """Of pairs that could be measured: medians of both sides and the AUC between them, with 95 % intervals over donors' patients."""
+    """Medians of both sides and the AUC between them, with 95 % intervals over donors' patients.
+
+    found   pairs that could be measured: no nan
+    """
     patients = [pair.patient for pair in found]
     pasted, original = (np.array([getattr(pair, side) for pair in found]) for side in ("pasted", "original"))
     result = {}
