@@ -17,7 +17,6 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from scipy import ndimage
@@ -384,7 +383,7 @@ def kept(path: Path, cache: Path) -> Path:
         try:
             store(folder / f"{one.name}.npz", one.read())
             index["scans"].append({"name": one.name, "patient": one.patient, "file": f"{one.name}.npz"})
-        except (UnfitInput, ValueError, ElementTree.ParseError) as error:
+        except UnfitInput as error:
             log.warning("series %s left out: %s", one.name, error)
             index["left_out"][one.name] = str(error)
         write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
