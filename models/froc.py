@@ -79,12 +79,14 @@ class Events:
 
     score, scan, is_hit   (n,) of each event
     lesions               (scans,) in each scan, found or not
+    shares                (scans,) of a whole scan
     """
 
     score: np.ndarray
     scan: np.ndarray
     is_hit: np.ndarray
     lesions: np.ndarray
+    shares: np.ndarray
 
     def curve(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(thresholds, false positives per scan, sensitivity) when scan i counts times[i] times."""
@@ -94,7 +96,7 @@ class Events:
         false = np.cumsum(counted * ~self.is_hit)[last]
         lesions = int(times @ self.lesions)
         sensitivity = hits / lesions if lesions else np.full(len(last), np.nan)
-        return self.score[last], false / times.sum(), sensitivity
+        return self.score[last], false / (times @ self.shares), sensitivity
 
     def at(self, rates: Sequence[float], times: np.ndarray) -> np.ndarray:
         """(rates,) sensitivity at the lowest threshold with no more false positives per scan; nan without lesions."""
@@ -108,6 +110,7 @@ def froc(
     truth: Sequence[Sequence[Sphere]],
     *,
     irrelevant: Sequence[Sequence[Sphere]] | None = None,
+    shares: Sequence[float] | None = None,
     groups: Sequence[str] | None = None,
     rounds: int = 1000,
     seed: int = 2024,
@@ -116,18 +119,23 @@ def froc(
 
     irrelevant   findings of each scan that are neither lesions nor mistakes (LUNA16: those of too few readers); marks
                  that hit one of these and no lesion count neither way
+    shares       how much of a whole scan each one shows, where some show a part: false positives are counted per whole
+                 scan, so that half a chest does not halve them; each is whole when not given
     groups       what is drawn together in a bootstrap, for example the patient of each scan; each scan by itself when
                  not given
 
     Raises ValueError when the sequences differ in length, when there is no scan or no lesion, or a score is no number.
     """
     irrelevant = irrelevant if irrelevant is not None else [()] * len(truth)
-    if not len(found) == len(truth) == len(irrelevant) == len(groups if groups is not None else truth):
-        raise ValueError(f"marks of {len(found)} scans, but the truth of {len(truth)}; give one list to each scan")
+    shares = shares if shares is not None else [1.0] * len(truth)
+    owners = list(groups) if groups is not None else [str(i) for i in range(len(truth))]
+    if not len(found) == len(truth) == len(irrelevant) == len(shares) == len(owners):
+        raise ValueError(f"marks of {len(found)} scans, but the truth of {len(truth)}; give one entry to each scan")
+    if not all(0 < share <= 1 for share in shares):
+        raise ValueError("a scan's share of a whole one is above 0 and at most 1")
     if not any(len(lesions) for lesions in truth):
         raise ValueError("no scan has a lesion: there is no sensitivity to measure")
-    events = events_of(found, truth, irrelevant)
-    owners = list(groups) if groups is not None else [str(i) for i in range(len(truth))]
+    events = events_of(found, truth, irrelevant, shares)
 
     def figures(rows: np.ndarray) -> np.ndarray:
         at = events.at(RATES, np.bincount(rows, minlength=len(truth)))
@@ -150,7 +158,10 @@ def froc(
 
 
 def events_of(
-    found: Sequence[Sequence[Scored]], truth: Sequence[Sequence[Sphere]], irrelevant: Sequence[Sequence[Sphere]]
+    found: Sequence[Sequence[Scored]],
+    truth: Sequence[Sequence[Sphere]],
+    irrelevant: Sequence[Sequence[Sphere]],
+    shares: Sequence[float],
 ) -> Events:
     score, scan, is_hit = [], [], []
     for index, (marks, lesions, neither) in enumerate(zip(found, truth, irrelevant, strict=True)):
@@ -169,6 +180,7 @@ def events_of(
         np.array(scan, int)[order],
         np.array(is_hit, bool)[order],
         np.array([len(lesions) for lesions in truth]),
+        np.array(shares, float),
     )
 
 

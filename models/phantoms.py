@@ -374,6 +374,26 @@ LUNG_HU, SOFT_HU, FAT_HU, BLOOD_HU, BONE_HU, MARROW_HU = -860.0, 45.0, -95.0, 50
 NOISE_HU = 22.0
 EDGE_MM = 0.45  # how fast a small object fades into what surrounds it
 
+
+@dataclass(frozen=True)
+class Kernel:
+    """How the scanner reconstructs: blur of the picture, and strength and grain of its noise, in pixels and HU.
+
+    sharpen   share of the noise's low frequencies that the kernel takes out again, as edge-enhancing ones do
+    """
+
+    blur_px: float
+    noise_hu: float
+    grain_px: float
+    sharpen: float = 0.0
+
+
+KERNELS = {
+    "standard": Kernel(0.55, NOISE_HU, 0.7),
+    "soft": Kernel(0.9, 14.0, 1.1),
+    "sharp": Kernel(0.35, 48.0, 0.45, sharpen=0.7),
+}
+
 # Ellipsoids of the body in patient mm, LPS round the middle of the chest: centre, half axes, HU; painted in this order.
 BODY: tuple[tuple[tuple[float, float, float], tuple[float, float, float], float], ...] = (
     ((0, 0, 0), (165, 112, 900), FAT_HU),
@@ -388,6 +408,7 @@ BODY: tuple[tuple[tuple[float, float, float], tuple[float, float, float], float]
     ((0, 20, 70), (9, 9, 75), -1000.0),  # trachea
 )
 LUNGS = BODY[2:4]
+THICKER_MM = 10.0  # wall of the detailed chest: that of BODY is a few mm at the back, as in a very thin patient
 TABLE_MM = (128.0, 134.0)  # y of its top and bottom
 
 
@@ -462,6 +483,9 @@ def chest_ct(
     balls: Sequence[Ball] | None = None,
     pose: np.ndarray | None = None,
     study_date: str = "20260101",
+    kernel: str = "standard",
+    detail: bool = False,
+    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Truth:
     """One CT series of a chest with lungs, heart, bones, branching vessels and `nodules` nodules of 6 to 20 mm.
 
@@ -470,6 +494,9 @@ def chest_ct(
     order        of InstanceNumber along the normal: "ascending", "descending" or "shuffled"; file names are shuffled
     balls        the nodules themselves (of `chest_balls`), for two studies of one patient: same seed, same vessels
     pose         4x4 rigid, body to LPS: how the patient lies on the table; as drawn when not given
+    kernel       a name of KERNELS
+    detail       airways, small vessels, fissures and uneven lungs too
+    origin_mm    where the middle of the chest lies in LPS; scanners put the origin anywhere
 
     The same arguments make the same files. `Truth.files` ascend along the normal, as models.read.read_ct orders them.
     """
@@ -482,7 +509,12 @@ def chest_ct(
     else:
         series += f" {study_date} {[ball.half_axes_mm.tolist() for ball in balls]}"
     body = grid if pose is None else Grid(grid.shape, np.linalg.inv(pose) @ grid.affine)  # the grid as the body sees it
-    hu = chest_hu(rng, body, vessels, balls)
+    hu = chest_hu(rng, body, vessels, balls, KERNELS[kernel], Detail.of(seed) if detail else None)
+    if (kernel, detail, any(origin_mm)) != ("standard", False, False):
+        series += f" {kernel} {detail} {origin_mm}"
+    moved = np.eye(4)
+    moved[:3, 3] = origin_mm
+    affine = moved @ grid.affine
 
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {
@@ -493,12 +525,38 @@ def chest_ct(
     names = rng.permutation(slices)
     files = []
     for z in range(slices):
-        image = ct_dicom(hu[z], grid.affine, z, orientation, patient_id=patient_id, series=series)
+        image = ct_dicom(hu[z], affine, z, orientation, patient_id=patient_id, series=series)
         image.InstanceNumber = int(numbers[order][z]) + 1
         image.StudyDate = image.SeriesDate = image.AcquisitionDate = image.ContentDate = study_date
         files.append(folder / f"ct_{names[z] + 1:04d}.dcm")
         image.save_as(files[-1], enforce_file_format=True)
-    return Truth(tuple(files), tuple(ball_lesion(ball, body, pose) for ball in balls))
+    placed = moved if pose is None else moved @ pose
+    return Truth(tuple(files), tuple(ball_lesion(ball, body, placed) for ball in balls))
+
+
+def chest_volume(
+    seed: int,
+    *,
+    shape: tuple[int, int, int] = (300, 320, 320),
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    kernel: str = "standard",
+) -> tuple[np.ndarray, np.ndarray]:
+    """A chest without nodules, with all the detail: int16 HU (z, y, x), and its affine to LPS mm; no files.
+
+    Size, proportions and pose of the body vary with the seed, too.
+    """
+    rng = np.random.default_rng((seed, 78))
+    tilt, turn = np.deg2rad(rng.uniform(-4, 4, 2))
+    pose = np.eye(4)
+    pose[:3, :3] = (
+        np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+        @ np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+        @ np.diag(rng.uniform((0.85, 0.85, 0.8), (1.02, 1.05, 1.05)))
+    )
+    grid = chest_grid(shape[0], shape[1:], spacing_mm, "HFS")
+    body = Grid(grid.shape, np.linalg.inv(pose) @ grid.affine)
+    vessels = [tube for side in (-1, 1) for tube in vessel_tree(rng, side, thinnest_mm=1.1)]
+    return chest_hu(rng, body, vessels, (), KERNELS[kernel], Detail.of(seed)), grid.affine
 
 
 def chest_balls(seed: int, nodules: int) -> list[Ball]:
@@ -508,18 +566,21 @@ def chest_balls(seed: int, nodules: int) -> list[Ball]:
     return place_nodules(rng, chest_grid(100, 512, (2.5, 0.7, 0.7), "HFS"), vessels, nodules)
 
 
-def chest_grid(slices: int, size: int, spacing_mm: tuple[float, float, float], orientation: str) -> Grid:
-    """A grid round the middle of the chest."""
+def chest_grid(
+    slices: int, size: int | tuple[int, int], spacing_mm: tuple[float, float, float], orientation: str
+) -> Grid:
+    """A grid round the middle of the chest. size: rows and columns, or one number for both."""
+    rows, columns = (size, size) if isinstance(size, int) else size
     cosines = np.array(ORIENTATIONS[orientation])
     row, column = cosines[:3], cosines[3:]
     affine = np.eye(4)
     affine[:3, :3] = np.stack([np.cross(row, column), column, row], axis=1) * spacing_mm
-    middle = np.array([slices - 1, size - 1, size - 1]) / 2
+    middle = np.array([slices - 1, rows - 1, columns - 1]) / 2
     affine[:3, 3] = np.array([0.0, 12.0, 0.0]) - affine[:3, :3] @ middle
-    return Grid((slices, size, size), affine)
+    return Grid((slices, rows, columns), affine)
 
 
-def vessel_tree(rng: np.random.Generator, side: int) -> list[Tube]:
+def vessel_tree(rng: np.random.Generator, side: int, thinnest_mm: float = 0.6) -> list[Tube]:
     """Vessels of one lung, from the hilum outwards, each branch thinner (Murray 1926, exponent 2.7)."""
     centre, half_axes, _ = LUNGS[0 if side < 0 else 1]
     tubes: list[Tube] = []
@@ -530,7 +591,7 @@ def vessel_tree(rng: np.random.Generator, side: int) -> list[Tube]:
     while ends:
         start, direction, radius = ends.pop()
         end = start + direction * (6 + radius * rng.uniform(3.5, 7.5))
-        if radius < 0.6 or np.linalg.norm((end - centre) / np.subtract(half_axes, 4)) > 1:
+        if radius < thinnest_mm or np.linalg.norm((end - centre) / np.subtract(half_axes, 4)) > 1:
             continue
         tubes.append(Tube(start, end, radius))
         share = rng.uniform(0.35, 0.65)
@@ -584,7 +645,46 @@ def place_nodules(rng: np.random.Generator, grid: Grid, vessels: list[Tube], cou
     return balls
 
 
-def chest_hu(rng: np.random.Generator, grid: Grid, vessels: list[Tube], balls: Sequence[Ball]) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Detail:
+    """What else there is in a lung: small vessels, airways beside the larger ones, fissures, uneven parenchyma."""
+
+    vessels: tuple[Tube, ...]
+    airways: tuple[Tube, ...]  # outer walls
+    fissures: np.ndarray  # (n, 7): side, then z = a + b·x + c·y and a wave of height h and length l with its phase
+    unevenness: np.ndarray  # (8, 8, 8) over LUNGS, HU
+
+    @classmethod
+    def of(cls, seed: int) -> Detail:
+        rng = np.random.default_rng((seed, 79))
+        vessels, airways = [], []
+        for side in (-1, 1):
+            tree = vessel_tree(rng, side, thinnest_mm=0.35)
+            vessels += tree
+            beside = unit(rng.normal(size=3))
+            root = np.array([side * 10.0, 20.0, -3.0])
+            airways.append(Tube(np.array([0.0, 20.0, 8.0]), root, 7.0))  # main bronchus
+            for tube in tree:
+                if tube.radius_mm > 1.0:  # an airway goes with each artery, about as wide (Hansell 2008)
+                    shift = beside * 2.4 * tube.radius_mm
+                    airways.append(Tube(tube.start_mm + shift, tube.end_mm + shift, 1.15 * tube.radius_mm))
+                    if np.linalg.norm(tube.start_mm - [side * 10.0, 8.0, 5.0]) < 1:
+                        airways.append(Tube(root, tube.start_mm + shift, 1.3 * tube.radius_mm))
+        oblique = [(s, rng.uniform(-25, -5), 0.0, rng.uniform(-1.3, -0.9)) for s in (-1, 1)]
+        horizontal = [(-1, rng.uniform(0, 20), rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1))]
+        waves = rng.uniform((2.0, 80.0, 0.0), (7.0, 160.0, 6.28), (3, 3))
+        fissures = np.hstack([np.array([*oblique, *horizontal]), waves])
+        return cls(tuple(vessels), tuple(airways), fissures, rng.normal(0, 22.0, (8, 8, 8)))
+
+
+def chest_hu(
+    rng: np.random.Generator,
+    grid: Grid,
+    vessels: list[Tube],
+    balls: Sequence[Ball],
+    kernel: Kernel = KERNELS["standard"],
+    detail: Detail | None = None,
+) -> np.ndarray:
     """int16 (z, y, x) in HU, with a scanner's blur and noise."""
     hu = np.empty(grid.shape, np.float32)
     step, down, across = (grid.affine[:3, axis] for axis in range(3))
@@ -594,7 +694,13 @@ def chest_hu(rng: np.random.Generator, grid: Grid, vessels: list[Tube], balls: S
             (grid.affine[axis, 3] + z * step[axis] + outer(rows, down[axis], columns, across[axis])).astype(np.float32)
             for axis in range(3)
         )
-        paint_body(hu[z], x, y, height)
+        paint_body(hu[z], x, y, height, 0.0 if detail is None else THICKER_MM)
+        if detail is not None:
+            paint_lungs(hu[z], x, y, height, detail)
+    if detail is not None:
+        paint_tubes(hu, grid, detail.airways, 0.0, LUNG_HU + 60)  # walls, in lung only: not through the heart
+        paint_tubes(hu, grid, [Tube(t.start_mm, t.end_mm, 0.72 * t.radius_mm) for t in detail.airways], -1000.0, 0.0)
+        paint_tubes(hu, grid, detail.vessels, BLOOD_HU, LUNG_HU + 250)
     for tube in vessels:
         paint(hu, grid, tube, BLOOD_HU)
     for ball in balls:
@@ -602,10 +708,69 @@ def chest_hu(rng: np.random.Generator, grid: Grid, vessels: list[Tube], balls: S
     out = np.empty(grid.shape, np.int16)
     for z in range(grid.shape[0]):
         noise = rng.standard_normal(grid.shape[1:], np.float32)
-        noise = ndimage.gaussian_filter(noise, 0.7)  # correlated, as after a reconstruction kernel
-        image = ndimage.gaussian_filter(hu[z], 0.55) + noise * np.float32(NOISE_HU / noise.std())
+        noise = ndimage.gaussian_filter(noise, kernel.grain_px)  # correlated, as after a reconstruction kernel
+        if kernel.sharpen:
+            noise -= np.float32(kernel.sharpen) * ndimage.gaussian_filter(noise, 3 * kernel.grain_px)
+        image = ndimage.gaussian_filter(hu[z], kernel.blur_px) + noise * np.float32(kernel.noise_hu / noise.std())
         out[z] = np.clip(np.rint(image), -1024, 3071)
     return out
+
+
+def paint_lungs(image: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray, detail: Detail) -> None:
+    """Fissures, and what makes a lung uneven: denser at the back, where the patient lies, and patches; one slice."""
+    inside = image == np.float32(LUNG_HU)
+    if not inside.any():
+        return
+    box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(inside))
+    inside = inside[box]
+    x, y, z = (np.broadcast_to(one, image.shape)[box] for one in (x, y, z))
+    place = [(one + half) * (7 / (2 * half)) for one, half in ((z, 140.0), (y, 112.0), (x, 165.0))]
+    added = ndimage.map_coordinates(detail.unevenness.astype(np.float32), place, order=1, mode="nearest")
+    added += 0.35 * (y - 4)
+    for side, height, slope_x, slope_y, wave, length, phase in detail.fissures:
+        surface = height + slope_x * x + slope_y * (y - 4) + wave * np.sin(x * (2 * np.pi / length) + phase)
+        away = (z - surface) / np.float32(np.hypot(1, np.hypot(slope_x, slope_y)))
+        added += np.where(x * side > 0, 160 * np.exp(-((away / 0.7) ** 2)), 0)
+    image[box][inside] += added[inside]
+
+
+def paint_tubes(hu: np.ndarray, grid: Grid, tubes: Sequence[Tube], value: float, into_hu: float) -> None:
+    """Many tubes at once, where the picture is below into_hu (or above value, if value is the lower): soft edges.
+
+    By points along their axes, half a radius apart, each of which marks the voxels round it: a hundredth of the voxels
+    that the box of a slanting tube has.
+    """
+    share = np.zeros(hu.size, np.float32)
+    mm = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    to_index = np.linalg.inv(grid.affine)
+    radii = np.array([tube.radius_mm for tube in tubes])
+    widest = np.quantile(radii, [0.5, 0.9, 1.0])  # three groups: the cube of voxels to look at depends on the radius
+    for low, high in zip([-1.0, *widest], widest, strict=False):
+        group = [tube for tube in tubes if low < tube.radius_mm <= high]
+        points, radius = [], []
+        for tube in group:
+            count = 2 + int(np.linalg.norm(tube.end_mm - tube.start_mm) / max(0.5 * tube.radius_mm, 0.4))
+            way = np.linspace(0, 1, count)[:, None]
+            points.append(tube.start_mm + way * (tube.end_mm - tube.start_mm))
+            radius.append(np.full(count, tube.radius_mm))
+        if not points:
+            continue
+        index = np.concatenate(points) @ to_index[:3, :3].T + to_index[:3, 3]
+        r = np.concatenate(radius).astype(np.float32)
+        base = np.rint(index).astype(int)
+        reach = np.ceil((high + 2 * EDGE_MM) / mm).astype(int)
+        for offset in np.ndindex(*(2 * reach + 1)):
+            voxel = base + offset - reach
+            away = ((voxel - index) @ grid.affine[:3, :3].T).astype(np.float32)
+            depth = r - np.sqrt((away * away).sum(axis=1))
+            near = (depth > -2.5 * EDGE_MM) & ((voxel >= 0) & (voxel < grid.shape)).all(axis=1)
+            flat = np.ravel_multi_index(tuple(voxel[near].T), grid.shape)
+            np.maximum.at(share, flat, 1 / (1 + np.exp(-depth[near] / EDGE_MM)))
+    share = share.reshape(grid.shape)
+    if value < into_hu:
+        hu += np.where(hu < into_hu, np.minimum(value - hu, 0), 0) * share
+    else:
+        hu += np.where(hu < into_hu, value - hu, 0) * share
 
 
 def outer(rows: np.ndarray, down: float, columns: np.ndarray, across: float) -> np.ndarray:
@@ -615,15 +780,17 @@ def outer(rows: np.ndarray, down: float, columns: np.ndarray, across: float) -> 
     return rows * down if across == 0 else rows * down + columns * across
 
 
-def paint_body(image: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
-    """Everything large, into one slice; x, y, z in LPS mm."""
+def paint_body(image: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray, thicker_mm: float = 0.0) -> None:
+    """Everything large, into one slice; x, y, z in LPS mm. thicker_mm: of the chest wall than BODY has it."""
     image[...] = -1000.0
     image[np.broadcast_to((y > TABLE_MM[0]) & (y < TABLE_MM[1]) & (np.abs(x) < 210), image.shape)] = -200.0
     for (cx, cy, cz), (rx, ry, rz), value in BODY:
+        if rx > 100:  # skin and wall
+            rx, ry = rx + thicker_mm, ry + thicker_mm
         inside = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 < 1
         np.copyto(image, np.float32(value), where=inside)
     # ribs: hoops in the chest wall, falling towards the front
-    wall = (x / 144) ** 2 + ((y - 2) / 97) ** 2
+    wall = (x / (144 + thicker_mm)) ** 2 + ((y - 2) / (97 + thicker_mm)) ** 2
     hoop = np.abs((z - 0.35 * y) % 26 - 13) < 4.5
     rib = (wall < 1) & (wall > 0.93) & hoop
     image[rib] = BONE_HU

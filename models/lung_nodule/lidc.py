@@ -226,6 +226,50 @@ def same_nodule(readings: Sequence[Reading], volume: Volume, tolerance_mm: float
     return sorted(groups, key=lambda g: np.mean([outlines[i][:, 2].mean() for i in g]))
 
 
+@dataclass(frozen=True, eq=False)
+class Nodule:
+    """One physical nodule: votes uint8 in its own box, how many readers outlined it, and where the box lies."""
+
+    votes: np.ndarray
+    offset_zyx: tuple[int, int, int]
+    readers: int
+
+    @property
+    def centre_zyx(self) -> tuple[float, float, float]:
+        """The middle of the box round everything that was marked."""
+        z, y, x = (o + (n - 1) / 2 for o, n in zip(self.offset_zyx, self.votes.shape, strict=True))
+        return z, y, x
+
+
+def nodules(volume: Volume, readings: Sequence[Reading], tolerance_mm: float | None = None) -> list[Nodule]:
+    """The outlined nodules with the votes of their readers, from the lowest slice up; a reader counts once."""
+    large = [reading for reading in readings if reading.outlined]
+    drawn = [masks(reading, volume) for reading in large]
+    found = []
+    for group in same_nodule(large, volume, tolerance_mm or volume.spacing_mm[0]) if large else []:
+        by_reader: dict[int, list[np.ndarray]] = defaultdict(list)
+        for place, i in enumerate(group):
+            reader = large[i].reader
+            by_reader[place if reader is None else reader] += [
+                np.column_stack([np.full(m.sum(), z), *np.nonzero(m)]) for z, m in drawn[i].items()
+            ]
+        where = [np.unique(np.concatenate(marked), axis=0) for marked in by_reader.values() if marked]
+        if not where:
+            continue
+        low, high = np.concatenate(where).min(axis=0), np.concatenate(where).max(axis=0)
+        votes = np.zeros(high - low + 1, np.uint8)
+        for voxels in where:
+            votes[tuple((voxels - low).T)] += 1
+        found.append(Nodule(votes, (int(low[0]), int(low[1]), int(low[2])), len(by_reader)))
+    return found
+
+
+def points(volume: Volume, readings: Sequence[Reading]) -> list[tuple[int, int, int]]:
+    """(z, y, x) of nodules below 3 mm, which readers marked by a point."""
+    marked = [(slice_of(c, volume), c) for reading in readings if not reading.outlined for c in reading.contours]
+    return [(z, int(c.points[0][0]), int(c.points[0][1])) for z, c in marked if z is not None]
+
+
 # --------------------------------------------------------------------------------------------------------- crops
 
 
@@ -392,10 +436,22 @@ def cut_all(scans: Iterable[Annotated], size: int) -> Iterator[Cut | LeftOut]:
 
 def cut_one(scan: Annotated, size: int, first: int) -> Iterator[Cut]:
     """See cut_scan. Raises UnfitInput when the images or the readings cannot be read."""
+    volume, readings, tolerance_mm = read_scan(scan)
+    return cut_scan(volume, readings, patient=scan.patient, size=size, tolerance_mm=tolerance_mm, first=first)
+
+
+def read_scan(scan: Annotated) -> tuple[Volume, Sequence[Reading], float]:
+    """Pixels, readings, and the tolerance in mm within which outlines are one nodule.
+
+    Raises UnfitInput when the images or the XML cannot be read.
+    """
     volume = read_ct(scan.files)
     readings = read_xml(scan.readings) if isinstance(scan.readings, Path) else scan.readings
-    tolerance_mm = scan.tolerance_mm or float(volume.headers[0].get("SliceThickness") or volume.spacing_mm[0])
-    return cut_scan(volume, readings, patient=scan.patient, size=size, tolerance_mm=tolerance_mm, first=first)
+    return (
+        volume,
+        readings,
+        scan.tolerance_mm or float(volume.headers[0].get("SliceThickness") or volume.spacing_mm[0]),
+    )
 
 
 def patients_by_series(path: Path) -> dict[str, str]:

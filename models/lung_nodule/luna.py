@@ -52,6 +52,16 @@ def listed_nodules(path: Path) -> dict[str, list[tuple[np.ndarray, float]]]:
     return found
 
 
+def listed_candidates(path: Path) -> dict[str, list[tuple[np.ndarray, bool]]]:
+    """candidates.csv or candidates_V2.csv: series -> (LPS mm, whether it is a nodule) of each candidate."""
+    found: dict[str, list[tuple[np.ndarray, bool]]] = defaultdict(list)
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            place = np.array([float(row[name]) for name in ("coordX", "coordY", "coordZ")])
+            found[row["seriesuid"]].append((place, row["class"] == "1"))
+    return found
+
+
 def cut_all(scans: Sequence[Path], xml: Sequence[Path], annotations: Path, size: int) -> Iterator[Cut | LeftOut]:
     """See crops.one_by_one.
 

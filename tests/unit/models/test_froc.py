@@ -56,6 +56,18 @@ def test_irrelevant_findings_count_neither_way() -> None:
     assert froc(found, truth, irrelevant=[[ball(30)]], rounds=1).at[1 / 8].value == 1.0
 
 
+def test_false_positives_are_counted_per_whole_scan() -> None:
+    """Two halves of a scan with a false positive each: two per scan, not one."""
+    found, truth = [[at(0, 0.5), at(50, 0.9)], [at(50, 0.9)]], [[ball(0)], []]
+    assert froc(found, truth, rounds=1).at[1.0].value == 1.0
+    halves = froc(found, truth, shares=[0.5, 0.5], rounds=1)
+    assert halves.at[1.0].value == 0.0
+    assert halves.at[2.0].value == 1.0
+    assert halves.false_positives.tolist() == [2.0, 2.0]
+    with pytest.raises(ValueError, match="share"):
+        froc(found, truth, shares=[0.5, 0.0])
+
+
 def test_equal_scores_come_together() -> None:
     """No threshold lies between equal scores: the lesion comes only with its 8 false positives, whatever the order."""
     false = [at(100 + 10 * i, 0.5) for i in range(8)]
