@@ -35,7 +35,7 @@ from models import weights
 from models.files import replacing, write_text
 from models.plots import training_curves
 from models.recipe import Recipe, RecipeModule, TrainConfig
-from models.runtime import FORMATS, Runtime, channels_last
+from models.runtime import Runtime, channels_last, trained_in
 from models.weights import WeightsError
 
 RECIPES = {
@@ -114,9 +114,9 @@ def train(
     for path in teachers:
         taught = weights.load(path, recipe.preprocessing, recipe.split_sha256)
         tutor = taught.into(recipe.network(taught.about["config"]))
-        tutors.append(channels_last(tutor.to(device)))
+        tutors.append(channels_last(tutor.to(device), trained_in(device)))
         origin.teachers[taught.sha256] = taught.name
-    channels_last(model.to(device))
+    channels_last(model.to(device), trained_in(device))
     average = Average(model, config.ema_decay)
     optimiser = recipe.optimiser(model)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=half is torch.float16)
@@ -326,8 +326,9 @@ def board(folder: Path, first: int) -> Any:
 
 def on_device(batch: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
     """The batch on the device, images channels-last like the model."""
+    formats = trained_in(device)
     return {
-        name: t.to(device, memory_format=FORMATS[t.ndim]) if t.ndim in FORMATS else t.to(device)
+        name: t.to(device, memory_format=formats[t.ndim]) if t.ndim in formats else t.to(device)
         for name, t in batch.items()
     }
 

@@ -32,7 +32,7 @@ from models.lung_nodule.detect3d.losses import box_loss, class_loss, focal_loss,
 from models.lung_nodule.detect3d.preprocess import OUTSIDE, hulls, network_input, prepare
 from models.lung_nodule.detect3d.proposals import with_margin, without_margin
 from models.lung_nodule.detect3d.targets import NEGATIVE, NEITHER, POSITIVE, label_anchors, sample_rois
-from models.lung_nodule.scans import FORMAT, Lesion, Scan, store
+from models.lung_nodule.scans import FORMAT, INDEX, Lesion, Scan, index_digest, store
 from models.nets.nodulenet import ANCHORS_MM, MASK, Level, NoduleNet, NoduleNetConfig, anchor_boxes
 from models.runtime import Runtime, channels_last
 from models.train import train
@@ -441,7 +441,8 @@ def folder(tmp_path_factory):
     for seed, name in enumerate(parts):
         store(path / f"{name}.npz", scan_with([(20, 20, 20), (38, 36, 40)], shape=(48, 48, 56), radius=4, seed=seed))
     listed = [{"name": name, "file": f"{name}.npz", "part": part} for name, part in parts.items()]
-    (path / "index.json").write_text(json.dumps({"format": FORMAT, "split_sha256": "5" * 64, "scans": listed}))
+    index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": "5" * 64, "scans": listed}
+    (path / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
     return path
 
 
@@ -477,9 +478,11 @@ def test_heads_learn_in_their_turn_and_a_killed_training_goes_on_at_its_stage(fo
         train(stopped, tmp_path / "again", console=quiet)
     torch.manual_seed(99)
     train(tiny(folder, tmp_path), tmp_path / "again", resume=True, console=quiet)
-    state = torch.load(tmp_path / "again" / "last.pt", weights_only=True)
+    first, state = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "again"))
     assert state["epoch"] == 2
     assert int(state["model"]["stage"]) == MASK
+    for name, values in first["model"].items():
+        torch.testing.assert_close(state["model"][name], values, rtol=0, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("changes", [{"focal": False}, {"fpn": False}, {"coupled": True}])
