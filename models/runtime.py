@@ -103,7 +103,7 @@ def channels_last(model: AnyModule, formats: Mapping[int, torch.memory_format] =
 
 
 def trained_in(device: str) -> Mapping[int, torch.memory_format]:
-    """The formats in which gradients can be trusted. On a processor 3-D convolutions are trained as torch lays them out:
+    """The formats in which gradients can be trusted. On a processor 3-D ones are learnt as torch lays them out:
     with torch 2.13.0 bfloat16 gradients of channels_last_3d weights differ from run to run."""
     return FORMATS if torch.device(device).type == "cuda" else {4: torch.channels_last}
 
