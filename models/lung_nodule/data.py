@@ -163,18 +163,21 @@ class Slices:
         self.images = torch.from_numpy(crops.images)
         self.ranges = None if crops.ranges is None else torch.from_numpy(crops.ranges)
         self.votes = torch.from_numpy(crops.votes)
-        self.masks = torch.from_numpy(crops.votes >= MAJORITY)
         self.marked = np.array([extent(votes) for votes in crops.votes])  # (n, 4): top, bottom, left, right
         self.patients, self.nodules = crops.patients, crops.nodules
         self.split, self.split_sha256 = split_of(crops.patients, strategy, anew=anew)
         self.owners = np.array(crops.patients)
         # A crop that one reader alone marked is neither nodule nor background: left out.
-        agreed = self.masks.flatten(1).any(1).numpy()
+        agreed = np.array([votes.max() >= MAJORITY for votes in crops.votes])
         self.index = {name: np.flatnonzero(self.belonging(name) & agreed) for name in self.split}
 
     def belonging(self, split: str) -> np.ndarray:
         """bool (n,): which crops are of the split's patients."""
         return np.isin(self.owners, self.split[split])
+
+    def masks(self, index: np.ndarray) -> Tensor:
+        """bool (n, s, s): what MAJORITY readers or more marked."""
+        return self.votes[index] >= MAJORITY
 
     def hu(self, index: np.ndarray) -> Tensor:
         """float32 (n, 1, s, s) in Hounsfield units."""
@@ -192,7 +195,7 @@ class Slices:
         """The given crops as they are; "index" says which."""
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
-            yield {"image": window(self.hu(part)), "mask": self.masks[part][:, None], "index": torch.from_numpy(part)}
+            yield {"image": window(self.hu(part)), "mask": self.masks(part)[:, None], "index": torch.from_numpy(part)}
 
     def free(self, split: str) -> list[Free]:
         """Where slices without nodule are taken from: always the same list, NEGATIVES of them to each slice with one.
@@ -259,7 +262,7 @@ class Slices:
         order = random.permutation(self.index[split])[:crops]
         for start in range(0, len(order) - batch + 1, batch):
             part = order[start : start + batch]
-            masks = self.masks[part][:, None].float()
+            masks = self.masks(part)[:, None].float()
             cuts = np.stack([cut_centre(mask[0].numpy() > 0, size, random, negatives) for mask in masks])
             grid = placement(cuts, size, random, masks.shape[-1])
             image = F.grid_sample(self.hu(part), grid, "bilinear", "reflection", align_corners=False)
@@ -351,21 +354,22 @@ def placement(cuts: np.ndarray, size: int, random: np.random.Generator, full: in
     angle = random.integers(0, 4, n) * (np.pi / 2)
     scale = random.uniform(0.85, 1.15, n) * cuts[:, 2]
     flip = random.choice([-1.0, 1.0], n)
-    turn = np.stack([np.cos(angle) * flip, -np.sin(angle), np.sin(angle) * flip, np.cos(angle)], -1).reshape(n, 2, 2)
-    theta = np.zeros((n, 2, 3))
-    theta[:, :, :2] = turn * (scale * size / full)[:, None, None]
-    theta[:, :, 2] = (2 * (cuts[:, 1::-1] + 0.5) / full) - 1  # (x, y) in [-1, 1]
-    return F.affine_grid(torch.from_numpy(theta).float(), [n, 1, size, size], align_corners=False)
+    return grid_of(angle, flip, scale * size / full, (2 * (cuts[:, 1::-1] + 0.5) / full) - 1, size)
 
 
 def turned(n: int, size: int, shift: float, random: np.random.Generator, full: int) -> Tensor:
     """Sampling grid (n, size, size, 2) of the middles of crops of side `full`: any angle, flips, scale 0.82..1.22."""
     angle, scale = random.uniform(0, 2 * np.pi, n), np.exp(random.uniform(-0.2, 0.2, n)) * size / full
     flip = random.choice([-1.0, 1.0], n)
-    theta = np.zeros((n, 2, 3))
-    theta[:, 0, :2] = np.stack([np.cos(angle) * flip, -np.sin(angle)], -1) * scale[:, None]
-    theta[:, 1, :2] = np.stack([np.sin(angle) * flip, np.cos(angle)], -1) * scale[:, None]
-    theta[:, :, 2] = random.uniform(-shift, shift, (n, 2)) * 2 / full
+    return grid_of(angle, flip, scale, random.uniform(-shift, shift, (n, 2)) * 2 / full, size)
+
+
+def grid_of(angle: np.ndarray, flip: np.ndarray, scale: np.ndarray, middle: np.ndarray, size: int) -> Tensor:
+    """Sampling grid (n, size, size, 2): turned by an angle, mirrored where flip is -1, so large a share of the crop,
+    round a middle (x, y) in [-1, 1]; (n,), (n,), (n,), (n, 2)."""
+    n = len(angle)
+    turn = np.stack([np.cos(angle) * flip, -np.sin(angle), np.sin(angle) * flip, np.cos(angle)], -1).reshape(n, 2, 2)
+    theta = np.concatenate([turn * scale[:, None, None], middle[:, :, None]], axis=2)
     return F.affine_grid(torch.from_numpy(theta).float(), [n, 1, size, size], align_corners=False)
 
 

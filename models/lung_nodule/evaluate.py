@@ -23,6 +23,7 @@ from torch import Tensor
 
 from models import weights
 from models.ensemble import DIHEDRAL, PLAIN, Ensemble
+from models.files import write_text
 from models.layouts import opened
 from models.lung_nodule.crops import index_of
 from models.lung_nodule.data import Slices, Strategy
@@ -74,7 +75,7 @@ def evaluate(
     marks = raters(data, looked.index, crop)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "worst_cases.md").write_text(worst(looked, marks), "utf-8")
+        write_text(out / "worst_cases.md", worst(looked, marks))
     has = np.flatnonzero(looked.truth.any(axis=(1, 2)))
     figures = judge(looked.predicted[has], looked.truth[has], [name for name in looked.nodules if name])
     figures |= rule(looked.predicted, looked.truth, looked.patients)

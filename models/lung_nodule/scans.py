@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from models.files import write_text
+from models.files import replacing, write_text
 from models.layouts import CACHE, UnknownLayout, digest_of, opened
 from models.lung_nodule import lidc, luna
 from models.lung_nodule.data import MAJORITY, Strategy, split_of
@@ -122,9 +121,8 @@ def store(path: Path, scan: Scan) -> None:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array))
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(buffer.getvalue())
-    os.replace(new, path)
+    with replacing(path) as new:
+        new.write_bytes(buffer.getvalue())
 
 
 def about(scan: Scan) -> bytes:

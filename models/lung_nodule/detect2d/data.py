@@ -57,7 +57,7 @@ class Stacks:
         order = random.permutation(self.slices.index[split])[:crops]
         for start in range(0, len(order) - batch + 1, batch):
             part = order[start : start + batch]
-            masks = self.slices.masks[part][:, None].float()
+            masks = self.slices.masks(part)[:, None].float()
             cuts = np.stack([cut_centre(mask[0].numpy() > 0, self.side, random, negatives) for mask in masks])
             grid = placement(cuts, self.side, random, masks.shape[-1])
             image = F.grid_sample(self.hu(part), grid, "bilinear", "reflection", align_corners=False)
@@ -77,11 +77,11 @@ class Stacks:
             order, kept = (evenly(np.arange(n), round(n * share)) for n in (len(order), len(free)))
             order, free = self.slices.index[split][order], [free[i] for i in kept]
         for i in order:
-            mask = self.slices.masks[i].numpy()
+            mask = self.slices.masks(np.array([i]))[0].numpy()
             rows, columns = self.placed(int(i), mask)
             yield self.cut(int(i), self.hu(np.array([i]))[0], rows, columns, boxes_of(mask[rows, columns]))
         for part in free:
-            rows, columns = self.placed(part.crop, np.zeros(self.slices.masks.shape[1:], bool))
+            rows, columns = self.placed(part.crop, np.zeros(self.slices.votes.shape[1:], bool))
             yield self.cut(part.crop, self.strip(part), rows, columns, np.zeros((0, 4), np.float32))
 
     def strip(self, part: Free) -> Tensor:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.lung_nodule.detect2d.link import SliceBoxes, linked
-from models.lung_nodule.detect3d.infer import Detections, ran_out
+from models.lung_nodule.detect3d.infer import AROUND_MM, Detections, ran_out
+from models.lung_nodule.detect3d.preprocess import box_of
 from models.lung_nodule.preprocess import TRAINED_MM, window
 from models.nets.ccfam_fpn import CCFAMFPN
 from models.pipeline import Progress
 from models.runtime import Runtime
 
-AROUND_MM = 16  # of a slice around the lungs that is looked at
 IN_LUNGS = 0.25  # share of a box that must be lung: nodules at the pleura lie partly outside the mask
 STEP = 32  # rows and columns are multiples of this; what is added is air
 
@@ -44,11 +44,12 @@ def detect(
     Raises torch.OutOfMemoryError when a single slice does not fit there either.
     """
     runtime = Runtime.choose(str(next(model.parameters()).device))
-    marked = np.flatnonzero(lungs.any(axis=(1, 2)))
     remarks: list[str] = []
-    if not len(marked):
+    near = box_of(lungs, AROUND_MM)
+    if near is None:
         return Detections([], remarks=remarks, window=0, device=str(runtime))
-    rows, columns = (around(np.asarray(lungs.any(axis=axes)), AROUND_MM) for axes in ((0, 2), (0, 1)))
+    _, rows, columns = near
+    marked = np.flatnonzero(lungs.any(axis=(1, 2)))
     found: dict[int, SliceBoxes] = {}
     batch, done = options.batch, 0
     while done < len(marked):
@@ -82,12 +83,6 @@ def less(model: CCFAMFPN, runtime: Runtime, batch: int, remarks: list[str]) -> t
         raise torch.OutOfMemoryError("no memory for a single slice on any device")
     model.to("cpu")
     return Runtime.choose("cpu"), batch
-
-
-def around(lungs: np.ndarray, margin: int) -> slice:
-    """bool (n,) -> from the first to the last, with a margin"""
-    (where,) = np.nonzero(lungs)
-    return slice(max(0, int(where[0]) - margin), min(len(lungs), int(where[-1]) + 1 + margin))
 
 
 def stacked(hu: np.ndarray, slices: np.ndarray, channels: int, rows: slice, columns: slice) -> Tensor:

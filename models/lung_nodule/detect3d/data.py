@@ -6,7 +6,6 @@ A scan is prepared once and kept as two files of bytes, which are mapped, not re
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from models.files import replacing
 from models.lung_nodule.detect3d.preprocess import OUTSIDE, PREPROCESSING, network_input, prepare
 from models.lung_nodule.detect3d.proposals import with_margin
 from models.lung_nodule.scans import Scan
@@ -66,9 +66,8 @@ class PreparedScans:
             self.cache.mkdir(parents=True, exist_ok=True)
             made = Prepared.of(self.load(name))
             for path, volume in zip(paths, (made.grey, made.regions), strict=True):
-                with path.with_suffix(".new").open("wb") as file:
+                with replacing(path) as new, new.open("wb") as file:
                     np.save(file, volume)
-                os.replace(path.with_suffix(".new"), path)
         return Prepared(*(np.load(path, mmap_mode="r") for path in paths))
 
     def lesions(self) -> list[tuple[str, int, tuple[slice, ...]]]:

@@ -303,11 +303,18 @@ def mask_iou(one: Detection3D, other: Detection3D) -> float:
     """0 when either has no mask"""
     if one.mask is None or other.mask is None:
         return 0.0
-    low = np.maximum(one.box[:3], other.box[:3])
-    high = np.minimum(one.box[3:], other.box[3:])
+    shared = in_common(one.mask, one.box[:3], other.mask, other.box[:3])
+    return shared / float(one.mask.sum() + other.mask.sum() - shared)
+
+
+def in_common(one: np.ndarray, one_start: Sequence[int], other: np.ndarray, other_start: Sequence[int]) -> int:
+    """How many voxels two bool masks share, each in a box of its own that starts there."""
+    low = np.maximum(one_start, other_start)
+    high = np.minimum(np.add(one_start, one.shape), np.add(other_start, other.shape))
     if (low >= high).any():
-        return 0.0
-    shared = np.ones(high - low, bool)
-    for each in (one, other):
-        shared &= each.mask[tuple(slice(a, b) for a, b in zip(low - each.box[:3], high - each.box[:3], strict=True))]  # type: ignore[index]
-    return float(shared.sum()) / float(one.mask.sum() + other.mask.sum() - shared.sum())
+        return 0
+    mine, theirs = (
+        mask[tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))]
+        for mask, start in ((one, one_start), (other, other_start))
+    )
+    return int((mine & theirs).sum())

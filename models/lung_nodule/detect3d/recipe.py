@@ -27,7 +27,7 @@ from models.layers.boxes import decode, encode
 from models.layouts import CACHE
 from models.losses import tversky_loss
 from models.lung_nodule.detect3d.data import PreparedScans, batched, cache_name, crops
-from models.lung_nodule.detect3d.infer import Detection3D, DetectOptions, detect
+from models.lung_nodule.detect3d.infer import Detection3D, DetectOptions, detect, in_common
 from models.lung_nodule.detect3d.losses import box_loss, class_loss, focal_loss, hard_cross_entropy, sampled
 from models.lung_nodule.detect3d.preprocess import PREPROCESSING
 from models.lung_nodule.detect3d.proposals import proposals
@@ -181,12 +181,8 @@ def dice_of(marks: Sequence[Detection3D], lesion: Lesion) -> float | None:
     best = max(on, key=lambda one: one.score)
     if best.mask is None:
         return 0.0
-    low = np.minimum(best.box[:3], lesion.offset_zyx)
-    far = np.maximum(best.box[3:], np.add(lesion.offset_zyx, lesion.mask.shape))
-    both = np.zeros((2, *(far - low)), bool)
-    for place, (mask, start) in enumerate(((best.mask, best.box[:3]), (lesion.mask, lesion.offset_zyx))):
-        both[place][tuple(slice(s - o, s - o + n) for s, o, n in zip(start, low, mask.shape, strict=True))] = mask
-    return float(2 * both.all(axis=0).sum() / both.sum())
+    shared = in_common(best.mask, best.box[:3], lesion.mask, lesion.offset_zyx)
+    return float(2 * shared / (best.mask.sum() + lesion.mask.sum()))
 
 
 # ----------------------------------------------------------------------------------------------------------- losses
