@@ -1,5 +1,7 @@
 """Crops of whole scans for NoduleNet: around a nodule or anywhere in the lungs, turned, mirrored and scaled at random.
 
+A share of them is degraded, too: as if the scanner had been noisier, calibrated otherwise, or its slices thicker.
+
 A scan is prepared once and kept as two files of bytes, which are mapped, not read: a crop touches its own part only.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,9 @@ LUNG = 1  # in a volume of regions; below it nothing
 LESION, IRRELEVANT = 2, 128  # the first of each; a scan has at most 126
 SAFETY = 12  # voxels between a nodule and the border of its crop
 ZOOM = (0.75, 1.25)
+NOISE = (0.0, 0.06)  # standard deviation, of network input: up to 54 HU
+OFFSET = (-0.03, 0.03)  # up to 27 HU
+SLICES_MM = (1, 2, 3, 4, 5)  # as thick as these
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +180,24 @@ def sample(scan: Prepared, view: View) -> tuple[np.ndarray, np.ndarray]:
     return taken(scan.grey, "bilinear", OUTSIDE), taken(scan.regions, "nearest", 0).astype(np.uint8)
 
 
+def degraded(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Network input (1, d, h, w) of a worse scanner: thicker slices, another offset, more noise; OUTSIDE stays."""
+    outside = image == network_input(torch.tensor(OUTSIDE))
+    worse = thicker(image, int(rng.choice(SLICES_MM)))
+    noise = torch.from_numpy(rng.standard_normal(tuple(image.shape), np.float32))
+    worse = worse + float(rng.uniform(*OFFSET)) + float(rng.uniform(*NOISE)) * noise
+    return torch.where(outside, image, worse)
+
+
+def thicker(image: Tensor, voxels: int) -> Tensor:
+    """(1, d, h, w) as slices of so many voxels show it: each their mean, linear between their middles."""
+    depth = image.shape[1]
+    lines = image[0].flatten(1).T[:, None]  # (h * w, 1, d)
+    slices = F.avg_pool1d(lines, voxels, ceil_mode=True)
+    lines = F.interpolate(slices, scale_factor=float(voxels), mode="linear", align_corners=False)[..., :depth]
+    return lines[:, 0].T.reshape(image.shape)
+
+
 # ----------------------------------------------------------------------------------------------------------- batches
 
 
@@ -186,10 +209,12 @@ def crops(
     count: int,
     side: int,
     anywhere: float,
+    worse: float = 0.0,
 ) -> Iterator[Crop]:
     """So many crops, augmented, the same for the same seed. Every lesion's turn comes before any comes twice.
 
     anywhere   share of the crops round a random place in the lungs of a random scan, rather than round a nodule
+    worse      share of them that is `degraded`
     """
     rng = np.random.default_rng(seed)
     order: list[int] = []
@@ -197,11 +222,12 @@ def crops(
         matrix = random_matrix(rng)
         if rng.random() < anywhere or not lesions:
             scan = scans[scans.names[int(rng.integers(len(scans.names)))]]
-            yield cut_out(scan, View(place_in_lungs(scan.regions, rng), matrix, side))
+            crop = cut_out(scan, View(place_in_lungs(scan.regions, rng), matrix, side))
         else:
             order = order or rng.permutation(len(lesions)).tolist()
             name, _, box = lesions[order.pop()]
-            yield cut_out(scans[name], view_of(box, matrix, side, rng))
+            crop = cut_out(scans[name], view_of(box, matrix, side, rng))
+        yield replace(crop, image=degraded(crop.image, rng)) if rng.random() < worse else crop
 
 
 def place_in_lungs(regions: np.ndarray, rng: np.random.Generator) -> np.ndarray:

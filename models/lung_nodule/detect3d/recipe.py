@@ -4,7 +4,7 @@
     --set focal=false        hard negatives and cross-entropy instead of focal loss, as published
     --set fpn=false          boxes from the decoder's map, as published
     --set coupled=true       the RCNN head looks at what the RPN classifies
-    --set optimiser=sgd --set lr=0.01 --set crop=128 --set anywhere=0    the published training
+    --set optimiser=sgd --set lr=0.01 --set crop=128 --set anywhere=0 --set worse=0    the published training
 
 FOLDER is whatever models.lung_nodule.scans.Scans reads.
 """
@@ -55,6 +55,7 @@ class Config(TrainConfig):
     crop: int = 96  # voxels along a side; 128 as published
     crops: int = 400  # of an epoch
     anywhere: float = 0.25  # share of them round a random place in the lungs instead of a nodule; 0 as published
+    worse: float = 0.5  # share of them with noise, offset and thick slices, see data.degraded; 0 as published
     positives: int = 1  # anchors of a crop that cross-entropy learns from; focal loss takes all
     rcnn_from: float = 65 / 200  # share of the epochs after which the RCNN head learns too
     mask_from: float = 80 / 200
@@ -115,6 +116,7 @@ class NoduleNetRecipe:
             count=config.crops,
             side=config.crop,
             anywhere=config.anywhere,
+            worse=config.worse,
         )
         for batch in batched(drawn, config.batch):
             yield batch | {"stage": torch.tensor(self.stage(epoch))}
@@ -156,6 +158,7 @@ def judgement(found: Sequence[Sequence[Detection3D]], scans: Sequence[Scan], sta
         [scan.lesions for scan in scans],
         irrelevant=[scan.irrelevant for scan in scans],
         groups=[scan.patient for scan in scans],
+        shares=[scan.share for scan in scans],
         rounds=1,
     )
     overlap = [dice_of(marks, lesion) for marks, scan in zip(found, scans, strict=True) for lesion in scan.lesions]

@@ -24,7 +24,9 @@ from models.lung_nodule.detect3d.data import (
     batched,
     crops,
     cut_out,
+    degraded,
     random_matrix,
+    thicker,
     view_of,
 )
 from models.lung_nodule.detect3d.infer import DetectOptions, detect, windows
@@ -99,6 +101,35 @@ def test_a_crop_as_it_lies_is_the_scan_itself():
     torch.testing.assert_close(crop.image[0], network_input(torch.from_numpy(scan.grey)), atol=1e-3, rtol=0)
     np.testing.assert_array_equal(crop.masks[0].numpy() == 1, scan.regions == LESION)
     assert crop.boxes.tolist() == [[21, 25, 19, 40, 44, 38]]  # 11 voxels wide, and 4 on each side
+
+
+@pytest.mark.parametrize("voxels", [1, 2, 3, 5])
+def test_thick_slices_are_means_and_stay_in_place(voxels):
+    """A gradient along z is its own mean; a single bright plane is spread over its slice and its neighbours' halves."""
+    ramp = torch.arange(60.0)[None, :, None, None].expand(1, 60, 3, 4).clone()
+    inner = slice(voxels, 60 - voxels)
+    torch.testing.assert_close(thicker(ramp, voxels)[:, inner], ramp[:, inner], atol=1e-4, rtol=0)
+    plane = torch.zeros(1, 60, 3, 4)
+    plane[:, 31] = 1
+    spread = thicker(plane, voxels)
+    assert spread.sum().item() == pytest.approx(plane.sum().item(), rel=1e-5)
+    places = torch.arange(60.0)[:, None, None]
+    middle = float((spread[0] * places).sum() / spread.sum())
+    assert abs(middle - 31) <= (voxels - 1) / 2 + 1e-4
+    assert spread.max() <= 1 / voxels + 1e-6
+
+
+def test_a_degraded_crop_is_darker_lung_or_noisier_but_its_outside_stays():
+    image = network_input(torch.full((1, 24, 24, 24), 50.0))
+    image[:, :, :8] = network_input(torch.tensor(OUTSIDE))
+    worse = [degraded(image, np.random.default_rng(seed)) for seed in range(8)]
+    for one in worse:
+        assert torch.equal(one[:, :, :8], image[:, :, :8])
+        change = (one - image)[:, :, 10:]
+        assert abs(change.mean()) < 0.04
+        assert change.std() < 0.07
+    assert len({float(one.mean()) for one in worse}) == 8
+    assert torch.equal(worse[3], degraded(image, np.random.default_rng(3)))
 
 
 @settings(max_examples=12, deadline=None)
