@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,6 +92,11 @@ class Judgement:
 
 def rounded(figures: Mapping[str, Interval], digits: int = 4) -> dict[str, dict[str, float]]:
     return {name: one.rounded(digits) for name, one in figures.items()}
+
+
+def counted(parts: Mapping[str, Sized]) -> str:
+    """How many there are in each part of a split, in words: "384 in train, 55 in val"."""
+    return ", ".join(f"{len(part)} in {name}" for name, part in parts.items())
 
 
 def bootstrap(

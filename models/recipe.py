@@ -42,6 +42,13 @@ def must_be_known(config: TrainConfig, known: Mapping[str, Sequence[str]]) -> No
             raise ValueError(f"{name} is {getattr(config, name)!r}, must be one of {', '.join(values)}")
 
 
+def sgd_or_adamw(name: str, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """ "sgd" with momentum 0.9, or "adamw", at the config's rate and weight decay."""
+    if name == "sgd":
+        return torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
+
+
 class Recipe(Protocol):
     """One training. Everything random in `batches` must follow from (config.seed, epoch) alone: that is what makes
     a killed training go on to the same result."""

@@ -27,7 +27,18 @@ from models.breast_us.temperature import at
 from models.breast_us.triple import parts_for, read_triple
 from models.breast_us.worst import worst_cases
 from models.files import write_text
-from models.metrics import Interval, Judgement, accuracy, auc, bootstrap, calibration_error, dice, iou, macro_f1
+from models.metrics import (
+    Interval,
+    Judgement,
+    accuracy,
+    auc,
+    bootstrap,
+    calibration_error,
+    counted,
+    dice,
+    iou,
+    macro_f1,
+)
 from models.nets.breast_triple import CLASSES
 from models.weights import load, packed
 
@@ -81,10 +92,7 @@ def evaluate(
     found = parts_for(weights, known, strategy)
     images = found[split]
     if not images:
-        raise ValueError(
-            f"{data} has no image for split {split}: of its {len(known)} there are"
-            f" {', '.join(f'{len(own)} in {name}' for name, own in found.items())}"
-        )
+        raise ValueError(f"{data} has no image for split {split}: of its {len(known)} there are {counted(found)}")
     pipeline = BreastUltrasound(device, weights=weights)
     pipeline.warm()
     start = time.perf_counter()

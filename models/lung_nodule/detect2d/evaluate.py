@@ -19,7 +19,7 @@ from models.lung_nodule.detect2d.figures import Found, judge
 from models.lung_nodule.detect2d.recipe import looked
 from models.lung_nodule.evaluate import slices_for
 from models.lung_nodule.preprocess import PREPROCESSING
-from models.metrics import Judgement
+from models.metrics import Judgement, counted
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
 from models.runtime import Runtime
 from models.weights import WeightsError
@@ -91,7 +91,6 @@ def read(path: Path, device: str, split_sha256: str | None = None) -> Detector:
 def seen(detector: Detector, slices: Slices, split: str) -> tuple[list[Found], list[str]]:
     """What the detector finds in every window of a split, and the patient of each. Raises ValueError for no nodule."""
     if not len(slices.index[split]):
-        there = ", ".join(f"{len(index)} in {name}" for name, index in slices.index.items())
-        raise ValueError(f"no slice with a nodule for split {split}; there are {there}")
+        raise ValueError(f"no slice with a nodule for split {split}; there are {counted(slices.index)}")
     stacks = Stacks(slices, detector.net.config.slices, detector.window)
     return looked(detector.net, stacks.windows(split))

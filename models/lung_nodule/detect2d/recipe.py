@@ -21,7 +21,7 @@ from models.lung_nodule.detect2d.data import Stacks, Window
 from models.lung_nodule.detect2d.figures import Found, Marks, f1
 from models.lung_nodule.preprocess import PREPROCESSING
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
-from models.recipe import TrainConfig, must_be_known
+from models.recipe import TrainConfig, must_be_known, sgd_or_adamw
 
 Optimiser = Literal["sgd", "adamw"]
 LOOKED_AT = 32  # windows at a time, when judged
@@ -83,10 +83,7 @@ class DetectorRecipe:
         return CCFAMFPN(CCFAMConfig.of(config))
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
-        config = self.config
-        if config.optimiser == "sgd":
-            return torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
-        return torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
+        return sgd_or_adamw(self.config.optimiser, model, self.config)
 
     def crops(self) -> int:
         return round(self.config.share * len(self.slices.index["train"]))

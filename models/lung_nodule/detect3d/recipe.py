@@ -34,7 +34,7 @@ from models.lung_nodule.detect3d.proposals import proposals
 from models.lung_nodule.detect3d.targets import POSITIVE, label_anchors, present, sample_rois
 from models.lung_nodule.scans import Lesion, Scan, Scans
 from models.nets.nodulenet import MASK, RCNN, RPN, Maps, NoduleNet, NoduleNetConfig, aligned, cut, flat
-from models.recipe import TrainConfig
+from models.recipe import TrainConfig, sgd_or_adamw
 
 EVALUATED = DetectOptions(least=0.05)
 NOTHING = np.zeros((0, 0, 0), np.int16)
@@ -92,10 +92,7 @@ class NoduleNetRecipe:
         return NoduleNet(NoduleNetConfig.of(config))
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
-        config = self.config
-        if config.optimiser == "sgd":
-            return torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
-        return torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
+        return sgd_or_adamw(self.config.optimiser, model, self.config)
 
     def steps(self, epoch: int) -> int:
         return self.config.crops // self.config.batch
