@@ -241,24 +241,29 @@ def _cross_problems(
             yield ("route", i, "pipeline"), f"{where}: no pipeline '{pipeline}'; {_hint(pipeline, pipelines)}"
         elif pipelines is not None and isinstance(pipeline, str) and isinstance(route.get("options"), dict):
             for key, words in _options(route["options"], pipelines[pipeline]):
-                yield ("route", i, "options", key), f"{where}: option '{key}' of {pipeline} {words}"
+                if key:
+                    yield ("route", i, "options", key), f"{where}: option '{key}' of {pipeline} {words}"
+                else:
+                    yield ("route", i, "options"), f"{where}: {words}"
         if isinstance(route.get("match"), dict):
             for place, words in _conditions(route["match"]):
                 yield ("route", i, "match", *place), f"{where}: {words}"
 
 
 def _options(given: dict[str, Any], model: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    """The pipeline's own opinion of its options, in the words used for the other settings."""
+    """The pipeline's own opinion of its options, in the words used for the other settings; "" for all of them."""
     try:
         model.model_validate(given)
     except ValidationError as error:
         for item in error.errors():
-            key = str(item["loc"][0])
-            if item["type"] == "extra_forbidden":
+            key = str(item["loc"][0]) if item["loc"] else ""
+            if not key:
+                yield key, item["msg"].removeprefix("Value error, ")
+            elif item["type"] == "extra_forbidden":
                 yield key, f"does not exist; {_hint(key, model.model_fields)}"
             else:
                 known = WORDS.get(item["type"])
-                words = known.format(**item.get("ctx", {})) if known else item["msg"]
+                words = known.format(**item.get("ctx", {})) if known else item["msg"].removeprefix("Value error, ")
                 yield key, f"{words}, not {_shown(item['input'])}"
 
 

@@ -23,6 +23,7 @@ from models.weights import WeightsError
 SYSTEMS = {  # name -> where its evaluate.py is
     "breast_us": "models.breast_us",
     "ccfam_fpn": "models.lung_nodule.detect2d",
+    "nodulenet": "models.lung_nodule.detect3d",
     "residual_unet": "models.lung_nodule",
 }
 RESULTS, RUNS = Path("docs/results"), Path("runs/tables")

@@ -30,5 +30,8 @@ class PipelineOptions(BaseModel):
         try:
             return cls.model_validate(dict(given or {}))
         except ValidationError as error:
-            said = "; ".join(f"'{item['loc'][0]}': {item['msg']}" for item in error.errors())
+            said = "; ".join(
+                (f"'{item['loc'][0]}': " if item["loc"] else "") + item["msg"].removeprefix("Value error, ")
+                for item in error.errors()
+            )
             raise BadOptions(f"options that this pipeline does not take: {said}") from error

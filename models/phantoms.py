@@ -486,6 +486,7 @@ def chest_ct(
     kernel: str = "standard",
     detail: bool = False,
     origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    gantry_deg: float = 0.0,
 ) -> Truth:
     """One CT series of a chest with lungs, heart, bones, branching vessels and `nodules` nodules of 6 to 20 mm.
 
@@ -497,11 +498,12 @@ def chest_ct(
     kernel       a name of KERNELS
     detail       airways, small vessels, fissures and uneven lungs too
     origin_mm    where the middle of the chest lies in LPS; scanners put the origin anywhere
+    gantry_deg   by so much the slices are tipped while the table still moves along the patient
 
     The same arguments make the same files. `Truth.files` ascend along the normal, as models.read.read_ct orders them.
     """
     rng = np.random.default_rng((seed, 77))
-    grid = chest_grid(slices, size, spacing_mm, orientation)
+    grid = chest_grid(slices, size, spacing_mm, orientation, gantry_deg)
     vessels = [tube for side in (-1, 1) for tube in vessel_tree(rng, side)]
     series = f"{seed} {slices} {size} {spacing_mm} {orientation} {order} {nodules}"
     if balls is None:
@@ -512,6 +514,8 @@ def chest_ct(
     hu = chest_hu(rng, body, vessels, balls, KERNELS[kernel], Detail.of(seed) if detail else None)
     if (kernel, detail, any(origin_mm)) != ("standard", False, False):
         series += f" {kernel} {detail} {origin_mm}"
+    if gantry_deg:
+        series += f" {gantry_deg}"
     moved = np.eye(4)
     moved[:3, 3] = origin_mm
     affine = moved @ grid.affine
@@ -567,14 +571,21 @@ def chest_balls(seed: int, nodules: int) -> list[Ball]:
 
 
 def chest_grid(
-    slices: int, size: int | tuple[int, int], spacing_mm: tuple[float, float, float], orientation: str
+    slices: int,
+    size: int | tuple[int, int],
+    spacing_mm: tuple[float, float, float],
+    orientation: str,
+    gantry_deg: float = 0.0,
 ) -> Grid:
-    """A grid round the middle of the chest. size: rows and columns, or one number for both."""
+    """A grid round the middle of the chest. size: rows and columns, or one number for both; gantry_deg: of chest_ct."""
     rows, columns = (size, size) if isinstance(size, int) else size
     cosines = np.array(ORIENTATIONS[orientation])
     row, column = cosines[:3], cosines[3:]
+    table = np.cross(row, column)
+    tip = np.deg2rad(gantry_deg)
+    column = np.cos(tip) * column + np.sin(tip) * table
     affine = np.eye(4)
-    affine[:3, :3] = np.stack([np.cross(row, column), column, row], axis=1) * spacing_mm
+    affine[:3, :3] = np.stack([table / np.cos(tip), column, row], axis=1) * spacing_mm
     middle = np.array([slices - 1, rows - 1, columns - 1]) / 2
     affine[:3, 3] = np.array([0.0, 12.0, 0.0]) - affine[:3, :3] @ middle
     return Grid((slices, rows, columns), affine)
@@ -870,9 +881,9 @@ def ct_dicom(hu: np.ndarray, affine: np.ndarray, z: int, orientation: str, *, pa
     image.PositionReferenceIndicator = ""
     image.KVP = 120
     image.ConvolutionKernel = "PHANTOM"
-    image.SliceThickness = round(float(np.linalg.norm(step)), 6)
+    image.SliceThickness = round(float(abs(step @ np.cross(unit(across), unit(down)))), 6)
     image.PixelSpacing = [round(float(np.linalg.norm(down)), 6), round(float(np.linalg.norm(across)), 6)]
-    image.ImageOrientationPatient = [round(float(v), 9) for v in ORIENTATIONS[orientation]]
+    image.ImageOrientationPatient = [round(float(v), 9) + 0.0 for v in (*unit(across), *unit(down))]
     image.ImagePositionPatient = [round(float(v), 6) for v in affine[:3, 3] + z * step]
 
     image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"

@@ -27,11 +27,12 @@ from models.files import write_text
 from models.layouts import opened
 from models.lung_nodule.crops import index_of
 from models.lung_nodule.data import Slices, Strategy
-from models.lung_nodule.pipeline import CHECKPOINT, Options
+from models.lung_nodule.options import Options
 from models.lung_nodule.preprocess import PREPROCESSING, SIDE, WINDOW_HU
 from models.lung_nodule.recipe import middle
 from models.lung_nodule.rule import central, correct, outcomes
-from models.metrics import Interval, Judgement, bootstrap, dice, iou
+from models.lung_nodule.sliding import CHECKPOINT
+from models.metrics import Interval, Judgement, bootstrap, counted, dice, iou
 from models.nets.baselines import build_net
 from models.runtime import Runtime
 from models.weights import WeightsError
@@ -66,8 +67,7 @@ def evaluate(
     judged = list(paths or [weights.packed("lung_nodule", CHECKPOINT)])
     slices = slices_for(judged, data, strategy, cache)
     if not len(slices.index[split]):
-        there = ", ".join(f"{len(index)} in {name}" for name, index in slices.index.items())
-        raise ValueError(f"{data} has no crop with a nodule for split {split}; there are {there}")
+        raise ValueError(f"{data} has no crop with a nodule for split {split}; there are {counted(slices.index)}")
     ensemble, crop, centred = read(judged, device, slices.split_sha256, flips)
     start = time.perf_counter()
     looked = look(slices, split, ensemble, crop, centred=centred)

@@ -60,3 +60,45 @@ def flat(image: np.ndarray, in_plane: Sequence[tuple[np.ndarray, np.ndarray]]) -
     image = image[row] + (image[np.minimum(row + 1, len(image) - 1)] - image[row]) * down[:, None]
     beyond = np.minimum(column + 1, image.shape[1] - 1)
     return image[:, column] + (image[:, beyond] - image[:, column]) * across
+
+
+def on_source(
+    mask: np.ndarray, start_zyx: Sequence[int], spacing_mm: Sequence[float], shape: Sequence[int]
+) -> tuple[np.ndarray, tuple[int, int, int]] | None:
+    """The way back: a bool mask on voxels of 1 mm -> one on voxels of spacing_mm, and where its box starts there.
+
+    start_zyx   of the mask on the 1 mm grid of the whole volume
+    shape       of the whole volume on its own grid; what lies beyond is cut off
+
+    Linear along each axis, True from one half on. What lies between two slices, thinner than they are apart, goes to
+    the nearest one as its middle looks. None when nothing is left.
+    """
+    values = np.pad(mask, 1).astype(np.float32)
+    corner = np.array(start_zyx) - 1  # of the padded mask
+    first = np.maximum(np.ceil(corner / spacing_mm - NEARLY).astype(int), 0)
+    last = np.minimum(np.floor((corner + values.shape - 1) / spacing_mm + NEARLY).astype(int), np.array(shape) - 1)
+    middle = np.argwhere(mask).mean(axis=0) + start_zyx
+    between = last < first  # no slice, row or column of the source falls into the mask's box
+    first[between] = last[between] = np.rint(middle / spacing_mm).astype(int)[between]
+    if (last < first).any() or (first < 0).any() or (last >= shape).any():
+        return None
+    places = [np.arange(a, b + 1) * mm - c for a, b, mm, c in zip(first, last, spacing_mm, corner, strict=True)]
+    found = sampled(values, places) >= 0.5
+    if not found.any():
+        inner = middle - corner
+        nearest = [int(np.abs(line - m).argmin()) for line, m in zip(places, inner, strict=True)]
+        z = np.rint(inner[:1])
+        found[nearest[0]] = sampled(values, [z, *places[1:]])[0] >= 0.5
+        found[tuple(nearest)] = True
+    z, y, x = (int(o) for o in first)
+    return found, (z, y, x)
+
+
+def sampled(values: np.ndarray, places: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 (z, y, x) at fractional indices along each axis, linear, nothing beyond."""
+    for axis, at in enumerate(places):
+        below = np.clip(np.floor(at).astype(int), 0, values.shape[axis] - 1)
+        above = np.minimum(below + 1, values.shape[axis] - 1)
+        share = np.expand_dims((at - below).clip(0, 1).astype(np.float32), [a for a in range(3) if a != axis])
+        values = np.take(values, below, axis) * (1 - share) + np.take(values, above, axis) * share
+    return values

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from models.options import PipelineOptions
 
 Purpose = Literal["screening", "incidental"]  # what a study was made for: Lung-RADS or Fleischner
+DetectorName = Literal["nodulenet", "ccfam-fpn", "sliding-unet"]
+LEAST_WINDOW = 64  # voxels: neighbours share 32
+OF: dict[str, tuple[DetectorName, ...]] = {  # options that not every detector has
+    "certainty": ("nodulenet", "ccfam-fpn"),
+    "window": ("nodulenet",),
+    "peak": ("sliding-unet",),
+    "elongation": ("sliding-unet",),
+    "flatness": ("sliding-unet",),
+    "crowded": ("sliding-unet",),
+    "thin_mm": ("sliding-unet",),
+}
 
 
 class Options(PipelineOptions):
     compares: ClassVar[bool] = True
 
-    threshold: float = Field(default=0.5, gt=0, lt=1)  # of the probability: what is nodule
-    peak: float = Field(default=0.8, gt=0, le=1)  # a nodule must reach this probability somewhere
+    detector: DetectorName = "nodulenet"  # what marks nodules: in volumes, in slices with boxes, in slices with masks
+    # of nodulenet and ccfam-fpn
+    certainty: float | None = Field(default=None, ge=0, le=1)  # that a mark needs; None: as CARD.md says
+    # of nodulenet alone
+    window: int = Field(default=0, ge=0)  # voxels of 1 mm along a side that are looked at together; 0: by memory
+    # of all
+    threshold: float = Field(default=0.5, gt=0, lt=1)  # of a residual U-Net's probability: what is nodule
     smallest_mm: float = Field(
         default=4.0, ge=0
     )  # mean diameter; the training set holds few smaller ones, most are vessels
@@ -23,6 +39,8 @@ class Options(PipelineOptions):
         default=40.0, gt=0
     )  # above 30 mm it is a mass; the training set's crops hold little above this
     in_lung: float = Field(default=0.5, ge=0, le=1)  # share of the nodule inside the closed lung mask
+    # of sliding-unet alone
+    peak: float = Field(default=0.8, gt=0, le=1)  # a nodule must reach this probability somewhere
     elongation: float = Field(default=3.0, ge=1)  # longest to second axis of the body of inertia; above it is a vessel
     flatness: float = Field(
         default=4.0, ge=1
@@ -31,9 +49,25 @@ class Options(PipelineOptions):
         default=0.3, ge=0, le=1
     )  # soft tissue in the lung 1 to 3 mm around it; above it a vessel goes on
     thin_mm: float = Field(default=2.5, ge=0)  # with slices this near to each other a nodule must be on two of them
+    # of all again
     at_most: int = Field(default=30, ge=1)  # findings kept, the most certain first
     refine: bool = True  # outline every finding anew, in the middle of a crop of its own: better by 0.06 Dice, CARD.md
     refine_flips: bool = False  # ... averaged over the crop and its mirror images: four times the work
     purpose: Purpose | None = None  # of the study; without it nothing is suggested
-    checkpoint: str | None = None  # path of other weights
+    checkpoint: str | None = None  # path of other weights for the detector
     refine_checkpoint: str | None = None  # ... for the second look
+
+    @field_validator("window")
+    @classmethod
+    def large_enough(cls, window: int) -> int:
+        if 0 < window < LEAST_WINDOW:
+            raise ValueError(f"must be 0 or at least {LEAST_WINDOW}")
+        return window
+
+    @model_validator(mode="after")
+    def of_this_detector(self) -> Self:
+        """An option that the detector does not have would be without effect, and nobody would notice."""
+        for name in sorted(self.model_fields_set):
+            if self.detector not in OF.get(name, (self.detector,)):
+                raise ValueError(f"{name} is no option of detector {self.detector}, only of {' and '.join(OF[name])}")
+        return self

@@ -75,6 +75,7 @@ def refine(
     side: int = SIDE,
     threshold: float = 0.5,
     flips: bool = False,
+    within_mm: float | None = None,
 ) -> list[Refined]:
     """One Refined for each detection, in their order, on the source grid.
 
@@ -82,8 +83,9 @@ def refine(
     side        of its crops, pixels
     threshold   of its probability
     flips       average over the crop and its mirror images: four times the work
+    within_mm   of the detection's own mask, where that can be trusted; what is marked beyond is something else
     """
-    looks = [Look(volume, detection, side) for detection in detections]
+    looks = [Look(volume, detection, side, within_mm) for detection in detections]
     wanted = [(look, z) for look in looks for z in look.first()]
     while wanted:  # all crops of all detections, batch by batch; then what lies beyond them
         for start in range(0, len(wanted), BATCH):
@@ -116,6 +118,7 @@ class Look:
     volume: Volume
     detection: Candidate
     side: int = SIDE
+    within_mm: float | None = None
     marked: dict[int, np.ndarray] = field(default_factory=dict)  # z -> bool (rows, columns) of `inside`
 
     def __post_init__(self) -> None:
@@ -128,6 +131,23 @@ class Look:
         self.inside = slice(low[0], high[0]), slice(low[1], high[1])  # the patch as far as it lies in the image
         step_mm = self.volume.spacing_mm[0]
         self.margin, self.reach = max(1, ceil(MARGIN_MM / step_mm)), max(1, ceil(REACH_MM / step_mm))
+        self.near: dict[int, np.ndarray] | None = None if self.within_mm is None else self.neighbourhood(self.within_mm)
+
+    def neighbourhood(self, within_mm: float) -> dict[int, np.ndarray]:
+        """z -> bool (rows, columns) of `inside`: no farther than that from the detection's mask."""
+        more = ceil(within_mm / self.volume.spacing_mm[0])
+        extent = self.detection.box[0]
+        slices = range(max(0, extent.start - more), min(len(self.volume.hu), extent.stop + more))
+        whole = slice(slices.start, slices.stop), *self.inside
+        away = np.ones([part.stop - part.start for part in whole], bool)
+        common = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(whole, self.detection.box, strict=True)]
+        here, there = (
+            tuple(slice(low - part.start, high - part.start) for (low, high), part in zip(common, parts, strict=True))
+            for parts in (whole, self.detection.box)
+        )
+        away[here] = ~self.detection.mask[there]
+        distance_mm = ndimage.distance_transform_edt(away, sampling=self.volume.spacing_mm)
+        return dict(zip(slices, distance_mm <= within_mm, strict=True))
 
     @property
     def part(self) -> tuple[slice, slice]:
@@ -145,6 +165,8 @@ class Look:
         """probability: (1, side, side) of the crop on slice z"""
         on_source = self.resized(probability, self.shape)[0].numpy()
         self.marked[z] = on_source[self.part] > threshold
+        if self.near is not None:
+            self.marked[z] &= self.near.get(z, np.bool_(False))
 
     @staticmethod
     def resized(image: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -27,8 +27,10 @@ from scipy import ndimage
 from models.lung_nodule.data import stored_split
 from models.lung_nodule.evaluate import interval
 from models.lung_nodule.lungs import find_lungs
-from models.lung_nodule.pipeline import SIDE, STRIDE, LungNodule, candidates
+from models.lung_nodule.pipeline import LungNodule
+from models.lung_nodule.preprocess import SIDE
 from models.lung_nodule.refine import Candidate, refine
+from models.lung_nodule.sliding import STRIDE, SlidingUNet, candidates
 from models.metrics import Interval, dice
 from models.read import Volume, read_ct
 
@@ -88,18 +90,18 @@ def feather(shape: tuple[int, ...]) -> np.ndarray:
     return np.clip((edge - 0.5) / FEATHER_PX, 0, 1)
 
 
-def marked(pipeline: LungNodule, case: Case, rng: np.random.Generator) -> Candidate | None:
+def marked(sliding: SlidingUNet, case: Case, rng: np.random.Generator) -> Candidate | None:
     """What the sliding window marks at the nodule, its windows at a random offset."""
     where = np.zeros(case.truth.shape[1:], bool)
     start = AROUND_PX - STRIDE // 2 - rng.integers(0, STRIDE, 2)
     where[start[0] : start[0] + 2 * STRIDE, start[1] : start[1] + 2 * STRIDE] = True
     probability = np.stack(
         [
-            (255 * pipeline.slide(image, where)[0]).round().byte().cpu().numpy()
+            (255 * sliding.slide(image, where)[0]).round().byte().cpu().numpy()
             for image in torch.from_numpy(case.volume.hu.astype(np.float32))
         ]
     )
-    at = [(int(case.truth[c.box][c.mask].sum()), c) for c in candidates(probability, pipeline.options)]
+    at = [(int(case.truth[c.box][c.mask].sum()), c) for c in candidates(probability, sliding.options)]
     overlap, best = max(at, key=lambda one: one[0], default=(0, None))
     return best if overlap else None
 
@@ -123,6 +125,9 @@ def figures(pipeline: LungNodule, volumes: Path, scan: Volume, split: str, seed:
     second = pipeline.second
     if second is None:
         raise ValueError("this pipeline looks once: give it the option refine")
+    sliding = pipeline.detector
+    if not isinstance(sliding, SlidingUNet):
+        raise ValueError("these figures are of what the sliding window marks: give the pipeline detector sliding-unet")
     rng = np.random.default_rng(seed)
     found: dict[str, list[float]] = {}
     owners: dict[str, list[str]] = {}
@@ -132,7 +137,7 @@ def figures(pipeline: LungNodule, volumes: Path, scan: Volume, split: str, seed:
         owners.setdefault(name, []).append(patient)
 
     for case in track(list(cases(volumes, scan, split, seed)), "nodules"):
-        for source, detection in (("sliding window", marked(pipeline, case, rng)), ("box", boxed(case, rng))):
+        for source, detection in (("sliding window", marked(sliding, case, rng)), ("box", boxed(case, rng))):
             note(f"{source}: detected", case.patient, float(detection is not None))
             if detection is None:
                 continue
@@ -163,7 +168,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(given.scan) as archive:
         archive.extractall(folder)
         scan = read_ct(sorted(Path(folder).rglob("*.dcm")))
-    for name, figure in figures(LungNodule("cpu", {"refine": True}), given.volumes, scan, given.split).items():
+    for name, figure in figures(
+        LungNodule("cpu", {"detector": "sliding-unet"}), given.volumes, scan, given.split
+    ).items():
         print(f"{name:60} {figure}")
 
 

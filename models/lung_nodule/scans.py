@@ -396,6 +396,7 @@ class Scans:
     split          "train", "val", "test" -> names of scans; of public collections by patient as data.split_of says,
                    with "unseen": those of "test" whose patients the stored split does not name
     split_sha256   of the split of the patients: weights of another split must not be judged on this one
+    digest         of all that the folder's list says: other scans, another digest
     """
 
     def __init__(
@@ -410,6 +411,8 @@ class Scans:
         if index.get("format") != FORMAT:
             raise UnknownLayout(f"{self.folder / INDEX} is no list of scans of this version, {FORMAT!r}; make it anew")
         self.files = {one["name"]: one["file"] for one in index["scans"]}
+        self.semi_synthetic = bool(index["semi_synthetic"])
+        self.digest = index_digest(index)
         if index["semi_synthetic"]:
             if index_digest(index) != index["sha256"]:
                 raise UnknownLayout(f"{self.folder / INDEX} was changed after the set was made; make it anew")

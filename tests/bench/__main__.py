@@ -1,12 +1,18 @@
-"""All figures: python -m tests.bench (`make bench`); those of the networks alone: python -m tests.bench nets."""
+"""All figures: python -m tests.bench (`make bench`).
+
+Of the networks alone: python -m tests.bench nets; of a whole chest CT: python -m tests.bench chest.
+"""
 
 import sys
 
-from tests.bench import flow, nets, receive
+from tests.bench import chest, flow, nets, receive
 
 if sys.argv[1:2] == ["nets"]:
     nets.main(sys.argv[2:])
+elif sys.argv[1:2] == ["chest"]:
+    chest.run()
 else:
     receive.main()
     flow.run()
     nets.main([])
+    chest.run()

@@ -231,6 +231,8 @@ def test_what_is_wrong_with_a_condition(tmp_path: Path, condition: str, words: s
         ("lung-nodule", "treshold = 0.5", "option 'treshold' of lung-nodule does not exist; did you mean 'threshold'?"),
         ("lung-nodule", "threshold = 2", "option 'threshold' of lung-nodule must be less than 1, not 2"),
         ("lung-nodule", "at_most = 'all'", "option 'at_most' of lung-nodule must be a whole number, not 'all'"),
+        ("lung-nodule", "peak = 0.9", "peak is no option of detector nodulenet, only of sliding-unet"),
+        ("lung-nodule", "window = 32", "option 'window' of lung-nodule must be 0 or at least 64, not 32"),
         (
             "breast-us",
             "colour = 1",

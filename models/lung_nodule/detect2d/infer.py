@@ -43,7 +43,8 @@ def detect(
     memory does not suffice fewer slices are looked at together, then the processor is taken; the remarks say so.
     Raises torch.OutOfMemoryError when a single slice does not fit there either.
     """
-    runtime = Runtime.choose(str(next(model.parameters()).device))
+    home = next(model.parameters()).device
+    runtime = Runtime.choose(str(home))
     remarks: list[str] = []
     near = box_of(lungs, AROUND_MM)
     if near is None:
@@ -68,6 +69,7 @@ def detect(
         for z, one in zip(part.tolist(), seen, strict=True):
             found[z] = within(one, lungs[z], (rows.start, columns.start), options.least_score)
         done += len(part)
+    model.to(home)  # if the processor had to help out, it was for this scan only
     progress(1.0, "linking boxes")
     return Detections(linked(found), remarks=remarks, window=0, device=str(runtime))
 

@@ -10,6 +10,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class DetectOptions:
     stage       heads that are asked: 1, 2 or 3, see models.nets.nodulenet; never more than have learnt
     """
 
-    least: float = 0.1
+    least: float = 0.02
     most: int = 300
     outlined: int = 50
     window: int = 0
@@ -184,7 +185,10 @@ def windows(shape: Sequence[int], side: int) -> list[Window]:
     """Windows that share SEAM voxels or more and cover the shape; 0: one that is as large. Starts are multiples of 16.
 
     They may stick out at the end. Seams are halved between neighbours; each keeps SLACK more than its half.
+    Raises ValueError for a side that is nothing but seam.
     """
+    if 0 < side <= SEAM:
+        raise ValueError(f"windows of {side} voxels that share {SEAM} cover nothing; at least {2 * SEAM} are needed")
     lines = []
     for n in map(multiple, shape):
         length = min(side or n, n)
@@ -216,8 +220,10 @@ def searched(
     wanted = [window for window in windows(grey.shape, side) if lungs[window.box].any()]
     found: list[tuple[Tensor, Detection3D]] = []
     for done, window in enumerate(wanted):
-        progress(0.05 + 0.95 * done / len(wanted), f"window {done + 1} of {len(wanted)}")
-        found += looked(model, grey[window.box], window, runtime, options)
+        which = f"window {done + 1} of {len(wanted)}"
+        tell = partial(said_of, progress, 0.05 + 0.95 * done / len(wanted), 0.95 / len(wanted), which)
+        tell(0.0, "looking")
+        found += looked(model, grey[window.box], window, runtime, options, tell)
     progress(1.0, f"{len(found)} places found")
     if not found:
         return []
@@ -226,9 +232,14 @@ def searched(
     return distinct([found[place][1] for place in nms(boxes, scores, OVERLAP).tolist()])
 
 
+def said_of(progress: Progress, start: float, length: float, which: str, share: float, what: str) -> None:
+    """Progress of a part of the whole."""
+    progress(start + length * share, f"{which}: {what}")
+
+
 @torch.inference_mode()
 def looked(
-    model: NoduleNet, grey: np.ndarray, window: Window, runtime: Runtime, options: DetectOptions
+    model: NoduleNet, grey: np.ndarray, window: Window, runtime: Runtime, options: DetectOptions, progress: Progress
 ) -> list[tuple[Tensor, Detection3D]]:
     """One window, uint8: each box as the network gives it and the detection, both in voxels of the volume."""
     stage = min(options.stage, int(model.stage))
@@ -238,6 +249,7 @@ def looked(
         image = runtime.take(image)
         levels, maps = model(image)
         boxes, rpn = proposals(levels, 0, window.shape, least=options.least, most=options.most)
+        progress(0.5, f"{len(boxes)} places")
         score, rcnn = rpn, None
         if stage >= RCNN:
             logits, deltas = model.judge(maps, 0, boxes)
@@ -252,7 +264,9 @@ def looked(
         masks: dict[int, tuple[np.ndarray, list[int]]] = {}
         if stage >= MASK:
             outlined = kept[: options.outlined]
-            for place, box in zip(outlined.tolist(), aligned(boxes[outlined], window.shape).tolist(), strict=True):
+            corners = aligned(boxes[outlined], window.shape).tolist()
+            for number, (place, box) in enumerate(zip(outlined.tolist(), corners, strict=True)):
+                progress(0.5 + 0.5 * number / len(corners), f"outline {number + 1} of {len(corners)}")
                 masks[place] = (model.outline(maps, image, 0, box) > 0).cpu().numpy(), box[:3]
     offset = torch.tensor([*window.start, *window.start])
     found = []

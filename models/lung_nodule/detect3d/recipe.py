@@ -72,18 +72,22 @@ class NoduleNetRecipe:
     preprocessing = PREPROCESSING
 
     def __init__(self, data: Path, config: Config) -> None:
-        if config.optimiser not in ("adamw", "sgd"):
-            raise ValueError(f"optimiser={config.optimiser!r}: adamw or sgd")
-        if config.crop % 16:
-            raise ValueError(f"crop={config.crop}: a multiple of 16 is needed")
-        self.config = config
-        self.name = named(config)
+        self.configure(config)
         self.scans = Scans(data)
         self.split_sha256 = self.scans.split_sha256
         names = self.scans.split["train"]
         cache = Path(config.cache or CACHE).expanduser() / cache_name(data, names)
         self.prepared = PreparedScans(names, self.scans.load, cache)
         self.lesions = self.prepared.lesions()
+
+    def configure(self, config: Config) -> None:
+        """Take other hyper-parameters, on the same data. Raises ValueError for those that make no sense."""
+        if config.optimiser not in ("adamw", "sgd"):
+            raise ValueError(f"optimiser={config.optimiser!r}: adamw or sgd")
+        if config.crop % 16:
+            raise ValueError(f"crop={config.crop}: a multiple of 16 is needed")
+        self.config = config
+        self.name = named(config)
 
     def model(self) -> NoduleNet:
         return self.network(asdict(self.config))

@@ -1,6 +1,7 @@
 """NoduleNet's data, targets, training and whole-volume inference: places to the voxel, nothing twice, nothing lost."""
 
 import copy
+import dataclasses
 import io
 import itertools
 import json
@@ -14,7 +15,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 from scipy import ndimage
 
+from models import tables
 from models.layers.boxes import encode
+from models.layouts import UnknownLayout
 from models.lung_nodule.detect3d import infer, recipe
 from models.lung_nodule.detect3d.data import (
     LESION,
@@ -29,14 +32,17 @@ from models.lung_nodule.detect3d.data import (
     thicker,
     view_of,
 )
+from models.lung_nodule.detect3d.evaluate import Mark, curve, evaluate
 from models.lung_nodule.detect3d.infer import DetectOptions, detect, windows
 from models.lung_nodule.detect3d.losses import box_loss, class_loss, focal_loss, hard_cross_entropy
 from models.lung_nodule.detect3d.preprocess import OUTSIDE, hulls, network_input, prepare
 from models.lung_nodule.detect3d.proposals import with_margin, without_margin
+from models.lung_nodule.detect3d.tables import study
 from models.lung_nodule.detect3d.targets import NEGATIVE, NEITHER, POSITIVE, label_anchors, sample_rois
 from models.lung_nodule.scans import FORMAT, INDEX, Lesion, Scan, index_digest, store
 from models.nets.nodulenet import ANCHORS_MM, MASK, Level, NoduleNet, NoduleNetConfig, anchor_boxes
 from models.runtime import Runtime, channels_last
+from models.tables import Table
 from models.train import train
 
 
@@ -468,7 +474,7 @@ def test_windows_cover_everything_and_share_their_seams(shape, side):
 def folder(tmp_path_factory):
     """A set of scans as models.lung_nodule.semisynthetic writes them, tiny."""
     path = tmp_path_factory.mktemp("scans")
-    parts = {"a": "train", "b": "train", "c": "val"}
+    parts = {"a": "train", "b": "train", "c": "val", "d": "test"}
     for seed, name in enumerate(parts):
         store(path / f"{name}.npz", scan_with([(20, 20, 20), (38, 36, 40)], shape=(48, 48, 56), radius=4, seed=seed))
     listed = [{"name": name, "file": f"{name}.npz", "part": part} for name, part in parts.items()]
@@ -558,3 +564,49 @@ def test_figures_of_known_detections():
     assert figures["dice"] == 1
     assert figures["found"] == figures["cpm"] == figures["sensitivity_at_1"] == 0.5
     assert figures["score"] == pytest.approx((2 + 0.75) / 3)
+
+
+def test_evaluation_and_table_judge_every_head_on_scans_that_nobody_learnt_from(folder, tmp_path):
+    """The command's own path: trained in a moment, judged on the test, and not trained again."""
+    changes = {
+        "width": "4",
+        "crop": "32",
+        "batch": "2",
+        "crops": "2",
+        "epochs": "1",
+        "rcnn_from": "0",
+        "mask_from": "0",
+    }
+    made = study(folder, "small", {**changes, "cache": str(tmp_path / "cache")}, "cpu")
+    made.tables = [Table("one", made.tables[0].rows[:2])]
+    path = tables.run(made, tmp_path / "out", tmp_path / "runs", console=Console(file=io.StringIO()))
+    first = path.read_text()
+    assert "semi-synthetic" in first
+    assert first.count("| focal loss, pyramid") == 1
+    results = json.loads(path.with_suffix(".json").read_text())
+    assert len(results) == 2
+    assert {"RPN: CPM", "RCNN: CPM", "mean of both: CPM"} <= set(next(iter(results.values()))["figures"])
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*.safetensors")}
+    assert tables.run(made, tmp_path / "out", tmp_path / "runs", console=Console(file=io.StringIO())) == path
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*.safetensors")}
+
+    (weights_, *_) = before
+    judged = evaluate(folder, paths=[weights_])
+    assert judged.judged["scans"] == 1
+    assert judged.judged["nodules"] == 2
+    assert judged.choices["nodules"] == "semi-synthetic"
+    with pytest.raises(ValueError, match="one training"):
+        evaluate(folder, paths=[weights_], flips=True)
+    (folder / INDEX).write_text((folder / INDEX).read_text().replace("5" * 64, "6" * 64))
+    with pytest.raises(UnknownLayout, match="changed after the set was made"):
+        evaluate(folder, paths=[weights_])
+
+
+def test_a_curve_counts_false_marks_per_whole_chest():
+    """Half a chest with one false mark above the hit: two per chest, so nothing is found at one per chest."""
+    scan = dataclasses.replace(scan_with([(20, 20, 20)]), share=0.5)
+    seen = [Mark((50.0, 50.0, 50.0), 0.9), Mark(scan.lesions[0].centre_zyx, 0.8)]
+    at = curve([seen], [scan], rounds=1).at
+    assert [at[rate].value for rate in (1, 2, 4)] == [0, 1, 1]
+    half = recipe.judgement([[infer.Detection3D(m.centre_zyx, (0,) * 6, None, m.score, 0, 0) for m in seen]], [scan], 1)
+    assert half["sensitivity_at_1"] == 0

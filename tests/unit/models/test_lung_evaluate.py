@@ -19,9 +19,9 @@ from models import evaluate as command
 from models.ensemble import DIHEDRAL, Ensemble
 from models.lung_nodule.data import NEGATIVES, stored_split
 from models.lung_nodule.evaluate import Looked, between_readers, look, raters, reasons, rule, worst
-from models.lung_nodule.pipeline import CHECKPOINT
 from models.lung_nodule.recipe import Config, NoduleRecipe, middle
 from models.lung_nodule.rule import CENTRE_PX, central, outcomes
+from models.lung_nodule.sliding import CHECKPOINT
 from models.metrics import iou
 from models.runtime import Runtime
 from models.train import Origin, export

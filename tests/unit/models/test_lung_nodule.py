@@ -16,21 +16,11 @@ from dicom_sr.findings import Evaluation, Findings
 from models import weights
 from models.lung_nodule.lungs import Lungs, find_lungs
 from models.lung_nodule.options import Options
-from models.lung_nodule.pipeline import (
-    CHECKPOINT,
-    REFINER,
-    SIDE,
-    Candidate,
-    LungNodule,
-    axes_of_inertia,
-    candidates,
-    finding,
-    resampled,
-    soft_tissue_around,
-    tiles,
-    why_not_nodule,
-)
-from models.lung_nodule.preprocess import window
+from models.lung_nodule.pipeline import REFINER, LungNodule, finding
+from models.lung_nodule.preprocess import SIDE, window
+from models.lung_nodule.refine import Candidate
+from models.lung_nodule.rules import axes_of_inertia, like_no_nodule, soft_tissue_around, unfit
+from models.lung_nodule.sliding import Marked, SlidingUNet, candidates, resampled, tiles
 from models.phantoms import PATIENT_POSITIONS, Truth, chest_ct
 from models.pipeline import UnfitInput
 from models.read import Volume, read_ct
@@ -121,17 +111,11 @@ def test_what_is_said_of_a_nodule_is_the_same_however_the_patient_lies(supine, t
 
 
 def run_on_truth(truth: Truth, monkeypatch, **options) -> Findings:
-    """The pipeline with a network that knows the truth: what is tested is all that comes after it."""
-
-    def knowing(volume, _lungs, _progress):
-        probability = np.zeros(volume.hu.shape, np.uint8)
-        for lesion in truth.lesions:
-            box = tuple(slice(o, o + n) for o, n in zip(lesion.offset_zyx, lesion.mask.shape, strict=True))
-            probability[box][lesion.mask] = 240
-        return probability, 0
+    """The pipeline with a detector that knows the truth: what is tested is all that comes after it."""
 
     pipeline = LungNodule("cpu", {"threads": 1, **options})
-    monkeypatch.setattr(pipeline, "probability", knowing)
+    known = [Candidate(lesion.mask, lesion.offset_zyx, 0.94) for lesion in truth.lesions]
+    monkeypatch.setattr(type(pipeline.detector), "__call__", lambda *_: Marked(known, (), {}))
     return pipeline.run(truth.files, silent)
 
 
@@ -216,7 +200,7 @@ def test_the_same_files_give_the_same_findings_and_keep_the_contract(pipeline, t
         assert 0.5 <= each.certainty <= 1
         assert each.long_axis.image == each.short_axis.image == each.key_image
     assert one.algorithm == pipeline.card.algorithm
-    assert pipeline.card.weights_sha256["residual_unet_w16"].startswith(one.algorithm.version.split("+")[1])
+    assert next(iter(pipeline.card.weights_sha256.values())).startswith(one.algorithm.version.split("+")[1])
     assert pipeline.card.intended_use.endswith("Research use only, not for diagnostic use.")
 
 
@@ -227,13 +211,15 @@ def test_other_views_and_chests_without_lungs_are_refused_in_words(pipeline, tmp
         pipeline.run(phantom(tmp_path / "b", "HFS").files[:3], silent)
 
 
-def test_sliding_puts_every_pixel_back_where_it_was(pipeline, monkeypatch):
+def test_sliding_puts_every_pixel_back_where_it_was():
     """With a network that gives back its input, blending must give back the image, also at its very edge."""
-    monkeypatch.setattr(pipeline, "first", dataclasses.replace(pipeline.first, net=lambda batch: (batch,)))
+    sliding = LungNodule("cpu", {"threads": 1, "detector": "sliding-unet"}).detector
+    assert isinstance(sliding, SlidingUNet)
+    sliding.look = dataclasses.replace(sliding.look, net=lambda batch: (batch,))
     image = torch.from_numpy(np.random.default_rng(0).uniform(-1000, 400, (150, 210)).astype(np.float32))
     lung = np.zeros((150, 210), bool)
     lung[:90, 20:] = True
-    got, windows = pipeline.slide(image, lung)
+    got, windows = sliding.slide(image, lung)
     torch.testing.assert_close(got[lung], torch.sigmoid(window(image.clone()))[lung], atol=1e-3, rtol=0)
     assert windows == 6
     assert next(tiles(lung)) == (0, 20)
@@ -242,9 +228,9 @@ def test_sliding_puts_every_pixel_back_where_it_was(pipeline, monkeypatch):
 def test_the_second_look_has_weights_of_its_own(pipeline):
     once = LungNodule("cpu", {"threads": 1, "refine": False})
     assert once.second is None
-    assert list(once.card.weights_sha256) == [CHECKPOINT]
+    (shipped,) = once.card.weights_sha256
     assert pipeline.second.side == 64
-    assert list(pipeline.card.weights_sha256) == [CHECKPOINT, REFINER]
+    assert list(pipeline.card.weights_sha256) == [shipped, REFINER]
     assert once.card.algorithm.version != pipeline.card.algorithm.version  # the report says which it was
     once.warm()
     pipeline.warm()
@@ -252,7 +238,7 @@ def test_the_second_look_has_weights_of_its_own(pipeline):
 
 def test_weights_of_the_second_look_are_refused_for_the_first():
     with pytest.raises(WeightsError, match="learnt on crops of 64 pixels, not of 128"):
-        LungNodule("cpu", {"checkpoint": str(weights.packed("lung_nodule", REFINER))})
+        LungNodule("cpu", {"detector": "sliding-unet", "checkpoint": str(weights.packed("lung_nodule", REFINER))})
 
 
 def test_pixels_of_unknown_size_are_resampled():
@@ -313,7 +299,8 @@ def test_what_is_no_nodule_and_why(radii_mm, in_lung, reason):
     volume = Volume(np.where(mask, 40, -850).astype(np.int16), (), spacing, affine, ())
     (candidate,) = candidates(probability, Options())
     lungs = Lungs(np.full(mask.shape, in_lung), 4000.0, None)
-    said = why_not_nodule(candidate, volume, lungs, Options())
+    options = Options(detector="sliding-unet")
+    said = unfit(candidate, volume, lungs, options) or like_no_nodule(candidate, volume, lungs, options)
     assert said is None if reason is None else reason in said
 
 

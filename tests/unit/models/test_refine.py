@@ -268,6 +268,28 @@ def test_the_report_says_which_outlines_are_the_first_ones():
     assert outlines_kept([square(0, 0, 0)]) == []
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(1, 9))
+def test_a_second_look_goes_no_farther_than_it_may(seed, within_mm):
+    """A network that marks everything: what is left is all within so many mm of the detection, on every slice of it."""
+    rng = np.random.default_rng(seed)
+    spacing = (float(rng.uniform(0.8, 4)), *rng.uniform(0.5, 1.1, 2).tolist())
+    shape = (30, 90, 90)
+    mask = ndimage.binary_dilation(rng.random((5, 6, 7)) < 0.1, iterations=2)
+    start = rng.integers(0, np.array(shape) - mask.shape)
+    detection = Candidate(mask, (0, 0, 0), 0.7).with_mask(mask, start.tolist())
+    volume = Volume(np.zeros(shape, np.int16), (), spacing, np.diag([*spacing, 1.0]), ())
+    (one,) = refine(volume, [detection], lambda batch: torch.ones_like(batch), side=64, within_mm=within_mm)
+    away = ndimage.distance_transform_edt(~painted(detection, shape), sampling=spacing)
+    drawn = painted(one.candidate, shape)
+    if one.why_not is None:
+        assert (away[drawn] <= within_mm + 1e-6).all()
+        labels, _ = ndimage.label(away <= within_mm, structure=np.ones((3, 3, 3)))
+        np.testing.assert_array_equal(drawn, labels == labels[detection.centre_zyx])
+    else:
+        np.testing.assert_array_equal(drawn, painted(detection, shape))
+
+
 # ------------------------------------------------------------------------------------------- with the network itself
 
 

@@ -1,0 +1,326 @@
+"""The detectors side by side: FROC on whole scans, Dice of their outlines, findings in real CTs, seconds.
+
+    python -m models.lung_nodule.detector_figures --set FOLDER --volumes lidc_voi3d.zip --scan A.zip --scan B.zip \\
+        --out docs/results
+
+--set      what models.lung_nodule.scans.Scans reads. Figures of a semi-synthetic set are called so.
+--volumes  nodule volumes of LIDC-IDRI: outlines of NoduleNet, and of the second look at them, against the readers'
+--scan     real CTs without nodules pasted: how much each detector finds there, for a human to judge; --pictures FOLDER
+           shows each finding. Nothing of that folder belongs into a repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from openpyxl import load_workbook
+from rich.progress import track
+from scipy import ndimage
+
+from models.files import write_text
+from models.froc import RATES, Froc
+from models.lung_nodule.data import stored_split
+from models.lung_nodule.detect2d import infer as slices
+from models.lung_nodule.detect3d import infer as volumes
+from models.lung_nodule.detect3d.evaluate import Mark, curve, marks, without_voxels
+from models.lung_nodule.detect3d.infer import AROUND_MM, Detection3D
+from models.lung_nodule.detectors import DETECTORS, CCFAMDetector, Detector, NoduleNetDetector, candidate
+from models.lung_nodule.isotropic import isotropic
+from models.lung_nodule.lungs import Lungs
+from models.lung_nodule.options import DetectorName, Options
+from models.lung_nodule.pipeline import LungNodule
+from models.lung_nodule.refine import refine
+from models.lung_nodule.scans import Scan, Scans
+from models.lung_nodule.semisynthetic import LUNG_BELOW_HU, Donor, donor_names, read_donor, why_not_donor
+from models.lung_nodule.sliding import SlidingUNet
+from models.metrics import Interval, bootstrap, dice, rounded
+from models.plots import save_grid
+from models.read import Volume, read_ct
+from models.runtime import Runtime
+
+WITHIN_MM = (2.0, 3.0, 5.0, 8.0, None)  # of a second look, see refine
+CLOSED_MM = 5  # a nodule volume has no lung mask: its lung is what is dark, closed by so much
+ANYWHERE: dict[str, Any] = {"smallest_mm": 0.0, "largest_mm": 1000.0, "in_lung": 0.0}
+SHOWN_PX = 64  # of a finding's picture
+
+
+# ------------------------------------------------------------------------------------------------------- whole scans
+
+
+def ccfam_marks(detector: CCFAMDetector, scan: Scan) -> dict[str, list[Mark]]:
+    found = slices.detect(detector.net, scan.hu, scan.lungs)
+    return {"CCFAM-FPN": [Mark(one.centre_zyx, one.score) for one in found]}
+
+
+def sliding_marks(detector: SlidingUNet, scan: Scan) -> dict[str, list[Mark]]:
+    volume = Volume(scan.hu, (), (1.0, 1.0, 1.0), np.eye(4), ())
+    marked = detector(volume, Lungs(scan.lungs, float(scan.lungs.sum()) / 1000, None), silent)
+    return {
+        "sliding residual U-Net": [Mark(middle(one.mask, one.offset_zyx), one.certainty) for one in marked.candidates]
+    }
+
+
+def middle(mask: np.ndarray, offset_zyx: Sequence[int]) -> tuple[float, float, float]:
+    z, y, x = (float(o) for o in np.argwhere(mask).mean(axis=0) + offset_zyx)
+    return z, y, x
+
+
+def marks_of(detector: Detector, scan: Scan) -> dict[str, list[Mark]]:
+    """By the name of what gave them."""
+    if isinstance(detector, NoduleNetDetector):
+        return {f"NoduleNet, {head}": found for head, found in marks(detector.net, scan).items()}
+    if isinstance(detector, CCFAMDetector):
+        return ccfam_marks(detector, scan)
+    assert isinstance(detector, SlidingUNet)
+    return sliding_marks(detector, scan)
+
+
+def silent(_share: float, _what: str) -> None:
+    pass
+
+
+def searched(
+    scans: Scans, split: str, looks: Sequence[Callable[[Scan], dict[str, list[Mark]]]]
+) -> tuple[dict[str, list[list[Mark]]], list[Scan]]:
+    """Marks of each detector on each scan of a split, before any rule of size or place; the scans without voxels."""
+    all_marks: dict[str, list[list[Mark]]] = {}
+    judged: list[Scan] = []
+    for name in track(scans.split[split], f"scans of {split}"):
+        scan = scans.load(name)
+        for look in looks:
+            for kind, one in look(scan).items():
+                all_marks.setdefault(kind, []).append(one)
+        judged.append(without_voxels(scan))
+    return all_marks, judged
+
+
+def working_point(one: Froc, rate: float) -> float:
+    """The lowest certainty with no more false positives per chest than the rate."""
+    allowed = one.thresholds[one.false_positives <= rate]
+    return float(allowed[-1]) if len(allowed) else 1.0
+
+
+# ---------------------------------------------------------------------------------------------------------- outlines
+
+
+def readers(archive: zipfile.ZipFile) -> dict[str, int]:
+    """Of each nodule volume, by name, how many readers described the nodule: 3 or 4."""
+    sheet = load_workbook(BytesIO(archive.read("metadata.xlsx")), read_only=True).active
+    assert sheet is not None
+    head, *rows = sheet.iter_rows(values_only=True)
+    column = {name: place for place, name in enumerate(head)}
+    return {
+        f"{row[column['patient_id']]}_{row[column['nodule_id']]}": int(str(row[column["len_mal_details"]]))
+        for row in rows
+        if row[column["patient_id"]]
+    }
+
+
+def outlined(detector: NoduleNetDetector, donor: Donor) -> Detection3D | None:
+    """The most certain detection that lies on the nodule of a volume, on its voxels of 1 mm.
+
+    These volumes end with the nodule's first and last slices and have no lung mask. Beyond them their edges go on, with
+    lung of their own median HU in the nodule's place, and what is dark is lung, closed: else the nodule would seem to
+    hang on what is beyond the volume.
+    """
+    beyond = AROUND_MM
+    truth = np.pad(isotropic(donor.mask, donor.spacing_mm), beyond)
+    hu = np.pad(np.rint(isotropic(donor.hu, donor.spacing_mm)).astype(np.int16), beyond, mode="edge")
+    for end, first in ((slice(None, beyond), beyond), (slice(-beyond, None), -beyond - 1)):
+        hu[end, ndimage.binary_dilation(truth[first], iterations=2)] = round(donor.lung_hu)
+    lungs = ndimage.binary_closing(hu < LUNG_BELOW_HU, iterations=CLOSED_MM)
+    found = volumes.detect(detector.net, hu, lungs)
+    last = np.array(truth.shape) - 1  # the middle of a box may lie beyond the volume
+    on = [one for one in found if truth[tuple(np.clip(np.rint(one.centre_zyx).astype(int), 0, last))]]
+    best = max(on, key=lambda one: one.score, default=None)
+    return None if best is None else volumes.moved(best, [-beyond] * 3)
+
+
+def outline_figures(path: Path, patients: Sequence[str]) -> dict[str, Interval]:
+    """Dice on the source grid of NoduleNet's outlines and of the second look at them; intervals over patients."""
+    pipeline = LungNodule("cpu", {"detector": "nodulenet"})
+    detector, look = pipeline.detector, pipeline.second
+    assert isinstance(detector, NoduleNetDetector)
+    assert look is not None
+    kept: dict[str, list[tuple[str, float]]] = {}
+    with zipfile.ZipFile(path) as archive:
+        counts = readers(archive)
+        for name in track(donor_names(archive, patients), "nodule volumes"):
+            donor = read_donor(archive, name)
+            if why_not_donor(donor) is not None:
+                continue
+            number = f"{donor.patient}_{donor.name.rsplit('_', 1)[-1]}"
+            groups = ["all nodules", f"nodules of {counts[number]} readers"] if number in counts else ["all nodules"]
+            found = outlined(detector, donor)
+            for group in groups:
+                kept.setdefault(f"found, {group}", []).append((donor.patient, float(found is not None)))
+            if found is None:
+                continue
+            affine = np.diag([*donor.spacing_mm, 1.0])
+            volume = Volume(np.rint(donor.hu).astype(np.int16), (), donor.spacing_mm, affine, ())
+            first = candidate(found, (0, 0, 0), volume)
+            if first is None:
+                continue
+            outlines = {"NoduleNet": first}
+            for within in WITHIN_MM:
+                said = "second look" + (f" within {within:g} mm" if within is not None else "")
+                (again,) = refine(volume, [first], look, side=look.side, within_mm=within)
+                outlines[said] = again.candidate
+            for what, one in outlines.items():
+                drawn = np.zeros(donor.mask.shape, bool)
+                drawn[one.box] = one.mask
+                for group in groups:
+                    kept.setdefault(f"Dice, {what}, {group}", []).append((donor.patient, dice(drawn, donor.mask)))
+    return {name: interval(pairs) for name, pairs in sorted(kept.items())}
+
+
+def interval(pairs: Sequence[tuple[str, float]]) -> Interval:
+    values = np.array([value for _, value in pairs])
+    return bootstrap(lambda rows: float(values[rows].mean()), [owner for owner, _ in pairs])
+
+
+# ---------------------------------------------------------------------------------------------------------- real CTs
+
+
+def in_real(path: Path, name: DetectorName, pictures: Path | None) -> dict[str, Any]:
+    """What the whole pipeline reports in a real CT, its seconds, and where each finding lies."""
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+        files = sorted(Path(folder).rglob("*.dcm"))
+        pipeline = LungNodule("cpu", {"detector": name})
+        pipeline.warm()
+        found = pipeline.run(files, silent)
+        volume = read_ct(files) if pictures else None
+    places = [
+        {"slice": one.key_image, "row": row, "column": column, "certainty": round(one.certainty or 0.0, 3)}
+        for one in found.findings
+        for row, column in [[round(c) for c in middle(one.mask, one.offset_zyx)[1:]]]
+    ]
+    if pictures is not None and volume is not None and places:
+        pictures.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for place, one in zip(places, found.findings, strict=True):
+            drawn = np.zeros(volume.hu.shape, bool)
+            drawn[tuple(slice(o, o + n) for o, n in zip(one.offset_zyx, one.mask.shape, strict=True))] = one.mask
+            y, x = (int(max(0, place[axis] - SHOWN_PX // 2)) for axis in ("row", "column"))
+            part = one.key_image, slice(y, y + SHOWN_PX), slice(x, x + SHOWN_PX)
+            rows.append([np.clip((volume.hu[part] + 1000) / 1400, 0, 1), drawn[part]])
+        save_grid(pictures / f"{path.stem}_{name}.png", ["image", "outline"], rows)
+    return {"findings": len(places), "seconds": found.facts["seconds"], "places": places}
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def report(made: Mapping[str, Any]) -> str:
+    """The Markdown of what was measured."""
+    kind = "semi-synthetic" if made["semi_synthetic"] else "real"
+    parts = [
+        "# Detectors of lung-nodule side by side",
+        f"{made['scans']} {kind} scans of the {made['split']} split, {made['lesions']} {kind} nodules. Rule and rates"
+        f" of LUNA16, false positives per whole chest; 95 % intervals by 1000 bootstraps over {made['drawn']}. Marks"
+        " before any rule of size and place; of the sliding U-Net after its own rules of shape, without which it marks"
+        " every vessel.",
+        sheet(
+            [f"sensitivity ({kind}) at FP/chest", *(f"{rate:g}" for rate in RATES), "CPM"],
+            [
+                [
+                    name,
+                    *(f"{figures[f'sensitivity at {rate:g} FP/scan']['value']:.3f}" for rate in RATES),
+                    ranged(figures["CPM"]),
+                ]
+                for name, figures in made["froc"].items()
+            ],
+        ),
+        f"Least certainty with at most 1, 2 and 4 false positives per chest on val ({kind}), and CPM there:",
+        sheet(
+            ["", "1", "2", "4", "CPM, val"],
+            [[name, *map(str, points), f"{made['val'][name]:.3f}"] for name, points in made["working_points"].items()],
+        ),
+    ]
+    if made.get("outlines"):
+        parts += [
+            "## Outlines of real nodules",
+            "Nodule volumes of LIDC-IDRI, real, of the same split's patients, on their own pixels. Dice is the mean of"
+            " those found, with 95 % intervals over patients.",
+            sheet(["", ""], [[name, ranged(one)] for name, one in made["outlines"].items()]),
+        ]
+    if made.get("real"):
+        parts += [
+            "## Real CTs, nothing pasted",
+            "Nobody read these scans: how many of the findings are nodules is not known. Default options.",
+            sheet(
+                ["scan", "detector", "findings", "seconds"],
+                [
+                    [scan, name, str(one["findings"]), str(one["seconds"])]
+                    for scan, by_detector in made["real"].items()
+                    for name, one in by_detector.items()
+                ],
+            ),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def sheet(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def ranged(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the detectors side by side.")
+    parser.add_argument("--set", type=Path, required=True, help="folder of whole scans")
+    parser.add_argument("--split", default="test", choices=("val", "test", "unseen"))
+    parser.add_argument("--volumes", type=Path, help="lidc_voi3d.zip")
+    parser.add_argument("--scan", type=Path, action="append", default=[], help="zip of one real CT; repeat it")
+    parser.add_argument("--detector", action="append", choices=list(DETECTORS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path)
+    given = parser.parse_args()
+    names: Sequence[DetectorName] = given.detector or list(DETECTORS)
+    runtime, scans = Runtime.choose("cpu"), Scans(given.set)
+    made_of = [DETECTORS[name](Options(detector=name, **ANYWHERE), runtime) for name in names]
+    for detector in made_of:
+        if given.split != "unseen" and detector.loaded.about.get("split_sha256") != scans.split_sha256:
+            raise SystemExit(f"{detector.loaded.name} learnt on another split of the patients than that of these scans")
+    looks = [partial(marks_of, detector) for detector in made_of]
+    found, judged = searched(scans, given.split, looks)
+    val_found, val_scans = searched(scans, "val", looks)
+    curves = {name: curve(each, judged) for name, each in found.items()}
+    val = {name: curve(each, val_scans, rounds=1) for name, each in val_found.items()}
+    made: dict[str, Any] = {
+        "semi_synthetic": all(scan.semi_synthetic for scan in judged),
+        "drawn": "scans" if all(scan.semi_synthetic for scan in judged) else "patients",
+        "split": given.split,
+        "split_sha256": scans.split_sha256,
+        "scans": len(judged),
+        "lesions": sum(len(scan.lesions) for scan in judged),
+        "froc": {name: rounded(one.figures()) for name, one in curves.items()},
+        "val": {name: round(one.cpm.value, 4) for name, one in val.items()},
+        "working_points": {name: [round(working_point(one, r), 3) for r in (1, 2, 4)] for name, one in val.items()},
+    }
+    if given.volumes and "nodulenet" in names:
+        patients = stored_split()[0]["test" if given.split == "unseen" else given.split]
+        made["outlines"] = rounded(outline_figures(given.volumes, patients))
+    if given.scan:
+        made["real"] = {path.stem: {name: in_real(path, name, given.pictures) for name in names} for path in given.scan}
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_text(given.out / "lung_detectors.json", json.dumps(made, indent=1) + "\n")
+    write_text(given.out / "lung_detectors.md", report(made))
+    print(report(made))
+
+
+if __name__ == "__main__":
+    main()

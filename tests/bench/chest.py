@@ -1,0 +1,79 @@
+"""A chest CT of 300 slices of 512 x 512 through lung-nodule: python -m tests.bench chest.
+
+The detector is compared with the same network as it was published to be run: float32, contiguous, in windows of 208
+voxels that share 32. Both see the same lungs in the same run.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from models.lung_nodule.detect3d import infer
+from models.lung_nodule.detect3d.infer import DetectOptions
+from models.lung_nodule.detectors import NoduleNetDetector
+from models.lung_nodule.isotropic import isotropic
+from models.lung_nodule.lungs import find_lungs
+from models.lung_nodule.options import Options
+from models.lung_nodule.pipeline import LungNodule
+from models.phantoms import chest_ct
+from models.read import read_ct
+from models.runtime import Runtime
+from tests.bench.record import record
+
+PUBLISHED_WINDOW = 208
+TARGET_S, TARGET_MB = 60.0, 4096
+
+
+def run(detectors: Sequence[str] = ("nodulenet", "ccfam-fpn", "sliding-unet"), threads: int = 2) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        files = chest_ct(
+            Path(folder), seed=21, slices=300, size=512, spacing_mm=(1.0, 0.7, 0.7), nodules=6, detail=True
+        ).files
+        for name in detectors:
+            pipeline = LungNodule("cpu", {"threads": threads, "detector": name})
+            pipeline.warm()
+            started, used = time.perf_counter(), time.process_time()
+            found = pipeline.run(files, lambda _share, _what: None)
+            figures = {
+                "s": time.perf_counter() - started,
+                "CPU s": time.process_time() - used,
+                "target, s": TARGET_S,
+                "peak MB so far": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "target, MB": TARGET_MB,
+                "findings": len(found.findings),
+                "threads": threads,
+                "form": str(found.facts["device"]),
+            }
+            record(f"chest: 300 slices, {name}", figures)
+        _against_published(files, threads)
+
+
+def _against_published(files: Sequence[Path], threads: int) -> None:
+    volume = read_ct(files)
+    lungs = isotropic(find_lungs(volume).mask, volume.spacing_mm)
+    hu = isotropic(volume.hu, volume.spacing_mm)
+    detector = NoduleNetDetector(Options(), Runtime.choose("cpu", threads=threads))
+    seconds = {}
+    for form in ("as served", "as published"):
+        started = time.perf_counter()
+        if form == "as served":
+            infer.detect(detector.net, hu, lungs)
+        else:
+            near = infer.box_of(lungs, infer.AROUND_MM)
+            assert near is not None
+            plain = replace(Runtime.choose("cpu"), bf16=False)
+            options, grey = DetectOptions(window=PUBLISHED_WINDOW), infer.prepare(hu[near], lungs[near])
+            net = detector.net.eval()
+            for weights in net.parameters():
+                weights.data = weights.data.contiguous(memory_format=torch.contiguous_format)
+            infer.searched(net, grey, lungs[near], PUBLISHED_WINDOW, plain, options, lambda _share, _what: None)
+        seconds[form] = time.perf_counter() - started
+    figures = {f"{form}, s": value for form, value in seconds.items()}
+    record("chest: NoduleNet", {**figures, "served / published": seconds["as served"] / seconds["as published"]})
