@@ -127,7 +127,7 @@ class CCFAMDetector(AtOneMillimetre):
     shipped = "ccfam_ccapm_fpn_w16"
     within_mm = 5.0
     preprocessing = preprocess.PREPROCESSING
-    least = 0.5
+    least = 0.98
 
     def prepare(self, runtime: Runtime) -> None:
         config = self.loaded.about["config"]

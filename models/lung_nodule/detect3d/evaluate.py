@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
 
 from models import weights
-from models.froc import Froc, froc
+from models.froc import Froc, Sphere, froc
 from models.lung_nodule.data import Strategy
 from models.lung_nodule.detect3d.infer import DetectOptions, detect
 from models.lung_nodule.detect3d.preprocess import PREPROCESSING
@@ -48,8 +49,15 @@ def marks(net: NoduleNet, scan: Scan) -> dict[str, list[Mark]]:
     return found
 
 
-def curve(found: Sequence[Sequence[Mark]], scans: Sequence[Scan], rounds: int = 1000) -> Froc:
+def curve(
+    found: Sequence[Sequence[Mark]],
+    scans: Sequence[Scan],
+    rounds: int = 1000,
+    neither: Mapping[str, Sequence[Sphere]] = MappingProxyType({}),
+) -> Froc:
     """By LUNA16's rule, false positives per whole chest.
+
+    neither   places of a patient's scans at which a mark is neither hit nor mistake, besides the irrelevant findings
 
     Bootstraps draw patients; of a semi-synthetic set scans, for its backgrounds are but a few persons while the nodules
     differ from scan to scan.
@@ -57,7 +65,7 @@ def curve(found: Sequence[Sequence[Mark]], scans: Sequence[Scan], rounds: int = 
     return froc(
         found,
         [scan.lesions for scan in scans],
-        irrelevant=[scan.irrelevant for scan in scans],
+        irrelevant=[[*scan.irrelevant, *neither.get(scan.patient, ())] for scan in scans],
         shares=[scan.share for scan in scans],
         groups=[owner(scan) for scan in scans],
         rounds=rounds,
