@@ -149,18 +149,18 @@ def markdown(study: Study, results: Mapping[str, Any], pictures: Sequence[Path] 
         stated = {name for row in table.rows for name in row.paper}
         columns = [[f"{name}, paper", f"{name}, here"] if name in stated else [name] for name in shown]
         head = ["", *(cell for pair in columns for cell in pair), "parameters", "seconds"]
-        lines = [_line(head), _line(["---"] * len(head))]
+        lines = []
         for row in table.rows:
             made = results.get(_key(study, row))
             cells = [row.name]
             for name, form in shown.items():
                 if name in stated:
                     cells.append(format(row.paper[name], form) if name in row.paper else "")
-                cells.append(_cell(made["figures"].get(name), form) if made else row.why_not or "not run yet")
+                cells.append(cell(made["figures"].get(name), form) if made else row.why_not or "not run yet")
             facts = made["facts"] if made else {}
             cells += [f"{facts['parameters']:,}".replace(",", " ") if "parameters" in facts else ""]
-            lines.append(_line([*cells, str(made["seconds"]) if made else ""]))
-        parts.append("\n".join(lines))
+            lines.append([*cells, str(made["seconds"]) if made else ""])
+        parts.append(sheet(head, lines))
         made_rows = {row.name: results[key] for row in table.rows if (key := _key(study, row)) in results}
         if table.verdict and made_rows:
             parts.append(table.verdict({name: made["figures"] for name, made in made_rows.items()}))
@@ -176,11 +176,13 @@ def _key(study: Study, row: Row) -> str:
     return "" if row.why_not else digest(study.settings(row))
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def sheet(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def _cell(figure: Mapping[str, float] | None, form: str) -> str:
+def cell(figure: Mapping[str, float] | None, form: str) -> str:
+    """A figure with its interval, in the format; empty when there is none."""
     if figure is None:
         return ""
     return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"

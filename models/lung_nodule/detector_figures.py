@@ -35,6 +35,7 @@ from models.lung_nodule.detect3d import infer as volumes
 from models.lung_nodule.detect3d.evaluate import Mark, curve, marks, without_voxels
 from models.lung_nodule.detect3d.infer import AROUND_MM, Detection3D
 from models.lung_nodule.detectors import DETECTORS, CCFAMDetector, Detector, NoduleNetDetector, candidate
+from models.lung_nodule.evaluate import interval
 from models.lung_nodule.isotropic import isotropic
 from models.lung_nodule.lungs import Lungs
 from models.lung_nodule.options import DetectorName, Options
@@ -43,10 +44,11 @@ from models.lung_nodule.refine import refine
 from models.lung_nodule.scans import Scan, Scans
 from models.lung_nodule.semisynthetic import LUNG_BELOW_HU, Donor, donor_names, read_donor, why_not_donor
 from models.lung_nodule.sliding import SlidingUNet
-from models.metrics import Interval, bootstrap, dice, rounded
+from models.metrics import Interval, dice, rounded
 from models.plots import save_grid
 from models.read import Volume, read_ct
 from models.runtime import Runtime
+from models.tables import cell, sheet
 
 WITHIN_MM = (2.0, 3.0, 5.0, 8.0, None)  # of a second look, see refine
 CLOSED_MM = 5  # a nodule volume has no lung mask: its lung is what is dark, closed by so much
@@ -198,12 +200,11 @@ def outline_figures(path: Path, patients: Sequence[str]) -> dict[str, Interval]:
                 drawn[one.box] = one.mask
                 for group in groups:
                     kept.setdefault(f"Dice, {what}, {group}", []).append((donor.patient, dice(drawn, donor.mask)))
-    return {name: interval(pairs) for name, pairs in sorted(kept.items())}
-
-
-def interval(pairs: Sequence[tuple[str, float]]) -> Interval:
-    values = np.array([value for _, value in pairs])
-    return bootstrap(lambda rows: float(values[rows].mean()), [owner for owner, _ in pairs])
+    figures = {}
+    for name, pairs in sorted(kept.items()):
+        owners, values = zip(*pairs, strict=True)
+        figures[name] = interval(values, owners)
+    return figures
 
 
 # ---------------------------------------------------------------------------------------------------------- real CTs
@@ -275,7 +276,7 @@ def report(made: Mapping[str, Any]) -> str:
             "## Outlines of real nodules",
             "Nodule volumes of LIDC-IDRI, real, of the same split's patients, on their own pixels. Dice is the mean of"
             " those found, with 95 % intervals over patients.",
-            sheet(["", ""], [[name, ranged(one)] for name, one in made["outlines"].items()]),
+            sheet(["", ""], [[name, cell(one, ".3f")] for name, one in made["outlines"].items()]),
         ]
     if made.get("real"):
         parts += [
@@ -300,19 +301,11 @@ def rates(froc_: Mapping[str, Mapping[str, Mapping[str, float]]], kind: str) -> 
             [
                 name,
                 *(f"{figures[f'sensitivity at {rate:g} FP/scan']['value']:.3f}" for rate in RATES),
-                ranged(figures["CPM"]),
+                cell(figures["CPM"], ".3f"),
             ]
             for name, figures in froc_.items()
         ],
     )
-
-
-def sheet(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
-
-def ranged(figure: Mapping[str, float]) -> str:
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from scipy import ndimage
@@ -26,12 +26,10 @@ from models.lung_nodule.options import DetectorName, Options
 from models.lung_nodule.refine import NEIGHBOURS, Candidate
 from models.lung_nodule.rules import unfit
 from models.lung_nodule.sliding import Marked, SlidingUNet
-from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
-from models.nets.nodulenet import NoduleNet, NoduleNetConfig
 from models.pipeline import Progress
 from models.read import Volume
 from models.runtime import Runtime
-from models.weights import Weights, WeightsError
+from models.weights import Weights
 
 
 class Detector(Protocol):
@@ -113,8 +111,7 @@ class NoduleNetDetector(AtOneMillimetre):
     least = 0.5
 
     def prepare(self, runtime: Runtime) -> None:
-        config = NoduleNetConfig.of(self.loaded.about["config"])
-        self.net = cast(NoduleNet, self.loaded.into(NoduleNet(config))).to(runtime.device)
+        self.net = volumes.network(self.loaded).to(runtime.device)
 
     def look(self, hu: np.ndarray, lungs: np.ndarray, progress: Progress) -> Detections:
         options = DetectOptions(window=self.options.window)
@@ -130,10 +127,7 @@ class CCFAMDetector(AtOneMillimetre):
     least = 0.98
 
     def prepare(self, runtime: Runtime) -> None:
-        config = self.loaded.about["config"]
-        if "anchors" not in config:
-            raise WeightsError(f"{self.loaded.name} is no detector of ccfam_fpn: train one with models.train ccfam_fpn")
-        self.net = cast(CCFAMFPN, self.loaded.into(CCFAMFPN(CCFAMConfig.of(config)))).to(runtime.device)
+        self.net = slices.network(self.loaded).to(runtime.device)
 
     def look(self, hu: np.ndarray, lungs: np.ndarray, progress: Progress) -> Detections:
         options = slices.SliceOptions(least_score=min(slices.SliceOptions.least_score, self.certainty))

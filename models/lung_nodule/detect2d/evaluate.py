@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
@@ -16,13 +15,13 @@ from models import weights
 from models.lung_nodule.data import Slices
 from models.lung_nodule.detect2d.data import Stacks
 from models.lung_nodule.detect2d.figures import Found, judge
+from models.lung_nodule.detect2d.infer import network
 from models.lung_nodule.detect2d.recipe import looked
 from models.lung_nodule.evaluate import slices_for
 from models.lung_nodule.preprocess import PREPROCESSING
 from models.metrics import Judgement, counted
-from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
+from models.nets.ccfam_fpn import CCFAMFPN
 from models.runtime import Runtime
-from models.weights import WeightsError
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +77,11 @@ def evaluate(
 def read(path: Path, device: str, split_sha256: str | None = None) -> Detector:
     """A detector of `models.train ccfam_fpn`. Raises WeightsError when it is another network's, or does not fit."""
     loaded = weights.load(path, PREPROCESSING, split_sha256)
-    config: dict[str, Any] = dict(loaded.about["config"])
-    if "anchors" not in config:
-        raise WeightsError(f"{path.name} is no detector of ccfam_fpn: train one with models.train ccfam_fpn")
-    net = cast(CCFAMFPN, loaded.into(CCFAMFPN(CCFAMConfig.of(config))))
+    net = network(loaded)
     working = float(loaded.about["metrics"]["val_working_score"])
     chosen = Runtime.choose(device).device
     net.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Detector(net, int(config["window"]), working)
+    return Detector(net, int(loaded.about["config"]["window"]), working)
 
 
 def seen(detector: Detector, slices: Slices, split: str) -> tuple[list[Found], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,12 +14,21 @@ from models.lung_nodule.detect2d.link import SliceBoxes, linked
 from models.lung_nodule.detect3d.infer import AROUND_MM, Detections, ran_out
 from models.lung_nodule.detect3d.preprocess import box_of
 from models.lung_nodule.preprocess import TRAINED_MM, window
-from models.nets.ccfam_fpn import CCFAMFPN
+from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
 from models.pipeline import Progress
 from models.runtime import Runtime
+from models.weights import Weights, WeightsError
 
 IN_LUNGS = 0.25  # share of a box that must be lung: nodules at the pleura lie partly outside the mask
 STEP = 32  # rows and columns are multiples of this; what is added is air
+
+
+def network(loaded: Weights) -> CCFAMFPN:
+    """Raises WeightsError when the weights are another network's, or do not fit."""
+    config = loaded.about["config"]
+    if "anchors" not in config:
+        raise WeightsError(f"{loaded.name} is no detector of ccfam_fpn: train one with models.train ccfam_fpn")
+    return cast(CCFAMFPN, loaded.into(CCFAMFPN(CCFAMConfig.of(config))))
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import numpy as np
 from models import weights
 from models.froc import Froc, Sphere, froc
 from models.lung_nodule.data import Strategy
-from models.lung_nodule.detect3d.infer import DetectOptions, detect
+from models.lung_nodule.detect3d.infer import DetectOptions, detect, network
 from models.lung_nodule.detect3d.preprocess import PREPROCESSING
 from models.lung_nodule.detect3d.recipe import dice_of
 from models.lung_nodule.scans import Scan, Scans
 from models.metrics import Interval, Judgement, bootstrap, counted
-from models.nets.nodulenet import MASK, RCNN, RPN, NoduleNet, NoduleNetConfig
+from models.nets.nodulenet import MASK, RCNN, RPN, NoduleNet
 from models.runtime import Runtime
 from models.weights import Weights
 
@@ -85,7 +85,7 @@ def without_voxels(scan: Scan) -> Scan:
 def read(path: Path, split_sha256: str | None = None) -> tuple[Weights, NoduleNet]:
     """Raises WeightsError when they are another network's, do not fit, or learnt on another split."""
     loaded = weights.load(path, PREPROCESSING, split_sha256)
-    return loaded, cast(NoduleNet, loaded.into(NoduleNet(NoduleNetConfig.of(loaded.about["config"]))))
+    return loaded, network(loaded)
 
 
 def evaluate(

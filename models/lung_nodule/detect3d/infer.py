@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor
 from models.layers.boxes import centres, clip, decode, nms
 from models.lung_nodule.detect3d.preprocess import OUTSIDE, box_of, network_input, prepare
 from models.lung_nodule.detect3d.proposals import OVERLAP, proposals, without_margin
-from models.nets.nodulenet import FULL_WIDTH, MASK, RCNN, STEP, NoduleNet, aligned, folded
+from models.nets.nodulenet import FULL_WIDTH, MASK, RCNN, STEP, NoduleNet, NoduleNetConfig, aligned, folded
 from models.pipeline import Progress
 from models.runtime import Runtime, channels_last
+from models.weights import Weights
 
 WINDOWS = (208, 160, 128, 96)  # voxels; the published one, and what is tried when memory does not suffice
 AROUND_MM = 16  # of scan around the lungs that is looked at
@@ -32,6 +34,11 @@ SLACK = 4  # voxels beyond its own half of the seam in which a window's answer s
 MASK_OVERLAP = 0.3  # IoU of masks above which of two detections the less certain goes
 BYTES_PER_VOXEL = {True: 130, False: 210}  # of a forward pass at full width, in bfloat16 or not; measured
 FIXED_BYTES = 60  # of these, what does not shrink with the width
+
+
+def network(loaded: Weights) -> NoduleNet:
+    """Raises WeightsError when the weights do not fit."""
+    return cast(NoduleNet, loaded.into(NoduleNet(NoduleNetConfig.of(loaded.about["config"]))))
 
 
 @dataclass(frozen=True)
