@@ -20,10 +20,10 @@ from models.lung_nodule.detect3d import infer as volumes
 from models.lung_nodule.detect3d import preprocess as preprocess3d
 from models.lung_nodule.detect3d.infer import AROUND_MM, Detection3D, Detections, DetectOptions
 from models.lung_nodule.detect3d.preprocess import box_of
-from models.lung_nodule.isotropic import first_voxel, isotropic, on_source
+from models.lung_nodule.isotropic import Soft, first_voxel, isotropic, on_source
 from models.lung_nodule.lungs import Lungs
 from models.lung_nodule.options import DetectorName, Options
-from models.lung_nodule.refine import NEIGHBOURS, Candidate
+from models.lung_nodule.refine import NEIGHBOURS, Candidate, Mix
 from models.lung_nodule.rules import unfit
 from models.lung_nodule.sliding import Marked, SlidingUNet
 from models.pipeline import Progress
@@ -36,12 +36,16 @@ class Detector(Protocol):
     """Raises WeightsError when made with weights that cannot be served.
 
     within_mm   of a candidate's mask, how far a second look at it may go; None: as far as it likes
+    mix         how far its own outline counts there; None: not at all
     """
 
     loaded: Weights
 
     @property
     def within_mm(self) -> float | None: ...
+
+    @property
+    def mix(self) -> Mix | None: ...
 
     def warm(self) -> None:
         """Answer something small once, so that the first series does not wait for it."""
@@ -60,6 +64,7 @@ class AtOneMillimetre:
     preprocessing: str
     least: float  # certainty of a mark that is reported, unless a route says otherwise: see CARD.md
     within_mm: float | None
+    mix: Mix | None = None
 
     def __init__(self, options: Options, runtime: Runtime) -> None:
         self.options = options
@@ -107,6 +112,7 @@ class NoduleNetDetector(AtOneMillimetre):
 
     shipped = "nodulenet_w12"
     within_mm = 3.0
+    mix = Mix(share=0.5, threshold=0.35)
     preprocessing = preprocess3d.PREPROCESSING
     least = 0.5
 
@@ -114,7 +120,7 @@ class NoduleNetDetector(AtOneMillimetre):
         self.net = volumes.network(self.loaded).to(runtime.device)
 
     def look(self, hu: np.ndarray, lungs: np.ndarray, progress: Progress) -> Detections:
-        options = DetectOptions(window=self.options.window)
+        options = DetectOptions(window=self.options.window, views=self.options.views)
         return volumes.detect(self.net, hu, lungs, options=options, progress=progress)
 
 
@@ -155,7 +161,11 @@ def candidate(found: Detection3D, start_zyx: tuple[int, int, int], volume: Volum
     there, corner = on_volume
     labels, _ = ndimage.label(there, structure=NEIGHBOURS)  # specks beside the nodule are not the nodule
     there = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-    return Candidate(there, corner, found.score).with_mask(there, corner)
+    soft = None
+    if found.soft is not None:
+        z, y, x = (a + b for a, b in zip(found.soft.start_zyx, start_zyx, strict=True))
+        soft = Soft(found.soft.values, (z, y, x)).on_source(volume.spacing_mm, volume.hu.shape)
+    return Candidate(there, corner, found.score, soft).with_mask(there, corner)
 
 
 def ellipsoid(shape: tuple[int, ...] | list[int]) -> np.ndarray:

@@ -7,10 +7,30 @@ i * spacing_mm here, and nothing is extrapolated: the last voxel lies at or befo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 NEARLY = 1e-6  # of a voxel: what floating point takes off a whole number
+
+
+@dataclass(frozen=True, eq=False)
+class Soft:
+    """A probability of nodule, float32 (d, h, w), in a box of a grid that starts at voxel start_zyx; 0 beyond."""
+
+    values: np.ndarray
+    start_zyx: tuple[int, int, int]
+
+    def on_source(self, spacing_mm: Sequence[float], shape: Sequence[int]) -> Soft | None:
+        """From voxels of 1 mm to those of spacing_mm, linear along each axis. None when none lies in the box."""
+        values = np.pad(self.values, 1)
+        corner = np.array(self.start_zyx) - 1
+        first, last = voxels_within(corner, values.shape, spacing_mm, shape)
+        if (last < first).any():
+            return None
+        places = [np.arange(a, b + 1) * mm - c for a, b, mm, c in zip(first, last, spacing_mm, corner, strict=True)]
+        z, y, x = (int(o) for o in first)
+        return Soft(sampled(values, places), (z, y, x))
 
 
 def first_voxel(offset_zyx: Sequence[float], spacing_mm: Sequence[float]) -> tuple[int, int, int]:
@@ -75,8 +95,7 @@ def on_source(
     """
     values = np.pad(mask, 1).astype(np.float32)
     corner = np.array(start_zyx) - 1  # of the padded mask
-    first = np.maximum(np.ceil(corner / spacing_mm - NEARLY).astype(int), 0)
-    last = np.minimum(np.floor((corner + values.shape - 1) / spacing_mm + NEARLY).astype(int), np.array(shape) - 1)
+    first, last = voxels_within(corner, values.shape, spacing_mm, shape)
     middle = np.argwhere(mask).mean(axis=0) + start_zyx
     between = last < first  # no slice, row or column of the source falls into the mask's box
     first[between] = last[between] = np.rint(middle / spacing_mm).astype(int)[between]
@@ -92,6 +111,15 @@ def on_source(
         found[tuple(nearest)] = True
     z, y, x = (int(o) for o in first)
     return found, (z, y, x)
+
+
+def voxels_within(
+    corner: np.ndarray, size: Sequence[int], spacing_mm: Sequence[float], shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """First and last voxel of the source, of `shape`, along each axis in a box of 1 mm; last < first: none is."""
+    first = np.maximum(np.ceil(corner / spacing_mm - NEARLY).astype(int), 0)
+    last = np.minimum(np.floor((corner + size - 1) / spacing_mm + NEARLY).astype(int), np.array(shape) - 1)
+    return first, last
 
 
 def sampled(values: np.ndarray, places: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,6 +14,7 @@ LEAST_WINDOW = 64  # voxels: neighbours share 32
 OF: dict[str, tuple[DetectorName, ...]] = {  # options that not every detector has
     "certainty": ("nodulenet", "ccfam-fpn"),
     "window": ("nodulenet",),
+    "views": ("nodulenet",),
     "peak": ("sliding-unet",),
     "elongation": ("sliding-unet",),
     "flatness": ("sliding-unet",),
@@ -30,6 +31,7 @@ class Options(PipelineOptions):
     certainty: float | None = Field(default=None, ge=0, le=1)  # that a mark needs; None: as CARD.md says
     # of nodulenet alone
     window: int = Field(default=0, ge=0)  # voxels of 1 mm along a side that are looked at together; 0: by memory
+    views: int = Field(default=4, ge=1, le=4)  # of the lungs that are averaged: as they are, mirrored in x, in y, both
     # of all
     threshold: float = Field(default=0.5, gt=0, lt=1)  # of a residual U-Net's probability: what is nodule
     smallest_mm: float = Field(

@@ -127,6 +127,7 @@ class LungNodule:
             threshold=self.options.threshold,
             flips=self.options.refine_flips,
             within_mm=self.detector.within_mm,
+            mix=self.detector.mix,
         )
         sound = []
         for detection, one in zip(detections, looked, strict=True):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from models.lung_nodule.isotropic import Soft
 from models.lung_nodule.preprocess import SIDE, TRAINED_MM, is_native, window
 from models.read import AIR_HU, Volume
 
@@ -39,6 +40,7 @@ class Candidate:
     mask: np.ndarray  # bool (d, h, w); of a detector that gives boxes only, the ellipsoid in the box
     offset_zyx: tuple[int, int, int]
     certainty: float
+    soft: Soft | None = None  # on the source grid, of a detector that gives one
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
@@ -56,7 +58,15 @@ class Candidate:
         """The same detection with another mask, bool (d, h, w) at corner_zyx, not empty; cut to its smallest box."""
         (tight,) = ndimage.find_objects(mask.astype(np.uint8))
         z, y, x = (int(c) + part.start for c, part in zip(corner_zyx, tight, strict=True))
-        return Candidate(mask[tight], (z, y, x), self.certainty)
+        return Candidate(mask[tight], (z, y, x), self.certainty, self.soft)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How far a detector's own outline counts in the second look: `share` of the mean, which needs `threshold`."""
+
+    share: float
+    threshold: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +86,7 @@ def refine(
     threshold: float = 0.5,
     flips: bool = False,
     within_mm: float | None = None,
+    mix: Mix | None = None,
 ) -> list[Refined]:
     """One Refined for each detection, in their order, on the source grid.
 
@@ -84,8 +95,9 @@ def refine(
     threshold   of its probability
     flips       average over the crop and its mirror images: four times the work
     within_mm   of the detection's own mask, where that can be trusted; what is marked beyond is something else
+    mix         for detections that come with a probability; the others are outlined by the network alone
     """
-    looks = [Look(volume, detection, side, within_mm) for detection in detections]
+    looks = [Look(volume, detection, side, within_mm, mix if detection.soft else None) for detection in detections]
     wanted = [(look, z) for look in looks for z in look.first()]
     while wanted:  # all crops of all detections, batch by batch; then what lies beyond them
         for start in range(0, len(wanted), BATCH):
@@ -119,6 +131,7 @@ class Look:
     detection: Candidate
     side: int = SIDE
     within_mm: float | None = None
+    mix: Mix | None = None
     marked: dict[int, np.ndarray] = field(default_factory=dict)  # z -> bool (rows, columns) of `inside`
 
     def __post_init__(self) -> None:
@@ -163,10 +176,31 @@ class Look:
 
     def keep(self, z: int, probability: Tensor, threshold: float) -> None:
         """probability: (1, side, side) of the crop on slice z"""
-        on_source = self.resized(probability, self.shape)[0].numpy()
-        self.marked[z] = on_source[self.part] > threshold
+        on_source = self.resized(probability, self.shape)[0].numpy()[self.part]
+        if self.mix is not None:
+            on_source = (1 - self.mix.share) * on_source + self.mix.share * self.own(z)
+            threshold = self.mix.threshold
+        self.marked[z] = on_source > threshold
         if self.near is not None:
             self.marked[z] &= self.near.get(z, np.bool_(False))
+
+    def own(self, z: int) -> np.ndarray:
+        """What the detector said of `inside` on slice z: float32 (rows, columns)"""
+        assert self.detection.soft is not None
+        values, start = self.detection.soft.values, self.detection.soft.start_zyx
+        out = np.zeros([part.stop - part.start for part in self.inside], np.float32)
+        if not 0 <= z - start[0] < len(values):
+            return out
+        there = [slice(s, s + n) for s, n in zip(start[1:], values.shape[1:], strict=True)]
+        common = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(self.inside, there, strict=True)]
+        if any(low >= high for low, high in common):
+            return out
+        here, its = (
+            tuple(slice(low - part.start, high - part.start) for (low, high), part in zip(common, parts, strict=True))
+            for parts in (self.inside, there)
+        )
+        out[here] = values[z - start[0]][its]
+        return out
 
     @staticmethod
     def resized(image: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -80,6 +80,19 @@ class Lesion:
         z, y, x = (slice(o, o + n) for o, n in zip(self.offset_zyx, self.mask.shape, strict=True))
         return z, y, x
 
+    def within(self, part: Sequence[slice]) -> Lesion | None:
+        """On the grid of a part of the scan, without what of its mask lies beyond; None when nothing is left."""
+        start, stop = np.array([one.start for one in part]), np.array([one.stop for one in part])
+        offset = np.array(self.offset_zyx) - start
+        low = np.maximum(-offset, 0)
+        high = np.minimum(self.mask.shape, stop - start - offset)
+        mask = self.mask[tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))]
+        if not mask.any():
+            return None
+        z, y, x = (int(o) for o in offset + low)
+        centre = np.subtract(self.centre_zyx, start)
+        return Lesion((float(centre[0]), float(centre[1]), float(centre[2])), self.diameter_mm, mask, (z, y, x))
+
 
 @dataclass(frozen=True, eq=False)
 class Scan:
@@ -89,7 +102,8 @@ class Scan:
     hu           int16 (z, y, x), Hounsfield units
     lungs        bool (z, y, x)
     lesions      what a detector is to find
-    irrelevant   findings that are neither lesions nor mistakes: outlined by too few readers (LIDC-IDRI, LUNA16)
+    irrelevant   findings that are neither lesions nor mistakes: outlined by too few readers (LIDC-IDRI, LUNA16), or
+                 the background's own (semi-synthetic)
     candidates   places of LUNA16's list of candidates, with True for nodules
     share        of a whole chest that is in view: false positives per scan are counted per whole chest
     """
@@ -297,18 +311,6 @@ def at_1_mm(
     stop = np.minimum(stop + MARGIN_MM, lungs.shape)
     box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
 
-    def moved(lesion: Lesion) -> Lesion | None:
-        """On the cut grid, without what of its mask lies beyond the scan; None when nothing is left."""
-        offset = np.array(lesion.offset_zyx) - start
-        low = np.maximum(-offset, 0)
-        high = np.minimum(lesion.mask.shape, stop - start - offset)
-        mask = lesion.mask[tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))]
-        if not mask.any():
-            return None
-        z, y, x = (int(o) for o in offset + low)
-        centre = np.subtract(lesion.centre_zyx, start)
-        return Lesion((float(centre[0]), float(centre[1]), float(centre[2])), lesion.diameter_mm, mask, (z, y, x))
-
     def at(index_zyx: tuple[float, float, float]) -> tuple[float, float, float]:
         z, y, x = np.array(index_zyx) * volume.spacing_mm - start
         return float(z), float(y), float(x)
@@ -318,9 +320,9 @@ def at_1_mm(
         patient=patient,
         hu=isotropic(volume.hu, volume.spacing_mm)[box].copy(),
         lungs=lungs[box].copy(),
-        lesions=tuple(one for one in map(moved, lesions) if one),
+        lesions=tuple(one for one in (lesion.within(box) for lesion in lesions) if one),
         semi_synthetic=False,
-        irrelevant=tuple(one for one in map(moved, irrelevant) if one),
+        irrelevant=tuple(one for one in (lesion.within(box) for lesion in irrelevant) if one),
         candidates=tuple((at(index), is_nodule) for index, is_nodule in candidates),
     )
 

@@ -10,7 +10,11 @@ measured semi-synthetically, and every figure has to say so. How they are made:
   only, and so on. Each donor of a part is used once before any is used twice.
 - Real backgrounds are halved: of one CT the left lung is for training and the right one for validation and test, of the
   next the other way round, so that nothing behind a test nodule was ever trained on. The phantoms of each part have
-  seeds of their own. Backgrounds were not read for nodules: what is in them counts as false positive.
+  seeds of their own.
+- Nobody annotated the real backgrounds, and people who are scanned have nodules: --excluded lists places that look like
+  one, as LUNA16's annotations_excluded.csv does. They are neither to be found nor mistakes, in training and test alike.
+  The list beside this file is of the two CTs that this project uses. It was made from pictures in three planes of what
+  the detectors marked, and of what is compact and free of vessels, in the bare lungs; no radiologist read them.
 - A donor is brought to 1 mm, in training turned about the body's long axis and mirrored at random, and denoised. What
   of each voxel is lung and what is tissue follows from its HU between its own lung and TISSUE_HU; the tissue is laid
   over the scan, within RIM_MM of the mask, and the scan's own lung shows through the rest. So lung HU are the scan's
@@ -43,15 +47,16 @@ from scipy import ndimage
 from skimage.restoration import denoise_tv_chambolle
 
 from models.files import write_text
+from models.lung_nodule import luna
 from models.lung_nodule.data import stored_split
 from models.lung_nodule.isotropic import isotropic
 from models.lung_nodule.lungs import find_lungs
-from models.lung_nodule.scans import FORMAT, INDEX, MARGIN_MM, Lesion, Scan, index_digest, store
+from models.lung_nodule.scans import FORMAT, INDEX, MARGIN_MM, Lesion, Scan, ball, index_digest, store
 from models.phantoms import KERNELS, chest_volume
 from models.pipeline import UnfitInput
 from models.read import Volume, read_ct
 
-VERSION = 1  # change it with every change of the pixels or the places
+VERSION = 2  # change it with every change of the pixels or the places
 PARTS = {"train": 5 / 8, "val": 1 / 8, "test": 1 / 4}  # of the scans
 UPPER = 0.35  # share of a lung's height: the validation's part of the lung that training does not see
 BETWEEN_MM = 10  # left out between validation and test
@@ -64,6 +69,8 @@ LUNG_BELOW_HU = -500
 WALL_ABOVE_HU = -300
 WALL_SHARE = 0.12  # of the donor's surroundings that must be wall for one that touches the pleura
 APART_MM = 8.0  # between two nodules, at least
+EXCLUDED = Path(__file__).with_name("annotations_excluded.csv")
+PHANTOM = "phantom-"  # how their names begin
 PHANTOM_MM = ((1.0, 1.0, 1.0), (1.25, 0.8, 0.8), (2.5, 0.9, 0.9))  # slice spacing, pixels
 
 
@@ -253,12 +260,16 @@ def blend(hu: np.ndarray, one: Graft, corner_zyx: Sequence[int], noise_hu: float
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """A chest on 1 mm to paste into, and where that is allowed: maps on every second voxel along each axis."""
+    """A chest on 1 mm to paste into, and where that is allowed: maps on every second voxel along each axis.
+
+    own   what looks like a nodule in it before any is pasted
+    """
 
     name: str
     patient: str
     hu: np.ndarray
     lungs: np.ndarray
+    own: tuple[Lesion, ...] = ()
 
     @cached_property
     def coarse(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -291,7 +302,8 @@ def cut_out(whole: Background, region: np.ndarray | None = None) -> Background:
         slice(max(i.start - MARGIN_MM, o.start), min(i.stop + MARGIN_MM, o.stop))
         for i, o in zip(inner, outer, strict=True)
     )
-    return Background(whole.name, whole.patient, whole.hu[box].copy(), lungs[box].copy())
+    own = tuple(one for one in (lesion.within(box) for lesion in whole.own) if one)
+    return Background(whole.name, whole.patient, whole.hu[box].copy(), lungs[box].copy(), own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,8 +339,11 @@ class Chest:
         return cut_out(self.whole, np.broadcast_to(side, shape) & height[:, None, None])
 
 
-def read_chest(path: Path) -> Chest:
-    """A zip or folder of the DICOM files of one CT. Raises UnfitInput when it does not show both lungs."""
+def read_chest(path: Path, excluded: Path = EXCLUDED) -> Chest:
+    """A zip or folder of the DICOM files of one CT, and the list of what is in such lungs.
+
+    Raises UnfitInput when it does not show both lungs.
+    """
     volume = read_folder(path)
     found = find_lungs(volume)
     if found.middle_x_mm is None:
@@ -336,8 +351,13 @@ def read_chest(path: Path) -> Chest:
     across = volume.affine[0, 2]
     middle = (found.middle_x_mm - volume.affine[0, 3]) / across * volume.spacing_mm[2]
     hu, lungs = (isotropic(one, volume.spacing_mm) for one in (volume.hu, found.mask))
+    to_index = np.linalg.inv(volume.affine)
+    own = tuple(
+        ball((to_index @ [*place_lps_mm, 1.0])[:3].tolist(), diameter_mm, volume.spacing_mm)
+        for place_lps_mm, diameter_mm in luna.listed_nodules(excluded).get(volume.headers[0].SeriesInstanceUID, [])
+    )
     return Chest(
-        Background(path.stem, path.stem, hu, lungs),
+        Background(path.stem, path.stem, hu, lungs, own),
         int(np.ceil(middle)),
         bool(across > 0),
         bool(volume.affine[2, 0] >= 0),
@@ -361,7 +381,7 @@ def phantom(seed: int, shape_mm: tuple[int, int, int] = (290, 250, 320)) -> Back
     z, y, x = (round(n / mm) for n, mm in zip(shape_mm, spacing, strict=True))
     hu, affine = chest_volume(seed, shape=(z, y, x), spacing_mm=spacing, kernel=kernel)
     lungs = find_lungs(Volume(hu, (), spacing, affine, ())).mask
-    name = f"phantom-{seed}"
+    name = f"{PHANTOM}{seed}"
     return cut_out(Background(name, name, isotropic(hu, spacing), isotropic(lungs, spacing)))
 
 
@@ -491,7 +511,8 @@ def make(plan: Plan, background: Background, donors: zipfile.ZipFile) -> tuple[S
     lacking: list[str] = []
     for name in plan.donors:
         donor = read_donor(donors, name)
-        found = place(background, donor, lesions, rng, vary=plan.part == "train") if not why_not_donor(donor) else None
+        taken = (*background.own, *lesions)
+        found = place(background, donor, taken, rng, vary=plan.part == "train") if not why_not_donor(donor) else None
         if found is None:
             lacking.append(donor.name)
             continue
@@ -517,12 +538,15 @@ def make(plan: Plan, background: Background, donors: zipfile.ZipFile) -> tuple[S
         lesions=tuple(lesions),
         semi_synthetic=True,
         donors=tuple(dict.fromkeys(fact["patient"] for fact in facts)),
+        irrelevant=background.own,
         share=background.share,
     )
     return scan, facts, lacking
 
 
-def generate(volumes: Path, scans: Sequence[Path], out: Path, count: int, seed: int) -> dict[str, Any]:
+def generate(
+    volumes: Path, scans: Sequence[Path], out: Path, count: int, seed: int, excluded: Path = EXCLUDED
+) -> dict[str, Any]:
     """Make a set, or the rest of it; returns its index. Raises ValueError when the folder holds another set."""
     out.mkdir(parents=True, exist_ok=True)
     split, split_sha256 = stored_split()
@@ -541,6 +565,7 @@ def generate(volumes: Path, scans: Sequence[Path], out: Path, count: int, seed: 
                 "nodules": sum(map(len, donors.values())),
             },
             "backgrounds": [{"name": path.name, "size": path.stat().st_size} for path in scans],
+            "excluded": hashlib.sha256(excluded.read_bytes()).hexdigest(),
         }
         index: dict[str, Any] = {
             "format": FORMAT,
@@ -556,7 +581,7 @@ def generate(volumes: Path, scans: Sequence[Path], out: Path, count: int, seed: 
                 raise ValueError(f"{out} holds another set, of {former.get('settings')}; give an empty folder")
             index["scans"] = former["scans"]
         done = {one["name"] for one in index["scans"]}
-        chest_of = cache(lambda number: read_chest(scans[number]))
+        chest_of = cache(lambda number: read_chest(scans[number], excluded))
         piece_of = cache(lambda number, part: chest_of(number).part(part, number))
         for plan in track(plans(donors, count, seed, len(scans)), "semi-synthetic scans"):
             if plan.name in done:
@@ -576,6 +601,7 @@ def generate(volumes: Path, scans: Sequence[Path], out: Path, count: int, seed: 
                     "seed": list(plan.seed),
                     "share": ground.share,
                     "lesions": facts,
+                    "own": len(ground.own),
                     "without_room": lacking,
                 }
             )
@@ -590,12 +616,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--volumes", type=Path, required=True, help="zip of image/*.nii.gz and nodule_mask/*.nii.gz")
     parser.add_argument("--scan", type=Path, action="append", default=[], help="zip or folder of one CT in DICOM files")
+    parser.add_argument(
+        "--excluded", type=Path, default=EXCLUDED, help="annotations_excluded.csv of what the CTs have themselves"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scans", type=int, default=64, help="of all parts together")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args(arguments)
     try:
-        index = generate(given.volumes, given.scan, given.out, given.scans, given.seed)
+        index = generate(given.volumes, given.scan, given.out, given.scans, given.seed, given.excluded)
     except (ValueError, UnfitInput) as error:
         raise SystemExit(str(error)) from error
     for part in PARTS:

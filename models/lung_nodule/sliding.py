@@ -16,7 +16,7 @@ from models import weights
 from models.lung_nodule.lungs import Lungs
 from models.lung_nodule.options import Options
 from models.lung_nodule.preprocess import PREPROCESSING, SIDE, TRAINED_MM, is_native, window
-from models.lung_nodule.refine import Candidate
+from models.lung_nodule.refine import Candidate, Mix
 from models.lung_nodule.rules import like_no_nodule, unfit
 from models.nets.baselines import build_net
 from models.pipeline import Progress
@@ -69,6 +69,7 @@ class SlidingUNet:
     """See models.lung_nodule.detectors.Detector."""
 
     within_mm: float | None = None  # its pieces are parts of nodules as often as not
+    mix: Mix | None = None  # it is the second look's own network, but for the crops
 
     def __init__(self, options: Options, runtime: Runtime) -> None:
         self.options, self.runtime = options, runtime

@@ -285,6 +285,13 @@ class NoduleNet(nn.Module):
         self.outliner = Outliner(config)
         self.register_buffer("stage", torch.tensor(RPN))  # which heads have learnt: those later are not to be asked
 
+    def keep_detection(self) -> None:
+        """From now on nothing learns but the mask head and the decoder, which with a pyramid nobody else needs: boxes
+        and probabilities stay what they are."""
+        assert self.pyramid is not None
+        for part in (self.backbone.pre, self.backbone.down, self.pyramid, self.rpn, self.rcnn):
+            part.requires_grad_(False).eval()
+
     def forward(self, image: Tensor) -> tuple[list[Level], Maps]:
         """(B, 1, D, H, W) -> what the RPN says at each level, and the maps that the other heads cut from"""
         if any(side % STEP for side in image.shape[2:]):

@@ -8,6 +8,7 @@ A scan is prepared once and kept as two files of bytes, which are mapped, not re
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,6 +202,14 @@ def thicker(image: Tensor, voxels: int) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------- batches
 
 
+def mistakes(path: Path, digest: str) -> list[tuple[str, tuple[float, float, float]]]:
+    """(scan, place) of each mistake in a file of detect3d.mine. Raises ValueError when it is of other scans."""
+    said = json.loads(path.read_text("utf-8"))
+    if said["scans_sha256"] != digest:
+        raise ValueError(f"{path.name} was made of other scans than these; make it anew")
+    return [(name, (z, y, x)) for name, places in said["places"].items() for z, y, x in places]
+
+
 def crops(
     scans: PreparedScans,
     lesions: Sequence[tuple[str, int, tuple[slice, ...]]],
@@ -210,19 +219,26 @@ def crops(
     side: int,
     anywhere: float,
     worse: float = 0.0,
+    hard: Sequence[tuple[str, tuple[float, float, float]]] = (),
 ) -> Iterator[Crop]:
     """So many crops, augmented, the same for the same seed. Every lesion's turn comes before any comes twice.
 
     anywhere   share of the crops round a random place in the lungs of a random scan, rather than round a nodule
     worse      share of them that is `degraded`
+    hard       scans and places that every second of the former show, at a random place in the crop
     """
     rng = np.random.default_rng(seed)
     order: list[int] = []
     for _ in range(count):
         matrix = random_matrix(rng)
         if rng.random() < anywhere or not lesions:
-            scan = scans[scans.names[int(rng.integers(len(scans.names)))]]
-            crop = cut_out(scan, View(place_in_lungs(scan.regions, rng), matrix, side))
+            if hard and rng.random() < 0.5:
+                name, place = hard[int(rng.integers(len(hard)))]
+                view = view_of([slice(c, c + 1) for c in map(round, place)], matrix, side, rng)
+            else:
+                name = scans.names[int(rng.integers(len(scans.names)))]
+                view = View(place_in_lungs(scans[name].regions, rng), matrix, side)
+            crop = cut_out(scans[name], view)
         else:
             order = order or rng.permutation(len(lesions)).tolist()
             name, _, box = lesions[order.pop()]

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import cast
 
 import numpy as np
 
 from models import weights
-from models.froc import Froc, Sphere, froc
+from models.froc import Froc, froc
 from models.lung_nodule.data import Strategy
 from models.lung_nodule.detect3d.infer import DetectOptions, detect, network
 from models.lung_nodule.detect3d.preprocess import PREPROCESSING
 from models.lung_nodule.detect3d.recipe import dice_of
+from models.lung_nodule.detect3d.views import VIEWS
 from models.lung_nodule.scans import Scan, Scans
 from models.metrics import Interval, Judgement, bootstrap, counted
 from models.nets.nodulenet import MASK, RCNN, RPN, NoduleNet
@@ -38,12 +38,12 @@ class Mark:
     score: float
 
 
-def marks(net: NoduleNet, scan: Scan) -> dict[str, list[Mark]]:
+def marks(net: NoduleNet, scan: Scan, views: int = 1) -> dict[str, list[Mark]]:
     """Of the RPN alone; and of the boxes of the RCNN head by its own probability and by the mean of both, as served."""
-    first = detect(net, scan.hu, scan.lungs, options=DetectOptions(stage=RPN))
+    first = detect(net, scan.hu, scan.lungs, options=DetectOptions(stage=RPN, views=views))
     found = {ALONE: [Mark(one.centre_zyx, one.rpn) for one in first]}
     if int(net.stage) >= RCNN:
-        both = detect(net, scan.hu, scan.lungs, options=DetectOptions(stage=RCNN))
+        both = detect(net, scan.hu, scan.lungs, options=DetectOptions(stage=RCNN, views=views))
         found[SECOND] = [Mark(one.centre_zyx, one.rcnn or 0.0) for one in both]
         found[MEAN] = [Mark(one.centre_zyx, one.score) for one in both]
     return found
@@ -53,11 +53,11 @@ def curve(
     found: Sequence[Sequence[Mark]],
     scans: Sequence[Scan],
     rounds: int = 1000,
-    neither: Mapping[str, Sequence[Sphere]] = MappingProxyType({}),
+    strict: bool = False,
 ) -> Froc:
     """By LUNA16's rule, false positives per whole chest.
 
-    neither   places of a patient's scans at which a mark is neither hit nor mistake, besides the irrelevant findings
+    strict   a mark on an irrelevant finding is a mistake
 
     Bootstraps draw patients; of a semi-synthetic set scans, for its backgrounds are but a few persons while the nodules
     differ from scan to scan.
@@ -65,7 +65,7 @@ def curve(
     return froc(
         found,
         [scan.lesions for scan in scans],
-        irrelevant=[[*scan.irrelevant, *neither.get(scan.patient, ())] for scan in scans],
+        irrelevant=None if strict else [scan.irrelevant for scan in scans],
         shares=[scan.share for scan in scans],
         groups=[owner(scan) for scan in scans],
         rounds=rounds,
@@ -102,15 +102,16 @@ def evaluate(
     """FROC of each head, and Dice of what is found, with 95 % intervals.
 
     paths     the weights to judge, one file; the shipped ones when not given
-    flips     refused: the detector is judged as it serves
+    flips     four views of each scan are averaged, as the node does by default
     strategy  of data.split_of
     cache     folder for the scans of public collections, brought to 1 mm
 
     Raises ValueError for a split without lesions, or a request that cannot be met; WeightsError for weights that are
     missing, spoilt, or learnt on another split.
     """
-    if (paths and len(paths) > 1) or flips:
-        raise ValueError("nodulenet: name the weights of one training with --weights, without --flips")
+    if paths and len(paths) > 1:
+        raise ValueError("nodulenet: name the weights of one training with --weights")
+    views = len(VIEWS) if flips else 1
     scans = Scans(data, cache=cache, strategy=cast(Strategy, strategy or "stored"), anew=False)
     path = paths[0] if paths else weights.packed("lung_nodule", CHECKPOINT)
     loaded, net = read(path, scans.split_sha256)
@@ -120,11 +121,11 @@ def evaluate(
     overlap: list[tuple[str, float]] = []
     for name in scans.split[split]:
         scan = scans.load(name)
-        for head, one in marks(net, scan).items():
+        for head, one in marks(net, scan, views).items():
             found.setdefault(head, []).append(one)
         judged.append(without_voxels(scan))
         if int(net.stage) >= MASK:
-            outlined = detect(net, scan.hu, scan.lungs)
+            outlined = detect(net, scan.hu, scan.lungs, options=DetectOptions(views=views))
             shared = [dice_of(outlined, lesion) for lesion in scan.lesions]
             overlap += [(owner(scan), value) for value in shared if value is not None]
     if not any(scan.lesions for scan in judged):
@@ -137,9 +138,10 @@ def evaluate(
         owners = [owner for owner, _ in overlap]
         figures["Dice of the nodules found"] = bootstrap(lambda rows: float(values[rows].mean()), owners)
     kind = "semi-synthetic" if all(scan.semi_synthetic for scan in judged) else "real"
-    choices: Mapping[str, str] = {
+    choices: Mapping[str, str | int] = {
         "nodules": kind,
         "device": device,
+        "views": views,
         "intervals over": "scans" if kind == "semi-synthetic" else "patients",
     }
     return Judgement(

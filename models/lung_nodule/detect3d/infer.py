@@ -22,6 +22,8 @@ from torch import Tensor
 from models.layers.boxes import centres, clip, decode, nms
 from models.lung_nodule.detect3d.preprocess import OUTSIDE, box_of, network_input, prepare
 from models.lung_nodule.detect3d.proposals import OVERLAP, proposals, without_margin
+from models.lung_nodule.detect3d.views import Looks
+from models.lung_nodule.isotropic import Soft
 from models.nets.nodulenet import FULL_WIDTH, MASK, RCNN, STEP, NoduleNet, NoduleNetConfig, aligned, folded
 from models.pipeline import Progress
 from models.runtime import Runtime, channels_last
@@ -34,6 +36,7 @@ SLACK = 4  # voxels beyond its own half of the seam in which a window's answer s
 MASK_OVERLAP = 0.3  # IoU of masks above which of two detections the less certain goes
 BYTES_PER_VOXEL = {True: 130, False: 210}  # of a forward pass at full width, in bfloat16 or not; measured
 FIXED_BYTES = 60  # of these, what does not shrink with the width
+KEPT_BYTES = 32  # per voxel and further view at full width: the maps that the later heads cut from
 
 
 def network(loaded: Weights) -> NoduleNet:
@@ -51,6 +54,7 @@ class DetectOptions:
     window      voxels along a side; 0: the whole lungs at once, or else as much as memory_gb takes
     memory_gb   for the network's maps; 0: a sixth of the processor's memory but at most 2 GB, or half of a GPU's
     stage       heads that are asked: 1, 2 or 3, see models.nets.nodulenet; never more than have learnt
+    views       of each window that are averaged, 1 to 4: as it is, mirrored in x, in y, in both
     """
 
     least: float = 0.02
@@ -59,6 +63,7 @@ class DetectOptions:
     window: int = 0
     memory_gb: float = 0.0
     stage: int = MASK
+    views: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +75,7 @@ class Detection3D:
     mask         bool, fills `box`; None when the mask head was not asked or marked nothing
     score        mean of the probabilities of both heads, or the RPN's while there is no other
     rpn, rcnn    those probabilities; rcnn is None while that head has not learnt
+    soft         what the mask head says round `mask`; None where that is None
     """
 
     centre_zyx: tuple[float, float, float]
@@ -78,6 +84,7 @@ class Detection3D:
     score: float
     rpn: float
     rcnn: float | None
+    soft: Soft | None = None
 
 
 class Detections(list[Detection3D]):
@@ -150,16 +157,17 @@ def sides_to_try(model: NoduleNet, shape: Sequence[int], runtime: Runtime, optio
     if options.window:
         return [multiple(options.window), *(side for side in WINDOWS if side < options.window)]
     budget = options.memory_gb * 1e9 or default_budget(runtime)
-    each = need_per_voxel(model.config.width, runtime.bf16)
+    each = need_per_voxel(model.config.width, runtime.bf16, options.views)
     voxels = {0: int(np.prod([multiple(n) for n in shape]))}
     voxels |= {side: side**3 for side in WINDOWS if side < max(shape)}
     fitting = [side for side, count in voxels.items() if count * each <= budget]
     return fitting or [WINDOWS[-1]]
 
 
-def need_per_voxel(width: int, bf16: bool) -> float:
-    """Bytes that a forward pass takes for each voxel of a window, at most, as measured."""
-    return FIXED_BYTES + (BYTES_PER_VOXEL[bf16] - FIXED_BYTES) * width / FULL_WIDTH
+def need_per_voxel(width: int, bf16: bool, views: int = 1) -> float:
+    """Bytes that forward passes take for each voxel of a window, at most, as measured."""
+    growing = BYTES_PER_VOXEL[bf16] - FIXED_BYTES + KEPT_BYTES * (views - 1)
+    return FIXED_BYTES + growing * width / FULL_WIDTH
 
 
 def default_budget(runtime: Runtime) -> float:
@@ -254,27 +262,26 @@ def looked(
     image = network_input(F.pad(torch.from_numpy(grey), ends, value=OUTSIDE))[None, None]
     with runtime.precision():
         image = runtime.take(image)
-        levels, maps = model(image)
-        boxes, rpn = proposals(levels, 0, window.shape, least=options.least, most=options.most)
+        looks = Looks(model, image, options.views)
+        boxes, rpn = proposals(looks.levels, 0, window.shape, least=options.least, most=options.most)
         progress(0.5, f"{len(boxes)} places")
         score, rcnn = rpn, None
         if stage >= RCNN:
-            logits, deltas = model.judge(maps, 0, boxes)
-            rcnn = logits.softmax(dim=1)[:, 1]
+            rcnn, deltas = looks.judge(boxes)
             score = (rpn + rcnn) / 2
-            boxes = clip(decode(deltas[:, 1], boxes), window.shape)
+            boxes = clip(decode(deltas, boxes), window.shape)
         start = torch.tensor(window.start, device=boxes.device)
         low, high = (torch.tensor(side, device=boxes.device) for side in (window.own_from, window.own_to))
         middles = centres(boxes) + start
         own = ((middles >= low) & (middles < high)).all(dim=1).nonzero()[:, 0]
         kept = own[nms(boxes[own], score[own], OVERLAP)]
-        masks: dict[int, tuple[np.ndarray, list[int]]] = {}
+        masks: dict[int, Soft] = {}
         if stage >= MASK:
             outlined = kept[: options.outlined]
             corners = aligned(boxes[outlined], window.shape).tolist()
             for number, (place, box) in enumerate(zip(outlined.tolist(), corners, strict=True)):
                 progress(0.5 + 0.5 * number / len(corners), f"outline {number + 1} of {len(corners)}")
-                masks[place] = (model.outline(maps, image, 0, box) > 0).cpu().numpy(), box[:3]
+                masks[place] = Soft(looks.outline(box).sigmoid().float().cpu().numpy(), (box[0], box[1], box[2]))
     offset = torch.tensor([*window.start, *window.start])
     found = []
     for place in kept.tolist():
@@ -290,25 +297,28 @@ def looked(
     return found
 
 
-def detection(
-    box: Tensor, mask: tuple[np.ndarray, list[int]] | None, score: float, rpn: float, rcnn: float | None
-) -> Detection3D:
-    """From the box as the network gives it, with margin, and the mask of a larger box with that one's start."""
+def detection(box: Tensor, soft: Soft | None, score: float, rpn: float, rcnn: float | None) -> Detection3D:
+    """From the box as the network gives it, with margin, and what the mask head says in a larger one."""
     z, y, x = (centres(box) - 0.5).tolist()  # of the boxes voxel 0 is from 0 to 1, as an index its middle is 0
-    (tight,) = (ndimage.find_objects(mask[0].astype(np.uint8)) if mask is not None else None) or [None]
-    if mask is None or tight is None:
+    mask = None if soft is None else soft.values > 0.5
+    (tight,) = (ndimage.find_objects(mask.astype(np.uint8)) if mask is not None else None) or [None]
+    if soft is None or mask is None or tight is None:
         nodule = without_margin(box)
         starts, ends = nodule[:3].floor().int().tolist(), nodule[3:].ceil().int().tolist()
         return Detection3D((z, y, x), (*starts, *ends), None, score, rpn, rcnn)
-    starts = [a + s.start for a, s in zip(mask[1], tight, strict=True)]
-    ends = [a + s.stop for a, s in zip(mask[1], tight, strict=True)]
-    return Detection3D((z, y, x), (*starts, *ends), mask[0][tight].copy(), score, rpn, rcnn)
+    starts = [a + s.start for a, s in zip(soft.start_zyx, tight, strict=True)]
+    ends = [a + s.stop for a, s in zip(soft.start_zyx, tight, strict=True)]
+    return Detection3D((z, y, x), (*starts, *ends), mask[tight].copy(), score, rpn, rcnn, soft)
 
 
 def moved(one: Detection3D, by: Sequence[int]) -> Detection3D:
     z, y, x = (float(c + b) for c, b in zip(one.centre_zyx, by, strict=True))
     box = [int(side + b) for side, b in zip(one.box, [*by, *by], strict=True)]
-    return replace(one, centre_zyx=(z, y, x), box=(box[0], box[1], box[2], box[3], box[4], box[5]))
+    soft = one.soft
+    if soft is not None:
+        d, h, w = (int(s + b) for s, b in zip(soft.start_zyx, by, strict=True))
+        soft = Soft(soft.values, (d, h, w))
+    return replace(one, centre_zyx=(z, y, x), box=(box[0], box[1], box[2], box[3], box[4], box[5]), soft=soft)
 
 
 def distinct(found: Sequence[Detection3D]) -> list[Detection3D]:

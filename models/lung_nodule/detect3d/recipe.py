@@ -26,7 +26,7 @@ from models.froc import froc, hitting
 from models.layers.boxes import decode, encode
 from models.layouts import CACHE
 from models.losses import tversky_loss
-from models.lung_nodule.detect3d.data import PreparedScans, batched, cache_name, crops
+from models.lung_nodule.detect3d.data import PreparedScans, batched, cache_name, crops, mistakes
 from models.lung_nodule.detect3d.infer import Detection3D, DetectOptions, detect, in_common
 from models.lung_nodule.detect3d.losses import box_loss, class_loss, focal_loss, hard_cross_entropy, sampled
 from models.lung_nodule.detect3d.preprocess import PREPROCESSING
@@ -55,10 +55,12 @@ class Config(TrainConfig):
     crop: int = 96  # voxels along a side; 128 as published
     crops: int = 400  # of an epoch
     anywhere: float = 0.25  # share of them round a random place in the lungs instead of a nodule; 0 as published
+    hard: str = ""  # file of detect3d.mine; every second of the crops anywhere is then round one of its places
     worse: float = 0.5  # share of them with noise, offset and thick slices, see data.degraded; 0 as published
     positives: int = 1  # anchors of a crop that cross-entropy learns from; focal loss takes all
     rcnn_from: float = 65 / 200  # share of the epochs after which the RCNN head learns too
     mask_from: float = 80 / 200
+    mask_alone: bool = False  # nothing but the mask head and its decoder learns then; needs fpn
     least: float = 0.1  # RPN probability of the boxes that the RCNN head learns from; 0.5 as published
     proposed: int = 100  # of an image, at most
     outlined: int = 4  # boxes of an image that the mask head learns from, at most
@@ -72,8 +74,8 @@ class NoduleNetRecipe:
     preprocessing = PREPROCESSING
 
     def __init__(self, data: Path, config: Config) -> None:
-        self.configure(config)
         self.scans = Scans(data)
+        self.configure(config)
         self.split_sha256 = self.scans.split_sha256
         names = self.scans.split["train"]
         cache = Path(config.cache or CACHE).expanduser() / cache_name(data, names)
@@ -82,10 +84,13 @@ class NoduleNetRecipe:
 
     def configure(self, config: Config) -> None:
         """Take other hyper-parameters, on the same data. Raises ValueError for those that make no sense."""
+        self.hard = mistakes(Path(config.hard), self.scans.digest) if config.hard else []
         if config.optimiser not in ("adamw", "sgd"):
             raise ValueError(f"optimiser={config.optimiser!r}: adamw or sgd")
         if config.crop % 16:
             raise ValueError(f"crop={config.crop}: a multiple of 16 is needed")
+        if config.mask_alone and not config.fpn:
+            raise ValueError("mask_alone=true needs fpn=true: else boxes are proposed on the mask head's own decoder")
         self.config = config
         self.name = named(config)
 
@@ -118,6 +123,7 @@ class NoduleNetRecipe:
             side=config.crop,
             anywhere=config.anywhere,
             worse=config.worse,
+            hard=self.hard,
         )
         for batch in batched(drawn, config.batch):
             yield batch | {"stage": torch.tensor(self.stage(epoch))}
@@ -129,6 +135,8 @@ class NoduleNetRecipe:
         """The plain sum over the heads that learn in this epoch. The network remembers which those are."""
         assert isinstance(model, NoduleNet)
         model.stage.copy_(batch["stage"])
+        if self.config.mask_alone and int(batch["stage"]) == MASK:
+            model.keep_detection()
         return sum(losses(model, batch, self.config).values(), torch.zeros((), device=batch["image"].device))
 
     @torch.inference_mode()
@@ -255,8 +263,8 @@ def second_look(
         "rcnn_class": class_loss(torch.cat(logits), torch.cat(kinds)),
         "rcnn_box": box_loss(torch.cat(given), torch.cat(wanted)),
     }
-    if outlines and masks:
-        out["mask"] = torch.stack(masks).mean()
+    if outlines:  # without a mask a zero that gradients can be taken of
+        out["mask"] = torch.stack(masks).mean() if masks else 0 * model.outliner.logits.bias.sum()  # type: ignore[union-attr]
     return out
 
 

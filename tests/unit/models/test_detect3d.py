@@ -35,10 +35,13 @@ from models.lung_nodule.detect3d.data import (
 from models.lung_nodule.detect3d.evaluate import Mark, curve, evaluate
 from models.lung_nodule.detect3d.infer import DetectOptions, detect, windows
 from models.lung_nodule.detect3d.losses import box_loss, class_loss, focal_loss, hard_cross_entropy
+from models.lung_nodule.detect3d.mine import wrongly_marked
 from models.lung_nodule.detect3d.preprocess import OUTSIDE, hulls, network_input, prepare
 from models.lung_nodule.detect3d.proposals import with_margin, without_margin
+from models.lung_nodule.detect3d.recipe import NoduleNetRecipe
 from models.lung_nodule.detect3d.tables import study
 from models.lung_nodule.detect3d.targets import NEGATIVE, NEITHER, POSITIVE, label_anchors, sample_rois
+from models.lung_nodule.detect3d.views import VIEWS, Looks
 from models.lung_nodule.scans import FORMAT, INDEX, Lesion, Scan, index_digest, store
 from models.nets.nodulenet import ANCHORS_MM, MASK, Level, NoduleNet, NoduleNetConfig, anchor_boxes
 from models.runtime import Runtime, channels_last
@@ -246,6 +249,86 @@ def test_rois_hold_the_nodules_and_what_is_surely_none():
     assert len(rois) == int(truth.sum()) == 32
 
 
+# ------------------------------------------------------------------------------------------------------------- views
+
+
+@pytest.mark.parametrize("axes", VIEWS)
+def test_a_mirrored_scan_gives_the_mirrored_answer(learnt, axes):
+    """Four views are a group: whichever of them the scan is, the same are averaged. One view knows no such thing."""
+    scan = scan_with([(30, 34, 28), (24, 20, 44)])
+    hu, lungs = (np.ascontiguousarray(np.flip(each, axes)) for each in (scan.hu, scan.lungs))
+    plain = Runtime(torch.device("cpu"), bf16=False)
+    window = infer.Window((0, 0, 0), scan.hu.shape, (-np.inf,) * 3, (np.inf,) * 3)
+
+    def found(hu, lungs, views):
+        options = DetectOptions(views=views, outlined=1)
+        seen = infer.looked(learnt[0], prepare(hu, lungs), window, plain, options, lambda _share, _what: None)
+        return sorted((one for _, one in seen), key=lambda one: -one.score)
+
+    there, here = found(hu, lungs, 4), found(scan.hu, scan.lungs, 4)
+    assert len(there) == len(here) > 1
+    for a, b in zip(there, here, strict=True):
+        assert (a.score, a.rpn, a.rcnn) == pytest.approx((b.score, b.rpn, b.rcnn), abs=1e-4)
+        back = [63 - c if axis in axes else c for axis, c in enumerate(a.centre_zyx)]
+        np.testing.assert_allclose(back, b.centre_zyx, atol=1e-2)
+    np.testing.assert_array_equal(np.flip(there[0].mask, axes), here[0].mask)
+    if axes:
+        alone = [found(*each, 1)[0].score for each in ((hu, lungs), (scan.hu, scan.lungs))]
+        assert abs(alone[0] - alone[1]) > 1e-4
+
+
+def test_one_view_is_the_network_itself_and_five_are_refused(learnt):
+    net = learnt[0]
+    image = torch.randn(1, 1, 32, 48, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        looks, (levels, maps) = Looks(net, image), net(image)
+        boxes = torch.tensor([[4.0, 8, 4, 20, 30, 22]])
+        logits, deltas = net.judge(maps, 0, boxes)
+        probability, shifts = looks.judge(boxes)
+        outline = net.outline(maps, image, 0, [4, 8, 4, 20, 32, 24])
+        torch.testing.assert_close(looks.outline([4, 8, 4, 20, 32, 24]), outline)
+    for one, other in zip(looks.levels, levels, strict=True):
+        assert torch.equal(one.logits, other.logits)
+        assert torch.equal(one.deltas, other.deltas)
+    torch.testing.assert_close(probability, logits.softmax(dim=1)[:, 1])
+    torch.testing.assert_close(shifts, deltas[:, 1])
+    with pytest.raises(ValueError, match="1 to 4"):
+        Looks(net, image, 5)
+
+
+# --------------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_what_is_marked_and_is_no_nodule_is_listed_and_looked_at_again(learnt, tmp_path):
+    """A ball that the network knows: a mistake while it is neither a lesion nor irrelevant."""
+    known = scan_with([(30, 34, 28)])
+    scan = dataclasses.replace(known, lesions=())
+    (place, *_) = wrongly_marked(learnt[0], scan)
+    np.testing.assert_allclose(place, (30, 34, 28), atol=3)
+    for other in (known, dataclasses.replace(scan, irrelevant=known.lesions)):
+        assert all(np.linalg.norm(np.subtract(each, place)) > 5 for each in wrongly_marked(learnt[0], other))
+
+    store(tmp_path / "a.npz", scan)
+    index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": "5" * 64}
+    index["scans"] = [{"name": "a", "part": "train", "file": "a.npz"}]
+    (tmp_path / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
+    config = recipe.Config(width=4, crop=32, batch=1, crops=24, anywhere=1.0, worse=0.0, cache=str(tmp_path / "cache"))
+    hard = tmp_path / "hard.json"
+    digest = NoduleNetRecipe(tmp_path, config).scans.digest
+    hard.write_text(json.dumps({"scans_sha256": digest, "places": {"a": [place]}}))
+
+    def showing(config):
+        """Crops with the ball or a part of it, and none of what is beyond the lung."""
+        batches = NoduleNetRecipe(tmp_path, config).batches("train", 0)
+        bright = [int((one["image"] > 0.2).sum()) for one in batches]
+        return sum(100 < voxels < 1200 for voxels in bright)
+
+    assert showing(dataclasses.replace(config, hard=str(hard))) >= showing(config) + 5
+    hard.write_text(json.dumps({"scans_sha256": "another", "places": {}}))
+    with pytest.raises(ValueError, match=r"hard\.json was made of other scans"):
+        NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard=str(hard)))
+
+
 def test_the_margin_comes_and_goes():
     boxes = torch.tensor([[10.0, 20, 30, 15, 29, 36]])
     assert with_margin(boxes).tolist() == [[6, 16, 26, 19, 33, 40]]
@@ -315,6 +398,45 @@ def test_a_training_on_one_scan_learns_it_by_heart(learnt):
     assert min(best.score, best.rpn, best.rcnn) > 0.5
     assert best.mask.shape == tuple(b - a for a, b in zip(best.box[:3], best.box[3:], strict=True))
     assert recipe.dice_of([best], scan.lesions[0]) > 0.7
+    wide = [(37, 3), (20, 0), (0, 51)]
+    other = detect(net, np.pad(scan.hu, wide, constant_values=40), np.pad(scan.lungs, wide))[0]
+    for one in (best, other):
+        starts = zip(one.box[:3], one.box[3:], one.soft.start_zyx, strict=True)
+        tight = tuple(slice(low - start, high - start) for low, high, start in starts)
+        np.testing.assert_array_equal(one.soft.values[tight] > 0.5, one.mask)
+
+
+def test_a_mask_head_that_learns_alone_changes_no_box_and_no_probability(learnt, tmp_path):
+    net = copy.deepcopy(learnt[0]).train()
+    config = recipe.Config(width=4, mask_alone=True, crop=32, batch=1, crops=4, cache=str(tmp_path / "cache"))
+    scan = scan_with([(30, 34, 28)])
+    store(tmp_path / "a.npz", scan)
+    index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": "5" * 64}
+    index["scans"] = [{"name": "a", "part": "train", "file": "a.npz"}]
+    (tmp_path / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
+    teaching = NoduleNetRecipe(tmp_path, config)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-2)
+    anywhere = (dataclasses.replace(config, anywhere=share) for share in (0.0, 1.0))  # with masks to learn, and without
+    for each in anywhere:
+        teaching.configure(each)
+        for batch in teaching.batches("train", 0):
+            loss = teaching.loss(net, batch | {"stage": torch.tensor(MASK)})
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    changed = {name.split(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    changed_backbone = {
+        name.split(".")[1]
+        for name, value in net.state_dict().items()
+        if name.startswith("backbone") and not torch.equal(value, before[name])
+    }
+    assert changed == {"backbone", "outliner"}
+    assert changed_backbone == {"up", "join"}
+    old, new = (detect(one.eval(), scan.hu, scan.lungs)[0] for one in (learnt[0], net))
+    assert (old.score, old.rpn, old.rcnn, old.centre_zyx) == (new.score, new.rpn, new.rcnn, new.centre_zyx)
+    with pytest.raises(ValueError, match="needs fpn"):
+        teaching.configure(dataclasses.replace(config, fpn=False))
 
 
 def test_the_same_scan_gives_the_same_answer(learnt):
@@ -595,8 +717,10 @@ def test_evaluation_and_table_judge_every_head_on_scans_that_nobody_learnt_from(
     assert judged.judged["scans"] == 1
     assert judged.judged["nodules"] == 2
     assert judged.choices["nodules"] == "semi-synthetic"
+    assert judged.choices["views"] == 1
+    assert evaluate(folder, paths=[weights_], flips=True).choices["views"] == 4
     with pytest.raises(ValueError, match="one training"):
-        evaluate(folder, paths=[weights_], flips=True)
+        evaluate(folder, paths=[weights_, weights_])
     (folder / INDEX).write_text((folder / INDEX).read_text().replace("5" * 64, "6" * 64))
     with pytest.raises(UnknownLayout, match="changed after the set was made"):
         evaluate(folder, paths=[weights_])
@@ -608,5 +732,8 @@ def test_a_curve_counts_false_marks_per_whole_chest():
     seen = [Mark((50.0, 50.0, 50.0), 0.9), Mark(scan.lesions[0].centre_zyx, 0.8)]
     at = curve([seen], [scan], rounds=1).at
     assert [at[rate].value for rate in (1, 2, 4)] == [0, 1, 1]
+    own = dataclasses.replace(scan, irrelevant=(Lesion.of(np.pad(np.ones((9, 9, 9), bool), ((46, 9),) * 3)),))
+    lenient, strict = (curve([seen], [own], rounds=1, strict=strict).at for strict in (False, True))
+    assert [lenient[1].value, strict[1].value] == [1, 0]
     half = recipe.judgement([[infer.Detection3D(m.centre_zyx, (0,) * 6, None, m.score, 0, 0) for m in seen]], [scan], 1)
     assert half["sensitivity_at_1"] == 0

@@ -14,7 +14,7 @@ from models import weights
 from models.lung_nodule import detectors
 from models.lung_nodule.detect3d.infer import Detection3D, Detections
 from models.lung_nodule.detectors import DETECTORS, CCFAMDetector, NoduleNetDetector, candidate, ellipsoid
-from models.lung_nodule.isotropic import first_voxel, isotropic, on_source
+from models.lung_nodule.isotropic import Soft, first_voxel, isotropic, on_source
 from models.lung_nodule.lungs import Lungs, find_lungs
 from models.lung_nodule.options import Options
 from models.lung_nodule.pipeline import LungNodule
@@ -115,6 +115,27 @@ def test_of_a_mask_in_pieces_the_largest_is_the_nodule():
     found = candidate(Detection3D((0, 0, 0), (5, 5, 5, 15, 25, 25), mask, 0.9, 0.9, 0.9), (0, 0, 0), volume)
     assert found.offset_zyx == (7, 7, 7)
     assert found.mask.sum() == 6**3
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(st.floats(0.5, 5), st.floats(0.4, 1.3), st.floats(0.4, 1.3)),
+    st.tuples(*[st.integers(-6, 30)] * 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_what_a_detector_says_of_each_voxel_lies_where_it_said_it(spacing_mm, start, seed):
+    """Against interpolation of the whole grid by another hand, 0 beyond the box and beyond the scan."""
+    shape = tuple(int(30 / mm) + 1 for mm in spacing_mm)
+    values = np.random.default_rng(seed).random((7, 9, 8), np.float32)
+    lines = [np.arange(n) * mm - a for n, mm, a in zip(shape, spacing_mm, start, strict=True)]
+    wanted = ndimage.map_coordinates(
+        values, np.array(np.meshgrid(*lines, indexing="ij")), order=1, mode="grid-constant"
+    )
+    there = Soft(values, start).on_source(spacing_mm, shape)
+    got = np.zeros(shape)
+    if there is not None:
+        got[tuple(slice(a, a + n) for a, n in zip(there.start_zyx, there.values.shape, strict=True))] = there.values
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_what_lies_beyond_the_scan_is_cut_off():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zipfile
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from scipy import ndimage
 from models.layouts import UnknownLayout
 from models.lung_nodule import semisynthetic
 from models.lung_nodule.data import stored_split
-from models.lung_nodule.scans import Scan, Scans
+from models.lung_nodule.nodule_volumes import BEYOND_MM, write
+from models.lung_nodule.scans import Scan, Scans, ball
 from models.lung_nodule.semisynthetic import (
     RIM_MM,
     Background,
@@ -36,9 +38,11 @@ from models.lung_nodule.semisynthetic import (
     plans,
     read_chest,
     read_donor,
+    read_folder,
     turned,
 )
 from models.lung_nodule.semisynthetic_figures import figures, looks, pairs
+from models.phantoms import chest_ct
 
 LUNG_HU, NODULE_HU, NOISE_HU = -870.0, 25.0, 22.0
 
@@ -240,6 +244,62 @@ def test_parts_of_a_chest_share_nothing() -> None:
                 if number == 0:
                     z = [float(((parts[name].hu + 2**14) // (24 * 20)).mean()) for name in ("val", "test")]
                     assert (z[0] > z[1]) == upwards
+
+
+def test_what_a_chest_has_itself_goes_along_and_nothing_is_pasted_on_it(volumes: Path) -> None:
+    """Own findings all over one lung but for a corner: they are irrelevant, and nodules are pasted away from them."""
+    whole = chest(shape=(100, 110, 150))
+    spots = [(z, y, x) for z in range(20, 90, 14) for y in range(25, 90, 14) for x in (30, 44, 100, 120)]
+    own = tuple(ball(spot, 6.0, (1, 1, 1)) for spot in spots if spot[0] > 40)
+    one = Chest(replace(whole, own=own), 75, True, True).part("train", 0)  # the side of higher x
+    assert 0 < len(one.own) < len(own)
+
+    def around(hu: np.ndarray, centre: tuple) -> bytes:
+        return hu[tuple(slice(round(c) - 2, round(c) + 3) for c in centre)].tobytes()
+
+    assert {around(one.hu, lesion.centre_zyx) for lesion in one.own} < {around(whole.hu, spot) for spot in spots}
+    with zipfile.ZipFile(volumes) as archive:
+        names = donor_names(archive, stored_split()[0]["train"])
+        scan, _, _ = make(Plan("train-0000", "train", 0, (1, 0, 0), tuple(names)), one, archive)
+    assert scan.irrelevant == one.own
+    assert scan.lesions
+    apart = [np.subtract(a.centre_zyx, b.centre_zyx) for a in scan.lesions for b in one.own]
+    assert min(np.linalg.norm(apart, axis=1)) > 8 + 3
+
+
+def test_the_list_of_excluded_places_is_read_as_luna16_writes_it(tmp_path: Path) -> None:
+    """On slices of 5 mm and pixels that are not square: the listed place is the nodule, in the part that shows it."""
+    truth = chest_ct(tmp_path / "ct", slices=60, size=256, spacing_mm=(5.0, 1.4, 1.3), nodules=1)
+    volume = read_folder(tmp_path / "ct")
+    x, y, z = truth.lesions[0].centre_lps_mm
+    listed = tmp_path / "annotations_excluded.csv"
+    uid = volume.headers[0].SeriesInstanceUID
+    listed.write_text(f"seriesuid,coordX,coordY,coordZ,diameter_mm\n{uid},{x},{y},{z},9\nanother,{x},{y},{z},9\n")
+    chests = read_chest(tmp_path / "ct", listed)
+    (own,) = chests.whole.own
+    assert chests.whole.hu[own.box][own.mask].mean() > -300
+    held = [part for part in ("train", "test") for found in [chests.part(part, 1).own] if found]
+    left = x > 0
+    assert held == (["test"] if left else ["train"])  # odd numbers learn from the right lung
+    assert not read_chest(tmp_path / "ct").whole.own  # in the list beside the code there is no such series
+
+
+def test_each_nodule_volume_is_a_scan_with_its_nodule_where_it_is(volumes: Path, tmp_path: Path) -> None:
+    assert write(volumes, tmp_path) == 9
+    scans = Scans(tmp_path)
+    assert not scans.semi_synthetic
+    assert {part: len(names) for part, names in scans.split.items()} == {"train": 3, "val": 3, "test": 3, "unseen": 0}
+    for part in ("train", "val", "test"):
+        for name in scans.split[part]:
+            scan = scans.load(name)
+            assert scan.patient in stored_split()[0][part]
+            (lesion,) = scan.lesions
+            inside = painted(scan) == 1
+            assert scan.hu[ndimage.binary_erosion(inside)].min() > -400
+            assert np.array(lesion.offset_zyx).min() >= BEYOND_MM - 1  # the volume begins there
+            above = scan.hu[lesion.offset_zyx[0] - 3][inside.any(axis=0)]  # beyond the volume: no nodule goes on
+            assert np.median(above) == pytest.approx(LUNG_HU, abs=25)
+            assert inside[scan.lungs].sum() > 0.5 * inside.sum()  # closed over it
 
 
 def small_phantom(seed: int) -> Background:
