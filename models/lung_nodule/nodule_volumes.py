@@ -21,8 +21,16 @@ from scipy import ndimage
 from models.files import write_text
 from models.lung_nodule.isotropic import isotropic
 from models.lung_nodule.scans import FORMAT, INDEX, Lesion, Scan, store
-from models.lung_nodule.semisynthetic import LUNG_BELOW_HU, Donor, patient_of, read_donor, why_not_donor
+from models.lung_nodule.semisynthetic import (
+    LUNG_BELOW_HU,
+    WHOLE_CHEST_ML,
+    Donor,
+    patient_of,
+    read_donor,
+    why_not_donor,
+)
 
+VERSION = 1  # change it with every change of the scans: caches go by it
 BEYOND_MM = 16  # added on every side
 CLOSED_MM = 5  # a nodule volume has no lung mask: its lung is what is dark, closed by so much
 
@@ -40,7 +48,8 @@ def small_scan(donor: Donor) -> Scan:
         hu[end, ndimage.binary_dilation(truth[first], iterations=2)] = round(donor.lung_hu)
     lungs = ndimage.binary_closing(hu < LUNG_BELOW_HU, iterations=CLOSED_MM)
     lesions = (Lesion.of(truth),) if truth.any() else ()  # a nodule may fall between two voxels
-    return Scan(donor.name, donor.patient, hu, lungs, lesions, semi_synthetic=False)
+    share = float(np.clip(lungs.sum() / 1000 / WHOLE_CHEST_ML, 0.001, 1))
+    return Scan(donor.name, donor.patient, hu, lungs, lesions, semi_synthetic=False, share=share)
 
 
 def write(volumes: Path, out: Path) -> int:
@@ -54,7 +63,8 @@ def write(volumes: Path, out: Path) -> int:
             if why_not_donor(donor) is None:
                 store(out / f"{donor.name}.npz", small_scan(donor))
                 listed.append({"name": donor.name, "patient": patient_of(name), "file": f"{donor.name}.npz"})
-    index = {"format": FORMAT, "semi_synthetic": False, "whole": True, "scans": listed, "left_out": {}}
+    made_of = {"version": VERSION, "name": volumes.name, "size": volumes.stat().st_size}
+    index = {"format": FORMAT, "semi_synthetic": False, "whole": True, "made_of": made_of, "scans": listed}
     write_text(out / INDEX, json.dumps(index, indent=1) + "\n")
     return len(listed)
 

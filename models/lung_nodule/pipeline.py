@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from models.lung_nodule.categories import with_suggestions
 from models.lung_nodule.detectors import DETECTORS
 from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
 from models.lung_nodule.options import Options
-from models.lung_nodule.refine import Candidate, Refined, distinct, refine
+from models.lung_nodule.refine import Candidate, Mix, Refined, distinct, refine
 from models.lung_nodule.sliding import BATCH, Look
 from models.lung_nodule.texture import RULE, THICK_MM, texture
 from models.measure import axial, measure_nodule
@@ -116,6 +117,13 @@ class LungNodule:
         found, remarks = with_suggestions(self.options.purpose, found, volume.headers[0])
         return found, warnings + remarks
 
+    def mix(self) -> Mix | None:
+        """The detector's; a threshold that the route names counts there too."""
+        mix = self.detector.mix
+        if mix is None or "threshold" not in self.options.model_fields_set:
+            return mix
+        return replace(mix, threshold=self.options.threshold)
+
     def refined(self, second: Look, detections: Sequence[Candidate], volume: Volume, lungs: Lungs) -> list[Refined]:
         """The detections with the mask of a second look where that is fit, else with their own where that is; each
         nodule once, the most certain first."""
@@ -127,7 +135,7 @@ class LungNodule:
             threshold=self.options.threshold,
             flips=self.options.refine_flips,
             within_mm=self.detector.within_mm,
-            mix=self.detector.mix,
+            mix=self.mix(),
         )
         sound = []
         for detection, one in zip(detections, looked, strict=True):

@@ -233,10 +233,7 @@ def from_luna(path: Path, patient: str, lists: LunaLists) -> Scan:
             drawn = consensus(outlined.pop(int(np.argmin(away))), volume)
             listed = replace(listed, mask=drawn.mask, offset_zyx=drawn.offset_zyx)
         lesions.append(listed)
-    excluded = [
-        ball(index(centre_mm), diameter_mm if diameter_mm > 0 else POINT_MM, volume.spacing_mm)
-        for centre_mm, diameter_mm in lists.excluded.get(uid, [])
-    ]
+    excluded = excluded_places(volume, lists.excluded.get(uid, []))
     points = [ball(point, POINT_MM, volume.spacing_mm) for point in lidc.points(volume, readings)]
     irrelevant = [consensus(one, volume) for one in outlined] + points + excluded
     candidates = [(index(place), is_nodule) for place, is_nodule in lists.candidates.get(uid, [])]
@@ -284,6 +281,19 @@ def ball(index_zyx: Sequence[float], diameter_mm: float, spacing_mm: Sequence[fl
     grid = np.indices([int(2 * radius) + 3] * 3).transpose(1, 2, 3, 0) + first
     mask = np.linalg.norm(grid - [z, y, x], axis=-1) <= radius
     return replace(Lesion.of(mask, first.tolist()), centre_zyx=(z, y, x), diameter_mm=float(diameter_mm))
+
+
+def excluded_places(volume: Volume, listed: Sequence[tuple[np.ndarray, float]]) -> list[Lesion]:
+    """At 1 mm, what annotations_excluded.csv lists: centre LPS mm, diameter mm, or -1 where nobody measured it."""
+    to_index = np.linalg.inv(volume.affine)
+    return [
+        ball(
+            (to_index @ [*place_lps_mm, 1.0])[:3].tolist(),
+            diameter_mm if diameter_mm > 0 else POINT_MM,
+            volume.spacing_mm,
+        )
+        for place_lps_mm, diameter_mm in listed
+    ]
 
 
 def at_1_mm(

@@ -51,7 +51,16 @@ from models.lung_nodule import luna
 from models.lung_nodule.data import stored_split
 from models.lung_nodule.isotropic import isotropic
 from models.lung_nodule.lungs import find_lungs
-from models.lung_nodule.scans import FORMAT, INDEX, MARGIN_MM, Lesion, Scan, ball, index_digest, store
+from models.lung_nodule.scans import (
+    FORMAT,
+    INDEX,
+    MARGIN_MM,
+    Lesion,
+    Scan,
+    excluded_places,
+    index_digest,
+    store,
+)
 from models.phantoms import KERNELS, chest_volume
 from models.pipeline import UnfitInput
 from models.read import Volume, read_ct
@@ -351,17 +360,21 @@ def read_chest(path: Path, excluded: Path = EXCLUDED) -> Chest:
     across = volume.affine[0, 2]
     middle = (found.middle_x_mm - volume.affine[0, 3]) / across * volume.spacing_mm[2]
     hu, lungs = (isotropic(one, volume.spacing_mm) for one in (volume.hu, found.mask))
-    to_index = np.linalg.inv(volume.affine)
-    own = tuple(
-        ball((to_index @ [*place_lps_mm, 1.0])[:3].tolist(), diameter_mm, volume.spacing_mm)
-        for place_lps_mm, diameter_mm in luna.listed_nodules(excluded).get(volume.headers[0].SeriesInstanceUID, [])
-    )
+    own = tuple(excluded_places(volume, listed(excluded).get(volume.headers[0].SeriesInstanceUID, [])))
     return Chest(
         Background(path.stem, path.stem, hu, lungs, own),
         int(np.ceil(middle)),
         bool(across > 0),
         bool(volume.affine[2, 0] >= 0),
     )
+
+
+def listed(excluded: Path) -> dict[str, list[tuple[np.ndarray, float]]]:
+    """See luna.listed_nodules. Raises ValueError in words for a file that is missing or no such list."""
+    try:
+        return luna.listed_nodules(excluded)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{excluded} cannot be read as LUNA16's annotations_excluded.csv: {error!r}") from error
 
 
 def read_folder(path: Path) -> Volume:
@@ -550,6 +563,7 @@ def generate(
     """Make a set, or the rest of it; returns its index. Raises ValueError when the folder holds another set."""
     out.mkdir(parents=True, exist_ok=True)
     split, split_sha256 = stored_split()
+    listed(excluded)
     with zipfile.ZipFile(volumes) as archive:
         donors = {part: donor_names(archive, split[part]) for part in PARTS}
         for part, names in donors.items():

@@ -286,8 +286,8 @@ class NoduleNet(nn.Module):
         self.register_buffer("stage", torch.tensor(RPN))  # which heads have learnt: those later are not to be asked
 
     def keep_detection(self) -> None:
-        """From now on nothing learns but the mask head and the decoder, which with a pyramid nobody else needs: boxes
-        and probabilities stay what they are."""
+        """From now on nothing of this network learns but the mask head and the decoder, which with a pyramid nobody
+        else needs: its boxes and probabilities stay what they are."""
         assert self.pyramid is not None
         for part in (self.backbone.pre, self.backbone.down, self.pyramid, self.rpn, self.rcnn):
             part.requires_grad_(False).eval()

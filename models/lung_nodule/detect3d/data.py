@@ -203,11 +203,16 @@ def thicker(image: Tensor, voxels: int) -> Tensor:
 
 
 def mistakes(path: Path, digest: str) -> list[tuple[str, tuple[float, float, float]]]:
-    """(scan, place) of each mistake in a file of detect3d.mine. Raises ValueError when it is of other scans."""
-    said = json.loads(path.read_text("utf-8"))
-    if said["scans_sha256"] != digest:
+    """(scan, place) of each mistake in a file of detect3d.mine. Raises ValueError in words for another file, or
+    one of other scans."""
+    try:
+        said = json.loads(path.read_text("utf-8"))
+        places, made_of = said["places"], said["scans_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no list of models.lung_nodule.detect3d.mine: {error!r}") from error
+    if made_of != digest:
         raise ValueError(f"{path.name} was made of other scans than these; make it anew")
-    return [(name, (z, y, x)) for name, places in said["places"].items() for z, y, x in places]
+    return [(name, (z, y, x)) for name, each in places.items() for z, y, x in each]
 
 
 def crops(

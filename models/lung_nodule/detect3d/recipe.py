@@ -11,6 +11,7 @@ FOLDER is whatever models.lung_nodule.scans.Scans reads.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,13 +85,17 @@ class NoduleNetRecipe:
 
     def configure(self, config: Config) -> None:
         """Take other hyper-parameters, on the same data. Raises ValueError for those that make no sense."""
-        self.hard = mistakes(Path(config.hard), self.scans.digest) if config.hard else []
         if config.optimiser not in ("adamw", "sgd"):
             raise ValueError(f"optimiser={config.optimiser!r}: adamw or sgd")
         if config.crop % 16:
             raise ValueError(f"crop={config.crop}: a multiple of 16 is needed")
         if config.mask_alone and not config.fpn:
             raise ValueError("mask_alone=true needs fpn=true: else boxes are proposed on the mask head's own decoder")
+        if config.mask_alone and config.mask_from >= 1:
+            raise ValueError("mask_alone=true without a mask stage: mask_from must be below 1")
+        self.hard = mistakes(Path(config.hard), self.scans.digest) if config.hard else []
+        if config.hard:  # what is told of a training names the list, not its place
+            config = replace(config, hard=hashlib.sha256(Path(config.hard).read_bytes()).hexdigest())
         self.config = config
         self.name = named(config)
 

@@ -27,7 +27,7 @@ FIGURES = {
 }
 
 BUDGETS: Mapping[str, Mapping[str, str]] = {
-    # what one core does in about eight minutes a row; without masks, which alter no box
+    # what one core does in about eight minutes a row; without masks, whose loss disturbs the boxes
     "small": {
         "width": "8", "crop": "64", "batch": "4", "crops": "320", "epochs": "10", "rcnn_from": "0.5", "mask_from": "1",
         "val_scans": "3",

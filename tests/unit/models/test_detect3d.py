@@ -324,6 +324,14 @@ def test_what_is_marked_and_is_no_nodule_is_listed_and_looked_at_again(learnt, t
         return sum(100 < voxels < 1200 for voxels in bright)
 
     assert showing(dataclasses.replace(config, hard=str(hard))) >= showing(config) + 5
+    told = [NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard=str(hard))).config.hard for _ in range(2)]
+    hard.write_text(json.dumps({"scans_sha256": digest, "places": {"a": []}}))
+    told.append(NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard=str(hard))).config.hard)
+    assert told[0] == told[1] != told[2]  # another list at the same place is another training
+    for text in ("{}", "no JSON", "[]", None):
+        hard.unlink() if text is None else hard.write_text(text)
+        with pytest.raises(ValueError, match=r"hard\.json is no list of models\.lung_nodule\.detect3d\.mine"):
+            NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard=str(hard)))
     hard.write_text(json.dumps({"scans_sha256": "another", "places": {}}))
     with pytest.raises(ValueError, match=r"hard\.json was made of other scans"):
         NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard=str(hard)))
@@ -437,6 +445,8 @@ def test_a_mask_head_that_learns_alone_changes_no_box_and_no_probability(learnt,
     assert (old.score, old.rpn, old.rcnn, old.centre_zyx) == (new.score, new.rpn, new.rcnn, new.centre_zyx)
     with pytest.raises(ValueError, match="needs fpn"):
         teaching.configure(dataclasses.replace(config, fpn=False))
+    with pytest.raises(ValueError, match="mask_from must be below 1"):
+        teaching.configure(dataclasses.replace(config, mask_from=1.0))
 
 
 def test_the_same_scan_gives_the_same_answer(learnt):

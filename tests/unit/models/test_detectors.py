@@ -18,7 +18,7 @@ from models.lung_nodule.isotropic import Soft, first_voxel, isotropic, on_source
 from models.lung_nodule.lungs import Lungs, find_lungs
 from models.lung_nodule.options import Options
 from models.lung_nodule.pipeline import LungNodule
-from models.lung_nodule.refine import Candidate
+from models.lung_nodule.refine import Candidate, Mix
 from models.lung_nodule.sliding import CHECKPOINT
 from models.options import BadOptions
 from models.phantoms import chest_ct
@@ -136,6 +136,56 @@ def test_what_a_detector_says_of_each_voxel_lies_where_it_said_it(spacing_mm, st
     if there is not None:
         got[tuple(slice(a, a + n) for a, n in zip(there.start_zyx, there.values.shape, strict=True))] = there.values
     np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 2])  # voxels of 1 mm, and of half a mm: every second one is one of 1 mm
+def test_a_marks_probability_and_its_mask_lie_on_each_other(every):
+    values = np.zeros((9, 10, 11), np.float32)
+    values[2:7, 3:7, 4:9] = 0.9
+    values[1, 1, 1] = 0.2
+    found = Detection3D(
+        (0, 0, 0), (5, 7, 9, 10, 11, 14), values[2:7, 3:7, 4:9] > 0.5, 0.9, 0.9, 0.9, Soft(values, (3, 4, 5))
+    )
+    spacing = (1.0 / every,) * 3
+    volume = Volume(np.zeros((60 * every,) * 3, np.int16), (), spacing, np.diag([*spacing, 1.0]), ())
+    one = candidate(found, (10, 20, 30), volume)
+    drawn, said = np.zeros(volume.hu.shape, bool), np.zeros(volume.hu.shape, np.float32)
+    drawn[one.box] = one.mask
+    said[tuple(slice(a, a + n) for a, n in zip(one.soft.start_zyx, one.soft.values.shape, strict=True))] = (
+        one.soft.values
+    )
+    at_1_mm = tuple(slice(None, None, every) for _ in range(3))
+    wanted = np.zeros((60, 60, 60), np.float32)
+    wanted[13:22, 24:34, 35:46] = values
+    np.testing.assert_array_equal(said[at_1_mm], wanted)
+    np.testing.assert_array_equal(drawn[at_1_mm], wanted > 0.5)
+
+
+def test_views_and_the_detectors_own_outline_are_used_as_the_route_says(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        detectors.volumes,
+        "detect",
+        lambda net, hu, lungs, *, options, progress: (
+            seen.append(options.views) or Detections([], remarks=(), window=0, device="")
+        ),
+    )
+    nothing = np.zeros((16, 16, 16), np.int16), np.ones((16, 16, 16), bool)
+    for options in ({}, {"views": 2}):
+        LungNodule("cpu", {"threads": 1, **options}).detector.look(*nothing, silent)
+    assert seen == [4, 2]
+
+    told = []
+    monkeypatch.setattr(
+        "models.lung_nodule.pipeline.refine",
+        lambda volume, detections, network, **how: told.append((how["mix"], how["threshold"])) or [],
+    )
+    for options in ({}, {"threshold": 0.6}, {"detector": "ccfam-fpn"}, {"detector": "sliding-unet", "threshold": 0.6}):
+        pipeline = LungNodule("cpu", {"threads": 1, **options})
+        assert pipeline.refined(pipeline.second, [], None, None) == []
+    assert told == [(Mix(0.5, 0.35), 0.5), (Mix(0.5, 0.6), 0.6), (None, 0.5), (None, 0.6)]
+    with pytest.raises(BadOptions, match="views is no option of detector ccfam-fpn"):
+        LungNodule("cpu", {"detector": "ccfam-fpn", "views": 2})
 
 
 def test_what_lies_beyond_the_scan_is_cut_off():

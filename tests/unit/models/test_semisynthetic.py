@@ -275,12 +275,20 @@ def test_the_list_of_excluded_places_is_read_as_luna16_writes_it(tmp_path: Path)
     listed = tmp_path / "annotations_excluded.csv"
     uid = volume.headers[0].SeriesInstanceUID
     listed.write_text(f"seriesuid,coordX,coordY,coordZ,diameter_mm\n{uid},{x},{y},{z},9\nanother,{x},{y},{z},9\n")
+    unmeasured = tmp_path / "unmeasured.csv"
+    unmeasured.write_text(listed.read_text().replace(",9", ",-1"))
     chests = read_chest(tmp_path / "ct", listed)
     (own,) = chests.whole.own
     assert chests.whole.hu[own.box][own.mask].mean() > -300
     held = [part for part in ("train", "test") for found in [chests.part(part, 1).own] if found]
     left = x > 0
     assert held == (["test"] if left else ["train"])  # odd numbers learn from the right lung
+    (ten_mm,) = read_chest(tmp_path / "ct", unmeasured).whole.own  # as LUNA16's script takes those of unknown size
+    assert (ten_mm.centre_zyx, ten_mm.diameter_mm) == (own.centre_zyx, 10)
+    (tmp_path / "no list.csv").write_text("a,b\n1,2\n")
+    for name in ("no list.csv", "nothing there.csv"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as LUNA16's"):
+            read_chest(tmp_path / "ct", tmp_path / name)
     assert not read_chest(tmp_path / "ct").whole.own  # in the list beside the code there is no such series
 
 
@@ -293,6 +301,7 @@ def test_each_nodule_volume_is_a_scan_with_its_nodule_where_it_is(volumes: Path,
         for name in scans.split[part]:
             scan = scans.load(name)
             assert scan.patient in stored_split()[0][part]
+            assert 0 < scan.share < 0.05  # of a chest
             (lesion,) = scan.lesions
             inside = painted(scan) == 1
             assert scan.hu[ndimage.binary_erosion(inside)].min() > -400
