@@ -36,7 +36,7 @@ SLACK = 4  # voxels beyond its own half of the seam in which a window's answer s
 MASK_OVERLAP = 0.3  # IoU of masks above which of two detections the less certain goes
 BYTES_PER_VOXEL = {True: 130, False: 210}  # of a forward pass at full width, in bfloat16 or not; measured
 FIXED_BYTES = 60  # of these, what does not shrink with the width
-KEPT_BYTES = 32  # per voxel and further view at full width: the maps that the later heads cut from
+KEPT_BYTES = {True: 18, False: 36}  # per voxel and further view at full width: the maps that later heads cut from
 
 
 def network(loaded: Weights) -> NoduleNet:
@@ -52,7 +52,7 @@ class DetectOptions:
     most        places that are looked at again, in one window
     outlined    detections that get a mask, in one window: the most certain
     window      voxels along a side; 0: the whole lungs at once, or else as much as memory_gb takes
-    memory_gb   for the network's maps; 0: a sixth of the processor's memory but at most 2 GB, or half of a GPU's
+    memory_gb   for the network's maps; 0: a sixth of the processor's memory but at most 2.5 GB, or half of a GPU's
     stage       heads that are asked: 1, 2 or 3, see models.nets.nodulenet; never more than have learnt
     views       of each window that are averaged, 1 to 4: as it is, mirrored in x, in y, in both
     """
@@ -166,7 +166,7 @@ def sides_to_try(model: NoduleNet, shape: Sequence[int], runtime: Runtime, optio
 
 def need_per_voxel(width: int, bf16: bool, views: int = 1) -> float:
     """Bytes that forward passes take for each voxel of a window, at most, as measured."""
-    growing = BYTES_PER_VOXEL[bf16] - FIXED_BYTES + KEPT_BYTES * (views - 1)
+    growing = BYTES_PER_VOXEL[bf16] - FIXED_BYTES + KEPT_BYTES[bf16] * (views - 1)
     return FIXED_BYTES + growing * width / FULL_WIDTH
 
 
@@ -174,7 +174,7 @@ def default_budget(runtime: Runtime) -> float:
     """Bytes. All memory, not what is free just now: that would make the answer depend on what else runs."""
     if runtime.device.type == "cuda":
         return torch.cuda.get_device_properties(runtime.device).total_memory / 2
-    return min(2e9, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 6)
+    return min(2.5e9, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 6)
 
 
 def multiple(side: int) -> int:
