@@ -20,7 +20,7 @@ from models.lung_nodule.detect3d import infer as volumes
 from models.lung_nodule.detect3d import preprocess as preprocess3d
 from models.lung_nodule.detect3d.infer import AROUND_MM, Detection3D, Detections, DetectOptions
 from models.lung_nodule.detect3d.preprocess import box_of
-from models.lung_nodule.isotropic import Soft, first_voxel, isotropic, on_source
+from models.lung_nodule.isotropic import first_voxel, isotropic, on_source
 from models.lung_nodule.lungs import Lungs
 from models.lung_nodule.options import DetectorName, Options
 from models.lung_nodule.refine import NEIGHBOURS, Candidate, Mix
@@ -161,10 +161,7 @@ def candidate(found: Detection3D, start_zyx: tuple[int, int, int], volume: Volum
     there, corner = on_volume
     labels, _ = ndimage.label(there, structure=NEIGHBOURS)  # specks beside the nodule are not the nodule
     there = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-    soft = None
-    if found.soft is not None:
-        z, y, x = (a + b for a, b in zip(found.soft.start_zyx, start_zyx, strict=True))
-        soft = Soft(found.soft.values, (z, y, x)).on_source(volume.spacing_mm, volume.hu.shape)
+    soft = found.soft and found.soft.moved(start_zyx).on_source(volume.spacing_mm, volume.hu.shape)
     return Candidate(there, corner, found.score, soft).with_mask(there, corner)
 
 

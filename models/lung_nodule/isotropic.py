@@ -21,6 +21,16 @@ class Soft:
     values: np.ndarray
     start_zyx: tuple[int, int, int]
 
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """Where it lies in the grid."""
+        return box_at(self.start_zyx, self.values.shape)
+
+    def moved(self, by: Sequence[int]) -> Soft:
+        """The same on a grid whose voxel 0 is voxel -by of this one."""
+        z, y, x = (int(s + b) for s, b in zip(self.start_zyx, by, strict=True))
+        return Soft(self.values, (z, y, x))
+
     def on_source(self, spacing_mm: Sequence[float], shape: Sequence[int]) -> Soft | None:
         """From voxels of 1 mm to those of spacing_mm, linear along each axis. None when none lies in the box."""
         values = np.pad(self.values, 1)
@@ -31,6 +41,23 @@ class Soft:
         places = [np.arange(a, b + 1) * mm - c for a, b, mm, c in zip(first, last, spacing_mm, corner, strict=True)]
         z, y, x = (int(o) for o in first)
         return Soft(sampled(values, places), (z, y, x))
+
+
+def box_at(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    """Where an array of that shape lies that starts there."""
+    return tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
+
+
+def in_both(one: Sequence[slice], other: Sequence[slice]) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """What two boxes have in common, counted from the start of each; None when nothing."""
+    common = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)]
+    if any(low >= high for low, high in common):
+        return None
+    mine, theirs = (
+        tuple(slice(low - part.start, high - part.start) for (low, high), part in zip(common, box, strict=True))
+        for box in (one, other)
+    )
+    return mine, theirs
 
 
 def first_voxel(offset_zyx: Sequence[float], spacing_mm: Sequence[float]) -> tuple[int, int, int]:

@@ -25,7 +25,7 @@ from models.lung_nodule.semisynthetic import (
     LUNG_BELOW_HU,
     WHOLE_CHEST_ML,
     Donor,
-    patient_of,
+    donor_names,
     read_donor,
     why_not_donor,
 )
@@ -57,12 +57,11 @@ def write(volumes: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     listed = []
     with zipfile.ZipFile(volumes) as archive:
-        names = sorted(name for name in archive.namelist() if name.startswith("image/") and name.endswith(".nii.gz"))
-        for name in track(names, "nodule volumes"):
+        for name in track(donor_names(archive), "nodule volumes"):
             donor = read_donor(archive, name)
             if why_not_donor(donor) is None:
                 store(out / f"{donor.name}.npz", small_scan(donor))
-                listed.append({"name": donor.name, "patient": patient_of(name), "file": f"{donor.name}.npz"})
+                listed.append({"name": donor.name, "patient": donor.patient, "file": f"{donor.name}.npz"})
     made_of = {"version": VERSION, "name": volumes.name, "size": volumes.stat().st_size}
     index = {"format": FORMAT, "semi_synthetic": False, "whole": True, "made_of": made_of, "scans": listed}
     write_text(out / INDEX, json.dumps(index, indent=1) + "\n")

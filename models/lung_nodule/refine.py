@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from models.lung_nodule.isotropic import Soft
+from models.lung_nodule.isotropic import Soft, box_at, in_both
 from models.lung_nodule.preprocess import SIDE, TRAINED_MM, is_native, window
 from models.read import AIR_HU, Volume
 
@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
-        z, y, x = (slice(o, o + n) for o, n in zip(self.offset_zyx, self.mask.shape, strict=True))
+        z, y, x = box_at(self.offset_zyx, self.mask.shape)
         return z, y, x
 
     @property
@@ -153,12 +153,9 @@ class Look:
         slices = range(max(0, extent.start - more), min(len(self.volume.hu), extent.stop + more))
         whole = slice(slices.start, slices.stop), *self.inside
         away = np.ones([part.stop - part.start for part in whole], bool)
-        common = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(whole, self.detection.box, strict=True)]
-        here, there = (
-            tuple(slice(low - part.start, high - part.start) for (low, high), part in zip(common, parts, strict=True))
-            for parts in (whole, self.detection.box)
-        )
-        away[here] = ~self.detection.mask[there]
+        if both := in_both(whole, self.detection.box):
+            here, there = both
+            away[here] = ~self.detection.mask[there]
         distance_mm = ndimage.distance_transform_edt(away, sampling=self.volume.spacing_mm)
         return dict(zip(slices, distance_mm <= within_mm, strict=True))
 
@@ -187,20 +184,12 @@ class Look:
     def own(self, z: int) -> np.ndarray:
         """What the detector said of `inside` on slice z: float32 (rows, columns)"""
         assert self.detection.soft is not None
-        values, start = self.detection.soft.values, self.detection.soft.start_zyx
-        out = np.zeros([part.stop - part.start for part in self.inside], np.float32)
-        if not 0 <= z - start[0] < len(values):
-            return out
-        there = [slice(s, s + n) for s, n in zip(start[1:], values.shape[1:], strict=True)]
-        common = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(self.inside, there, strict=True)]
-        if any(low >= high for low, high in common):
-            return out
-        here, its = (
-            tuple(slice(low - part.start, high - part.start) for (low, high), part in zip(common, parts, strict=True))
-            for parts in (self.inside, there)
-        )
-        out[here] = values[z - start[0]][its]
-        return out
+        slab = slice(z, z + 1), *self.inside
+        out = np.zeros([part.stop - part.start for part in slab], np.float32)
+        if both := in_both(slab, self.detection.soft.box):
+            here, there = both
+            out[here] = self.detection.soft.values[there]
+        return out[0]
 
     @staticmethod
     def resized(image: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -265,9 +254,10 @@ def distinct(refined: Sequence[Refined]) -> list[Refined]:
         candidate, own = one.candidate, one.candidate.mask.copy()
         same = False
         for other in kept:
-            mine, theirs = shared(candidate, other.candidate)
-            if mine is None or theirs is None:
+            both = in_both(candidate.box, other.candidate.box)
+            if both is None:
                 continue
+            mine, theirs = both
             common = candidate.mask[mine] & other.candidate.mask[theirs]
             same = same or common.sum() >= SAME * min(candidate.mask.sum(), other.candidate.mask.sum())
             own[mine] &= ~common
@@ -279,16 +269,3 @@ def distinct(refined: Sequence[Refined]) -> list[Refined]:
             candidate = candidate.with_mask(own, candidate.offset_zyx)
         kept.append(Refined(candidate, one.why_not))
     return kept
-
-
-def shared(one: Candidate, other: Candidate) -> tuple[tuple[slice, ...], tuple[slice, ...]] | tuple[None, None]:
-    """What two boxes have in common, as slices of each one's mask; None, None when nothing."""
-    low = [max(a.start, b.start) for a, b in zip(one.box, other.box, strict=True)]
-    high = [min(a.stop, b.stop) for a, b in zip(one.box, other.box, strict=True)]
-    if any(a >= b for a, b in zip(low, high, strict=True)):
-        return None, None
-    mine, theirs = (
-        tuple(slice(a - s.start, b - s.start) for a, b, s in zip(low, high, each.box, strict=True))
-        for each in (one, other)
-    )
-    return mine, theirs

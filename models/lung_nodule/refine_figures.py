@@ -26,6 +26,7 @@ from scipy import ndimage
 
 from models.lung_nodule.data import stored_split
 from models.lung_nodule.evaluate import interval
+from models.lung_nodule.isotropic import box_at
 from models.lung_nodule.lungs import find_lungs
 from models.lung_nodule.pipeline import LungNodule
 from models.lung_nodule.preprocess import SIDE
@@ -69,7 +70,7 @@ def cases(volumes: Path, scan: Volume, split: str, seed: int) -> Iterator[Case]:
             box = slice(z, z + depth), slice(y - AROUND_PX, y + AROUND_PX), slice(x - AROUND_PX, x + AROUND_PX)
             canvas, truth = scan.hu[box].astype(np.float32), np.zeros((depth, 2 * AROUND_PX, 2 * AROUND_PX), bool)
             corner = ((depth - len(hu)) // 2, *(AROUND_PX - n // 2 for n in hu.shape[1:]))
-            here = tuple(slice(c, c + n) for c, n in zip(corner, hu.shape, strict=True))
+            here = box_at(corner, hu.shape)
             share = feather(hu.shape[1:])
             canvas[here] += (hu - canvas[here]) * share
             truth[here] = mask > 0

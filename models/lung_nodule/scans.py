@@ -25,7 +25,7 @@ from models.layouts import CACHE, UnknownLayout, digest_of, opened
 from models.lung_nodule import lidc, luna
 from models.lung_nodule.collection import Collection
 from models.lung_nodule.data import MAJORITY, Strategy, split_of
-from models.lung_nodule.isotropic import first_voxel, isotropic
+from models.lung_nodule.isotropic import box_at, first_voxel, isotropic
 from models.lung_nodule.lungs import find_lungs
 from models.pipeline import UnfitInput
 from models.read import Volume
@@ -77,7 +77,7 @@ class Lesion:
     @property
     def box(self) -> tuple[slice, slice, slice]:
         """Where the mask lies in the scan."""
-        z, y, x = (slice(o, o + n) for o, n in zip(self.offset_zyx, self.mask.shape, strict=True))
+        z, y, x = box_at(self.offset_zyx, self.mask.shape)
         return z, y, x
 
     def within(self, part: Sequence[slice]) -> Lesion | None:

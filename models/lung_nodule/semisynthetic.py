@@ -49,7 +49,7 @@ from skimage.restoration import denoise_tv_chambolle
 from models.files import write_text
 from models.lung_nodule import luna
 from models.lung_nodule.data import stored_split
-from models.lung_nodule.isotropic import isotropic
+from models.lung_nodule.isotropic import box_at, isotropic
 from models.lung_nodule.lungs import find_lungs
 from models.lung_nodule.scans import (
     FORMAT,
@@ -127,10 +127,10 @@ class Donor:
         return towards / length if length > 0 else None
 
 
-def donor_names(archive: zipfile.ZipFile, patients: Sequence[str]) -> list[str]:
-    """Volumes of these patients."""
+def donor_names(archive: zipfile.ZipFile, patients: Sequence[str] | None = None) -> list[str]:
+    """Volumes of these patients, or of all."""
     names = sorted(name for name in archive.namelist() if name.startswith("image/") and name.endswith(".nii.gz"))
-    return [name for name in names if patient_of(name) in set(patients)]
+    return [name for name in names if patients is None or patient_of(name) in set(patients)]
 
 
 def patient_of(name: str) -> str:
@@ -255,7 +255,7 @@ def blend(hu: np.ndarray, one: Graft, corner_zyx: Sequence[int], noise_hu: float
 
     Voxels beyond the rim stay as they are, bit for bit.
     """
-    box = tuple(slice(c, c + n) for c, n in zip(corner_zyx, one.mask.shape, strict=True))
+    box = box_at(corner_zyx, one.mask.shape)
     before = hu[box].astype(np.float32)
     gain = min(noise_hu / one.noise_hu, 2.0) if one.noise_hu > 0 else 0.0
     added = one.tissue * np.maximum(TISSUE_HU - before, 0) + one.excess
@@ -424,7 +424,7 @@ def fits(background: Background, one: Graft, corner: np.ndarray, taken: Sequence
     """The box is in the scan; the mask is in the lungs (at the pleura: nearly, and it touches); others are far."""
     if (corner < 0).any() or (corner + one.mask.shape > background.hu.shape).any():
         return False
-    box = tuple(slice(c, c + n) for c, n in zip(corner, one.mask.shape, strict=True))
+    box = box_at(corner.tolist(), one.mask.shape)
     lungs = background.lungs[box]
     within = float(lungs[one.mask].mean())
     if one.wall is None:

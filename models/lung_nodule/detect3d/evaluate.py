@@ -49,12 +49,7 @@ def marks(net: NoduleNet, scan: Scan, views: int = 1) -> dict[str, list[Mark]]:
     return found
 
 
-def curve(
-    found: Sequence[Sequence[Mark]],
-    scans: Sequence[Scan],
-    rounds: int = 1000,
-    strict: bool = False,
-) -> Froc:
+def curve(found: Sequence[Sequence[Mark]], scans: Sequence[Scan], rounds: int = 1000, strict: bool = False) -> Froc:
     """By LUNA16's rule, false positives per whole chest.
 
     strict   a mark on an irrelevant finding is a mistake

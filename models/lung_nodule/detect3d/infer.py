@@ -16,14 +16,13 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from models.layers.boxes import centres, clip, decode, nms
 from models.lung_nodule.detect3d.preprocess import OUTSIDE, box_of, network_input, prepare
 from models.lung_nodule.detect3d.proposals import OVERLAP, proposals, without_margin
 from models.lung_nodule.detect3d.views import Looks
-from models.lung_nodule.isotropic import Soft
+from models.lung_nodule.isotropic import Soft, box_at, in_both
 from models.nets.nodulenet import FULL_WIDTH, MASK, RCNN, STEP, NoduleNet, NoduleNetConfig, aligned, folded
 from models.pipeline import Progress
 from models.runtime import Runtime, channels_last
@@ -193,7 +192,7 @@ class Window:
 
     @property
     def box(self) -> tuple[slice, ...]:
-        return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))
+        return box_at(self.start, self.shape)
 
 
 def windows(shape: Sequence[int], side: int) -> list[Window]:
@@ -300,24 +299,20 @@ def looked(
 def detection(box: Tensor, soft: Soft | None, score: float, rpn: float, rcnn: float | None) -> Detection3D:
     """From the box as the network gives it, with margin, and what the mask head says in a larger one."""
     z, y, x = (centres(box) - 0.5).tolist()  # of the boxes voxel 0 is from 0 to 1, as an index its middle is 0
-    mask = None if soft is None else soft.values > 0.5
-    (tight,) = (ndimage.find_objects(mask.astype(np.uint8)) if mask is not None else None) or [None]
-    if soft is None or mask is None or tight is None:
+    tight = None if soft is None else box_of(soft.values > 0.5, margin=0)
+    if soft is None or tight is None:
         nodule = without_margin(box)
         starts, ends = nodule[:3].floor().int().tolist(), nodule[3:].ceil().int().tolist()
         return Detection3D((z, y, x), (*starts, *ends), None, score, rpn, rcnn)
     starts = [a + s.start for a, s in zip(soft.start_zyx, tight, strict=True)]
     ends = [a + s.stop for a, s in zip(soft.start_zyx, tight, strict=True)]
-    return Detection3D((z, y, x), (*starts, *ends), mask[tight].copy(), score, rpn, rcnn, soft)
+    return Detection3D((z, y, x), (*starts, *ends), soft.values[tight] > 0.5, score, rpn, rcnn, soft)
 
 
 def moved(one: Detection3D, by: Sequence[int]) -> Detection3D:
     z, y, x = (float(c + b) for c, b in zip(one.centre_zyx, by, strict=True))
     box = [int(side + b) for side, b in zip(one.box, [*by, *by], strict=True)]
-    soft = one.soft
-    if soft is not None:
-        d, h, w = (int(s + b) for s, b in zip(soft.start_zyx, by, strict=True))
-        soft = Soft(soft.values, (d, h, w))
+    soft = None if one.soft is None else one.soft.moved(by)
     return replace(one, centre_zyx=(z, y, x), box=(box[0], box[1], box[2], box[3], box[4], box[5]), soft=soft)
 
 
@@ -340,12 +335,7 @@ def mask_iou(one: Detection3D, other: Detection3D) -> float:
 
 def in_common(one: np.ndarray, one_start: Sequence[int], other: np.ndarray, other_start: Sequence[int]) -> int:
     """How many voxels two bool masks share, each in a box of its own that starts there."""
-    low = np.maximum(one_start, other_start)
-    high = np.minimum(np.add(one_start, one.shape), np.add(other_start, other.shape))
-    if (low >= high).any():
+    if not (both := in_both(box_at(one_start, one.shape), box_at(other_start, other.shape))):
         return 0
-    mine, theirs = (
-        mask[tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))]
-        for mask, start in ((one, one_start), (other, other_start))
-    )
-    return int((mine & theirs).sum())
+    mine, theirs = both
+    return int((one[mine] & other[theirs]).sum())
