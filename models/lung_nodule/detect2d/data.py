@@ -57,13 +57,7 @@ class Stacks:
         order = random.permutation(self.slices.index[split])[:crops]
         for start in range(0, len(order) - batch + 1, batch):
             part = order[start : start + batch]
-            masks = self.slices.masks(part)[:, None].float()
-            cuts = np.stack([cut_centre(mask[0].numpy() > 0, self.side, random, negatives) for mask in masks])
-            grid = placement(cuts, self.side, random, masks.shape[-1])
-            image = F.grid_sample(self.hu(part), grid, "bilinear", "reflection", align_corners=False)
-            moved = F.grid_sample(masks, grid, "bilinear", "reflection", align_corners=False)[:, 0] > 0.5
-            boxes = padded([boxes_of(mask) for mask in moved.numpy()])
-            yield {"image": window(jittered(image, random)), "boxes": boxes}
+            yield varied(self.hu(part), self.slices.masks(part), self.side, random, negatives)
 
     def windows(self, split: str, most: int | None = None) -> Iterator[Window]:
         """Every slice of a split that has a nodule, in a fixed window that holds it, then those without.
@@ -101,6 +95,16 @@ class Stacks:
             start = int(random.integers(low, high + 1)) if low <= high else most // 2
             places.append(slice(start, start + self.side))
         return places[0], places[1]
+
+
+def varied(hu: Tensor, masks: Tensor, side: int, random: np.random.Generator, negatives: float) -> dict[str, Tensor]:
+    """A batch of Stacks.augmented of images (n, channels, s, s) in HU with masks (n, s, s), which may be empty."""
+    shares = [negatives if mask.any() else 1.0 for mask in masks]
+    cuts = [cut_centre(mask.numpy() > 0, side, random, share) for mask, share in zip(masks, shares, strict=True)]
+    grid = placement(np.stack(cuts), side, random, masks.shape[-1])
+    image = F.grid_sample(hu, grid, "bilinear", "reflection", align_corners=False)
+    moved = F.grid_sample(masks[:, None].float(), grid, "bilinear", "reflection", align_corners=False)[:, 0] > 0.5
+    return {"image": window(jittered(image, random)), "boxes": padded([boxes_of(mask) for mask in moved.numpy()])}
 
 
 def neighbours(nodules: list[str], marked: np.ndarray, channels: int) -> np.ndarray:

@@ -100,12 +100,21 @@ def less(model: CCFAMFPN, runtime: Runtime, batch: int, remarks: list[str]) -> t
 def stacked(hu: np.ndarray, slices: np.ndarray, channels: int, rows: slice, columns: slice) -> Tensor:
     """Network input (n, channels, h, w) in [0, 1] at TRAINED_MM, each slice with its neighbours as channels; behind the
     last row and column air, up to a multiple of STEP."""
-    offsets = np.arange(channels) - channels // 2
-    which = np.clip(slices[:, None] + offsets, 0, len(hu) - 1)
-    stack = torch.from_numpy(np.ascontiguousarray(hu[which, rows, columns], np.float32))
-    fine = F.interpolate(stack, scale_factor=1 / TRAINED_MM, mode="bilinear", recompute_scale_factor=False)
+    fine = at_trained_size(with_neighbours(hu, slices, channels, rows, columns))
     height, width = fine.shape[2:]
     return F.pad(window(fine), (0, -width % STEP, 0, -height % STEP))
+
+
+def with_neighbours(hu: np.ndarray, slices: np.ndarray, channels: int, rows: slice, columns: slice) -> Tensor:
+    """float32 (n, channels, h, w) in HU, the slice itself in the middle"""
+    offsets = np.arange(channels) - channels // 2
+    which = np.clip(slices[:, None] + offsets, 0, len(hu) - 1)
+    return torch.from_numpy(np.ascontiguousarray(hu[which, rows, columns], np.float32))
+
+
+def at_trained_size(images: Tensor) -> Tensor:
+    """Pixels of 1 mm (n, channels, h, w) -> of TRAINED_MM"""
+    return F.interpolate(images, scale_factor=1 / TRAINED_MM, mode="bilinear", recompute_scale_factor=False)
 
 
 @torch.inference_mode()

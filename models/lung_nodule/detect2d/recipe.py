@@ -2,13 +2,14 @@
 
 --set attention=se --set fpn=false       any of plain, se, eca, cbam, coord, ccasm, ccapm; with or without pyramid
 --set depth=1,1,1,1 --width 16           a small one, for processors
+--set chests=FOLDER                      whole chests as well, for one that is to serve: see models.lung_nodule.scans
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 
 from models.layers.attention import Attention
 from models.lung_nodule.data import Slices, Strategy
+from models.lung_nodule.detect2d.chests import Chests, together
 from models.lung_nodule.detect2d.data import Stacks, Window
 from models.lung_nodule.detect2d.figures import Found, Marks, f1
 from models.lung_nodule.preprocess import PREPROCESSING
+from models.lung_nodule.scans import Scans
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
 from models.recipe import TrainConfig, must_be_known, sgd_or_adamw
 
@@ -51,6 +54,8 @@ class Config(TrainConfig):
     share: float = 1.0  # of the crops that an epoch sees
     negatives: float = 0.34  # share of windows without nodule
     val_crops: int = 300  # with a nodule, evenly spaced; the whole split is for the test
+    chests: str = ""  # folder of whole scans; windows of theirs are added to each batch then, and judged on val
+    chest_share: float = 1.0  # so many of them, of a batch
     split: Strategy = "stored"  # or "fresh": see data.split_of
     cache: str = ""  # folder for the crops of whole scans; layouts.CACHE when empty
 
@@ -70,7 +75,15 @@ class DetectorRecipe:
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Take other hyper-parameters, on the same data."""
+        """Take other hyper-parameters, on the same data. Raises ValueError for chests of another split."""
+        self.chests: dict[str, Chests] = {}
+        if config.chests:
+            scans = Scans(Path(config.chests))
+            if scans.split_sha256 != self.split_sha256:
+                raise ValueError("the chests are split by other patients than the crops: one may show another's test")
+            cache = Path(config.cache) if config.cache else None
+            self.chests = {split: Chests(scans, split, config.slices, cache) for split in ("train", "val")}
+            config = replace(config, chests=scans.digest)  # what is told of a training names the set, not its place
         self.config = config
         neck = "fpn" if config.fpn else "single"
         self.name = f"ccfam_{config.attention}_{neck}_w{config.width}"
@@ -94,9 +107,15 @@ class DetectorRecipe:
     def batches(self, split: str, epoch: int) -> Iterator[dict[str, Tensor]]:
         config = self.config
         seed = config.seed * 1000 + epoch
-        return self.stacks.augmented(
+        drawn = self.stacks.augmented(
             split, seed=seed, batch=config.batch, crops=self.crops(), negatives=config.negatives
         )
+        if not self.chests:
+            return drawn
+        more = self.chests[split].augmented(
+            seed=seed, batch=round(config.batch * config.chest_share), side=config.window, negatives=config.negatives
+        )
+        return map(together, drawn, more)
 
     def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError("ccfam_fpn learns from no teachers: leave out --teacher")
@@ -108,9 +127,13 @@ class DetectorRecipe:
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         """AP at IoU 0.5, which is the score, AR, F1 in percent, and the score at which F1 is greatest here.
 
-        Of "val" an even sample of at most val_crops slices with a nodule, and as many without as belong to them.
+        Of "val" an even sample of at most val_crops slices with a nodule, and as many without as belong to them; with
+        chests also all their windows.
         """
-        every, _ = looked(model, self.stacks.windows(split, self.config.val_crops if split == "val" else None))
+        windows = self.stacks.windows(split, self.config.val_crops if split == "val" else None)
+        if split in self.chests:
+            windows = itertools.chain(windows, self.chests[split].windows(self.config.window))
+        every, _ = looked(model, windows)
         marks, rows = Marks(every), torch.arange(len(every)).numpy()
         working = marks.working_score()
         ap = marks.average_precision(rows)

@@ -161,6 +161,8 @@ class DetectorStudy:
         known = {"split_sha256": self.first.split_sha256, "preprocessing": self.first.preprocessing}
         config = asdict(self.config(row))
         del config["cache"]  # where the crops of whole scans lie on this machine
+        if not config["chests"]:  # rows from before there were any
+            del config["chests"], config["chest_share"]
         return {"config": config, "seeds": SEEDS, "judged_by": 1, **known}
 
     def result(self, row: Row, folder: Path) -> Result:

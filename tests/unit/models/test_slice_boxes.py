@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import zipfile
 
 import numpy as np
@@ -19,13 +20,16 @@ from rich.console import Console
 from scipy import ndimage
 
 from models import evaluate as command
+from models.lung_nodule import preprocess
 from models.lung_nodule.data import Slices
+from models.lung_nodule.detect2d.chests import PER_SCAN, Chests, together, windows_of
 from models.lung_nodule.detect2d.data import Stacks, boxes_of, neighbours
 from models.lung_nodule.detect2d.figures import OVERLAPS, Found, Marks, f1, hits, judge, overlap_of_areas
 from models.lung_nodule.detect2d.infer import SliceOptions, detect, stacked
 from models.lung_nodule.detect2d.link import SliceBoxes, linked
 from models.lung_nodule.detect2d.recipe import Config, DetectorRecipe, looked
 from models.lung_nodule.detect2d.tables import BUDGETS, FIGURES, TABLES, DetectorStudy, wins
+from models.lung_nodule.scans import FORMAT, INDEX, Lesion, Scan, Scans, index_digest, store
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig, Detections
 from models.recipe import TrainConfig
 from models.train import configured, train
@@ -618,3 +622,122 @@ def test_defaults_are_those_of_the_network():
     assert CCFAMConfig.of(dataclasses.asdict(Config())) == CCFAMConfig()
     assert isinstance(Config(), TrainConfig)
     assert OVERLAPS == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+# ---------------------------------------------------------------------------------------- windows of whole chests
+
+
+def chests_of(folder, split_sha256, scans):
+    """A set of scans in a folder, the first for validation."""
+    folder.mkdir()
+    index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": split_sha256, "scans": []}
+    for number, one in enumerate(scans):
+        store(folder / f"{one.name}.npz", one)
+        index["scans"].append({"name": one.name, "part": "train" if number else "val", "file": f"{one.name}.npz"})
+    (folder / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
+    return folder
+
+
+def chest_scan(name, nodules, others=(), shape=(40, 100, 110)):
+    """A ball of 12 mm at each place; of `others` nobody says whether they are nodules."""
+    hu, lungs = chest([*nodules, *others], shape=shape)
+    hu[~lungs] = -850
+    balls, _ = ndimage.label(hu == 30)
+    lesions = {tuple(place): Lesion.of(balls == balls[place]) for place in [*nodules, *others]}
+    known = tuple(lesions[place] for place in nodules)
+    return Scan(name, name, hu, lungs, known, True, irrelevant=tuple(lesions[place] for place in others))
+
+
+def test_windows_of_chests_show_what_the_node_shows_with_boxes_where_the_nodules_are():
+    scan = chest_scan("a", [(12, 40, 30), (28, 55, 80)], others=[(20, 30, 70)])
+    images, masks = windows_of(scan, 3)
+    assert images.shape == (PER_SCAN, 3, 128, 128)
+    assert 0.4 < masks.any(axis=(1, 2)).mean() < 1
+    for image, mask in zip(images, masks, strict=True):
+        clear = abs(image[1] + 410) > 1  # half soft tissue, half lung
+        np.testing.assert_array_equal(mask[clear], image[1][clear] > -410)  # each nodule, where it is
+        assert abs(int((image[0] > -410).sum()) - int(mask.sum())) < 150  # the slice beside it
+    again, _ = windows_of(scan, 3)
+    np.testing.assert_array_equal(images, again)
+    starts = {tuple(np.argwhere(mask)[0]) for mask in masks if mask.any()}
+    assert len(starts) > PER_SCAN / 4  # anywhere in the window
+
+
+def test_windows_of_what_is_no_chest_are_refused():
+    with pytest.raises(ValueError, match=r"a has \(80, 110\) voxels in a slice, a window has 90: no chest"):
+        windows_of(chest_scan("a", [], shape=(40, 80, 110)), 3)
+    dark = chest_scan("a", [])
+    with pytest.raises(ValueError, match="no lungs in a"):
+        windows_of(dataclasses.replace(dark, lungs=np.zeros_like(dark.lungs)), 3)
+    everywhere = Lesion.of(np.ones(dark.hu.shape, bool))
+    with pytest.raises(ValueError, match="no place in a without irrelevant findings"):
+        windows_of(dataclasses.replace(dark, irrelevant=(everywhere,)), 3)
+
+
+def test_a_detector_learns_from_chests_too(data, slices, tmp_path):
+    scans = [chest_scan("a", [(12, 40, 30)]), chest_scan("b", [(28, 55, 80)]), chest_scan("c", [])]
+    folder = chests_of(tmp_path / "chests", slices.split_sha256, scans)
+    changes = TINY | {"chests": str(folder), "chest_share": "0.5", "cache": str(tmp_path / "cache")}
+    recipe = DetectorRecipe(data, configured(Config(), changes))
+    plain = DetectorRecipe(data, configured(Config(), TINY))
+    first, same = [*recipe.batches("train", 0)], [*recipe.batches("train", 0)]
+    assert len(first) == recipe.steps(0) == plain.steps(0)
+    for batch, again, alone in zip(first, same, plain.batches("train", 0), strict=True):
+        assert batch["image"].shape == (6, 3, 64, 64)  # four crops, as without chests, and two of the chests
+        assert batch["boxes"].shape[0] == 6
+        assert torch.equal(batch["image"], again["image"])
+        assert torch.equal(batch["image"][:4], alone["image"])
+        assert torch.equal(batch["boxes"][:4, : alone["boxes"].shape[1]], alone["boxes"])
+    chests = recipe.chests
+    assert len(chests["train"].images) == 2 * PER_SCAN
+    seen = [*chests["val"].windows(64)]
+    assert {one.patient for one in seen} == {"a"}
+    assert {one.image.shape for one in seen} == {(3, 64, 64)}
+    for one, hu, mask in zip(seen, chests["val"].images, chests["val"].masks, strict=True):
+        assert torch.equal(one.image, preprocess.window(torch.from_numpy(hu[:, 32:96, 32:96].astype(np.float32))))
+        assert one.boxes.tolist() == boxes_of(mask[32:96, 32:96]).tolist()
+    path = train(recipe, tmp_path / "run", console=quiet())
+    told = json.loads(path.with_suffix(".json").read_text())
+    assert told["config"]["chests"] == Scans(folder).digest  # the set, not where it lay
+    assert math.isfinite(told["metrics"]["val_score"])
+    other = chests_of(tmp_path / "other", "5" * 64, scans)
+    with pytest.raises(ValueError, match="split by other patients than the crops"):
+        DetectorRecipe(data, configured(Config(), TINY | {"chests": str(other)}))
+
+
+def test_every_window_of_a_chest_has_its_turn_with_its_own_mask(slices, tmp_path, monkeypatch):
+    folder = chests_of(tmp_path / "chests", slices.split_sha256, [chest_scan(name, [(12, 40, 30)]) for name in "ab"])
+    chests = Chests(Scans(folder), "train", 3, tmp_path / "cache")
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "models.lung_nodule.detect2d.chests.varied", lambda hu, masks, *_rest: [*zip(hu, masks, strict=True)]
+        )
+        batches = chests.augmented(seed=1, batch=16, side=64, negatives=0.3)
+        drawn = [one for _ in range(12) for one in next(batches)]  # 192 of 64: three times
+    turns = [(hu.numpy().tobytes(), mask.numpy().tobytes()) for hu, mask in drawn]
+    there = sorted(
+        (hu.astype(np.float32).tobytes(), mask.tobytes()) for hu, mask in zip(chests.images, chests.masks, strict=True)
+    )
+    for start in (0, 64, 128):
+        assert sorted(turns[start : start + 64]) == there
+    batch = next(chests.augmented(seed=1, batch=24, side=64, negatives=0.3))
+    shown = [
+        (image[1, top:bottom, left:right].mean(), image[1].mean())
+        for image, row in zip(batch["image"], batch["boxes"].int().tolist(), strict=True)
+        for top, left, bottom, right in row
+        if bottom > top
+    ]
+    assert len(shown) > 5
+    assert all(nodule > around + 0.1 for nodule, around in shown)
+
+
+@given(st.integers(1, 5), st.integers(1, 5))
+def test_two_batches_as_one_keep_their_boxes(m, k):
+    one = {"image": torch.zeros(2, 3, 4, 4), "boxes": torch.rand(2, m, 4)}
+    other = {"image": torch.ones(1, 3, 4, 4), "boxes": torch.rand(1, k, 4)}
+    both = together(one, other)
+    assert torch.equal(both["image"], torch.cat([one["image"], other["image"]]))
+    assert torch.equal(both["boxes"][:2, :m], one["boxes"])
+    assert torch.equal(both["boxes"][2:, :k], other["boxes"])
+    assert both["boxes"].sum() == pytest.approx(one["boxes"].sum() + other["boxes"].sum())
+    assert both["boxes"].shape == (3, max(m, k), 4)
