@@ -35,7 +35,7 @@ class Options(PipelineOptions):
     # of all
     threshold: float = Field(
         default=0.5, gt=0, lt=1
-    )  # of the probability: what is nodule; for marks of nodulenet 0.35 unless it is named, see refine.Mix
+    )  # of the probability: what is nodule; for marks of nodulenet 0.1 unless it is named, see refine.Mix
     smallest_mm: float = Field(
         default=4.0, ge=0
     )  # mean diameter; the training set holds few smaller ones, most are vessels

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from scipy.special import expit, logit
 from torch import Tensor
 
 from models.lung_nodule.isotropic import Soft, box_at, in_both
@@ -29,6 +30,7 @@ MARGIN_MM = 2.0  # slices this far beyond what is marked are looked at, too
 REACH_MM = 20.0  # what goes on further than this beyond the detection is a vessel
 SAME = 0.5  # of the smaller mask in common with another: two detections of one nodule
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # of a crop's rows and columns
+SUREST = 1e-4  # what is more certain than this counts as this in a mean of log odds
 
 NEIGHBOURS = np.ones((3, 3, 3), bool)
 
@@ -63,7 +65,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Mix:
-    """How far a detector's own outline counts in the second look: `share` of the mean, which needs `threshold`."""
+    """How far a detector's own outline counts in the second look: `share` of the mean of both log odds.
+
+    threshold   of the probability that this mean is
+    """
 
     share: float
     threshold: float
@@ -175,7 +180,7 @@ class Look:
         """probability: (1, side, side) of the crop on slice z"""
         on_source = self.resized(probability, self.shape)[0].numpy()[self.part]
         if self.mix is not None:
-            on_source = (1 - self.mix.share) * on_source + self.mix.share * self.own(z)
+            on_source = expit((1 - self.mix.share) * log_odds(on_source) + self.mix.share * log_odds(self.own(z)))
             threshold = self.mix.threshold
         self.marked[z] = on_source > threshold
         if self.near is not None:
@@ -241,6 +246,11 @@ class Look:
             return Refined(self.detection, f"what was marked goes on for more than {REACH_MM:g} mm beyond it")
         corner_zyx = first, self.inside[0].start, self.inside[1].start
         return Refined(self.detection.with_mask(piece, corner_zyx), None)
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Finite: see SUREST."""
+    return logit(np.clip(probability, SUREST, 1 - SUREST))
 
 
 def distinct(refined: Sequence[Refined]) -> list[Refined]:

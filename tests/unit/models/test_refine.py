@@ -14,7 +14,7 @@ from dicom_sr import codes
 from models.lung_nodule.isotropic import Soft
 from models.lung_nodule.pipeline import LungNodule, outlines_kept
 from models.lung_nodule.preprocess import SIDE
-from models.lung_nodule.refine import BATCH, REACH_MM, Candidate, Look, Mix, Refined, distinct, patch, refine
+from models.lung_nodule.refine import BATCH, REACH_MM, SUREST, Candidate, Look, Mix, Refined, distinct, patch, refine
 from models.metrics import dice
 from models.phantoms import chest_ct
 from models.read import Volume, read_ct
@@ -298,28 +298,30 @@ def test_a_second_look_goes_no_farther_than_it_may(seed, within_mm):
     st.integers(0, 2**32 - 1),
 )
 def test_the_detectors_own_outline_counts_for_its_share_and_where_it_lies(start, size, seed):
-    """Against the mean written out: a network that is half sure of everything, a detector that says this and that."""
+    """Against the mean of log odds written out as odds: a network that says 0.4 everywhere and a detector."""
     shape, spacing_mm, centre = (10, 64, 64), (2.0, 0.7, 0.7), (4, 32, 32)
     soft = Soft(np.random.default_rng(seed).random(size, np.float32), start)
     own = np.zeros([n + 140 for n in shape], np.float32)
     own[tuple(slice(70 + a, 70 + a + n) for a, n in zip(start, size, strict=True))] = soft.values
-    wanted = 0.25 * own[70:-70, 70:-70, 70:-70] + 0.75 * 0.5 > 0.45
+    kept = np.clip(own[70:-70, 70:-70, 70:-70].astype(float), SUREST, 1 - SUREST)
+    odds = (0.4 / 0.6) ** 0.75 * (kept / (1 - kept)) ** 0.25
+    wanted = odds / (1 + odds) > 0.45
     labels, _ = ndimage.label(wanted, structure=np.ones((3, 3, 3)))
     one = Candidate(np.ones((1, 1, 1), bool), centre, 0.9, soft)
 
-    def half(crops: Tensor) -> Tensor:
-        return torch.full_like(crops, 0.5)
+    def doubtful(crops: Tensor) -> Tensor:
+        return torch.full_like(crops, 0.4)
 
     mix = Mix(share=0.25, threshold=0.45)
     look = Look(volume(np.zeros(shape, bool), spacing_mm), one, 64, None, mix)
     for z in range(shape[0]):
-        look.keep(z, half(look.crop(z)), 0.5)
+        look.keep(z, doubtful(look.crop(z)), 0.5)
         np.testing.assert_array_equal(look.marked[z], wanted[z])
-    (mixed,) = refine(volume(np.zeros(shape, bool), spacing_mm), [one], half, side=64, threshold=0.6, mix=mix)
+    (mixed,) = refine(volume(np.zeros(shape, bool), spacing_mm), [one], doubtful, side=64, threshold=0.6, mix=mix)
     near = labels[3:6, 31:34, 31:34]
     assert (mixed.why_not == "nothing was marked at its centre") == (not near.any())
     plain = at(centre)  # a detector without an outline of its own: the network's threshold is as it was
-    (alone,) = refine(volume(np.zeros(shape, bool), spacing_mm), [plain], half, side=64, threshold=0.6, mix=mix)
+    (alone,) = refine(volume(np.zeros(shape, bool), spacing_mm), [plain], doubtful, side=64, threshold=0.6, mix=mix)
     assert alone.why_not == "nothing was marked at its centre"
 
 
