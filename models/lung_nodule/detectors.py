@@ -136,8 +136,7 @@ class CCFAMDetector(AtOneMillimetre):
         self.net = slices.network(self.loaded).to(runtime.device)
 
     def look(self, hu: np.ndarray, lungs: np.ndarray, progress: Progress) -> Detections:
-        options = slices.SliceOptions(least_score=min(slices.SliceOptions.least_score, self.certainty))
-        return slices.detect(self.net, hu, lungs, options=options, progress=progress)
+        return slices.detect(self.net, hu, lungs, progress=progress)
 
 
 DETECTORS: Mapping[DetectorName, Callable[[Options, Runtime], Detector]] = {

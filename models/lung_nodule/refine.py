@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
-from scipy.special import expit, logit
+from scipy.special import expit
 from torch import Tensor
 
 from models.lung_nodule.isotropic import Soft, box_at, in_both
+from models.lung_nodule.odds import log_odds
 from models.lung_nodule.preprocess import SIDE, TRAINED_MM, is_native, window
 from models.read import AIR_HU, Volume
 
@@ -30,7 +31,6 @@ MARGIN_MM = 2.0  # slices this far beyond what is marked are looked at, too
 REACH_MM = 20.0  # what goes on further than this beyond the detection is a vessel
 SAME = 0.5  # of the smaller mask in common with another: two detections of one nodule
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # of a crop's rows and columns
-SUREST = 1e-4  # what is more certain than this counts as this in a mean of log odds
 
 NEIGHBOURS = np.ones((3, 3, 3), bool)
 
@@ -68,6 +68,8 @@ class Mix:
     """How far a detector's own outline counts in the second look: `share` of the mean of both log odds.
 
     threshold   of the probability that this mean is
+
+    Beyond the box of its outline a detector says no: only what the network is sure of is nodule there.
     """
 
     share: float
@@ -158,9 +160,10 @@ class Look:
         slices = range(max(0, extent.start - more), min(len(self.volume.hu), extent.stop + more))
         whole = slice(slices.start, slices.stop), *self.inside
         away = np.ones([part.stop - part.start for part in whole], bool)
-        if both := in_both(whole, self.detection.box):
-            here, there = both
-            away[here] = ~self.detection.mask[there]
+        both = in_both(whole, self.detection.box)
+        assert both is not None  # its centre is in the middle of `inside`
+        here, there = both
+        away[here] = ~self.detection.mask[there]
         distance_mm = ndimage.distance_transform_edt(away, sampling=self.volume.spacing_mm)
         return dict(zip(slices, distance_mm <= within_mm, strict=True))
 
@@ -246,11 +249,6 @@ class Look:
             return Refined(self.detection, f"what was marked goes on for more than {REACH_MM:g} mm beyond it")
         corner_zyx = first, self.inside[0].start, self.inside[1].start
         return Refined(self.detection.with_mask(piece, corner_zyx), None)
-
-
-def log_odds(probability: np.ndarray) -> np.ndarray:
-    """Finite: see SUREST."""
-    return logit(np.clip(probability, SUREST, 1 - SUREST))
 
 
 def distinct(refined: Sequence[Refined]) -> list[Refined]:

@@ -6,16 +6,18 @@ As `infer` shows them: on voxels of 1 mm, resampled to TRAINED_MM, neighbours as
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.lib.format import open_memmap
 from rich.progress import track
 from torch import Tensor
 
-from models.files import replacing
+from models.files import filling
 from models.layouts import CACHE
 from models.lung_nodule.detect2d.data import Window, boxes_of, varied
 from models.lung_nodule.detect2d.infer import at_trained_size, with_neighbours
@@ -25,27 +27,34 @@ from models.lung_nodule.scans import Scan, Scans
 SIDE_MM = round(SIDE * TRAINED_MM)  # 90 voxels of 1 mm make SIDE pixels
 PER_SCAN = 64  # windows, half of them with a nodule where there is one
 TRIES = 100  # places tried for a window
-VERSION = 1  # of how they are cut
+VERSION = 2  # of how they are cut
 
 
 class Chests:
     """Windows of one part of a set of scans, SIDE x SIDE pixels, each with its neighbours as `channels`."""
 
     def __init__(self, scans: Scans, split: str, channels: int, cache: Path | None = None) -> None:
-        """Raises ValueError for a scan that is smaller than a window, or one without lungs."""
-        self.scans, self.names = scans, scans.split[split]
-        made_of = f"{VERSION} {scans.digest} {split} {channels} {SIDE_MM} {PER_SCAN}"
-        folder = (cache or CACHE).expanduser() / ("chests-" + hashlib.sha256(made_of.encode()).hexdigest()[:16])
-        if not (folder / "masks.npy").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            cut = [windows_of(scans.load(name), channels) for name in track(self.names, f"windows of {split} chests")]
-            for kind, each in zip(("images", "masks"), zip(*cut, strict=True), strict=True):
-                with replacing(folder / f"{kind}.npy") as new, new.open("wb") as file:
-                    np.save(file, np.concatenate(each))
+        """Raises ValueError for a part without scans, and what windows_of does."""
+        self.names = scans.split[split]
+        if not self.names:
+            raise ValueError(f"no scan of {split} in {scans.folder}")
+        made_of = [VERSION, str(scans.folder.resolve()), scans.digest, self.names, channels, SIDE_MM, PER_SCAN]
+        digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+        folder = (cache or CACHE).expanduser() / f"chests-{digest[:16]}"
+        if not folder.exists():
+            count = len(self.names) * PER_SCAN
+            with filling(folder) as new:
+                images = open_memmap(new / "images.npy", "w+", np.int16, (count, channels, SIDE, SIDE))
+                masks = open_memmap(new / "masks.npy", "w+", bool, (count, SIDE, SIDE))
+                for number, name in enumerate(track(self.names, f"windows of {split} chests")):
+                    part = slice(number * PER_SCAN, (number + 1) * PER_SCAN)
+                    images[part], masks[part] = windows_of(scans.load(name), channels)
+                images.flush()
+                masks.flush()
         self.images = np.load(folder / "images.npy", mmap_mode="r")  # int16 (n, channels, SIDE, SIDE)
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")  # bool (n, SIDE, SIDE)
 
-    def augmented(self, *, seed: int, batch: int, side: int, negatives: float) -> Iterator[dict[str, Tensor]]:
+    def augmented(self, *, seed: int, batch: int, side: int) -> Iterator[dict[str, Tensor]]:
         """Batches without end, as data.Stacks makes them; every window's turn comes before any comes twice."""
         random = np.random.default_rng((seed, VERSION))
         order: list[int] = []
@@ -54,7 +63,7 @@ class Chests:
                 order += random.permutation(len(self.images)).tolist()
             part, order = np.sort(order[:batch]), order[batch:]
             hu = torch.from_numpy(self.images[part].astype(np.float32))
-            yield varied(hu, torch.from_numpy(self.masks[part]), side, random, negatives)
+            yield varied(hu, torch.from_numpy(self.masks[part]), side, random, negatives=0.0)
 
     def windows(self, side: int) -> Iterator[Window]:
         """The middle of each."""
@@ -68,6 +77,8 @@ def windows_of(scan: Scan, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """int16 HU (PER_SCAN, channels, SIDE, SIDE), bool masks (PER_SCAN, SIDE, SIDE) of the nodules on the middle slice.
 
     The same for the same scan. None shows an irrelevant finding on its middle slice.
+
+    Raises ValueError for a scan smaller than a window, without lungs, or with irrelevant findings everywhere.
     """
     if min(scan.hu.shape[1:]) < SIDE_MM:
         raise ValueError(f"{scan.name} has {scan.hu.shape[1:]} voxels in a slice, a window has {SIDE_MM}: no chest")
@@ -81,15 +92,15 @@ def windows_of(scan: Scan, channels: int) -> tuple[np.ndarray, np.ndarray]:
     lungs, nodules = np.argwhere(scan.lungs), [np.argwhere(one.mask) + one.offset_zyx for one in scan.lesions]
     images, masks = [], []
     for number in range(PER_SCAN):
-        near = nodules[random.integers(len(nodules))] if nodules and number % 2 else lungs
-        for _ in range(TRIES):
+        nodule = nodules[random.integers(len(nodules))] if nodules and number % 2 else lungs
+        for tried in range(TRIES):
+            near = nodule if tried < TRIES // 2 else lungs
             z, *place = near[random.integers(len(near))]
-            shift = random.integers(-SIDE_MM // 4, SIDE_MM // 4 + 1, 2)
+            shift = random.integers(-(SIDE_MM // 4), SIDE_MM // 4 + 1, 2)
             corner = np.clip(place + shift - SIDE_MM // 2, 0, np.array(scan.hu.shape[1:]) - SIDE_MM)
             rows, columns = (slice(c, c + SIDE_MM) for c in corner.tolist())
             if not barred[z, rows, columns].any():
                 break
-            near = lungs
         else:
             raise ValueError(f"no place in {scan.name} without irrelevant findings")
         hu = at_trained_size(with_neighbours(scan.hu, np.array([z]), channels, rows, columns))[0]

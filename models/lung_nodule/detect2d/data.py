@@ -98,10 +98,18 @@ class Stacks:
 
 
 def varied(hu: Tensor, masks: Tensor, side: int, random: np.random.Generator, negatives: float) -> dict[str, Tensor]:
-    """A batch of Stacks.augmented of images (n, channels, s, s) in HU with masks (n, s, s), which may be empty."""
-    shares = [negatives if mask.any() else 1.0 for mask in masks]
-    cuts = [cut_centre(mask.numpy() > 0, side, random, share) for mask, share in zip(masks, shares, strict=True)]
-    grid = placement(np.stack(cuts), side, random, masks.shape[-1])
+    """A batch of Stacks.augmented of images (n, channels, s, s) in HU with masks (n, s, s).
+
+    Of one without nodule anything is shown, but nothing beyond it: the mirror at the edge must not tell what has none.
+    """
+    full = masks.shape[-1]
+    cuts = [
+        cut_centre(mask.numpy() > 0, side, random, negatives)
+        if mask.any()
+        else (*random.uniform(side / 2, full - side / 2, 2), 1.0)
+        for mask in masks
+    ]
+    grid = placement(np.stack(cuts), side, random, full)
     image = F.grid_sample(hu, grid, "bilinear", "reflection", align_corners=False)
     moved = F.grid_sample(masks[:, None].float(), grid, "bilinear", "reflection", align_corners=False)[:, 0] > 0.5
     return {"image": window(jittered(image, random)), "boxes": padded([boxes_of(mask) for mask in moved.numpy()])}

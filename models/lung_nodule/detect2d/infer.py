@@ -33,7 +33,10 @@ def network(loaded: Weights) -> CCFAMFPN:
 
 @dataclass(frozen=True)
 class SliceOptions:
-    """How a scan is searched: slices looked at together, and the score that a box needs to be linked."""
+    """How a scan is searched: slices looked at together, and the score that a box needs to be linked.
+
+    How many boxes are linked decides how long a finding is, and so its certainty: least_score is no option of a route.
+    """
 
     batch: int = 8
     least_score: float = 0.2

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from models.layers.boxes import iou
 from models.lung_nodule.detect3d.infer import Detection3D
+from models.lung_nodule.odds import log_odds
 
 OVERLAP = 0.3  # IoU from which boxes of neighbouring slices are of one nodule
 LEAST_SLICES = 2  # a box that no neighbour bears out is no finding
-SUREST = 3  # slices that say how certain a finding is
+DECIDING = 3  # slices: the surest say how certain a finding is
 ELONGATED, SLANTED = 2.0, 1.0  # log odds that it loses for what is no ball, chosen on val
 
 
@@ -89,11 +90,11 @@ def finding(chain: Sequence[Link], slices: Mapping[int, SliceBoxes]) -> Detectio
 def certainty(scores: np.ndarray, boxes: np.ndarray) -> float:
     """Of boxes (n, 4) with scores (n,) on slices that follow each other as far apart as pixels.
 
-    The mean log odds of the SUREST boxes, less ELONGATED times the log of how many times the whole is longer than wide
-    or wider than long, and SLANTED times its way from the first box to the last in widths: on a slice a vessel is as
-    round as a nodule.
+    The mean log odds of the DECIDING surest boxes, less ELONGATED times the log of how many times the whole is longer
+    than wide or wider than long, and SLANTED times its way from the first box to the last in widths: on a slice a
+    vessel is as round as a nodule.
     """
     width = float(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1).max()))
     way = float(np.linalg.norm(boxes[-1].reshape(2, 2).mean(axis=0) - boxes[0].reshape(2, 2).mean(axis=0)))
-    odds = logit(np.clip(np.sort(scores)[-SUREST:], 1e-4, 1 - 1e-4)).mean()
+    odds = log_odds(np.sort(scores)[-DECIDING:]).mean()
     return float(expit(odds - ELONGATED * abs(np.log(len(boxes) / width)) - SLANTED * way / width))

@@ -57,7 +57,7 @@ class Config(TrainConfig):
     chests: str = ""  # folder of whole scans; windows of theirs are added to each batch then, and judged on val
     chest_share: float = 1.0  # so many of them, of a batch
     split: Strategy = "stored"  # or "fresh": see data.split_of
-    cache: str = ""  # folder for the crops of whole scans; layouts.CACHE when empty
+    cache: str = ""  # folder for what is cut from whole scans; layouts.CACHE when empty
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,18 +76,20 @@ class DetectorRecipe:
 
     def configure(self, config: Config) -> None:
         """Take other hyper-parameters, on the same data. Raises ValueError for chests of another split."""
+        self.stacks = Stacks(self.slices, config.slices, config.window)
         self.chests: dict[str, Chests] = {}
         if config.chests:
-            scans = Scans(Path(config.chests))
+            cache = Path(config.cache) if config.cache else None
+            scans = Scans(Path(config.chests), cache=cache, strategy=config.split)
             if scans.split_sha256 != self.split_sha256:
                 raise ValueError("the chests are split by other patients than the crops: one may show another's test")
-            cache = Path(config.cache) if config.cache else None
+            if round(config.batch * config.chest_share) < 1:
+                raise ValueError(f"chest_share={config.chest_share} of a batch of {config.batch} is not one window")
             self.chests = {split: Chests(scans, split, config.slices, cache) for split in ("train", "val")}
             config = replace(config, chests=scans.digest)  # what is told of a training names the set, not its place
         self.config = config
         neck = "fpn" if config.fpn else "single"
         self.name = f"ccfam_{config.attention}_{neck}_w{config.width}"
-        self.stacks = Stacks(self.slices, config.slices, config.window)
 
     def model(self) -> nn.Module:
         return self.network(asdict(self.config))
@@ -113,7 +115,7 @@ class DetectorRecipe:
         if not self.chests:
             return drawn
         more = self.chests[split].augmented(
-            seed=seed, batch=round(config.batch * config.chest_share), side=config.window, negatives=config.negatives
+            seed=seed, batch=round(config.batch * config.chest_share), side=config.window
         )
         return map(together, drawn, more)
 

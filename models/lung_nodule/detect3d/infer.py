@@ -72,8 +72,9 @@ class Detection3D:
     centre_zyx   of the box as predicted, as an index: 0 is the middle of the first voxel
     box          whole voxels, starts then ends, ends excluded: of the mask, or of the box when there is none
     mask         bool, fills `box`; None when the mask head was not asked or marked nothing
-    score        mean of the probabilities of both heads, or the RPN's while there is no other
-    rpn, rcnn    those probabilities; rcnn is None while that head has not learnt
+    score        mean of the probabilities of both heads, or the RPN's while there is no other; see link.certainty for
+                 what the detector on slices found
+    rpn, rcnn    the heads' probabilities; rcnn is None while that head has not learnt
     soft         what the mask head says round `mask`; None where that is None
     """
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from dicom_sr import codes
 from models.lung_nodule.isotropic import Soft
+from models.lung_nodule.odds import SUREST
 from models.lung_nodule.pipeline import LungNodule, outlines_kept
 from models.lung_nodule.preprocess import SIDE
-from models.lung_nodule.refine import BATCH, REACH_MM, SUREST, Candidate, Look, Mix, Refined, distinct, patch, refine
+from models.lung_nodule.refine import BATCH, REACH_MM, Candidate, Look, Mix, Refined, distinct, patch, refine
 from models.metrics import dice
 from models.phantoms import chest_ct
 from models.read import Volume, read_ct
