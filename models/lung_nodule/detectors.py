@@ -130,7 +130,7 @@ class CCFAMDetector(AtOneMillimetre):
     shipped = "ccfam_ccapm_fpn_w16"
     within_mm = 5.0
     preprocessing = preprocess.PREPROCESSING
-    least = 0.98
+    least = 0.96
 
     def prepare(self, runtime: Runtime) -> None:
         self.net = slices.network(self.loaded).to(runtime.device)

@@ -16,7 +16,7 @@ from models.lung_nodule.odds import log_odds
 OVERLAP = 0.3  # IoU from which boxes of neighbouring slices are of one nodule
 LEAST_SLICES = 2  # a box that no neighbour bears out is no finding
 DECIDING = 3  # slices: the surest say how certain a finding is
-ELONGATED, SLANTED = 2.0, 1.0  # log odds that it loses for what is no ball, chosen on val
+ELONGATED, SLANTED = 2.0, 2.0  # log odds that it loses for what is no ball, chosen on val
 
 
 @dataclass(frozen=True, eq=False)

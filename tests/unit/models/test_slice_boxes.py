@@ -439,7 +439,7 @@ def test_certainty_rises_with_the_scores_and_falls_with_the_shape():
     four = np.array([[0.0, 0, 4, 4]] * 4)
     assert certainty(np.array([0.01, 0.7, 0.7, 0.7]), four) == pytest.approx(0.7)
     aslant = square + np.array([[0, 0, 0, 0], [0, 1, 0, 1], [0, 3, 0, 3]])  # one width aside
-    assert certainty(np.array([0.5] * 3), aslant) == pytest.approx(1 / (1 + np.e))
+    assert certainty(np.array([0.5] * 3), aslant) == pytest.approx(1 / (1 + np.e**2))
     assert 0 < certainty(np.zeros(3), square) < certainty(np.ones(3), square) < 1
 
 
