@@ -100,7 +100,8 @@ class Stacks:
 def varied(hu: Tensor, masks: Tensor, side: int, random: np.random.Generator, negatives: float) -> dict[str, Tensor]:
     """A batch of Stacks.augmented of images (n, channels, s, s) in HU with masks (n, s, s).
 
-    Of one without nodule anything is shown, but nothing beyond it: the mirror at the edge must not tell what has none.
+    Of one without nodule any place is shown, and hardly anything beyond its edge, where it is mirrored: that must not
+    tell which has none.
     """
     full = masks.shape[-1]
     cuts = [

@@ -46,7 +46,7 @@ def evaluate(
 ) -> Judgement:
     """Figures with 95 % intervals over patients, on windows of slices with a nodule and without.
 
-    paths     the weights to judge, one file; there are none with the package
+    paths     the weights to judge, one file; those that are shipped must be named, too
     flips     refused: a detector is judged as it serves
     strategy  of data.split_of; when not given, the one that the weights were trained with
     cache     folder for the crops of whole scans

@@ -21,7 +21,7 @@ from models.lung_nodule.data import Slices, Strategy
 from models.lung_nodule.detect2d.chests import Chests, together
 from models.lung_nodule.detect2d.data import Stacks, Window
 from models.lung_nodule.detect2d.figures import Found, Marks, f1
-from models.lung_nodule.preprocess import PREPROCESSING
+from models.lung_nodule.preprocess import PREPROCESSING, SIDE
 from models.lung_nodule.scans import Scans
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
 from models.recipe import TrainConfig, must_be_known, sgd_or_adamw
@@ -83,6 +83,10 @@ class DetectorRecipe:
             scans = Scans(Path(config.chests), cache=cache, strategy=config.split)
             if scans.split_sha256 != self.split_sha256:
                 raise ValueError("the chests are split by other patients than the crops: one may show another's test")
+            if config.window >= SIDE:
+                raise ValueError(
+                    f"window={config.window} with chests: less than {SIDE}, or all are mirrored at the edges"
+                )
             if round(config.batch * config.chest_share) < 1:
                 raise ValueError(f"chest_share={config.chest_share} of a batch of {config.batch} is not one window")
             self.chests = {split: Chests(scans, split, config.slices, cache) for split in ("train", "val")}

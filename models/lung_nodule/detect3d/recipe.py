@@ -4,7 +4,7 @@
     --set focal=false        hard negatives and cross-entropy instead of focal loss, as published
     --set fpn=false          boxes from the decoder's map, as published
     --set coupled=true       the RCNN head looks at what the RPN classifies
-    --set optimiser=sgd --set lr=0.01 --set crop=128 --set anywhere=0 --set worse=0    the published training
+    --set optimiser=sgd --set lr=0.01 --set crop=128 --set anywhere=0 --set worse=0 --set least=0.5    as published
 
 FOLDER is whatever models.lung_nodule.scans.Scans reads.
 """

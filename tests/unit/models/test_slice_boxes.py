@@ -746,6 +746,8 @@ def test_a_detector_learns_from_chests_too(data, slices, tmp_path):
     assert math.isfinite(told["metrics"]["val_score"])
     with pytest.raises(ValueError, match=r"chest_share=0\.1 of a batch of 4 is not one window"):
         DetectorRecipe(data, configured(Config(), changes | {"chest_share": "0.1"}))
+    with pytest.raises(ValueError, match="window=128 with chests: less than 128"):
+        DetectorRecipe(data, configured(Config(), changes | {"window": "128"}))
     with pytest.raises(ValueError, match="leave out chests"):
         DetectorStudy(data, "small", changes, "cpu")
     other = chests_of(tmp_path / "other", "5" * 64, scans)
