@@ -5,6 +5,7 @@
 
 --set      what models.lung_nodule.scans.Scans reads. Figures of a semi-synthetic set are called so.
 --volumes  nodule volumes of LIDC-IDRI: outlines of NoduleNet, and of the second look at them, against the readers'
+--slices-mm  the whole scans are shown as slices of so many mm would show them
 --scan     real CTs without nodules pasted: how much each detector finds there, for a human to judge; --pictures FOLDER
            shows each finding. Nothing of that folder belongs into a repository.
 """
@@ -16,12 +17,14 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from openpyxl import load_workbook
 from rich.progress import track
 
@@ -30,6 +33,7 @@ from models.froc import RATES, Froc
 from models.lung_nodule.data import stored_split
 from models.lung_nodule.detect2d import infer as slices
 from models.lung_nodule.detect3d import infer as volumes
+from models.lung_nodule.detect3d.data import thicker
 from models.lung_nodule.detect3d.evaluate import Mark, curve, marks, without_voxels
 from models.lung_nodule.detect3d.infer import Detection3D, DetectOptions
 from models.lung_nodule.detectors import DETECTORS, CCFAMDetector, Detector, NoduleNetDetector, candidate
@@ -101,18 +105,26 @@ def silent(_share: float, _what: str) -> None:
 
 
 def searched(
-    scans: Scans, split: str, looks: Sequence[Callable[[Scan], dict[str, list[Mark]]]]
+    scans: Scans, split: str, looks: Sequence[Callable[[Scan], dict[str, list[Mark]]]], slices_mm: int = 1
 ) -> tuple[dict[str, list[list[Mark]]], list[Scan]]:
     """Marks of each detector on each scan of a split, before any rule of size or place; the scans without voxels."""
     all_marks: dict[str, list[list[Mark]]] = {}
     judged: list[Scan] = []
     for name in track(scans.split[split], f"scans of {split}"):
         scan = scans.load(name)
+        scan = replace(scan, hu=in_slices_of(slices_mm, scan.hu))
         for look in looks:
             for kind, one in look(scan).items():
                 all_marks.setdefault(kind, []).append(one)
         judged.append(without_voxels(scan))
     return all_marks, judged
+
+
+def in_slices_of(mm: int, hu: np.ndarray) -> np.ndarray:
+    """int16 (z, y, x) on voxels of 1 mm, as thick slices without gap show it, each the mean of what it holds."""
+    if mm == 1:
+        return hu
+    return thicker(torch.from_numpy(hu)[None].float(), mm)[0].round().to(torch.int16).numpy()
 
 
 def working_point(one: Froc, rate: float) -> float:
@@ -235,12 +247,13 @@ ABOUT_OWN = (
 def report(made: Mapping[str, Any]) -> str:
     """The Markdown of what was measured."""
     kind = "semi-synthetic" if made["semi_synthetic"] else "real"
+    thick = f", as slices of {made['slices_mm']} mm show them" if made.get("slices_mm", 1) > 1 else ""
     parts = [
         "# Detectors of lung-nodule side by side",
-        f"{made['scans']} {kind} scans of the {made['split']} split, {made['lesions']} {kind} nodules. Rule and rates"
-        f" of LUNA16, false positives per whole chest; 95 % intervals by 1000 bootstraps over {made['drawn']}. Marks"
-        " before any rule of size and place; of the sliding U-Net after its own rules of shape, without which it marks"
-        " every vessel.",
+        f"{made['scans']} {kind} scans of the {made['split']} split, {made['lesions']} {kind} nodules{thick}. Rule and"
+        f" rates of LUNA16, false positives per whole chest; 95 % intervals by 1000 bootstraps over {made['drawn']}."
+        " Marks before any rule of size and place; of the sliding U-Net after its own rules of shape, without which it"
+        " marks every vessel.",
         rates(made["froc"], kind),
         *(
             part
@@ -295,6 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the detectors side by side.")
     parser.add_argument("--set", type=Path, required=True, help="folder of whole scans")
     parser.add_argument("--split", default="test", choices=("val", "test", "unseen"))
+    parser.add_argument("--slices-mm", type=int, default=1, choices=range(1, 11), metavar="1..10")
     parser.add_argument("--volumes", type=Path, help="lidc_voi3d.zip")
     parser.add_argument("--scan", type=Path, action="append", default=[], help="zip of one real CT; repeat it")
     parser.add_argument("--detector", action="append", choices=list(DETECTORS))
@@ -308,8 +322,8 @@ def main() -> None:
         if given.split != "unseen" and detector.loaded.about.get("split_sha256") != scans.split_sha256:
             raise SystemExit(f"{detector.loaded.name} learnt on another split of the patients than that of these scans")
     looks = [partial(marks_of, detector) for detector in made_of]
-    found, judged = searched(scans, given.split, looks)
-    val_found, val_scans = searched(scans, "val", looks)
+    found, judged = searched(scans, given.split, looks, given.slices_mm)
+    val_found, val_scans = searched(scans, "val", looks, given.slices_mm)
     curves = {name: curve(each, judged) for name, each in found.items()}
     variants: dict[str, dict[str, Froc]] = {}
     if given.split == "test" and all(scan.semi_synthetic for scan in judged):
@@ -324,6 +338,7 @@ def main() -> None:
         "semi_synthetic": all(scan.semi_synthetic for scan in judged),
         "drawn": "scans" if all(scan.semi_synthetic for scan in judged) else "patients",
         "split": given.split,
+        "slices_mm": given.slices_mm,
         "split_sha256": scans.split_sha256,
         "scans": len(judged),
         "lesions": sum(len(scan.lesions) for scan in judged),
