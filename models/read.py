@@ -60,6 +60,11 @@ class Volume:
         x, y, z = (self.affine @ np.array([*index_zyx, 1.0]))[:3]
         return float(x), float(y), float(z)
 
+    def index_zyx(self, place_lps_mm: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+        """The (fractional) voxel index of a patient position; it may lie beyond the volume."""
+        z, y, x = (np.linalg.inv(self.affine) @ np.array([*place_lps_mm, 1.0]))[:3]
+        return float(z), float(y), float(x)
+
     @property
     def voxel_mm3(self) -> float:
         return float(abs(np.linalg.det(self.affine[:3, :3])))

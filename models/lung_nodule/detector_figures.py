@@ -38,7 +38,7 @@ from models.lung_nodule.detect3d.evaluate import Mark, curve, marks, without_vox
 from models.lung_nodule.detect3d.infer import Detection3D, DetectOptions
 from models.lung_nodule.detectors import DETECTORS, CCFAMDetector, Detector, NoduleNetDetector, candidate
 from models.lung_nodule.evaluate import interval
-from models.lung_nodule.isotropic import isotropic
+from models.lung_nodule.isotropic import box_at, isotropic
 from models.lung_nodule.lungs import Lungs
 from models.lung_nodule.nodule_volumes import BEYOND_MM, small_scan
 from models.lung_nodule.options import DetectorName, Options
@@ -224,7 +224,7 @@ def in_real(path: Path, name: DetectorName, pictures: Path | None) -> dict[str, 
         rows = []
         for place, one in zip(places, found.findings, strict=True):
             drawn = np.zeros(volume.hu.shape, bool)
-            drawn[tuple(slice(o, o + n) for o, n in zip(one.offset_zyx, one.mask.shape, strict=True))] = one.mask
+            drawn[box_at(one.offset_zyx, one.mask.shape)] = one.mask
             y, x = (int(max(0, place[axis] - SHOWN_PX // 2)) for axis in ("row", "column"))
             part = one.key_image, slice(y, y + SHOWN_PX), slice(x, x + SHOWN_PX)
             rows.append([np.clip((volume.hu[part] + 1000) / 1400, 0, 1), drawn[part]])
@@ -247,7 +247,7 @@ ABOUT_OWN = (
 def report(made: Mapping[str, Any]) -> str:
     """The Markdown of what was measured."""
     kind = "semi-synthetic" if made["semi_synthetic"] else "real"
-    thick = f", as slices of {made['slices_mm']} mm show them" if made.get("slices_mm", 1) > 1 else ""
+    thick = f", as slices of {made['slices_mm']} mm show them" if made["slices_mm"] > 1 else ""
     parts = [
         "# Detectors of lung-nodule side by side",
         f"{made['scans']} {kind} scans of the {made['split']} split, {made['lesions']} {kind} nodules{thick}. Rule and"
@@ -323,7 +323,8 @@ def main() -> None:
             raise SystemExit(f"{detector.loaded.name} learnt on another split of the patients than that of these scans")
     looks = [partial(marks_of, detector) for detector in made_of]
     found, judged = searched(scans, given.split, looks, given.slices_mm)
-    val_found, val_scans = searched(scans, "val", looks, given.slices_mm)
+    again = found, judged
+    val_found, val_scans = again if given.split == "val" else searched(scans, "val", looks, given.slices_mm)
     curves = {name: curve(each, judged) for name, each in found.items()}
     variants: dict[str, dict[str, Froc]] = {}
     if given.split == "test" and all(scan.semi_synthetic for scan in judged):

@@ -33,9 +33,7 @@ class Options(PipelineOptions):
     window: int = Field(default=0, ge=0)  # voxels of 1 mm along a side that are looked at together; 0: by memory
     views: int = Field(default=4, ge=1, le=4)  # of the lungs that are averaged: as they are, mirrored in x, in y, both
     # of all
-    threshold: float = Field(
-        default=0.5, gt=0, lt=1
-    )  # of the probability: what is nodule; for marks of nodulenet 0.1 unless it is named, see refine.Mix
+    threshold: float = Field(default=0.5, gt=0, lt=1)  # of the probability: what is nodule; nodulenet: see refine.Mix
     smallest_mm: float = Field(
         default=4.0, ge=0
     )  # mean diameter; the training set holds few smaller ones, most are vessels

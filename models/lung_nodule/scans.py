@@ -25,7 +25,7 @@ from models.layouts import CACHE, UnknownLayout, digest_of, opened
 from models.lung_nodule import lidc, luna
 from models.lung_nodule.collection import Collection
 from models.lung_nodule.data import MAJORITY, Strategy, split_of
-from models.lung_nodule.isotropic import box_at, first_voxel, isotropic
+from models.lung_nodule.isotropic import box_at, first_voxel, in_both, isotropic
 from models.lung_nodule.lungs import find_lungs
 from models.pipeline import UnfitInput
 from models.read import Volume
@@ -82,16 +82,12 @@ class Lesion:
 
     def within(self, part: Sequence[slice]) -> Lesion | None:
         """On the grid of a part of the scan, without what of its mask lies beyond; None when nothing is left."""
-        start, stop = np.array([one.start for one in part]), np.array([one.stop for one in part])
-        offset = np.array(self.offset_zyx) - start
-        low = np.maximum(-offset, 0)
-        high = np.minimum(self.mask.shape, stop - start - offset)
-        mask = self.mask[tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))]
-        if not mask.any():
+        both = in_both(self.box, part)
+        if both is None or not self.mask[both[0]].any():
             return None
-        z, y, x = (int(o) for o in offset + low)
-        centre = np.subtract(self.centre_zyx, start)
-        return Lesion((float(centre[0]), float(centre[1]), float(centre[2])), self.diameter_mm, mask, (z, y, x))
+        z, y, x = (int(there.start) for there in both[1])
+        down, back, across = (float(c - s.start) for c, s in zip(self.centre_zyx, part, strict=True))
+        return Lesion((down, back, across), self.diameter_mm, self.mask[both[0]], (z, y, x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,18 +213,12 @@ def from_luna(path: Path, patient: str, lists: LunaLists) -> Scan:
     Irrelevant, as in LUNA16: other findings of the XML, and annotations_excluded.csv where there is one.
     """
     volume, uid = luna.read_mhd(path), path.stem
-    to_index = np.linalg.inv(volume.affine)
-
-    def index(place_lps_mm: np.ndarray) -> tuple[float, float, float]:
-        z, y, x = (to_index @ [*place_lps_mm, 1.0])[:3]
-        return float(z), float(y), float(x)
-
     readings = lidc.read_xml(lists.xml[uid]) if uid in lists.xml else []
     outlined = lidc.nodules(volume, readings)
     lesions = []
     for centre_mm, diameter_mm in lists.nodules.get(uid, []):
         away = [np.linalg.norm(np.array(volume.position_lps_mm(one.centre_zyx)) - centre_mm) for one in outlined]
-        listed = ball(index(centre_mm), diameter_mm, volume.spacing_mm)
+        listed = ball(volume.index_zyx(centre_mm), diameter_mm, volume.spacing_mm)
         if away and min(away) <= diameter_mm / 2:
             drawn = consensus(outlined.pop(int(np.argmin(away))), volume)
             listed = replace(listed, mask=drawn.mask, offset_zyx=drawn.offset_zyx)
@@ -236,7 +226,7 @@ def from_luna(path: Path, patient: str, lists: LunaLists) -> Scan:
     excluded = excluded_places(volume, lists.excluded.get(uid, []))
     points = [ball(point, POINT_MM, volume.spacing_mm) for point in lidc.points(volume, readings)]
     irrelevant = [consensus(one, volume) for one in outlined] + points + excluded
-    candidates = [(index(place), is_nodule) for place, is_nodule in lists.candidates.get(uid, [])]
+    candidates = [(volume.index_zyx(place), is_nodule) for place, is_nodule in lists.candidates.get(uid, [])]
     return at_1_mm(uid, patient, volume, lesions, irrelevant, candidates)
 
 
@@ -285,14 +275,9 @@ def ball(index_zyx: Sequence[float], diameter_mm: float, spacing_mm: Sequence[fl
 
 def excluded_places(volume: Volume, listed: Sequence[tuple[np.ndarray, float]]) -> list[Lesion]:
     """At 1 mm, what annotations_excluded.csv lists: centre LPS mm, diameter mm, or -1 where nobody measured it."""
-    to_index = np.linalg.inv(volume.affine)
     return [
-        ball(
-            (to_index @ [*place_lps_mm, 1.0])[:3].tolist(),
-            diameter_mm if diameter_mm > 0 else POINT_MM,
-            volume.spacing_mm,
-        )
-        for place_lps_mm, diameter_mm in listed
+        ball(volume.index_zyx(place), diameter_mm if diameter_mm > 0 else POINT_MM, volume.spacing_mm)
+        for place, diameter_mm in listed
     ]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.lib.format import open_memmap
 from rich.progress import track
 from torch import Tensor
@@ -112,6 +111,5 @@ def windows_of(scan: Scan, channels: int) -> tuple[np.ndarray, np.ndarray]:
 
 def together(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
     """Two batches as one."""
-    most = max(len(each["boxes"][0]) for each in (one, other))
-    boxes = [F.pad(each["boxes"], (0, 0, 0, most - each["boxes"].shape[1])) for each in (one, other)]
-    return {"image": torch.cat([one["image"], other["image"]]), "boxes": torch.cat(boxes)}
+    boxes = torch.nn.utils.rnn.pad_sequence([*one["boxes"], *other["boxes"]], batch_first=True)
+    return {"image": torch.cat([one["image"], other["image"]]), "boxes": boxes}

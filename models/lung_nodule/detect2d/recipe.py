@@ -59,6 +59,10 @@ class Config(TrainConfig):
     split: Strategy = "stored"  # or "fresh": see data.split_of
     cache: str = ""  # folder for what is cut from whole scans; layouts.CACHE when empty
 
+    @property
+    def chest_batch(self) -> int:
+        return round(self.batch * self.chest_share)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         must_be_known(self, {"attention": get_args(Attention), "optimiser": get_args(Optimiser)})
@@ -87,7 +91,7 @@ class DetectorRecipe:
                 raise ValueError(
                     f"window={config.window} with chests: less than {SIDE}, or all are mirrored at the edges"
                 )
-            if round(config.batch * config.chest_share) < 1:
+            if config.chest_batch < 1:
                 raise ValueError(f"chest_share={config.chest_share} of a batch of {config.batch} is not one window")
             self.chests = {split: Chests(scans, split, config.slices, cache) for split in ("train", "val")}
             config = replace(config, chests=scans.digest)  # what is told of a training names the set, not its place
@@ -118,9 +122,7 @@ class DetectorRecipe:
         )
         if not self.chests:
             return drawn
-        more = self.chests[split].augmented(
-            seed=seed, batch=round(config.batch * config.chest_share), side=config.window
-        )
+        more = self.chests[split].augmented(seed=seed, batch=config.chest_batch, side=config.window)
         return map(together, drawn, more)
 
     def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -42,11 +42,12 @@ from models.lung_nodule.detect3d.recipe import NoduleNetRecipe
 from models.lung_nodule.detect3d.tables import study
 from models.lung_nodule.detect3d.targets import NEGATIVE, NEITHER, POSITIVE, label_anchors, sample_rois
 from models.lung_nodule.detect3d.views import VIEWS, Looks
-from models.lung_nodule.scans import FORMAT, INDEX, Lesion, Scan, index_digest, store
+from models.lung_nodule.scans import INDEX, Lesion, Scan
 from models.nets.nodulenet import ANCHORS_MM, MASK, Level, NoduleNet, NoduleNetConfig, anchor_boxes
 from models.runtime import Runtime, channels_last
 from models.tables import Table
 from models.train import train
+from tests.scan_sets import scan_set
 
 
 def scan_with(centres, shape=(64, 64, 64), radius=5, seed=0):
@@ -308,10 +309,7 @@ def test_what_is_marked_and_is_no_nodule_is_listed_and_looked_at_again(learnt, t
     for other in (known, dataclasses.replace(scan, irrelevant=known.lesions)):
         assert all(np.linalg.norm(np.subtract(each, place)) > 5 for each in wrongly_marked(learnt[0], other))
 
-    store(tmp_path / "a.npz", scan)
-    index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": "5" * 64}
-    index["scans"] = [{"name": "a", "part": "train", "file": "a.npz"}]
-    (tmp_path / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
+    scan_set(tmp_path, {"a": ("train", scan)})
     config = recipe.Config(width=4, crop=32, batch=1, crops=24, anywhere=1.0, worse=0.0, cache=str(tmp_path / "cache"))
     hard = tmp_path / "hard.json"
     digest = NoduleNetRecipe(tmp_path, config).scans.digest
@@ -418,10 +416,7 @@ def test_a_mask_head_that_learns_alone_changes_no_box_and_no_probability(learnt,
     net = copy.deepcopy(learnt[0]).train()
     config = recipe.Config(width=4, mask_alone=True, crop=32, batch=1, crops=4, cache=str(tmp_path / "cache"))
     scan = scan_with([(30, 34, 28)])
-    store(tmp_path / "a.npz", scan)
-    index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": "5" * 64}
-    index["scans"] = [{"name": "a", "part": "train", "file": "a.npz"}]
-    (tmp_path / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
+    scan_set(tmp_path, {"a": ("train", scan)})
     teaching = NoduleNetRecipe(tmp_path, config)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     optimiser = torch.optim.AdamW(net.parameters(), 1e-2)
@@ -605,14 +600,12 @@ def test_windows_cover_everything_and_share_their_seams(shape, side):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A set of scans as models.lung_nodule.semisynthetic writes them, tiny."""
-    path = tmp_path_factory.mktemp("scans")
     parts = {"a": "train", "b": "train", "c": "val", "d": "test"}
-    for seed, name in enumerate(parts):
-        store(path / f"{name}.npz", scan_with([(20, 20, 20), (38, 36, 40)], shape=(48, 48, 56), radius=4, seed=seed))
-    listed = [{"name": name, "file": f"{name}.npz", "part": part} for name, part in parts.items()]
-    index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": "5" * 64, "scans": listed}
-    (path / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
-    return path
+    scans = {
+        name: (part, scan_with([(20, 20, 20), (38, 36, 40)], shape=(48, 48, 56), radius=4, seed=seed))
+        for seed, (name, part) in enumerate(parts.items())
+    }
+    return scan_set(tmp_path_factory.mktemp("scans"), scans)
 
 
 def tiny(folder, cache, **changes):

@@ -11,7 +11,8 @@ import pytest
 from models.lung_nodule import detector_figures
 from models.lung_nodule.data import stored_split
 from models.lung_nodule.detector_figures import in_slices_of
-from models.lung_nodule.scans import FORMAT, INDEX, Lesion, Scan, index_digest, store
+from models.lung_nodule.scans import Lesion, Scan
+from tests.scan_sets import scan_set
 
 
 def chest(name: str, radius_mm: float) -> Scan:
@@ -28,14 +29,8 @@ def chest(name: str, radius_mm: float) -> Scan:
 
 @pytest.fixture
 def chests(tmp_path):
-    folder = tmp_path / "set"
-    folder.mkdir()
-    index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": stored_split()[1], "scans": []}
-    for part, radius_mm in (("val", 5.0), ("test", 6.0)):
-        store(folder / f"{part}.npz", chest(f"phantom-{part}", radius_mm))
-        index["scans"].append({"name": f"phantom-{part}", "part": part, "file": f"{part}.npz"})
-    (folder / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
-    return folder
+    parts = {"phantom-val": ("val", chest("phantom-val", 5.0)), "phantom-test": ("test", chest("phantom-test", 6.0))}
+    return scan_set(tmp_path / "set", parts, stored_split()[1])
 
 
 @pytest.mark.parametrize("slices_mm", [1, 4])
@@ -67,11 +62,8 @@ def test_thick_slices_are_means_at_the_place_of_what_they_hold():
     assert np.abs(in_slices_of(4, thin)[:, 0, 0] @ np.arange(24) / in_slices_of(4, thin)[:, 0, 0].sum() - 9.5) < 0.2
 
 
-def test_weights_of_another_split_are_refused(chests, tmp_path, monkeypatch):
-    index = json.loads((chests / INDEX).read_text())
-    index.pop("sha256")
-    index["split_sha256"] = "5" * 64
-    (chests / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
+def test_weights_of_another_split_are_refused(tmp_path, monkeypatch):
+    chests = scan_set(tmp_path / "other", {"a": ("test", chest("a", 5.0))})
     monkeypatch.setattr(sys, "argv", ["detector_figures", "--set", str(chests), "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="learnt on another split of the patients"):
         detector_figures.main()

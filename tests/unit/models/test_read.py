@@ -9,6 +9,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
@@ -27,7 +29,7 @@ from pydicom.uid import (
 
 from models.phantoms import ct_dicom
 from models.pipeline import UnfitInput
-from models.read import AIR_HU, displayed, read_ct, read_ultrasound
+from models.read import AIR_HU, Volume, displayed, read_ct, read_ultrasound
 from tests.harness import need
 
 ROWS, COLUMNS = 48, 64  # JPEG 2000 wants some
@@ -455,3 +457,17 @@ def test_ultrasound_made_by_others_agrees_with_their_truth(shared_data, tmp_path
             assert frame.grey[inside].mean() < 0.5 * frame.grey[clip.shape[0] // 3 : -10, 60:100].mean()
         if len(lesions) == 1 and truth["variant"] != "burned":
             assert np.abs(frame.grey.astype(int) - plain.grey).mean() < 12  # tinted, or compressed with loss
+
+
+@given(
+    st.tuples(*[st.floats(-500, 500)] * 3),
+    st.tuples(*[st.floats(0.3, 5)] * 3),
+    st.floats(-0.4, 0.4),
+    st.tuples(*[st.floats(-300, 300)] * 3),
+)
+def test_a_place_has_the_index_whose_place_it_is(origin_mm, spacing_mm, tilt, index):
+    """Of a tilted gantry, too: slices are then shifted against each other."""
+    dz, dy, dx = spacing_mm
+    affine = np.array([[0, 0, dx, origin_mm[0]], [dz * np.sin(tilt), dy, 0, origin_mm[1]], [dz, 0, 0, origin_mm[2]]])
+    volume = Volume(np.zeros((1, 1, 1), np.int16), (), spacing_mm, np.vstack([affine, [0, 0, 0, 1]]), ())
+    np.testing.assert_allclose(volume.index_zyx(volume.position_lps_mm(index)), index, atol=1e-6)

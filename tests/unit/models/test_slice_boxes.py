@@ -29,11 +29,12 @@ from models.lung_nodule.detect2d.infer import SliceOptions, detect, stacked
 from models.lung_nodule.detect2d.link import ELONGATED, SliceBoxes, certainty, linked
 from models.lung_nodule.detect2d.recipe import Config, DetectorRecipe, looked
 from models.lung_nodule.detect2d.tables import BUDGETS, FIGURES, TABLES, DetectorStudy, wins
-from models.lung_nodule.scans import FORMAT, INDEX, Lesion, Scan, Scans, index_digest, store
+from models.lung_nodule.scans import Lesion, Scan, Scans
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig, Detections
 from models.recipe import TrainConfig
 from models.train import configured, train
 from models.weights import WeightsError
+from tests.scan_sets import scan_set
 
 # ------------------------------------------------------------------------------------------------------------ data
 
@@ -673,13 +674,8 @@ def test_defaults_are_those_of_the_network():
 
 def chests_of(folder, split_sha256, scans):
     """A set of scans in a folder, the first for validation."""
-    folder.mkdir()
-    index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": split_sha256, "scans": []}
-    for number, one in enumerate(scans):
-        store(folder / f"{one.name}.npz", one)
-        index["scans"].append({"name": one.name, "part": "train" if number else "val", "file": f"{one.name}.npz"})
-    (folder / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
-    return folder
+    parts = {one.name: ("train" if number else "val", one) for number, one in enumerate(scans)}
+    return scan_set(folder, parts, split_sha256)
 
 
 def chest_scan(name, nodules, others=(), shape=(40, 100, 110)):
