@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from dicom_sr.regions import Box
-from models.read import Frame
+from models.pixels import Frame
 
 COLOURED = 40  # a channel differs this much from another: text, calipers or Doppler, not tissue
 MOST_COLOUR = 0.25  # of a region's pixels: with more, colour hides the tissue, unless it is the display's tint

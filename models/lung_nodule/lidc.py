@@ -30,7 +30,8 @@ from skimage.draw import polygon_perimeter
 from models.lung_nodule.crops import Cut, LeftOut, one_by_one
 from models.lung_nodule.lungs import find_lungs
 from models.pipeline import UnfitInput
-from models.read import AIR_HU, Volume, header_of, read_ct
+from models.pixels import AIR_HU
+from models.read import Volume, header_of, read_ct
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from models.lung_nodule.isotropic import Soft, box_at, in_both
 from models.lung_nodule.odds import log_odds
 from models.lung_nodule.preprocess import SIDE, TRAINED_MM, is_native, window
-from models.read import AIR_HU, Volume
+from models.pixels import AIR_HU
+from models.read import Volume
 
 Network = Callable[[Tensor], Tensor]  # (B, 1, side, side) in [0, 1] -> probability of nodule, same shape, any device
 

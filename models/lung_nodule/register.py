@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from models.lung_nodule.lungs import Lungs
 from models.pipeline import UnfitInput
-from models.read import AIR_HU, Volume
+from models.pixels import AIR_HU
+from models.read import Volume
 
 GRID_MM = 4.0  # registration, and the residual, are worked out on cubes of this size
 MARGIN_MM = 12.0  # round the lungs: the ribs are within

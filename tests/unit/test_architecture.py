@@ -69,7 +69,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "SimpleITK": ("models/lung_nodule/register.py", "models/lung_nodule/luna.py"),
     "openvino": ("models/runtime.py",),
     "torch": ("models/", "pacs_node/infer.py"),
-    "highdicom": ("dicom_sr/", "models/read.py"),
+    "highdicom": ("dicom_sr/",),
     "httpx": ("pacs_node/deliver/stow.py", "pacs_node/assemble/evidence.py", "pacs_node/demo.py"),
     "requests": (),
     "orthanc_rest_client": ("pacs_node/demo.py",),

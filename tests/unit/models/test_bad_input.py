@@ -14,7 +14,8 @@ from pydicom import Dataset
 from dicom_sr.regions import pixel_spacing_mm
 from models.phantoms import ct_dicom, ultrasound_dicom
 from models.pipeline import UnfitInput
-from models.read import AIR_HU, read_ct, read_ultrasound
+from models.pixels import AIR_HU
+from models.read import read_ct, read_ultrasound
 
 EVERY_EXAMPLE = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -29,7 +29,8 @@ from pydicom.uid import (
 
 from models.phantoms import ct_dicom
 from models.pipeline import UnfitInput
-from models.read import AIR_HU, Volume, displayed, read_ct, read_ultrasound
+from models.pixels import AIR_HU
+from models.read import Volume, displayed, read_ct, read_ultrasound
 from tests.harness import need
 
 ROWS, COLUMNS = 48, 64  # JPEG 2000 wants some

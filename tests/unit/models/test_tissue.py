@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.breast_us.tissue import MOST_COLOUR, tissue
-from models.read import Frame, grey
+from models.pixels import Frame, grey
 
 SHAPE = (120, 160)
 BOX = (0, 0, 159, 119)
