@@ -101,7 +101,7 @@ def test_float_pixels_are_hounsfield_units_unless_they_are_no_numbers(tmp_path):
     for bad in (np.nan, np.inf):
         values[1, 2, 3] = bad
         datasets = as_float(ct(np.stack([RAMP] * 3)), values)
-        with pytest.raises(UnfitInput, match=r"1\.dcm: some pixels are no numbers"):
+        with pytest.raises(UnfitInput, match=r"1\.dcm: .*some pixels are no numbers"):
             read_ct(saved(tmp_path, datasets))
     values[1, 2, 3] = -5000
     datasets = as_float(ct(np.stack([RAMP] * 3)), values)
