@@ -19,6 +19,7 @@ from dicom_sr.findings import ImageRef
 from dicom_sr.header import RESEARCH_ONLY, code_item, image_reference
 from dicom_sr.outline import outlines
 from dicom_sr.plain_sr import sentences
+from dicom_sr.source import plane
 
 Pixels = Callable[[ImageRef], np.ndarray]  # an image as it is displayed: uint8 (rows, columns, 3)
 
@@ -45,7 +46,7 @@ def key_images(segmentation: Dataset, results: Results, pixels: Pixels) -> list[
         words = [said.get(label, label), *([note + "."] if note else [])]
         drawn = with_words(drawing(pixels(finding.key), finding), words)
         capture = _capture(segmentation, drawn, "key image", 9500, number, note)
-        capture.PatientOrientation = patient_orientation(source)
+        capture.PatientOrientation = patient_orientation(source, finding.key.frame)
         say_body_part(capture, [source])
         capture.SourceImageSequence = [_source(finding.key)]
         for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
@@ -109,18 +110,18 @@ def with_words(drawn: np.ndarray, words: Sequence[str]) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def patient_orientation(source: Dataset) -> list[str] | None:
-    """Patient Orientation of an image, PS3.3 C.7.6.1.1.1: its own, else from its direction cosines, else unknown."""
+def patient_orientation(source: Dataset, frame: int | None = None) -> list[str] | None:
+    """Patient Orientation of an image or frame, PS3.3 C.7.6.1.1.1: its own, else from its cosines, else unknown."""
     own = source.get("PatientOrientation")
     if own is not None and len(own) == 2 and all(own):
         return list(own)
-    cosines = source.get("ImageOrientationPatient")
-    if not cosines:
+    cosines = plane(source, frame).orientation
+    if cosines is None:
         return None
     return [_letters(cosines[:3]), _letters(cosines[3:])]
 
 
-def _letters(direction: Sequence[float]) -> str:
+def _letters(direction: Sequence[str]) -> str:
     """Towards where in the patient, the main direction first: L, or PF."""
     sizes = [abs(float(x)) for x in direction]
     letters = [TOWARDS[axis][float(x) > 0] for axis, x in enumerate(direction)]

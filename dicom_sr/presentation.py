@@ -4,6 +4,7 @@ drawn over the images by the viewer itself. For images in grey values only."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import highdicom as hd
 import numpy as np
@@ -34,7 +35,10 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
         {ref for finding in findings for ref in finding.segment.masks},
         key=lambda ref: (ref.sop_instance_uid, ref.frame or 0),
     )
-    images = {ref.sop_instance_uid: _complete(results.source(ref)) for ref in refs}
+    images = {
+        uid: _complete(results.source(some), [ref.frame for ref in refs if ref.sop_instance_uid == uid])
+        for uid, some in {ref.sop_instance_uid: ref for ref in refs}.items()
+    }
     if any(image.get("PhotometricInterpretation") not in MONOCHROME for image in images.values()):
         raise EncodingError("the images are in colour")
     if len(images) > 1 and any(int(image.get("NumberOfFrames") or 1) > 1 for image in images.values()):
@@ -95,17 +99,44 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
     return [result]
 
 
-def _complete(source: Dataset) -> Dataset:
-    """The header with the attributes that highdicom reads, empty where there is none; `derived` has the values."""
+def _complete(source: Dataset, frames: Sequence[int | None]) -> Dataset:
+    """The header with the attributes that highdicom reads, empty where there is none; `derived` has the values.
+
+    Of an image of many frames rescaling and window of the frames named stand in functional groups: highdicom takes
+    every such image for an enhanced one, and wants what is common to all frames among the shared ones.
+    Raises EncodingError where the frames are rescaled differently.
+    """
     header = copy.deepcopy(source)
     for keyword in ALWAYS_COPIED:
         if keyword not in header:
             setattr(header, keyword, None)
-    if "NumberOfFrames" in header and "SharedFunctionalGroupsSequence" not in header:
-        # highdicom takes every multi-frame image for an enhanced one; a cine has no functional groups
-        header.SharedFunctionalGroupsSequence = [Dataset()]
-        header.PerFrameFunctionalGroupsSequence = [Dataset() for _ in range(int(header.NumberOfFrames))]
+    if "NumberOfFrames" not in header:
+        return header
+    of_frames = {frame: _window_and_rescaling(source, frame) for frame in frames if frame is not None}
+    rescalings = [rescaling for _, rescaling in of_frames.values()]
+    if any(rescaling != rescalings[0] for rescaling in rescalings):
+        raise EncodingError("the frames are rescaled differently, and a presentation state rescales all alike")
+    shared = Dataset()
+    if rescalings and rescalings[0]:
+        shared.PixelValueTransformationSequence = [rescalings[0]]
+    header.SharedFunctionalGroupsSequence = [shared]
+    header.PerFrameFunctionalGroupsSequence = [Dataset() for _ in range(int(header.NumberOfFrames))]
+    for frame, (window, _) in of_frames.items():
+        if window:
+            header.PerFrameFunctionalGroupsSequence[frame - 1].FrameVOILUTSequence = [window]
     return header
+
+
+def _window_and_rescaling(source: Dataset, frame: int) -> tuple[Dataset, Dataset]:
+    """Items of Frame VOI LUT and Pixel Value Transformation Sequence, PS3.3 C.7.6.16.2.10b and 9; empty if none."""
+    own: list[Dataset] = list(source.get("SharedFunctionalGroupsSequence") or ())
+    if "PerFrameFunctionalGroupsSequence" in source:
+        own.insert(0, source.PerFrameFunctionalGroupsSequence[frame - 1])
+    found = [
+        next((groups[macro].value[0] for groups in own if groups.get(macro)), Dataset())
+        for macro in ("FrameVOILUTSequence", "PixelValueTransformationSequence")
+    ]
+    return found[0], found[1]
 
 
 def _annotation(finding: Marked, ref: ImageRef, layer: hd.pr.GraphicLayer, results: Results) -> hd.pr.GraphicAnnotation:

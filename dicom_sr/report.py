@@ -94,12 +94,11 @@ class _Report:
         document.PerformedProcedureCodeSequence = []  # Type 2, PS3.3 C.17.2
         document.CompletionFlag = "COMPLETE"
         document.VerificationFlag = "UNVERIFIED"
-        tree = hd.sr.MeasurementReport(
+        tree = hd.sr.MeasurementReport(  # no image library (optional): what it says, every image says itself
             observation_context=self.observer(),
             procedure_reported=codes.CT_PROCEDURE if self.source.Modality == "CT" else codes.IMAGING_PROCEDURE,
             imaging_measurements=list(self.groups()),
             title=codes.IMAGING_MEASUREMENT_REPORT,
-            referenced_images=self.measured_images(),
         )[0]
         tree.ContentSequence.extend(self.remarks())
         if self.findings.compared_with is not None:
@@ -136,11 +135,6 @@ class _Report:
             family=algorithm.family,
             manufacturer=algorithm.manufacturer,
         )
-
-    def measured_images(self) -> list[Dataset]:
-        """The image library: only images with a measurement on them; hundreds of entries take readers minutes."""
-        keys = [finding.key_image for finding in self.findings.findings] or [0]
-        return list(headers_by_uid([self.headers[index] for index in sorted(keys)]).values())
 
     def evidence(self, document: Dataset) -> list[Dataset]:
         """What the tree refers to, and nothing else: Hierarchical SOP Instance Reference, PS3.3 Table C.17-3."""

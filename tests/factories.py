@@ -1,6 +1,6 @@
 """Small, valid DICOM images with known geometry, for every test that needs some.
 
-`ct_series` and `us_image` build data sets that dciodvfy accepts; each knob spoils exactly one thing.
+`ct_series`, `enhanced_ct` and `us_image` build data sets that dciodvfy accepts; each knob spoils exactly one thing.
 UIDs derive from `name`, so the same call makes the same files.
 """
 
@@ -16,8 +16,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     UID,
     CTImageStorage,
+    EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    LegacyConvertedEnhancedCTImageStorage,
     UltrasoundImageStorage,
     UltrasoundMultiFrameImageStorage,
     generate_uid,
@@ -32,6 +34,17 @@ ORIENTATIONS: dict[str, tuple[tuple[float, ...], str]] = {
     "coronal": ((1, 0, 0, 0, 0, -1), "HFS"),
     # axial turned by 20 degrees round the y axis, then by 12 round the new x axis
     "oblique": ((0.939693, 0.0, -0.342020, 0.071110, 0.978148, 0.195375), "HFS"),
+}
+
+FRAME_MACROS = {  # of PS3.3 C.7.6.16.2 and C.8.15.3: functional group -> what of a CT Image stands in it
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth"),
+}
+OF_A_FRAME = {  # of a CT Image; no attributes of the top level of an enhanced one
+    *(keyword for keywords in FRAME_MACROS.values() for keyword in keywords),
+    *("ImagePositionPatient", "GantryDetectorTilt", "KVP", "ConvolutionKernel", "AcquisitionDate", "AcquisitionTime"),
 }
 
 
@@ -119,6 +132,82 @@ def ct_series(
         series.append(scout)
     series = [image for z, image in enumerate(series) if z not in missing]
     return [_finish(image, attributes, transfer_syntax, folder, k) for k, image in enumerate(series)]
+
+
+def enhanced_ct(
+    series: Sequence[Dataset],
+    folder: Path | None = None,
+    *,
+    legacy: bool = False,
+    shared: bool = False,
+    transfer_syntax: str = ExplicitVRLittleEndian,
+    **attributes: Any,
+) -> Dataset:
+    """The slices of `ct_series` as the frames of one Enhanced CT Image, PS3.3 A.38.1, in the order of the list.
+
+    What describes a frame stands in the functional groups alone: the top level has neither spacing nor position,
+    orientation, thickness, rescaling or window.
+
+    legacy       Legacy Converted Enhanced CT Image, PS3.3 A.70.1
+    shared       what all frames have in common stands in the shared functional groups; otherwise in each frame's own
+    attributes   of the top level: any DICOM keyword; None takes the attribute away
+    """
+    first = series[0]
+    name = str(first.SeriesInstanceUID)
+    image = Dataset()
+    for element in first:
+        if element.keyword not in OF_A_FRAME and element.keyword != "PixelData":
+            image.add(copy.deepcopy(element))
+    image.SOPClassUID = LegacyConvertedEnhancedCTImageStorage if legacy else EnhancedCTImageStorage
+    image.SOPInstanceUID = _uid(name, "legacy" if legacy else "enhanced")
+    image.InstanceNumber = 1
+    image.NumberOfFrames = len(series)
+    image.ImageType = ["DERIVED" if legacy else "ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    image.PixelPresentation = "MONOCHROME"
+    image.VolumetricProperties = "VOLUME"
+    image.VolumeBasedCalculationTechnique = "NONE"
+    image.PresentationLUTShape = "IDENTITY"
+    image.BurnedInAnnotation = "NO"
+    image.LossyImageCompression = "00"
+    image.ContentQualification = "RESEARCH"
+    image.AcquisitionDateTime = "20260301101500"
+    image.AcquisitionContextSequence = []
+    image.DimensionOrganizationSequence = [Dataset()]
+    image.DimensionOrganizationSequence[0].DimensionOrganizationUID = _uid(name, "dimensions")
+    image.DimensionIndexSequence = [_index(_uid(name, "dimensions"), tag) for tag in (0x00209056, 0x00209057)]
+    common, frames = Dataset(), []
+    for number, slice_ in enumerate(series, start=1):
+        own = Dataset()
+        content = Dataset()
+        content.StackID, content.InStackPositionNumber, content.DimensionIndexValues = "1", number, [1, number]
+        content.FrameAcquisitionNumber = 1
+        own.FrameContentSequence = [content]
+        own.PlanePositionSequence = [_group(slice_, "ImagePositionPatient")]
+        target = common if shared else own
+        for macro, keywords in FRAME_MACROS.items():
+            setattr(target, macro, [_group(slice_, *keywords)])
+        kind = Dataset()
+        kind.FrameType = list(image.ImageType)
+        for keyword in ("PixelPresentation", "VolumetricProperties", "VolumeBasedCalculationTechnique"):
+            setattr(kind, keyword, image[keyword].value)
+        target.CTImageFrameTypeSequence = [kind]
+        anatomy, region = Dataset(), Dataset()
+        region.CodeValue, region.CodingSchemeDesignator, region.CodeMeaning = "43799004", "SCT", "Thorax"
+        anatomy.FrameLaterality, anatomy.AnatomicRegionSequence = "U", [region]
+        target.FrameAnatomySequence = [anatomy]
+        if legacy:
+            converted = Dataset()
+            converted.ReferencedSOPClassUID = slice_.SOPClassUID
+            converted.ReferencedSOPInstanceUID = slice_.SOPInstanceUID
+            own.ConversionSourceAttributesSequence = [converted]
+            own.UnassignedPerFrameConvertedAttributesSequence = [_group(slice_, "InstanceNumber")]
+            common.UnassignedSharedConvertedAttributesSequence = [_group(slice_, "KVP", "ConvolutionKernel")]
+        frames.append(own)
+    image.SharedFunctionalGroupsSequence = [common]
+    image.PerFrameFunctionalGroupsSequence = frames
+    image.PixelData = b"".join(slice_.PixelData for slice_ in series)
+    image["PixelData"].VR = "OW"
+    return _finish(image, attributes, transfer_syntax, folder, 0)
 
 
 def us_image(
@@ -253,6 +342,24 @@ def _us_header(name: str, instance: str, cine: bool) -> Dataset:
     image.BurnedInAnnotation = "NO"
     image.Laterality = "R"
     return image
+
+
+def _group(slice_: Dataset, *keywords: str) -> Dataset:
+    """The item of a functional group macro."""
+    item = Dataset()
+    for keyword in keywords:
+        if keyword in slice_:
+            item[keyword] = copy.deepcopy(slice_[keyword])
+    return item
+
+
+def _index(organization: str, pointer: int) -> Dataset:
+    """An item of Dimension Index Sequence, of an attribute of the Frame Content macro."""
+    item = Dataset()
+    item.DimensionOrganizationUID = organization
+    item.DimensionIndexPointer = pointer
+    item.FunctionalGroupPointer = 0x00209111
+    return item
 
 
 def _region(rows: int, columns: int, spacing_mm: tuple[float, float]) -> Dataset:

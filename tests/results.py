@@ -16,7 +16,7 @@ from pydicom.sr.coding import Code
 from dicom_sr import codes, encode
 from dicom_sr.changes import Comparison, Lesion, Match, Size, with_comparison
 from dicom_sr.findings import Algorithm, Axis, ComparedWith, Evaluation, Finding, Findings, ImageRef, Measurement
-from tests.factories import ct_series, header, us_image
+from tests.factories import ct_series, enhanced_ct, header, us_image
 
 WHEN = datetime(2026, 3, 1, 12, 30, 5)
 
@@ -203,6 +203,19 @@ def ct_oblique() -> Case:
     return Case(ct_findings(images, nodule(1, (4, 10, 12))), images)
 
 
+def ct_enhanced(*, legacy: bool = False) -> Case:
+    """Two nodules on the frames of one image; what describes a frame is in its own functional groups."""
+    slices = ct_series(name="enhanced")
+    image = enhanced_ct(slices, legacy=legacy, shared=legacy)
+    findings = ct_findings(slices, nodule(1, (2, 5, 8)), nodule(2, (7, 20, 25)))
+    return Case(replace(findings, images=refs([image])), [image])
+
+
+def ct_legacy() -> Case:
+    """The same as a legacy converted image; what all frames have in common is in the shared functional groups."""
+    return ct_enhanced(legacy=True)
+
+
 def us_one() -> Case:
     image = us_image()
     return Case(us_findings([image], mass(1, (0, 12, 20))), [image])
@@ -262,6 +275,8 @@ CASES = {
         ct_many,
         ct_nothing,
         ct_oblique,
+        ct_enhanced,
+        ct_legacy,
         us_one,
         us_normal,
         us_several,

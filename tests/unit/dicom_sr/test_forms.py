@@ -41,7 +41,7 @@ from dicom_sr.outline import keyhole, outlines, polygon_area
 from dicom_sr.source import EncodingError
 from dicom_sr.validate import problems
 from tests.factories import ct_series, header, us_image
-from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, us_findings
+from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, refs, us_findings
 from tests.unit.dicom_sr.test_geometry import SERIES
 
 FORMS = {form.name: form for chain in CHAINS.values() for form in chain if form.name != "Secondary Capture"}
@@ -431,6 +431,45 @@ def test_the_most_certain_ten_and_it_says_so() -> None:
     assert {capture.ImageComments for capture in captures} == {"10 of 30 findings, the most certain"}
     keys = [str(images[finding.key_image].SOPInstanceUID) for finding in reversed(every[-10:])]
     assert [capture.SourceImageSequence[0].ReferencedSOPInstanceUID for capture in captures] == keys
+
+
+@pytest.mark.parametrize("name", ["ct_enhanced", "ct_legacy"])
+def test_every_form_is_made_of_frames_as_of_slices(name: str) -> None:
+    """Of the same slices in two wrappings: what is drawn and where it lies is equal."""
+    case, _ = encoded(name)
+    slices = ct_series(name="enhanced")
+    plain, _ = results_of(replace(case.findings, images=refs(slices)), slices)
+    framed = case_results(name)
+    number = {str(image.SOPInstanceUID): z for z, image in enumerate(slices, start=1)}
+    for form in (*FORMS.values(), LABEL_MAP, ALL_FRAMES, KEY_IMAGES, PAGES, KEY_OBJECTS):
+        mine, theirs = (made(form, original_of(form, each), each) for each in (framed, plain))
+        assert len(mine) == len(theirs)
+        for one, other in zip(mine, theirs, strict=True):
+            assert sorted(places(one, {}), key=str) == sorted(places(other, number), key=str), form.name
+            for keyword in ("PixelData", "PatientOrientation", "Rows"):
+                assert one.get(keyword) == other.get(keyword), form.name
+
+
+def places(dataset: Dataset, number: dict[str, int]) -> list[object]:
+    """Everything drawn or placed; and on which frame, or slice of that number, a mask or an outline lies."""
+    found: list[object] = []
+    for element in dataset.iterall():
+        if element.keyword in DRAWN or element.keyword in PLACED:
+            found.append((element.keyword, [float(value) for value in np.atleast_1d(element.value)]))
+        elif element.keyword in ("SourceImageSequence", "ContourImageSequence"):
+            found += [number.get(item.ReferencedSOPInstanceUID) or item.ReferencedFrameNumber for item in element.value]
+    return found
+
+
+DRAWN = ("GraphicData", "ContourData", "ImagePositionPatient")
+PLACED = (
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "SliceThickness",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "WindowCenter",
+)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from scipy import ndimage
 from dicom_sr import codes, encode, read
 from dicom_sr.findings import Axis
 from dicom_sr.outline import outline, polygon_area
+from dicom_sr.report import report
 from tests.results import CASES, WHEN, ct_findings, encoded, nodule
 
 
@@ -117,6 +118,21 @@ def test_nothing_found_is_said(name: str, images: int) -> None:
 def test_warnings_and_research_use_are_in_words() -> None:
     texts = read.comments(encoded("ct_two")[1][-1])
     assert texts == ["Research use only, not for diagnostic use.", "Warning: slices are thick"]
+
+
+@pytest.mark.parametrize("geometry", ["volume", "image"])
+def test_the_report_asks_a_header_for_nothing_but_identity_size_and_spacing(geometry: str) -> None:
+    """What an image may go without, the report does without: each attribute taken away, and each empty."""
+    needed = {"StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Rows", "Columns", "Modality"}
+    case, objects = encoded("ct_two" if geometry == "volume" else "us_clip")
+    keywords = {element.keyword for head in case.headers for element in head} - needed
+    for keyword in sorted(keywords - {"PixelSpacing", "SequenceOfUltrasoundRegions", "NumberOfFrames"}):
+        for spoil in (delattr, lambda head, name: setattr(head, name, None)):
+            headers = case.headers
+            for head in headers:
+                spoil(head, keyword)
+            document = report(case.findings, headers, when=WHEN, segmentations=objects[:-1])
+            assert document.ContentSequence == objects[-1].ContentSequence, keyword
 
 
 def test_the_observer_is_a_device_and_the_document_unverified() -> None:
