@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from datetime import datetime
 
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from dicom_sr import codes
+from dicom_sr import attributes, codes
+from dicom_sr.copies import ALWAYS_COPIED, COPIED_IF_PRESENT, copied
 from dicom_sr.findings import Algorithm, Findings, ImageRef
 from dicom_sr.uids import device_uid, result_uid
 
@@ -22,44 +20,6 @@ IMPLEMENTATION_CLASS_UID = UID("2.25.148005963518218903624316907471250712499")
 IMPLEMENTATION_VERSION_NAME = "PACS_NODE"
 
 SERIES_NUMBERS = {"SEG": 9100, "SR": 9200}  # far above the scanners' own
-
-# Type 2 of the Patient and General Study modules: written even if the source lacks them.
-ALWAYS_COPIED = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-    "StudyID",
-    "AccessionNumber",
-)
-# Written as the source has them. Time zone: it holds for the copied times too.
-COPIED_IF_PRESENT = (
-    "TimezoneOffsetFromUTC",
-    "IssuerOfPatientID",
-    "IssuerOfPatientIDQualifiersSequence",
-    "TypeOfPatientID",
-    "OtherPatientIDsSequence",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "DeidentificationMethodCodeSequence",
-    "StudyDescription",
-    "IssuerOfAccessionNumberSequence",
-    "ProcedureCodeSequence",
-    "ClinicalTrialSponsorName",
-    "ClinicalTrialProtocolID",
-    "ClinicalTrialProtocolName",
-    "ClinicalTrialSiteID",
-    "ClinicalTrialSiteName",
-    "ClinicalTrialSubjectID",
-    "ClinicalTrialSubjectReadingID",
-)
 
 # What objects of one analysis share besides patient and study: when they were made, and by whom.
 OF_ONE_ANALYSIS = (
@@ -94,17 +54,16 @@ def result_header(
     """
     algorithm = findings.algorithm
     kind = modality.lower()
-    here = (str(source.SeriesInstanceUID), findings.said_by, algorithm.version, revision)
+    here = (attributes.text(source, "SeriesInstanceUID"), findings.said_by, algorithm.version, revision)
     when = _in_zone_of(source, when)
     date, time = when.strftime("%Y%m%d"), when.strftime("%H%M%S")
 
     result = Dataset()
     result.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever the source had
-    for keyword in ALWAYS_COPIED:
-        result.add(_copied(source, keyword))
-    for keyword in COPIED_IF_PRESENT:
-        if keyword in source:
-            result.add(_copied(source, keyword))
+    for keyword in (*ALWAYS_COPIED, *COPIED_IF_PRESENT):
+        element, _ = copied(source, keyword)
+        if element is not None:
+            result.add(element)
 
     result.SOPClassUID = sop_class_uid
     result.SOPInstanceUID = result_uid(*here, kind, number)
@@ -188,25 +147,10 @@ def _contribution(algorithm: Algorithm, at: str) -> Dataset:
 
 def _in_zone_of(source: Dataset, when: datetime) -> datetime:
     """`when` on the source's clock, if both say their time zone; else as given."""
-    offset = str(source.get("TimezoneOffsetFromUTC") or "")
+    offset = attributes.text(source, "TimezoneOffsetFromUTC")
     if when.tzinfo is None or not offset:
         return when
     try:
         return when.astimezone(datetime.strptime(offset, "%z").tzinfo)
-    except ValueError:  # not an offset: it is copied all the same, as the source's own
+    except ValueError:  # not an offset: it is left out of the result, too
         return when
-
-
-def _copied(source: Dataset, keyword: str) -> DataElement:
-    """The source's element, decoded, so that it can be written in another character set."""
-    if keyword not in source:
-        empty = Dataset()
-        setattr(empty, keyword, None)
-        return empty[keyword]
-    element = copy.deepcopy(source[keyword])
-    if element.VR == "SQ":
-        for item in element.value or Sequence():
-            for _ in item.iterall():  # iterating decodes
-                pass
-            item.pop("SpecificCharacterSet", None)
-    return element

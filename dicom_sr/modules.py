@@ -15,7 +15,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from dicom_sr.header import ALWAYS_COPIED, COPIED_IF_PRESENT
+from dicom_sr.copies import ALWAYS_COPIED, COPIED_IF_PRESENT
 
 # What is inside them is the source's own and copied as it is: not ours to refuse.
 AS_THE_SOURCE_HAS_IT = {*ALWAYS_COPIED, *COPIED_IF_PRESENT}

@@ -7,11 +7,13 @@ from datetime import datetime
 
 from pydicom.dataset import Dataset
 
+from dicom_sr import attributes
+from dicom_sr.copies import ratio_and_method, remarks
 from dicom_sr.findings import Findings
 from dicom_sr.report import report
 from dicom_sr.revision import Written, name_predecessors, rejection_note
 from dicom_sr.seg import segmentations
-from dicom_sr.source import EncodingError
+from dicom_sr.source import EncodingError, source_headers
 from dicom_sr.validate import Fault, Rejected, faults
 
 __all__ = ["EncodingError", "Fault", "Rejected", "Written", "checked", "encode"]
@@ -67,4 +69,13 @@ def checked(
     ]
     if any(fault.severity == "error" for fault in found):
         raise Rejected(finished, found)
-    return finished, found
+    return finished, [*_of_copies(findings, sources), *found]
+
+
+def _of_copies(findings: Findings, sources: Sequence[Dataset]) -> list[Fault]:
+    """What is odd about what the objects copy from their source, for people to look at."""
+    source = source_headers(findings, sources)[0]
+    _, ratio = ratio_and_method(source) if attributes.text(source, "LossyImageCompression") == "01" else ([], None)
+    return [
+        Fault("copied from the images", "warning", text) for text in (*remarks(source), *([ratio] if ratio else []))
+    ]

@@ -6,15 +6,18 @@ comes from here, for the reader of pixels and the writer of objects alike.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pydicom.dataset import Dataset
 
+from dicom_sr import attributes
+from dicom_sr.attributes import BadAttribute
+
 CM = 3  # Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
 LOW_PRIORITY = 1  # bit 0 of Region Flags, PS3.3 C.8.5.5.1.3: 1 is low, and what it overlaps with lies on top
 CORNERS = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
+PIXEL_MM = 0.0001, 100.0  # smallest and largest that a pixel of an ultrasound image can be
 TWO_D, TISSUE, COLOUR_FLOW = 1, 1, 2
 FORMATS = {1: "2-D", 2: "M-mode", 3: "spectrum", 4: "waveform", 5: "graphics"}  # PS3.3 C.8.5.5.1.1
 DATA = {  # PS3.3 C.8.5.5.1.2
@@ -74,23 +77,64 @@ def regions(header: Dataset) -> list[Region]:
     """Every region of which the header says something: place, kind, and mm per pixel where the units are cm.
 
     PhysicalDeltaX and PhysicalDeltaY may differ, and may be negative. Boxes are cut to the image; those that lie
-    outside it, or say neither format nor data, are left out.
+    outside it, say neither format nor data, or cannot be read are left out.
     """
-    found = []
-    for item in header.get("SequenceOfUltrasoundRegions") or ():
-        corners = [item.get(name) for name in CORNERS]
-        kind = int(item.get("RegionSpatialFormat") or 0), int(item.get("RegionDataType") or 0)
-        if None in corners or 0 in kind:
+    return [region for region, _ in _told(header) if region is not None]
+
+
+def calibration_problems(header: Dataset) -> list[str]:
+    """What the header says of mm per pixel and nobody can use, attribute by attribute; nothing that is not needed."""
+    told = list(_told(header))
+    problems = [str(bad) for _, bad in told if bad is not None]
+    if "PixelSpacing" in header and not any(region and region.spacing_mm for region, _ in told):
+        try:
+            _pixel_spacing(header)
+        except BadAttribute as bad:
+            problems.append(str(bad))
+    return list(dict.fromkeys(problems))
+
+
+def _told(header: Dataset) -> Iterator[tuple[Region | None, BadAttribute | None]]:
+    """Each region with what is wrong with its calibration; no region where what is wrong is place or kind."""
+    for item in attributes.items(header, "SequenceOfUltrasoundRegions"):
+        try:
+            corners = tuple(attributes.whole(item, keyword) for keyword in CORNERS)
+            kind = _kind(item, "RegionSpatialFormat"), _kind(item, "RegionDataType")
+        except BadAttribute as bad:
+            yield None, bad
             continue
-        box = _shared((*map(int, corners),), _whole(header))  # type: ignore[arg-type]
-        if box is None:
+        box = _shared(corners, _whole(header))  # type: ignore[arg-type]
+        if 0 in kind or box is None:
             continue
-        units = item.get("PhysicalUnitsXDirection"), item.get("PhysicalUnitsYDirection")
-        across, down = (float(item.get(name) or 0) for name in ("PhysicalDeltaX", "PhysicalDeltaY"))
-        lengths = units == (CM, CM) and across != 0 and down != 0 and math.isfinite(across) and math.isfinite(down)
-        low = bool(int(item.get("RegionFlags") or 0) & LOW_PRIORITY)
-        found.append(Region(box, (10 * abs(down), 10 * abs(across)) if lengths else None, *kind, low, down < 0))
-    return found
+        low = bool(attributes.whole_or(item, "RegionFlags", 0) & LOW_PRIORITY)
+        region = Region(box, None, *kind, low)
+        try:
+            across, down = _deltas_cm(item)
+        except BadAttribute as bad:
+            yield region, bad
+            continue
+        if across and down:
+            region = replace(region, spacing_mm=(10 * abs(down), 10 * abs(across)), upwards=down < 0)
+        yield region, None
+
+
+def _kind(item: Dataset, keyword: str) -> int:
+    """0: the header does not say. Raises BadAttribute."""
+    return attributes.whole(item, keyword) if attributes.has(item, keyword) else 0
+
+
+def _deltas_cm(item: Dataset) -> tuple[float, float]:
+    """PhysicalDeltaX and PhysicalDeltaY; 0 where the region does not say them in cm. Raises BadAttribute."""
+    for keyword in ("PhysicalUnitsXDirection", "PhysicalUnitsYDirection"):
+        if not attributes.has(item, keyword) or attributes.whole(item, keyword) != CM:
+            return 0.0, 0.0
+    deltas = []
+    for keyword in ("PhysicalDeltaX", "PhysicalDeltaY"):
+        value = attributes.number(item, keyword) if attributes.has(item, keyword) else 0.0
+        if value and not PIXEL_MM[0] <= 10 * abs(value) <= PIXEL_MM[1]:
+            raise BadAttribute(keyword, f"is {value:g} cm; no pixel of an ultrasound image is that size")
+        deltas.append(value)
+    return deltas[0], deltas[1]
 
 
 def tissue_regions(header: Dataset) -> tuple[Region, ...]:
@@ -148,15 +192,23 @@ def _covered(region: Region, on_top: Sequence[Region]) -> tuple[Box, ...]:
 
 def pixel_spacing_mm(header: Dataset) -> Spacing | None:
     """PixelSpacing as (mm per row, mm per column); None when it is missing or cannot be one."""
-    value = header.get("PixelSpacing")
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+    try:
+        return _pixel_spacing(header)
+    except BadAttribute:
         return None
-    down, across = (float(each) for each in value)
-    return (down, across) if 0 < down < math.inf and 0 < across < math.inf else None
+
+
+def _pixel_spacing(header: Dataset) -> Spacing:
+    """Raises BadAttribute."""
+    down, across = attributes.numbers(header, "PixelSpacing", 2)
+    if not all(PIXEL_MM[0] <= each <= PIXEL_MM[1] for each in (down, across)):
+        raise BadAttribute("PixelSpacing", f"is {down:g} x {across:g} mm; no pixel of an ultrasound image is that size")
+    return down, across
 
 
 def _whole(header: Dataset) -> Box:
-    return 0, 0, int(header.Columns) - 1, int(header.Rows) - 1
+    rows, columns = (attributes.whole(header, keyword, least=1) for keyword in ("Rows", "Columns"))
+    return 0, 0, columns - 1, rows - 1
 
 
 def _shared(one: Box, other: Box) -> Box | None:

@@ -15,8 +15,9 @@ from pydicom.sr.coding import Code
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from dicom_sr import codes
+from dicom_sr.copies import ALWAYS_COPIED, COPIED_IF_PRESENT
 from dicom_sr.findings import ImageRef
-from dicom_sr.header import ALWAYS_COPIED, COPIED_IF_PRESENT, OF_ONE_ANALYSIS, code_item, image_reference
+from dicom_sr.header import OF_ONE_ANALYSIS, code_item, image_reference
 from dicom_sr.hierarchy import Named, hierarchy
 from dicom_sr.uids import child_uid
 

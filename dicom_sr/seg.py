@@ -16,12 +16,14 @@ import numpy as np
 from highdicom.color import CIELabColor
 from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
+from pydicom.valuerep import format_number_as_ds
 
-from dicom_sr import codes
+from dicom_sr import attributes, codes
+from dicom_sr.copies import ratio_and_method
 from dicom_sr.findings import Algorithm, Finding, Findings, ImageRef
 from dicom_sr.header import RESEARCH_ONLY, code_item, image_reference, references, result_header
 from dicom_sr.regions import tissue_regions
-from dicom_sr.source import EncodingError, Plane, plane, source_headers
+from dicom_sr.source import EncodingError, Plane, between_mm, plane, source_headers
 from dicom_sr.uids import child_uid, result_uid
 
 # Dimension index pointers: (Dimension Index Pointer, Functional Group Pointer, label)
@@ -29,6 +31,10 @@ SEGMENT_NUMBER = (0x0062000B, 0x0062000A, "Segment Number")
 POSITION_IN_SPACE = (0x00200032, 0x00209113, "Image Position Patient")
 POSITION_IN_STACK = (0x00209057, 0x00209111, "In-Stack Position Number")
 
+# Slice Thickness is Type 1C where frames lie in space. A source that says none (it may: Type 2) still says by positions
+# how far its slices lie apart, and each frame stands for as much. A picture without a place has no thickness, but
+# highdicom reads no Pixel Measures without the attribute.
+NO_THICKNESS = "1"
 NOT_CALIBRATED = ("1", "1")  # Pixel Spacing where the source has none; the report warns that sizes are in pixels
 
 
@@ -71,11 +77,12 @@ def segmentations(
     """
     headers = source_headers(findings, sources)
     images = [
-        _Image(index, ref, str(header.SeriesInstanceUID), plane(header, ref.frame))
+        _Image(index, ref, attributes.text(header, "SeriesInstanceUID"), plane(header, ref.frame))
         for index, (ref, header) in enumerate(zip(findings.images, headers, strict=True))
     ]
     for finding in findings.findings:
         _check(finding, images)
+    between = between_mm([image.plane for image in images]) if findings.geometry == "volume" else None
     images = [part for image in images for part in _calibrations(image, headers[image.index], findings.findings)]
 
     objects: list[Dataset] = []
@@ -97,7 +104,7 @@ def segmentations(
         segmentation.SegmentSequence = [
             _segment(number, finding, findings, headers[0], revision) for number, finding in enumerate(marked, 1)
         ]
-        _functional_groups(segmentation, frames)
+        _functional_groups(segmentation, frames, between)
         segmentation.ReferencedSeriesSequence = references(
             {f.image.ref.sop_instance_uid: (f.image.ref.sop_class_uid, f.image.series_uid) for f in frames}
         )
@@ -198,7 +205,7 @@ def _describe_image(segmentation: Dataset, source: Dataset, frames: Sequence[_Fr
     place = frames[0].image.plane
     if place.is_in_space:
         segmentation.FrameOfReferenceUID = place.frame_of_reference_uid
-        segmentation.PositionReferenceIndicator = source.get("PositionReferenceIndicator")
+        segmentation.PositionReferenceIndicator = _indicator(source)
     else:
         segmentation.PatientOrientation = None  # Type 2C where frames have no plane position
     segmentation.ImageType = ["DERIVED", "PRIMARY"]
@@ -215,11 +222,16 @@ def _describe_image(segmentation: Dataset, source: Dataset, frames: Sequence[_Fr
     segmentation.Rows, segmentation.Columns = place.rows, place.columns
     segmentation.NumberOfFrames = len(frames)
     # a mask of a lossy image shares its loss, PS3.3 C.7.6.1.1.5
-    segmentation.LossyImageCompression = source.get("LossyImageCompression") or "00"
+    segmentation.LossyImageCompression = "01" if attributes.text(source, "LossyImageCompression") == "01" else "00"
     if segmentation.LossyImageCompression == "01":
-        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if keyword in source:
-                segmentation[keyword] = source[keyword]
+        for element in ratio_and_method(source)[0]:
+            segmentation.add(element)
+
+
+def _indicator(source: Dataset) -> str | None:
+    """Position Reference Indicator, Type 2: empty where the source has none that can be written."""
+    text = attributes.text(source, "PositionReferenceIndicator")
+    return text if text.isascii() and text.isprintable() and 0 < len(text) <= 64 else None
 
 
 def _overlap(frames: Sequence[_Frame]) -> bool:
@@ -249,7 +261,7 @@ def _segment(number: int, finding: Finding, findings: Findings, source: Dataset,
         region.AnatomicRegionModifierSequence = [code_item(finding.laterality)]
     segment.AnatomicRegionSequence = [region]
     segment.TrackingID = finding.label
-    segment.TrackingUID = tracking_uid(findings, finding, str(source.SeriesInstanceUID), revision)
+    segment.TrackingUID = tracking_uid(findings, finding, attributes.text(source, "SeriesInstanceUID"), revision)
     segment.RecommendedDisplayCIELabValue = _colour(number)
     return segment
 
@@ -269,7 +281,7 @@ def _colour(number: int) -> list[int]:
     return [int(v) for v in CIELabColor.from_rgb(int(255 * red), int(255 * green), int(255 * blue)).value]
 
 
-def _functional_groups(segmentation: Dataset, frames: Sequence[_Frame]) -> None:
+def _functional_groups(segmentation: Dataset, frames: Sequence[_Frame], between_mm: float | None) -> None:
     """Multi-frame Functional Groups and Multi-frame Dimension modules.
 
     Pixel Measures and Plane Orientation go to the shared groups for ultrasound too: OHIF shows a black page without.
@@ -288,7 +300,7 @@ def _functional_groups(segmentation: Dataset, frames: Sequence[_Frame]) -> None:
     same_measures = len({(place.spacing_mm, place.thickness_mm) for place in planes}) == 1
     same_orientation = len({place.orientation for place in planes}) == 1
     if same_measures:
-        shared.PixelMeasuresSequence = [_measures(planes[0])]
+        shared.PixelMeasuresSequence = [_measures(planes[0], between_mm)]
     if same_orientation:
         shared.PlaneOrientationSequence = [_orientation(planes[0])]
     segmentation.SharedFunctionalGroupsSequence = [shared]
@@ -310,7 +322,7 @@ def _functional_groups(segmentation: Dataset, frames: Sequence[_Frame]) -> None:
         groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber = frame.segment
         groups.DerivationImageSequence = [_derivation(frame.image.ref)]
         if not same_measures:
-            groups.PixelMeasuresSequence = [_measures(frame.image.plane)]
+            groups.PixelMeasuresSequence = [_measures(frame.image.plane, between_mm)]
         if not same_orientation:
             groups.PlaneOrientationSequence = [_orientation(frame.image.plane)]
         per_frame.append(groups)
@@ -326,10 +338,18 @@ def _dimension(organization: str, pointer: int, group: int, label: str) -> Datas
     return item
 
 
-def _measures(place: Plane) -> Dataset:
+def _measures(place: Plane, between_mm: float | None) -> Dataset:
+    """Pixel Measures Macro, PS3.3 C.7.6.16.2.1."""
     item = Dataset()
     item.PixelSpacing = list(place.spacing_mm or NOT_CALIBRATED)
-    item.SliceThickness = place.thickness_mm or "1"
+    if not place.is_in_space:
+        item.SliceThickness = NO_THICKNESS
+        return item
+    apart = format_number_as_ds(round(between_mm, 6)) if between_mm else None
+    if place.thickness_mm or apart:
+        item.SliceThickness = place.thickness_mm or apart
+    if apart:
+        item.SpacingBetweenSlices = apart
     return item
 
 

@@ -9,8 +9,15 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
+from dicom_sr import attributes
+from dicom_sr.attributes import BadAttribute
 from dicom_sr.findings import Findings, ImageRef
+from dicom_sr.frames import Frame
+from dicom_sr.frames import frame as frame_of
 from dicom_sr.regions import largest_spacing, spacing_at
+from dicom_sr.slices import thickness
+
+LONGEST_DS = 16  # characters of a decimal string, PS3.5 Table 6.2-1
 
 
 class EncodingError(Exception):
@@ -58,24 +65,34 @@ def plane(header: Dataset, frame: int | None = None, at: tuple[int, int] | None 
     """Where an image lies; for a multi-frame image with functional groups, where that frame (from 1) lies.
 
     at   (x, y) of a pixel: each region of an ultrasound image has its own calibration; without it the largest counts
+
+    Raises EncodingError for an image without Rows and Columns. What else is missing, or cannot be read, is None.
     """
-    measures = _group(header, frame, "PixelMeasuresSequence")
-    orientation = _group(header, frame, "PlaneOrientationSequence").get("ImageOrientationPatient")
-    position = _group(header, frame, "PlanePositionSequence").get("ImagePositionPatient")
-    thickness = measures.get("SliceThickness")
+    one = frame_of(header, frame)
+    try:
+        rows, columns = (attributes.whole(header, keyword, least=1) for keyword in ("Rows", "Columns"))
+    except BadAttribute as bad:
+        raise EncodingError(str(bad)) from bad
     return Plane(
-        rows=int(header.Rows),
-        columns=int(header.Columns),
-        spacing_mm=_spacing_mm(header, measures, at),
-        thickness_mm=_ds(thickness) if thickness not in (None, "") else None,
-        orientation=tuple(_ds(v) for v in orientation) if orientation else None,
-        position=tuple(_ds(v) for v in position) if position else None,
-        frame_of_reference_uid=header.get("FrameOfReferenceUID") or None,
+        rows=rows,
+        columns=columns,
+        spacing_mm=_spacing_mm(one, at),
+        thickness_mm=_shortened(thickness(one)),
+        orientation=_decimals(one, "ImageOrientationPatient", 6),
+        position=_decimals(one, "ImagePositionPatient", 3),
+        frame_of_reference_uid=attributes.text(header, "FrameOfReferenceUID") or None,
     )
 
 
+def between_mm(planes: Sequence[Plane]) -> float | None:
+    """The mean distance of slices along their normal; None for a single one, and where they have no place."""
+    if len(planes) < 2 or not all(place.is_in_space for place in planes):
+        return None
+    return abs(planes[-1].along_normal_mm() - planes[0].along_normal_mm()) / (len(planes) - 1)
+
+
 def headers_by_uid(sources: Sequence[Dataset]) -> dict[str, Dataset]:
-    return {str(header.SOPInstanceUID): header for header in sources}
+    return {attributes.text(header, "SOPInstanceUID"): header for header in sources}
 
 
 def source_headers(findings: Findings, sources: Sequence[Dataset]) -> list[Dataset]:
@@ -87,11 +104,25 @@ def source_headers(findings: Findings, sources: Sequence[Dataset]) -> list[Datas
     if not findings.images:
         raise EncodingError("the findings name no images, so nothing says whose they are")
     headers = [known[ref.sop_instance_uid] for ref in findings.images]
-    for keyword in ("StudyInstanceUID", "PatientID"):
-        values = {str(header.get(keyword) or "") for header in headers}
-        if len(values) > 1:
-            raise EncodingError(f"the images have {len(values)} different values of {keyword}; results belong to one")
+    if differs := identity_differs(headers):
+        raise EncodingError(differs)
     return headers
+
+
+def identity_differs(headers: Sequence[Dataset]) -> str | None:
+    """None, or in words why images are not of one patient and study; without the values.
+
+    UIDs and texts are compared without the spaces and nulls that pad them, PS3.5 6.2. A patient is named by Patient ID
+    and its issuer, PS3.3 C.7.1.1; an image that does not say the issuer may be of any.
+    """
+    for keyword in ("StudyInstanceUID", "PatientID"):
+        several = {tuple(attributes.texts(header, keyword)) or ("",) for header in headers}
+        if len(several) > 1:
+            return f"the images have {len(several)} different values of {keyword}; results belong to one"
+    issuers = {attributes.text(header, "IssuerOfPatientID") for header in headers} - {""}
+    if len(issuers) > 1:
+        return f"the images have {len(issuers)} different values of IssuerOfPatientID; results belong to one patient"
+    return None
 
 
 def group_by_instance(images: Sequence[ImageRef]) -> dict[tuple[str, str], list[int]]:
@@ -104,26 +135,26 @@ def group_by_instance(images: Sequence[ImageRef]) -> dict[tuple[str, str], list[
     return instances
 
 
-def _group(header: Dataset, frame: int | None, macro: str) -> Dataset:
-    """The item of a functional group macro that holds for a frame; the header itself where there are no groups."""
-    if frame is None or "PerFrameFunctionalGroupsSequence" not in header:
-        return header
-    for groups in (header.PerFrameFunctionalGroupsSequence[frame - 1], header.SharedFunctionalGroupsSequence[0]):
-        if groups.get(macro):
-            return groups[macro][0]
-    return Dataset()
-
-
-def _spacing_mm(header: Dataset, measures: Dataset, at: tuple[int, int] | None) -> tuple[str, str] | None:
-    if header.get("SequenceOfUltrasoundRegions"):
+def _spacing_mm(frame: Frame, at: tuple[int, int] | None) -> tuple[str, str] | None:
+    header = frame.header
+    if attributes.items(header, "SequenceOfUltrasoundRegions"):
         spacing_mm = largest_spacing(header) if at is None else spacing_at(header, *at)
         return None if spacing_mm is None else (format_number_as_ds(spacing_mm[0]), format_number_as_ds(spacing_mm[1]))
-    if measures.get("PixelSpacing"):
-        between_rows, between_columns = measures.PixelSpacing
-        return _ds(between_rows), _ds(between_columns)
-    return None
+    found = _decimals(frame, "PixelSpacing", 2)
+    return None if found is None or min(map(float, found)) <= 0 else (found[0], found[1])
 
 
-def _ds(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 16 else format_number_as_ds(float(text))
+def _decimals(frame: Frame, keyword: str, count: int) -> tuple[str, ...] | None:
+    """As the source writes them, so that copies are equal to the last digit; None where they cannot be used."""
+    try:
+        return tuple(_ds(each) for each in frame.decimals(keyword, count))
+    except BadAttribute:
+        return None
+
+
+def _ds(text: str) -> str:
+    return text if len(text) <= LONGEST_DS else format_number_as_ds(float(text))
+
+
+def _shortened(text: str | None) -> str | None:
+    return None if text is None else _ds(text)

@@ -91,6 +91,7 @@ RULES: tuple[Rule, ...] = (
     *_module_rules(),
     Rule("module frame-of-reference", "PS3.3 C.7.4.1", SEG, every.frame_of_reference, 1),
     Rule("uids", "PS3.5 9.1", EVERY, every.uids, 1),
+    Rule("uids of the images", "PS3.5 9.1", EVERY, every.uids_of_sources, 1, "warning"),
     Rule("values", "PS3.5 6.2", EVERY, every.values, 1),
     Rule("codes", "PS3.3 8.8", EVERY, every.code_items, 1),
     Rule("character set", "PS3.3 C.12.1.1.2", EVERY, every.character_set, 1),

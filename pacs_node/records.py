@@ -57,6 +57,7 @@ class Verdict:
     use: tuple[str, ...] = ()  # SOP Instance UIDs in ascending order along the normal
     set_aside: dict[str, str] = field(default_factory=dict)  # SOP Instance UID -> reason
     facts: dict[str, Any] = field(default_factory=dict)  # spacing_mm, tilt_degrees, gaps ...
+    remarks: tuple[str, ...] = ()  # what a reader of the results should know of the images, in words
 
 
 @dataclass(frozen=True)

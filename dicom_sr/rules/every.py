@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pydicom.valuerep import validate_value
 
-from dicom_sr import modules
-from dicom_sr.header import ALWAYS_COPIED
+from dicom_sr import attributes, modules
+from dicom_sr.copies import ALWAYS_COPIED, said
 from dicom_sr.previous import pertinent_uids
 from dicom_sr.rules.subject import Subject
 from dicom_sr.source import headers_by_uid, plane
@@ -29,8 +29,7 @@ def module(module: str, subject: Subject) -> Iterator[str]:
 
 
 def frame_of_reference(subject: Subject) -> Iterator[str]:
-    if any(plane(header, 1 if "PerFrameFunctionalGroupsSequence" in header else None).is_in_space
-           for header in subject.sources):  # fmt: skip
+    if any(plane(header, 1).is_in_space for header in subject.sources):  # 1 is the image itself where it has no frames
         yield from modules.missing(subject.dataset, "frame-of-reference")
 
 
@@ -50,11 +49,31 @@ def _ours(dataset: Dataset) -> Iterator[pydicom.DataElement]:
 
 
 def uids(subject: Subject) -> Iterator[str]:
+    """What we wrote ourselves. A UID of the sources is theirs: see `uids_of_sources`."""
+    theirs = _theirs(subject)
+    for keyword, uid in _uids(subject):
+        if not UID(uid).is_valid and uid not in theirs:
+            yield f"{keyword} {uid} is not a UID"
+
+
+def uids_of_sources(subject: Subject) -> Iterator[str]:
+    """A reference must say what the source says, so a UID of the sources that breaks PS3.5 9.1 is written as it is."""
+    theirs = _theirs(subject)
+    for keyword in sorted({keyword for keyword, uid in _uids(subject) if uid in theirs and not UID(uid).is_valid}):
+        yield f"{keyword} is the images' own, which breaks the rules for UIDs (a component begins with 0)"
+
+
+def _uids(subject: Subject) -> Iterator[tuple[str, str]]:
     for element in (subject.dataset["StudyInstanceUID"], *_ours(subject.dataset)):
         if element.VR == "UI":
             for uid in element.value if element.VM > 1 else [element.value]:
-                if uid and not UID(uid).is_valid:
-                    yield f"{element.keyword} {uid} is not a UID"
+                if uid:
+                    yield element.keyword, str(uid)
+
+
+def _theirs(subject: Subject) -> set[str]:
+    keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
+    return {attributes.text(source, keyword) for source in subject.sources for keyword in keywords}
 
 
 def values(subject: Subject) -> Iterator[str]:
@@ -102,8 +121,8 @@ def code_items(subject: Subject) -> Iterator[str]:
 
 def identity(subject: Subject) -> Iterator[str]:
     for keyword in ALWAYS_COPIED:
-        values = {str(source.get(keyword) or "") for source in subject.sources}
-        if str(subject.dataset.get(keyword) or "") not in values:
+        values = {said(source, keyword) for source in subject.sources}
+        if said(subject.dataset, keyword) not in values:
             yield f"{keyword} is not the sources'"
 
 
@@ -119,7 +138,7 @@ def references(subject: Subject) -> Iterator[str]:
         if uid not in known and uid not in before:
             yield f"it refers to {uid}, which is none of the sources"
             continue
-        if item.ReferencedSOPClassUID != (before[uid] if uid in before else known[uid].SOPClassUID):
+        if item.ReferencedSOPClassUID != (before[uid] if uid in before else attributes.text(known[uid], "SOPClassUID")):
             yield f"it refers to {uid} as another SOP Class"
         frames = item.get("ReferencedFrameNumber")
         if frames is not None and uid in known:
@@ -142,5 +161,7 @@ def own_series(subject: Subject) -> Iterator[str]:
     """OHIF shows one Segmentation of a series, and the last report of one."""
     dataset = subject.dataset
     others = [each for each in subject.segmentations if each.SOPInstanceUID != dataset.SOPInstanceUID]
-    if dataset.SeriesInstanceUID in {str(each.SeriesInstanceUID) for each in (*others, *subject.sources)}:
+    if dataset.SeriesInstanceUID in {
+        attributes.text(each, "SeriesInstanceUID") for each in (*others, *subject.sources)
+    }:
         yield "it shares its series with another object"

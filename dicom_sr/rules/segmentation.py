@@ -63,7 +63,7 @@ def functional_groups(subject: Subject) -> Iterator[str]:
 
 # PS3.3 C.7.6.16.2: macro -> its Type 1 attributes. Derivation Image has a rule of its own.
 MACROS = {
-    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PixelMeasuresSequence": ("PixelSpacing",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
     "PlanePositionSequence": ("ImagePositionPatient",),
     "FrameContentSequence": ("DimensionIndexValues",),

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from dicom_sr import read
 from dicom_sr.findings import Findings
 from dicom_sr.revision import Written
-from dicom_sr.source import headers_by_uid, plane
+from dicom_sr.source import between_mm, headers_by_uid, plane
 
 Severity = Literal["error", "warning"]
 
@@ -71,9 +71,6 @@ class Subject:
     @cached_property
     def between_mm(self) -> float | None:
         """The mean distance of the images along their normal; None of images that are no volume."""
-        if self.findings is None or self.findings.geometry != "volume" or len(self.findings.images) < 2:
+        if self.findings is None or self.findings.geometry != "volume":
             return None
-        places = [plane(self.known[ref.sop_instance_uid], ref.frame) for ref in self.findings.images]
-        if not all(place.is_in_space for place in places):
-            return None
-        return abs(places[-1].along_normal_mm() - places[0].along_normal_mm()) / (len(places) - 1)
+        return between_mm([plane(self.known[ref.sop_instance_uid], ref.frame) for ref in self.findings.images])

@@ -14,9 +14,9 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from scipy import ndimage
 
-from dicom_sr import codes
+from dicom_sr import attributes, codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
-from dicom_sr.regions import Region, Spacing, pixel_spacing_mm, regions
+from dicom_sr.regions import Region, Spacing, calibration_problems, pixel_spacing_mm, regions
 from models.breast_us.birads import suggestion, temperature_of, tempered
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.data import PREPROCESSING, normalise, prepare, read_split
@@ -50,7 +50,7 @@ BLANK = (
     " look at it in a viewer and check Bits Stored"
 )
 SHARE_TO_TELL, SHARE_TO_DROP = 0.1, 0.5  # of a lesion under burned-in colour: say so, or do not believe it
-PLAUSIBLE_MM = (10.0, 400.0)  # height of a picture; outside, the calibration is doubted
+PLAUSIBLE_MM = (10.0, 150.0)  # height of a picture of a breast; outside, the calibration is doubted
 UNCALIBRATED_WIDTH_MM = 50.0  # of a breast probe; only tells near from far where nothing calibrates the picture
 
 # PS3.3 C.7.3.1.1: Laterality; ImageLaterality, when present, speaks for the image
@@ -324,14 +324,14 @@ def readable(files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
 
 
 def place_in_series(clip: Clip) -> tuple[int, str]:
-    return int(clip.header.get("InstanceNumber") or 0), clip.images[0].sop_instance_uid
+    return attributes.whole_or(clip.header, "InstanceNumber", 0), clip.images[0].sop_instance_uid
 
 
 def name_of(clip: Clip) -> str:
     """How a sentence calls an image, so that a reader finds it in the viewer."""
     kind = "image" if len(clip.images) == 1 else "cine"
-    number = clip.header.get("InstanceNumber")
-    return f"{kind} number {number}" if number not in (None, "") else f"{kind} {clip.images[0].sop_instance_uid}"
+    number = attributes.text(clip.header, "InstanceNumber")
+    return f"{kind} number {number}" if number else f"{kind} {clip.images[0].sop_instance_uid}"
 
 
 def usable_regions(clip: Clip) -> list[Region]:
@@ -400,7 +400,7 @@ def orientation(mask: np.ndarray, long_axis: Axis, spacing_mm: tuple[float, floa
 
 def side(header: Dataset) -> Code | None:
     """Left or right as the header says. Never inferred from the picture."""
-    return SIDES.get(str(header.get("ImageLaterality") or header.get("Laterality") or ""))
+    return SIDES.get(attributes.text(header, "ImageLaterality") or attributes.text(header, "Laterality"))
 
 
 def heaviness(sighting: Sighting) -> float:
@@ -412,7 +412,8 @@ def doubts(clip: Clip, views: Sequence[View]) -> list[str]:
     said = []
     bare = [view for view in views if view.region.spacing_mm is None]
     if len(bare) == len(views):
-        said.append("the image carries no calibration: sizes are in pixels, not in mm")
+        why = "".join(f" ({problem})" for problem in calibration_problems(clip.header))
+        said.append(f"the image carries no calibration: sizes are in pixels, not in mm{why}")
     elif bare:
         said.append(f"{name_of(clip)}: a part of it carries no calibration: sizes there are in pixels, not in mm")
     for region in clip.regions:
@@ -436,7 +437,7 @@ def doubts(clip: Clip, views: Sequence[View]) -> list[str]:
             said.append(f"{name_of(clip)}: a mark that lies mostly under burned-in colour was not reported")
     if len(clip.images) > MOST_FRAMES:
         said.append(f"{name_of(clip)}: of {len(clip.images)} frames {MOST_FRAMES}, evenly spread, were looked at")
-    part = str(clip.header.get("BodyPartExamined") or "")
+    part = attributes.text(clip.header, "BodyPartExamined")
     if part not in ("", "BREAST"):
         said.append(f"BodyPartExamined is {part}: the network has seen breasts only")
     return said

@@ -7,8 +7,9 @@ refused with a reason. Nothing here reads pixels: headers are enough, and come w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,27 @@ from pydicom.uid import (
     UltrasoundMultiFrameImageStorage,
 )
 
-from pacs_node.assemble.planes import (
+from dicom_sr import attributes
+from dicom_sr.attributes import BadAttribute
+from dicom_sr.frames import count as frame_count
+from dicom_sr.image_type import COLOURS, why_no_picture
+from dicom_sr.regions import calibration_problems, largest_spacing
+from dicom_sr.slices import (
+    MOST_VOXELS,
     OBLIQUE_DEGREES,
+    SAME_PLACE_MM,
+    UNEVEN,
+    UNEVEN_MM,
     NotASlice,
-    Plane,
+    Slice,
     class_name,
-    counted,
     difference,
-    frame_count,
-    planes_of,
-    without_pixels,
+    size_of,
+    slices_of,
+    sop_of,
 )
+from dicom_sr.source import identity_differs
+from pacs_node.assemble.acquisitions import TELLS_APART, Mixed, acquisition_of, one_acquisition
 from pacs_node.records import Verdict
 
 ULTRASOUND_CLASSES = {
@@ -39,58 +50,74 @@ ULTRASOUND_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.6",  # Ultrasound Image Storage, retired
     "1.2.840.10008.5.1.4.1.1.3",  # Ultrasound Multi-frame Image Storage, retired
 }
-SAME_PLACE_MM = 0.01
 TILT_DEGREES = 0.5  # 0.9 mm of shift over 100 mm
 CROOKED_MM = 1.0  # how far a slice may leave the straight line of the others
 GAP = 1.5  # a step of this many spacings or more means that a position is missing
-UNEVEN = 0.1  # of the spacing; but never less than:
-UNEVEN_MM = 0.11  # positions are often written with one decimal
 FEW_DOUBLES = 0.1  # of the positions; with more, the series holds several phases or reconstructions
 
 
-def judge(headers: Sequence[Dataset], *, min_slices: int) -> Verdict:
-    """The verdict on the instances of one series, by its Modality. The order of the headers does not matter."""
-    modalities = Counter(str(header.get("Modality", "")) for header in headers).most_common()
+def judge(headers: Sequence[Dataset], *, min_slices: int, faults: Mapping[str, str] = MappingProxyType({})) -> Verdict:
+    """The verdict on the instances of one series, by its Modality. The order of the headers does not matter.
+
+    faults   SOP Instance UID -> why the pixels of that image cannot be used; it is set aside for that
+    """
+    modalities = Counter(attributes.text(header, "Modality") for header in headers).most_common()
     modality = min((-count, name) for name, count in modalities)[1] if modalities else ""
+    if modality not in ("CT", "US"):
+        what = f"Modality is {modality or 'not given'}; only CT and US can be judged"
+        return Verdict(False, what if headers else "no images")
+    if differs := identity_differs(headers):
+        return Verdict(False, differs)
     if modality == "CT":
-        return judge_ct(headers, min_slices=min_slices)
-    if modality == "US":
-        return judge_ultrasound(headers)
-    return Verdict(
-        False, f"Modality is {modality or 'not given'}; only CT and US can be judged" if headers else "no images"
-    )
+        return judge_ct(headers, min_slices=min_slices, faults=faults)
+    return judge_ultrasound(headers, faults=faults)
 
 
 # Ultrasound: images, not a volume ----------------------------------------------------------------------------------
 
 
-def judge_ultrasound(headers: Sequence[Dataset]) -> Verdict:
+def judge_ultrasound(headers: Sequence[Dataset], *, faults: Mapping[str, str] = MappingProxyType({})) -> Verdict:
     """Every image or clip that has pixels can be used. `use` is in order of time, then of UID."""
-    set_aside = {str(h.SOPInstanceUID): why for h in headers if (why := _not_an_ultrasound(h))}
-    good = sorted((h for h in headers if str(h.SOPInstanceUID) not in set_aside), key=_when)
-    clips = [n for h in good if (n := frame_count(h)) > 1]
-    uncalibrated = sum(not (h.get("SequenceOfUltrasoundRegions") or h.get("PixelSpacing")) for h in good)
+    set_aside = {uid_of(h): why for h in headers if (why := _not_an_ultrasound(h) or faults.get(uid_of(h)))}
+    good = sorted((h for h in headers if uid_of(h) not in set_aside), key=_when)
+    clips = [n for h in good if (n := frame_count(h) or 1) > 1]
+    uncalibrated = sum(largest_spacing(h) is None for h in good)
     facts = {"images": len(good) - len(clips), "clips": len(clips), "frames": sum(clips), "uncalibrated": uncalibrated}
     if not good:
         return Verdict(False, f"no usable images{_aside(set_aside)}", (), set_aside, facts)
     parts = [counted(len(good) - len(clips), "image")] if len(good) > len(clips) else []
     parts += [f"{counted(len(clips), 'clip')} of {counted(sum(clips), 'frame')}"] if clips else []
     sizes = f"; {uncalibrated} without calibration: sizes in pixels" if uncalibrated else ""
-    reason = f"{' and '.join(parts)}{sizes}{_aside(set_aside)}"
-    return Verdict(True, reason, tuple(str(h.SOPInstanceUID) for h in good), set_aside, facts)
+    remarks = tuple(dict.fromkeys(problem for h in good for problem in calibration_problems(h)))
+    reason = f"{' and '.join(parts)}{sizes}{_aside(set_aside)}{_said(remarks)}"
+    return Verdict(True, reason, tuple(uid_of(h) for h in good), set_aside, facts, remarks)
 
 
 def _not_an_ultrasound(header: Dataset) -> str | None:
-    if header.get("Modality") != "US":
-        return f"Modality is {header.get('Modality') or 'not given'}, not US"
-    if header.get("SOPClassUID") not in ULTRASOUND_CLASSES:
-        return f"{class_name(header)} is not an ultrasound image"
-    return without_pixels(header)
+    try:
+        modality = attributes.text(header, "Modality")
+        if modality != "US":
+            return f"Modality is {modality or 'not given'}, not US"
+        if sop_of(header)[0] not in ULTRASOUND_CLASSES:
+            return f"{class_name(header)} is not an ultrasound image (SOPClassUID)"
+        size_of(header)
+        attributes.whole(header, "BitsAllocated", least=1)
+        frame_count(header)
+        colours = attributes.text(header, "PhotometricInterpretation")
+        if colours not in COLOURS:
+            return f"PhotometricInterpretation is {colours or 'missing'}; one of {', '.join(COLOURS)} is needed"
+        return why_no_picture(header)
+    except BadAttribute as bad:
+        return str(bad)
+
+
+def uid_of(header: Dataset) -> str:
+    return attributes.text(header, "SOPInstanceUID")
 
 
 def _when(header: Dataset) -> tuple[str, str]:
-    time = header.get("AcquisitionDateTime") or f"{header.get('ContentDate') or ''}{header.get('ContentTime') or ''}"
-    return str(time), str(header.SOPInstanceUID)
+    date_and_time = attributes.text(header, "ContentDate") + attributes.text(header, "ContentTime")
+    return attributes.text(header, "AcquisitionDateTime") or date_and_time, uid_of(header)
 
 
 # CT: a volume ------------------------------------------------------------------------------------------------------
@@ -100,13 +127,18 @@ class Unfit(Exception):
     """Inference would be wrong; the message says why."""
 
 
-def judge_ct(headers: Sequence[Dataset], *, min_slices: int) -> Verdict:
+def judge_ct(
+    headers: Sequence[Dataset], *, min_slices: int, faults: Mapping[str, str] = MappingProxyType({})
+) -> Verdict:
     """Do these images make one axial volume of at least `min_slices` slices? `use` ascends along the normal."""
     set_aside: dict[str, str] = {}
+    remarks: list[str] = []
     facts: dict[str, Any] = {}
     try:
-        planes = _slices(headers, set_aside)
-        volume = _one_axial_volume(planes, min_slices, set_aside)
+        _all_parts(headers)
+        slices = _slices(headers, faults, set_aside, remarks)
+        volume = _one_axial_volume(slices, min_slices, set_aside)
+        volume = _one_acquisition(volume, set_aside, remarks)
         stack = _one_slice_per_place(volume, set_aside)
         facts = stack.facts()
         for check in CHECKS:
@@ -114,31 +146,75 @@ def judge_ct(headers: Sequence[Dataset], *, min_slices: int) -> Verdict:
         if len(stack.planes) < min_slices:
             raise Unfit(f"{counted(len(stack.planes), 'usable slice')}, at least {min_slices} are needed")
     except Unfit as unfit:
-        return Verdict(False, f"{unfit}{_aside(set_aside)}", (), set_aside, facts)
+        return Verdict(False, f"{unfit}{_aside(set_aside)}{_said(remarks)}", (), set_aside, facts, tuple(remarks))
     apart = f", {stack.spacing_mm:.4g} mm apart" if len(stack.planes) > 1 else ""
-    reason = f"{counted(len(stack.planes), 'axial slice')}{apart}{_aside(set_aside)}"
-    return Verdict(True, reason, tuple(dict.fromkeys(plane.uid for plane in stack.planes)), set_aside, facts)
+    reason = f"{counted(len(stack.planes), 'axial slice')}{apart}{_aside(set_aside)}{_said(remarks)}"
+    use = tuple(dict.fromkeys(plane.uid for plane in stack.planes))
+    return Verdict(True, reason, use, set_aside, facts, tuple(remarks))
 
 
-def _slices(headers: Sequence[Dataset], set_aside: dict[str, str]) -> list[Plane]:
-    planes: list[Plane] = []
+def _all_parts(headers: Sequence[Dataset]) -> None:
+    """The images of a concatenation are one image in parts, PS3.3 C.7.6.16.1.3. Raises Unfit when one is missing."""
+    parts: dict[str, set[int]] = {}
+    wanted: dict[str, int] = {}
     for header in headers:
+        if whole := attributes.text(header, "ConcatenationUID"):
+            parts.setdefault(whole, set()).add(attributes.whole_or(header, "InConcatenationNumber", 0))
+            wanted[whole] = max(wanted.get(whole, 0), attributes.whole_or(header, "InConcatenationTotalNumber", 0))
+    for whole, here in parts.items():
+        if len(here) < wanted[whole]:
+            raise Unfit(f"{len(here)} of {wanted[whole]} parts of an image are here (InConcatenationTotalNumber)")
+
+
+def _slices(
+    headers: Sequence[Dataset], faults: Mapping[str, str], set_aside: dict[str, str], remarks: list[str]
+) -> list[Slice]:
+    """Raises Unfit when no image has one."""
+    slices: list[Slice] = []
+    for header in headers:
+        uid = uid_of(header)
         try:
-            planes += planes_of(header)
+            found, others = slices_of(header)
         except NotASlice as why:
-            set_aside[str(header.SOPInstanceUID)] = str(why)
-    if not planes:
+            set_aside[uid] = str(why)
+            continue
+        if uid in faults:
+            set_aside[uid] = faults[uid]
+            continue
+        slices += found
+        if others:
+            first = min(others)
+            remarks.append(f"{counted(len(others), 'frame')} left out: frame {first} is no slice: {others[first]}")
+    if not slices:
         raise Unfit("no usable images")
-    return planes
+    voxels = sum(one.shape[0] * one.shape[1] for one in slices)
+    if voxels > MOST_VOXELS:
+        raise Unfit(
+            f"{counted(len(slices), 'slice')} of {slices[0].shape[0]} x {slices[0].shape[1]} pixels (Rows, Columns)"
+            f" are {voxels:.2g} voxels, at most {MOST_VOXELS:.2g} can be held"
+        )
+    return slices
+
+
+def _one_acquisition(slices: Sequence[Slice], set_aside: dict[str, str], remarks: list[str]) -> list[Slice]:
+    """Raises Unfit when slices of several acquisitions alternate and it is not clear which is meant."""
+    try:
+        chosen = one_acquisition(slices)
+    except Mixed as mixed:
+        raise Unfit(str(mixed)) from mixed
+    kept = {id(one) for one in chosen.slices}
+    set_aside |= {one.uid: chosen.why_aside for one in slices if id(one) not in kept}
+    remarks += chosen.remarks
+    return list(chosen.slices)
 
 
 # Which slices belong together
 
 
-def _alike(planes: Sequence[Plane]) -> list[list[Plane]]:
+def _alike(planes: Sequence[Slice]) -> list[list[Slice]]:
     """The planes in groups without a difference, the largest first; the same groups for any order of the planes."""
-    groups: list[list[Plane]] = []
-    for plane in sorted(planes, key=lambda p: (p.uid, p.frame or 0)):
+    groups: list[list[Slice]] = []
+    for plane in sorted(planes, key=lambda p: (p.uid, p.ref.frame or 0)):
         home = next((group for group in groups if difference(plane, group[0]) is None), None)
         if home is None:
             groups.append([plane])
@@ -147,7 +223,7 @@ def _alike(planes: Sequence[Plane]) -> list[list[Plane]]:
     return sorted(groups, key=lambda group: -len(group))  # sorted is stable: ties stay in order of UID
 
 
-def _one_axial_volume(planes: Sequence[Plane], min_slices: int, set_aside: dict[str, str]) -> list[Plane]:
+def _one_axial_volume(planes: Sequence[Slice], min_slices: int, set_aside: dict[str, str]) -> list[Slice]:
     """The largest group of axial slices; the rest is set aside. Raises Unfit when it is not clear which is meant."""
     volumes = _alike(planes)
     axial = [volume for volume in volumes if volume[0].degrees_from_axial <= OBLIQUE_DEGREES]
@@ -173,7 +249,7 @@ def _one_axial_volume(planes: Sequence[Plane], min_slices: int, set_aside: dict[
 class Stack:
     """Parallel slices in ascending order along their common normal."""
 
-    planes: tuple[Plane, ...]
+    planes: tuple[Slice, ...]
 
     @property
     def along_mm(self) -> np.ndarray:
@@ -223,29 +299,40 @@ class Stack:
         }
 
 
-def _one_slice_per_place(planes: Sequence[Plane], set_aside: dict[str, str]) -> Stack:
+def _one_slice_per_place(planes: Sequence[Slice], set_aside: dict[str, str]) -> Stack:
     """Of several at one place the one of the larger acquisition stays, then the smaller UID: the same for any order.
 
     A few are images sent twice under new names and are set aside; many are several phases, and a mixture of those
     fits no model: raises Unfit.
     """
     normal = planes[0].normal
-    sizes = Counter(plane.acquisition for plane in planes)
-    kept: list[Plane] = []
-    doubles: list[Plane] = []
-    for plane in sorted(planes, key=lambda p: (p.position @ normal, p.uid, p.frame or 0)):
+    along = np.array([plane.position @ normal for plane in planes])
+    if len(planes) > 1 and np.ptp(along) <= SAME_PLACE_MM:
+        raise Unfit(f"all {len(planes)} images state the same position (ImagePositionPatient)")
+    acquisition = {id(plane): acquisition_of(plane) for plane in planes}
+    sizes = Counter(acquisition.values())
+    kept: list[Slice] = []
+    doubles: list[Slice] = []
+    for plane in sorted(planes, key=lambda p: (p.position @ normal, p.uid, p.ref.frame or 0)):
         if not kept or (plane.position - kept[-1].position) @ normal > SAME_PLACE_MM:
             kept.append(plane)
-        elif sizes[plane.acquisition] > sizes[kept[-1].acquisition]:
+        elif sizes[acquisition[id(plane)]] > sizes[acquisition[id(kept[-1])]]:
             doubles.append(kept[-1])
             kept[-1] = plane
         else:
             doubles.append(plane)
-    if len(doubles) > FEW_DOUBLES * len(kept) or any(plane.frame for plane in doubles):
+    if len(doubles) > FEW_DOUBLES * len(kept) or any(plane.ref.frame for plane in doubles):
         many = f"{counted(len(doubles), 'slice')} more than the {counted(len(kept), 'position')}"
-        raise Unfit(f"{many}: several phases or reconstructions in one series")
+        raise Unfit(f"{many}: several phases or reconstructions in one series{_unlike(planes)}")
     set_aside |= {plane.uid: "another image has the same position" for plane in doubles}
     return Stack(tuple(kept))
+
+
+def _unlike(planes: Sequence[Slice]) -> str:
+    """ " (ConvolutionKernel: B30f, B80f)": what tells the slices apart, as far as the header says it; or nothing."""
+    said = {keyword: sorted({plane.frame.text(keyword) for plane in planes} - {""}) for keyword in TELLS_APART}
+    words = [f"{keyword}: {', '.join(values[:3])}" for keyword, values in said.items() if len(values) > 1]
+    return f" ({'; '.join(words)})" if words else ""
 
 
 # Each raises Unfit
@@ -284,6 +371,14 @@ CHECKS: tuple[Callable[[Stack], None], ...] = (_straight_on, _in_line, _without_
 
 
 # Words
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _said(remarks: Sequence[str]) -> str:
+    return "".join(f"; {remark}" for remark in remarks)
 
 
 def _aside(set_aside: dict[str, str]) -> str:

@@ -25,7 +25,7 @@ PACKAGES = {  # package -> our packages it may import besides itself
 WIRING = {"node", "cli", "demo", "conformance", "__main__"}
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": set(),
-    "assemble": set(),
+    "assemble": {"dicom_sr"},  # what a header says of an image: the same for verdict, reader and writer
     "route": set(),
     "infer": {"models", "dicom_sr"},
     "priors": {"dicom_sr", "models"},
@@ -81,7 +81,7 @@ DOORS = {  # outside package -> files and folders that may import it
 }
 PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/assemble/series.py",
-    "pacs_node/assemble/planes.py",
+    "pacs_node/assemble/acquisitions.py",
     "pacs_node/assemble/geometry.py",
     "pacs_node/route.py",
     "pacs_node/editions.py",

@@ -13,7 +13,7 @@ from dicom_sr import Fault, Rejected, Written, checked, codes, encode
 from dicom_sr.findings import Measurement
 from dicom_sr.revision import rejection_note
 from dicom_sr.validate import RULES, Rule, faults, problems
-from tests.results import CASES, WHEN, ball, encoded, nodule
+from tests.results import CASES, WHEN, ball, encoded, nodule, refs
 
 CT, (CT_SEG, CT_SR) = encoded("ct_two")
 US, (US_SEG, US_SR) = encoded("us_one")
@@ -492,7 +492,7 @@ def _is_missed(damage: str, rules: Sequence[Rule]) -> bool:
 
 
 def test_every_rule_has_a_damage_that_it_catches() -> None:
-    elsewhere = {"slicer: even planes", "volume as drawn"}  # faults of findings or images; below
+    elsewhere = {"slicer: even planes", "volume as drawn", "uids of the images"}  # faults of findings or images; below
     assert {rule.name for rule in RULES} - {rule for _, _, rule, _ in DAMAGE.values()} == elsewhere
 
 
@@ -503,6 +503,21 @@ def test_uneven_slices_are_a_warning() -> None:
     finding = nodule(1, (3, 5, 8), ball(5, 6, 5), measurements=())
     _, found = checked(replace(case.findings, findings=(finding,)), case.headers, when=WHEN)
     assert [(fault.rule, fault.severity) for fault in found] == [("slicer: even planes", "warning")]
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"])
+def test_uids_of_the_images_that_break_the_rules_are_a_warning(keyword: str) -> None:
+    """A reference must equal what it refers to; the same UID would be an error if it were ours."""
+    case = CASES["ct_two"]()
+    for number, image in enumerate(case.images):
+        own = keyword == "SOPInstanceUID"
+        setattr(image, keyword, f"1.2.826.0.1.007.{number:03d}" if own else "1.2.826.0.1.007")
+    findings = replace(case.findings, images=refs(case.images))
+    objects, found = checked(findings, case.headers, when=WHEN)
+    assert {(fault.rule, fault.severity) for fault in found} == {("uids of the images", "warning")}
+    spoilt = copy.deepcopy(objects[-1])
+    spoilt.SOPInstanceUID = spoilt.file_meta.MediaStorageSOPInstanceUID = "1.2.007"
+    assert any("1.2.007 is not a UID" in problem for problem in problems(spoilt, case.headers))
 
 
 def test_a_volume_that_is_not_the_drawn_one_stops_the_report() -> None:

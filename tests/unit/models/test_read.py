@@ -216,7 +216,7 @@ def changed(index, **values):
         (changed(4, ImagePositionPatient=[-30, 20, 120]), "missing"),
         (changed(1, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "another orientation"),
         (changed(1, PixelSpacing=[0.9, 0.6]), "PixelSpacing"),
-        (changed(1, Modality="MR"), "modality is MR"),
+        (changed(1, Modality="MR"), "Modality is MR"),
         (changed(3, PixelData=b"\0\0"), "cannot be decoded"),
     ],
 )
@@ -359,7 +359,7 @@ def test_a_long_cine_is_never_in_memory_as_a_whole(tmp_path, syntax):
         ({"NumberOfFrames": 4}, "cannot be decoded"),  # one more than there are pixels for
         ({"NumberOfFrames": -1}, "NumberOfFrames is -1"),
         ({"PixelData": None}, "cannot be decoded"),
-        ({"Rows": None}, "Rows or Columns is missing"),
+        ({"Rows": None}, "Rows is missing"),
         ({"BitsAllocated": 7}, "cannot be decoded"),
     ],
 )

@@ -1,0 +1,185 @@
+"""One attribute of a header: its value, or in words what is wrong with it. What is needed of a header comes from here.
+
+Headers come from many hands: attributes are missing, empty, have too many values, a VR that is not theirs, a comma for
+a point. pydicom answers that with a dozen kinds of exceptions, some of them later than one expects, or with a value
+that nobody wrote: eight digits under the VR FD are a number too. Here it is one exception that names the attribute.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
+from pydicom.tag import Tag
+
+# What pydicom raises for bytes that do not fit their VR, for a VR that is none, and for values that it cannot take.
+UNREADABLE = (
+    *(ValueError, TypeError, AttributeError, LookupError, NotImplementedError),
+    *(OverflowError, EOFError, struct.error, BytesLengthException),
+)
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # PS3.5 Table 6.2-1, DS; float() takes more
+TEXT_OF_NUMBERS = re.compile(rb"[0-9+\-.,eE\\ \0]+")
+BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}  # PS3.5 Table 6.2-1
+TEXTS = frozenset(["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"])
+LONGEST_SHOWN = 40  # characters of a value in a sentence
+
+
+class BadAttribute(Exception):
+    """An attribute that is missing, or that says nothing one can use. The message names it by its keyword."""
+
+    def __init__(self, keyword: str, what: str) -> None:
+        super().__init__(f"{keyword} {what}")
+        self.keyword = keyword
+
+
+def values(item: Dataset, keyword: str) -> list[Any]:
+    """Every value of an attribute; none if it is missing or empty. Raises BadAttribute for bytes that are none.
+
+    An attribute under a VR that is not its own is read by what its bytes are: digits are text, whatever they are
+    called; other bytes are what PS3.6 says of the attribute.
+    """
+    tag = Tag(keyword)
+    if tag not in item:
+        return []
+    try:
+        raw = item.get_item(tag)
+        found = _of_another_vr(raw) if isinstance(raw, RawDataElement) else None
+        value = item[tag].value if found is None else found
+    except UNREADABLE as error:
+        raise BadAttribute(keyword, "cannot be read") from error
+    if value is None or (isinstance(value, str | bytes) and not value.strip()):
+        return []
+    if isinstance(value, bytes):
+        raise BadAttribute(keyword, "cannot be read")
+    return list(value) if isinstance(value, MultiValue | Sequence | list | tuple) else [value]
+
+
+def items(item: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; none if it is missing, empty or no sequence."""
+    try:
+        return [each for each in values(item, keyword) if isinstance(each, Dataset)]
+    except BadAttribute:
+        return []
+
+
+def has(item: Dataset, keyword: str) -> bool:
+    """Whether the attribute is there with something in it, readable or not."""
+    try:
+        return bool(values(item, keyword))
+    except BadAttribute:
+        return True
+
+
+def text(item: Dataset, keyword: str) -> str:
+    """The first value as text, without the spaces round it; empty if there is none, or none that can be read."""
+    return next(iter(texts(item, keyword)), "")
+
+
+def texts(item: Dataset, keyword: str) -> list[str]:
+    """Every value as text, without the spaces round it; none if there is none, or none that can be read."""
+    try:
+        return [str(value).strip(" \0") for value in values(item, keyword)]
+    except BadAttribute:
+        return []
+
+
+def decimals(item: Dataset, keyword: str, count: int) -> tuple[str, ...]:
+    """That many finite numbers, as they are written. Raises BadAttribute."""
+    found = values(item, keyword)
+    if not found:
+        raise BadAttribute(keyword, "is missing" if keyword not in item else "is empty")
+    written = [str(value).strip(" \0") for value in found]
+    wanted = "a number is" if count == 1 else f"{count} numbers are"
+    if len(written) != count or not all(NUMBER.fullmatch(each) and math.isfinite(float(each)) for each in written):
+        raise BadAttribute(keyword, f"is {shown(written)}; {wanted} needed")
+    return tuple(written)
+
+
+def numbers(item: Dataset, keyword: str, count: int) -> tuple[float, ...]:
+    """That many finite numbers. Raises BadAttribute."""
+    return tuple(float(each) for each in decimals(item, keyword, count))
+
+
+def number(item: Dataset, keyword: str) -> float:
+    """One finite number. Raises BadAttribute."""
+    return numbers(item, keyword, 1)[0]
+
+
+def whole(item: Dataset, keyword: str, least: int | None = None) -> int:
+    """One whole number, at least `least`. Raises BadAttribute."""
+    value = number(item, keyword)
+    if not value.is_integer():
+        raise BadAttribute(keyword, f"is {value:g}; a whole number is needed")
+    if least is not None and value < least:
+        raise BadAttribute(keyword, f"is {value:g}; it must be at least {least}")
+    return int(value)
+
+
+def whole_or(item: Dataset, keyword: str, instead: int) -> int:
+    """One whole number; `instead` where there is none that can be read. For what only sorts or is only shown."""
+    try:
+        return whole(item, keyword)
+    except BadAttribute:
+        return instead
+
+
+def uid(item: Dataset, keyword: str) -> str:
+    """One UID as the writer has it. Raises BadAttribute for several, and for anything but digits and dots.
+
+    Components that begin with 0 break PS3.5 9.1, and still name one thing: what refers to it must say the same.
+    """
+    found = texts(item, keyword)
+    if not found:
+        raise BadAttribute(keyword, "is missing" if keyword not in item else "is empty or cannot be read")
+    if len(found) != 1 or not re.fullmatch(r"[0-9.]{1,64}", found[0]):
+        raise BadAttribute(keyword, "is not a UID: 1 to 64 digits and dots are needed")
+    return found[0]
+
+
+def shown(written: SequenceOf[str]) -> str:
+    """Values in a sentence, cut to a length that one reads."""
+    together = "\\".join(written)
+    together = "".join(letter if letter.isprintable() else "?" for letter in together)
+    return f"'{together if len(together) <= LONGEST_SHOWN else f'{together[:LONGEST_SHOWN]}...'}'"
+
+
+def _of_another_vr(raw: RawDataElement) -> list[Any] | None:
+    """The values of an element whose VR is not the attribute's own; None where pydicom may read it as it stands."""
+    declared, own = raw.VR, dictionary_VR(raw.tag).split(" or ")[0]
+    data = raw.value or b""
+    if not data or declared in (None, "UN") or own == declared or own in ("SQ", "PN"):
+        return None
+    order = "<" if raw.is_little_endian else ">"
+    is_text = declared in TEXTS
+    if own in TEXTS:
+        if declared in BINARY and not _printable(data):
+            return _numbers_in(data, order, declared)
+        if not _printable(data):
+            raise ValueError("bytes that are no text")
+        return [part.strip(" \0") for part in data.decode("ascii").split("\\")]
+    if own not in BINARY:
+        return None
+    if TEXT_OF_NUMBERS.fullmatch(data) and (is_text or declared not in BINARY) and len(data.strip(b" \0")) > 1:
+        return [part.strip(" \0") for part in data.decode("ascii").split("\\")]
+    same_kind = declared in BINARY and (declared in ("FL", "FD")) == (own in ("FL", "FD"))
+    if same_kind and len(data) % struct.calcsize(order + BINARY[declared]) == 0 and declared not in ("SS", "SL", "SV"):
+        return _numbers_in(data, order, declared)
+    return _numbers_in(data, order, own)
+
+
+def _numbers_in(data: bytes, order: str, vr: str) -> list[Any]:
+    return [value for (value,) in struct.iter_unpack(order + BINARY[vr], data)]
+
+
+def _printable(data: bytes) -> bool:
+    return all(32 <= byte < 127 for byte in data.rstrip(b"\0"))

@@ -1,0 +1,184 @@
+"""What a result copies from its source: whose it is, and what is said of patient and study.
+
+What makes a result belong to its study must equal the source, so it is copied as it stands, odd values too. The rest is
+written only as the Standard allows it: mended where the meaning is plain, else left out. Each is said in a remark that
+names the attribute, never its value. No bad copy holds a result back.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+
+from pydicom import config
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.tag import Tag
+from pydicom.uid import UID
+from pydicom.valuerep import PersonName, validate_value
+
+from dicom_sr import attributes
+from dicom_sr.attributes import UNREADABLE, BadAttribute
+
+# Type 2 of the Patient and General Study modules: written even if the source lacks them, and equal to it.
+ALWAYS_COPIED = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+# Written if the source has them. Time zone: it holds for the copied times too.
+COPIED_IF_PRESENT = (
+    "TimezoneOffsetFromUTC",
+    "IssuerOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "TypeOfPatientID",
+    "OtherPatientIDsSequence",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "StudyDescription",
+    "IssuerOfAccessionNumberSequence",
+    "ProcedureCodeSequence",
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "ClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+)
+MUST_BE_EQUAL = (*ALWAYS_COPIED, "IssuerOfPatientID")  # or an archive files the result under another patient or study
+
+NOT_A_LETTER = "�"  # what a decoder puts in the place of bytes that it cannot read
+FREE_TEXT = {"LO": 64, "SH": 16, "ST": 1024, "LT": 10240}  # VR -> most characters, PS3.5 Table 6.2-1
+WITH_CHARACTER_SET = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])  # PS3.5 6.1.2.3
+
+
+def copied(source: Dataset, keyword: str) -> tuple[DataElement | None, str | None]:
+    """(the element to write, a remark): None instead of an element that is left out, None where nothing is to be said.
+
+    Never raises. An attribute in ALWAYS_COPIED always has an element, empty if the source has none.
+    """
+    own_vr = dictionary_VR(keyword)
+    if keyword not in source:
+        return (_element(keyword, own_vr, None), None) if keyword in ALWAYS_COPIED else (None, None)
+    if own_vr == "SQ":
+        return _sequence(source, keyword)
+    try:
+        text, undecodable = _text(source, keyword)
+    except UNREADABLE:
+        text, undecodable = "", f"{keyword} of the images cannot be read; it is left empty"
+    if keyword in MUST_BE_EQUAL:
+        odd = undecodable or (f"{keyword} of the images breaks its VR {own_vr}; it is copied as it stands"
+                              if own_vr != "UI" and _breaks(own_vr, text) else None)  # fmt: skip
+        return _element(keyword, own_vr, text or None), odd
+    if undecodable or not _breaks(own_vr, text):
+        return _element(keyword, own_vr, text or None), undecodable
+    if own_vr in FREE_TEXT:
+        mended = re.sub(r"[\x00-\x1f\x7f]+", " ", text)[: FREE_TEXT[own_vr]].strip()
+        if not _breaks(own_vr, mended):
+            return _element(keyword, own_vr, mended), f"{keyword} of the images breaks its VR {own_vr}; it is mended"
+    return None, f"{keyword} of the images is no value of VR {own_vr}; it is left out"
+
+
+def remarks(source: Dataset) -> list[str]:
+    """Everything that is odd about what a result of this source copies, in words, without values."""
+    return [remark for keyword in (*ALWAYS_COPIED, *COPIED_IF_PRESENT) if (remark := copied(source, keyword)[1])]
+
+
+def said(source: Dataset, keyword: str) -> str:
+    """The value as a result writes it; empty where the source has none."""
+    element, _ = copied(source, keyword)
+    return "" if element is None or element.value is None else str(element.value)
+
+
+def ratio_and_method(source: Dataset) -> tuple[list[DataElement], str | None]:
+    """Lossy Image Compression Ratio and Method for an object made of a lossy image, PS3.3 C.7.6.1.1.5; and a remark on
+    a ratio that is no number, which is left out with its method."""
+    if not attributes.has(source, "LossyImageCompressionRatio"):
+        return [], None
+    try:
+        ratios = [str(value).strip() for value in attributes.values(source, "LossyImageCompressionRatio")]
+    except BadAttribute:
+        ratios = [""]
+    methods = attributes.texts(source, "LossyImageCompressionMethod")
+    if not all(attributes.NUMBER.fullmatch(ratio) for ratio in ratios) or any(_breaks("DS", r) for r in ratios):
+        return [], "LossyImageCompressionRatio of the images is no number; it is left out"
+    elements = [_element("LossyImageCompressionRatio", "DS", "\\".join(ratios))]
+    if methods and not any(_breaks("CS", method) for method in methods):
+        elements.append(_element("LossyImageCompressionMethod", "CS", "\\".join(methods)))
+    return elements, None
+
+
+def _sequence(source: Dataset, keyword: str) -> tuple[DataElement | None, str | None]:
+    try:
+        element = copy.deepcopy(source[keyword])
+        if element.VR != "SQ":
+            raise ValueError("no sequence")
+        for item in element.value or Sequence():
+            for _ in item.iterall():  # iterating decodes, so that it can be written in another character set
+                pass
+            item.pop("SpecificCharacterSet", None)
+    except UNREADABLE:
+        return None, f"{keyword} of the images cannot be read; it is left out"
+    return element, None
+
+
+def _text(source: Dataset, keyword: str) -> tuple[str, str | None]:
+    """(the value as text, what is wrong with its letters). No letter is lost: bytes that the character set does not
+    know are read as Latin-1, which has a letter for each. Raises UNREADABLE."""
+    tag = Tag(keyword)
+    raw = source.get_item(tag)
+    if isinstance(raw, RawDataElement):
+        data = raw.value or b""
+    else:
+        value = source[tag].value
+        data = value.original_string if isinstance(value, PersonName) else None
+        if not isinstance(data, bytes):
+            several = value if not isinstance(value, str | PersonName) and hasattr(value, "__iter__") else [value]
+            return "\\".join("" if each is None else str(each) for each in several), None
+    vr = dictionary_VR(tag)
+    data = data.strip(b" \0") if vr not in ("ST", "LT", "UT") else data.rstrip(b" \0")
+    if vr not in WITH_CHARACTER_SET:
+        return data.decode("latin-1"), None
+    sets = attributes.texts(source, "SpecificCharacterSet") or [""]
+    text = decode_bytes(data, convert_encodings(sets), {ord("\\"), ord("^"), ord("=")} if vr == "PN" else {ord("\\")})
+    if NOT_A_LETTER not in text:
+        return text, None
+    try:
+        text, read_as = data.decode("utf-8"), "ISO_IR 192"
+    except UnicodeDecodeError:
+        text, read_as = data.decode("latin-1"), "ISO_IR 100"
+    declared = "\\".join(sets) or "the default"
+    return text, f"{keyword} of the images is not written in their character set ({declared}); it is read as {read_as}"
+
+
+def _breaks(vr: str, text: str) -> bool:
+    parts = text.split("\\") if vr not in ("ST", "LT", "UT") else [text]
+    try:
+        for part in parts:
+            if vr == "UI" and part and not UID(part).is_valid:
+                return True
+            if vr in ("DS", "IS") and part and not attributes.NUMBER.fullmatch(part.strip()):
+                return True
+            validate_value(vr, part, config.RAISE)
+    except ValueError:
+        return True
+    return False
+
+
+def _element(keyword: str, vr: str, text: str | None) -> DataElement:
+    return DataElement(Tag(keyword), vr, text, validation_mode=config.IGNORE)

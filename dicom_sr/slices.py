@@ -1,0 +1,198 @@
+"""What a CT header says about each of its slices: whether it is one, where it lies, how its stored values become HU.
+
+Read here for all who need it, so that what is judged, what is read and what is written are the same slices: the verdict
+on a series, the reader of its pixels, and through `source.plane` the writers of results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+
+from dicom_sr import attributes
+from dicom_sr.attributes import BadAttribute
+from dicom_sr.findings import ImageRef
+from dicom_sr.frames import Frame, frames
+from dicom_sr.image_type import why_no_slice
+
+CT_CLASSES = {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
+HOUNSFIELD = {"", "HU", "US"}  # Rescale Type: absent means HU for CT, US is "unspecified", PS3.3 C.11.1.1.2
+
+DIRECTION = 1e-3  # largest difference of direction cosines that are "the same"; viewers use this one too
+PIXEL_SPACING = 1e-3  # share of it
+OBLIQUE_DEGREES = 30.0  # from axial; beyond, organs no longer look as the models know them
+SAME_PLACE_MM = 0.01  # apart, and less is the same place
+UNEVEN = 0.1  # of the spacing is how far a step between slices may differ from it; but never less than:
+UNEVEN_MM = 0.11  # positions are often written with one decimal
+MOST_PIXELS = 1 << 26  # of one slice or picture: 8192 x 8192
+MOST_VOXELS = 1 << 30  # of a series: 4096 slices of 512 x 512, 2 GB
+
+
+class NotASlice(Exception):
+    """An image that cannot be part of a CT volume, whatever the others are; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One slice: a single-frame image, or one frame of a multi-frame image."""
+
+    ref: ImageRef
+    position: np.ndarray  # (3,) patient position of the first pixel's centre, mm, LPS
+    row: np.ndarray  # (3,) direction of increasing column index
+    column: np.ndarray  # (3,) direction of increasing row index
+    pixel_spacing_mm: tuple[float, float]  # between rows, between columns
+    thickness_mm: float | None  # as the header says; None where it does not say
+    shape: tuple[int, int]
+    slope: float  # stored value x slope + intercept = HU
+    intercept: float
+    frame_of_reference: str
+    frame: Frame = field(repr=False)
+
+    @property
+    def uid(self) -> str:
+        return self.ref.sop_instance_uid
+
+    @property
+    def header(self) -> Dataset:
+        return self.frame.header
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(self.row, self.column)
+
+    @property
+    def degrees_from_axial(self) -> float:
+        return float(np.degrees(np.arccos(np.clip(abs(self.normal[2]), 0, 1))))
+
+    @property
+    def orientation(self) -> str:
+        """ "axial", "coronal" or "sagittal": the nearest; "oblique" when none is near."""
+        nearness = np.abs(self.normal)
+        if np.degrees(np.arccos(np.clip(nearness.max(), 0, 1))) > OBLIQUE_DEGREES:
+            return "oblique"
+        return ("sagittal", "coronal", "axial")[int(nearness.argmax())]
+
+
+def difference(one: Slice, other: Slice) -> str | None:
+    """None, or the first reason why `one` is not of the same volume as `other`."""
+    if one.frame_of_reference != other.frame_of_reference:
+        return "another frame of reference (FrameOfReferenceUID)"
+    if max(np.abs(one.row - other.row).max(), np.abs(one.column - other.column).max()) > DIRECTION:
+        how = "turned" if one.orientation == other.orientation else f"{one.orientation}, not {other.orientation}"
+        return f"another orientation (ImageOrientationPatient): {how}"
+    if one.shape != other.shape:
+        return "another size (Rows, Columns): {} x {} pixels, not {} x {}".format(*one.shape, *other.shape)
+    if not np.allclose(one.pixel_spacing_mm, other.pixel_spacing_mm, rtol=PIXEL_SPACING, atol=0):
+        spacings = (*one.pixel_spacing_mm, *other.pixel_spacing_mm)
+        return "another pixel spacing (PixelSpacing): {:.4g} x {:.4g} mm, not {:.4g} x {:.4g}".format(*spacings)
+    return None
+
+
+def slices_of(header: Dataset) -> tuple[list[Slice], dict[int, str]]:
+    """The slices of one image, and the numbers of the frames that are none, each with the reason.
+
+    Raises NotASlice when the image has no slice at all; the reason names the attribute by its keyword.
+    """
+    try:
+        if why := _not_ct(header):
+            raise NotASlice(why)
+        found: list[Slice] = []
+        others: dict[int, str] = {}
+        for frame in frames(header):
+            try:
+                found.append(_slice(frame))
+            except (BadAttribute, NotASlice) as why_not:
+                if frame.number is None:
+                    raise
+                others[frame.number] = str(why_not)
+    except BadAttribute as bad:
+        raise NotASlice(str(bad)) from bad
+    if not found:
+        first = min(others)
+        raise NotASlice(f"no frame is a slice; frame {first}: {others[first]}")
+    return found, others
+
+
+def size_of(header: Dataset) -> tuple[int, int]:
+    """(Rows, Columns) of an image, as far as one can be held. Raises BadAttribute."""
+    rows, columns = (attributes.whole(header, keyword, least=1) for keyword in ("Rows", "Columns"))
+    if rows * columns > MOST_PIXELS:
+        raise BadAttribute("Rows", f"x Columns is {rows} x {columns} pixels, at most {MOST_PIXELS} can be held")
+    return rows, columns
+
+
+def sop_of(header: Dataset) -> tuple[str, str]:
+    """(SOP Class UID, SOP Instance UID). Raises BadAttribute."""
+    return attributes.uid(header, "SOPClassUID"), attributes.uid(header, "SOPInstanceUID")
+
+
+def class_name(header: Dataset) -> str:
+    found = attributes.values(header, "SOPClassUID")
+    return str(getattr(found[0], "name", found[0])) if found else "an object without SOPClassUID"
+
+
+def _not_ct(header: Dataset) -> str | None:
+    """Raises BadAttribute."""
+    modality = attributes.text(header, "Modality")
+    if modality != "CT":
+        return f"Modality is {modality or 'not given'}, not CT"
+    if sop_of(header)[0] not in CT_CLASSES:
+        return f"{class_name(header)} is not a CT image (SOPClassUID)"
+    size_of(header)
+    attributes.whole(header, "BitsAllocated", least=1)
+    if attributes.has(header, "SamplesPerPixel") and attributes.whole(header, "SamplesPerPixel") != 1:
+        return "is in colour (SamplesPerPixel is not 1)"
+    return None
+
+
+def _slice(frame: Frame) -> Slice:
+    """Raises BadAttribute or NotASlice."""
+    if why := why_no_slice(frame):
+        raise NotASlice(why)
+    header = frame.header
+    position = np.array(frame.numbers("ImagePositionPatient", 3))
+    cosines = np.array(frame.numbers("ImageOrientationPatient", 6))
+    between_rows, between_columns = frame.numbers("PixelSpacing", 2)
+    [slope], [intercept] = frame.numbers("RescaleSlope", 1), frame.numbers("RescaleIntercept", 1)
+    row, column = cosines[:3], cosines[3:]
+    if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 2 * DIRECTION:
+        raise BadAttribute("ImageOrientationPatient", "is not two perpendicular unit vectors")
+    if min(between_rows, between_columns) <= 0:
+        raise BadAttribute("PixelSpacing", f"is {between_rows:g} x {between_columns:g} mm; it must be above zero")
+    if slope == 0:
+        raise BadAttribute("RescaleSlope", "is 0: stored values cannot become HU")
+    of_values = frame.values("RescaleType")
+    kind = str(of_values[0]).strip() if len(of_values) == 1 else attributes.shown([str(v) for v in of_values])
+    if of_values and kind.upper() not in HOUNSFIELD:
+        raise NotASlice(f"pixel values are {kind}, not Hounsfield units (RescaleType)")
+    return Slice(
+        ref=ImageRef(*sop_of(header), frame.number),
+        position=position,
+        row=row,
+        column=column,
+        pixel_spacing_mm=(between_rows, between_columns),
+        thickness_mm=thickness_mm(frame),
+        shape=size_of(header),
+        slope=slope,
+        intercept=intercept,
+        frame_of_reference=attributes.uid(header, "FrameOfReferenceUID"),  # without, no SEG can refer to several images
+        frame=frame,
+    )
+
+
+def thickness_mm(frame: Frame) -> float | None:
+    """Slice Thickness as the header says it; None where it is missing or no thickness: it is Type 2, PS3.3 C.7.6.2."""
+    written = thickness(frame)
+    return None if written is None else float(written)
+
+
+def thickness(frame: Frame) -> str | None:
+    """As `thickness_mm`, as the header writes it."""
+    try:
+        [written] = frame.decimals("SliceThickness", 1)
+    except BadAttribute:
+        return None
+    return written if float(written) > 0 else None

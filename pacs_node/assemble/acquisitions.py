@@ -1,0 +1,143 @@
+"""Slices of one grid that were not made in one go: several passes of the scanner, phases of contrast, kernels.
+
+one after the other along the patient     joined, and said: what lies at the seam may be cut or doubled
+alternating                               two breaths in one volume: only the one that is clearly meant is used, and
+                                          said; where that is not clear, nothing is
+several kernels in one acquisition        used, and said: the texture differs, places do not
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dicom_sr import attributes
+from dicom_sr.attributes import BadAttribute
+from dicom_sr.slices import Slice
+
+CLEAR = 2  # times as many slices as any other: then it is clear which acquisition is meant
+SEQUENTIAL = 4  # more acquisitions than this in a row: a scanner that counts each rotation, nothing to say
+PAUSE_S = 10.0  # without a slice: another pass of the scanner; a chest takes less in one
+STRAY = 0.1  # of the slices: so few that say otherwise about contrast are a slip of the pen
+TELLS_APART = ("AcquisitionNumber", "AcquisitionTime", "ConvolutionKernel", "ContrastBolusAgent")
+
+
+class Mixed(Exception):
+    """Slices of several acquisitions alternate; the message says which, and by which attribute they are told apart."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The slices to use; what to say of them; why the others are not used."""
+
+    slices: tuple[Slice, ...]
+    remarks: tuple[str, ...] = ()
+    why_aside: str = ""
+
+
+def one_acquisition(slices: Sequence[Slice]) -> Chosen:
+    """The slices of one acquisition, or of several that follow each other. Raises Mixed."""
+    remarks: list[str] = []
+    for keyword, tell in (
+        ("AcquisitionNumber", _numbers),
+        ("IrradiationEventUID", _events),
+        ("AcquisitionTime", _passes),
+        ("ContrastBolusAgent", _contrast),
+    ):
+        labels = tell(slices)
+        counts = Counter(labels[id(one)] for one in slices if id(one) in labels).most_common()
+        if len(counts) < 2:
+            continue
+        named = ", ".join(f"{label} ({count} slices)" for label, count in sorted(counts))
+        runs = _runs(slices, labels)
+        if runs <= len(counts):
+            if len(counts) <= SEQUENTIAL:
+                remarks.append(f"{len(counts)} acquisitions follow each other ({keyword}: {named}): look at the seams")
+            break
+        (largest, many), (_, next_many) = counts[:2]
+        if many < CLEAR * next_many:
+            raise Mixed(
+                f"slices of {len(counts)} acquisitions alternate, and nothing says which is meant ({keyword}: {named})"
+            )
+        kept = tuple(one for one in slices if labels.get(id(one), largest) == largest)
+        remarks.append(
+            f"slices of {len(counts)} acquisitions alternate ({named}): only {keyword} {largest} is analysed"
+        )
+        return Chosen(kept, (*remarks, *_kernels(kept)), f"of another acquisition ({keyword})")
+    return Chosen(tuple(slices), (*remarks, *_kernels(slices)))
+
+
+def acquisition_of(one: Slice) -> str:
+    """What tells one acquisition from another, as far as the header says it."""
+    return _number(one) or one.frame.text("IrradiationEventUID")
+
+
+def _number(one: Slice) -> str:
+    keyword = "FrameAcquisitionNumber" if one.frame.layers else "AcquisitionNumber"
+    try:
+        return str(attributes.whole(one.frame.holder(keyword), keyword))
+    except BadAttribute:
+        return ""  # what is unreadable tells nothing apart
+
+
+def _numbers(slices: Sequence[Slice]) -> dict[int, str]:
+    return _known(slices, _number)
+
+
+def _events(slices: Sequence[Slice]) -> dict[int, str]:
+    return _known(slices, lambda one: one.frame.text("IrradiationEventUID"))
+
+
+def _passes(slices: Sequence[Slice]) -> dict[int, str]:
+    """By the pauses between the times of the slices; nothing where not all say one."""
+    seconds = {id(one): at for one in slices if (at := _seconds(one)) is not None}
+    if len(seconds) < len(slices):
+        return {}
+    order = sorted(slices, key=lambda one: seconds[id(one)])
+    labels: dict[int, str] = {}
+    number, last = 1, seconds[id(order[0])]
+    for one in order:
+        number += seconds[id(one)] - last > PAUSE_S
+        last = seconds[id(one)]
+        labels[id(one)] = f"pass {number}"
+    return labels
+
+
+def _contrast(slices: Sequence[Slice]) -> dict[int, str]:
+    labels = {id(one): one.frame.text("ContrastBolusAgent") or "none" for one in slices}
+    counts = Counter(labels.values())
+    return {key: label for key, label in labels.items() if counts[label] > STRAY * len(slices)}
+
+
+def _kernels(slices: Sequence[Slice]) -> list[str]:
+    counts = Counter("\\".join(one.frame.texts("ConvolutionKernel")) for one in slices)
+    counts.pop("", None)
+    if len(counts) < 2:
+        return []
+    named = ", ".join(f"{kernel} ({count} slices)" for kernel, count in sorted(counts.items())[:4])
+    return [f"slices of {len(counts)} reconstruction kernels in one volume (ConvolutionKernel: {named})"]
+
+
+def _known(slices: Sequence[Slice], tell: Callable[[Slice], str]) -> dict[int, str]:
+    return {id(one): label for one in slices if (label := tell(one))}
+
+
+def _runs(slices: Sequence[Slice], labels: dict[int, str]) -> int:
+    """How often the label changes along the patient, plus one; slices without a label go with their neighbours."""
+    normal = slices[0].normal
+    order = sorted((one for one in slices if id(one) in labels), key=lambda one: float(one.position @ normal))
+    along = [labels[id(one)] for one in order]
+    return sum(one != other for one, other in pairwise(along)) + 1
+
+
+def _seconds(one: Slice) -> float | None:
+    """Acquisition time in seconds of its day: AcquisitionTime (TM) or the time in (Frame)AcquisitionDateTime (DT)."""
+    for keyword, start in (("FrameAcquisitionDateTime", 8), ("AcquisitionDateTime", 8), ("AcquisitionTime", 0)):
+        digits = one.frame.text(keyword)[start:]
+        if len(digits) >= 6 and digits[:6].isascii() and digits[:6].isdigit():
+            fraction = digits[6:].split("+")[0].split("-")[0]
+            tail = float(f"0{fraction}") if fraction.startswith(".") and fraction[1:].isdigit() else 0.0
+            return int(digits[:2]) * 3600 + int(digits[2:4]) * 60 + int(digits[4:6]) + tail
+    return None
