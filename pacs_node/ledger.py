@@ -526,7 +526,10 @@ class Ledger:
         """What the geometry gate said when the series last closed."""
         with self._begin() as db:
             said = db.scalar(sa.select(series_table.c.verdict).where(series_table.c.series_uid == series_uid))
-            return None if said is None else Verdict(**{**said, "use": tuple(said["use"])})
+            if said is None:
+                return None
+            several = {name: tuple(said.get(name, ())) for name in ("use", "remarks")}  # rows of 0.1.0 have no remarks
+            return Verdict(**{**said, **several})
 
     # ---------------------------------------------------------------- jobs
 
@@ -1155,7 +1158,7 @@ class Ledger:
                 **_summary(row, jobs),
                 "calling_aes": sorted(calling),
                 "expected": row["expected"],
-                "verdict": {key: verdict.get(key) for key in ("fit", "reason", "set_aside", "facts")}
+                "verdict": {key: verdict.get(key) for key in ("fit", "reason", "set_aside", "facts", "remarks")}
                 if verdict
                 else None,
                 "rules": row["rules"] or [],
@@ -1230,6 +1233,7 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
         "use": list(verdict.use),
         "set_aside": verdict.set_aside,
         "facts": _plain(verdict.facts),
+        "remarks": list(verdict.remarks),
     }
 
 

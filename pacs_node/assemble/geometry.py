@@ -90,7 +90,7 @@ def judge_ultrasound(headers: Sequence[Dataset], *, faults: Mapping[str, str] = 
     sizes = f"; {uncalibrated} without calibration: sizes in pixels" if uncalibrated else ""
     remarks = tuple(dict.fromkeys(problem for h in good for problem in calibration_problems(h)))
     reason = f"{' and '.join(parts)}{sizes}{_aside(set_aside)}{_said(remarks)}"
-    return Verdict(True, reason, tuple(uid_of(h) for h in good), set_aside, facts, remarks)
+    return Verdict(True, reason, tuple(uid_of(h) for h in good), set_aside, facts)  # the pipeline tells its readers
 
 
 def _not_an_ultrasound(header: Dataset) -> str | None:
