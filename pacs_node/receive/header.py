@@ -1,7 +1,9 @@
 """Who is this data set? Its four UIDs, found by walking element lengths; no value is decoded, no pixel copied.
 
 The walk goes on to the end of Pixel Data, because a data set that stops in the middle of an element was cut off on its
-way, and the sender is told so instead of the radiologist finding out.
+way, and the sender is told so instead of the radiologist finding out. Where the walk stumbles over an encoding that the
+Standard does not know (implicit elements in an explicit data set, lengths of items that lie), pydicom is the judge:
+what the node's own reader reads whole, its receiver takes in.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
+
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.filereader import data_element_generator
 
 from pacs_node.errors import NotReadable
 
@@ -22,13 +28,18 @@ EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"  # PS3.5 A.3, retired
 
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 Table 7.5-1
 UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1
-PIXEL_DATA = 0x7FE00010
+PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # Float, Double Float, Pixel Data: PS3.3 C.7.6.3, C.7.6.24
 
 # VRs whose explicit length takes two bytes; all others, future ones included, take four after two reserved: PS3.5 7.1.2
 SHORT_LENGTH = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 
 DEEPEST = 64  # nested sequences; a real report stays below 20, and a reader that recurses dies of thousands
-HEAD_OF_DEFLATED = 1 << 24  # bytes inflated to find the UIDs; the rest of a deflated data set stays as it is
+CHUNK = 1 << 20  # bytes inflated at a time
+HEAD_OF_DEFLATED = 1 << 24  # bytes of an inflated data set that are kept to find the UIDs; the rest is only counted
+MOST_INFLATED = (
+    1 << 30
+)  # bytes: an Enhanced CT of 2000 slices of 512 x 512; a megabyte can be made to inflate to as much
+SEEN_ONLY = 4096  # bytes; longer values need not be held to know where they end
 
 WANTED = {
     0x00080016: "SOP Class UID",
@@ -36,6 +47,7 @@ WANTED = {
     0x0020000D: "Study Instance UID",
     0x0020000E: "Series Instance UID",
 }
+LONGEST_UID = 80  # bytes looked at: 64 of a UID, and the padding of careless writers
 UID = re.compile(rb"[0-9.]{1,64}")  # PS3.5 9.1, except that leading zeros are let through: senders do write them
 
 
@@ -48,36 +60,120 @@ class Identity:
 
 
 def identify(data_set: Buffer, transfer_syntax_uid: str) -> Identity:
-    """The UIDs of a data set that is whole. Raises NotReadable with the element and the byte where it goes wrong."""
+    """The UIDs of a data set that is whole. Raises NotReadable with the element and the byte where it goes wrong.
+
+    Of an element that stands twice the later one counts, as for pydicom.
+    """
     if not len(data_set):
         raise NotReadable("the data set is empty")
-    deflated = transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
-    if deflated:
-        data_set = _inflated_head(data_set)
-    found: dict[int, str] = {}
-    for tag, start, length in elements(
-        data_set,
-        implicit=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
-        big_endian=transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN,
-    ):
-        if tag in WANTED and tag not in found:
-            found[tag] = _uid(bytes(data_set[start : start + min(length, 65)]), WANTED[tag])
-        if tag >= PIXEL_DATA or (deflated and len(found) == len(WANTED)):
-            break
+    size = len(data_set)
+    if transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
+        data_set, size = _inflated(data_set)
+    implicit = transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN
+    big_endian = transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN
+    try:
+        return _identity(_walked(data_set, size, implicit, big_endian))
+    except NestedTooDeep:
+        raise
+    except NotReadable as stumble:
+        found = _as_pydicom_reads(data_set, size, implicit, big_endian)
+        if not found:
+            raise
+        try:
+            return _identity(found)
+        except NotReadable as error:
+            raise error from stumble
+
+
+class NestedTooDeep(NotReadable):
+    pass
+
+
+def _walked(data_set: Buffer, size: int, implicit: bool, big_endian: bool) -> dict[int, bytes]:
+    """The values of WANTED. Raises NotReadable."""
+    found: dict[int, bytes] = {}
+    for tag, start, length in elements(data_set, implicit=implicit, big_endian=big_endian, end=size):
+        if tag in WANTED:
+            found[tag] = bytes(data_set[start : start + min(length, LONGEST_UID)])
+        elif tag in PIXEL_DATA and len(found) == len(WANTED):
+            break  # what follows is padding, or nothing that a receiver needs
+    return found
+
+
+def _as_pydicom_reads(data_set: Buffer, size: int, implicit: bool, big_endian: bool) -> dict[int, bytes]:
+    """The values of WANTED as pydicom finds them in a data set that it reads to the end of Pixel Data, or to its own
+    end where it has none; nothing when it does not."""
+    if size > len(data_set):
+        return {}  # a deflated one of which only the head is here
+    implicit = _looks_implicit(data_set)
+    stream = BytesIO(data_set)
+    found: dict[int, bytes] = {}
+    pixels: list[tuple[int, int, int, bytes]] = []
+    whole = False
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if tag in PIXEL_DATA:
+            pixels.append((tag, length, stream.tell(), (vr or "").encode()))
+        return tag in PIXEL_DATA
+
+    try:
+        for element in data_element_generator(stream, implicit, not big_endian, at_pixels, defer_size=SEEN_ONLY):
+            if _overruns(element, size):
+                return {}
+            if element.tag in WANTED:
+                found[element.tag] = _bytes(element)
+        if not pixels:
+            return found
+        tag, length, at, vr = pixels[0]
+        # not pydicom's own end of them: it takes the bytes of a delimiter inside a compressed frame for one
+        walk = _Walk(data_set, implicit, big_endian)
+        after = walk.skip_undefined(tag, at, vr) if length == UNDEFINED else at + length
+        whole = after <= size
+        if not whole:
+            return {}
+        stream.seek(after)
+        for element in data_element_generator(stream, implicit, not big_endian, defer_size=SEEN_ONLY):
+            if element.tag in WANTED and element.tag not in found:
+                found[element.tag] = _bytes(element)
+    # where lengths that lie lead it; EOFError and OSError: it was cut off inside a value of undefined length
+    except (NotReadable, EOFError, OSError, struct.error, NotImplementedError, LookupError, ValueError, RecursionError):
+        return found if whole else {}
+    return found
+
+
+def _overruns(element: RawDataElement | DataElement, size: int) -> bool:
+    if not isinstance(element, RawDataElement) or element.length == UNDEFINED:
+        return False
+    return element.value_tell + element.length > size
+
+
+def _looks_implicit(data_set: Buffer) -> bool:
+    """Whether the elements have no VR, whatever was declared: pydicom judges by the first one, too."""
+    vr = bytes(data_set[4:6])
+    return not (vr.isalpha() and vr.isupper())
+
+
+def _bytes(element: RawDataElement | DataElement) -> bytes:
+    return element.value if isinstance(element.value, bytes) else b""
+
+
+def _identity(found: dict[int, bytes]) -> Identity:
     missing = [name for tag, name in WANTED.items() if tag not in found]
     if missing:
         raise NotReadable(f"the data set has no {' and no '.join(missing)}")
-    return Identity(*(found[tag] for tag in WANTED))
+    return Identity(*(_uid(found[tag], name) for tag, name in WANTED.items()))
 
 
-def elements(data: Buffer, *, implicit: bool, big_endian: bool, start: int = 0) -> Iterator[tuple[int, int, int]]:
+def elements(
+    data: Buffer, *, implicit: bool, big_endian: bool, start: int = 0, end: int | None = None
+) -> Iterator[tuple[int, int, int]]:
     """(tag, first byte of the value, length of the value) of each element at the top level, in the order sent.
 
-    Raises NotReadable where a value would run past the end. Up to seven bytes that no element can begin in are let go:
-    some writers pad the end.
+    end: where the data set ends, if only its beginning is here. Raises NotReadable where a value would run past it.
+    Up to seven bytes that no element can begin in are let go: some writers pad the end.
     """
     walk = _Walk(data, implicit, big_endian)
-    at, end = start, len(data)
+    at, end = start, len(data) if end is None else end
     while at + 8 <= end:
         tag, length, value, vr = walk.header(at, implicit)
         at = walk.skip_undefined(tag, value, vr) if length == UNDEFINED else value + length
@@ -133,22 +229,38 @@ class _Walk:
             elif length == UNDEFINED:
                 inside.append((not in_sequence, implicit or vr == b"UN"))
                 if len(inside) > 2 * DEEPEST:
-                    raise NotReadable(f"{_named(outer)} holds sequences nested deeper than {DEEPEST}")
+                    raise NestedTooDeep(f"{_named(outer)} holds sequences nested deeper than {DEEPEST}")
             elif (at := value + length) > len(self._data):
                 raise NotReadable(f"the data set is cut off inside {_named(outer)}")
         return at
 
 
-def _inflated_head(data_set: Buffer) -> bytes:
-    """The first bytes of a deflated data set. PS3.5 A.5: a raw RFC 1951 stream."""
+def _inflated(data_set: Buffer) -> tuple[Buffer, int]:
+    """The first bytes of a deflated data set, and how many all are. PS3.5 A.5: a raw RFC 1951 stream.
+
+    Raises NotReadable for one that is cut off, or that inflates to more than MOST_INFLATED.
+    """
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    head, size = bytearray(), 0
+    left: Buffer = data_set
     try:
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, HEAD_OF_DEFLATED)
+        while not stream.eof and len(left):
+            inflated = stream.decompress(left, CHUNK)
+            left = stream.unconsumed_tail
+            size += len(inflated)
+            if len(head) < HEAD_OF_DEFLATED:
+                head += inflated
+            if size > MOST_INFLATED:
+                raise NotReadable(f"the data set inflates to more than {MOST_INFLATED >> 20} MiB; send it uncompressed")
     except zlib.error as error:
         raise NotReadable(f"the data set cannot be inflated: {error}") from error
+    if not stream.eof:
+        raise NotReadable("the data set is cut off: its deflated stream has no end")
+    return bytes(head), size
 
 
 def _uid(value: bytes, name: str) -> str:
-    value = value.rstrip(b"\0 ")
+    value = value.strip(b"\0 ")
     if not UID.fullmatch(value):
         raise NotReadable(f"{name} is not a UID: it must be 1 to 64 digits and dots")
     return value.decode("ascii")
