@@ -1,8 +1,8 @@
 """One attribute of a header: its value, or in words what is wrong with it. What is needed of a header comes from here.
 
 Headers come from many hands: attributes are missing, empty, have too many values, a VR that is not theirs, a comma for
-a point. pydicom answers that with a dozen kinds of exceptions, some of them later than one expects, or with a value
-that nobody wrote: eight digits under the VR FD are a number too. Here it is one exception that names the attribute.
+a point. pydicom answers that with a dozen kinds of exceptions, some of them later than one expects. Here it is one
+exception that names the attribute.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import struct
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
-from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
+
+from dicom_sr import representation  # noqa: F401 - an element under a VR that is not its own is decoded by its bytes
 
 # What pydicom raises for bytes that do not fit their VR, for a VR that is none, and for values that it cannot take.
 UNREADABLE = (
@@ -28,9 +28,6 @@ UNREADABLE = (
 )
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # PS3.5 Table 6.2-1, DS; float() takes more
-TEXT_OF_NUMBERS = re.compile(rb"[0-9+\-.,eE\\ \0]+")
-BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}  # PS3.5 Table 6.2-1
-TEXTS = frozenset(["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"])
 LONGEST_SHOWN = 40  # characters of a value in a sentence
 
 
@@ -43,18 +40,12 @@ class BadAttribute(Exception):
 
 
 def values(item: Dataset, keyword: str) -> list[Any]:
-    """Every value of an attribute; none if it is missing or empty. Raises BadAttribute for bytes that are none.
-
-    An attribute under a VR that is not its own is read by what its bytes are: digits are text, whatever they are
-    called; other bytes are what PS3.6 says of the attribute.
-    """
+    """Every value of an attribute; none if it is missing or empty. Raises BadAttribute for bytes that are none."""
     tag = Tag(keyword)
     if tag not in item:
         return []
     try:
-        raw = item.get_item(tag)
-        found = _of_another_vr(raw) if isinstance(raw, RawDataElement) else None
-        value = item[tag].value if found is None else found
+        value = item[tag].value
     except UNREADABLE as error:
         raise BadAttribute(keyword, "cannot be read") from error
     if value is None or (isinstance(value, str | bytes) and not value.strip()):
@@ -151,35 +142,3 @@ def shown(written: SequenceOf[str]) -> str:
     together = "\\".join(written)
     together = "".join(letter if letter.isprintable() else "?" for letter in together)
     return f"'{together if len(together) <= LONGEST_SHOWN else f'{together[:LONGEST_SHOWN]}...'}'"
-
-
-def _of_another_vr(raw: RawDataElement) -> list[Any] | None:
-    """The values of an element whose VR is not the attribute's own; None where pydicom may read it as it stands."""
-    declared, own = raw.VR, dictionary_VR(raw.tag).split(" or ")[0]
-    data = raw.value or b""
-    if not data or declared in (None, "UN") or own == declared or own in ("SQ", "PN"):
-        return None
-    order = "<" if raw.is_little_endian else ">"
-    is_text = declared in TEXTS
-    if own in TEXTS:
-        if declared in BINARY and not _printable(data):
-            return _numbers_in(data, order, declared)
-        if not _printable(data):
-            raise ValueError("bytes that are no text")
-        return [part.strip(" \0") for part in data.decode("ascii").split("\\")]
-    if own not in BINARY:
-        return None
-    if TEXT_OF_NUMBERS.fullmatch(data) and (is_text or declared not in BINARY) and len(data.strip(b" \0")) > 1:
-        return [part.strip(" \0") for part in data.decode("ascii").split("\\")]
-    same_kind = declared in BINARY and (declared in ("FL", "FD")) == (own in ("FL", "FD"))
-    if same_kind and len(data) % struct.calcsize(order + BINARY[declared]) == 0 and declared not in ("SS", "SL", "SV"):
-        return _numbers_in(data, order, declared)
-    return _numbers_in(data, order, own)
-
-
-def _numbers_in(data: bytes, order: str, vr: str) -> list[Any]:
-    return [value for (value,) in struct.iter_unpack(order + BINARY[vr], data)]
-
-
-def _printable(data: bytes) -> bool:
-    return all(32 <= byte < 127 for byte in data.rstrip(b"\0"))

@@ -67,11 +67,6 @@ JOINED = {  # two words side by side that mean something only together
 PARTS = ("MINIP", "MIP", "LOCALIZER", "TOPOGRAM", "AVERAGE", "SUBTRACT")  # of words run together: "THICKMIP"
 OF_PICTURES = {"summary or report page", "dose page"}  # what an ultrasound can be of these
 
-COLOURS = (  # PS3.3 C.7.6.3.1.2: what can become grey; HSV, ARGB and CMYK are retired
-    *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422"),
-    *("YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"),  # inside JPEG 2000 and video
-)
-
 # Volume Based Calculation Technique (0008,9207), PS3.3 C.8.16.2.1.3: what is no plain slice. MPR is one, resampled.
 TECHNIQUES = {
     "MAX_IP": "maximum intensity projection",

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.multival import MultiValue
+
+from dicom_sr import attributes
+from dicom_sr.attributes import BadAttribute
 
 # What pydicom and its plugins raise on what they cannot read: damaged, truncated, of a syntax without a plugin, or a
 # header with a value missing or of no sense. (An OverflowError is an infinite number where a whole one belongs.)
@@ -85,40 +87,32 @@ class ImagePixel:
 def value(header: Dataset, keyword: str) -> Any:
     """Its one value; None when it is missing or empty. Raises Unusable when it cannot be read, or has several."""
     try:
-        one = header.get(keyword)
-    except UNREADABLE as error:
-        raise Unusable(f"{keyword} cannot be read: {type(error).__name__}") from error
-    if isinstance(one, MultiValue | list | tuple):
-        if len(one) > 1:
-            raise Unusable(f"{keyword} has {len(one)} values, one is needed")
-        one = one[0] if one else None
-    return None if one is None or (isinstance(one, str | bytes) and not one.strip()) else one
+        found = attributes.values(header, keyword)
+    except BadAttribute as bad:
+        raise Unusable(str(bad)) from bad
+    if len(found) > 1:
+        raise Unusable(f"{keyword} has {len(found)} values, one is needed")
+    return found[0] if found else None
 
 
 def whole(header: Dataset, keyword: str, default: int | None = None, *, needed_by: str = "") -> int:
     """Its value as a whole number, in whatever VR it stands. Raises Unusable."""
-    one = value(header, keyword)
-    if one is None:
+    if value(header, keyword) is None:
         if default is not None:
             return default
         raise Unusable(f"{keyword} is {'empty' if keyword in header else 'missing'}{needed_by}")
-    if isinstance(one, int | float | str):
-        try:
-            number = int(one) if isinstance(one, int | str) else round(one)
-            if number == float(one):
-                return number
-        except (ValueError, OverflowError):
-            pass
-    raise Unusable(f"{keyword} is no whole number")
+    try:
+        return attributes.whole(header, keyword)
+    except BadAttribute as bad:
+        raise Unusable(str(bad)) from bad
 
 
 def text(header: Dataset, keyword: str) -> str:
+    """Its value as text. Raises Unusable."""
     one = value(header, keyword)
     if one is None:
         raise Unusable(f"{keyword} is {'empty' if keyword in header else 'missing'}")
-    if not isinstance(one, str):
-        raise Unusable(f"{keyword} is no text")
-    return str(one).strip()
+    return str(one).strip(" \0")
 
 
 def transfer_syntax(header: Dataset) -> str:

@@ -20,7 +20,6 @@ from dicom_sr.attributes import BadAttribute
 from dicom_sr.findings import ImageRef
 from dicom_sr.frames import Frame
 from dicom_sr.frames import count as frame_count
-from dicom_sr.image_type import COLOURS
 from dicom_sr.regions import Region, tissue_regions
 from dicom_sr.slices import (
     MOST_VOXELS,
@@ -35,6 +34,7 @@ from dicom_sr.slices import (
     sop_of,
 )
 from models import pixels
+from models.image_pixel import COLOURS
 from models.pipeline import UnfitInput
 from models.pixels import UNREADABLE, rescaled, stored_values, ultrasound_frames
 

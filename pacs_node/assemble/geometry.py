@@ -23,7 +23,7 @@ from pydicom.uid import (
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
 from dicom_sr.frames import count as frame_count
-from dicom_sr.image_type import COLOURS, why_no_picture
+from dicom_sr.image_type import why_no_picture
 from dicom_sr.regions import calibration_problems, largest_spacing
 from dicom_sr.slices import (
     MOST_VOXELS,
@@ -103,9 +103,6 @@ def _not_an_ultrasound(header: Dataset) -> str | None:
         size_of(header)
         attributes.whole(header, "BitsAllocated", least=1)
         frame_count(header)
-        colours = attributes.text(header, "PhotometricInterpretation")
-        if colours not in COLOURS:
-            return f"PhotometricInterpretation is {colours or 'missing'}; one of {', '.join(COLOURS)} is needed"
         return why_no_picture(header)
     except BadAttribute as bad:
         return str(bad)

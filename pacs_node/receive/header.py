@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.filereader import data_element_generator
 
@@ -42,10 +43,10 @@ MOST_INFLATED = (
 SEEN_ONLY = 4096  # bytes; longer values need not be held to know where they end
 
 WANTED = {
-    0x00080016: "SOP Class UID",
-    0x00080018: "SOP Instance UID",
-    0x0020000D: "Study Instance UID",
-    0x0020000E: "Series Instance UID",
+    0x00080016: "SOPClassUID",
+    0x00080018: "SOPInstanceUID",
+    0x0020000D: "StudyInstanceUID",
+    0x0020000E: "SeriesInstanceUID",
 }
 LONGEST_UID = 80  # bytes looked at: 64 of a UID, and the padding of careless writers
 UID = re.compile(rb"[0-9.]{1,64}")  # PS3.5 9.1, except that leading zeros are let through: senders do write them
@@ -267,4 +268,5 @@ def _uid(value: bytes, name: str) -> str:
 
 
 def _named(tag: int) -> str:
-    return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+    """ "(0010,0020) PatientID", or the number alone of a private or unknown element."""
+    return f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {keyword_for_tag(tag)}".rstrip()

@@ -223,11 +223,9 @@ def _head(arrival: Arrival) -> bytes:
 def _check_against_command(identity: Identity, arrival: Arrival) -> None:
     """PS3.7 9.1.1.1: what the C-STORE command names and what the data set holds must be one and the same."""
     if identity.sop_class_uid != arrival.sop_class_uid:
-        raise WrongSopClass(f"the data set is a {identity.sop_class_uid}, the command says {arrival.sop_class_uid}")
+        raise WrongSopClass(f"SOPClassUID is {identity.sop_class_uid}, the command says {arrival.sop_class_uid}")
     if identity.sop_instance_uid != arrival.sop_instance_uid:
-        raise NotReadable(
-            f"the data set is instance {identity.sop_instance_uid}, the command says {arrival.sop_instance_uid}"
-        )
+        raise NotReadable(f"SOPInstanceUID is {identity.sop_instance_uid}, the command says {arrival.sop_instance_uid}")
 
 
 def _read(path: Path, association: str) -> Instance:
