@@ -162,6 +162,14 @@ def tissue_regions(header: Dataset) -> tuple[Region, ...]:
     return tuple(sorted(found, key=lambda region: (region.box[1], region.box[0])))
 
 
+def why_no_tissue(header: Dataset) -> str | None:
+    """None, or in words that the header tells of no region of tissue in two dimensions."""
+    if tissue_regions(header):
+        return None
+    shown = ", ".join(sorted({str(region) for region in regions(header)}))
+    return f"no region shows 2-D tissue in grey, only {shown} (RegionSpatialFormat, RegionDataType)"
+
+
 def spacing_at(header: Dataset, x: int, y: int) -> Spacing | None:
     """(mm per row, mm per column) of a pixel, by the region it lies in; None where nothing calibrates it."""
     return next((region.spacing_mm for region in tissue_regions(header) if region.holds(x, y)), None)

@@ -20,9 +20,10 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
+
+from dicom_sr import attributes
 
 OURS = "pacs-node"  # what our results carry as Manufacturer
 
@@ -69,13 +70,13 @@ def route(rules: Iterable[Rule], header: Dataset) -> list[tuple[Rule, str | None
 
 def not_ours(header: Dataset) -> str | None:
     """The loop guard: None for a source image; for a result the reason why it never starts a pipeline."""
-    makers = [header, *(header.get("ContributingEquipmentSequence") or ())]
-    if any(_folded(maker.get("Manufacturer")) == OURS for maker in makers):
+    makers = [header, *attributes.items(header, "ContributingEquipmentSequence")]
+    if any(_folded(attributes.text(maker, "Manufacturer")) == OURS for maker in makers):
         return f"made by {OURS} itself; results never start a pipeline"
-    modality = header.get("Modality")
+    modality = attributes.text(header, "Modality")
     if modality in RESULT_MODALITIES:
         return f"Modality is {modality}; results never start a pipeline"
-    uid = str(header.get("SOPClassUID") or "")
+    uid = attributes.text(header, "SOPClassUID")
     kind = next((kind for root, kind in RESULT_CLASSES.items() if uid.startswith(root)), None)
     return f"is {kind}; results never start a pipeline" if kind else None
 
@@ -83,7 +84,7 @@ def not_ours(header: Dataset) -> str | None:
 def _why_not(header: Dataset, path: str, condition: Any) -> str | None:
     try:
         values = _values([header], path.split("."))
-    except (ValueError, TypeError, BytesLengthException):
+    except attributes.UNREADABLE:
         return f"{path} cannot be read"
     if _holds(values, condition):
         return None

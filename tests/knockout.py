@@ -147,7 +147,8 @@ def damages(element: Element) -> Iterator[tuple[str, Element | None]]:
                 yield name, replace(element, value=struct.pack("<d", number))
     if element.vr in ("US", "UL", "SS", "SL"):
         size = struct.calcsize(WORDS[element.vr])
-        if element.keyword not in ("PixelRepresentation", "PlanarConfiguration"):  # there 0 is as good as 1
+        zero_is_one = element.keyword in ("PixelRepresentation", "PlanarConfiguration")  # as good a value as 1
+        if not zero_is_one and not element.keyword.startswith("RegionLocation"):
             yield "zero", replace(element, value=b"\0" * size)
         yield "largest", replace(element, value=b"\xff" * size)
         yield "odd length", replace(element, value=element.value + b"\0")

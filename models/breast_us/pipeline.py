@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from dicom_sr import attributes, codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
-from dicom_sr.regions import Region, Spacing, calibration_problems, pixel_spacing_mm, regions
+from dicom_sr.regions import Region, Spacing, calibration_problems, pixel_spacing_mm, why_no_tissue
 from models.breast_us.birads import suggestion, temperature_of, tempered
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.data import PREPROCESSING, normalise, prepare, read_split
@@ -336,9 +336,8 @@ def name_of(clip: Clip) -> str:
 
 def usable_regions(clip: Clip) -> list[Region]:
     """The regions of tissue large enough to look at. Raises UnfitInput, in words, when there is none."""
-    if not clip.regions:
-        shown = ", ".join(sorted({str(region) for region in regions(clip.header)}))
-        raise UnfitInput(f"no region shows 2-D tissue in grey, only {shown}")
+    if why := why_no_tissue(clip.header):
+        raise UnfitInput(why)
     usable, reasons = [], []
     for region in clip.regions:
         try:

@@ -24,7 +24,7 @@ from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
 from dicom_sr.frames import count as frame_count
 from dicom_sr.image_type import why_no_picture
-from dicom_sr.regions import calibration_problems, largest_spacing
+from dicom_sr.regions import calibration_problems, largest_spacing, why_no_tissue
 from dicom_sr.slices import (
     MOST_VOXELS,
     OBLIQUE_DEGREES,
@@ -103,7 +103,7 @@ def _not_an_ultrasound(header: Dataset) -> str | None:
         size_of(header)
         attributes.whole(header, "BitsAllocated", least=1)
         frame_count(header)
-        return why_no_picture(header)
+        return why_no_picture(header) or why_no_tissue(header)
     except BadAttribute as bad:
         return str(bad)
 

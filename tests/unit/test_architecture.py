@@ -26,7 +26,7 @@ WIRING = {"node", "cli", "demo", "conformance", "__main__"}
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": set(),
     "assemble": {"dicom_sr"},  # what a header says of an image: the same for verdict, reader and writer
-    "route": set(),
+    "route": {"dicom_sr"},
     "infer": {"models", "dicom_sr"},
     "priors": {"dicom_sr", "models"},
     "encode": {"dicom_sr", "models"},  # models.read for captures: the only reader of pixels
