@@ -79,18 +79,19 @@ def copied(source: Dataset, keyword: str) -> tuple[DataElement | None, str | Non
         return _sequence(source, keyword)
     try:
         text, undecodable = _text(source, keyword)
-    except UNREADABLE:
-        text, undecodable = "", f"{keyword} of the images cannot be read; it is left empty"
+    except (BadAttribute, *UNREADABLE):
+        remark = f"{keyword} of the images cannot be read; it is left {'empty' if keyword in ALWAYS_COPIED else 'out'}"
+        return (_element(keyword, own_vr, None) if keyword in ALWAYS_COPIED else None), remark
+    is_sound = not _breaks(own_vr, text)
     if keyword in MUST_BE_EQUAL:
-        odd = undecodable or (f"{keyword} of the images breaks its VR {own_vr}; it is copied as it stands"
-                              if own_vr != "UI" and _breaks(own_vr, text) else None)  # fmt: skip
-        return _element(keyword, own_vr, text or None), odd
-    if undecodable or not _breaks(own_vr, text):
+        odd = f"{keyword} of the images breaks its VR {own_vr}; it is copied as it stands"
+        said_elsewhere = is_sound or own_vr == "UI"  # of UIDs the gate tells
+        return _element(keyword, own_vr, text or None), undecodable or (None if said_elsewhere else odd)
+    if is_sound:
         return _element(keyword, own_vr, text or None), undecodable
-    if own_vr in FREE_TEXT:
-        mended = re.sub(r"[\x00-\x1f\x7f]+", " ", text)[: FREE_TEXT[own_vr]].strip()
-        if not _breaks(own_vr, mended):
-            return _element(keyword, own_vr, mended), f"{keyword} of the images breaks its VR {own_vr}; it is mended"
+    mended = re.sub(r"[\x00-\x1f\x7f]+", " ", text)[: FREE_TEXT.get(own_vr, 0)].strip()
+    if mended and not _breaks(own_vr, mended):
+        return _element(keyword, own_vr, mended), f"{keyword} of the images breaks its VR {own_vr}; it is mended"
     return None, f"{keyword} of the images is no value of VR {own_vr}; it is left out"
 
 
@@ -102,7 +103,9 @@ def remarks(source: Dataset) -> list[str]:
 def said(source: Dataset, keyword: str) -> str:
     """The value as a result writes it; empty where the source has none."""
     element, _ = copied(source, keyword)
-    return "" if element is None or element.value is None else str(element.value)
+    if element is None or element.value is None:
+        return ""
+    return "\\".join(map(str, element.value)) if element.VM > 1 else str(element.value)
 
 
 def ratio_and_method(source: Dataset) -> tuple[list[DataElement], str | None]:
@@ -139,8 +142,11 @@ def _sequence(source: Dataset, keyword: str) -> tuple[DataElement | None, str | 
 
 def _text(source: Dataset, keyword: str) -> tuple[str, str | None]:
     """(the value as text, what is wrong with its letters). No letter is lost: bytes that the character set does not
-    know are read as Latin-1, which has a letter for each. Raises UNREADABLE."""
+    know are read as Latin-1, which has a letter for each. Raises BadAttribute or one of UNREADABLE."""
     tag = Tag(keyword)
+    vr = dictionary_VR(tag)
+    if vr in ("DS", "IS"):
+        return "\\".join(str(value) for value in attributes.values(source, keyword)), None
     raw = source.get_item(tag)
     if isinstance(raw, RawDataElement):
         data = raw.value or b""
@@ -150,7 +156,6 @@ def _text(source: Dataset, keyword: str) -> tuple[str, str | None]:
         if not isinstance(data, bytes):
             several = value if not isinstance(value, str | PersonName) and hasattr(value, "__iter__") else [value]
             return "\\".join("" if each is None else str(each) for each in several), None
-    vr = dictionary_VR(tag)
     data = data.strip(b" \0") if vr not in ("ST", "LT", "UT") else data.rstrip(b" \0")
     if vr not in WITH_CHARACTER_SET:
         return data.decode("latin-1"), None
@@ -168,6 +173,8 @@ def _text(source: Dataset, keyword: str) -> tuple[str, str | None]:
 
 def _breaks(vr: str, text: str) -> bool:
     parts = text.split("\\") if vr not in ("ST", "LT", "UT") else [text]
+    if vr in ("LO", "SH", "PN") and not all(letter.isprintable() for letter in text):
+        return True
     try:
         for part in parts:
             if vr == "UI" and part and not UID(part).is_valid:
