@@ -91,29 +91,23 @@ def difference(one: Slice, other: Slice) -> str | None:
     return None
 
 
-def slices_of(header: Dataset) -> tuple[list[Slice], dict[int, str]]:
-    """The slices of one image, and the numbers of the frames that are none, each with the reason.
+def slices_of(header: Dataset) -> list[Slice]:
+    """The slices of one image: one, or one for each frame.
 
-    Raises NotASlice when the image has no slice at all; the reason names the attribute by its keyword.
+    Raises NotASlice when it is none, or when one of its frames is none; the reason names the attribute by its keyword.
     """
+    found: list[Slice] = []
     try:
         if why := _not_ct(header):
             raise NotASlice(why)
-        found: list[Slice] = []
-        others: dict[int, str] = {}
         for frame in frames(header):
             try:
                 found.append(_slice(frame))
             except (BadAttribute, NotASlice) as why_not:
-                if frame.number is None:
-                    raise
-                others[frame.number] = str(why_not)
+                raise NotASlice(f"frame {frame.number}: {why_not}" if frame.number else str(why_not)) from why_not
     except BadAttribute as bad:
         raise NotASlice(str(bad)) from bad
-    if not found:
-        first = min(others)
-        raise NotASlice(f"no frame is a slice; frame {first}: {others[first]}")
-    return found, others
+    return found
 
 
 def size_of(header: Dataset) -> tuple[int, int]:

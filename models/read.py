@@ -97,10 +97,7 @@ class Clip:
 
 
 def read_ct(files: Sequence[Path]) -> Volume:
-    """Read the files of one CT series, in any order. Frames that are no slices are left out, as the verdict says.
-
-    Raises UnfitInput with the reason in words.
-    """
+    """Read the files of one CT series, in any order. Raises UnfitInput with the reason in words."""
     if not files:
         raise UnfitInput("the series has no files")
     slices = stacked([one for path in files for one in slices_in(path)])
@@ -129,7 +126,7 @@ def slices_in(path: Path) -> list[Slice]:
     """The slices of a file. Raises UnfitInput when its header cannot be read, or tells of none."""
     header = header_of(path)
     try:
-        return slices_of(header)[0]
+        return slices_of(header)
     except NotASlice as why:
         raise UnfitInput(f"{called(header)}: {why}") from why
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
-from dicom_sr.slices import Slice
+from dicom_sr.slices import SAME_PLACE_MM, Slice
 
 CLEAR = 2  # times as many slices as any other: then it is clear which acquisition is meant
 SEQUENTIAL = 4  # more acquisitions than this in a row: a scanner that counts each rotation, nothing to say
@@ -125,11 +125,17 @@ def _known(slices: Sequence[Slice], tell: Callable[[Slice], str]) -> dict[int, s
 
 
 def _runs(slices: Sequence[Slice], labels: dict[int, str]) -> int:
-    """How often the label changes along the patient, plus one; slices without a label go with their neighbours."""
+    """How often the label changes along the patient, plus one. Slices without a label go with their neighbours, and
+    where acquisitions overlap, place by place, they do not alternate."""
     normal = slices[0].normal
-    order = sorted((one for one in slices if id(one) in labels), key=lambda one: float(one.position @ normal))
-    along = [labels[id(one)] for one in order]
-    return sum(one != other for one, other in pairwise(along)) + 1
+    places: list[tuple[float, set[str]]] = []
+    for one in sorted((one for one in slices if id(one) in labels), key=lambda one: float(one.position @ normal)):
+        along = float(one.position @ normal)
+        if not places or along - places[-1][0] > SAME_PLACE_MM:
+            places.append((along, set()))
+        places[-1][1].add(labels[id(one)])
+    single = [next(iter(here)) for _, here in places if len(here) == 1]
+    return sum(one != other for one, other in pairwise(single)) + 1
 
 
 def _seconds(one: Slice) -> float | None:

@@ -133,7 +133,7 @@ def judge_ct(
     facts: dict[str, Any] = {}
     try:
         _all_parts(headers)
-        slices = _slices(headers, faults, set_aside, remarks)
+        slices = _slices(headers, faults, set_aside)
         volume = _one_axial_volume(slices, min_slices, set_aside)
         volume = _one_acquisition(volume, set_aside, remarks)
         stack = _one_slice_per_place(volume, set_aside)
@@ -163,25 +163,20 @@ def _all_parts(headers: Sequence[Dataset]) -> None:
             raise Unfit(f"{len(here)} of {wanted[whole]} parts of an image are here (InConcatenationTotalNumber)")
 
 
-def _slices(
-    headers: Sequence[Dataset], faults: Mapping[str, str], set_aside: dict[str, str], remarks: list[str]
-) -> list[Slice]:
+def _slices(headers: Sequence[Dataset], faults: Mapping[str, str], set_aside: dict[str, str]) -> list[Slice]:
     """Raises Unfit when no image has one."""
     slices: list[Slice] = []
     for header in headers:
         uid = uid_of(header)
         try:
-            found, others = slices_of(header)
+            found = slices_of(header)
         except NotASlice as why:
             set_aside[uid] = str(why)
             continue
         if uid in faults:
             set_aside[uid] = faults[uid]
-            continue
-        slices += found
-        if others:
-            first = min(others)
-            remarks.append(f"{counted(len(others), 'frame')} left out: frame {first} is no slice: {others[first]}")
+        else:
+            slices += found
     if not slices:
         raise Unfit("no usable images")
     voxels = sum(one.shape[0] * one.shape[1] for one in slices)
@@ -297,7 +292,8 @@ class Stack:
 
 
 def _one_slice_per_place(planes: Sequence[Slice], set_aside: dict[str, str]) -> Stack:
-    """Of several at one place the one of the larger acquisition stays, then the smaller UID: the same for any order.
+    """Of several at one place that of the larger acquisition stays, of equal ones the first, then the smaller UID: the
+    same for any order, and one and the same acquisition at every place.
 
     A few are images sent twice under new names and are set aside; many are several phases, and a mixture of those
     fits no model: raises Unfit.
@@ -310,10 +306,11 @@ def _one_slice_per_place(planes: Sequence[Slice], set_aside: dict[str, str]) -> 
     sizes = Counter(acquisition.values())
     kept: list[Slice] = []
     doubles: list[Slice] = []
-    for plane in sorted(planes, key=lambda p: (p.position @ normal, p.uid, p.ref.frame or 0)):
+    rank = {id(p): (-sizes[acquisition[id(p)]], acquisition[id(p)], p.uid, p.ref.frame or 0) for p in planes}
+    for plane in sorted(planes, key=lambda p: (p.position @ normal, *rank[id(p)])):
         if not kept or (plane.position - kept[-1].position) @ normal > SAME_PLACE_MM:
             kept.append(plane)
-        elif sizes[acquisition[id(plane)]] > sizes[acquisition[id(kept[-1])]]:
+        elif rank[id(plane)] < rank[id(kept[-1])]:
             doubles.append(kept[-1])
             kept[-1] = plane
         else:
