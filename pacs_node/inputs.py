@@ -1,0 +1,202 @@
+"""docs/inputs.md: what is taken, set aside or refused, and why; printed from the tables that decide it.
+
+python -m pacs_node.inputs > docs/inputs.md
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from pydicom.uid import UID
+
+from dicom_sr.copies import COPIED_IF_PRESENT, MUST_BE_EQUAL
+from dicom_sr.frames import MACROS, MOST_FRAMES, UNASSIGNED
+from dicom_sr.image_type import MEANINGS, OF_PICTURES, PROPERTIES, SECONDARY, TECHNIQUES
+from dicom_sr.regions import PIXEL_MM
+from dicom_sr.slices import CT_CLASSES, HOUNSFIELD, MOST_PIXELS, MOST_VOXELS, OBLIQUE_DEGREES, UNEVEN, UNEVEN_MM
+from models.image_pixel import COLOURS, DECODED, KEPT_ONLY
+from pacs_node.assemble.acquisitions import CLEAR, PAUSE_S
+from pacs_node.assemble.geometry import CROOKED_MM, FEW_DOUBLES, GAP, TILT_DEGREES, ULTRASOUND_CLASSES
+
+HEAD = """# What is taken, set aside or refused
+
+Printed by `python -m pacs_node.inputs` from the tables that decide it; a test holds this page against them.
+
+Three moments can end an image's way: **receipt** (the sender hears a DIMSE status, the page of refused objects keeps the
+reason), the **verdict** on a complete series (an image is set aside, or the series refused; nothing has been analysed
+yet), and the **gate** after the analysis, which looks at our own objects only. Every reason names the attribute by its
+keyword. One bad image never voids the others: it is set aside, and what is left is judged.
+
+Headers are read as they are meant: an element whose VR is not its own is decoded by what its bytes are, single frames
+and functional groups are read alike, and what an analysis does not need may be unreadable.
+"""
+
+
+def page() -> str:
+    return "\n".join([HEAD, *_receipt(), *_identity(), *_ct(), *_ultrasound(), *_pixels(), *_copies()]).rstrip() + "\n"
+
+
+def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"| {head[0]} | {head[1]} |", "| --- | --- |", *(f"| {left} | {right} |" for left, right in rows), ""]
+
+
+def _names(uids: Iterable[str]) -> str:
+    return ", ".join(sorted(UID(uid).name.removesuffix(" Storage") for uid in uids))
+
+
+def _keywords(keywords: Iterable[str]) -> str:
+    return ", ".join(f"`{keyword}`" for keyword in keywords)
+
+
+def _receipt() -> list[str]:
+    return [
+        "## At receipt",
+        "",
+        *_table(
+            ("what arrives", "what happens"),
+            [
+                (f"{_keywords(('SOPClassUID', 'SOPInstanceUID', 'StudyInstanceUID', 'SeriesInstanceUID'))}: digits"
+                 " and dots, at most 64; components may begin with 0", "taken in"),
+                ("one of them missing, empty, doubled or something else", "refused, 0xC000"),
+                ("they differ from the C-STORE command", "refused, 0xC000; of another SOP Class 0xA900"),
+                ("a data set that ends in the middle of an element", "refused, 0xC000"),
+                ("encodings that break PS3.5 and that pydicom reads whole", "taken in"),
+                ("other bytes under a SOP Instance UID that is here already", "kept aside, 0xB000"),
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def _identity() -> list[str]:
+    return [
+        "## Whose it is",
+        "",
+        "Refused at the verdict: a series whose images differ in `StudyInstanceUID`, in `PatientID`, or in an"
+        " `IssuerOfPatientID` that they state. Compared as PS3.5 6.2 says, without padding.",
+        "",
+    ]
+
+
+def _ct() -> list[str]:
+    meanings = [
+        (f"{meaning}", _keywords(words)) for meaning, words in MEANINGS.items()
+    ]  # every word counts wherever it stands in a value
+    return [
+        "## CT",
+        "",
+        f"SOP Classes: {_names(CT_CLASSES)}. Where the attributes of a frame are looked for: "
+        + ", ".join(f"`{keyword}` in `{macro}`" for keyword, macro in MACROS.items())
+        + f"; others also in {_keywords(UNASSIGNED)}, and at the top.",
+        "",
+        *_table(
+            ("an image is set aside", "because"),
+            [
+                (_keywords(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
+                            "RescaleIntercept", "FrameOfReferenceUID", "Rows", "Columns", "BitsAllocated"))
+                 + " missing, empty, or no numbers", "it could only be guessed where it lies and what its values mean"),
+                (f"`RescaleType` other than {', '.join(sorted(HOUNSFIELD - {''}))} or empty",
+                 "its values are not Hounsfield units (PS3.3 C.11.1.1.2)"),
+                ("`SamplesPerPixel` other than 1", "it is in colour"),
+                ("`QualityControlImage` YES", "it is a phantom"),
+                *((f"`VolumeBasedCalculationTechnique` {value}", f"it is a {meaning}")
+                  for value, meaning in TECHNIQUES.items()),
+                *((f"`VolumetricProperties` {value}", f"it is a {meaning.split(' (')[0]}")
+                  for value, meaning in PROPERTIES.items()),
+                ("`ImageType`, second value SECONDARY", f"it was {SECONDARY}"),
+                ("another frame of reference, orientation, size or pixel spacing than most", "it is of another volume"),
+                (f"the place of another one, up to {FEW_DOUBLES:.0%} of all", "it was sent twice under another UID"),
+            ],
+        ),
+        "Words of `ImageType` or `FrameType` that say what else an image is; upper or lower case, with or without digits,"
+        " and joined to others:",
+        "",
+        *_table(("it is a", "words"), meanings),
+        *_table(
+            ("a series is refused", "unless"),
+            [
+                ("no axial slices", f"at most {OBLIQUE_DEGREES:g} degrees from axial"),
+                ("fewer slices than `[assemble] min_slices`", "the setting"),
+                ("gantry tilt", f"at most {TILT_DEGREES:g} degrees"),
+                ("slices shifted sideways", f"at most {CROOKED_MM:g} mm"),
+                ("a slice missing", f"steps below {GAP:g} times the distance"),
+                ("irregular spacing", f"within {UNEVEN:.0%}, or {UNEVEN_MM:g} mm"),
+                ("two volumes, phases or reconstructions", "the second has fewer slices than `min_slices`"),
+                ("all images state one position", "never"),
+                ("a part of a concatenation missing", "never"),
+                ("slices of several acquisitions alternate (`AcquisitionNumber`, `IrradiationEventUID`, pauses of"
+                 f" {PAUSE_S:g} s in `AcquisitionTime`, `ContrastBolusAgent`)",
+                 f"one has {CLEAR} times as many slices as the next: it alone is analysed, and the report says so"),
+                (f"more than {MOST_VOXELS:.3g} voxels", "never"),
+            ],
+        ),
+        "Said in the verdict and in the report, and analysed: acquisitions that follow each other, several reconstruction"
+        " kernels.",
+        "",
+        "Slice Thickness may be missing. Where it is, the Segmentation states the distance between the slices instead.",
+        "",
+    ]  # fmt: skip
+
+
+def _ultrasound() -> list[str]:
+    return [
+        "## Ultrasound",
+        "",
+        f"SOP Classes: {_names(ULTRASOUND_CLASSES)}.",
+        "",
+        *_table(
+            ("an image or clip", "what happens"),
+            [
+                ("`Rows`, `Columns`, `BitsAllocated` missing or no numbers", "set aside"),
+                (f"`NumberOfFrames` no whole number from 1 to {MOST_FRAMES}", "set aside"),
+                (f"`ImageType` says {' or '.join(sorted(OF_PICTURES))}; `QualityControlImage` YES", "set aside"),
+                ("its regions show no tissue in two dimensions", "set aside"),
+                ("`SequenceOfUltrasoundRegions` in cm", "calibrated region by region"),
+                ("no region, `PixelSpacing`", "calibrated by it"),
+                (f"neither, or a pixel outside {PIXEL_MM[0]:g} to {PIXEL_MM[1]:g} mm, or numbers that are none",
+                 "analysed; sizes in pixels, and the report says why"),
+                ("`InstanceNumber` no number", "analysed; it only sorts"),
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def _pixels() -> list[str]:
+    return [
+        "## Pixels",
+        "",
+        "Before the verdict the attributes of the Image Pixel module are held against the bytes: the length of native"
+        " pixels, the number of fragments and frames, and what each compressed frame says of its own size, components"
+        " and precision. A contradiction sets the image aside.",
+        "",
+        *_table(
+            ("transfer syntax", "what happens"),
+            [
+                *((UID(uid).name, "decoded") for uid in sorted(DECODED)),
+                *((name, "kept; set aside at the verdict") for name in KEPT_ONLY.values()),
+            ],
+        ),
+        f"Photometric interpretations: {', '.join(COLOURS)}. At most {MOST_PIXELS} pixels a frame. Values may lie above"
+        " bit 0 (`HighBit`), and padding may be wider than `BitsStored`; colour of a JPEG is what its stream says.",
+        "",
+    ]
+
+
+def _copies() -> list[str]:
+    return [
+        "## What results copy",
+        "",
+        f"Equal to the source, as it stands: {_keywords(MUST_BE_EQUAL)}, and every UID that is referred to.",
+        "",
+        "Copied where they are values of their VR, else mended or left out, with a warning: "
+        f"{_keywords(keyword for keyword in COPIED_IF_PRESENT if keyword not in MUST_BE_EQUAL)},"
+        " `LossyImageCompressionRatio`.",
+        "",
+        "Text that its character set does not decode is read as UTF-8 or Latin-1, so that no letter is lost, with a"
+        " warning.",
+        "",
+    ]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
