@@ -21,6 +21,7 @@ from models.image_pixel import (
     JPEG,
     JPEG_2000,
     JPEG_LS,
+    RLE_LOSSLESS,
     Unusable,
 )
 
@@ -124,7 +125,8 @@ def frames_of(located: Located, syntax: str, count: int) -> list[list[memoryview
     if not fragments:
         raise Unusable("PixelData has no fragments")
     starts = {offset: index for index, (offset, _) in enumerate(fragments)}
-    for table in (_extended(located.extended_offsets), offsets):
+    tables = [] if syntax == RLE_LOSSLESS else [_extended(located.extended_offsets), offsets]  # one fragment a frame
+    for table in tables:
         if len(table) == count and table[0] == 0 and _ascending(table) and all(offset in starts for offset in table):
             first = [starts[offset] for offset in table]
             return _grouped(fragments, first)
@@ -147,10 +149,10 @@ def _fragments(data: memoryview) -> tuple[list[int], list[tuple[int, memoryview]
         group, element, length = struct.unpack_from("<HHL", data, at)
         tag = group << 16 | element
         if tag == SEQUENCE_END:
-            break
+            return table, fragments
         if tag != ITEM:
             if fragments and not any(data[at:]):  # nulls in place of the delimiter
-                break
+                return table, fragments
             raise Unusable(f"PixelData (7FE0,0010): byte {at} should begin a fragment and does not")
         value = data[at + 8 : at + 8 + length]
         if len(value) < length:
@@ -161,6 +163,8 @@ def _fragments(data: memoryview) -> tuple[list[int], list[tuple[int, memoryview]
             table = list(struct.unpack(f"<{length // 4}L", value[: length // 4 * 4]))
         elif length:
             fragments.append((at - 8 - length - begin, value))
+    if any(data[at:]):
+        raise Unusable("PixelData (7FE0,0010): its last fragment does not end where the delimiter begins")
     return table, fragments
 
 

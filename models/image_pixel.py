@@ -48,7 +48,7 @@ COLOURS: dict[str, tuple[int, frozenset[str]]] = {
     "PALETTE COLOR": (1, DECODED),
     "RGB": (3, DECODED),
     "YBR_FULL": (3, DECODED),
-    "YBR_FULL_422": (3, DECODED),
+    "YBR_FULL_422": (3, DECODED - {ENCAPSULATED_UNCOMPRESSED, DEFLATED_IMAGE_FRAME}),
     "YBR_ICT": (3, JPEG_2000),
     "YBR_RCT": (3, JPEG_2000),
 }

@@ -25,6 +25,7 @@ from models.frames import FLOAT_BITS, Located, frames_of, inflated, joined, loca
 from models.image_pixel import (
     DECODED,
     DEFLATED_IMAGE_FRAME,
+    ENCAPSULATED_UNCOMPRESSED,
     EXPLICIT_VR_BIG_ENDIAN,
     JPEG,
     JPEG_2000,
@@ -47,8 +48,8 @@ from models.pipeline import UnfitInput
 __all__ = ["AIR_HU", "DECODED", "KEPT_ONLY", "UNREADABLE", "Frame", "named", "why_not"]
 
 # pydicom's decoder plugins to be asked, in this order, where its own order does not do: Pillow changes the signed
-# components of JPEG 2000, and CharLS (pyjpegls) takes an eighth of libjpeg's time and notices a JPEG-LS that is cut off.
-PLUGINS = {syntax: ("pylibjpeg",) for syntax in JPEG_2000} | {syntax: ("pyjpegls", "pylibjpeg") for syntax in JPEG_LS}
+# components of JPEG 2000, and CharLS (pyjpegls) takes an eighth of libjpeg's time and notices what is cut off.
+PLUGINS = dict.fromkeys(JPEG_2000, ("pylibjpeg",)) | dict.fromkeys(JPEG_LS, ("pyjpegls", "pylibjpeg"))
 
 AIR_HU = -1024  # what padding outside the reconstruction circle is set to
 
@@ -79,8 +80,8 @@ def named(header: Dataset) -> str:
 def why_not(path: Path, header: Dataset) -> str | None:
     """None, or why the pixels of this file cannot be used, naming the attribute by its keyword.
 
-    header: of the same file, read up to the pixels. Nothing is decoded but where High Bit is unusual and, of RLE, the
-    first frame: about a millisecond for a file. Never raises, whatever the header holds.
+    header: of the same file, read up to the pixels. Decoded is at most the first frame, of RLE, of Deflated Image Frame
+    and where High Bit is unusual: about a millisecond for a file. Never raises, whatever the header holds.
     """
     try:
         Pixels(path, header).check()
@@ -129,7 +130,7 @@ class Pixels:
         for index in range(len(self._fragments)):
             self._look_at(index)
         odd = self.says.shift and not self.is_float
-        if odd or self.says.syntax == RLE_LOSSLESS:
+        if odd or self.says.syntax in (RLE_LOSSLESS, DEFLATED_IMAGE_FRAME):
             significant(self.words(0), self.says)
 
     @property
@@ -172,6 +173,8 @@ class Pixels:
                         f" {says.allocated} make {needed}"
                     )
                 return None
+            if says.syntax == ENCAPSULATED_UNCOMPRESSED:
+                self._sized(index, len(frame))
             if says.syntax in WHOLE_WORDS:
                 return None
             seen = codestream.j2k(frame) if says.syntax in JPEG_2000 else codestream.jpeg(frame)
@@ -270,15 +273,18 @@ class Pixels:
         size, frame = self.frame_bytes, self._frame(index)
         if self.says.syntax == DEFLATED_IMAGE_FRAME:
             frame = inflated(frame, size + 2)
-        if not size <= len(frame) <= size + 2:
-            raise Unusable(
-                f"PixelData {self._of(index)} has {len(frame)} bytes, Rows, Columns, SamplesPerPixel and BitsAllocated"
-                f" make {size}"
-            )
+            self._sized(index, len(frame))
         if self.says.allocated == 1:
             bits = np.unpackbits(np.frombuffer(frame, np.uint8), bitorder="little")[: self.says.pixels]
             return bits.reshape(self.says.rows, self.says.columns)
         return self._arranged(frame[:size])
+
+    def _sized(self, index: int, have: int) -> None:
+        if not self.frame_bytes <= have <= self.frame_bytes + 2:
+            raise Unusable(
+                f"PixelData {self._of(index)} has {have} bytes, Rows, Columns, SamplesPerPixel and BitsAllocated make"
+                f" {self.frame_bytes}"
+            )
 
     def _run_length(self, index: int) -> np.ndarray:
         """PS3.5 Annex G: a segment for each byte of each sample, the most significant first."""
