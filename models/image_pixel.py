@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.uid import UID
 
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
@@ -23,8 +24,8 @@ IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"  # PS3.5 A.1
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"  # PS3.5 A.3, retired
 DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"  # PS3.5 A.5
 RLE_LOSSLESS = "1.2.840.10008.1.2.5"  # PS3.5 A.4.2
-ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"  # PS3.5 A.4.11
-DEFLATED_IMAGE_FRAME = "1.2.840.10008.1.2.8.1"  # PS3.5 A.4.14
+ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"  # PS3.5 A.4
+DEFLATED_IMAGE_FRAME = "1.2.840.10008.1.2.8.1"  # PS3.5 A.4
 
 NATIVE = frozenset(
     {
@@ -39,6 +40,13 @@ JPEG_LS = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in (80, 81))  # PS3.5 A
 JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in (90, 91, 201, 202, 203))  # PS3.5 A.4.4 and 10.18
 WHOLE_WORDS = frozenset({*NATIVE, RLE_LOSSLESS, ENCAPSULATED_UNCOMPRESSED, DEFLATED_IMAGE_FRAME})  # all bits allocated
 DECODED = WHOLE_WORDS | JPEG | JPEG_LS | JPEG_2000
+
+NEWER_THAN_PYDICOM = {  # PS3.6 Table A-1
+    DEFLATED_IMAGE_FRAME: "Deflated Image Frame Compression",
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+}
 
 # Photometric Interpretation -> (Samples per Pixel, the transfer syntaxes it occurs in): PS3.3 C.7.6.3.1.2, PS3.5 8.2.
 # HSV, ARGB and CMYK are retired; the partial ones are those of video.
@@ -119,34 +127,15 @@ def transfer_syntax(header: Dataset) -> str:
     """Raises Unusable for one that is missing, or that nothing here decodes."""
     syntax = text(getattr(header, "file_meta", None) or Dataset(), "TransferSyntaxUID")
     if syntax not in DECODED:
-        known = KEPT_ONLY.get(syntax)
-        called = f"{known} ({syntax})" if known else "none that is known here"
+        called = syntax_name(syntax)
+        called = f"{called} ({syntax})" if called != syntax else "none that is known here"
         raise Unusable(f"TransferSyntaxUID is {called}: its pixels are not decoded; send the images uncompressed")
     return syntax
 
 
-# Accepted and kept as they come: PS3.5 A.4.5 to A.4.9 and A.4.12. No library that is kept in order decodes them here.
-KEPT_ONLY: dict[str, str] = {
-    "1.2.840.10008.1.2.4.100": "MPEG2 Main Profile / Main Level",
-    "1.2.840.10008.1.2.4.100.1": "Fragmentable MPEG2 Main Profile / Main Level",
-    "1.2.840.10008.1.2.4.101": "MPEG2 Main Profile / High Level",
-    "1.2.840.10008.1.2.4.101.1": "Fragmentable MPEG2 Main Profile / High Level",
-    "1.2.840.10008.1.2.4.102": "MPEG-4 AVC/H.264 High Profile / Level 4.1",
-    "1.2.840.10008.1.2.4.102.1": "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.1",
-    "1.2.840.10008.1.2.4.103": "MPEG-4 AVC/H.264 BD-compatible High Profile / Level 4.1",
-    "1.2.840.10008.1.2.4.103.1": "Fragmentable MPEG-4 AVC/H.264 BD-compatible High Profile / Level 4.1",
-    "1.2.840.10008.1.2.4.104": "MPEG-4 AVC/H.264 High Profile / Level 4.2 For 2D Video",
-    "1.2.840.10008.1.2.4.104.1": "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.2 For 2D Video",
-    "1.2.840.10008.1.2.4.105": "MPEG-4 AVC/H.264 High Profile / Level 4.2 For 3D Video",
-    "1.2.840.10008.1.2.4.105.1": "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.2 For 3D Video",
-    "1.2.840.10008.1.2.4.106": "MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2",
-    "1.2.840.10008.1.2.4.106.1": "Fragmentable MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2",
-    "1.2.840.10008.1.2.4.107": "HEVC/H.265 Main Profile / Level 5.1",
-    "1.2.840.10008.1.2.4.108": "HEVC/H.265 Main 10 Profile / Level 5.1",
-    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
-    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
-    "1.2.840.10008.1.2.4.112": "JPEG XL",
-}
+def syntax_name(syntax: str) -> str:
+    """As in PS3.6 Table A-1, without remarks; the UID itself of an unknown one."""
+    return NEWER_THAN_PYDICOM.get(syntax) or UID(syntax).name.split(" (")[0]
 
 
 def image_pixel(header: Dataset, *, floats: int = 0) -> ImagePixel:

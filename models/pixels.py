@@ -30,7 +30,6 @@ from models.image_pixel import (
     JPEG,
     JPEG_2000,
     JPEG_LS,
-    KEPT_ONLY,
     NATIVE,
     RLE_LOSSLESS,
     UNREADABLE,
@@ -38,6 +37,7 @@ from models.image_pixel import (
     ImagePixel,
     Unusable,
     image_pixel,
+    syntax_name,
     transfer_syntax,
     value,
     whole,
@@ -45,7 +45,7 @@ from models.image_pixel import (
 from models.palette import Palette, palette
 from models.pipeline import UnfitInput
 
-__all__ = ["AIR_HU", "DECODED", "KEPT_ONLY", "UNREADABLE", "Frame", "named", "why_not"]
+__all__ = ["AIR_HU", "DECODED", "UNREADABLE", "Frame", "named", "why_not"]
 
 # pydicom's decoder plugins to be asked, in this order, where its own order does not do: Pillow changes the signed
 # components of JPEG 2000, and CharLS (pyjpegls) takes an eighth of libjpeg's time and notices what is cut off.
@@ -181,7 +181,7 @@ class Pixels:
         except Unusable:
             raise
         except ValueError as error:
-            raise Unusable(f"PixelData {self._of(index)} is no {_name(says.syntax)}: {error}") from error
+            raise Unusable(f"PixelData {self._of(index)} is no {syntax_name(says.syntax)}: {error}") from error
         for keyword, theirs, ours in (
             ("Rows", seen.rows, says.rows),
             ("Columns", seen.columns, says.columns),
@@ -226,7 +226,7 @@ class Pixels:
         except Unusable:
             raise
         except UNREADABLE as error:
-            syntax = _name(self.says.syntax)
+            syntax = syntax_name(self.says.syntax)
             raise Unusable(f"PixelData {self._of(index)} cannot be decoded as {syntax}: {_words(error)}") from error
 
     def ycbcr(self, index: int) -> bool:
@@ -346,10 +346,6 @@ class Pixels:
             words = _extended(words, seen.precision)
         mask = np.array((1 << says.stored) - 1, words.dtype)
         return (words & mask) << np.array(says.shift, words.dtype)
-
-
-def _name(syntax: str) -> str:
-    return UID(syntax).name.split(" (")[0] if syntax != DEFLATED_IMAGE_FRAME else "Deflated Image Frame"
 
 
 def _extended(words: np.ndarray, bits: int) -> np.ndarray:

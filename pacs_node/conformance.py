@@ -12,7 +12,7 @@ from pacs_node.commitment import FAILURE_REASONS, PUSH_MODEL
 from pacs_node.deliver.arrival import STUDY_ROOT_FIND
 from pacs_node.deliver.destination import STATUSES
 from pacs_node.deliver.stow import STATUSES as HTTP_STATUSES
-from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
+from pacs_node.receive.accept import DECODED, STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
 from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 
@@ -48,7 +48,13 @@ def _lines() -> Iterator[str]:
         *((name, uid) for uid, name in STORAGE_SOP_CLASSES.items()),
     ]
     yield from _table(("SOP Class", "UID"), classes)
-    yield from _table(("transfer syntax", "UID"), [(name, uid) for uid, name in TRANSFER_SYNTAXES.items()])
+    yield from _table(
+        ("transfer syntax", "UID", "pixels"),
+        [
+            (name, uid, "decoded" if uid in DECODED else "kept only; the verdict refuses the image in words")
+            for uid, name in TRANSFER_SYNTAXES.items()
+        ],
+    )
     yield from _table(
         ("status", "when"),
         [
@@ -56,7 +62,10 @@ def _lines() -> Iterator[str]:
             ("0xB000", "another object under a known SOP Instance UID: the first is used, this one is kept aside"),
             ("0xA700", "less free disk space than `keep_free_gb`, or the database does not answer: send it again"),
             ("0xA900", "the SOP class in the data set is not the one of the command"),
-            ("0xC000", "the header cannot be read; the bytes are kept aside"),
+            (
+                "0xC000",
+                "the data set is cut off, or neither the node nor pydicom can read it; its bytes are kept aside",
+            ),
         ],
     )
     yield (

@@ -17,6 +17,7 @@ STORAGE_SOP_CLASSES: dict[str, str] = {
     "1.2.840.10008.5.1.4.1.1.3.1": "Ultrasound Multi-frame Image",
     "1.2.840.10008.5.1.4.1.1.6": "Ultrasound Image (retired)",
     "1.2.840.10008.5.1.4.1.1.3": "Ultrasound Multi-frame Image (retired)",
+    "1.2.840.10008.5.1.4.1.1.6.2": "Enhanced US Volume",
     "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture Image",
     "1.2.840.10008.5.1.4.1.1.7.1": "Multi-frame Single Bit Secondary Capture Image",
     "1.2.840.10008.5.1.4.1.1.7.2": "Multi-frame Grayscale Byte Secondary Capture Image",
@@ -36,10 +37,11 @@ STORAGE_SOP_CLASSES: dict[str, str] = {
     "1.2.840.10008.5.1.4.1.1.88.65": "Chest CAD SR",
     "1.2.840.10008.5.1.4.1.1.88.67": "X-Ray Radiation Dose SR",
     "1.2.840.10008.5.1.4.1.1.88.59": "Key Object Selection Document",
+    "1.2.840.10008.5.1.4.1.1.90.1": "Content Assessment Results",
 }
 
-# Every transfer syntax that pydicom and its decoder plugins read
-TRANSFER_SYNTAXES: dict[str, str] = {
+# Accepted, and decoded by pydicom, its decoder plugins or the node itself
+DECODED: dict[str, str] = {
     "1.2.840.10008.1.2.1": "Explicit VR Little Endian",  # PS3.5 A.2
     "1.2.840.10008.1.2": "Implicit VR Little Endian",  # PS3.5 A.1
     "1.2.840.10008.1.2.2": "Explicit VR Big Endian",  # PS3.5 A.3, retired
@@ -56,7 +58,34 @@ TRANSFER_SYNTAXES: dict[str, str] = {
     "1.2.840.10008.1.2.4.203": "High-Throughput JPEG 2000",  # PS3.5 10.18
     "1.2.840.10008.1.2.4.50": "JPEG Baseline, Process 1",  # PS3.5 A.4.1
     "1.2.840.10008.1.2.4.51": "JPEG Extended, Process 2 and 4",  # PS3.5 A.4.1
+    "1.2.840.10008.1.2.1.98": "Encapsulated Uncompressed Explicit VR Little Endian",  # PS3.5 A.4
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",  # PS3.5 A.4
 }
+
+# Accepted and kept as they come: no library that is small and looked after decodes them. The verdict says so.
+KEPT_ONLY: dict[str, str] = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",  # PS3.5 A.4, this and the following two
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.4.100": "MPEG2 Main Profile / Main Level",  # PS3.5 A.4.5
+    "1.2.840.10008.1.2.4.100.1": "Fragmentable MPEG2 Main Profile / Main Level",
+    "1.2.840.10008.1.2.4.101": "MPEG2 Main Profile / High Level",  # PS3.5 A.4.5
+    "1.2.840.10008.1.2.4.101.1": "Fragmentable MPEG2 Main Profile / High Level",
+    "1.2.840.10008.1.2.4.102": "MPEG-4 AVC/H.264 High Profile / Level 4.1",  # PS3.5 A.4.6
+    "1.2.840.10008.1.2.4.102.1": "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.1",
+    "1.2.840.10008.1.2.4.103": "MPEG-4 AVC/H.264 BD-compatible High Profile / Level 4.1",  # PS3.5 A.4.6
+    "1.2.840.10008.1.2.4.103.1": "Fragmentable MPEG-4 AVC/H.264 BD-compatible High Profile / Level 4.1",
+    "1.2.840.10008.1.2.4.104": "MPEG-4 AVC/H.264 High Profile / Level 4.2 For 2D Video",  # PS3.5 A.4.7
+    "1.2.840.10008.1.2.4.104.1": "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.2 For 2D Video",
+    "1.2.840.10008.1.2.4.105": "MPEG-4 AVC/H.264 High Profile / Level 4.2 For 3D Video",  # PS3.5 A.4.7
+    "1.2.840.10008.1.2.4.105.1": "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.2 For 3D Video",
+    "1.2.840.10008.1.2.4.106": "MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2",  # PS3.5 A.4.8
+    "1.2.840.10008.1.2.4.106.1": "Fragmentable MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2",
+    "1.2.840.10008.1.2.4.107": "HEVC/H.265 Main Profile / Level 5.1",  # PS3.5 A.4.9
+    "1.2.840.10008.1.2.4.108": "HEVC/H.265 Main 10 Profile / Level 5.1",  # PS3.5 A.4
+}
+
+TRANSFER_SYNTAXES = DECODED | KEPT_ONLY
 
 LOSSY = frozenset(
     {
@@ -65,15 +94,17 @@ LOSSY = frozenset(
         "1.2.840.10008.1.2.4.203",
         "1.2.840.10008.1.2.4.50",
         "1.2.840.10008.1.2.4.51",
+        *(KEPT_ONLY.keys() - {"1.2.840.10008.1.2.4.110"}),
     }
 )
 
 
 def preferred(proposed: Iterable[str]) -> list[str]:
     """The proposed transfer syntaxes that we accept, the one to choose first: the sender's own order, because senders
-    name first what they hold; but lossless before lossy, so that nobody compresses an original for us."""
-    readable = [uid for uid in dict.fromkeys(proposed) if uid in TRANSFER_SYNTAXES]
-    return sorted(readable, key=lambda uid: uid in LOSSY)
+    name first what they hold; but lossless before lossy, so that nobody compresses an original for us, and what is only
+    kept last."""
+    accepted = [uid for uid in dict.fromkeys(proposed) if uid in TRANSFER_SYNTAXES]
+    return sorted(accepted, key=lambda uid: (uid in KEPT_ONLY, uid in LOSSY))
 
 
 @dataclass(frozen=True)

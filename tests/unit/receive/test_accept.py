@@ -5,6 +5,8 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID, AllTransferSyntaxes
 
 from pacs_node.receive.accept import (
+    DECODED,
+    KEPT_ONLY,
     LOSSY,
     STORAGE_SOP_CLASSES,
     TRANSFER_SYNTAXES,
@@ -14,7 +16,7 @@ from pacs_node.receive.accept import (
     why_no_room,
 )
 
-# PS3.6 Table A-1, read by hand: every transfer syntax for still images but JPIP and JPEG 2000 Part 2
+# PS3.6 Table A-1, read by hand: every transfer syntax but JPIP, JPEG 2000 Part 2, SMPTE ST 2110 and retired JPEGs
 FROM_PS3_6 = {
     "1.2.840.10008.1.2",
     "1.2.840.10008.1.2.1",
@@ -32,7 +34,13 @@ FROM_PS3_6 = {
     "1.2.840.10008.1.2.4.202",
     "1.2.840.10008.1.2.4.203",
     "1.2.840.10008.1.2.5",
+    "1.2.840.10008.1.2.1.98",
+    "1.2.840.10008.1.2.8.1",
+    *(f"1.2.840.10008.1.2.4.{end}" for end in (110, 111, 112)),
+    *(f"1.2.840.10008.1.2.4.{end}" for end in range(100, 109)),
+    *(f"1.2.840.10008.1.2.4.{end}.1" for end in range(100, 107)),
 }
+BY_THE_NODE = {"1.2.840.10008.1.2.1.98", "1.2.840.10008.1.2.8.1"}  # their frames are native ones
 TOO_NEW_FOR_PYDICOM = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}  # PS3.6 2025a
 BY_HAND_LOSSY = {
     "1.2.840.10008.1.2.4.50",
@@ -40,8 +48,11 @@ BY_HAND_LOSSY = {
     "1.2.840.10008.1.2.4.81",
     "1.2.840.10008.1.2.4.91",
     "1.2.840.10008.1.2.4.203",
+    *("1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112"),
+    *(f"1.2.840.10008.1.2.4.{end}" for end in range(100, 109)),
+    *(f"1.2.840.10008.1.2.4.{end}.1" for end in range(100, 107)),
 }
-EXPLICIT, RLE, JPEG, MPEG = (f"1.2.840.10008.1.2.{end}" for end in ("1", "5", "4.50", "4.102"))
+EXPLICIT, RLE, JPEG, MPEG, JPEG_XL = (f"1.2.840.10008.1.2.{end}" for end in ("1", "5", "4.50", "4.102", "4.110"))
 
 
 def decodable(uid: str) -> bool:
@@ -51,12 +62,14 @@ def decodable(uid: str) -> bool:
         return False
 
 
-def test_every_accepted_transfer_syntax_can_be_read() -> None:
-    assert [uid for uid in TRANSFER_SYNTAXES if not decodable(uid)] == []
+def test_every_transfer_syntax_said_to_be_decoded_can_be_read() -> None:
+    assert [uid for uid in DECODED if not decodable(uid) and uid not in BY_THE_NODE] == []
+    assert not any(decodable(uid) for uid in KEPT_ONLY)
 
 
 def test_every_transfer_syntax_that_can_be_read_is_accepted() -> None:
-    assert {str(uid) for uid in AllTransferSyntaxes if decodable(uid)} == set(TRANSFER_SYNTAXES)
+    assert {str(uid) for uid in AllTransferSyntaxes if decodable(uid)} | BY_THE_NODE == set(DECODED)
+    assert set(DECODED) | set(KEPT_ONLY) == set(TRANSFER_SYNTAXES)
 
 
 def test_the_list_is_the_one_of_the_standard() -> None:
@@ -73,9 +86,11 @@ def test_the_lossy_ones() -> None:
         ([EXPLICIT, RLE], [EXPLICIT, RLE]),
         ([RLE, EXPLICIT], [RLE, EXPLICIT]),
         ([JPEG, EXPLICIT], [EXPLICIT, JPEG]),
-        ([MPEG, JPEG], [JPEG]),
+        ([MPEG, JPEG], [JPEG, MPEG]),
+        ([JPEG_XL, JPEG], [JPEG, JPEG_XL]),
         ([RLE, RLE], [RLE]),
-        ([MPEG], []),
+        ([MPEG], [MPEG]),
+        (["1.2.3"], []),
     ],
 )
 def test_preference(proposed: list[str], chosen: list[str]) -> None:

@@ -187,7 +187,7 @@ def test_what_is_offered_is_what_is_accepted(node: Node) -> None:
     """Each SOP class in each syntax, one to a context; and nothing else."""
     for uid in STORAGE_SOP_CLASSES:
         contexts = [build_context(uid, [syntax]) for syntax in TRANSFER_SYNTAXES]
-        contexts.append(build_context(uid, ["1.2.840.10008.1.2.4.102"]))  # MPEG-4
+        contexts.append(build_context(uid, ["1.2.840.10008.1.2.4.94"]))  # JPIP
         contexts.append(build_context("1.2.840.10008.5.1.4.1.1.481.5", [EXPLICIT_LE]))  # RT Plan
         association = AE("ME").associate("127.0.0.1", node.port, contexts=contexts, ae_title="NODE")
         accepted = [(each.abstract_syntax, each.transfer_syntax[0]) for each in association.accepted_contexts]
@@ -211,7 +211,7 @@ def test_why_a_context_is_not_accepted(node: Node) -> None:
     """PS3.8 Table 9-18: 3 for the abstract syntax, 4 for the transfer syntax."""
     contexts = [
         build_context("1.2.840.10008.5.1.4.1.1.481.5", [EXPLICIT_LE]),
-        build_context(CT, ["1.2.840.10008.1.2.4.102"]),
+        build_context(CT, ["1.2.840.10008.1.2.4.94"]),
     ]
     contexts.append(build_context(CT, [EXPLICIT_LE]))
     association = AE("ME").associate("127.0.0.1", node.port, contexts=contexts, ae_title="NODE")
