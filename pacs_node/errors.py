@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class NodeError(Exception):
 
 class ReceiveError(NodeError):
     status = 0xC000
+    kept: Path | None = None  # where the bytes that were refused are kept
 
 
 class SpoolFull(ReceiveError):

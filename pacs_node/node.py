@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -47,12 +48,13 @@ from pacs_node.errors import AlreadyRunning, GiveUp, LedgerUnavailable, Refused,
 from pacs_node.flow import Flow, Patience, RouteMatch
 from pacs_node.infer import Inference
 from pacs_node.jobs import Engine
-from pacs_node.ledger import Ledger
+from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop, describe
 from pacs_node.receive.commitment import CommitmentService, bring_report
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
 from pacs_node.records import (
+    REFUSAL_KINDS,
     Answer,
     AssociationEnd,
     CommitmentReport,
@@ -63,6 +65,7 @@ from pacs_node.records import (
     OpenSeries,
     Package,
     Receipt,
+    Refusal,
     Result,
     Sent,
     Verdict,
@@ -75,6 +78,7 @@ log = structlog.get_logger()
 ASSEMBLE_EVERY_S = 0.5
 AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
 SETTLED_S = 2.0  # of silence before the sender is asked: it may still be taking in the series itself
+NOTE_EVERY_S = 5.0  # what was refused while the ledger was away is noted this often
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 
 
@@ -283,6 +287,8 @@ class Node:
         self._web: uvicorn.Server | None = None
         self._threads: list[threading.Thread] = []
         self._assembler = Loop("assembler", self._assemble, ASSEMBLE_EVERY_S)
+        self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
+        self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
         self._lock: IO[str] | None = None
         self._asked: dict[str, int] = {}  # series -> instances that had arrived when its peer was asked
         self._closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="close")
@@ -296,7 +302,7 @@ class Node:
             self._lock = _lock(self.config.node.data_dir / "worker.lock") if self.ledger.embedded else None
         self.ledger.migrate()
         if listen:
-            for instance in self.spool.scan(self.ledger.known_paths()):
+            for instance in self.spool.scan(self.ledger.known_paths(), self._damaged):
                 self.flow.stored(instance)  # durable on disk, but its row was never written
             self._start_listener()
             self._assembler.start()
@@ -320,6 +326,9 @@ class Node:
         if self._web is not None:
             self._web.should_exit = True
         self._assembler.stop()
+        self._refusals.stop()
+        with suppress(LedgerUnavailable):
+            self._note_refusals()
         for thread in self._threads:
             thread.join(timeout=10)
         self._closer.shutdown(wait=True)
@@ -356,9 +365,17 @@ class Node:
             audit=observe.audit,
         )
         self.listener = Listener(
-            settings, self.spool, self.flow.stored, self._sender_left, observe.audit, self.now, commitment
+            settings,
+            self.spool,
+            self.flow.stored,
+            self._sender_left,
+            observe.audit,
+            self.now,
+            commitment,
+            self._refused,
         )
         self.listener.start()
+        self._refusals.start()
 
     def _start_engine(self) -> None:
         jobs = self.config.jobs
@@ -379,7 +396,11 @@ class Node:
 
     def _start_web(self) -> None:
         collector = observe.LedgerCollector(
-            self.ledger.counts, lambda: len(self._connected()), self.spool.root, self.ledger.arrival_counts
+            self.ledger.counts,
+            lambda: len(self._connected()),
+            self.spool.root,
+            self.ledger.arrival_counts,
+            self.ledger.refusal_counts,
         )
         app = create_app(NodeFacts(self), observe.registry(collector))
         node = self.config.node
@@ -390,7 +411,7 @@ class Node:
 
     def trouble(self) -> list[str]:
         """What is wrong with the node now, in words; nothing of a node that is well."""
-        loops = [self._assembler, *([self.engine.sweeper] if self.engine is not None else [])]
+        loops = [self._assembler, self._refusals, *([self.engine.sweeper] if self.engine is not None else [])]
         said = [loop.trouble for loop in loops if loop.trouble is not None]
         free_gb = shutil.disk_usage(self.spool.root).free / 1e9
         if free_gb < self.config.receive.keep_free_gb:
@@ -401,6 +422,24 @@ class Node:
 
     def _connected(self) -> frozenset[str]:
         return self.listener.open_associations if self.listener is not None else frozenset()
+
+    def _refused(self, refusal: Refusal) -> None:
+        """Noted for a thread of its own: a ledger that is slow or away must not hold a sender up."""
+        self._not_noted.append(refusal)
+        self._refusals.wake()
+
+    def _damaged(self, path: Path, reason: str) -> None:
+        file = str(path.relative_to(self.spool.root))
+        self._refused(Refusal("damaged", self.now(), "", "", reason, file=file))
+
+    def _note_refusals(self) -> None:
+        while self._not_noted:
+            refusal = self._not_noted.popleft()
+            try:
+                self.ledger.refused(refusal)
+            except LedgerUnavailable:
+                self._not_noted.appendleft(refusal)
+                raise
 
     def _sender_left(self, end: AssociationEnd) -> None:
         self.flow.sender_left(end)
@@ -530,6 +569,13 @@ class NodeFacts:
                 }
             )
         return facts
+
+    def refusals(self, limit: int) -> dict[str, Any]:
+        counts = self.node.ledger.refusal_counts()
+        return {
+            "counts": {kind: {**count, "means": REFUSAL_KINDS.get(kind, "")} for kind, count in counts.items()},
+            "refusals": self.node.ledger.refusals(limit),
+        }
 
     def retry(self, job_id: str) -> bool:
         started = self.node.ledger.run_again(job_id, self.node.now())

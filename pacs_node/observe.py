@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pacs_node.records import REFUSAL_KINDS
+
 log = structlog.get_logger()
 
 
@@ -48,8 +50,10 @@ class LedgerCollector(Collector):
         connected: Callable[[], int],
         spool: Path,
         arrivals: Callable[[], list[tuple[str, str, str, int]]],
+        refusals: Callable[[], Mapping[str, Mapping[str, Any]]],
     ) -> None:
         self.counts, self.connected, self.spool, self.arrivals = counts, connected, spool, arrivals
+        self.refusals = refusals
 
     def collect(self) -> Iterator[Metric]:
         counts = self.counts()
@@ -70,6 +74,13 @@ class LedgerCollector(Collector):
         for destination, arrived, how, number in self.arrivals():
             arrivals.add_metric([destination, arrived, how], number)
         yield arrivals
+        refusals = CounterMetricFamily(
+            "pacs_node_refused", "What was refused or kept aside at receipt, by kind", labels=["kind"]
+        )
+        counted = self.refusals()
+        for kind in REFUSAL_KINDS:  # none is a figure, too: an alert needs it
+            refusals.add_metric([kind], counted.get(kind, {"number": 0})["number"])
+        yield refusals
         yield GaugeMetricFamily("pacs_node_associations", "Open associations", value=self.connected())
         yield GaugeMetricFamily("pacs_node_free_bytes", "Free bytes where images are kept", value=_free(self.spool))
 

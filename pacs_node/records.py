@@ -36,6 +36,30 @@ class AssociationEnd:
     at: datetime
 
 
+REFUSAL_KINDS = {  # what happened at receipt -> in words
+    "association rejected": "the sender was not let in",
+    "unreadable": "the data set is cut off or cannot be read; its bytes are kept",
+    "wrong SOP class": "the data set is not what the command said; its bytes are kept",
+    "not stored now": "it could not be stored then; the sender was asked to send it again",
+    "kept aside": "another object has its SOP Instance UID; that one is used, this one is kept",
+    "damaged": "a stored file could not be read at start-up; its bytes are kept",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that came to the door and was not taken in as an image to work with. "" is what is not known."""
+
+    kind: str  # one of REFUSAL_KINDS
+    at: datetime  # UTC
+    calling_ae: str
+    address: str
+    reason: str
+    sop_instance_uid: str = ""
+    series_uid: str = ""
+    file: str = ""  # below the spool folder: where the bytes are kept
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What is known about the completeness of a series, besides its instances."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
+from pathlib import Path
 from socketserver import BaseServer
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAsso
 
 from pacs_node.commitment import PUSH_MODEL
 from pacs_node.commitment import TRANSFER_SYNTAXES as COMMITMENT_SYNTAXES
-from pacs_node.errors import NodeError, ReceiveError, SpoolFull, WrongSopClass
+from pacs_node.errors import NodeError, NotReadable, ReceiveError, SpoolFull, WrongSopClass
 from pacs_node.receive.accept import (
     STORAGE_SOP_CLASSES,
     TRANSFER_SYNTAXES,
@@ -46,8 +47,8 @@ from pacs_node.receive.accept import (
 )
 from pacs_node.receive.commitment import CommitmentService, CommittingAssociation
 from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from pacs_node.receive.spool import Arrival, Fate, Spool
-from pacs_node.records import AssociationEnd, Instance
+from pacs_node.receive.spool import Arrival, Fate, Kept, Spool
+from pacs_node.records import AssociationEnd, Instance, Refusal
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +56,11 @@ _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom would put every message into wo
 
 SUCCESS = 0x0000
 COERCION = 0xB000  # the one warning for "stored, but not as you sent it": PS3.4 Table B.2-1
+REFUSALS = {
+    NotReadable.status: "unreadable",
+    WrongSopClass.status: "wrong SOP class",
+    SpoolFull.status: "not stored now",
+}
 LONGEST_COMMENT = 64  # Error Comment is LO: PS3.7 C.4.2
 LONGEST_REQUEST = 1 << 20  # bytes of an A-ASSOCIATE-RQ: 128 contexts of 40 syntaxes stay below half of it
 LOOK_ROUND_S = 0.02  # how long pynetdicom's loops may rest before they look at their timers again
@@ -82,6 +88,7 @@ class Listener:
     on_stored: called with each instance that is durable in the spool, again for one sent again: it must be idempotent.
     A NodeError from it is answered as a failure. on_association_end: after the last on_stored of that association.
     audit: name of the event and its facts, no patient values. now: UTC, aware. commitment: None: not offered.
+    on_refused: called with what was not taken in, before the sender hears of it; it must neither raise nor block.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class Listener:
         audit: Callable[[str, Mapping[str, Any]], None],
         now: Callable[[], datetime],
         commitment: CommitmentService | None = None,
+        on_refused: Callable[[Refusal], None] = lambda refusal: None,
     ) -> None:
         self.settings = settings
         self.commitment = commitment
@@ -102,6 +110,7 @@ class Listener:
         self._on_stored = on_stored
         self._on_association_end = on_association_end
         self._audit = audit
+        self._on_refused = on_refused
         self._now = now
         self._draining = False
         self._open: dict[Association, _Sender] = {}
@@ -178,6 +187,8 @@ class Listener:
                 "words": rejection.words,
             },
         )
+        address = str(association.requestor.address)
+        self._on_refused(Refusal("association rejected", self._now(), calling, address, rejection.words))
 
     def store(self, event: evt.Event) -> Dataset | int:
         """Answer one C-STORE. 0x0000 is a promise: we will not lose this instance."""
@@ -185,12 +196,13 @@ class Listener:
             kept = self._spool.keep(self._arrival(event))
             self._on_stored(kept.instance)
         except ReceiveError as error:
-            return self._refuse(event, error.status, str(error))
+            return self._refuse(event, error.status, str(error), error.kept)
         except (NodeError, OSError) as error:  # ours, not the sender's: it may send again
             return self._refuse(event, SpoolFull.status, f"cannot store now: {error}")
         if kept.fate is Fate.ASIDE:
             facts = {"sop_instance_uid": kept.instance.sop_instance_uid, "file": kept.aside.name if kept.aside else ""}
             self._audit("instance-kept-aside", {**facts, "calling_ae": self._open[event.assoc].calling_ae})
+            self._note(event, "kept aside", _why_aside(kept), kept.aside, kept.series_uid)
             return _status(COERCION, "other data is stored under this UID; kept aside")
         return SUCCESS
 
@@ -231,10 +243,25 @@ class Listener:
             received_at=self._now(),
         )
 
-    def _refuse(self, event: evt.Event, status: int, reason: str) -> Dataset:
+    def _refuse(self, event: evt.Event, status: int, reason: str, kept: Path | None = None) -> Dataset:
+        self._note(event, REFUSALS[status], reason, kept)
         facts = {"calling_ae": self._open[event.assoc].calling_ae, "status": f"0x{status:04X}", "words": reason}
         self._audit("instance-refused", facts)
         return _status(status, reason)
+
+    def _note(self, event: evt.Event, kind: str, reason: str, kept: Path | None, series_uid: str = "") -> None:
+        self._on_refused(
+            Refusal(
+                kind,
+                self._now(),
+                self._open[event.assoc].calling_ae,
+                str(event.assoc.requestor.address),
+                reason,
+                str(cast(C_STORE, event.request).AffectedSOPInstanceUID),
+                series_uid,
+                str(kept.relative_to(self._spool.root)) if kept is not None else "",
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -442,6 +469,12 @@ def _supported(request: A_ASSOCIATE, offered: set[str]) -> list[PresentationCont
         context.scu_role = context.scp_role = True  # a destination that reports comes as SCP: PS3.4 J.3.3
         supported.append(context)
     return supported
+
+
+def _why_aside(kept: Kept) -> str:
+    first = kept.instance.series_uid
+    where = "in the same series" if first == kept.series_uid else f"in series {first}"
+    return f"other data is stored under this SOP Instance UID, {where}; this object is kept aside and not used"
 
 
 def _status(status: int, comment: str) -> Dataset:

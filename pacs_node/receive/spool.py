@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -63,6 +63,7 @@ class Kept:
     instance: Instance
     fate: Fate
     aside: Path | None = None
+    series_uid: str = ""  # that the arrival itself names: of one kept aside it may be another
 
 
 class Spool:
@@ -101,19 +102,23 @@ class Spool:
             identity = identify(arrival.data_set, arrival.transfer_syntax_uid)
             _check_against_command(identity, arrival)
         except (NotReadable, WrongSopClass) as error:
-            self._keep_unreadable(arrival, str(error))
+            error.kept = self._keep_unreadable(arrival, str(error))
             raise
         sha256 = hashlib.sha256(arrival.data_set).hexdigest()
         digest = hashlib.sha256(identity.sop_instance_uid.encode()).digest()
         with self._one_writer_per_instance[digest[0] % len(self._one_writer_per_instance)]:
             first = self._path_of(digest)
             if first is not None:
-                return self._keep_another(arrival, first, sha256)
+                return self._keep_another(arrival, identity, first, sha256)
             return self._keep_first(arrival, identity, sha256, digest)
 
-    def scan(self, known: Container[Path] = frozenset()) -> Iterator[Instance]:
+    def scan(
+        self,
+        known: Container[Path] = frozenset(),
+        on_damaged: Callable[[Path, str], None] = lambda path, reason: None,
+    ) -> Iterator[Instance]:
         """Every stored instance whose path is not `known`, made durable anew, as at start-up. Removes what interrupted
-        writes left behind; a file that cannot be read goes to unreadable/."""
+        writes left behind; a file that cannot be read goes to unreadable/, and on_damaged is told where and why."""
         for leftover in self._leftovers:
             leftover.unlink(missing_ok=True)
         self._leftovers.clear()
@@ -126,6 +131,7 @@ class Spool:
                 except NotReadable as error:
                     log.warning("spool.file-unreadable", file=path.name, reason=str(error))
                     os.rename(path, self._unreadable / path.name)
+                    on_damaged(self._unreadable / path.name, str(error))
                     continue
                 self._sync_again(path)
                 yield instance
@@ -158,7 +164,7 @@ class Spool:
         )
         return Kept(instance, Fate.NEW)
 
-    def _keep_another(self, arrival: Arrival, first: Path, sha256: str) -> Kept:
+    def _keep_another(self, arrival: Arrival, identity: Identity, first: Path, sha256: str) -> Kept:
         instance = _read(first, arrival.association)
         if (instance.sha256, instance.transfer_syntax_uid) == (sha256, arrival.transfer_syntax_uid):
             self._sync_again(first)
@@ -169,12 +175,13 @@ class Spool:
         else:
             self._write(aside, _head(arrival), arrival.data_set)
         log.warning("spool.kept-aside", sop_instance_uid=instance.sop_instance_uid, file=aside.name)
-        return Kept(instance, Fate.ASIDE, aside)
+        return Kept(instance, Fate.ASIDE, aside, identity.series_uid)
 
-    def _keep_unreadable(self, arrival: Arrival, reason: str) -> None:
+    def _keep_unreadable(self, arrival: Arrival, reason: str) -> Path:
         path = self._unreadable / f"{hashlib.sha256(arrival.data_set).hexdigest()}.dcm"
         self._write(path.with_suffix(".txt"), f"{reason}\n".encode())
         self._write(path, _head(arrival), arrival.data_set)
+        return path
 
     def _check_space(self, size: int) -> None:
         disk = os.statvfs(self.root)

@@ -2,12 +2,14 @@
 
     GET  /                        the latest series
     GET  /series/{uid}            one series: why it closed, what each rule said, its jobs, its timeline
+    GET  /refusals                what was refused or kept aside at receipt: when, from whom, why
     GET  /destinations            where results go, and what each destination accepted and refused
     GET  /health                  200 or 503, with the reasons
     GET  /metrics                 Prometheus
     GET  /api/series              a list; the Link header leads to older ones
     GET  /api/series/{uid}
     GET  /api/destinations
+    GET  /api/refusals            {"counts": of each kind, "refusals": the newest}
     POST /api/jobs/{id}/retry     run a waiting or ended job now
     POST /api/series/{uid}/rerun  run a closed series again, with today's models and rules
     GET  /api/jobs/{id}/rejected  objects held back because they fail the checks; /{name} is one of them
@@ -50,6 +52,10 @@ class Facts(Protocol):
     def destinations(self) -> list[dict[str, Any]]:
         """Where results go, and what each destination answered to each SOP class and transfer syntax."""
 
+    def refusals(self, limit: int) -> dict[str, Any]:
+        """What was refused or kept aside at receipt, the newest first, and how often there was one of each kind:
+        {"counts": {kind: {"number", "latest", "means"}}, "refusals": [...]}"""
+
     def retry(self, job_id: str) -> bool:
         """Run this job now. False: there is no such job, or it is not in a state that can be run again."""
 
@@ -68,11 +74,13 @@ def create_app(facts: Facts, registry: CollectorRegistry) -> Starlette:
             Route("/", views.list_page),
             Route("/series/{uid}", views.series_page, name="series"),
             Route("/destinations", views.destinations_page),
+            Route("/refusals", views.refusals_page),
             Route("/health", views.health),
             Route("/metrics", views.metrics),
             Route("/api/series", views.series_list),
             Route("/api/series/{uid}", views.series),
             Route("/api/destinations", views.destinations),
+            Route("/api/refusals", views.refusals),
             Route("/api/series/{uid}/rerun", views.rerun, methods=["POST"]),
             Route("/api/jobs/{id}/retry", views.retry, methods=["POST"]),
             Route("/api/jobs/{id}/rejected", views.rejected),

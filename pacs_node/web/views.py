@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PAGE = 50  # series on one page
 MOST = 1000  # series in one answer
+REFUSALS_SHOWN = 200  # on their page; the JSON has all that are kept
 
 TONES = {  # state of a series or job -> its colour on the page
     "receiving": "busy",
@@ -75,6 +76,9 @@ class Views:
     def destinations(self, request: Request) -> Response:
         return JSONResponse(self.facts.destinations())
 
+    def refusals(self, request: Request) -> Response:
+        return JSONResponse(self.facts.refusals(_limit(request, MOST)))
+
     def retry(self, request: Request) -> Response:
         if _asked_from_elsewhere(request):
             return JSONResponse({"error": "asked for by a page of another site"}, status_code=403)
@@ -127,6 +131,9 @@ class Views:
 
     def destinations_page(self, request: Request) -> Response:
         return self.pages.TemplateResponse(request, "destinations.html", {"destinations": self.facts.destinations()})
+
+    def refusals_page(self, request: Request) -> Response:
+        return self.pages.TemplateResponse(request, "refusals.html", self.facts.refusals(REFUSALS_SHOWN))
 
     def error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

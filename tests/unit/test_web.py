@@ -169,6 +169,20 @@ class InMemory:
             },
         ]
 
+    def refusals(self, limit: int) -> dict[str, Any]:
+        refusal = {
+            "at": "2026-03-01T13:01:05.000+00:00",
+            "kind": "kept aside",
+            "calling_ae": "CT1<script>",
+            "address": "10.0.0.9",
+            "sop_instance_uid": "1.2.826.5.1",
+            "series_uid": "1.2.826.5",
+            "reason": "other data is stored under this SOP Instance UID",
+            "file": "aside/ab.cd.dcm",
+        }
+        count = {"number": 1700, "latest": refusal["at"], "means": "that one is used"}
+        return {"counts": {"kept aside": count}, "refusals": [refusal] * min(limit, 1000)}
+
     def retry(self, job_id: str) -> bool:
         self.retried.append(job_id)
         return job_id in {job["id"] for s in self.all for job in s["jobs"]}
@@ -252,6 +266,21 @@ def test_what_each_destination_accepted(web: TestClient, facts: InMemory) -> Non
         "results a folder; Segmentation BINARY Takes everything.",
     ):
         assert words in page, words
+
+
+def test_what_was_refused_at_receipt(web: TestClient, facts: InMemory) -> None:
+    assert web.get("/api/refusals?limit=3").json() == facts.refusals(3)
+    assert web.get("/api/refusals?limit=x").status_code == 400
+    html = web.get("/refusals").text
+    assert "<script>" not in html
+    for words in (
+        "kept aside 1700, last 2026-03-01 13:01:05 that one is used",
+        "The newest 200",
+        "10.0.0.9 1.2.826.5.1 series 1.2.826.5 other data is stored under this SOP Instance UID aside/ab.cd.dcm",
+    ):
+        assert words in visible(html), words
+    facts.refusals = lambda limit: {"counts": {}, "refusals": []}  # type: ignore[method-assign]
+    assert "Nothing was refused." in visible(web.get("/refusals").text)
 
 
 def test_retry(web: TestClient, facts: InMemory) -> None:
