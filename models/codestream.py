@@ -19,7 +19,7 @@ STARTS_OF_FRAME = frozenset({*range(0xC0, 0xD0), SOF55} - {0xC4, 0xC8, 0xCC})
 COSINE = frozenset({0xC0, 0xC1, 0xC2, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE})
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI
 EOI = b"\xff\xd9"
-PADDED = 1024  # bytes at the end of a frame among which its end must be
+PADDED = 1024  # bytes at the end of a frame among which its end must be, unless nulls follow it
 J2K_BEGINS = b"\xff\x4f\xff\x51"  # SOC, SIZ
 JP2_BEGINS = b"\0\0\0\x0cjP  "
 RLE_SEGMENTS = 15  # at most: PS3.5 G.5
@@ -52,7 +52,7 @@ def jpeg(data: Buffer) -> Codestream:
     """Of JPEG and JPEG-LS. Raises ValueError when it is none, or has no end: decoders fill up what is missing."""
     if not begins_jpeg(data):
         raise ValueError("it does not begin as JPEG does (FF D8 FF)")
-    if EOI not in bytes(data[-PADDED:]):
+    if EOI not in bytes(data[-PADDED:]) and not bytes(data).rstrip(b"\0").endswith(EOI):
         raise ValueError("it is cut off, its end (FF D9) is missing")
     jfif, adobe = False, None
     for marker, body in _segments(data):

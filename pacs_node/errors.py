@@ -37,6 +37,7 @@ class NodeError(Exception):
 class ReceiveError(NodeError):
     status = 0xC000
     kept: Path | None = None  # where the bytes that were refused are kept
+    series_uid = ""  # of the data set that was refused, if it was found
 
 
 class SpoolFull(ReceiveError):

@@ -42,11 +42,13 @@ MOST_INFLATED = (
 )  # bytes: an Enhanced CT of 2000 slices of 512 x 512; a megabyte can be made to inflate to as much
 SEEN_ONLY = 4096  # bytes; longer values need not be held to know where they end
 
+SERIES_INSTANCE_UID = 0x0020000E
+
 WANTED = {
     0x00080016: "SOPClassUID",
     0x00080018: "SOPInstanceUID",
     0x0020000D: "StudyInstanceUID",
-    0x0020000E: "SeriesInstanceUID",
+    SERIES_INSTANCE_UID: "SeriesInstanceUID",
 }
 LONGEST_UID = 80  # bytes looked at: 64 of a UID, and the padding of careless writers
 UID = re.compile(rb"[0-9.]{1,64}")  # PS3.5 9.1, except that leading zeros are let through: senders do write them
@@ -93,11 +95,16 @@ class NestedTooDeep(NotReadable):
 def _walked(data_set: Buffer, size: int, implicit: bool, big_endian: bool) -> dict[int, bytes]:
     """The values of WANTED. Raises NotReadable."""
     found: dict[int, bytes] = {}
-    for tag, start, length in elements(data_set, implicit=implicit, big_endian=big_endian, end=size):
-        if tag in WANTED:
-            found[tag] = bytes(data_set[start : start + min(length, LONGEST_UID)])
-        elif tag in PIXEL_DATA and len(found) == len(WANTED):
-            break  # what follows is padding, or nothing that a receiver needs
+    try:
+        for tag, start, length in elements(data_set, implicit=implicit, big_endian=big_endian, end=size):
+            if tag in WANTED:
+                found[tag] = bytes(data_set[start : start + min(length, LONGEST_UID)])
+            elif tag in PIXEL_DATA and len(found) == len(WANTED):
+                break  # what follows is padding, or nothing that a receiver needs
+    except NotReadable as error:
+        series = found.get(SERIES_INSTANCE_UID, b"").strip(b"\0 ")
+        error.series_uid = series.decode("ascii") if UID.fullmatch(series) else ""
+        raise
     return found
 
 

@@ -196,7 +196,7 @@ class Listener:
             kept = self._spool.keep(self._arrival(event))
             self._on_stored(kept.instance)
         except ReceiveError as error:
-            return self._refuse(event, error.status, str(error), error.kept)
+            return self._refuse(event, error.status, str(error), error.kept, error.series_uid)
         except (NodeError, OSError) as error:  # ours, not the sender's: it may send again
             return self._refuse(event, SpoolFull.status, f"cannot store now: {error}")
         if kept.fate is Fate.ASIDE:
@@ -243,8 +243,10 @@ class Listener:
             received_at=self._now(),
         )
 
-    def _refuse(self, event: evt.Event, status: int, reason: str, kept: Path | None = None) -> Dataset:
-        self._note(event, REFUSALS[status], reason, kept)
+    def _refuse(
+        self, event: evt.Event, status: int, reason: str, kept: Path | None = None, series_uid: str = ""
+    ) -> Dataset:
+        self._note(event, REFUSALS[status], reason, kept, series_uid)
         facts = {"calling_ae": self._open[event.assoc].calling_ae, "status": f"0x{status:04X}", "words": reason}
         self._audit("instance-refused", facts)
         return _status(status, reason)

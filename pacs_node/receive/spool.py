@@ -25,7 +25,7 @@ from pathlib import Path
 import structlog
 
 from pacs_node.durable import sync
-from pacs_node.errors import NotReadable, SpoolFull, WrongSopClass
+from pacs_node.errors import NotReadable, ReceiveError, SpoolFull, WrongSopClass
 from pacs_node.receive import part10
 from pacs_node.receive.header import Buffer, Identity, identify
 from pacs_node.records import Instance
@@ -230,9 +230,17 @@ def _head(arrival: Arrival) -> bytes:
 def _check_against_command(identity: Identity, arrival: Arrival) -> None:
     """PS3.7 9.1.1.1: what the C-STORE command names and what the data set holds must be one and the same."""
     if identity.sop_class_uid != arrival.sop_class_uid:
-        raise WrongSopClass(f"SOPClassUID is {identity.sop_class_uid}, the command says {arrival.sop_class_uid}")
-    if identity.sop_instance_uid != arrival.sop_instance_uid:
-        raise NotReadable(f"SOPInstanceUID is {identity.sop_instance_uid}, the command says {arrival.sop_instance_uid}")
+        wrong: ReceiveError = WrongSopClass(
+            f"SOPClassUID is {identity.sop_class_uid}, the command says {arrival.sop_class_uid}"
+        )
+    elif identity.sop_instance_uid != arrival.sop_instance_uid:
+        wrong = NotReadable(
+            f"SOPInstanceUID is {identity.sop_instance_uid}, the command says {arrival.sop_instance_uid}"
+        )
+    else:
+        return
+    wrong.series_uid = identity.series_uid
+    raise wrong
 
 
 def _read(path: Path, association: str) -> Instance:

@@ -258,7 +258,8 @@ def test_one_unusable_image_does_not_spoil_the_others(pipeline: BreastUltrasound
     findings = run(pipeline, *files)
     assert [ref.sop_instance_uid for ref in findings.images] == [dcmread(files[0]).SOPInstanceUID]
     assert any(
-        "not looked at: image number 2: us_0002.dcm: the pixels cannot be decoded" in w for w in findings.warnings
+        w.startswith("not looked at: image number 2: image ") and "the pixels cannot be decoded" in w
+        for w in findings.warnings
     )
     assert any("not looked at: image number 3: no region shows 2-D tissue" in w for w in findings.warnings)
 

@@ -5,8 +5,10 @@ Either it is refused in words that name an attribute, or the picture is the unha
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
+import random
 import struct
 import time
 import tracemalloc
@@ -350,6 +352,27 @@ def test_knocked_out_attributes_are_named_or_do_not_matter(tmp_path: Path, kind:
             if seen.shape != unharmed.shape or (seen != unharmed).any():
                 wrong.append(f"{keyword} {harm.what}: another picture without a word")
     assert wrong == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_flipped_byte_raises_anything_but_words(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    path = tmp_path / "x.dcm"
+    for whole in KINDS.values():
+        sound = written(whole, path).read_bytes()
+        for _ in range(6):
+            spoilt = bytearray(sound)
+            for _ in range(dice.randint(1, 4)):
+                at = dice.randrange(200, len(spoilt) if dice.random() < 0.3 else 1100)
+                spoilt[at] = dice.choice([0, 255, dice.randrange(256), spoilt[at] ^ 1, spoilt[at] ^ 128])
+            path.write_bytes(spoilt if dice.random() < 0.9 else spoilt[: dice.randrange(300, len(spoilt))])
+            try:
+                header = dcmread(path, stop_before_pixels=True)
+            except Exception:  # noqa: BLE001  # nobody reads it
+                continue
+            if why_not(path, header) is None:
+                with contextlib.suppress(UnfitInput, Unusable):
+                    shown(path, header)
 
 
 # --------------------------------------------------------------------------------------------- the bytes and the header
@@ -767,6 +790,13 @@ def test_no_message_names_the_file_of_the_spool(tmp_path: Path) -> None:
     with pytest.raises(UnfitInput, match=r"^image 1\.2\.3: .*NumberOfFrames is 5"):
         list(read_ultrasound(path).frames())
     assert named(Dataset()) == "an image without SOPInstanceUID"
+
+
+def test_frames_of_one_size_are_padded_with_nulls(tmp_path: Path) -> None:
+    path = written(cine([frame + bytes(5000) for frame in JPEGS]), tmp_path / "x.dcm")
+    header = dcmread(path, stop_before_pixels=True)
+    assert why_not(path, header) is None
+    np.testing.assert_allclose(shown(path, header).astype(int), SMOOTH, atol=12)
 
 
 def test_a_frame_that_is_not_there(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_each_kind_stands_with_peer_reason_and_time(make: Callable[[], Node], im
     assert image.SeriesInstanceUID in aside["reason"]
     assert "cut off" in newest["unreadable"]["reason"]
     assert newest["unreadable"]["sop_instance_uid"] == "1.2.99"
+    assert newest["unreadable"]["series_uid"] == newest["wrong SOP class"]["series_uid"] == image.SeriesInstanceUID
     for kind in ("kept aside", "unreadable", "wrong SOP class"):
         assert (node.spool.root / newest[kind]["file"]).is_file()
         assert not newest[kind]["file"].startswith("/")
