@@ -15,18 +15,19 @@ from dicom_sr.frames import MACROS, MOST_FRAMES, UNASSIGNED
 from dicom_sr.image_type import MEANINGS, OF_PICTURES, PROPERTIES, SECONDARY, TECHNIQUES
 from dicom_sr.regions import PIXEL_MM
 from dicom_sr.slices import CT_CLASSES, HOUNSFIELD, MOST_PIXELS, MOST_VOXELS, OBLIQUE_DEGREES, UNEVEN, UNEVEN_MM
-from models.image_pixel import COLOURS, DECODED, KEPT_ONLY
+from models.image_pixel import COLOURS
 from pacs_node.assemble.acquisitions import CLEAR, PAUSE_S
 from pacs_node.assemble.geometry import CROOKED_MM, FEW_DOUBLES, GAP, TILT_DEGREES, ULTRASOUND_CLASSES
+from pacs_node.receive.accept import DECODED, KEPT_ONLY
 
 HEAD = """# What is taken, set aside or refused
 
 Printed by `python -m pacs_node.inputs` from the tables that decide it; a test holds this page against them.
 
-Three moments can end an image's way: **receipt** (the sender hears a DIMSE status, the page of refused objects keeps the
-reason), the **verdict** on a complete series (an image is set aside, or the series refused; nothing has been analysed
-yet), and the **gate** after the analysis, which looks at our own objects only. Every reason names the attribute by its
-keyword. One bad image never voids the others: it is set aside, and what is left is judged.
+Three moments can end an image's way: **receipt** (the sender hears a DIMSE status, the page of refused objects keeps
+the reason), the **verdict** on a complete series (an image is set aside, or the series refused; nothing has been
+analysed yet), and the **gate** after the analysis, which looks at our own objects only. Every reason names the
+attribute by its keyword. One bad image never voids the others: it is set aside, and what is left is judged.
 
 Headers are read as they are meant: an element whose VR is not its own is decoded by what its bytes are, single frames
 and functional groups are read alike, and what an analysis does not need may be unreadable.
@@ -108,8 +109,8 @@ def _ct() -> list[str]:
                 (f"the place of another one, up to {FEW_DOUBLES:.0%} of all", "it was sent twice under another UID"),
             ],
         ),
-        "Words of `ImageType` or `FrameType` that say what else an image is; upper or lower case, with or without digits,"
-        " and joined to others:",
+        "Words of `ImageType` or `FrameType` that say what else an image is; in upper or lower case, with or without"
+        " digits, and joined to others:",
         "",
         *_table(("it is a", "words"), meanings),
         *_table(
@@ -130,8 +131,8 @@ def _ct() -> list[str]:
                 (f"more than {MOST_VOXELS:.3g} voxels", "never"),
             ],
         ),
-        "Said in the verdict and in the report, and analysed: acquisitions that follow each other, several reconstruction"
-        " kernels.",
+        "Said in the verdict and in the report, and analysed: acquisitions that follow each other, several"
+        " reconstruction kernels.",
         "",
         "Slice Thickness may be missing. Where it is, the Segmentation states the distance between the slices instead.",
         "",
@@ -172,7 +173,7 @@ def _pixels() -> list[str]:
         *_table(
             ("transfer syntax", "what happens"),
             [
-                *((UID(uid).name, "decoded") for uid in sorted(DECODED)),
+                *((name, "decoded") for name in DECODED.values()),
                 *((name, "kept; set aside at the verdict") for name in KEPT_ONLY.values()),
             ],
         ),
