@@ -10,16 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import structlog
+
 from pacs_node.confirm import Confirm, Witness
 from pacs_node.editions import following, same_again, same_objects
-from pacs_node.errors import Await, EditionChanged, GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
+from pacs_node.errors import (
+    Await,
+    EditionChanged,
+    GiveUp,
+    Interrupted,
+    JobError,
+    LedgerUnavailable,
+    Refused,
+    Told,
+    TryAgain,
+    Unforeseen,
+    may_pass,
+)
 from pacs_node.records import (
     AssociationEnd,
     CommitmentReport,
@@ -40,6 +54,8 @@ if TYPE_CHECKING:
 
     from dicom_sr.findings import Findings
     from pacs_node.ledger import Ledger
+
+log = structlog.get_logger()
 
 JOB_KINDS = ("infer", "send", "confirm", "report")
 
@@ -70,7 +86,7 @@ STEPS = (
     "closing",  # everything about the series is decided, nothing written
     "closed",  # verdict, rules and jobs are committed, no engine knows of them
     "infer begun",
-    "inferred",  # findings are in memory
+    "inferred",  # findings are kept with the job: no error from here on repeats the inference
     "compared",  # what came of the comparison with an earlier study is kept with the job, if the route asks for one
     "encoded",  # result files are renamed, no row knows of them
     "infer done",  # results and send jobs are committed
@@ -85,7 +101,10 @@ REPORT_AFTER_S = 2.0  # a sender that asks for storage commitment may be told on
 
 
 class Rooms(Protocol):
-    """What the flow needs from the rooms; `node.py` joins them."""
+    """What the flow needs from the rooms; `node.py` joins them.
+
+    `infer` keeps what it answers with the job, and answers the same when the job runs again.
+    """
 
     def decide(self, series: OpenSeries, now: datetime) -> str | None: ...
     def headers(self, instances: Sequence[Instance]) -> list[Dataset]: ...
@@ -167,9 +186,18 @@ class Flow:
 
     def complete(self, connected: frozenset[str]) -> list[tuple[OpenSeries, str]]:
         """The open series whose evidence says that they are complete, and why."""
-        series = self.ledger.open_series(connected)
-        decided = [(each, self.rooms.decide(each, self.now())) for each in series]
+        decided = [(each, self._why_complete(each)) for each in self.ledger.open_series(connected)]
         return [(each, because) for each, because in decided if because is not None]
+
+    def _why_complete(self, series: OpenSeries) -> str | None:
+        """One series that cannot be decided on holds up no other: it is set aside, in the error's words."""
+        try:
+            return self.rooms.decide(series, self.now())
+        except Exception as error:  # noqa: BLE001 - the edge of a room: whatever it is, it is this series' own
+            told = Told.of(error)
+            log.error("series undecided", series=series.series_uid, error=told.words, trace=told.trace)
+            self.set_aside(series, "it cannot be decided whether it is complete", f"could not be judged: {told.words}")
+            return None
 
     def close(self, series: OpenSeries, because: str) -> list[Job]:
         """Judge and route a complete series; the jobs that follow, none if another image came meanwhile."""
@@ -273,16 +301,33 @@ class Flow:
         if not self.ledger.begin(job, self.executor, self.now()):
             return None
         try:
-            self.work[job.kind](job)
+            with _step(f"the {job.kind} job"):  # what no step of its own has named
+                self.work[job.kind](job)
         except Refused as refusal:
             self.ledger.finish(job, "refused", str(refusal), self.now())
         except GiveUp as failure:
+            self._said_once(job, failure)
             self.ledger.finish(job, "failed", str(failure), self.now(), receipts=failure.receipts)
         except Interrupted:
             self.ledger.put_back(job, "the node was stopped while it ran", self.now())
         except TryAgain as failure:
             return self._again(job, failure)
+        except LedgerUnavailable as failure:
+            return self._again(job, TryAgain(str(failure)))  # it may be back already; if not, the sweeper comes round
         return None
+
+    def _said_once(self, job: Job, failure: JobError) -> None:
+        """An error that nobody foresaw is one event of the log, with its trace."""
+        if isinstance(failure, Unforeseen):
+            log.error(
+                "step failed",
+                job=job.id,
+                kind=job.kind,
+                series=job.series_uid,
+                step=failure.step,
+                error=str(failure),
+                trace=failure.trace,
+            )
 
     def _infer(self, job: Job) -> None:
         self.at("infer begun")
@@ -297,9 +342,11 @@ class Flow:
             with suppress(LedgerUnavailable):  # nobody is harmed by a bar that stands still
                 self.ledger.progress(job, fraction, text)
 
-        findings = self.rooms.infer(job, files, progress)
+        with _step("inference"):
+            findings = self.rooms.infer(job, files, progress)
         self.at("inferred")
-        findings = self.rooms.compare(job, findings, files)
+        with _step("the comparison with an earlier study"):
+            findings = self.rooms.compare(job, findings, files)
         self.at("compared")
         count = len(findings.findings)
         self._answer(
@@ -318,13 +365,19 @@ class Flow:
             self.ledger.finish(job, "refused", reason, self.now())
             return
         instances = self.ledger.instances(job.series_uid)
-        self._answer(
-            job,
-            "",  # of no algorithm: whether it is the same report again, its bytes say
-            lambda edition: self.rooms.encode_not_run(job, reason, instances, edition),
-            state="refused",
-            reason=reason,
-        )
+        try:
+            self._answer(
+                job,
+                "",  # of no algorithm: whether it is the same report again, its bytes say
+                lambda edition: self.rooms.encode_not_run(job, reason, instances, edition),
+                state="refused",
+                reason=reason,
+            )
+        except GiveUp as failure:  # the series is refused all the same; that no report says so is said with it
+            self._said_once(job, failure)
+            log.warning("no report of what was not run", job=job.id, series=job.series_uid, reason=str(failure))
+            warning = f"no report says that it was not run: {failure}"
+            self.ledger.finish(job, "refused", reason, self.now(), warnings=[warning])
 
     def _answer(
         self,
@@ -341,10 +394,11 @@ class Flow:
         while True:
             earlier = self.ledger.editions(job)
             edition = same_again(earlier, job, version, analysed=analysed)
-            results = write(edition) if edition else []
-            if edition is None or not same_objects(results, edition.objects):
-                edition = following(earlier, job, version, analysed=analysed)
-                results = write(edition)
+            with _step("encoding"):
+                results = write(edition) if edition else []
+                if edition is None or not same_objects(results, edition.objects):
+                    edition = following(earlier, job, version, analysed=analysed)
+                    results = write(edition)
             self.at("encoded")
             try:
                 self.ledger.finish(
@@ -367,6 +421,9 @@ class Flow:
         if verdict is None or not verdict.fit:
             raise Refused(f"not run: {verdict.reason if verdict else 'the series was never judged'}")
         by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
+        gone = [uid for uid in verdict.use if uid not in by_uid]
+        if gone:
+            raise Refused(f"not run: {len(gone)} of its images are not stored here, the first is {gone[0]}")
         return [by_uid[uid] for uid in verdict.use]
 
     def _sources(self, job: Job) -> dict[str, Path]:
@@ -396,7 +453,8 @@ class Flow:
         assert job.parent is not None
         paths = tuple(result.path for result in self.ledger.results(job.parent))
         package = Package(job=job.id, paths=paths, sources=self._sources(job))
-        receipts = self.rooms.deliver(job.destination, package)
+        with _step("sending"):
+            receipts = self.rooms.deliver(job.destination, package)
         self.at("sent")
         stored = sum(receipt.stored for receipt in receipts)
         confirm = self._confirm_job(job) if self.rooms.witness(job.destination) is not None else None
@@ -427,7 +485,8 @@ class Flow:
 
     def _confirm(self, job: Job) -> None:
         self.at("confirm begun")
-        ending = self.confirm(job, last=job.attempt >= self.patience[job.kind].max_attempts)
+        with _step("asking whether the results arrived"):
+            ending = self.confirm(job, last=job.attempt >= self.patience[job.kind].max_attempts)
         self.ledger.finish(job, ending.state, ending.reason, self.now(), arrivals=ending.arrivals)
         self.at("confirm done")
 
@@ -460,8 +519,9 @@ class Flow:
         if request is None:
             self.ledger.finish(job, "done", "reported on the sender's own association", self.now())
             return
-        report = self.rooms.judge_commitment(request)
-        self.rooms.report(job.destination, report)
+        with _step("the report of a storage commitment"):
+            report = self.rooms.judge_commitment(request)
+            self.rooms.report(job.destination, report)
         self.ledger.reported(request, self.now())
         said = f"reported: {len(report.committed)} instances kept, {len(report.failed)} not"
         self.ledger.finish(job, "done", said, self.now())
@@ -479,6 +539,25 @@ class Flow:
         delay_s = patience.delay_s(job.attempt, self.dice)
         not_before = self.now() + timedelta(seconds=delay_s)
         return delay_s if self.ledger.retry_later(job, str(failure), not_before, failure.receipts, self.now()) else None
+
+
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    """One step of a job, in the words of its reason. What nobody foresaw in it ends the job, at once and only it.
+
+    Raises Unforeseen; TryAgain for a network that fails and a disk that is full or gone; JobErrors as they are.
+    """
+    try:
+        yield
+    except (JobError, LedgerUnavailable, EditionChanged):
+        raise
+    except OSError as error:
+        told = Told.of(error)
+        if may_pass(error):
+            raise TryAgain(f"{name}: {told.words}") from error
+        raise Unforeseen(name, told) from error
+    except Exception as error:  # the edge of a room: every error has an end, in its own words
+        raise Unforeseen(name, Told.of(error)) from error
 
 
 def _rules(matches: Sequence[RouteMatch]) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -23,7 +22,7 @@ from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
 from models import PIPELINES
 from models.pipeline import Prior
-from pacs_node.errors import GiveUp, Interrupted, JobError, Refused, TryAgain
+from pacs_node.errors import GiveUp, Interrupted, JobError, Refused, Told, TryAgain, Unforeseen
 
 log = structlog.get_logger()
 
@@ -44,7 +43,8 @@ class Inference:
         self._closing = False
 
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> Findings:
-        """Raises Refused (unfit input), TryAgain (the process died, timed out or ran out of memory), GiveUp."""
+        """Raises Refused (unfit input), TryAgain (the process died, timed out or ran out of memory), GiveUp; Unforeseen
+        for any other error in the process, which does not die of it."""
         return self._ask((pipeline, dict(options), [str(file) for file in files]), pipeline, self.timeout_s, progress)
 
     def compare(
@@ -53,6 +53,10 @@ class Inference:
         """What became of the findings since an earlier study. Raises as `run` does."""
         asked = ("compare", {"pipeline": pipeline}, (findings, list(files), prior))
         return self._ask(asked, f"the comparison of {pipeline}", timeout_s, lambda *_: None)
+
+    def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
+        """Of the algorithm that `run` would ask now. Raises as `run` does."""
+        return self._ask(("version", dict(options), pipeline), pipeline, self.timeout_s, lambda *_: None)
 
     def _ask(self, asked: tuple[str, Any, Any], what: str, timeout_s: float, progress: Progress) -> Any:
         with self._lock:
@@ -71,7 +75,7 @@ class Inference:
                     self.stop()  # or the next job would be given this one's answer
             if kind == "done":
                 return content
-            raise self._failure(kind, content)
+            raise self._failure(what, kind, content)
 
     def _answer(self, pipe: Connection, what: str, timeout_s: float, progress: Progress) -> tuple[str, Any]:
         """The child's last word on the job; its progress on the way. Raises TryAgain when none comes in time."""
@@ -86,7 +90,8 @@ class Inference:
     def warm(self, pipelines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Start the child and load these pipelines with their options, so that the first patient does not wait."""
         with self._lock:
-            self._ready().send(("warm", {}, [(name, dict(options)) for name, options in pipelines]))
+            for name, options in pipelines:
+                self._ready().send(("warm", {}, (name, dict(options))))
 
     def stop(self) -> None:
         """End the child; all memory of the device and the models is given back."""
@@ -128,13 +133,18 @@ class Inference:
             return f"signal {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")
         return f"exit code {code}"
 
-    def _failure(self, kind: str, text: str) -> JobError:
+    def _failure(self, what: str, kind: str, content: Any) -> JobError:
         if kind == "unfit":
-            return Refused(text)
+            return Refused(content)
         if kind == "memory":
             self.stop()  # a process that ran out of memory keeps what it had
-            return TryAgain(f"out of memory on {self.device}: {text}; the inference process was restarted")
-        return GiveUp(text)
+            return TryAgain(f"out of memory on {self.device}: {content}; the inference process was restarted")
+        if kind == "unforeseen":
+            told, spoilt = content
+            if spoilt:
+                self.stop()
+            return Unforeseen(what, told)
+        return GiveUp(content)
 
 
 def choose_device(wanted: str) -> str:
@@ -147,59 +157,95 @@ def choose_device(wanted: str) -> str:
 
 
 def _serve(pipe: Connection, device: str, pipelines: Mapping[str, str]) -> None:
-    """The child: load pipelines when first asked, answer one request after the other, end with the parent."""
+    """The child: answer one request after the other, end with the parent. No error of a request ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    models: _Models | None = None
+    while True:
+        try:
+            asked = pipe.recv()
+        except EOFError:
+            return
+        try:
+            models = models or _Models(device, pipelines)
+            answer = models.answer(asked, lambda *said: pipe.send(("progress", said)))
+            if asked[0] != "warm":  # nobody waits for an answer to that: the job that needs the pipeline is told
+                pipe.send(answer)
+        except Exception as error:  # noqa: BLE001  the edge of the child: it answers in words instead of dying
+            if asked[0] != "warm":
+                # an error on a device may leave that in a state in which nothing works any more
+                pipe.send(("unforeseen", (Told.of(error), models is not None and models.on_a_device)))
 
-    import torch
 
-    from models import comparison, pipeline_class
-    from models.options import BadOptions
-    from models.pipeline import UnfitInput
-    from models.weights import WeightsError
+class _Models:
+    """The pipelines of the child, loaded when first asked for."""
 
-    device = choose_device(device)
-    loaded: dict[str, Any] = {}
+    def __init__(self, device: str, pipelines: Mapping[str, str]) -> None:
+        self.device, self.pipelines = choose_device(device), pipelines
+        self.loaded: dict[str, Any] = {}
 
-    def pipeline(name: str, options: Mapping[str, Any]) -> Any:
+    @property
+    def on_a_device(self) -> bool:
+        return self.device != "cpu"
+
+    def answer(self, asked: tuple[str, Any, Any], progress: Progress) -> tuple[str, Any]:
+        """(kind, content). Errors that are foreseen are answers, too."""
+        import torch
+
+        from models.options import BadOptions
+        from models.pipeline import UnfitInput
+        from models.weights import WeightsError
+
+        try:
+            return self._answer(*asked, progress)
+        except UnfitInput as refusal:
+            return "unfit", str(refusal)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            return "memory", (str(error).splitlines() or ["no more memory"])[0]
+        except (WeightsError, BadOptions) as error:
+            return "failed", str(error)
+
+    def _answer(self, name: str, options: Any, content: Any, progress: Progress) -> tuple[str, Any]:
+        from models import COMPARISONS, comparison
+
+        if name == "warm":
+            self.pipeline(*content)
+            return "done", None
+        if name == "compare" and options["pipeline"] not in COMPARISONS:
+            return "failed", f"{options['pipeline']} does not compare with earlier studies"
+        if name == "compare":
+            return "done", comparison(options["pipeline"])(*content)
+        if name == "version":
+            return "done", self.pipeline(content, options).card.algorithm.version
+        started = time.monotonic()
+        findings = self.pipeline(name, options).run([Path(file) for file in content], _seldom(progress))
+        return "done", _timed(findings, time.monotonic() - started, self.device)
+
+    def pipeline(self, name: str, options: Mapping[str, Any]) -> Any:
+        from models import pipeline_class
+        from models.options import BadOptions
+
+        if name not in self.pipelines:
+            raise BadOptions(f"there is no pipeline '{name}'; there are {', '.join(sorted(self.pipelines))}")
         key = f"{name} {sorted(options.items())}"
-        if key not in loaded:
-            loaded[key] = pipeline_class(name, pipelines)(device, options)
-            loaded[key].warm()
-        return loaded[key]
+        if key not in self.loaded:
+            loaded = pipeline_class(name, self.pipelines)(self.device, options)
+            loaded.warm()
+            self.loaded[key] = loaded  # only one that is whole: one that could not be warmed is built anew
+        return self.loaded[key]
 
+
+def _seldom(progress: Progress) -> Progress:
     last = 0.0
 
     def report(fraction: float, text: str) -> None:
         nonlocal last
         if time.monotonic() - last >= _PROGRESS_EVERY_S:
             last = time.monotonic()
-            pipe.send(("progress", (fraction, text)))
+            progress(fraction, text)
 
-    while True:
-        try:
-            name, options, files = pipe.recv()
-        except EOFError:
-            return
-        if name == "warm":
-            for wanted in files:
-                with suppress(WeightsError, BadOptions):  # the job that needs it is told
-                    pipeline(*wanted)
-            continue
-        try:
-            started, last = time.monotonic(), 0.0
-            if name == "compare":
-                pipe.send(("done", comparison(options["pipeline"])(*files)))
-                continue
-            findings = pipeline(name, options).run([Path(file) for file in files], report)
-            pipe.send(("done", _timed(findings, time.monotonic() - started, device)))
-        except UnfitInput as refusal:
-            pipe.send(("unfit", str(refusal)))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            pipe.send(("memory", str(error).splitlines()[0] if str(error) else "no more memory"))
-        except (WeightsError, BadOptions) as error:
-            pipe.send(("failed", str(error)))
+    return report
 
 
 def _timed(findings: Findings, seconds: float, device: str) -> Findings:

@@ -24,7 +24,8 @@ log = structlog.get_logger()
 
 WORKFLOW = "pacs-node.job"  # constant, like the version below: an upgrade must not strand the jobs in flight
 APPLICATION_VERSION = "1"
-ENDED_WITHOUT_RESULT = {"ERROR", "CANCELLED", "SUCCESS"}  # while the row is still open: run it again
+ENDED_WITHOUT_RESULT = {"CANCELLED", "SUCCESS"}  # while the row is still open: run it again
+RAISED = "ERROR"
 PARTITIONED = ("send", "confirm", "report")  # kinds of jobs that talk to a destination
 POISONED = "MAX_RECOVERY_ATTEMPTS_EXCEEDED"
 
@@ -112,6 +113,8 @@ class Engine:
                 self._submit_row(job)
             elif state == POISONED:
                 self.ledger.give_up(job, "the worker died every time it ran this job", self.now())
+            elif state == RAISED:  # the ledger could not be written to: nobody died, so it is no crash
+                self.ledger.put_back(job, "the ledger could not be written when its last run ended", self.now())
             elif state in ENDED_WITHOUT_RESULT:
                 self._take_over(job, "its last run ended without a result")
             elif job.state == "running" and job.executor not in living:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
+from pacs_node.errors import Told
+
 log = structlog.get_logger()
 
 OVERDUE = 5  # intervals without a finished tick (and at least OVERDUE_S) are trouble
@@ -59,12 +61,13 @@ class Loop:
             self._last = time.monotonic()
             self._failure = None if error is None else f"{self.name} fails: {describe(error)}"
             if error is not None:
-                log.error("loop failed, goes on", loop=self.name, error=describe(error))
+                told = Told.of(error)
+                log.error("loop failed, goes on", loop=self.name, error=told.words, trace=told.trace)
             self._wake.wait(self._every_s)
 
 
 def describe(error: BaseException) -> str:
-    """Kind and place of an error. Not its text: libraries quote the values of elements in it."""
+    """Kind and place of an error, for /health, which anybody may read. The log has its words."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     place = f" at {last[0].filename.rpartition('/')[2]}:{last[0].lineno}" if last else ""
     return f"{type(error).__name__}{place}"

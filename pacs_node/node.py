@@ -31,7 +31,7 @@ from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
 from dicom_sr.forms import Profile
 from models import PIPELINES
-from pacs_node import __version__, observe, priors
+from pacs_node import __version__, kept, observe, priors
 from pacs_node.assemble.evidence import expected_count
 from pacs_node.assemble.geometry import judge
 from pacs_node.assemble.series import Close, decide
@@ -44,12 +44,21 @@ from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
 from pacs_node.encode import REJECTION_NOTE, ResultForms, encode_not_run, encode_results
-from pacs_node.errors import AlreadyRunning, GiveUp, LedgerUnavailable, Refused, TryAgain
+from pacs_node.errors import (
+    AlreadyRunning,
+    GiveUp,
+    JobError,
+    LedgerUnavailable,
+    Refused,
+    Told,
+    TryAgain,
+    Unforeseen,
+)
 from pacs_node.flow import Flow, Patience, RouteMatch
 from pacs_node.infer import Inference
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
-from pacs_node.loop import Loop, describe
+from pacs_node.loop import Loop
 from pacs_node.receive.commitment import CommitmentService, bring_report
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
@@ -79,6 +88,7 @@ ASSEMBLE_EVERY_S = 0.5
 AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
 SETTLED_S = 2.0  # of silence before the sender is asked: it may still be taking in the series itself
 NOTE_EVERY_S = 5.0  # what was refused while the ledger was away is noted this often
+MOST_UNKEPT = 32  # jobs whose findings are held in memory while no disk takes them
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 
 
@@ -102,6 +112,7 @@ class JoinedRooms:
         self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
         self.results = config.node.data_dir / "results"
         self.rejected = config.node.data_dir / "rejected"
+        self.unkept: dict[Path, Findings] = {}  # that could not be written down
 
     def decide(self, series: OpenSeries, now: datetime) -> str | None:
         waits = self.config.assemble
@@ -127,7 +138,21 @@ class JoinedRooms:
         ]
 
     def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
-        return self.inference.run(job.pipeline, job.options, files, progress)
+        """The findings, kept with the job: when it runs again they are inferred again only if what is asked, or the
+        algorithm, is another."""
+        path = self.results / job.id / f"findings-{kept.asked(job.pipeline, job.options, files)[:16]}.npz"
+        known = self.unkept.get(path) or kept.read(path)
+        if known is not None and known.algorithm.version == self.inference.version(job.pipeline, job.options):
+            return known
+        findings = self.inference.run(job.pipeline, job.options, files, progress)
+        try:
+            return kept.keep(path, findings)
+        except OSError as error:  # the disk is full: encoding waits for room, and finds them here
+            log.warning("findings not kept", job=job.id, error=error.strerror)
+            self.unkept[path] = kept.load(kept.dump(findings))
+            for oldest in list(self.unkept)[:-MOST_UNKEPT]:
+                del self.unkept[oldest]
+            return self.unkept[path]
 
     def compare(self, job: Job, findings: Findings, files: Sequence[Path]) -> Findings:
         """The findings with what became of them since an earlier study; with a warning where that cannot be told."""
@@ -140,6 +165,8 @@ class JoinedRooms:
             try:
                 outcome = priors.Outcome(self._compared(job, job.priors, findings, files), of=of)
             except (priors.NoComparison, Refused, TryAgain, GiveUp) as reason:
+                if isinstance(reason, Unforeseen):  # an event of its own: the job goes on without a comparison
+                    log.error("comparison failed", job=job.id, error=str(reason), trace=reason.trace)
                 outcome = priors.Outcome(why_not=str(reason), of=of)
             outcome = priors.keep(path, outcome)
         return outcome.told(findings)
@@ -168,8 +195,12 @@ class JoinedRooms:
             of = {str(each.SOPInstanceUID): path for each, path in zip(headers, prior.images, strict=True)}
             usable = replace(prior, images=tuple(of[uid] for uid in verdict.use))
             return self.inference.compare(job.pipeline, findings, files, usable, limits.timeout_s)
+        except (priors.NoComparison, JobError, LedgerUnavailable):
+            raise
         except OSError as error:
             raise priors.NoComparison(f"{folder} cannot be written or read: {error.strerror}") from error
+        except Exception as error:  # an earlier study is another's data: whatever it holds, this result goes out
+            raise Unforeseen("the comparison", Told.of(error)) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -471,8 +502,9 @@ class Node:
         if isinstance(error, LedgerUnavailable):
             raise error
         if error is not None:
-            log.error("series could not be judged", series=series.series_uid, error=describe(error))
-            self.flow.set_aside(series, because, f"could not be judged: {type(error).__name__}, see the log")
+            told = Told.of(error)
+            log.error("series could not be judged", series=series.series_uid, error=told.words, trace=told.trace)
+            self.flow.set_aside(series, because, f"could not be judged: {told.words}")
         elif closing.result():
             self._wake()
 

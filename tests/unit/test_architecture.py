@@ -29,13 +29,14 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     "route": {"dicom_sr"},
     "infer": {"models", "dicom_sr"},
     "priors": {"dicom_sr", "models"},
+    "kept": {"dicom_sr"},
     "encode": {"dicom_sr", "models"},  # models.read for captures: the only reader of pixels
     "deliver": set(),
     "web": set(),
 }
 SHARED = {  # what several rooms must say or do alike -> those rooms
     "commitment": {"receive", "deliver"},
-    "durable": {"receive", "encode", "deliver", "priors"},
+    "durable": {"receive", "kept", "encode", "deliver", "priors"},
 }
 SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
     "__init__": set(),
@@ -48,7 +49,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "flow": {"records", "errors", "ledger", "editions", "confirm"},
     "ledger": {"records", "errors", "flow", "editions"},
     "ledger_migrations": set(),
-    "loop": set(),
+    "loop": {"errors"},
     "jobs": {"records", "errors", "flow", "ledger", "loop"},
     "observe": {"records", "errors"},
 }

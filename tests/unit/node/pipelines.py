@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from dicom_sr.findings import Algorithm, Findings
-from models.pipeline import UnfitInput
+from models.pipeline import Card, UnfitInput
 
 
 class Pipeline:
     """Does what its options say, and names the first file in its answer."""
 
+    card = Card("t", frozenset({"CT"}), Algorithm("t", "1"), "Research use only, not for diagnostic use.", {})
+
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
         self.does = (options or {}).get("does", "answer")
+        if self.does == "not begin":
+            raise ZeroDivisionError("division by zero")
 
     def warm(self) -> None:
-        pass
+        if self.does == "not warm":
+            raise RuntimeError("the engine is cold")
 
     def run(self, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
         progress(0.5, "half")
@@ -29,6 +34,13 @@ class Pipeline:
             os._exit(3)
         if self.does == "break":
             raise KeyError("a bug")
+        if self.does == "quote":
+            raise ValueError("PatientName is 'DOE^JANE'")
+        if self.does == "unpicklable":
+            facts = {"file": lambda: "no such answer"}
+            return Findings("t", "volume", (), (), Algorithm("t", "1"), facts=facts)  # type: ignore[dict-item]
+        if self.does == "exit":
+            raise SystemExit(4)
         if self.does == "refuse":
             raise UnfitInput("the slices are not axial")
         if self.does == "eat":

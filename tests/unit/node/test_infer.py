@@ -10,7 +10,7 @@ import pytest
 
 from dicom_sr.findings import Findings
 from models.pipeline import Prior
-from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
+from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain, Unforeseen
 from pacs_node.infer import Inference
 
 TABLE = {"test": "tests.unit.node.pipelines:Pipeline"}
@@ -66,9 +66,61 @@ def test_out_of_memory_gives_the_memory_back(inference: Inference) -> None:
     assert ask(inference, "answer").facts["pid"] != before
 
 
-@pytest.mark.parametrize(("does", "said"), [("die", "exit code 3"), ("break", "exit code 1")])
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (
+            "break",
+            r"test failed: KeyError: .*, at tests.unit.node.pipelines line \d+, called by pacs_node.infer",
+        ),
+        ("quote", r"test failed: ValueError: PatientName is '\.\.\.', at tests.unit.node.pipelines line \d+"),
+        ("not begin", r"test failed: ZeroDivisionError: division by zero, at tests.unit.node.pipelines line \d+"),
+        ("not warm", r"test failed: RuntimeError: the engine is cold, at tests.unit.node.pipelines line \d+"),
+        ("unpicklable", r"test failed: \w*Error: .*pacs_node.infer line \d+"),
+    ],
+)
+def test_an_error_in_the_process_is_told_in_its_own_words(inference: Inference, does: str, said: str) -> None:
+    """It does not end the process, so nobody has to say that it died; the next job finds it warm."""
+    before = ask(inference, "answer").facts["pid"]
+    for _ in range(2):
+        with pytest.raises(Unforeseen, match=said) as told:
+            ask(inference, does)
+        assert "DOE" not in str(told.value)
+        assert "ended" not in str(told.value)
+        assert "pipelines.py" in told.value.trace or does == "unpicklable"
+    assert ask(inference, "answer").facts["pid"] == before
+
+
+@pytest.mark.parametrize("does", ["not begin", "not warm"])
+def test_what_cannot_be_warmed_is_told_to_the_job_that_needs_it(does: str) -> None:
+    inference = Inference("cpu", 30, TABLE)
+    try:
+        inference.warm([("test", {"does": does}), ("test", {"does": "answer"}), ("nosuch", {})])
+        assert ask(inference, "answer", "one.dcm").facts["file"] == "one.dcm"
+        with pytest.raises(Unforeseen):
+            ask(inference, does)
+        with pytest.raises(GiveUp, match="there is no pipeline 'nosuch'; there are test"):
+            inference.run("nosuch", {}, [Path("a.dcm")], lambda *_: None)
+    finally:
+        inference.stop()
+
+
+def test_a_process_that_cannot_begin_says_why() -> None:
+    inference = Inference("cpu", 30, {"test": "tests.unit.node.nowhere:Pipeline"})
+    try:
+        with pytest.raises(Unforeseen, match=r"ModuleNotFoundError: No module named 'tests\.unit\.node\.nowhere'"):
+            ask(inference, "answer")
+    finally:
+        inference.stop()
+
+
+def test_the_version_is_that_of_the_algorithm(inference: Inference) -> None:
+    assert inference.version("test", {"does": "answer"}) == "1"
+
+
+@pytest.mark.parametrize(("does", "said"), [("die", "exit code 3"), ("exit", "exit code 4")])
 def test_a_process_that_dies_is_replaced(inference: Inference, does: str, said: str) -> None:
-    with pytest.raises(TryAgain, match=said):
+    with pytest.raises(TryAgain, match=f"the inference process ended.*{said}"):
         ask(inference, does)
     assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
 
@@ -102,6 +154,8 @@ def test_a_comparison_answers_as_an_inference_does(inference: Inference, tmp_pat
     prior = Prior(tmp_path / "report.dcm", (), (), 184)
     with pytest.raises(Refused, match=r"report\.dcm cannot be read"):
         inference.compare("lung-nodule", findings, [], prior, 30)
+    with pytest.raises(GiveUp, match="breast-us does not compare with earlier studies"):
+        inference.compare("breast-us", findings, [], prior, 30)
     assert ask(inference, "answer").facts["pid"] == findings.facts["pid"]
     os.mkfifo(tmp_path / "slow.dcm")  # whoever opens it waits for a writer, and there is none
     with pytest.raises(TryAgain, match="the comparison of lung-nodule gave no answer"):

@@ -1,0 +1,328 @@
+"""Every room raises every kind of error: the job ends at once in the error's own words, alone, and infers once."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from pydicom.errors import InvalidDicomError
+from structlog.testing import capture_logs
+
+from config import load
+from dicom_sr.findings import Findings
+from models import pipeline_options
+from pacs_node.errors import LedgerUnavailable, Refused
+from pacs_node.flow import Rooms
+from pacs_node.node import Node
+from pacs_node.records import CommitmentRequest, Evidence, Instance, Job, OpenSeries
+from tests.factories import us_image
+from tests.results import us_findings
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TOML = """
+[node]
+data_dir = "data"
+[[peer]]
+name = "results"
+folder = "results"
+[[route]]
+name = "breast"
+match = { Modality = "US" }
+pipeline = "breast-us"
+send_to = ["results"]
+report_not_run = true
+"""
+BUGS: list[Exception] = [
+    KeyError("DOE^JANE"),
+    ValueError("could not convert string to float: 'DOE^JANE'"),
+    AttributeError("'FileDataset' object has no attribute 'PixelSpacing'"),
+    TypeError("unsupported operand type(s) for /: 'NoneType' and 'float'"),
+    IndexError("list index out of range"),
+    RuntimeError("the engine is cold"),
+    AssertionError(),
+    NotImplementedError("no such transfer syntax"),
+    UnicodeDecodeError("ascii", b"\xe9", 0, 1, "ordinal not in range(128)"),
+    RecursionError("maximum recursion depth exceeded"),
+    MemoryError(),
+    ZeroDivisionError("division by zero"),
+    StopIteration("DOE^JANE"),
+    InvalidDicomError("File is missing DICOM File Meta Information header"),
+    FileNotFoundError(2, "No such file or directory", "/data/spool/abc.dcm"),
+    PermissionError(13, "Permission denied"),
+]
+PASSING: list[OSError] = [  # these may be over the next time
+    OSError(28, "No space left on device"),
+    OSError(5, "Input/output error"),
+    ConnectionResetError(104, "Connection reset by peer"),
+    ConnectionRefusedError(111, "Connection refused"),
+    TimeoutError("timed out"),
+    socket.gaierror(-2, "Name or service not known"),
+]
+STEP_OF = {  # room -> the kind of job that meets it, and what its reason calls the step
+    "infer": ("infer", "inference"),
+    "compare": ("infer", "the comparison with an earlier study"),
+    "encode": ("infer", "encoding"),
+    "deliver": ("send", "sending"),
+    "witness": ("send", "the send job"),
+    "sent": ("confirm", "asking whether the results arrived"),
+    "judge_commitment": ("report", "the report of a storage commitment"),
+    "report": ("report", "the report of a storage commitment"),
+}
+CLOSING = ("decide", "headers", "judge", "matches")  # before there is a job
+NOT_RUN = ("reports_not_run", "encode_not_run")  # met by a refusal
+
+
+class CountedInference:
+    """In the place of the child process."""
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+        self.now = "0.1.0+a"
+
+    def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Any) -> Findings:
+        self.runs.append(files[0].name)
+        findings = us_findings([pydicom.dcmread(file, stop_before_pixels=True) for file in files])
+        return replace(findings, algorithm=replace(findings.algorithm, version=self.now))
+
+    def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
+        return self.now
+
+    def close(self) -> None:
+        pass
+
+
+class Saying:
+    """A witness to whom nothing has come."""
+
+    commits, query = False, "C-FIND"
+
+    def find(self, sent: Sequence[Any]) -> set[str]:
+        return {each.sop_instance_uid for each in sent}
+
+
+class Bench:
+    """A node without its threads: jobs are run one attempt after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "node.toml").write_text(TOML)
+        self.folder = folder
+        self.node = Node(load(folder / "node.toml", pipeline_options()), now=lambda: NOW)
+        self.node.ledger.migrate()
+        self.inference = CountedInference()
+        self.node.rooms.inference = self.inference  # type: ignore[assignment]
+        self.node.rooms.witness = lambda destination: Saying()  # type: ignore[method-assign,assignment,return-value]
+
+    def take_in(self, name: str) -> OpenSeries:
+        image = us_image(name=name)
+        path = self.folder / f"{name}.dcm"
+        image.save_as(path, enforce_file_format=True)
+        uids = [str(image[k].value) for k in ("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID")]
+        syntax = "1.2.840.10008.1.2.1"
+        self.node.flow.stored(Instance(*uids, syntax, path, "0", 1, NOW, "a", "US1"))  # type: ignore[call-arg]
+        return OpenSeries(uids[2], uids[3], Evidence(NOW, 1), ("US1",))
+
+    def close(self, series: OpenSeries) -> None:
+        self.node._close(series, "quiet")
+
+    def run_all(self, kinds: Sequence[str] = ("infer", "send", "confirm", "report"), attempts: int = 1) -> None:
+        """Every open job of these kinds, and what follows from it."""
+        for _ in range(attempts):
+            for kind in kinds:
+                for job in [job for job in self.node.ledger.open_jobs() if job.kind == kind]:
+                    self.node.flow.run(job.id, job.generation, job.attempt)
+
+    def jobs(self, series: OpenSeries) -> dict[str, dict[str, Any]]:
+        facts = self.node.ledger.series(series.series_uid)
+        assert facts is not None
+        return {job["kind"]: job for job in facts["jobs"]}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def room(*arguments: Any, **named: Any) -> Any:
+        raise error
+
+    return room
+
+
+def test_every_room_is_tried() -> None:
+    rooms = {name for name in vars(Rooms) if not name.startswith("_")}
+    assert rooms == {*STEP_OF, *CLOSING, *NOT_RUN}
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("room", STEP_OF)
+def test_an_error_ends_its_job_at_once_and_no_other(bench: Bench, room: str, error: Exception) -> None:
+    kind, step = STEP_OF[room]
+    first, second = bench.take_in("first"), bench.take_in("second")
+    bench.close(first)
+    if kind == "report":
+        request = CommitmentRequest("2.25.1", "US1", (("1.2", "1.3"),))
+        bench.node.flow.commitment_asked(request)
+    whole = getattr(bench.node.rooms, room)
+    setattr(bench.node.rooms, room, raising(error))
+    with capture_logs() as events:
+        bench.run_all()
+    setattr(bench.node.rooms, room, whole)
+    if kind == "report":
+        states = {job.kind for job in bench.node.ledger.open_jobs()}
+        assert "report" not in states
+    else:
+        job = bench.jobs(first)[kind]
+        assert (job["state"], job["attempts"]) == ("failed", 1)
+        assert job["reason"].startswith(f"{step} failed: {type(error).__name__}")
+        assert ", at tests.fault.test_rooms line " in job["reason"]
+        assert "DOE" not in job["reason"]
+        assert "died" not in job["reason"]
+    [event] = [event for event in events if event.get("trace")]
+    assert (event["event"], event["log_level"], event["step"]) == ("step failed", "error", step)
+    assert "in room" in event["trace"]
+    assert "JANE" not in event["trace"] + event["error"]
+    bench.close(second)
+    bench.run_all()
+    assert {kind: job["state"] for kind, job in bench.jobs(second).items()} == dict.fromkeys(
+        ("infer", "send", "confirm"), "done"
+    )
+    assert len(bench.inference.runs) == (1 if room == "infer" else 2)
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: f"{type(error).__name__}-{error.errno}")
+@pytest.mark.parametrize("room", ["infer", "compare", "encode", "deliver", "sent"])
+def test_what_may_pass_is_tried_again_and_infers_once(bench: Bench, room: str, error: OSError) -> None:
+    series = bench.take_in("first")
+    bench.close(series)
+    whole = getattr(bench.node.rooms, room)
+    setattr(bench.node.rooms, room, raising(error))
+    bench.run_all(attempts=2)
+    job = bench.jobs(series)[STEP_OF[room][0]]
+    assert (job["state"], job["attempts"]) == ("waiting", 3)
+    assert job["reason"].startswith(STEP_OF[room][1] + ": ")
+    assert "died" not in job["reason"]
+    setattr(bench.node.rooms, room, whole)
+    bench.run_all(attempts=2)
+    assert {job["state"] for job in bench.jobs(series).values()} == {"done"}
+    assert len(bench.inference.runs) == 1
+
+
+@pytest.mark.parametrize("error", [*BUGS, *PASSING], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("room", CLOSING)
+def test_a_series_that_cannot_be_judged_holds_up_no_other(bench: Bench, room: str, error: Exception) -> None:
+    first, second = bench.take_in("first"), bench.take_in("second")
+    whole = getattr(bench.node.rooms, room)
+    setattr(bench.node.rooms, room, raising(error))
+    with capture_logs() as events:
+        if room == "decide":
+            assert bench.node.flow.complete(frozenset()) == []
+        else:
+            bench.close(first)
+    setattr(bench.node.rooms, room, whole)
+    facts = bench.node.ledger.series(first.series_uid)
+    assert facts["state"] == "closed"
+    assert not facts["verdict"]["fit"]
+    assert facts["verdict"]["reason"].startswith(f"could not be judged: {type(error).__name__}")
+    assert "DOE" not in facts["verdict"]["reason"]
+    assert [event["event"] for event in events if event.get("trace")] == (
+        ["series undecided"] * 2 if room == "decide" else ["series could not be judged"]
+    )
+    if room != "decide":
+        bench.close(second)
+        bench.run_all()
+        assert bench.jobs(second)["infer"]["state"] == "done"
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
+def test_a_report_of_what_was_not_run_that_cannot_be_made_leaves_a_refusal(bench: Bench, error: Exception) -> None:
+    series = bench.take_in("first")
+    bench.close(series)
+    bench.node.rooms.encode_not_run = raising(error)  # type: ignore[method-assign]
+    bench.node.flow._files = refusing  # type: ignore[method-assign,assignment]
+    bench.run_all()
+    job = bench.jobs(series)["infer"]
+    assert (job["state"], job["reason"]) == ("refused", "gantry tilt of 12.0 degrees")
+    [warning] = job["warnings"]
+    assert warning.startswith(f"no report says that it was not run: encoding failed: {type(error).__name__}")
+
+
+def refusing(job: Job) -> list[Path]:
+    raise Refused("gantry tilt of 12.0 degrees")
+
+
+@pytest.mark.parametrize("state", ["failed", "killed"])
+def test_retry_now_infers_once(bench: Bench, state: str) -> None:
+    """Failed in encoding, or killed between inference and encoding: what was found is there."""
+    series = bench.take_in("first")
+    bench.close(series)
+    encode = bench.node.rooms.encode
+    if state == "failed":
+        bench.node.rooms.encode = raising(KeyError("x"))  # type: ignore[method-assign]
+        bench.run_all(["infer"])
+        bench.node.rooms.encode = encode  # type: ignore[method-assign]
+        assert bench.node.ledger.run_again(bench.jobs(series)["infer"]["id"], NOW)
+    else:
+
+        def die(step: str) -> None:
+            if step == "inferred":
+                raise SystemExit
+
+        bench.node.flow.at = die
+        with pytest.raises(SystemExit):
+            bench.run_all(["infer"])
+        bench.node.flow.at = lambda step: None
+        [job] = bench.node.ledger.open_jobs()
+        assert bench.node.ledger.take_over(job, "its worker is gone", NOW)
+    bench.run_all()
+    assert {job["state"] for job in bench.jobs(series).values()} == {"done"}
+    assert len(bench.inference.runs) == 1
+
+
+@pytest.mark.parametrize("change", ["algorithm", "damage"])
+def test_kept_findings_are_never_stale(bench: Bench, change: str) -> None:
+    series = bench.take_in("first")
+    bench.close(series)
+    whole, bench.node.rooms.encode = bench.node.rooms.encode, raising(KeyError("x"))  # type: ignore[method-assign]
+    bench.run_all()
+    if change == "algorithm":
+        bench.inference.now = "0.2.0+b"
+    else:
+        [path] = (bench.folder / "data" / "results").rglob("findings-*.npz")
+        path.write_bytes(path.read_bytes()[:100])
+    bench.node.rooms.encode = whole  # type: ignore[method-assign]
+    assert bench.node.ledger.run_again(bench.jobs(series)["infer"]["id"], NOW)
+    bench.run_all()
+    assert len(bench.inference.runs) == 2
+    assert bench.jobs(series)["infer"]["state"] == "done"
+
+
+def test_a_full_disk_does_not_infer_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = bench.take_in("first")
+    bench.close(series)
+    with monkeypatch.context() as full:
+        full.setattr("pacs_node.kept.keep", raising(OSError(28, "No space left on device")))
+        full.setattr(bench.node.rooms, "encode", raising(OSError(28, "No space left on device")))
+        bench.run_all(attempts=2)
+        assert bench.jobs(series)["infer"]["state"] == "waiting"
+    bench.run_all()
+    assert len(bench.inference.runs) == 1
+
+
+def test_a_ledger_that_is_away_for_a_moment_is_no_death(bench: Bench) -> None:
+    series = bench.take_in("first")
+    bench.close(series)
+    encode = bench.node.rooms.encode
+    bench.node.rooms.encode = raising(LedgerUnavailable("the database does not answer"))  # type: ignore[method-assign]
+    bench.run_all(["infer"])
+    job = bench.jobs(series)["infer"]
+    assert (job["state"], job["reason"]) == ("waiting", "the database does not answer")
+    bench.node.rooms.encode = encode  # type: ignore[method-assign]
+    bench.run_all()
+    assert {job["state"] for job in bench.jobs(series).values()} == {"done"}
