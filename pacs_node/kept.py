@@ -82,7 +82,8 @@ def dump(findings: Findings) -> bytes:
     text = json.dumps(_plain(findings, masks), allow_nan=True).encode()
     file = io.BytesIO()
     arrays: dict[str, Any] = {f"mask{number}": mask for number, mask in enumerate(masks)}
-    np.savez_compressed(file, **arrays, **{TEXT: np.frombuffer(text, np.uint8)})
+    arrays[TEXT] = np.frombuffer(text, np.uint8)
+    np.savez_compressed(file, **arrays)
     return file.getvalue()
 
 

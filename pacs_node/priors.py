@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pydicom
@@ -30,19 +29,19 @@ import structlog
 from pydantic import TypeAdapter
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pynetdicom import AE, _config, build_role, evt
+from pynetdicom import _config, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.transport import AssociationSocket
 
 from dicom_sr import read
 from dicom_sr.changes import Comparison, with_comparison
 from dicom_sr.findings import Findings
 from dicom_sr.hierarchy import named_in
 from models.pipeline import Prior
+from pacs_node.association import NoneAccepted, Peer, Rejected, association
 from pacs_node.durable import sync
-from pacs_node.errors import NodeError, TryAgain
+from pacs_node.errors import NodeError, TryAgain, Unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -373,10 +372,10 @@ class _Peer:
             build_context(STUDY_ROOT_GET),
             *(build_context(sop_class, [syntax]) for sop_class in sop_classes for syntax in syntaxes),
         ]
-        with self._association(contexts, sop_classes, store) as association:
-            if not any(c.abstract_syntax == STUDY_ROOT_GET for c in association.accepted_contexts):
+        with self._association(contexts, sop_classes, store) as opened:
+            if not any(c.abstract_syntax == STUDY_ROOT_GET for c in opened.accepted_contexts):
                 raise NoComparison(f"{self.archive.name} does not serve C-GET")
-            for status, _ in association.send_c_get(query, STUDY_ROOT_GET):
+            for status, _ in opened.send_c_get(query, STUDY_ROOT_GET):
                 if some and status.get("Status", SUCCESS) not in PENDING | {SUCCESS}:
                     self.refused = int(status.Status)
                 else:
@@ -389,8 +388,8 @@ class _Peer:
 
     def _find(self, query: Dataset) -> list[Dataset]:
         answers = []
-        with self._association([build_context(STUDY_ROOT_FIND)]) as association:
-            for status, answer in association.send_c_find(query, STUDY_ROOT_FIND):
+        with self._association([build_context(STUDY_ROOT_FIND)]) as opened:
+            for status, answer in opened.send_c_find(query, STUDY_ROOT_FIND):
                 if self._go_on(status, "C-FIND") and answer is not None:
                     answers.append(answer)
         return answers
@@ -421,38 +420,20 @@ class _Peer:
         left_s = self._left_s()
         if left_s <= 0:
             raise NoComparison(f"{self.archive.name} took too long")
-        ae = AE(self.archive.calling_ae)
-        ae.connection_timeout = ae.acse_timeout = min(left_s, CONNECT_S)
-        ae.dimse_timeout = ae.network_timeout = left_s
-
-        def at_once(event: evt.Event) -> None:  # the peer waits for each of our answers before it sends the next image
-            transport = cast(AssociationSocket, event.assoc.dul.socket)
-            cast(socket.socket, transport.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        handlers: list[Any] = [(evt.EVT_CONN_OPEN, at_once)]
-        if store is not None:
-            handlers.append((evt.EVT_C_STORE, store))
-        association = ae.associate(
-            self.archive.host,
-            self.archive.port,
-            contexts=contexts,
-            ae_title=self.archive.ae_title,
-            max_pdu=1 << 20,
-            ext_neg=[build_role(sop_class, scp_role=True) for sop_class in received],
-            evt_handlers=handlers,
-        )
-        if not association.is_established:
-            raise NoComparison(f"{self.archive.name} cannot be reached, or refuses to be asked for earlier studies")
-        done = False
+        its = self.archive
+        peer = Peer(its.name, its.ae_title, its.host, its.port, its.calling_ae, left_s)
         try:
-            yield association
-            done = True
-        finally:
-            if association.is_established:
-                if done:
-                    association.release()
-                else:
-                    association.abort()
+            with association(
+                peer,
+                contexts,
+                handlers=[(evt.EVT_C_STORE, store)] if store is not None else [],
+                ext_neg=[build_role(sop_class, scp_role=True) for sop_class in received],
+                connect_s=CONNECT_S,
+            ) as opened:
+                yield opened
+        except (Unreachable, Rejected, NoneAccepted) as why_not:
+            # said in a report, which goes elsewhere: without the peer's address
+            raise NoComparison(str(why_not).replace(str(peer), peer.name)) from why_not
 
 
 def _header(path: Path) -> Dataset | None:

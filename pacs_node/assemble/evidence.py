@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import structlog
 from pydicom.dataset import Dataset
-from pynetdicom import AE, _config
+from pynetdicom import _config
 from pynetdicom.presentation import build_context
+
+from pacs_node.association import NoneAccepted, Peer, Rejected, association
+from pacs_node.errors import Unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -31,24 +34,20 @@ def _ask(
     host: str, port: int, our_ae: str, their_ae: str, study_uid: str, series_uid: str, timeout_s: float
 ) -> int | str:
     """The count, or why there is none."""
-    ae = AE(our_ae)
-    ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout_s
-    association = ae.associate(host, port, contexts=[build_context(STUDY_ROOT_FIND)], ae_title=their_ae)
-    if not association.is_established:
-        return "it cannot be reached, or refuses C-FIND"
+    peer = Peer(their_ae, their_ae, host, port, our_ae, timeout_s)
     counts: list[int] = []
     try:
-        for status, match in association.send_c_find(_identifier(study_uid, series_uid), STUDY_ROOT_FIND):
-            if "Status" not in status:
-                return f"it broke off, or did not answer within {timeout_s:g} s"
-            if status.Status in PENDING and match is not None:
-                if match.get("SeriesInstanceUID") == series_uid:
-                    counts += _count(match)
-            elif status.Status != SUCCESS:
-                return f"it answered C-FIND with 0x{status.Status:04X}"
-    finally:
-        if association.is_established:
-            association.release()
+        with association(peer, [build_context(STUDY_ROOT_FIND)]) as opened:
+            for status, match in opened.send_c_find(_identifier(study_uid, series_uid), STUDY_ROOT_FIND):
+                if "Status" not in status:
+                    return f"it broke off, or did not answer within {timeout_s:g} s"
+                if status.Status in PENDING and match is not None:
+                    if match.get("SeriesInstanceUID") == series_uid:
+                        counts += _count(match)
+                elif status.Status != SUCCESS:
+                    return f"it answered C-FIND with 0x{status.Status:04X}"
+    except (Unreachable, Rejected, NoneAccepted) as why_not:
+        return str(why_not)
     return max(counts) if counts else "it does not tell NumberOfSeriesRelatedInstances"
 
 

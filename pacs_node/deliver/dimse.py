@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from threading import Event
-from typing import cast
 
 import structlog
 from pydicom.dataset import Dataset
-from pynetdicom import AE, _config, evt
+from pynetdicom import _config, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import A_ASSOCIATE
-from pynetdicom.presentation import build_context
-from pynetdicom.transport import AssociationSocket
 
+from pacs_node.association import (
+    Context,
+    Peer,
+    Rejected,
+    association,
+    contexts_of,
+    why_not_accepted,
+)
+from pacs_node.association import NoneAccepted as NoContext
 from pacs_node.deliver.destination import (
     AsTheyAre,
     Choice,
@@ -34,7 +37,7 @@ from pacs_node.deliver.destination import (
     named,
     outcome_of,
 )
-from pacs_node.errors import GiveUp, TryAgain
+from pacs_node.errors import GiveUp, TryAgain, Unreachable
 from pacs_node.records import Answer, Package, Receipt
 
 log = structlog.get_logger(__name__)
@@ -43,48 +46,8 @@ _config.STORE_SEND_CHUNKED_DATASET = True  # the file's bytes as they are; pynet
 
 VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 A.4
 MOST_CONTEXTS = 128  # context ids are the odd numbers 1 to 255: PS3.8 9.3.2.2
-MAX_PDU = 1 << 20  # bytes we offer to receive; responses are small
-PERMANENT = 1  # result of an A-ASSOCIATE-RJ: PS3.8 Table 9-21
-
-# (source, reason) of an A-ASSOCIATE-RJ: PS3.8 Table 9-21
-REJECTIONS = {
-    (1, 1): "no reason given",
-    (1, 2): "application context name not supported",
-    (1, 3): "it does not know our AE title",
-    (1, 7): "it does not call itself so",
-    (2, 1): "no reason given",
-    (2, 2): "protocol version not supported",
-    (3, 1): "temporary congestion",
-    (3, 2): "its limit of associations is reached",
-}
-# why a presentation context was not accepted: PS3.8 Table 9-18
-CONTEXT_RESULTS = {
-    1: "refused by its user",
-    2: "refused without a reason",
-    3: "the SOP class is not supported",
-    4: "the transfer syntax is not supported",
-}
-
-
-Context = tuple[str, str]  # SOP class, transfer syntax
-
 SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.6
 NOT_AUTHORIZED = 0x0124  # PS3.7 C.5.24; another form would be no more welcome
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A DICOM application entity to talk to, and as whom."""
-
-    name: str
-    ae_title: str
-    host: str
-    port: int
-    calling_ae: str
-    timeout_s: float = 30  # for the connection, and for each answer
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.ae_title} at {self.host}:{self.port})"
 
 
 @dataclass(frozen=True)
@@ -157,15 +120,15 @@ class DimseDestination:
         receipts: list[Receipt] = []
         outcomes: set[Outcome | None] = set()
         try:
-            with _association(self.peer, contexts) as association:
-                accepted = _accepted(association)
-                why_not = dict.fromkeys(contexts - accepted, "no answer to this one") | _why_not_accepted(association)
+            with _association(self.peer, contexts) as opened:
+                accepted = _accepted(opened)
+                why_not = dict.fromkeys(contexts - accepted, "no answer to this one") | why_not_accepted(opened)
                 self._remember(accepted & contexts, why_not, now)
                 _leave_out(choices, why_not)
                 _may_go_on(choices, refused)
                 numbers, sent = count(1), dict[Path, tuple[Path, ...]]()
                 for choice in choices:
-                    for receipt, outcome in self._send(package, choice, sent, association, numbers, now):
+                    for receipt, outcome in self._send(package, choice, sent, opened, numbers, now):
                         receipts.append(receipt)
                         outcomes.add(outcome)
         except NoneAccepted as error:
@@ -204,7 +167,7 @@ class DimseDestination:
         package: Package,
         choice: Choice,
         sent: dict[Path, tuple[Path, ...]],
-        association: Association,
+        opened: Association,
         numbers: Iterator[int],
         now: Now,
     ) -> Iterator[tuple[Receipt, Outcome | None]]:
@@ -222,7 +185,7 @@ class DimseDestination:
             refusal = None
             for path in prepared.paths:
                 each = Outgoing.read(path)
-                status = _c_store(association, each, next(numbers))
+                status = _c_store(opened, each, next(numbers))
                 receipt, outcome = _receipt(each, status.Status, status.get("ErrorComment", ""), now)
                 if status.Status == SOP_CLASS_NOT_SUPPORTED:
                     self._remember(set(), {form.context: receipt.text}, now)
@@ -280,9 +243,9 @@ def send(
 
 def echo(peer: Peer) -> str:
     """C-ECHO: "answered in 3 ms". Raises Deferred or Undeliverable with the reason why not."""
-    with _association(peer, {(VERIFICATION, "1.2.840.10008.1.2")}) as association:
+    with _association(peer, {(VERIFICATION, "1.2.840.10008.1.2")}) as opened:
         began = time.monotonic()
-        status = association.send_c_echo()
+        status = opened.send_c_echo()
         if "Status" not in status:
             raise Deferred(f"{peer} did not answer C-ECHO within {peer.timeout_s:g} s")
         if status.Status != 0x0000:
@@ -293,15 +256,15 @@ def echo(peer: Peer) -> str:
 def _store_all(outgoing: Sequence[Outgoing], peer: Peer, now: Now) -> Iterator[tuple[Receipt, Outcome]]:
     """Send each object over one association. Raises Deferred, with the receipts, when the association breaks."""
     receipts: list[Receipt] = []
-    with _association(peer, {each.context for each in outgoing}) as association:
-        accepted, why_not = _accepted(association), _why_not_accepted(association)
+    with _association(peer, {each.context for each in outgoing}) as opened:
+        accepted, why_not = _accepted(opened), why_not_accepted(opened)
         for number, each in enumerate(outgoing, start=1):
             if each.context not in accepted:
                 why = why_not.get(each.context, "no answer to this one")
                 receipt, outcome = _not_accepted(each, why, now), Outcome.NEVER
             else:
                 try:
-                    status = _c_store(association, each, number)
+                    status = _c_store(opened, each, number)
                 except _BrokeOff as error:
                     raise Deferred(_broke_off(peer, len(receipts), len(outgoing)), receipts) from error
                 receipt, outcome = _receipt(each, status.Status, status.get("ErrorComment", ""), now)
@@ -309,11 +272,11 @@ def _store_all(outgoing: Sequence[Outgoing], peer: Peer, now: Now) -> Iterator[t
             yield receipt, outcome
 
 
-def _c_store(association: Association, each: Outgoing, number: int) -> Dataset:
+def _c_store(opened: Association, each: Outgoing, number: int) -> Dataset:
     """Send one file; the status set. Raises _BrokeOff when there is no answer."""
-    if not association.is_established:
+    if not opened.is_established:
         raise _BrokeOff
-    status = association.send_c_store(each.path, msg_id=number % 0xFFFF)
+    status = opened.send_c_store(each.path, msg_id=number % 0xFFFF)
     if "Status" not in status:
         raise _BrokeOff
     return status
@@ -323,10 +286,8 @@ def _broke_off(peer: Peer, done: int, of: int) -> str:
     return f"{peer} broke off after {done} of {of} objects, or did not answer within {peer.timeout_s:g} s"
 
 
-def _accepted(association: Association) -> set[Context]:
-    return {
-        (str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in association.accepted_contexts
-    }
+def _accepted(opened: Association) -> set[Context]:
+    return {(str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in opened.accepted_contexts}
 
 
 def _leave_out(choices: Iterable[Choice], refused: Mapping[Context, str]) -> None:
@@ -353,21 +314,6 @@ def _not_accepted(each: Outgoing, why: str, now: Now) -> Receipt:
     return Receipt(each.sop_instance_uid, False, None, words, now(), each.sop_class_uid)
 
 
-def _why_not_accepted(association: Association) -> dict[Context, str]:
-    """(SOP class, transfer syntax) of each context that was proposed and not accepted -> the reason.
-
-    By context id: what else a peer writes into a refused context is not significant, PS3.8 9.3.3.2.
-    """
-    proposed = {context.context_id: context for context in association.requestor.requested_contexts}
-    return {
-        (str(ours.abstract_syntax), str(ours.transfer_syntax[0])): CONTEXT_RESULTS.get(
-            context.result or 0, f"result {context.result}"
-        )
-        for context in association.rejected_contexts
-        if (ours := proposed.get(context.context_id)) is not None
-    }
-
-
 @contextmanager
 def _association(
     peer: Peer, contexts: set[Context], handlers: Sequence[evt.EventHandlerType] = ()
@@ -376,45 +322,17 @@ def _association(
 
     Raises Deferred or Undeliverable when it does not come about.
     """
-    ae = AE(peer.calling_ae)
-    ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = peer.timeout_s
-    connected = Event()
-
-    def on_connection(event: evt.Event) -> None:
-        connected.set()
-        transport = cast(AssociationSocket, event.assoc.dul.socket)
-        cast(socket.socket, transport.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    association = ae.associate(
-        peer.host,
-        peer.port,
-        contexts=[build_context(sop_class, [syntax]) for sop_class, syntax in sorted(contexts)],
-        ae_title=peer.ae_title,
-        max_pdu=MAX_PDU,
-        evt_handlers=[(evt.EVT_CONN_OPEN, on_connection), *handlers],
-    )
-    if not association.is_established:
-        if not connected.is_set():
-            raise Deferred(f"{peer} cannot be reached")
-        raise _why_no_association(association, peer)
     try:
-        yield association
-    finally:
-        if association.is_established:
-            association.release()
-
-
-def _why_no_association(association: Association, peer: Peer) -> Deferred | Undeliverable:
-    answer = cast(A_ASSOCIATE | None, association.acceptor.primitive)
-    if association.is_rejected and answer is not None:
-        why = REJECTIONS.get((answer.result_source or 0, answer.diagnostic or 0), "for an unknown reason")
-        words = f"{peer} rejected {peer.calling_ae!r}: {why}"
-        return Undeliverable(words) if answer.result == PERMANENT else Deferred(words)
-    refused = _why_not_accepted(association)
-    if refused:
-        names = ", ".join(sorted(named(*context) for context in refused))
-        return NoneAccepted(f"{peer} accepts none of what is to be sent: {names}", refused)
-    return Deferred(f"{peer} aborted the association request, or did not answer it within {peer.timeout_s:g} s")
+        with association(peer, contexts_of(contexts), handlers=handlers) as opened:
+            yield opened
+    except (Deferred, Undeliverable, NoneAccepted):
+        raise
+    except NoContext as error:
+        raise NoneAccepted(str(error), error.why) from error
+    except Rejected as error:
+        raise Undeliverable(str(error)) from error
+    except Unreachable as error:
+        raise Deferred(str(error)) from error
 
 
 def _readable(paths: Iterable[Path]) -> Iterator[Outgoing]:

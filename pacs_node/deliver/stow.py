@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from pacs_node.association import why_unreachable
 from pacs_node.commitment import reason_words
 from pacs_node.deliver.destination import (
     AsTheyAre,
@@ -190,11 +191,15 @@ class _Web:
         """Raises Deferred when no answer comes."""
         try:
             return self._client.request(method, f"{self.peer.url.rstrip('/')}{path}", **request)
-        except httpx.TransportError as error:
-            why = str(error) or "no answer in time"
-            raise Deferred(f"{self.peer} cannot be reached: {type(error).__name__}: {why}") from error
         except httpx.DecodingError as error:
             raise Deferred(f"{self.peer} answered what cannot be read: {error}") from error
+        except httpx.TimeoutException as error:
+            raise Deferred(f"{self.peer} cannot be reached: no answer within {self.peer.timeout_s:g} s") from error
+        except httpx.RemoteProtocolError as error:
+            raise Deferred(f"{self.peer} cannot be reached: it broke off, or speaks no HTTP ({error})") from error
+        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
+            why = why_unreachable(error, self.peer.timeout_s)
+            raise Deferred(f"{self.peer} cannot be reached: {why}") from error
 
 
 def _part_head(boundary: str) -> bytes:

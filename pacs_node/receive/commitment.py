@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE, build_role, evt
+from pynetdicom import build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.presentation import build_context
 
+from pacs_node.association import NoneAccepted, Peer, Rejected, association
 from pacs_node.commitment import (
     PUSH_MODEL,
     PUSH_MODEL_INSTANCE,
@@ -87,18 +88,18 @@ class CommitmentService:
         self.audit("commitment-reported", facts)
         return (SUCCESS, None) if known else _failure(INVALID_ARGUMENT, "this Transaction UID is not one of ours")
 
-    def _answer_here(self, association: Association, request: CommitmentRequest) -> None:
+    def _answer_here(self, caller: Association, request: CommitmentRequest) -> None:
         """Report on the sender's own association while it is open and silent.
 
         Otherwise, or when the sender does not answer, the report is brought on a new association: see bring_report.
         """
         deadline = time.monotonic() + BEFORE_REPORT_S
         while time.monotonic() < deadline:
-            leaving = association.dul.peek_next_pdu() is not None or not association.dul.is_alive()
-            if leaving or not association.dimse.msg_queue.empty():
+            leaving = caller.dul.peek_next_pdu() is not None or not caller.dul.is_alive()
+            if leaving or not caller.dimse.msg_queue.empty():
                 return
             time.sleep(LOOK_ROUND_S)
-        if association.is_established and _report_on(association, self.judge(request)) == SUCCESS:
+        if caller.is_established and _report_on(caller, self.judge(request)) == SUCCESS:
             self.on_reported(request)
 
 
@@ -120,37 +121,27 @@ def bring_report(
     report: CommitmentReport, *, our_ae: str, their_ae: str, host: str, port: int, timeout_s: float
 ) -> None:
     """Report to a sender on an association of our own, as SCP by role selection: PS3.4 J.3.3. Raises TryAgain."""
-    ae = AE(our_ae)
-    ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout_s
-    association = ae.associate(
-        host,
-        port,
-        contexts=[build_context(PUSH_MODEL, list(TRANSFER_SYNTAXES))],
-        ae_title=their_ae,
-        ext_neg=[build_role(PUSH_MODEL, scp_role=True)],
-    )
-    who = f"{their_ae} at {host}:{port}"
-    if not association.is_established:
-        raise TryAgain(f"{who} cannot be reached, or does not let us report a storage commitment")
+    peer = Peer(their_ae, their_ae, host, port, our_ae, timeout_s)
+    contexts = [build_context(PUSH_MODEL, list(TRANSFER_SYNTAXES))]
     try:
-        status = _report_on(association, report)
-    finally:
-        if association.is_established:
-            association.release()
+        with association(peer, contexts, ext_neg=[build_role(PUSH_MODEL, scp_role=True)]) as opened:
+            status = _report_on(opened, report)
+    except (Rejected, NoneAccepted) as refusal:
+        raise TryAgain(f"{refusal}; it does not let us report a storage commitment") from refusal
     if status != SUCCESS:
         said = "did not answer" if status is None else f"answered 0x{status:04X} to"
-        raise TryAgain(f"{who} {said} the report of its storage commitment")
+        raise TryAgain(f"{peer} {said} the report of its storage commitment")
 
 
-def _report_on(association: Association, report: CommitmentReport) -> int | None:
+def _report_on(opened: Association, report: CommitmentReport) -> int | None:
     """The status answered; None without an answer."""
     event_type, told = event_information(report)
-    status, _ = association.send_n_event_report(told, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+    status, _ = opened.send_n_event_report(told, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
     return status.get("Status")
 
 
-def _calling_ae(association: Association) -> str:
-    return str(association.requestor.ae_title).strip()
+def _calling_ae(caller: Association) -> str:
+    return str(caller.requestor.ae_title).strip()
 
 
 def _failure(status: int, comment: str) -> Answer:

