@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import structlog
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import (
     ComprehensiveSRStorage,
     ExplicitVRLittleEndian,
@@ -37,6 +38,13 @@ from pacs_node.errors import GiveUp, TryAgain
 from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result
 
 log = structlog.get_logger()
+
+# How pydicom says that a header, or an element of it, cannot be read
+UNREADABLE = (
+    *(InvalidDicomError, BytesLengthException, EOFError, ValueError, NotImplementedError),
+    *(TypeError, AttributeError, KeyError, struct.error),
+)
+NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 REJECTION_NOTE = "rejection-note"  # in the file's name: it is sent only to peers that want one
 REASONS = "reasons.txt"  # beside rejected objects
@@ -83,9 +91,10 @@ def encode_not_run(
     edition: Edition,
     rejected: Path | None = None,
 ) -> list[Result]:
-    """Write the report that says why a series was not run; nothing, and a line in the log, if it has no image at all.
+    """Write the report that says why a series was not run, of those of its images whose headers can be read.
 
-    Raises GiveUp and TryAgain as `encode_results` does.
+    Raises GiveUp and TryAgain as `encode_results` does; GiveUp also when there is no image to say it of, or when the
+    images are of several studies or patients: a report belongs to one.
     """
     sources = [header for instance in instances if (header := _header(instance.path)) is not None]
     try:
@@ -102,16 +111,20 @@ def encode_not_run(
     except Rejected as error:
         raise _held_back(error, rejected) from error
     except EncodingError as error:
-        log.warning("no report of what was not run", reason=str(error))
-        return []
+        raise GiveUp(str(error)) from error
     return _written_down([document], folder, ())
 
 
 def _header(path: Path) -> pydicom.Dataset | None:
+    """None for one that cannot be read, or does not say which image it is: a report cannot point at it."""
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, EOFError, ValueError, NotImplementedError):
-        return None  # the geometry verdict has set it aside, in words
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header.decode()
+        for _ in header.iterall():  # every element: what cannot be decoded raises here, not in the report
+            pass
+    except (*UNREADABLE, OSError):
+        return None
+    return header if all(header.get(keyword) for keyword in NEEDED) else None
 
 
 def _written(results: Sequence[Result]) -> list[Written]:

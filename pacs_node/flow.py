@@ -250,7 +250,7 @@ class Flow:
         """The header that stands for the series, whether it is fit, and what the rules say."""
         headers = self.rooms.headers(instances)
         verdict = self.rooms.judge(headers)
-        header = next((h for h in headers if h.SOPInstanceUID in verdict.use[:1]), headers[0])
+        header = next((h for h in headers if h.get("SOPInstanceUID") in verdict.use[:1]), headers[0])
         return header, verdict, self.rooms.matches(header)
 
     def set_aside(self, series: OpenSeries, because: str, reason: str) -> None:
@@ -430,7 +430,9 @@ class Flow:
         """The images the results were made of: those that the verdict lets through, if it does."""
         by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
         verdict = self.ledger.verdict(job.series_uid)
-        return {uid: by_uid[uid] for uid in verdict.use} if verdict is not None and verdict.fit else by_uid
+        if verdict is None or not verdict.fit:
+            return by_uid
+        return {uid: by_uid[uid] for uid in verdict.use if uid in by_uid}
 
     def _send_job(self, job: Job, destination: str) -> Job:
         return Job(

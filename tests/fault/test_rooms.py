@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from structlog.testing import capture_logs
 
@@ -18,9 +20,9 @@ from config import load
 from dicom_sr.findings import Findings
 from models import pipeline_options
 from pacs_node.errors import LedgerUnavailable, Refused
-from pacs_node.flow import Rooms
+from pacs_node.flow import Rooms, RouteMatch
 from pacs_node.node import Node
-from pacs_node.records import CommitmentRequest, Evidence, Instance, Job, OpenSeries
+from pacs_node.records import CommitmentRequest, Evidence, Instance, Job, OpenSeries, Verdict
 from tests.factories import us_image
 from tests.results import us_findings
 
@@ -118,10 +120,14 @@ class Bench:
         self.node.rooms.inference = self.inference  # type: ignore[assignment]
         self.node.rooms.witness = lambda destination: Saying()  # type: ignore[method-assign,assignment,return-value]
 
-    def take_in(self, name: str) -> OpenSeries:
-        image = us_image(name=name)
-        path = self.folder / f"{name}.dcm"
+    def take_in(self, name: str, spoil: Callable[[Dataset], Any] = lambda image: None, number: int = 1) -> OpenSeries:
+        """An image; `spoil` changes its header after the listener has read the UIDs from it."""
+        image = us_image(name=name, number=number)
+        known = us_image(name=name, number=number)
+        spoil(image)
+        path = self.folder / f"{name}{number}.dcm"
         image.save_as(path, enforce_file_format=True)
+        image = known
         uids = [str(image[k].value) for k in ("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID")]
         syntax = "1.2.840.10008.1.2.1"
         self.node.flow.stored(Instance(*uids, syntax, path, "0", 1, NOW, "a", "US1"))  # type: ignore[call-arg]
@@ -255,6 +261,87 @@ def test_a_report_of_what_was_not_run_that_cannot_be_made_leaves_a_refusal(bench
 
 def refusing(job: Job) -> list[Path]:
     raise Refused("gantry tilt of 12.0 degrees")
+
+
+def unreadable(image: Dataset) -> None:
+    image.preamble = None
+    image.save_as = lambda path, **_: path.write_bytes(b"I am not DICOM. " * 40)  # type: ignore[method-assign]
+
+
+def with_bytes(head: bytes, right: int, wrong: bytes) -> Callable[[Dataset], None]:
+    """An element with a value that no library would write: `right` is the length of what was written."""
+
+    def spoil(image: Dataset) -> None:
+        write = image.save_as
+
+        def save(path: Path, **_: Any) -> None:
+            write(path, enforce_file_format=True)
+            before, after = path.read_bytes().split(head + struct.pack("<H", right))
+            path.write_bytes(before + head + struct.pack("<H", len(wrong)) + wrong + after[right:])
+
+        image.save_as = save  # type: ignore[method-assign,assignment]
+
+    return spoil
+
+
+ODD_IMAGES: dict[str, tuple[Callable[[Dataset], Any], bool]] = {  # of two images; can a report be made of the other?
+    "as it should be": (lambda image: None, True),
+    "another study": (lambda image: setattr(image, "StudyInstanceUID", "1.2.3"), False),
+    "another patient": (lambda image: setattr(image, "PatientID", "another"), False),
+    "no rows": (lambda image: image.__delattr__("Rows"), True),
+    "no columns": (lambda image: image.__delattr__("Columns"), True),
+    "text in rows": (with_bytes(b"\x28\0\x10\0US", 2, b"abc"), True),
+    "no study": (lambda image: image.__delattr__("StudyInstanceUID"), True),
+    "no instance": (lambda image: image.__delattr__("SOPInstanceUID"), True),
+    "no class": (lambda image: image.__delattr__("SOPClassUID"), True),
+    "unreadable": (unreadable, True),
+    "leading zeros": (lambda image: setattr(image, "StudyInstanceUID", "1.2.003"), False),
+    "no modality": (lambda image: image.__delattr__("Modality"), True),
+    "text for a number": (with_bytes(b"\x20\0\x13\0IS", 2, b"1a"), True),
+}
+
+
+@pytest.mark.parametrize("name", ODD_IMAGES)
+@pytest.mark.parametrize("step", ["the verdict", "the ledger", "the inference"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_refusal_by_whichever_step_is_a_refusal_and_reported(bench: Bench, step: str, name: str) -> None:
+    spoil, reported = ODD_IMAGES[name]
+    series = bench.take_in("first")
+    bench.take_in("first", spoil, number=2)
+    reason = "the probe was upside down"
+    if step == "the verdict":
+        bench.node.rooms.judge = lambda headers: Verdict(False, reason)  # type: ignore[method-assign]
+    else:
+        use = tuple(each.sop_instance_uid for each in bench.node.ledger.instances(series.series_uid))
+        use = (*use, "1.2.3.4") if step == "the ledger" else use
+        bench.node.rooms.judge = lambda headers: Verdict(True, "fit", use)  # type: ignore[method-assign]
+    bench.inference.run = raising(Refused(reason))  # type: ignore[method-assign]
+    bench.node.rooms.matches = lambda header: MATCHES  # type: ignore[method-assign]
+    bench.close(replace(series, evidence=Evidence(NOW, 2)))
+    bench.run_all()
+    jobs = bench.jobs(series)
+    assert jobs["infer"]["state"] == "refused"
+    assert (
+        jobs["infer"]["reason"]
+        == {
+            "the verdict": f"not run: {reason}",
+            "the ledger": "not run: 1 of its images are not stored here, the first is 1.2.3.4",
+            "the inference": reason,
+        }[step]
+    )
+    delivered = [pydicom.dcmread(path) for path in (bench.folder / "results").rglob("*.dcm")]
+    if reported:
+        [document] = delivered
+        assert document.Modality == "SR"
+        assert jobs["send"]["state"] == "done"
+        assert jobs["infer"]["warnings"] == []
+    else:
+        assert delivered == []
+        [warning] = jobs["infer"]["warnings"]
+        assert warning.startswith("no report says that it was not run: ")
+
+
+MATCHES = [RouteMatch("breast", None, "breast-us", ("results",), 5, {})]
 
 
 @pytest.mark.parametrize("state", ["failed", "killed"])

@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[Address]:
     door = socket.create_server(("127.0.0.1", 0))
 
     def one(connection: socket.socket) -> None:
-        with closing(connection):
-            try:
-                SERVERS[request.param](connection)
-            except OSError:
-                pass  # the caller has hung up
+        with closing(connection), suppress(OSError):  # the caller has hung up
+            SERVERS[request.param](connection)
 
     def serve() -> None:
         while True:
