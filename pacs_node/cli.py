@@ -1,12 +1,14 @@
-"""The command line: serve | worker | rerun | check | send | echo | demo. Research use only, not for diagnostic use."""
+"""The command line: serve | worker | run | rerun | check | send | echo | demo. Research use, not for diagnostic use."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -39,6 +41,94 @@ def serve(
 def worker(config: ConfigFile) -> None:
     """Run a worker alone: jobs only, no listener and no web pages."""
     _run(config, listen=False, work=True, web=False)
+
+
+@app.command()
+def run(
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files, or folders of them: one or more series.")],
+    pipeline: Annotated[str, typer.Option(help="What to run, see `pacs-node pipelines`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; nothing in it is overwritten.")],
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Tell the pipeline something; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object per series, a line each.")] = False,
+) -> None:
+    """Analyse DICOM files without a network and settings: writes SEG, SR, key images and pictures.
+
+    Exit code 0 when a result was written (nothing found included), 3 when every series was refused, 1 on an error.
+    """
+    import logging
+
+    import structlog
+
+    from config.options import options_given
+    from pacs_node import observe
+    from pacs_node.infer import Inference
+    from pacs_node.run import Outcome, exit_code, find_series
+    from pacs_node.run import run as analyse
+
+    observe.start_logging(plain=sys.stderr.isatty())
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    with _in_words():
+        options = options_given(pipeline, option or [], pipeline_options())
+        for path in paths:
+            if not path.exists():
+                _fail(f"{path} does not exist")
+        found = find_series(paths, out)
+        told = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console
+        if found.passed_over or found.again:
+            told.print(
+                f"{found.passed_over} files passed over (no DICOM image), {found.again} further copies", markup=False
+            )
+        device, timeout_s = _defaults()
+        inference = Inference(device, timeout_s)
+        outcomes: list[Outcome] = []
+        try:
+            with Progress(console=complaints, transient=True) as bar:
+                task = bar.add_task("", total=1.0)
+                reported = analyse(
+                    found,
+                    pipeline,
+                    options,
+                    out,
+                    inference,
+                    progress=lambda _, fraction, text: bar.update(task, completed=fraction, description=text),
+                )
+                for outcome in reported:
+                    outcomes.append(outcome)
+                    _tell(told, outcome)
+        finally:
+            inference.stop()
+    if as_json:
+        sys.stdout.write("".join(f"{outcome.to_json()}\n" for outcome in outcomes))
+        sys.stdout.flush()
+    raise typer.Exit(exit_code(outcomes))
+
+
+def _defaults() -> tuple[str, float]:
+    """Device and time limit of an inference, as they are without a settings file."""
+    from config import Infer, Jobs
+
+    return Infer().device, Jobs().infer_timeout_s
+
+
+def _tell(told: Console, outcome: Any) -> None:
+    def line(text: str) -> None:
+        told.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    verdict = f" ({outcome.verdict.reason})" if outcome.verdict is not None and outcome.verdict.fit else ""
+    line(f"series {outcome.series_uid}{verdict}: {outcome.state}, {outcome.reason}")
+    for finding in outcome.findings:
+        sizes = [finding[key] for key in ("long_axis_mm", "short_axis_mm")]
+        size = " x ".join("?" if each is None else f"{each:g}" for each in sizes)
+        place = ", ".join(f"{key} {finding[key]}" for key in ("centre_lps_mm", "frame", "pixel") if key in finding)
+        line(f"  {finding['label']}: {size} mm, certainty {finding['certainty']:.0%}, {place}")
+    for warning in outcome.warnings:
+        line(f"  warning: {warning}")
+    for file in outcome.files:
+        line(f"  {file}")
+    if outcome.files:
+        line("  Research use only, not for diagnostic use.")
 
 
 @app.command()
@@ -188,6 +278,26 @@ def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
         _fail(str(error))
     stop.wait()
     node.stop()
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """The edge of the program: what goes wrong is one sentence on standard error and exit code 1, never a traceback."""
+    from config import ConfigError
+    from config.options import BadOption
+    from pacs_node.errors import NodeError, Told
+
+    try:
+        yield
+    except (ConfigError, BadOption, NodeError) as error:
+        _fail(str(error))
+    except OSError as error:
+        file = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        _fail(f"{file}{(error.strerror or str(error)).lower()}")
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # noqa: BLE001  whatever it is, the person at the screen gets a sentence
+        _fail(f"unexpected: {Told.of(error).words}")
 
 
 def _address(text: str) -> tuple[str, str, int]:

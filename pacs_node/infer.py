@@ -21,7 +21,7 @@ import structlog
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
 from models import PIPELINES
-from models.pipeline import Prior
+from models.pipeline import Card, Prior
 from pacs_node.errors import GiveUp, Interrupted, JobError, Refused, Told, TryAgain, Unforeseen
 
 log = structlog.get_logger()
@@ -54,9 +54,13 @@ class Inference:
         asked = ("compare", {"pipeline": pipeline}, (findings, list(files), prior))
         return self._ask(asked, f"the comparison of {pipeline}", timeout_s, lambda *_: None)
 
+    def card(self, pipeline: str, options: Mapping[str, Any]) -> Card:
+        """What `run` would ask now, loaded and warm. Raises as `run` does."""
+        return self._ask(("card", dict(options), pipeline), pipeline, self.timeout_s, lambda *_: None)
+
     def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
         """Of the algorithm that `run` would ask now. Raises as `run` does."""
-        return self._ask(("version", dict(options), pipeline), pipeline, self.timeout_s, lambda *_: None)
+        return self.card(pipeline, options).algorithm.version
 
     def _ask(self, asked: tuple[str, Any, Any], what: str, timeout_s: float, progress: Progress) -> Any:
         with self._lock:
@@ -216,8 +220,8 @@ class _Models:
             return "failed", f"{options['pipeline']} does not compare with earlier studies"
         if name == "compare":
             return "done", comparison(options["pipeline"])(*content)
-        if name == "version":
-            return "done", self.pipeline(content, options).card.algorithm.version
+        if name == "card":
+            return "done", self.pipeline(content, options).card
         started = time.monotonic()
         findings = self.pipeline(name, options).run([Path(file) for file in content], _seldom(progress))
         return "done", _timed(findings, time.monotonic() - started, self.device)

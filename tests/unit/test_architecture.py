@@ -22,7 +22,7 @@ PACKAGES = {  # package -> our packages it may import besides itself
     "pacs_node": {"config", "dicom_sr", "models"},
 }
 # files of pacs_node that join the rooms, or describe them all, and may import anything of ours
-WIRING = {"node", "cli", "demo", "conformance", "inputs", "__main__"}
+WIRING = {"node", "cli", "run", "demo", "conformance", "inputs", "__main__"}
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": set(),
     "assemble": {"dicom_sr"},  # what a header says of an image: the same for verdict, reader and writer
