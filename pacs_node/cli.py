@@ -138,23 +138,26 @@ def rerun(
     route: Annotated[str | None, typer.Option(help="Every series this route has taken; only for this route.")] = None,
 ) -> None:
     """Run series again with today's models, rules and settings; a running node or worker takes the jobs up."""
-    from config import ConfigError, load
-    from pacs_node.errors import NodeError
+    from config import load
     from pacs_node.node import Node
 
     if not series and route is None:
         _fail("name series, or a route by --route")
     failed = 0
-    try:
-        node = Node(load(config, pipeline_options()))
+    with _in_words():
+        settings = load(config, pipeline_options())
+        routes = [each.name for each in settings.routes]
+        if route is not None and route not in routes:
+            _fail(f"the settings have no route '{route}'; there are {', '.join(routes) or 'none'}")
+        node = Node(settings)
         node.ledger.migrate()
         wanted = series or node.ledger.series_of_route(route or "")
         for uid in wanted:
             why_not = node.flow.rerun(uid, route)
             failed += why_not is not None
             console.print(f"{uid}: {why_not or 'will run again'}", markup=False, highlight=False, soft_wrap=True)
-    except (ConfigError, NodeError, OSError) as error:
-        _fail(str(error))
+    if not wanted:
+        _fail(f"route '{route}' has taken no series yet")
     console.print(f"{len(wanted) - failed} of {len(wanted)} series will run again")
     if failed:
         raise typer.Exit(1)
@@ -165,7 +168,8 @@ def check(config: ConfigFile) -> None:
     """Say what is wrong with a settings file: file, line, key and the nearest valid key."""
     from config import problems
 
-    found = problems(config, pipeline_options())
+    with _in_words():
+        found = problems(config, pipeline_options())
     for problem in found:
         console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
     if any(problem.severity == "error" for problem in found):
@@ -181,24 +185,22 @@ def send(
 ) -> None:
     """Send DICOM files by C-STORE, as they are."""
     from pacs_node.deliver.dimse import send as store
-    from pacs_node.errors import JobError
     from pacs_node.node import utc_now
 
     title, host, port = _address(to)
-    with Progress(console=console, transient=True) as bar:
+    with _in_words(), Progress(console=complaints, transient=True) as bar:
         task = bar.add_task("sending", total=None)
-        try:
-            receipts = store(
-                files,
-                host,
-                port,
-                aet,
-                title,
-                utc_now,
-                lambda _, done, total: bar.update(task, completed=done, total=total),
-            )
-        except JobError as error:
-            _fail(str(error))
+        receipts = store(
+            files,
+            host,
+            port,
+            aet,
+            title,
+            utc_now,
+            lambda _, done, total: bar.update(task, completed=done, total=total),
+        )
+    if not receipts:
+        _fail(f"nothing sent: there is no DICOM file in {', '.join(map(str, files))}")
     refused = [receipt for receipt in receipts if not receipt.stored]
     console.print(f"{len(receipts) - len(refused)} of {len(receipts)} stored at {to}")
     for receipt in refused:
@@ -215,13 +217,10 @@ def echo(
     """Verify a connection by C-ECHO."""
     from pacs_node.deliver.dimse import Peer
     from pacs_node.deliver.dimse import echo as verify
-    from pacs_node.errors import JobError
 
     title, host, port = _address(to)
-    try:
+    with _in_words():
         console.print(verify(Peer(title, title, host, port, aet)), markup=False)
-    except JobError as error:
-        _fail(str(error))
 
 
 @app.command()
@@ -230,9 +229,10 @@ def pipelines() -> None:
     from models import pipeline_class
 
     table = Table("pipeline", "modality", "intended use")
-    for name in PIPELINES:
-        card = pipeline_class(name)("cpu", {}).card
-        table.add_row(name, ", ".join(sorted(card.modality)), card.intended_use)
+    with _in_words():
+        for name in PIPELINES:
+            card = pipeline_class(name)("cpu", {}).card
+            table.add_row(name, ", ".join(sorted(card.modality)), card.intended_use)
     console.print(table)
 
 
@@ -261,21 +261,21 @@ def version() -> None:
 
 
 def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
-    from config import ConfigError, load
+    from config import load
     from pacs_node import observe
-    from pacs_node.errors import StartError
     from pacs_node.node import Node
 
     observe.start_logging(plain=sys.stderr.isatty())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    try:
-        settings = load(config, pipeline_options())
-        node = Node(settings)
-        node.start(listen=listen, work=work, web=web)
-    except (ConfigError, StartError, OSError) as error:
-        _fail(str(error))
+    with _in_words():
+        node = Node(load(config, pipeline_options()))
+        try:
+            node.start(listen=listen, work=work, web=web)
+        except BaseException:
+            node.stop()  # what has started must not keep the process alive
+            raise
     stop.wait()
     node.stop()
 
@@ -297,13 +297,13 @@ def _in_words() -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:  # noqa: BLE001  whatever it is, the person at the screen gets a sentence
-        _fail(f"unexpected: {Told.of(error).words}")
+        _fail(f"an error that nobody foresaw: {Told.of(error).words}")
 
 
 def _address(text: str) -> tuple[str, str, int]:
     title, at, rest = text.partition("@")
     host, colon, port = rest.rpartition(":")
-    if not (at and colon and title and host and port.isdigit()):
+    if not (at and colon and title and host and port.isdigit() and 0 < int(port) < 1 << 16):
         _fail(f"'{text}' is not TITLE@host:port, for example ORTHANC@127.0.0.1:4242")
     return title, host, int(port)
 

@@ -288,7 +288,12 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = _engine(url)
+        try:
+            self.engine = _engine(url)
+        except (sa.exc.ArgumentError, ImportError) as error:  # NoSuchModuleError is an ArgumentError
+            raise LedgerUnavailable(
+                "url in [database] names no database that can be used: it begins with sqlite:/// or postgresql+psycopg://"
+            ) from error
         self.embedded = self.engine.dialect.name == "sqlite"
 
     def migrate(self) -> None:
@@ -302,6 +307,14 @@ class Ledger:
             raise LedgerTooOld(
                 f"{self.engine.url.render_as_string()}: {error}; "
                 "the database was written by a newer pacs-node: install that version or another database"
+            ) from error
+        except sa.exc.SQLAlchemyError as error:
+            said = (
+                str(error.orig).strip().splitlines()[0] if isinstance(error, sa.exc.DBAPIError) else "it gave an error"
+            )
+            raise LedgerUnavailable(
+                f"{self.engine.url.render_as_string()} cannot be used ({said}): start the database, or correct url in "
+                "[database]; without a database of your own, see that data_dir holds a whole node.sqlite"
             ) from error
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -9,12 +10,13 @@ import os
 import random
 import shutil
 import socket
+import tempfile
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,6 +48,7 @@ from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
 from pacs_node.encode import REJECTION_NOTE, ResultForms, encode_not_run, encode_results
 from pacs_node.errors import (
     AlreadyRunning,
+    CannotStart,
     GiveUp,
     JobError,
     LedgerUnavailable,
@@ -287,7 +290,7 @@ class Node:
     ) -> None:
         self.config, self.now = config, now
         data_dir = config.node.data_dir
-        data_dir.mkdir(parents=True, exist_ok=True)
+        _writable(data_dir)
         self.ledger = Ledger(config.database.url)
         self.rooms = JoinedRooms(config, self.ledger, now)
         # One worker per SQLite file, so its name can stay the same and it finds its own jobs again at once.
@@ -328,7 +331,7 @@ class Node:
     # ---- start and stop
 
     def start(self, *, listen: bool = True, work: bool = True, web: bool = True) -> None:
-        """Raises AlreadyRunning, LedgerTooOld, or OSError when a port is taken."""
+        """Raises AlreadyRunning, LedgerTooOld, LedgerUnavailable; CannotStart when a port or folder cannot be had."""
         if work:
             self._lock = _lock(self.config.node.data_dir / "worker.lock") if self.ledger.embedded else None
         self.ledger.migrate()
@@ -405,7 +408,8 @@ class Node:
             commitment,
             self._refused,
         )
-        self.listener.start()
+        with _port("dicom_port", node.dicom_port, "dicom_host", node.dicom_host):
+            self.listener.start()
         self._refusals.start()
 
     def _start_engine(self) -> None:
@@ -435,7 +439,8 @@ class Node:
         )
         app = create_app(NodeFacts(self), observe.registry(collector))
         node = self.config.node
-        door = socket.create_server((node.web_host, node.web_port))  # here, so that a taken port stops start-up
+        with _port("web_port", node.web_port, "web_host", node.web_host):  # here, so that a taken port stops start-up
+            door = socket.create_server((node.web_host, node.web_port))
         self._web = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))
         web = self._web
         self._thread("web", lambda: web.run(sockets=[door]))
@@ -677,7 +682,8 @@ def _destination(config: Config, name: str, ledger: Ledger) -> Destination:
     if peer.folder is not None:
         return FolderDestination(name, peer.folder, forms)
     if peer.dicomweb_url is not None:
-        return StowDestination(_web_peer(config, peer), forms)
+        with _certificates(peer):
+            return StowDestination(_web_peer(config, peer), forms)
     return DimseDestination(_dicom_peer(config, peer), forms, LedgerMemory(ledger, peer, config.node.ae_title))
 
 
@@ -686,7 +692,8 @@ def _witness(config: Config, peer: Peer) -> Witness | None:
     if peer.folder is not None or peer.confirm == "none":
         return None
     if peer.dicomweb_url is not None:
-        return QidoWitness(_web_peer(config, peer))
+        with _certificates(peer):
+            return QidoWitness(_web_peer(config, peer))
     ways = {"auto": (True, True), "commitment": (True, False), "query": (False, True)}
     commits, queries = ways[peer.confirm]
     return DimseWitness(_dicom_peer(config, peer), commits=commits, queries=queries)
@@ -713,6 +720,47 @@ def _web_peer(config: Config, peer: Peer) -> WebPeer:
         verify=peer.dicomweb_verify,
         ca_file=peer.dicomweb_ca,
     )
+
+
+@contextmanager
+def _port(port_key: str, port: int, host_key: str, host: str) -> Iterator[None]:
+    """Raises CannotStart with the setting to change when a port cannot be listened on."""
+    try:
+        yield
+    except (OSError, UnicodeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EADDRINUSE:
+            why = f"port {port} of {host} is taken by another program: stop that one, or change {port_key} in [node]"
+        elif number in (errno.EACCES, errno.EPERM):
+            why = f"port {port} may not be opened by this user: change {port_key} in [node] to one above 1023"
+        else:
+            said = error.strerror if isinstance(error, OSError) else error
+            why = f"{host_key} {host!r} in [node] is no address of this machine ({said}): correct {host_key}"
+        raise CannotStart(why) from error
+
+
+@contextmanager
+def _certificates(peer: Peer) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = error.strerror or str(error) if isinstance(error, OSError) else "no certificate in it"
+        raise CannotStart(
+            f"peer '{peer.name}': dicomweb_ca {peer.dicomweb_ca} cannot be used ({why.lower()}): correct dicomweb_ca"
+        ) from error
+
+
+def _writable(data_dir: Path) -> None:
+    """Raises CannotStart unless the node can keep things there."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+    except OSError as error:
+        raise CannotStart(
+            f"data_dir {data_dir} in [node] cannot be written ({(error.strerror or '').lower()}): "
+            "make it a folder that this user may write to, or name another one"
+        ) from error
 
 
 def _lock(path: Path) -> IO[str]:

@@ -1,0 +1,142 @@
+"""The command line says what is wrong in a sentence that names the setting, and exits 1 when nothing was done."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.factories import us_image
+from tests.harness import ROOT, free_port
+
+
+def pacs_node(*arguments: str | Path) -> tuple[int, str]:
+    """Exit code and everything printed. A process that hangs fails the test."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pacs_node.cli", *map(str, arguments)],
+        capture_output=True, text=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said, said
+    assert "[Errno" not in said, said
+    return done.returncode, said
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        yield door.getsockname()[1]
+
+
+def settings(folder: Path, *, database: str = "", peer: str = "", **node: object) -> Path:
+    told = {"data_dir": "data", "dicom_host": "127.0.0.1", "dicom_port": free_port(), "web_port": free_port(), **node}
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in told.items())
+    path = folder / "node.toml"
+    peers = '[[peer]]\nname = "results"\nfolder = "results"\n' + peer
+    route = '[[route]]\nname = "breast"\nmatch = { Modality = "US" }\npipeline = "breast-us"\nsend_to = ["results"]\n'
+    path.write_text(f"[node]\n{lines}\n{database}\n{peers}{route}")
+    return path
+
+
+@pytest.mark.parametrize("key", ["dicom_port", "web_port"])
+def test_a_port_that_is_taken_is_named_with_its_setting(tmp_path: Path, taken: int, key: str) -> None:
+    code, said = pacs_node("serve", "--config", settings(tmp_path, **{key: taken}))
+    assert code == 1
+    assert f"port {taken} of 127.0.0.1 is taken by another program: stop that one, or change {key} in [node]" in said
+
+
+@pytest.mark.parametrize("key", ["dicom_host", "web_host"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_that_is_not_ours_is_named_with_its_setting(tmp_path: Path, key: str, host: str) -> None:
+    code, said = pacs_node("serve", "--config", settings(tmp_path, **{key: host}))
+    assert code == 1
+    assert f"{key} '{host}' in [node] is no address of this machine" in said
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "rerun"])
+def test_a_data_dir_that_cannot_be_written(tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["1.2.3"] if command == "rerun" else []
+    code, said = pacs_node(command, *arguments, "--config", settings(tmp_path, data_dir="file/data"))
+    assert code == 1
+    assert "data_dir" in said
+    assert "cannot be" in said
+    assert "data" in said
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "rerun", "check"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "binary", "no TOML", "unknown key"])
+def test_settings_that_cannot_be_read(tmp_path: Path, command: str, kind: str) -> None:
+    path = tmp_path / "node.toml"
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "missing":
+        path.write_bytes(
+            {"binary": b"\xff\xfe\0", "no TOML": b"[node", "unknown key": b"[node]\ndicom_prot = 1\n"}[kind]
+        )
+    code, said = pacs_node(command, *(["1.2.3"] if command == "rerun" else []), "--config", path)
+    assert code == 1
+    assert "node.toml" in said
+    words = {
+        "missing": "cannot be read",
+        "folder": "cannot be read",
+        "binary": "is not UTF-8",
+        "no TOML": "is not TOML",
+    }
+    assert words.get(kind, "did you mean 'dicom_port'?") in said
+
+
+@pytest.mark.parametrize("command", ["serve", "rerun"])
+@pytest.mark.parametrize("kind", ["damaged", "down", "no such"])
+def test_a_database_that_cannot_be_used(tmp_path: Path, command: str, kind: str) -> None:
+    if kind == "damaged":
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "node.sqlite").write_bytes(b"this is no database " * 500)
+        database = ""
+    else:
+        port = free_port()
+        url = {"down": f"postgresql+psycopg://a:s3cret@127.0.0.1:{port}/x", "no such": "oracle://x"}[kind]
+        database = f'[database]\nurl = "{url}"'
+    path = settings(tmp_path, database=database)
+    code, said = pacs_node(command, *(["1.2.3"] if command == "rerun" else []), "--config", path)
+    assert code == 1
+    assert "database" in said
+    assert "s3cret" not in said
+
+
+def test_a_certificate_that_is_not_there(tmp_path: Path) -> None:
+    peer = '[[peer]]\nname = "web"\ndicomweb_url = "https://127.0.0.1/x"\ndicomweb_ca = "none.pem"\n'
+    code, said = pacs_node("serve", "--config", settings(tmp_path, peer=peer))
+    assert code == 1
+    assert "none.pem" in said
+
+
+def test_nothing_done_is_no_success(tmp_path: Path) -> None:
+    path = settings(tmp_path)
+    code, said = pacs_node("rerun", "--route", "nosuch", "--config", path)
+    assert (code, "the settings have no route 'nosuch'; there are breast" in said) == (1, True), said
+    code, said = pacs_node("rerun", "--route", "breast", "--config", path)
+    assert (code, "route 'breast' has taken no series yet" in said) == (1, True), said
+    code, said = pacs_node("rerun", "--config", path)
+    assert (code, "name series, or a route" in said) == (1, True), said
+    (tmp_path / "README.md").write_text("hello")
+    where = f"PACS@127.0.0.1:{free_port()}"
+    code, said = pacs_node("send", tmp_path / "README.md", "--to", where)
+    assert (code, "nothing sent: there is no DICOM file in" in said) == (1, True), said
+    (tmp_path / "empty").mkdir()
+    code, said = pacs_node("send", tmp_path / "empty", "--to", where)
+    assert (code, "nothing sent: there is no DICOM file in" in said) == (1, True), said
+
+
+@pytest.mark.parametrize("address", ["PACS", "PACS@host", "@host:104", "PACS@host:x", "PACS@host:0", "PACS@host:99999"])
+def test_an_address_that_is_none(tmp_path: Path, address: str) -> None:
+    us_image(tmp_path)
+    for arguments in (["echo", address], ["send", str(tmp_path), "--to", address]):
+        code, said = pacs_node(*arguments)
+        assert code == 1
+        assert f"'{address}' is not TITLE@host:port" in said
