@@ -263,3 +263,14 @@ def _story(spool: Spool, image: Dataset, data_set: bytes, monkeypatch: pytest.Mo
     spool.keep(arrival(image, data_set))
     monkeypatch.undo()
     yield from story
+
+
+def test_what_only_pydicom_reads_is_kept_and_found_again(spool: Spool, image: Dataset, data_set: bytes) -> None:
+    """An implicit element inside an explicit data set, as scanners send it."""
+    odd = b"\x29\0\x11\x10\x0a\0\0\0some text "
+    at = data_set.index(b"\xe0\x7f\x10\0")
+    sent = data_set[:at] + odd + data_set[at:]
+    kept = spool.keep(arrival(image, sent)).instance
+    [found] = Spool(spool.root, 0).scan()
+    assert (found.path, found.series_uid, found.sha256) == (kept.path, image.SeriesInstanceUID, kept.sha256)
+    assert spool.keep(arrival(image, sent)).fate is Fate.SAME
