@@ -7,7 +7,7 @@ refused in words. Pixel Data is found by parsing, decoded frame by frame, and ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pydicom.pixels import convert_color_space, get_decoder
 from pydicom.uid import UID
 from rle.rle import decode_segment
 
+from dicom_sr import attributes
 from models import codestream
 from models.frames import FLOAT_BITS, Located, frames_of, inflated, joined, locate
 from models.image_pixel import (
@@ -45,7 +46,7 @@ from models.image_pixel import (
 from models.palette import Palette, palette
 from models.pipeline import UnfitInput
 
-__all__ = ["AIR_HU", "DECODED", "UNREADABLE", "Frame", "named", "why_not"]
+__all__ = ["AIR_HU", "DECODED", "UNREADABLE", "Frame", "faults", "named", "why_not"]
 
 # pydicom's decoder plugins to be asked, in this order, where its own order does not do: Pillow changes the signed
 # components of JPEG 2000, and CharLS (pyjpegls) takes an eighth of libjpeg's time and notices what is cut off.
@@ -90,6 +91,16 @@ def why_not(path: Path, header: Dataset) -> str | None:
     except (InvalidDicomError, *UNREADABLE) as error:
         return f"PixelData cannot be read: {_words(error)}"
     return None
+
+
+def faults(headers: Iterable[Dataset]) -> dict[str, str]:
+    """SOP Instance UID -> why the pixels of that image cannot be used. headers: as they were read from their files."""
+    found = {}
+    for header in headers:
+        filename = getattr(header, "filename", None)
+        if filename and (why := why_not(Path(str(filename)), header)):
+            found[attributes.text(header, "SOPInstanceUID")] = why
+    return found
 
 
 def _words(error: Exception) -> str:

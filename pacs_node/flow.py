@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
+from dicom_sr import attributes
 from pacs_node.confirm import Confirm, Witness
 from pacs_node.editions import following, same_again, same_objects
 from pacs_node.errors import (
@@ -211,8 +212,8 @@ class Flow:
             series.series_uid,
             arrived=len(instances),
             because=because,
-            modality=str(header.get("Modality", "")),
-            description=str(header.get("SeriesDescription", "")),
+            modality=attributes.text(header, "Modality"),
+            description=attributes.text(header, "SeriesDescription"),
             verdict=verdict,
             rules=_rules(matches),
             jobs=jobs,
@@ -250,7 +251,7 @@ class Flow:
         """The header that stands for the series, whether it is fit, and what the rules say."""
         headers = self.rooms.headers(instances)
         verdict = self.rooms.judge(headers)
-        header = next((h for h in headers if h.get("SOPInstanceUID") in verdict.use[:1]), headers[0])
+        header = next((h for h in headers if attributes.text(h, "SOPInstanceUID") in verdict.use[:1]), headers[0])
         return header, verdict, self.rooms.matches(header)
 
     def set_aside(self, series: OpenSeries, because: str, reason: str) -> None:
@@ -332,12 +333,12 @@ class Flow:
     def _infer(self, job: Job) -> None:
         self.at("infer begun")
         try:
-            self._analyse(job, self._files(job))
+            self._analyse(job, *self._input(job))
         except Refused as refusal:
             self._refuse(job, str(refusal))
         self.at("infer done")
 
-    def _analyse(self, job: Job, files: Sequence[Path]) -> None:
+    def _analyse(self, job: Job, verdict: Verdict, files: Sequence[Path]) -> None:
         def progress(fraction: float, text: str) -> None:
             with suppress(LedgerUnavailable):  # nobody is harmed by a bar that stands still
                 self.ledger.progress(job, fraction, text)
@@ -346,7 +347,7 @@ class Flow:
             findings = self.rooms.infer(job, files, progress)
         self.at("inferred")
         with _step("the comparison with an earlier study"):
-            findings = self.rooms.compare(job, findings, files)
+            findings = verdict.told(self.rooms.compare(job, findings, files))
         self.at("compared")
         count = len(findings.findings)
         self._answer(
@@ -415,8 +416,8 @@ class Flow:
                 continue  # a destination has got earlier results meanwhile: these replace them too
             return
 
-    def _files(self, job: Job) -> list[Path]:
-        """The images of the series that the geometry verdict lets through, in its order. Raises Refused."""
+    def _input(self, job: Job) -> tuple[Verdict, list[Path]]:
+        """The verdict on the series, and the images that it lets through, in its order. Raises Refused."""
         verdict = self.ledger.verdict(job.series_uid)
         if verdict is None or not verdict.fit:
             raise Refused(f"not run: {verdict.reason if verdict else 'the series was never judged'}")
@@ -424,7 +425,7 @@ class Flow:
         gone = [uid for uid in verdict.use if uid not in by_uid]
         if gone:
             raise Refused(f"not run: {len(gone)} of its images are not stored here, the first is {gone[0]}")
-        return [by_uid[uid] for uid in verdict.use]
+        return verdict, [by_uid[uid] for uid in verdict.use]
 
     def _sources(self, job: Job) -> dict[str, Path]:
         """The images the results were made of: those that the verdict lets through, if it does."""

@@ -29,10 +29,12 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from config import Config, Peer
+from dicom_sr.attributes import UNREADABLE
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
 from dicom_sr.forms import Profile
 from models import PIPELINES
+from models.pixels import faults
 from pacs_node import __version__, kept, observe, priors
 from pacs_node.assemble.evidence import expected_count
 from pacs_node.assemble.geometry import judge
@@ -132,7 +134,7 @@ class JoinedRooms:
         return [_header(instance) for instance in instances]
 
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
-        return judge(headers, min_slices=self.config.assemble.min_slices)
+        return judge(headers, min_slices=self.config.assemble.min_slices, faults=faults(headers))
 
     def matches(self, header: Dataset) -> list[RouteMatch]:
         return [
@@ -638,7 +640,7 @@ def _header(instance: Instance) -> Dataset:
     """Its header; of one that cannot be read, what the listener knew: the verdict will set it aside."""
     try:
         return pydicom.dcmread(instance.path, stop_before_pixels=True)
-    except (InvalidDicomError, EOFError, ValueError, NotImplementedError) as error:
+    except (InvalidDicomError, OSError, *UNREADABLE) as error:
         log.warning("header unreadable", instance=instance.sop_instance_uid, error=type(error).__name__)
         known = Dataset()
         known.SOPClassUID, known.SOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid

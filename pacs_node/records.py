@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dicom_sr.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Verdict:
     set_aside: dict[str, str] = field(default_factory=dict)  # SOP Instance UID -> reason
     facts: dict[str, Any] = field(default_factory=dict)  # spacing_mm, tilt_degrees, gaps ...
     remarks: tuple[str, ...] = ()  # what a reader of the results should know of the images, in words
+
+    def told(self, findings: Findings) -> Findings:
+        """The findings with the remarks among their warnings."""
+        return replace(findings, warnings=(*self.remarks, *findings.warnings)) if self.remarks else findings
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,12 @@ from PIL import Image
 from pydicom import Dataset
 
 from config import Assemble
-from dicom_sr import codes
+from dicom_sr import attributes, codes
 from dicom_sr.findings import Finding, Findings
 from dicom_sr.forms import KEY_IMAGES, Profile
-from dicom_sr.source import plane
+from dicom_sr.source import headers_by_uid, plane
 from models.pipeline import Card
+from models.pixels import faults
 from pacs_node.assemble.geometry import judge
 from pacs_node.encode import UNREADABLE, ResultForms, encode_results
 from pacs_node.errors import GiveUp, JobError, NodeError, Refused, Told, Unforeseen
@@ -142,11 +143,11 @@ def find_series(paths: Iterable[Path], out: Path | None = None) -> Found:
         if header is None:
             passed_over += 1
             continue
-        images = series.setdefault(str(header.SeriesInstanceUID), {})
-        if str(header.SOPInstanceUID) in images:
+        images = series.setdefault(attributes.text(header, "SeriesInstanceUID"), {})
+        if (uid := attributes.text(header, "SOPInstanceUID")) in images:
             again += 1
             continue
-        images[str(header.SOPInstanceUID)] = header
+        images[uid] = header
     return Found({uid: tuple(images.values()) for uid, images in series.items()}, passed_over, again)
 
 
@@ -165,7 +166,7 @@ def _files(paths: Iterable[Path], out: Path | None) -> Iterator[Path]:
 def _header(path: Path) -> Dataset | None:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
-        needed = (header.get(keyword) for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"))
+        needed = (attributes.text(header, name) for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"))
         return header if all(needed) else None
     except (*UNREADABLE, OSError):
         return None
@@ -173,7 +174,7 @@ def _header(path: Path) -> Dataset | None:
 
 def _name(series_uid: str, header: Dataset) -> str:
     """Of a series' folder: "CT-1a2b3c4d"; a UID may hold anything."""
-    modality = str(header.get("Modality", ""))
+    modality = attributes.text(header, "Modality")
     kind = modality if MODALITY.fullmatch(modality) else "series"
     return f"{kind}-{hashlib.sha256(series_uid.encode()).hexdigest()[:8]}"
 
@@ -222,15 +223,16 @@ class _Analysis:
             return Outcome(self.series_uid, "failed", told.words, self.verdict)
 
     def _done(self, progress: Callable[[float, str], None], when: datetime) -> Outcome:
-        self.verdict = judge(self.headers, min_slices=Assemble().min_slices)
+        self.verdict = judge(self.headers, min_slices=Assemble().min_slices, faults=faults(self.headers))
         if not self.verdict.fit:
             raise Refused(self.verdict.reason)
-        takes, modality = self.inference.card(self.pipeline, self.options).modality, self.headers[0].get("Modality")
+        takes = self.inference.card(self.pipeline, self.options).modality
+        modality = attributes.text(self.headers[0], "Modality")
         if modality not in takes:  # in the node a rule says so
             raise Refused(f"modality is {modality or 'missing'}; {self.pipeline} takes {', '.join(sorted(takes))}")
-        of = {str(header.SOPInstanceUID): Path(str(header.filename)) for header in self.headers}
+        of = {attributes.text(header, "SOPInstanceUID"): Path(str(header.filename)) for header in self.headers}
         files = [of[uid] for uid in self.verdict.use]
-        findings = self.inference.run(self.pipeline, self.options, files, progress)
+        findings = self.verdict.told(self.inference.run(self.pipeline, self.options, files, progress))
         said = replace(findings, variant=json.dumps(dict(self.options), sort_keys=True) if self.options else "")
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".unfinished-") as name:
@@ -297,7 +299,7 @@ def _told(finding: Finding, findings: Findings, headers: Sequence[Dataset]) -> d
     sizes = {m.name: m.value for m in finding.measurements if m.unit == codes.MM and m.derivation is None}
     return {
         "label": finding.label,
-        **_where(finding, findings, {str(header.SOPInstanceUID): header for header in headers}),
+        **_where(finding, findings, headers_by_uid(headers)),
         "long_axis_mm": _number(sizes.get(codes.LONG_AXIS)),
         "short_axis_mm": _number(sizes.get(codes.SHORT_AXIS)),
         "certainty": _number(finding.certainty),
