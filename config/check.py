@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +28,9 @@ TABLES: dict[str, type[BaseModel]] = {
     if field.alias is None
 }
 LISTS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route}
+
+
+Found = tuple[Place, str, Literal["error", "warning"]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def check(path: Path, pipelines: Mapping[str, type[BaseModel]] | None) -> tuple[
         return None, [Problem(path, int(at[1]) if at else text.count("\n") + 1, f"is not TOML: {error}")]
 
     lines = lines_of(text)
-    found: list[tuple[Place, str, Literal["error", "warning"]]] = []
+    found: list[Found] = []
     config = None
     try:
         config = Config.model_validate(raw)
@@ -62,9 +69,11 @@ def check(path: Path, pipelines: Mapping[str, type[BaseModel]] | None) -> tuple[
         found += [(place, words, "error") for place, words in _schema_problems(error, raw)]
     found += [(place, words, "error") for place, words in _cross_problems(raw, pipelines)]
     found += [(place, words, "warning") for place, words in _warnings(raw)]
+    config = config.resolved(path.resolve().parent) if config else None
+    found += _place_problems(config, raw) if config else []
     result = [Problem(path, _line(lines, place), words, severity) for place, words, severity in found]
     result.sort(key=lambda problem: problem.line or 0)
-    return (config.resolved(path.resolve().parent) if config else None), result
+    return config, result
 
 
 # Where a key stands: tomllib does not tell -----------------------------------------------------------------------
@@ -327,6 +336,75 @@ def _duplicates(raw: dict[str, Any], table: str, key: str, among: Any = lambda _
         if value in seen:
             yield (table, i, key), f"{key} '{value}' of [[{table}]] is used twice; each needs its own"
         seen.setdefault(value, i)
+
+
+def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
+    """What the settings are right to ask for, and this machine does not grant."""
+    data_dir = config.node.data_dir
+    if words := _unwritable(data_dir):
+        yield ("node", "data_dir"), f"data_dir in [node]: {words}", "error"
+    elif shutil.disk_usage(_existing(data_dir)).total < config.receive.keep_free_gb * 1e9:
+        text = (
+            f"keep_free_gb in [receive] is {config.receive.keep_free_gb:g}, more than the disk of data_dir has in all"
+        )
+        yield ("receive", "keep_free_gb"), f"{text}: every image would be refused", "error"
+    if config.database.url.startswith("sqlite:///"):
+        file = Path(config.database.url.removeprefix("sqlite:///"))
+        words = f"{file} is a folder" if file.is_dir() else _unwritable(file.parent)
+        if words and file.parent != data_dir:
+            yield ("database", "url"), f"url in [database]: {words}", "error"
+    for i, peer in enumerate(config.peers):
+        where = _table_name(("peer", i), raw)
+        if peer.folder is not None and (words := _unwritable(peer.folder)):
+            yield ("peer", i, "folder"), f"'folder' in {where}: {words}", "error"
+        if peer.dicomweb_ca is not None and (words := _unreadable(peer.dicomweb_ca)):
+            yield ("peer", i, "dicomweb_ca"), f"'dicomweb_ca' in {where}: {words}", "error"
+    for i, route in enumerate(config.routes):
+        for key, value in route.options.items():
+            weights = key.endswith("checkpoint") and isinstance(value, str) and Path(value).is_absolute()
+            if weights and (words := _unreadable(Path(value))):
+                yield ("route", i, "options", key), f"{_table_name(('route', i), raw)}: {key}: {words}", "error"
+    if not _loopback(config.node.web_host):
+        text = (
+            f"web_host in [node] is '{config.node.web_host}', and the web pages have no login: who reaches this machine"
+        )
+        yield (
+            ("node", "web_host"),
+            f"{text} may use them; keep 127.0.0.1, or put a proxy with a login before it",
+            "warning",
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place) or place == place.parent)
+
+
+def _unwritable(folder: Path) -> str | None:
+    """None, or why no file can be made in this folder, or the folder itself not be made. Leaves nothing behind."""
+    place = _existing(folder)
+    if not place.is_dir():
+        return f"{place} is no folder"
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        return f"nothing can be written into {place}: {error.strerror}"
+
+
+def _unreadable(file: Path) -> str | None:
+    try:
+        with file.open("rb"):
+            return None
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}"
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _warnings(raw: dict[str, Any]) -> Iterator[tuple[Place, str]]:

@@ -6,11 +6,23 @@ The models are frozen and refuse what they do not know: a typo stops start-up, i
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydicom.datadict import tag_for_keyword
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 
 def _ae_title(title: str) -> str:
@@ -29,27 +41,93 @@ def _ae_title(title: str) -> str:
     return title
 
 
+HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")  # RFC 1123 2.1; container engines make names with _
+
+
+def _host(host: str) -> str:
+    """A host name or an IP address, and nothing around it."""
+    try:
+        ip_address(host)
+        return host
+    except ValueError:
+        pass
+    inner, _, port = host.rpartition(":")
+    if not host:
+        raise ValueError("is empty; give a host name or an address")
+    if host != host.strip():
+        raise ValueError(f"{host!r} has spaces at its ends; remove them")
+    if "://" in host:
+        raise ValueError(f"{host!r} is a URL; give the host name or address alone: {urlsplit(host).hostname!r}")
+    if "@" in host:
+        raise ValueError(f"{host!r} names a user or an AE title; give the host name or address alone")
+    if inner and port.isdigit() and (":" not in inner or inner.endswith("]")):
+        raise ValueError(f"{host!r} has a port; write {inner.strip('[]')!r}, and the port as a setting of its own")
+    if host.startswith("[") and host.endswith("]"):
+        raise ValueError(f"{host!r} has brackets, which only URLs need; write {host.strip('[]')!r}")
+    if re.fullmatch(r"(.*\.)?[0-9]+\.?", host):
+        raise ValueError(f"{host!r} is no IP address; one is 10.0.0.5, four numbers from 0 to 255")
+    if len(host) > 253 or not all(HOST_LABEL.fullmatch(label) for label in host.removesuffix(".").split(".")):
+        raise ValueError(f"{host!r} is neither a host name (letters, digits, hyphens, dots) nor an IP address")
+    return host
+
+
+YEAR_S = 31_536_000.0
+
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Host = Annotated[str, AfterValidator(_host)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
 Count = Annotated[int, Field(ge=1)]
-RelativePath = Annotated[Path, Field(strict=False)]  # relative to the folder of the settings file
+
+
+def _path(path: object) -> object:
+    """What a path may be made of, before it is one: an empty text would mean the folder of the settings file."""
+    if isinstance(path, str):
+        if not path.strip():
+            raise ValueError("is empty; give a path")
+        if "\0" in path or any(len(part.encode()) > 255 for part in path.split("/")):
+            raise ValueError("cannot be a path: it holds a zero byte, or a name of more than 255 bytes")
+    return path
+
+
+# relative to the folder of the settings file
+RelativePath = Annotated[Path, Field(strict=False), BeforeValidator(_path)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 
+def _bad_place(url: str) -> str | None:
+    """None, or what is wrong with the host and port of a URL. A password in it is never quoted."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "has a port that is no number from 1 to 65535, or brackets that do not fit"
+    if not parts.hostname:
+        return "names no host"
+    if port == 0:
+        return "has port 0"
+    try:
+        _host(parts.hostname)
+    except ValueError as error:
+        return f"has a host that cannot be: {error}"
+    return None
+
+
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Node(Settings):
     """[node]: who this node is and where it listens."""
 
     ae_title: AeTitle = "PACSNODE"  # senders must call exactly this title
-    dicom_host: str = "0.0.0.0"  # address the DICOM listener binds to; 0.0.0.0 is every interface
+    dicom_host: Host = "0.0.0.0"  # address the DICOM listener binds to; 0.0.0.0 is every interface
     dicom_port: Port = 11112  # registered for DICOM, PS3.8 9.1.2
-    web_host: str = "127.0.0.1"  # the web pages have no login: keep them local or behind a proxy
+    web_host: Host = "127.0.0.1"  # the web pages have no login: keep them local or behind a proxy
     web_port: Port = 8080
+    # other names under which browsers reach the pages: a proxy's, the machine's
+    web_names: Annotated[tuple[Host, ...], Field(strict=False)] = ()
     data_dir: RelativePath = Path("data")  # spool, results and the default database
 
 
@@ -60,7 +138,7 @@ class Receive(Settings):
     network_timeout_s: Seconds = 60.0  # an idle association is aborted after this
     acse_timeout_s: Seconds = 30.0  # ARTIM: waiting for an association request or its release
     dimse_timeout_s: Seconds = 30.0  # waiting for the rest of a message
-    max_pdu: Annotated[int, Field(ge=0)] = 131072  # bytes; larger is faster; 0 is no limit (PS3.8 D.1)
+    max_pdu: Annotated[int, Field(ge=0, le=2**32 - 1)] = 131072  # bytes; larger is faster; 0 is no limit (PS3.8 D.1)
     keep_free_gb: Annotated[float, Field(ge=0)] = 2.0  # less free space: C-STORE answers 0xA700 before writing
     drain_s: Seconds = 30.0  # how long a stop waits for open associations and running jobs
 
@@ -75,6 +153,13 @@ class Database(Settings):
     def _known_database(cls, url: str) -> str:
         if not url.startswith(("sqlite:///", "postgresql+psycopg://")):
             raise ValueError("url must start with sqlite:/// or postgresql+psycopg://")
+        if url.startswith("sqlite"):
+            if not url.removeprefix("sqlite:///").strip("/"):
+                raise ValueError("url names no file; write sqlite:///node.sqlite")
+        elif words := _bad_place(url):
+            raise ValueError(f"url {words}; it is postgresql+psycopg://user:password@host/name")
+        elif not urlsplit(url).path.strip("/"):
+            raise ValueError("url names no database; it is postgresql+psycopg://user:password@host/name")
         return url
 
 
@@ -116,7 +201,7 @@ class Jobs(Settings):
 class Priors(Settings):
     """[priors]: earlier studies of the patient, for routes that name a peer in `priors`."""
 
-    max_age_days: Count = 1826  # five years; older studies are not looked for
+    max_age_days: Annotated[int, Field(ge=1, le=36525)] = 1826  # five years; older studies are not looked for
     timeout_s: Seconds = 120.0  # finding and fetching, and again comparing; then the result goes out without
 
 
@@ -131,7 +216,7 @@ class Peer(Settings):
 
     name: str = Field(min_length=1)  # how routes call it
     ae_title: AeTitle | None = None
-    host: str | None = None  # needed to send to it, or to ask it
+    host: Host | None = None  # needed to send to it, or to ask it
     port: Port | None = None
     may_send: bool = False  # may it send images to us? Others are rejected: calling AE title not recognized
     confirm: Literal["auto", "commitment", "query", "none"] = "auto"  # how to prove that results arrived
@@ -146,7 +231,9 @@ class Peer(Settings):
     omit_empty_frames: bool = True  # false: a frame for every image, for viewers that misplace a Segmentation with gaps
     key_images: Literal["clips", "all", "none"] = "clips"  # of which findings captures are sent beside the Segmentation
     key_objects: bool = False  # send a Key Object Selection of the images with findings, too
-    ask_again_h: Annotated[float, Field(gt=0)] = 24.0  # how long a refused SOP class is not proposed to it
+    ask_again_h: Annotated[float, Field(gt=0, le=YEAR_S / 3600)] = (
+        24.0  # how long a refused SOP class is not proposed to it
+    )
     reject_replaced: bool = False  # also send a Key Object Selection that rejects what new results replace (IHE IOCM)
 
     @field_validator("dicomweb_url")
@@ -154,6 +241,8 @@ class Peer(Settings):
     def _web_address(cls, url: str | None) -> str | None:
         if url is not None and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", url):
             raise ValueError("needs http:// or https://, a host and a path, and neither user, query nor fragment")
+        if url is not None and (words := _bad_place(url)):
+            raise ValueError(words)
         return url
 
     @model_validator(mode="after")
@@ -203,16 +292,50 @@ def bad_condition(keyword: str, condition: object) -> str | None:
         case bool():
             return f"{keyword} = {str(condition).lower()}: write {{present = true}} or {{absent = true}}"
         case str() | int() | float():
-            return None
+            return _bad_value(keyword, condition)
         case []:
             return f"{keyword} = []: an empty list matches nothing"
         case list():
             odd = [item for item in condition if isinstance(item, bool) or not isinstance(item, str | int | float)]
-            return f"{keyword}: a list holds texts and numbers only, not {odd[0]!r}" if odd else None
+            if odd:
+                return f"{keyword}: a list holds texts and numbers only, not {odd[0]!r}"
+            return next((words for item in condition if (words := _bad_value(keyword, item))), None)
         case dict():
             return _bad_table(keyword, condition)
         case _:
             return f"{keyword}: a condition is a text, a number, a list or a table, not {condition!r}"
+
+
+NUMBER_VRS = {"DS", "IS", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"}  # PS3.5 Table 6.2-1
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+BOUNDS = {"<": "max", "<=": "max", "≤": "max", "=<": "max", ">": "min", ">=": "min", "≥": "min", "=>": "min"}
+
+
+def _bad_value(keyword: str, value: str | int | float) -> str | None:
+    """A text that no value can equal, because the attribute holds numbers; mostly a comparison was meant."""
+    if not isinstance(value, str):
+        return f"{keyword}: nan equals nothing" if isnan(value) else None
+    text, vr = value.strip(), _vr(keyword)
+    number = vr in NUMBER_VRS and not re.fullmatch(NUMBER, text)
+    if not number and not (vr == "AS" and not re.fullmatch(rf"\d{{3}}[DWMY]|{NUMBER}", text)):
+        return None
+    holds = "an age such as 045Y" if vr == "AS" else "numbers"
+    return f"{keyword} holds {holds}, and is never the text {value!r}; {_as_range(keyword, text)}"
+
+
+def _as_range(keyword: str, text: str) -> str:
+    """ "<3" -> what to write in its place."""
+    if one := re.fullmatch(rf"(<=?|>=?|=<|=>|≤|≥)\s*({NUMBER})", text):
+        return f"write {keyword} = {{ {BOUNDS[one[1]]} = {one[2]} }}"
+    if two := re.fullmatch(rf"({NUMBER})\s*(?:-|–|\.\.\.?|to)\s*({NUMBER})", text):
+        return f"write {keyword} = {{ min = {two[1]}, max = {two[2]} }}"
+    return f"write a number, or {keyword} = {{ min = ..., max = ... }}"
+
+
+def _vr(path: str) -> str | None:
+    """Of the last keyword of a path; of those with two ("US or SS") the first. None: no such keyword."""
+    tag = tag_for_keyword(path.rpartition(".")[2])
+    return dictionary_VR(tag)[:2] if tag is not None else None
 
 
 def _bad_table(keyword: str, table: dict[str, Any]) -> str | None:
@@ -226,6 +349,8 @@ def _bad_table(keyword: str, table: dict[str, Any]) -> str | None:
     for bound in ("min", "max"):
         if bound in table and (isinstance(table[bound], bool) or not isinstance(table[bound], int | float)):
             return f"{keyword}: {bound} must be a number, not {table[bound]!r}"
+        if bound in table and isnan(table[bound]):
+            return f"{keyword}: {bound} must be a number, not nan"
     if table.get("min", float("-inf")) > table.get("max", float("inf")):
         return f"{keyword}: min {table['min']} is above max {table['max']}"
     for flag in ("absent", "present"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import config
-from config.check import LISTS, TABLES, lines_of
+from config.check import KEYWORDS, LISTS, TABLES, lines_of
+from config.schema import NUMBER_VRS, _vr, bad_condition
 from models import COMPARISONS, pipeline_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,11 +192,262 @@ def test_what_is_wrong_is_said_with_file_line_and_key(tmp_path: Path, text: str,
         config.load(tmp_path / "node.toml", pipeline_options())
 
 
+def toml(value: object) -> str:
+    """A text as TOML writes it, for tests with odd ones."""
+    return json.dumps(value)
+
+
+HOSTS = [  # what is given for a host, and what is said of it
+    ("10.0.0.5:4242", "'10.0.0.5:4242' has a port; write '10.0.0.5', and the port as a setting of its own"),
+    ("pacs:104", "'pacs:104' has a port; write 'pacs'"),
+    ("[::1]:104", "'[::1]:104' has a port; write '::1'"),
+    ("[::1]", "has brackets, which only URLs need; write '::1'"),
+    ("http://10.0.0.5", "is a URL; give the host name or address alone: '10.0.0.5'"),
+    ("dicom://pacs:104/", "is a URL; give the host name or address alone: 'pacs'"),
+    ("ORTHANC@10.0.0.5", "names a user or an AE title"),
+    ("10.0.0.256", "'10.0.0.256' is no IP address"),
+    ("10.0.0", "is no IP address"),
+    ("10", "is no IP address"),
+    ("", "is empty; give a host name or an address"),
+    (" pacs", "has spaces at its ends"),
+    ("pacs ", "has spaces at its ends"),
+    ("my pacs", "is neither a host name"),
+    ("pacs/", "is neither a host name"),
+    ("pacs,ris", "is neither a host name"),
+    ("-pacs", "is neither a host name"),
+    ("pacs..example", "is neither a host name"),
+    ("*", "is neither a host name"),
+    ("a" * 64, "is neither a host name"),
+    (".".join(["a" * 60] * 5), "is neither a host name"),
+    ("pacs\0", "is neither a host name"),
+    ("kräk", "is neither a host name"),
+]
+HOST_SETTINGS = {
+    "dicom_host": "[node]\ndicom_host = {}",
+    "web_host": "[node]\nweb_host = {}",
+    "web_names": "[node]\nweb_names = [{}]",
+    "host": PEER.replace('"h"', "{}"),
+}
+
+
+@pytest.mark.parametrize("setting", HOST_SETTINGS)
+def test_what_is_no_host_is_said_wherever_a_host_is_meant(tmp_path: Path, setting: str) -> None:
+    for host, words in HOSTS:
+        (line,) = said(tmp_path, HOST_SETTINGS[setting].format(toml(host)))
+        assert setting in line, line
+        assert words in line, (host, line)
+    for host in (
+        "10.0.0.5",
+        "::1",
+        "fe80::1",
+        "0.0.0.0",
+        "pacs",
+        "pacs.example.org",
+        "pacs_1",
+        "PACS-1.",
+        "xn--krk-qla",
+    ):
+        assert said(tmp_path, HOST_SETTINGS[setting].format(toml(host))) == [], host
+
+
+def test_every_setting_that_holds_a_host_or_a_path_is_tried() -> None:
+    """A new setting of this kind without its check would be seen here."""
+    hosts = {key for model in (TABLES | LISTS).values() for key in model.model_fields if re.search("host|names$", key)}
+    assert hosts == HOST_SETTINGS.keys()
+    paths = {
+        key for model in (TABLES | LISTS).values() for key in model.model_fields if re.search("dir|folder|_ca$", key)
+    }
+    assert paths == PATH_SETTINGS.keys()
+    assert {f"{key}" for _, key in NUMBERS} == {
+        key
+        for model in (TABLES | LISTS).values()
+        for key, field in model.model_fields.items()
+        if {int, float} & {field.annotation, *getattr(field.annotation, "__args__", ())}
+        or "Port" in str(field.annotation)
+    } - {"port"}
+
+
+NUMBERS = [
+    (name, key)
+    for name, model in TABLES.items()
+    for key, field in model.model_fields.items()
+    if type(field.default) in (int, float)
+] + [("peer", "ask_again_h")]
+
+
+@pytest.mark.parametrize(("table", "key"), NUMBERS)
+def test_numbers_are_finite_and_in_range(tmp_path: Path, table: str, key: str) -> None:
+    for odd in ("nan", "inf", "-inf", "-1", "1e300", '"10"', "true", "[1]", '""', "2020-01-01"):
+        text = f"[{table}]\n{key} = {odd}" if table != "peer" else f"{PEER}{key} = {odd}"
+        assert any(key in line for line in said(tmp_path, text)), (odd, said(tmp_path, text))
+
+
+def test_ports_are_ports(tmp_path: Path) -> None:
+    for odd in ("0", "-1", "65536", "104.0", '"104"', "true", "nan"):
+        assert said(tmp_path, PEER.replace("104", odd)), odd
+        assert said(tmp_path, f"[node]\ndicom_port = {odd}"), odd
+        assert said(tmp_path, f"[node]\nweb_port = {odd}"), odd
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://archive:99999/dicom-web", "has a port that is no number from 1 to 65535"),
+        ("https://archive:abc/dicom-web", "has a port that is no number from 1 to 65535"),
+        ("https://archive:0/dicom-web", "has port 0"),
+        ("https://:443/dicom-web", "names no host"),
+        ("https://10.0.0.256/dicom-web", "is no IP address"),
+        ("https://my_archive./x y", "needs http:// or https://"),
+        ("https://[::1/dicom-web", "brackets that do not fit"),
+    ],
+)
+def test_what_is_wrong_with_a_web_address(tmp_path: Path, url: str, words: str) -> None:
+    (line,) = said(tmp_path, WEB.replace("https://a/dicom-web", url).replace(re.search(r'"(http[^"]+)"', WEB)[1], url))
+    assert "'dicomweb_url' in [[peer]] 'w'" in line
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite:///", "names no file"),
+        ("postgresql+psycopg://", "names no host"),
+        ("postgresql+psycopg:///node", "names no host"),
+        ("postgresql+psycopg://u:hush-hush@db", "names no database"),
+        ("postgresql+psycopg://u:hush-hush@db:port/node", "has a port that is no number"),
+        ("mysql://db/node", "must start with sqlite:/// or postgresql+psycopg://"),
+    ],
+)
+def test_what_is_wrong_with_a_database(tmp_path: Path, url: str, words: str) -> None:
+    (line,) = said(tmp_path, f'[database]\nurl = "{url}"')
+    assert words in line
+    assert "hush-hush" not in line
+
+
+# What this machine does not grant ---------------------------------------------------------------------------------
+
+PATH_SETTINGS = {
+    "data_dir": "[node]\ndata_dir = {}",
+    "folder": '[[peer]]\nname = "f"\nfolder = {}',
+    "dicomweb_ca": WEB + "dicomweb_ca = {}",
+}
+
+
+@pytest.mark.parametrize("setting", PATH_SETTINGS)
+def test_a_path_that_is_none_is_said(tmp_path: Path, setting: str) -> None:
+    for odd, words in (("", "is empty; give a path"), ("  ", "is empty"), ("a\0b", "a zero byte"), ("a" * 300, "255")):
+        (line,) = said(tmp_path, PATH_SETTINGS[setting].format(toml(odd)))
+        assert setting in line
+        assert words in line, line
+    for odd in ("3", "true", "[]"):
+        assert said(tmp_path, PATH_SETTINGS[setting].format(odd)), odd
+
+
+def unwritable(folder: Path) -> list[Path]:
+    """Folders that cannot be made or written into, for whoever runs the tests."""
+    (folder / "file").write_text("")
+    (folder / "dangling").symlink_to(folder / "file" / "nothing")
+    places = [folder / "file", folder / "file" / "below" / "it", Path("/proc/pacs-node/data"), folder / "dangling"]
+    if os.geteuid() != 0:  # root may write everywhere
+        (folder / "closed").mkdir(mode=0o555)
+        places += [folder / "closed", folder / "closed" / "below"]
+    return places
+
+
+@pytest.mark.parametrize("setting", ["data_dir", "folder", "url"])
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, setting: str) -> None:
+    text = (PATH_SETTINGS | {"url": "[database]\nurl = {}"})[setting]
+    for place in unwritable(tmp_path):
+        value = f"sqlite:///{place}/node.sqlite" if setting == "url" else str(place)
+        (line,) = said(tmp_path, text.format(toml(value)))
+        assert setting in line
+        assert re.search("is no folder|nothing can be written into", line), line
+        with pytest.raises(config.ConfigError, match=r"no folder|nothing can be"):
+            config.load(tmp_path / "node.toml")
+    (tmp_path / "there").mkdir()
+    for place in (tmp_path / "there", tmp_path / "there" / "a" / "b"):
+        value = f"sqlite:///{place}/node.sqlite" if setting == "url" else str(place)
+        before = sorted(tmp_path.rglob("*"))
+        assert said(tmp_path, text.format(toml(value))) == []
+        assert sorted(tmp_path.rglob("*")) == before, "checking leaves nothing behind"
+
+
+def test_files_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
+    (line,) = said(tmp_path, PATH_SETTINGS["dicomweb_ca"].format('"ca.pem"'))
+    assert "ca.pem cannot be read: No such file or directory" in line
+    text = GOOD.replace("{ threshold = 0.5 }", f"{{ checkpoint = {toml(str(tmp_path / 'w.safetensors'))} }}")
+    (line,) = said(tmp_path, text)
+    assert "w.safetensors cannot be read: No such file or directory" in line
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    assert said(tmp_path, text) == []
+
+
+def test_more_free_space_than_the_disk_has_is_an_error(tmp_path: Path) -> None:
+    (line,) = said(tmp_path, "[receive]\nkeep_free_gb = 1e9")
+    assert "more than the disk of data_dir has in all: every image would be refused" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [
+        *((host, True) for host in ("0.0.0.0", "::", "10.0.0.9", "node.example")),
+        *((host, False) for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost")),
+    ],
+)
+def test_web_pages_that_others_can_reach_are_warned_of(tmp_path: Path, host: str, warned: bool) -> None:
+    lines = [line for line in said(tmp_path, f'[node]\nweb_host = "{host}"', "warning") if "web_host" in line]
+    assert bool(lines) is warned
+    assert all("have no login" in line and line.startswith("node.toml:2: warning") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("condition", "write"),
+    [
+        ('SliceThickness = "<3"', "SliceThickness = { max = 3 }"),
+        ('SliceThickness = "<= 2.5"', "SliceThickness = { max = 2.5 }"),
+        ('SliceThickness = "≤3"', "SliceThickness = { max = 3 }"),
+        ('SliceThickness = ">0.5"', "SliceThickness = { min = 0.5 }"),
+        ('KVP = ">=80"', "KVP = { min = 80 }"),
+        ('SliceThickness = "1-3"', "SliceThickness = { min = 1, max = 3 }"),
+        ('SliceThickness = "1..3"', "SliceThickness = { min = 1, max = 3 }"),
+        ('SliceThickness = "1 to 3"', "SliceThickness = { min = 1, max = 3 }"),
+        ('SliceThickness = ["1.0", "<3"]', "SliceThickness = { max = 3 }"),
+        ('SliceThickness = "3 mm"', "write a number, or SliceThickness = { min = ..., max = ... }"),
+        ('SliceThickness = "1,5"', "write a number"),
+        ('SliceThickness = ""', "write a number"),
+        ('Rows = "512x512"', "write a number"),
+        ('PatientAge = ">50"', "PatientAge = { min = 50 }"),
+        ('"SequenceOfUltrasoundRegions.PhysicalUnitsXDirection" = "cm"', "write a number"),
+    ],
+)
+def test_a_text_that_a_number_can_never_be_is_an_error(tmp_path: Path, condition: str, write: str) -> None:
+    (line,) = said(tmp_path, f"{PEER}{ROUTE}match = {{ {condition} }}")
+    assert line.startswith("node.toml:11: [[route]] 'r': ")
+    assert write in line, line
+
+
+@given(
+    st.sampled_from(sorted(k for k in KEYWORDS if _vr(k) in NUMBER_VRS)),
+    st.one_of(st.integers(-999, 999), st.floats(-999, 999, allow_nan=False)),
+    st.booleans(),
+)
+def test_numbers_written_as_text_stay_good(keyword: str, number: float, spaced: bool) -> None:
+    assert bad_condition(keyword, f" {number} " if spaced else str(number)) is None
+    assert bad_condition(keyword, number) is None
+    assert bad_condition(keyword, f"<{number}") is not None
+
+
+def test_texts_with_signs_stay_good_where_texts_are_held(tmp_path: Path) -> None:
+    match = 'SeriesDescription = "<3 mm", PatientAge = "045Y", ConvolutionKernel = "B31f", StudyDate = "20200101"'
+    assert said(tmp_path, f"{PEER}{ROUTE}match = {{ {match} }}") == []
+
+
 def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     for key in ("dicomweb_token", "dicomweb_password"):
         shown = said(tmp_path, WEB + f"{key} = 774411")
         assert any(f"'{key}' in [[peer]] 'w' must be a text in quotes, not what it is" in line for line in shown)
         assert not any("774411" in line for line in shown)
+    (tmp_path / "ca.pem").write_text("")
     text = WEB + 'dicomweb_user = "u"\ndicomweb_password = "hush-hush"\ndicomweb_ca = "ca.pem"'
     (peer,) = config.load(written(tmp_path, text)).peers
     assert "hush-hush" not in repr(peer)
@@ -310,6 +564,7 @@ def test_each_setting_is_shown_once() -> None:
 def test_node_toml_is_valid_as_it_stands_and_with_its_examples(tmp_path: Path) -> None:
     assert config.load(SHOWN).peers == ()
     text = re.sub(r"(?m)^#(?=\w+ = |\[\[)", "", SHOWN.read_text(encoding="utf-8"))
+    (tmp_path / "hospital-ca.pem").write_text("")
     assert said(tmp_path, text) == []
     assert said(tmp_path, text, "warning") == []
 
