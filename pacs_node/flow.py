@@ -235,7 +235,9 @@ class Flow:
         revision, now = self.ledger.revision(series_uid), self.now()
         wanted = [match for match in matches if match.why_not is None and route in (None, match.rule)]
         if not wanted:
-            return "no rule matches" if route is None else f"route '{route}' does not match"
+            said = [f"{match.rule}: {match.why_not}" for match in matches if route in (None, match.rule)]
+            why = "no rule matches" if route is None else f"route '{route}' does not match"
+            return f"{why}: {'; '.join(said)}" if said else f"{why}: the settings have none"
         started = self.ledger.run_series_again(
             series_uid,
             arrived=len(instances),

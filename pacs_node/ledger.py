@@ -586,6 +586,17 @@ class Ledger:
                 )
             )
 
+    def series_since(self, since: datetime) -> list[str]:
+        """Closed series whose last image came at that time or later, the oldest first."""
+        with self._begin() as db:
+            return list(
+                db.scalars(
+                    sa.select(series_table.c.series_uid)
+                    .where(series_table.c.state == "closed", series_table.c.last_arrival >= since)
+                    .order_by(series_table.c.last_arrival)
+                )
+            )
+
     def revision(self, series_uid: str) -> int:
         with self._begin() as db:
             return db.scalar(sa.select(series_table.c.revision).where(series_table.c.series_uid == series_uid)) or 0
@@ -821,6 +832,27 @@ class Ledger:
             db.execute(sa.update(commitment_table).where(commitment_table.c.job == job_id).values(again=True))
             self._note(db, job.series_uid, now, "retry now", f"{_name(job)}: asked to run again")
             return True
+
+    def dismiss(self, job_id: str, now: datetime) -> bool:
+        """An operator's "leave it": a failed job is no trouble any more. False: it has not failed."""
+        with self._begin() as db:
+            row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
+            if row is None or row["state"] != "failed":
+                return False
+            job = _job(row)
+            said = f"dismissed; it had failed: {job.reason}"
+            dismissed = db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.id == job_id,
+                    job_table.c.generation == job.generation,
+                    job_table.c.state == "failed",
+                )
+                .values(state="superseded", reason=said)
+            ).rowcount
+            if dismissed:
+                self._note(db, job.series_uid, now, "dismissed", f"{_name(job)}: {said}")
+            return bool(dismissed)
 
     # ---------------------------------------------------------------- editions
 
@@ -1238,6 +1270,44 @@ class Ledger:
                 ],
             }
 
+    def unresolved(self) -> list[dict[str, Any]]:
+        """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values.
+
+        Dealt with: retried, dismissed, run again with its series (a later job of its kind, route and destination), or
+        overtaken by late images.
+        """
+        later = job_table.alias("later")
+        place = sa.func.coalesce(job_table.c.destination, "")
+        again = sa.exists().where(
+            later.c.series_uid == job_table.c.series_uid,
+            later.c.kind == job_table.c.kind,
+            later.c.route == job_table.c.route,
+            sa.func.coalesce(later.c.destination, "") == place,
+            later.c.created_at > job_table.c.created_at,
+        )
+        current = sa.func.coalesce(series_table.c.revision, job_table.c.revision) == job_table.c.revision
+        query = (
+            sa.select(job_table)
+            .outerjoin(series_table, series_table.c.series_uid == job_table.c.series_uid)
+            .where(job_table.c.state == "failed", current, ~again)
+            .order_by(job_table.c.finished_at.desc())
+        )
+        with self._begin() as db:
+            return [_trouble(row) for row in db.execute(query).mappings()]
+
+    def overdue(self, made_before: Mapping[str, datetime]) -> list[dict[str, Any]]:
+        """Jobs that have not ended though they were made before the time of their kind, the oldest first."""
+        old = [
+            sa.and_(job_table.c.kind == kind, job_table.c.created_at < before) for kind, before in made_before.items()
+        ]
+        query = (
+            sa.select(job_table)
+            .where(job_table.c.state.in_(OPEN_JOB_STATES), sa.or_(*old))
+            .order_by(job_table.c.created_at)
+        )
+        with self._begin() as db:
+            return [_trouble(row) for row in db.execute(query).mappings()]
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Series and jobs by state, for /health and /metrics."""
         with self._begin() as db:
@@ -1365,6 +1435,11 @@ def _summary(row: Any, jobs: Iterable[Any]) -> dict[str, Any]:
     }
 
 
+def _trouble(job: Any) -> dict[str, Any]:
+    plain = ("kind", "pipeline", "destination", "series_uid", "state", "reason")
+    return {"job": job["id"], **{name: job[name] for name in plain}, "created_at": _iso(job["created_at"])}
+
+
 def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arrivals: Iterable[Any]) -> dict[str, Any]:
     latest = {a["sop_instance_uid"]: a for a in arrivals if a["job"] == job["id"]}
     plain = (
@@ -1376,7 +1451,7 @@ def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arriva
         "attempts": job["attempt"],
         **{name: _iso(job[name]) for name in ("not_before", "created_at", "started_at", "finished_at")},
         "results": [
-            {"sop_instance_uid": r["sop_instance_uid"], "sop_class_uid": r["sop_class_uid"], "path": r["path"]}
+            {"sop_instance_uid": r["sop_instance_uid"], "sop_class_uid": r["sop_class_uid"]}
             for r in results
             if r["job"] == job["id"]
         ],

@@ -439,8 +439,8 @@ class Node:
             self.ledger.arrival_counts,
             self.ledger.refusal_counts,
         )
-        app = create_app(NodeFacts(self), observe.registry(collector))
         node = self.config.node
+        app = create_app(NodeFacts(self), observe.registry(collector), (node.web_host, *node.web_names))
         with _port("web_port", node.web_port, "web_host", node.web_host):  # here, so that a taken port stops start-up
             door = socket.create_server((node.web_host, node.web_port))
         self._web = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))
@@ -448,7 +448,7 @@ class Node:
         self._thread("web", lambda: web.run(sockets=[door]))
 
     def trouble(self) -> list[str]:
-        """What is wrong with the node now, in words; nothing of a node that is well."""
+        """What makes the node unfit to receive or to work, in words; nothing of a node that is well."""
         loops = [self._assembler, self._refusals, *([self.engine.sweeper] if self.engine is not None else [])]
         said = [loop.trouble for loop in loops if loop.trouble is not None]
         free_gb = shutil.disk_usage(self.spool.root).free / 1e9
@@ -515,6 +515,19 @@ class Node:
         elif closing.result():
             self._wake()
 
+    def rerun(self, series_uid: str, route: str | None = None) -> str | None:
+        """Run a closed series again, or why not. One that cannot even be judged says so, and stops no other."""
+        asked = self._closer.submit(self.flow.rerun, series_uid, route)
+        error = asked.exception()
+        if isinstance(error, LedgerUnavailable):
+            raise error
+        if error is not None:
+            log.error("series could not be judged", series=series_uid, error=describe(error))
+            return f"could not be judged: {type(error).__name__}, see the log"
+        if asked.result() is None:
+            self._wake()
+        return asked.result()
+
     def _ask_peers(self) -> None:
         """How many images has the series? Asked beside the assembler, so that a dead peer holds nothing up."""
         by_title = {peer.ae_title: peer for peer in self.config.peers if peer.host is not None}
@@ -543,22 +556,65 @@ class Node:
             self._assembler.wake()
 
 
+OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is named by /health
+ATTENTION = 20  # jobs that /health names one by one
+TASKS = {  # kind of job -> what it does, in words
+    "infer": "{pipeline}",
+    "send": "sending to {destination}",
+    "confirm": "proving arrival at {destination}",
+    "report": "reporting on storage commitment to {destination}",
+}
+
+
+def in_need(jobs: Sequence[dict[str, Any]], said: str) -> list[str]:
+    """One sentence for each task that these jobs, the most telling first, are about."""
+    of: dict[str, list[dict[str, Any]]] = {}
+    for job in jobs:
+        of.setdefault(TASKS[job["kind"]].format(**job), []).append(job)
+    return [
+        f"{task} {said} ({len(group)} job{'' if len(group) == 1 else 's'}): {group[0]['reason'] or group[0]['state']}"
+        for task, group in of.items()
+    ]
+
+
 class NodeFacts:
-    """What the web pages ask."""
+    """What the web pages ask. Nothing of it names a path of this machine."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        config = node.config
+        named = [(config.node.data_dir, "data_dir"), (Path(config.database.url.partition(":///")[2]), "the database")]
+        named += [(peer.folder, f"the folder of '{peer.name}'") for peer in config.peers if peer.folder is not None]
+        # the longest first: a folder of results may lie within data_dir
+        self._named = sorted(((str(path), name) for path, name in named), key=lambda each: -len(each[0]))
+
+    def _without_paths(self, value: Any) -> Any:
+        """The same value, with the settings' own folders called by their names in every text."""
+        if isinstance(value, dict):
+            return {key: self._without_paths(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._without_paths(each) for each in value]
+        if isinstance(value, str):
+            for path, name in self._named:
+                value = value.replace(path, name) if len(path) > 1 else value
+        return value
 
     def health(self) -> dict[str, Any]:
+        """ "trouble": unfit to receive or to work. "degraded": it does both, but a job needs a person."""
         node = self.node
-        reasons = node.trouble()
+        trouble, needs, attention = node.trouble(), [], []
+        counts: dict[str, Any] = {}
         try:
             counts = node.ledger.counts()
+            failed, late = node.ledger.unresolved(), node.ledger.overdue(self._due())
+            needs = [*in_need(failed, "has failed for good"), *in_need(late, "is overdue")]
+            attention = [*failed, *late][:ATTENTION]
         except LedgerUnavailable as error:
-            counts, reasons = {}, [*reasons, str(error)]
-        return {
-            "status": "trouble" if reasons else "ok",
-            "reasons": reasons,
+            trouble.append(str(error))
+        facts = {
+            "status": "trouble" if trouble else "degraded" if needs else "ok",
+            "reasons": [*trouble, *needs],
+            "attention": attention,
             "version": __version__,
             "ae_title": node.config.node.ae_title,
             "dicom_port": node.config.node.dicom_port,
@@ -568,12 +624,22 @@ class NodeFacts:
             "pipelines": sorted(PIPELINES),
             **counts,
         }
+        return self._without_paths(facts)
+
+    def _due(self) -> dict[str, datetime]:
+        """For each kind of job: made before this, it should have ended by now."""
+        jobs = self.node.config.jobs
+        own_s = {"infer": jobs.infer_timeout_s, "send": 0.0, "confirm": jobs.await_report_s, "report": 0.0}
+        return {kind: self.node.now() - timedelta(seconds=OVERDUE_AFTER_S + s) for kind, s in own_s.items()}
+
+    def routes(self) -> list[str]:
+        return [route.name for route in self.node.config.routes]
 
     def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
-        return self.node.ledger.series_list(limit, before)
+        return self._without_paths(self.node.ledger.series_list(limit, before))
 
     def series(self, uid: str) -> dict[str, Any] | None:
-        return self.node.ledger.series(uid)
+        return self._without_paths(self.node.ledger.series(uid))
 
     def destinations(self) -> list[dict[str, Any]]:
         """Every peer that results are sent to, and what it accepted and refused."""
@@ -622,15 +688,28 @@ class NodeFacts:
             self.node._wake()
         return started
 
+    def dismiss(self, job_id: str) -> bool:
+        return self.node.ledger.dismiss(job_id, self.node.now())
+
     def rerun(self, series_uid: str) -> str | None:
-        why_not = self.node.flow.rerun(series_uid)
-        if why_not is None and self.node.engine is not None:
-            self.node.engine.wake()
-        return why_not
+        return self._without_paths(self.node.rerun(series_uid))
+
+    def rerun_many(self, route: str | None, since: datetime | None) -> dict[str, str | None]:
+        """Series Instance UID -> None, or why it is not run again.
+
+        since   every closed series whose last image came then or later; without it, every series `route` has taken
+        route   only what this one asks for
+        """
+        ledger, wanted = self.node.ledger, []
+        if since is not None:
+            wanted = ledger.series_since(since)
+        elif route is not None:
+            wanted = ledger.series_of_route(route)
+        return self._without_paths({uid: self.node.rerun(uid, route) for uid in wanted})
 
     def rejected(self, job_id: str) -> dict[str, Path]:
-        folder = self.node.rooms.rejected / job_id
         job = self.node.ledger.job(job_id)
+        folder = self.node.rooms.rejected / job_id
         if job is None or job.state != "failed" or not folder.is_dir():
             return {}
         return {path.name: path for path in sorted(folder.glob("*.dcm"))}

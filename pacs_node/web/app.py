@@ -3,36 +3,49 @@
     GET  /                        the latest series
     GET  /series/{uid}            one series: why it closed, what each rule said, its jobs, its timeline
     GET  /refusals                what was refused or kept aside at receipt: when, from whom, why
+    GET  /rerun                   a form: run many series again
     GET  /destinations            where results go, and what each destination accepted and refused
-    GET  /health                  200 or 503, with the reasons
+    GET  /health                  ok and degraded: 200; trouble: 503; with the reasons
     GET  /metrics                 Prometheus
     GET  /api/series              a list; the Link header leads to older ones
     GET  /api/series/{uid}
     GET  /api/destinations
     GET  /api/refusals            {"counts": of each kind, "refusals": the newest}
     POST /api/jobs/{id}/retry     run a waiting or ended job now
+    POST /api/jobs/{id}/dismiss   a job that failed for good is no trouble any more
     POST /api/series/{uid}/rerun  run a closed series again, with today's models and rules
+    POST /api/rerun               the same for many: ?since=2026-03-01, ?route=..., or both
     GET  /api/jobs/{id}/rejected  objects held back because they fail the checks; /{name} is one of them
 
+A query key that an address does not know, or a value that it cannot use, is a 400 in words.
+
 No page and no answer carries a patient's name or number; rejected objects are handed out without
-them. There is no login: bind to localhost, or use a proxy.
+them. There is no login: bind to localhost, or use a proxy. What is asked for under a name that is not the node's is
+refused, and so is a POST that a page of another site sends: the browser of somebody who may reach the node must not
+lend this to a stranger's page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pacs_node.web.views import Views
+from pacs_node.errors import LedgerUnavailable
+from pacs_node.web.views import Views, knowing
 
 HERE = Path(__file__).parent
 
@@ -41,7 +54,10 @@ class Facts(Protocol):
     """What the pages show. Plain values only: what JSON can say, times as ISO 8601 text."""
 
     def health(self) -> dict[str, Any]:
-        """{"status": "ok", ...}; any other status answers 503, and its "reasons" (a list of sentences) are shown."""
+        """{"status": "ok" | "degraded" | "trouble", ...}; "reasons" (sentences) and "attention" (jobs) are shown."""
+
+    def routes(self) -> list[str]:
+        """The names of the settings' routes."""
 
     def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
         """The latest series first; with `before` those whose first image came earlier."""
@@ -59,36 +75,49 @@ class Facts(Protocol):
     def retry(self, job_id: str) -> bool:
         """Run this job now. False: there is no such job, or it is not in a state that can be run again."""
 
+    def dismiss(self, job_id: str) -> bool:
+        """Count this failed job as dealt with. False: there is no such job, or it has not failed."""
+
     def rerun(self, series_uid: str) -> str | None:
         """Run this series again. None, or why not."""
+
+    def rerun_many(self, route: str | None, since: datetime | None) -> dict[str, str | None]:
+        """Run again what came since then, or what this route has taken: series UID -> None, or why not."""
 
     def rejected(self, job_id: str) -> dict[str, Path]:
         """The objects of a job that were held back: name -> file."""
 
 
-def create_app(facts: Facts, registry: CollectorRegistry) -> Starlette:
-    """The whole application; `facts` may block, it is called from worker threads."""
+def create_app(facts: Facts, registry: CollectorRegistry, names: Iterable[str] = ()) -> Starlette:
+    """The whole application; `facts` may block, it is called from worker threads.
+
+    names   host names, without port, under which the node may be asked; localhost and addresses always may
+    """
     views = Views(facts, registry, HERE / "templates")
+    post = ["POST"]
     return Starlette(
         routes=[
-            Route("/", views.list_page),
-            Route("/series/{uid}", views.series_page, name="series"),
-            Route("/destinations", views.destinations_page),
-            Route("/refusals", views.refusals_page),
-            Route("/health", views.health),
-            Route("/metrics", views.metrics),
-            Route("/api/series", views.series_list),
-            Route("/api/series/{uid}", views.series),
-            Route("/api/destinations", views.destinations),
-            Route("/api/refusals", views.refusals),
-            Route("/api/series/{uid}/rerun", views.rerun, methods=["POST"]),
-            Route("/api/jobs/{id}/retry", views.retry, methods=["POST"]),
-            Route("/api/jobs/{id}/rejected", views.rejected),
-            Route("/api/jobs/{id}/rejected/{name}", views.rejected_object),
+            Route("/", knowing(views.list_page, "before")),
+            Route("/series/{uid}", knowing(views.series_page), name="series"),
+            Route("/rerun", knowing(views.rerun_page)),
+            Route("/destinations", knowing(views.destinations_page)),
+            Route("/refusals", knowing(views.refusals_page)),
+            Route("/health", knowing(views.health)),
+            Route("/metrics", knowing(views.metrics)),
+            Route("/api/series", knowing(views.series_list, "limit", "before")),
+            Route("/api/series/{uid}", knowing(views.series)),
+            Route("/api/destinations", knowing(views.destinations)),
+            Route("/api/refusals", knowing(views.refusals)),
+            Route("/api/series/{uid}/rerun", knowing(views.rerun), methods=post),
+            Route("/api/rerun", views.rerun_many, methods=post),
+            Route("/api/jobs/{id}/retry", knowing(views.retry), methods=post),
+            Route("/api/jobs/{id}/dismiss", knowing(views.dismiss), methods=post),
+            Route("/api/jobs/{id}/rejected", knowing(views.rejected)),
+            Route("/api/jobs/{id}/rejected/{name}", knowing(views.rejected_object)),
             Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         ],
-        exception_handlers={HTTPException: views.error},
-        middleware=[Middleware(Guarded)],
+        exception_handlers={HTTPException: views.error, LedgerUnavailable: views.no_ledger},
+        middleware=[Middleware(Guarded, names=frozenset(name.lower() for name in ("localhost", *names)))],
     )
 
 
@@ -100,10 +129,11 @@ HEADERS = (
 
 
 class Guarded:
-    """Adds to every answer the headers that keep a browser from loading, framing or guessing anything else."""
+    """Answers only what was asked under a name of the node, and no page of another site; and adds to every answer the
+    headers that keep a browser from loading, framing or guessing anything else."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+        self.app, self.names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def guarded(message: Message) -> None:
@@ -111,4 +141,45 @@ class Guarded:
                 message["headers"] = [*message["headers"], *HEADERS]
             await send(message)
 
-        await self.app(scope, receive, guarded)
+        refusal = self._refusal(scope["method"], Headers(scope=scope)) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, guarded)
+
+    def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
+        """None, or the answer to what a browser may have been tricked into asking."""
+        host = headers.get("host")
+        if host is not None and not self._ours(host):  # DNS rebinding: a stranger's name that leads to us
+            text = f"the node is asked under the name {host[:80]!r}; if it is one of its names, add it to web_names"
+            return JSONResponse({"error": text}, status_code=400)
+        if method in ("GET", "HEAD"):
+            return None
+        site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
+        if site not in ("same-origin", "none") or (origin is not None and not self._same(origin, host or "")):
+            return JSONResponse({"error": "asked for by a page of another site"}, status_code=403)
+        return None
+
+    def _ours(self, host: str) -> bool:
+        """Is this Host header one of our names, or an address? Only a name can be made to lead somewhere else."""
+        name = _host_name(f"//{host}")
+        if name is None:
+            return False
+        try:
+            ip_address(name)
+        except ValueError:
+            return name in self.names
+        return True
+
+    def _same(self, origin: str, host: str) -> bool:
+        """Did a page of ours ask? A proxy may have put another Host in place of the name that the browser knows."""
+        _, known, place = origin.partition("://")  # "null": of a page that has none
+        return (bool(known) and place.lower() == host.lower()) or _host_name(origin) in self.names - {"localhost"}
+
+
+def _host_name(address: str) -> str | None:
+    """The host of an address, lower case, without port and brackets; None if it has none or is malformed."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # raises on a port that is none
+    except ValueError:
+        return None
+    whole = not (parts.path or parts.query or parts.fragment or parts.username)
+    return parts.hostname.rstrip(".") if parts.hostname and whole else None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import wraps
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pydicom
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydicom.uid import UID
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -56,7 +60,7 @@ class Views:
 
     def health(self, request: Request) -> Response:
         health = self.facts.health()
-        return JSONResponse(health, status_code=200 if health["status"] == "ok" else 503)
+        return JSONResponse(health, status_code=503 if health["status"] == "trouble" else 200)
 
     def metrics(self, request: Request) -> Response:
         return Response(generate_latest(self.registry), headers={"content-type": CONTENT_TYPE_LATEST})
@@ -80,19 +84,43 @@ class Views:
         return JSONResponse(self.facts.refusals(_limit(request, MOST)))
 
     def retry(self, request: Request) -> Response:
-        if _asked_from_elsewhere(request):
-            return JSONResponse({"error": "asked for by a page of another site"}, status_code=403)
         if not self.facts.retry(request.path_params["id"]):
-            return JSONResponse({"error": "no such job, or it cannot be run again in its state"}, status_code=409)
+            raise HTTPException(409, "no such job, or it cannot be run again in its state")
         return _back(request) or JSONResponse({"retried": True})
 
+    def dismiss(self, request: Request) -> Response:
+        if not self.facts.dismiss(request.path_params["id"]):
+            raise HTTPException(409, "no such job, or it has not failed")
+        return _back(request) or JSONResponse({"dismissed": True})
+
     def rerun(self, request: Request) -> Response:
-        if _asked_from_elsewhere(request):
-            return JSONResponse({"error": "asked for by a page of another site"}, status_code=403)
         why_not = self.facts.rerun(request.path_params["uid"])
         if why_not is not None:
-            return JSONResponse({"error": why_not}, status_code=409)
+            raise HTTPException(409, why_not)
         return _back(request) or JSONResponse({"rerun": True})
+
+    async def rerun_many(self, request: Request) -> Response:
+        """Asked by the query (programs) or by a form (the page)."""
+        body = (await request.body()).decode("utf-8", "replace")
+        asked = _once([*request.query_params.multi_items(), *parse_qsl(body)], ("route", "since"))
+        return await run_in_threadpool(self._rerun_many, request, asked)
+
+    def _rerun_many(self, request: Request, asked: Mapping[str, str]) -> Response:
+        route, since = asked.get("route") or None, _since(asked.get("since") or None)
+        if route is None and since is None:
+            raise HTTPException(400, "name a route, or since when: ?since=2026-03-01")
+        routes = self.facts.routes()
+        if route is not None and route not in routes:
+            raise HTTPException(400, f"no route {route[:64]!r}; there are {', '.join(routes) or 'none'}")
+        said = self.facts.rerun_many(route, since)
+        answer = {
+            "rerun": [uid for uid, why_not in said.items() if why_not is None],
+            "not": {uid: why_not for uid, why_not in said.items() if why_not is not None},
+        }
+        if _for_people(request):
+            left = {"rerun": answer["rerun"], "left": answer["not"]}
+            return self.pages.TemplateResponse(request, "rerun.html", left)
+        return JSONResponse(answer)
 
     def rejected(self, request: Request) -> Response:
         return JSONResponse(sorted(self.facts.rejected(request.path_params["id"])))
@@ -129,6 +157,9 @@ class Views:
         shown = {"s": series, "refresh": refresh, "held_back": held_back}
         return self.pages.TemplateResponse(request, "series.html", shown)
 
+    def rerun_page(self, request: Request) -> Response:
+        return self.pages.TemplateResponse(request, "rerun.html", {"rerun": None, "routes": self.facts.routes()})
+
     def destinations_page(self, request: Request) -> Response:
         return self.pages.TemplateResponse(request, "destinations.html", {"destinations": self.facts.destinations()})
 
@@ -137,11 +168,45 @@ class Views:
 
     def error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        if request.url.path.startswith("/api/"):
+        if request.url.path.startswith("/api/") and not _for_people(request):
             return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
         return self.pages.TemplateResponse(
             request, "error.html", {"text": error.detail}, status_code=error.status_code, headers=error.headers
         )
+
+    def no_ledger(self, request: Request, error: Exception) -> Response:
+        """Nothing can be said while the database does not answer; /health says so, too."""
+        return self.error(request, HTTPException(503, "the database of the node does not answer; see /health"))
+
+
+View = Callable[[Request], Response]
+PLAIN = re.compile(r"[\x21-\x7e]{1,128}")  # what UIDs, ids and names of files are made of
+
+
+def knowing(view: View, *keys: str) -> View:
+    """The view, asked only with query keys that it knows, each once, and for names that can be one."""
+
+    @wraps(view)
+    def asked(request: Request) -> Response:
+        _once(request.query_params.multi_items(), keys)
+        for name, value in request.path_params.items():
+            if not PLAIN.fullmatch(value):
+                raise HTTPException(400, f"no {name} holds what {value[:64]!a} does")
+        return view(request)
+
+    return asked
+
+
+def _once(items: list[tuple[str, str]], known: tuple[str, ...]) -> dict[str, str]:
+    """Raises HTTPException 400 for a key that is not known or comes twice."""
+    asked: dict[str, str] = {}
+    for key, value in items:
+        if key not in known:
+            raise HTTPException(400, f"no query key {key[:64]!a} here; there are {', '.join(known) or 'none'}")
+        if key in asked:
+            raise HTTPException(400, f"query key '{key}' is given twice")
+        asked[key] = value
+    return asked
 
 
 def nameless(path: Path) -> bytes:
@@ -157,37 +222,49 @@ def nameless(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _asked_from_elsewhere(request: Request) -> bool:
-    return request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+def _for_people(request: Request) -> bool:
+    """Was a button of a page pressed? A program does not ask for HTML."""
+    return "text/html" in request.headers.get("accept", "")
 
 
 def _back(request: Request) -> Response | None:
     """To the page whose button was pressed; None for a program."""
-    if "text/html" in request.headers.get("accept", "") and "referer" in request.headers:
-        return RedirectResponse(request.headers["referer"], status_code=303)
+    if _for_people(request) and "referer" in request.headers:
+        page = urlsplit(request.headers["referer"])
+        if re.match(r"/(?![/\\])", page.path):  # its path alone: never to another site
+            return RedirectResponse(page.path + (f"?{page.query}" if page.query else ""), status_code=303)
     return None
 
 
 def _limit(request: Request, most: int) -> int:
     """Raises HTTPException 400 for anything but a number from 1 to `most`."""
     text = request.query_params.get("limit", str(PAGE))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
-        raise HTTPException(400, f"limit is a number from 1 to {most}, not {text[:20]!r}")
+    if not (re.fullmatch(r"[0-9]{1,9}", text) and 1 <= int(text) <= most):
+        raise HTTPException(400, f"limit is a number from 1 to {most}, not {text[:20]!a}")
     return int(text)
 
 
 def _before(request: Request) -> datetime | None:
     """Raises HTTPException 400 for anything but an ISO 8601 time with a zone."""
     text = request.query_params.get("before")
-    if text is None:
-        return None
+    return None if text is None else _time("before", text)
+
+
+def _since(text: str | None) -> datetime | None:
+    """A day (its beginning in UTC), or a time with a zone. Raises HTTPException 400."""
+    if text is not None and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        text += "T00:00:00+00:00"
+    return None if text is None else _time("since", text)
+
+
+def _time(name: str, text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text.replace(" ", "+"))  # an unescaped + of a zone arrives as a space
-    except ValueError as error:
-        raise HTTPException(400, f"before is a time such as 2026-03-01T12:00:00+00:00, not {text[:40]!r}") from error
-    if time.tzinfo is None:
-        raise HTTPException(400, "before needs a time zone, such as +00:00")
-    return time
+        if time.tzinfo is None:
+            raise HTTPException(400, f"{name} needs a time zone, such as +00:00")
+        return time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise HTTPException(400, f"{name} is a time such as 2026-03-01T12:00:00+00:00, not {text[:40]!a}") from error
 
 
 PURPOSES = {"send": "Send to {}", "confirm": "Did it arrive at {}?", "report": "Storage commitment for {}"}

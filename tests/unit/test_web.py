@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 from starlette.testclient import TestClient
 
+from pacs_node.errors import LedgerUnavailable
 from pacs_node.web.app import create_app
 from tests.results import encoded
 
@@ -82,11 +83,10 @@ def whole(number: int, **changes: Any) -> dict[str, Any]:
                 warnings=["no lung found below slice 3"],
                 facts={"seconds": 12.34567, "device": "cpu"},
                 results=[
-                    {"sop_instance_uid": "2.25.1", "sop_class_uid": SegmentationStorage, "path": "/r/1.dcm"},
+                    {"sop_instance_uid": "2.25.1", "sop_class_uid": SegmentationStorage},
                     {
                         "sop_instance_uid": "2.25.2",
                         "sop_class_uid": Comprehensive3DSRStorage,
-                        "path": "/r/2.dcm",
                     },
                 ],
             ),
@@ -125,6 +125,8 @@ class InMemory:
         self.status: dict[str, Any] = {"status": "ok", "ae_title": "AI", "dicom_port": 11112}
         self.retried: list[str] = []
         self.rerun_asked: list[str] = []
+        self.many_asked: list[tuple[str | None, datetime | None]] = []
+        self.dismissed: list[str] = []
         self.held_back: dict[str, Path] = {}
 
     def health(self) -> dict[str, Any]:
@@ -191,6 +193,17 @@ class InMemory:
         self.rerun_asked.append(series_uid)
         return None if self.series(series_uid) else "no such series"
 
+    def routes(self) -> list[str]:
+        return ["chest", "breast"]
+
+    def dismiss(self, job_id: str) -> bool:
+        self.dismissed.append(job_id)
+        return job_id == "job-failed"
+
+    def rerun_many(self, route: str | None, since: datetime | None) -> dict[str, str | None]:
+        self.many_asked.append((route, since))
+        return {"1.2.826.1": None, "1.2.826.2": "no rule matches: chest: Modality is MR, rule wants CT"}
+
     def rejected(self, job_id: str) -> dict[str, Path]:
         return self.held_back if job_id == "job-infer" else {}
 
@@ -204,14 +217,20 @@ def facts() -> InMemory:
 def web(facts: InMemory) -> TestClient:
     registry = CollectorRegistry()
     Counter("images", "Images received", registry=registry).inc(3)
-    return TestClient(create_app(facts, registry))
+    return TestClient(create_app(facts, registry, ("testserver",)))
 
 
-def test_health_is_503_when_something_is_wrong(web: TestClient, facts: InMemory) -> None:
+def test_health_is_503_only_when_the_node_is_unfit(web: TestClient, facts: InMemory) -> None:
     assert (web.get("/health").status_code, web.get("/health").json()) == (200, facts.status)
-    facts.status = {"status": "bad", "reasons": ["the disk is nearly full: 1.2 GB free"]}
+    facts.status = {"status": "trouble", "reasons": ["the disk is nearly full: 1.2 GB free"]}
     assert (web.get("/health").status_code, web.get("/health").json()) == (503, facts.status)
     assert "the disk is nearly full: 1.2 GB free" in web.get("/").text
+    need = {"job": "job-send", "kind": "send", "destination": "pacs", "state": "failed", "series_uid": "1.2.826.7"}
+    facts.status = {"status": "degraded", "reasons": ["sending to pacs has failed for good"], "attention": [need]}
+    assert (web.get("/health").status_code, web.get("/health").json()) == (200, facts.status)
+    page = web.get("/").text
+    assert "The node works; these jobs need you." in visible(page)
+    assert 'href="/series/1.2.826.7#job-send"' in page
 
 
 def test_metrics_are_what_prometheus_reads(web: TestClient) -> None:
@@ -290,31 +309,221 @@ def test_retry(web: TestClient, facts: InMemory) -> None:
     assert web.get("/api/jobs/job-send/retry").status_code == 405
 
 
-def test_the_button_comes_back_to_its_page(web: TestClient) -> None:
-    page = "http://testserver/series/1.2.826.7"
-    answer = web.post(
-        "/api/jobs/job-send/retry", headers={"accept": "text/html", "referer": page}, follow_redirects=False
-    )
-    assert (answer.status_code, answer.headers["location"]) == (303, page)
+@pytest.mark.parametrize(
+    "prefix", ["http://testserver", "https://node.hospital.example/ai", "//evil.example", "http://x"]
+)
+def test_the_button_comes_back_to_its_page_and_never_to_another_site(web: TestClient, prefix: str) -> None:
+    headers = {"accept": "text/html,*/*", "referer": f"{prefix}/series/1.2.826.7?a=b"}
+    answer = web.post("/api/jobs/job-send/retry", headers=headers, follow_redirects=False)
+    path = "/ai" if prefix.endswith("/ai") else ""
+    assert (answer.status_code, answer.headers["location"]) == (303, f"{path}/series/1.2.826.7?a=b")
 
 
-def test_a_page_of_another_site_cannot_press_the_button(web: TestClient, facts: InMemory) -> None:
-    assert web.post("/api/jobs/job-send/retry", headers={"sec-fetch-site": "cross-site"}).status_code == 403
-    assert facts.retried == []
+def test_a_browser_is_told_why_not_on_a_page(web: TestClient) -> None:
+    answer = web.post("/api/series/none/rerun", headers={"accept": "text/html", "referer": "http://testserver/"})
+    assert answer.status_code == 409
+    assert "No such series" in visible(answer.text)
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+POSTS = [
+    "/api/jobs/job-send/retry",
+    "/api/jobs/job-failed/dismiss",
+    "/api/series/1.2.826.7/rerun",
+    "/api/rerun?route=chest",
+]
+SENDERS = [  # headers of the one who asks -> whether the node does what is asked
+    ({}, True),  # a program
+    ({"origin": "http://testserver"}, True),
+    ({"origin": "http://testserver", "sec-fetch-site": "same-origin"}, True),
+    ({"origin": "https://node.hospital.example"}, True),  # a proxy's page, the Host put in its place by the proxy
+    ({"origin": "https://node.hospital.example:8443"}, True),
+    ({"sec-fetch-site": "cross-site"}, False),
+    ({"sec-fetch-site": "same-site"}, False),
+    ({"origin": "http://evil.example"}, False),
+    ({"origin": "http://testserver.evil.example"}, False),
+    ({"origin": "http://testserver:81", "host": "localhost:8080"}, True),  # one of the names
+    ({"origin": "http://localhost:3000", "host": "localhost:8080"}, False),  # another program's page on this machine
+    ({"origin": "http://127.0.0.1:3000", "host": "127.0.0.1:8080"}, False),
+    ({"origin": "null"}, False),  # of a page in a sandbox
+    ({"origin": ""}, False),
+    ({"origin": "http://"}, False),
+    ({"origin": "http://testserver", "sec-fetch-site": "cross-site"}, False),
+]
+
+
+@pytest.mark.parametrize("address", POSTS)
+@pytest.mark.parametrize(("headers", "done"), SENDERS)
+def test_only_a_page_of_ours_presses_a_button(
+    facts: InMemory, address: str, headers: dict[str, str], done: bool
+) -> None:
+    web = TestClient(create_app(facts, CollectorRegistry(), ("testserver", "node.hospital.example")))
+    assert web.post(address, headers=headers).status_code == (200 if done else 403)
+    asked = [*facts.retried, *facts.rerun_asked, *facts.many_asked, *facts.dismissed]
+    assert bool(asked) is done
+
+
+def test_every_post_is_among_those_tried(web: TestClient) -> None:
+    routes = [route for route in web.app.routes if "POST" in (getattr(route, "methods", None) or ())]
+    assert len(routes) == len(POSTS)
+    assert all(any(route.path_regex.match(post.partition("?")[0]) for post in POSTS) for route in routes)
+
+
+@pytest.mark.parametrize(
+    ("host", "served"),
+    [
+        ("localhost", True),
+        ("localhost:8080", True),
+        ("LOCALHOST:8080", True),
+        ("127.0.0.1:8080", True),
+        ("[::1]:8080", True),
+        ("10.0.0.9:8080", True),  # an address leads nowhere else: only a name can be bound anew
+        ("node.hospital.example", True),
+        ("Node.Hospital.Example.:8443", True),
+        ("evil.example", False),
+        ("evil.example:8080", False),
+        ("localhost.evil.example", False),
+        ("node.hospital.example.evil.example", False),
+        ("127.0.0.1.nip.io:8080", False),
+        ("127.1", False),
+        ("localhost@evil.example", False),
+        ("evil.example/localhost", False),
+        ("evil.example#localhost", False),
+        ("localhost:port", False),
+        ("[::1", False),
+        (":8080", False),
+        ("", False),
+    ],
+)
+def test_the_node_answers_to_its_own_names_only(facts: InMemory, host: str, served: bool) -> None:
+    """DNS rebinding: a stranger's name that is made to lead to the node is, to a browser, the site of that stranger."""
+    web = TestClient(create_app(facts, CollectorRegistry(), ("0.0.0.0", "Node.hospital.example")))
+    for address in ("/", "/health", "/metrics", "/api/series", "/api/series/1.2.826.7", "/static/style.css"):
+        answer = web.get(address, headers={"host": host})
+        assert answer.status_code == (200 if served else 400), address
+        assert served or "add it to web_names" in answer.json()["error"]
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert web.post("/api/series/1.2.826.7/rerun", headers={"host": host}).status_code == (200 if served else 400)
+
+
+def addresses(web: TestClient) -> list[tuple[str, str]]:
+    """Method and address of everything the application answers, with values that exist in the place of its names."""
+    values = {"id": "job-infer", "name": "01-SEG.dcm"}
+    found = []
+    for route in web.app.routes:
+        for method in getattr(route, "methods", None) or ():
+            uid = {"uid": "1.2.826.7"}
+            found.append((method, re.sub(r"{(\w+)}", lambda name, uid=uid: (values | uid)[name[1]], route.path)))
+    assert len(found) > 15
+    return found
+
+
+def test_unknown_and_repeated_query_keys_are_refused_everywhere(web: TestClient) -> None:
+    for method, address in addresses(web):
+        for query in ("nosuch=1", "Limit=3", "limit", "%00=1", "before%20=1", "%ff", "limit=1&limit=2", "=", "a[]=1"):
+            if query == "limit" and address == "/api/series":
+                continue  # an empty value of a key that parses as none
+            answer = web.request(method, f"{address}?{query}")
+            assert answer.status_code == 400 or query == "=", (method, address, query)
+            if method != "HEAD" and answer.status_code == 400:
+                words = answer.json()["error"] if address.startswith("/api/") else visible(answer.text)
+                assert re.search("query key|given twice|limit is a number|Query key", words), words
+
+
+ODD = [
+    "", " ", "0", "-1", "00", "1e3", "1.5", "nan", "inf", "null", "true", "9" * 30, "9" * 5000, "²", "٣", "%00",
+    "a%00b", "%ff%fe", "%F0%9F%92%A9", "..", "../..", "..%2f..%2fetc%2fpasswd", "%5c..%5c", "'", '"', "' OR 1=1 --",
+    "<script>alert(1)</script>", "{{7*7}}", "%25s%25n", "%0d%0aX: y", "2026-13-01", "2026-02-30", "0000-01-01",
+    "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-03-01T12:00:00", "2026-W10-7T00:00Z",
+    "2026-03-01T12:00:00+99:00", "2026-03-01T12:00:00.1234567890123+00:00", "20260301", "now", "-" * 300,
+    "1.2.826.7" * 40,
+]  # fmt: skip
+
+
+def test_no_odd_value_brings_an_address_down(facts: InMemory) -> None:
+    registry = CollectorRegistry()
+    web = TestClient(create_app(facts, registry, ("testserver",)), raise_server_exceptions=False)
+    for odd in ODD:
+        for key in ("limit", "before"):
+            assert web.get(f"/api/series?{key}={odd}").status_code in (200, 400), (key, odd)
+        assert web.get(f"/?before={odd}").status_code in (200, 400), odd
+        for address in (f"/api/rerun?since={odd}", f"/api/rerun?route={odd}"):
+            assert web.post(address).status_code in (200, 400), odd
+        assert web.post("/api/rerun", content=f"since={odd}").status_code in (200, 400), odd
+        for path in (
+            "/series/{}",
+            "/api/series/{}",
+            "/api/jobs/{}/rejected",
+            "/api/jobs/job-infer/rejected/{}",
+            "/static/{}",
+        ):
+            assert web.get(path.format(odd)).status_code in (200, 307, 400, 404, 405), (path, odd)
+        for path in ("/api/series/{}/rerun", "/api/jobs/{}/retry", "/api/jobs/{}/dismiss"):
+            assert web.post(path.format(odd)).status_code in (400, 404, 405, 409), (path, odd)
+    assert facts.retried == [] or all(re.fullmatch(r"[!-~]+", asked) for asked in facts.retried)
+
+
+def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> Any:
+        raise LedgerUnavailable("/var/lib/pacs-node/node.sqlite does not answer")
+
+    for name in ("series", "series_list", "destinations", "retry", "rerun", "rerun_many", "dismiss", "rejected"):
+        monkeypatch.setattr(facts, name, away)
+    for method, address in addresses(web):
+        if address in ("/health", "/metrics", "/rerun"):
+            continue
+        answer = web.request(method, f"{address}?route=chest" if address == "/api/rerun" else address)
+        assert answer.status_code == 503, address
+        assert "/var/lib" not in answer.text
 
 
 def test_run_again(web: TestClient, facts: InMemory) -> None:
     assert web.post("/api/series/1.2.826.7/rerun").json() == {"rerun": True}
     answer = web.post("/api/series/none/rerun")
     assert (answer.status_code, answer.json()) == (409, {"error": "no such series"})
-    assert web.post("/api/series/1.2.826.7/rerun", headers={"sec-fetch-site": "cross-site"}).status_code == 403
     assert facts.rerun_asked == ["1.2.826.7", "none"]
+
+
+def test_run_many_again(web: TestClient, facts: InMemory) -> None:
+    why_not = "no rule matches: chest: Modality is MR, rule wants CT"
+    answer = web.post("/api/rerun", params={"since": "2026-03-01", "route": "chest"})
+    assert answer.json() == {"rerun": ["1.2.826.1"], "not": {"1.2.826.2": why_not}}
+    assert web.post("/api/rerun", params={"since": "2026-03-01T12:00:00+02:00"}).status_code == 200
+    form = {"accept": "text/html", "content-type": "application/x-www-form-urlencoded"}
+    page = visible(web.post("/api/rerun", content="route=breast&since=", headers=form).text)
+    assert "1 series will run again" in page
+    assert f"1.2.826.2 {why_not}" in page
+    day, noon = datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 3, 1, 10, tzinfo=UTC)
+    assert facts.many_asked == [("chest", day), (None, noon), ("breast", None)]
+    for query, words in (
+        ("", "name a route, or since when"),
+        ("route=chst", "no route 'chst'; there are chest, breast"),
+        ("since=yesterday", "since is a time such as"),
+        ("since=2026-03-01T12:00:00", "since needs a time zone"),
+        ("until=2026-03-01", "no query key 'until' here; there are route, since"),
+    ):
+        answer = web.post(f"/api/rerun?{query}")
+        assert (answer.status_code, words in answer.json()["error"]) == (400, True), answer.text
+    assert "<option>breast</option>" in web.get("/rerun").text
+
+
+def test_a_failed_job_can_be_dismissed(web: TestClient, facts: InMemory) -> None:
+    assert web.post("/api/jobs/job-failed/dismiss").json() == {"dismissed": True}
+    assert web.post("/api/jobs/job-send/dismiss").status_code == 409
+    facts.all[7]["jobs"] = [job("send", state="failed"), job("infer", state="refused")]
+    assert re.findall(r'action="([^"]+/dismiss)"', web.get("/series/1.2.826.7").text) == ["/api/jobs/job-send/dismiss"]
 
 
 def test_the_button_to_run_again_is_there_when_nothing_runs(web: TestClient, facts: InMemory) -> None:
     assert "/rerun" not in web.get("/series/1.2.826.7").text  # a job of it is running
     facts.all[7]["jobs"] = [job("infer")]
     assert 'action="/api/series/1.2.826.7/rerun"' in web.get("/series/1.2.826.7").text
+    facts.all[7]["jobs"] = []  # no rule matched; the rules may be others now
+    for rules in ([], [{"rule": "chest", "matched": False, "why_not": "Modality is MR, rule wants CT"}]):
+        facts.all[7]["rules"] = rules
+        assert 'action="/api/series/1.2.826.7/rerun"' in web.get("/series/1.2.826.7").text
+    facts.all[7]["state"] = "receiving"
+    assert "/rerun" not in web.get("/series/1.2.826.7").text
 
 
 def test_a_held_back_object_can_be_had_without_the_patient(web: TestClient, facts: InMemory, tmp_path: Path) -> None:
@@ -360,7 +569,7 @@ def test_the_list_page(web: TestClient) -> None:
 
 
 def test_the_list_page_before_anything_came() -> None:
-    web = TestClient(create_app(InMemory(), CollectorRegistry()))
+    web = TestClient(create_app(InMemory(), CollectorRegistry(), ("testserver",)))
     assert "No series has arrived yet. Send one with C-STORE to AI, port 11112." in visible(web.get("/").text)
 
 

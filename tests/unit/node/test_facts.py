@@ -1,0 +1,238 @@
+"""What the pages and /health are told: which jobs need a person, and nothing that names a path of the machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from config import load
+from models import pipeline_options
+from pacs_node.flow import JOB_KINDS
+from pacs_node.node import Node, NodeFacts
+from pacs_node.records import Evidence, Instance, Job, OpenSeries, Result
+from tests.factories import us_image
+
+TOML = """
+[node]
+data_dir = "store"
+[[peer]]
+name = "results"
+folder = "out/results"
+[[route]]
+name = "breast"
+match = { Modality = "US" }
+pipeline = "breast-us"
+send_to = ["results"]
+[[route]]
+name = "chest"
+match = { Modality = "CT" }
+pipeline = "lung-nodule"
+send_to = ["results"]
+"""
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        self.time += timedelta(milliseconds=1)
+        return self.time
+
+
+class Story:
+    """A node of one ultrasound series, moved by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "node.toml").write_text(TOML)
+        self.folder, self.now = folder, Clock()
+        self.node = Node(load(folder / "node.toml", pipeline_options()), now=self.now)
+        self.node.ledger.migrate()
+        self.facts, self.ledger = NodeFacts(self.node), self.node.ledger
+        self.uid = str(us_image().SeriesInstanceUID)
+
+    def receive(self, number: int = 1) -> None:
+        image = us_image()
+        path = self.folder / f"us{number}.dcm"
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"2.25.{number}"
+        image.save_as(path, enforce_file_format=True)
+        uids = f"2.25.{number}", str(image.SOPClassUID), self.uid, str(image.StudyInstanceUID)
+        self.ledger.take_in(Instance(*uids, "1.2.840.10008.1.2.1", path, "0", 1, self.now(), "a", "US1"))
+        series = OpenSeries(self.uid, uids[3], Evidence(self.now(), number), ("US1",))
+        assert self.node.flow.close(series, "quiet")
+
+    def one(self, kind: str) -> Job:
+        return next(job for job in self.ledger.open_jobs() if job.kind == kind)
+
+    def end(self, job: Job, state: str, reason: str, *follow: Job) -> None:
+        assert self.ledger.begin(job, "w1", self.now())
+        made = [Result("2.25.9", "1.2.840.10008.5.1.4.1.1.66.4", self.folder / "store" / "x.dcm")] if follow else []
+        assert self.ledger.finish(job, state, reason, self.now(), results=made, follow_up=follow)
+
+    def fail(self, kind: str, reason: str = "0xA900 Data Set does not match SOP Class") -> Job:
+        """Let the job of this kind fail for good, those before it end well."""
+        flow = self.node.flow
+        infer = self.one("infer")
+        if kind == "infer":
+            self.end(infer, "failed", reason)
+            return infer
+        send = flow._send_job(infer, "results")
+        self.end(infer, "done", "1 finding", send)
+        if kind == "send":
+            self.end(send, "failed", reason)
+            return send
+        confirm = flow._confirm_job(send)
+        self.end(send, "done", "1 objects stored", confirm)
+        self.end(confirm, "failed", reason)
+        return confirm
+
+    @property
+    def status(self) -> str:
+        return str(self.facts.health()["status"])
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Iterator[Story]:
+    story = Story(tmp_path)
+    story.receive()
+    yield story
+    story.node.stop()
+
+
+TASK = {"infer": "breast-us", "send": "sending to results", "confirm": "proving arrival at results"}
+
+
+@pytest.mark.parametrize("kind", TASK)
+def test_a_job_that_failed_for_good_is_said_until_somebody_deals_with_it(story: Story, kind: str) -> None:
+    assert story.status == "ok"
+    job = story.fail(kind)
+    health = story.facts.health()
+    assert health["status"] == "degraded"
+    words = f"{TASK[kind]} has failed for good (1 job): 0xA900 Data Set does not match SOP Class"
+    assert health["reasons"] == [words]
+    [named] = health["attention"]
+    assert (named["job"], named["series_uid"], named["state"]) == (job.id, story.uid, "failed")
+    assert story.facts.retry(job.id)
+    assert story.status == "ok", "it runs again"
+    story.end(story.one(kind), "failed", "again")
+    assert story.facts.health()["reasons"] == [f"{TASK[kind]} has failed for good (1 job): again"]
+    assert story.facts.dismiss(job.id)
+    assert story.status == "ok"
+    assert not story.facts.dismiss(job.id)
+    assert not story.facts.retry(job.id)
+    [shown] = [each for each in story.facts.series(story.uid)["jobs"] if each["id"] == job.id]
+    assert (shown["state"], shown["reason"]) == ("superseded", "dismissed; it had failed: again")
+
+
+@pytest.mark.parametrize("kind", TASK)
+def test_a_series_that_was_run_again_is_dealt_with(story: Story, kind: str) -> None:
+    story.fail(kind)
+    assert story.facts.rerun(story.uid) is None
+    infer = story.one("infer")
+    send = story.node.flow._send_job(infer, "results")
+    story.end(infer, "done", "1 finding", send)
+    story.end(send, "done", "1 objects stored", story.node.flow._confirm_job(send))
+    assert story.status == "ok"
+    story.end(story.one("confirm"), "failed", "not there")
+    assert story.facts.health()["reasons"] == ["proving arrival at results has failed for good (1 job): not there"]
+
+
+def test_late_images_deal_with_what_failed_before(story: Story) -> None:
+    story.fail("send")
+    story.receive(2)
+    assert story.status == "ok"
+    story.fail("infer")
+    assert len(story.facts.health()["attention"]) == 1
+
+
+def test_a_refusal_is_no_trouble(story: Story) -> None:
+    story.end(story.one("infer"), "refused", "no calibration")
+    assert story.status == "ok"
+
+
+def test_overdue_jobs_are_named(story: Story) -> None:
+    assert set(story.facts._due()) == set(JOB_KINDS)
+    infer = story.one("infer")
+    story.now.time += timedelta(hours=1, minutes=29)
+    assert story.status == "ok", "an inference may take infer_timeout_s, half an hour by default"
+    story.now.time += timedelta(minutes=2)
+    health = story.facts.health()
+    assert (health["status"], health["reasons"]) == ("degraded", ["breast-us is overdue (1 job): queued"])
+    send = story.node.flow._send_job(infer, "results")
+    story.end(infer, "done", "1 finding", send)
+    assert story.status == "ok"
+    story.now.time += timedelta(minutes=61)
+    assert story.ledger.begin(send, "w1", story.now())
+    assert story.ledger.retry_later(send, "results does not answer", story.now(), (), story.now())
+    assert story.facts.health()["reasons"] == ["sending to results is overdue (1 job): results does not answer"]
+
+
+def test_trouble_is_what_makes_the_node_unfit(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    story.fail("send")
+    monkeypatch.setattr(story.node, "trouble", lambda: ["0.1 GB are free"])
+    health = story.facts.health()
+    assert health["status"] == "trouble"
+    assert health["reasons"][0] == "0.1 GB are free"
+    assert len(health["reasons"]) == 2
+
+
+def test_nothing_the_pages_are_told_names_a_path(story: Story) -> None:
+    """Also where an error's own words do: results, folders and the database are called by their settings' names."""
+    root = str(story.folder)
+    places = (story.folder / "store" / "results" / "a.dcm", story.folder / "out" / "results", story.folder / "store")
+    said = "; ".join(f"{place} cannot be written" for place in places)
+    job = story.fail("send", said)
+    database = story.node.config.database.url
+    story.receive(2)
+    story.fail("infer", f"{database} does not answer")
+    told = [
+        story.facts.health(),
+        story.facts.series(story.uid),
+        story.facts.series_list(10),
+        story.facts.destinations(),
+    ]
+    assert root not in json.dumps(told)
+    [shown] = [each for each in told[1]["jobs"] if each["id"] == job.id]
+    assert shown["reason"] == (
+        "data_dir/results/a.dcm cannot be written; the folder of 'results' cannot be written; "
+        "data_dir cannot be written"
+    )
+    assert "sqlite:///the database does not answer" in told[0]["reasons"][0]
+    assert all("path" not in result for each in told[1]["jobs"] for result in each["results"])
+
+
+def test_many_are_run_again_by_day_or_by_route(story: Story) -> None:
+    facts, early = story.facts, datetime(2026, 1, 1, tzinfo=UTC)
+    story.end(story.one("infer"), "done", "1 finding")
+    assert facts.routes() == ["breast", "chest"]
+    assert facts.rerun_many(None, datetime(2026, 1, 3, tzinfo=UTC)) == {}
+    no = {story.uid: "route 'chest' does not match: chest: Modality is US, rule wants CT"}
+    assert facts.rerun_many("chest", early) == no
+    assert facts.rerun_many("chest", None) == {}, "it has taken none"
+    assert facts.rerun_many(None, early) == {story.uid: None}
+    busy = facts.rerun_many("breast", None)
+    assert "being worked on" in str(busy[story.uid])
+
+
+def test_a_series_no_rule_matched_says_why_not_when_it_is_run_again(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    (tmp_path / "node.toml").write_text(TOML.replace('"US"', '"MR"'))
+    story.node.config = load(tmp_path / "node.toml", pipeline_options())
+    story.node.rooms.rules = [rule for rule in story.node.rooms.rules if rule.name == "chest"]
+    with pytest.raises(AssertionError):
+        story.receive()  # closed, and no job came of it
+    assert story.facts.rerun(story.uid) == "no rule matches: chest: Modality is US, rule wants CT"
+    story.node.rooms.rules = []
+    assert story.facts.rerun(story.uid) == "no rule matches: the settings have none"
+
+
+def test_one_series_that_cannot_be_judged_stops_no_other(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("secret value")
+
+    monkeypatch.setattr(story.node.flow, "rerun", broken)
+    assert story.facts.rerun(story.uid) == "could not be judged: KeyError, see the log"
