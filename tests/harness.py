@@ -277,9 +277,15 @@ class Orthanc:
     """A real Orthanc on free ports, with its own storage folder, stopped at the end."""
 
     def __init__(
-        self, folder: Path, *, aet: str = "ORTHANC", lua: str | None = None, settings: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        *,
+        aet: str = "ORTHANC",
+        lua: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        user: tuple[str, str] | None = None,
     ):
-        self.folder, self.aet = folder, aet
+        self.folder, self.aet, self.user = folder, aet, user
         self.dicom_port, self.http_port = free_port(), free_port()
         folder.mkdir(parents=True, exist_ok=True)
         scripts = []
@@ -322,7 +328,7 @@ class Orthanc:
         assert self.process is not None
         assert self.process.poll() is None, (self.folder / "orthanc.log").read_text()[-3000:]
         try:
-            return httpx.get(f"{self.url}/system", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/system", timeout=5, auth=self.user).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -349,9 +355,10 @@ class Orthanc:
             f"{self.url}/tools/find",
             json={"Level": "Series", "Query": {"Modality": modality}, "Expand": True},
             timeout=30,
+            auth=self.user,
         ).json()
         return [
-            pydicom.dcmread(BytesIO(httpx.get(f"{self.url}/instances/{one}/file", timeout=60).content))
+            pydicom.dcmread(BytesIO(httpx.get(f"{self.url}/instances/{one}/file", timeout=60, auth=self.user).content))
             for series in ids
             for one in series["Instances"]
         ]
