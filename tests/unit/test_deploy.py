@@ -33,7 +33,7 @@ def test_node_and_orthanc_know_each_other() -> None:
     assert (title, port) == (settings.node.ae_title, settings.node.dicom_port)
     peer = settings.peer("pacs")
     assert (peer.ae_title, peer.port) == (orthanc["DicomAet"], orthanc["DicomPort"])
-    assert "'pacs-node'" in (DEPLOY / "route.lua").read_text()
+    assert "/modalities/pacs-node/store" in (DEPLOY / "route.lua").read_text()
 
 
 def test_the_settings_of_the_readme_are_good(tmp_path: Path) -> None:
