@@ -491,6 +491,17 @@ def test_places_are_those_of_the_volume_not_of_the_lungs():
     assert one.box == (62, 49, 23, 73, 60, 34)
 
 
+def test_progress_counts_and_never_goes_back(learnt):
+    net, scan = learnt[0], scan_with([(30, 34, 28)])
+    said, four = [], DetectOptions(views=4)
+    detect(net, scan.hu, scan.lungs, options=four, progress=lambda share, words: said.append((share, words)))
+    words = [text.partition(": ")[2] for _, text in said if ": " in text]
+    outlines = [text for text in words if text.startswith("outline")]
+    assert words.index("fine map 4 of 4") < words.index(outlines[0])
+    assert outlines == [f"outline {n} of {len(outlines)}" for n in range(1, len(outlines) + 1)]
+    assert [share for share, _ in said] == sorted(share for share, _ in said)
+
+
 def test_without_lungs_nothing_is_looked_at():
     assert detect(NoduleNet(NoduleNetConfig(4)), np.zeros((20, 20, 20), np.int16), np.zeros((20, 20, 20), bool)) == []
 
