@@ -248,11 +248,12 @@ def conformance() -> None:
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo keeps its files.")] = Path("demo-out"),
     orthanc: Annotated[bool, typer.Option(help="Use a real Orthanc as the PACS.")] = False,
+    stay: Annotated[bool | None, typer.Option(help="Keep the pages until Ctrl-C. Default: on a terminal.")] = None,
 ) -> None:
     """Synthetic CT and ultrasound through the whole node; compares what was found with the truth."""
-    from pacs_node.demo import run
+    from pacs_node.demo import at_a_terminal, run
 
-    raise typer.Exit(run(folder, console, orthanc=orthanc))
+    raise typer.Exit(run(folder, console, orthanc=orthanc, stay=at_a_terminal() if stay is None else stay))
 
 
 @app.command()

@@ -17,6 +17,8 @@ def test_the_demo_finds_most_lesions_and_gets_its_results_from_orthanc(tmp_path:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lesions found" in done.stdout
-    assert (tmp_path / "demo" / "chest-CT.png").stat().st_size > 10_000
+    assert "mm against the phantom" in done.stdout
+    for name in ("chest-CT.png", "breast-ultrasound.png"):
+        assert (tmp_path / "demo" / name).stat().st_size > 10_000
     kinds = {path.name.partition("-")[0] for path in (tmp_path / "demo" / "orthanc").glob("*.dcm")}
     assert kinds, "the results were read back from the PACS"
