@@ -2,32 +2,46 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench soak clean
+.PHONY: setup dev demo test lint bench soak clean
+
+# ---- to run the node
 
 setup: .venv/ready
 
+# Before anything is fetched: is this Python one that the pinned packages are made for? And how much is it?
 .venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 13) or sys.exit("pacs-node needs Python 3.11 or 3.12, and $(PYTHON) is %d.%d; try: make $(MAKECMDGOALS) PYTHON=python3.12" % v)'
+	@echo "Setting up .venv: about 0.5 GB to download and 1.8 GB on disk; some 3 GB more where your"
+	@echo "package index serves PyTorch with CUDA (pypi.org does on Linux). README.md says how to do without."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[openvino]'
 	touch $@
 
 demo: setup
 	$(BIN)/pacs-node demo $(if $(ORTHANC),--orthanc)
 
+# ---- to change it
+
+dev: .venv/dev
+
+.venv/dev: .venv/ready
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
 # Two processes, a file's tests in one of them; more threads than cores would only wait for each other.
-test: setup
+test: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not bench and not soak"
 
-lint: setup
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup
+bench: dev
 	$(BIN)/python -m tests.bench
 
-soak: setup
+soak: dev
 	$(BIN)/python -m pytest -m soak tests/fault --timeout 3600
 
 clean:
