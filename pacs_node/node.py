@@ -522,8 +522,9 @@ class Node:
         if isinstance(error, LedgerUnavailable):
             raise error
         if error is not None:
-            log.error("series could not be judged", series=series_uid, error=describe(error))
-            return f"could not be judged: {type(error).__name__}, see the log"
+            told = Told.of(error)
+            log.error("series could not be judged", series=series_uid, error=told.words, trace=told.trace)
+            return f"could not be judged: {told.words}"
         if asked.result() is None:
             self._wake()
         return asked.result()
