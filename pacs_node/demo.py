@@ -38,7 +38,7 @@ from models.phantoms import Lesion, Truth, breast_ultrasound, chest_ct
 
 NOT_FOR_DIAGNOSIS = "Research use only, not for diagnostic use. Both patients are synthetic."
 SEED = 7
-PATIENCE_S = 600.0
+PATIENCE_S = 1800.0
 LUNG_WINDOW_HU = (-1350.0, 150.0)
 
 SETTINGS = """\
