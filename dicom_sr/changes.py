@@ -19,6 +19,8 @@ from math import log
 
 from dicom_sr import codes
 from dicom_sr.findings import ComparedWith, Evaluation, Finding, Findings, Measurement
+from dicom_sr.importance import renumbered
+from dicom_sr.rounding import rounded
 
 SIGNIFICANT_RATIO = 1.25  # of volumes
 GROWTH_MM = 1.5  # of the mean diameter
@@ -117,7 +119,8 @@ class Change:
 
     def words(self) -> str:
         was, now = f"{self.earlier.mean_mm:.1f}", f"{self.present.mean_mm:.1f}"
-        numbers = f"diameter {self.diameter_percent:+.1f} %, volume {self.volume_percent:+.1f} %"
+        diameter, volume = (rounded(x, codes.PERCENT) for x in (self.diameter_percent, self.volume_percent))
+        numbers = f"diameter {diameter:+.3g} %, volume {volume:+.5g} %"
         if self.trend == 0:
             return f"unchanged within measurement error: {now} mm, {was} mm {self.days} days before ({numbers})"
         if self.trend is None:
@@ -141,7 +144,8 @@ def size_of(measurements: Sequence[Measurement]) -> Size | None:
 
 
 def with_comparison(findings: Findings, comparison: Comparison) -> Findings:
-    """The findings, each with what became of it, and the study they were compared with."""
+    """The findings, each with what became of it, and the study they were compared with; numbered anew, because what
+    grew comes first."""
     matches = {match.number: match for match in comparison.matches}
     compared = comparison.compared_with
     date_ = compared.study_date.isoformat()
@@ -170,11 +174,13 @@ def with_comparison(findings: Findings, comparison: Comparison) -> Findings:
             for lesion in comparison.gone
         ),
     )
-    return replace(
-        findings,
-        findings=tuple(told(finding) for finding in findings.findings),
-        compared_with=replace(compared, no_longer_found=len(comparison.gone), remarks=remarks),
-        warnings=(*findings.warnings, *comparison.warnings, *([NO_CATEGORY] if dropped else [])),
+    return renumbered(
+        replace(
+            findings,
+            findings=tuple(told(finding) for finding in findings.findings),
+            compared_with=replace(compared, no_longer_found=len(comparison.gone), remarks=remarks),
+            warnings=(*findings.warnings, *comparison.warnings, *([NO_CATEGORY] if dropped else [])),
+        )
     )
 
 

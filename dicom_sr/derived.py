@@ -26,7 +26,7 @@ from dicom_sr.header import (
     OF_ONE_ANALYSIS,
     series_description,
 )
-from dicom_sr.report import CALIPERS, CONTOUR
+from dicom_sr.report import CONTOUR
 from dicom_sr.source import EncodingError
 from dicom_sr.uids import child_uid
 
@@ -69,7 +69,6 @@ def marked(segmentation: Dataset, report: Dataset) -> list[Marked]:
             continue
         group = numbers.get(segment.tracking_uid)
         contour = by_name.get(f"{CONTOUR}:{segment.label}")
-        calipers = by_name.get(f"{CALIPERS}:{segment.label}")
         lines = (contour.lines if contour else ()) or (group.lines if group else ())
         _, largest = max(
             ((np.count_nonzero(mask), ref) for ref, mask in segment.masks.items()), key=lambda pair: pair[0]
@@ -80,7 +79,7 @@ def marked(segmentation: Dataset, report: Dataset) -> list[Marked]:
                 colour=_rgb(item),
                 certainty=next((m.value for m in group.measurements if m.name == CERTAINTY), 0.0) if group else 0.0,
                 key=next((line.image for line in lines if line.image in segment.masks), largest),
-                calipers=calipers.lines if calipers else (),
+                calipers=tuple(read.axes_of(group, groups).values()) if group else (),
                 group=group,
             )
         )

@@ -124,6 +124,7 @@ class Findings:
     sought: Code = field(default_factory=lambda: Code("52988006", "SCT", "Lesion"))  # what "nothing found" is said of
     sought_site: Code | None = None  # and where it was looked for, e.g. SCT 39607008 lung
     compared_with: ComparedWith | None = None
+    not_calibrated: tuple[Code, ...] = (Code("111012", "DCM", "Certainty of Finding"),)  # probabilities in name only
     variant: str = ""  # of the pipeline's options, where they are not the defaults: other options, other result UIDs
 
     @property

@@ -60,6 +60,8 @@ def not_run_report(
 
 
 class _NotRun(_Report):
+    looked = False
+
     def __init__(
         self,
         findings: Findings,
@@ -71,6 +73,9 @@ class _NotRun(_Report):
     ) -> None:
         super().__init__(findings, sources, when, revision, segmentations)
         self.reason = reason
+
+    def summary(self) -> str:
+        return f"{NOT_ANALYSED} by {self.findings.pipeline}: {self.reason}."
 
     def groups(self) -> Iterator[Group]:
         """TID 1501, made as `whole` makes its own: never a count of findings, for nobody looked."""

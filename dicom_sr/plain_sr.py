@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import highdicom as hd
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import BasicTextSRStorage, EnhancedSRStorage
+from pydicom.uid import BasicTextSRStorage, Comprehensive3DSRStorage, EnhancedSRStorage
 
 from dicom_sr import codes, read
 from dicom_sr.derived import Results, another, derived, with_file_meta
 from dicom_sr.findings import ImageRef, Measurement
 from dicom_sr.hierarchy import hierarchy, named_in
-from dicom_sr.report import OHIF_TOOL, WHOLE
+from dicom_sr.previous import compared_with
+from dicom_sr.report import NOT_CALIBRATED, OHIF_TOOL, WHOLE
+from dicom_sr.rounding import said
+from dicom_sr.summary import place
 
 DIAGNOSTIC_IMAGING_REPORT = Code("18748-4", "LN", "Diagnostic Imaging Report")  # CID 7000
 FINDINGS = Code("121070", "DCM", "Findings")  # CID 7001
@@ -34,6 +37,16 @@ class Sentence:
 
     text: str
     image: ImageRef | None = None
+    about: str = ""  # Tracking UID of the finding, if it is about one
+
+
+def comprehensive_3d_sr(report: Dataset, results: Results) -> list[Dataset]:
+    """The same tree as a Comprehensive 3D SR (PS3.3 A.35.13), which IHE AI Results names first; its coordinates are
+    those of images all the same: viewers draw them, and few draw coordinates in space."""
+    result = another(report, "comprehensive 3d")
+    result.SOPClassUID = Comprehensive3DSRStorage
+    with_file_meta(result)
+    return [result]
 
 
 def enhanced_sr(report: Dataset, results: Results) -> list[Dataset]:
@@ -60,7 +73,7 @@ def basic_text_sr(report: Dataset, results: Results) -> list[Dataset]:
         result[keyword] = report[keyword]
     result.ConceptNameCodeSequence = [hd.sr.CodedConcept.from_code(DIAGNOSTIC_IMAGING_REPORT)]
     section = hd.sr.ContainerContentItem(FINDINGS, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS)
-    said = []
+    stated = []
     named: dict[str, str] = {}
     for sentence in sentences(report):
         item = hd.sr.TextContentItem(
@@ -71,8 +84,8 @@ def basic_text_sr(report: Dataset, results: Results) -> list[Dataset]:
         if sentence.image is not None:
             named[sentence.image.sop_instance_uid] = sentence.image.sop_class_uid
             item.add_new("ContentSequence", "SQ", [_inferred_from(sentence.image)])
-        said.append(item)
-    section.add_new("ContentSequence", "SQ", said)
+        stated.append(item)
+    section.add_new("ContentSequence", "SQ", stated)
     observer = [item for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue in OBSERVED_BY]
     result.ContentSequence = [*observer, section]
     result.CurrentRequestedProcedureEvidenceSequence = evidence(report, set(named))
@@ -82,21 +95,25 @@ def basic_text_sr(report: Dataset, results: Results) -> list[Dataset]:
 
 
 def sentences(report: Dataset) -> Iterator[Sentence]:
-    """What the report says of each finding, of the images as a whole, and besides."""
+    """The summary, then what the report says of each finding, of the images as a whole, and besides."""
+    if summary := read.summary(report):
+        yield Sentence(summary)
     groups = read.groups(report)
     for group in groups:
         if group.tracking_id.startswith(OHIF_TOOL):  # drawn for a viewer; its numbers are in the finding's own group
             continue
-        where = [code.meaning for code in (group.site, group.laterality) if code is not None]
-        said = [
+        kind = [group.type.meaning.lower()] if group.type else []
+        facts = [
+            ", ".join([*kind, *([place(group.site, group.laterality)] if group.site else []), *group.remarks]),
+            *(_number(measurement, group) for measurement in group.measurements),
             *(f"{e.name.meaning}: {e.value.meaning}" for e in group.evaluations),
-            *(_number(measurement) for measurement in group.measurements),
+            *([group.change] if group.change else []),
         ]
-        about = ", ".join([*([group.type.meaning] if group.type else []), *where])
-        yield Sentence(
-            f"{group.tracking_id}: {'; '.join([*([about] if about else []), *said])}.", _image(group, groups)
-        )
-    for remark in read.comments(report):
+        about = group.tracking_uid if group.template in ("1410", "1411") else ""
+        text = "; ".join(each for each in facts if each)
+        yield Sentence(f"{group.tracking_id}: {text}.", _image(group, groups), about)
+    compared = compared_with(report)
+    for remark in (*(compared.remarks if compared else ()), *read.comments(report)):
         yield Sentence(remark)
 
 
@@ -114,11 +131,10 @@ def _image(group: read.Group, groups: Sequence[read.Group]) -> ImageRef | None:
     return next((line.image for other in drawn for line in other.lines), None)
 
 
-def _number(measurement: Measurement) -> str:
-    how = f" ({measurement.derivation.meaning})" if measurement.derivation else ""
-    unit = measurement.unit.value
-    unit = "" if unit == "1" else "HU" if unit == "[hnsf'U]" else unit.strip("{}")
-    return f"{measurement.name.meaning}{how} {measurement.value:.6g} {unit}".rstrip()
+def _number(measurement: Measurement, group: read.Group) -> str:
+    how = f" ({measurement.derivation.meaning.lower()})" if measurement.derivation else ""
+    doubt = NOT_CALIBRATED if measurement.name in group.not_calibrated else ""
+    return f"{measurement.name.meaning}{how} {said(measurement.value, measurement.unit)}{doubt}"
 
 
 def _inferred_from(image: ImageRef) -> hd.sr.ImageContentItem:

@@ -12,7 +12,7 @@ from pydicom.sr.coding import Code
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.previous import compared_with, predecessor_and_change
-from dicom_sr.report import CALIPERS, CONTOUR, REASON, WARNING, WHOLE
+from dicom_sr.report import CALIPERS, CONTOUR, NOT_CALIBRATED, REASON, WARNING, WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,9 @@ class Group:
     evaluations: tuple[Evaluation, ...]
     lines: tuple[Line, ...]  # of the region first, then of the numbers, in their order
     segment: tuple[str, int] | None  # SOP Instance UID of the Segmentation, segment number
+    axes: Mapping[Code, Line]  # drawn below the numbers of these names
+    remarks: tuple[str, ...] = ()  # the comments in the group
+    not_calibrated: frozenset[Code] = frozenset()  # names of numbers that say so
     predecessor_uid: str | None = None  # Tracking UID of the same lesion in the report of an earlier study
     change: str = ""
 
@@ -112,6 +115,17 @@ def observer(report: Dataset) -> str:
     return _text(report, codes.DEVICE_OBSERVER_NAME)
 
 
+def summary(report: Dataset) -> str:
+    """What stands before the groups; empty in reports of earlier versions."""
+    return _text(report, codes.SUMMARY)
+
+
+def axes_of(group: Group, every: Sequence[Group]) -> Mapping[Code, Line]:
+    """Where the axes of a finding are drawn: in its own group, or in one for OHIF's calipers."""
+    calipers = next((other for other in every if other.tracking_id == f"{CALIPERS}:{group.tracking_id}"), None)
+    return group.axes or (calipers.axes if calipers else {})
+
+
 def comments(report: Dataset) -> list[str]:
     """The remarks at the end of the report, warnings among them."""
     return [str(item.TextValue) for item in _children(report, codes.COMMENT)]
@@ -141,14 +155,15 @@ def not_analysed(report: Dataset) -> str | None:
 def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence[ImageRef]) -> Findings:
     """The Findings that `objects.encode` made these of. `images` gives the order of the source grid.
 
-    Not in the objects, so not here: `facts`, what was sought if something was found, and the axes on ultrasound.
+    Not in the objects, so not here: `facts`, and what was sought if something was found. Numbers are as the report has
+    them, rounded. Reports of earlier versions, with up to three groups for a finding, are read too.
     """
     every = groups(report)
     index = {ref: k for k, ref in enumerate(images)}
     marked = {segment.tracking_uid: segment for item in segmentations for segment in segments(item)}
     regions = [group for group in every if group.template in ("1410", "1411")]
     whole = next((group for group in every if group.tracking_id == WHOLE), None)
-    absent = None if whole is None or whole.type is None else Evaluation(whole.type, codes.ABSENT)
+    absent = _absent(report, whole)
     is_volume = any(group.template == "1411" for group in every) or (not regions and _procedure_is_ct(report))
     result = Findings(
         pipeline=observer(report),
@@ -166,6 +181,7 @@ def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence
         evaluations=tuple(e for e in whole.evaluations if e != absent) if whole else (),
         warnings=tuple(text.removeprefix(WARNING) for text in comments(report) if text.startswith(WARNING)),
         compared_with=compared_with(report),
+        not_calibrated=tuple(dict.fromkeys(name for group in every for name in sorted(group.not_calibrated))),
     )
     return result if absent is None or whole is None else replace(result, sought=absent.name, sought_site=whole.site)
 
@@ -221,9 +237,23 @@ def _group(item: Dataset) -> Group:
         ),
         lines=tuple(_line(child) for parent in (item, *numbers) for child in _coordinates(parent)),
         segment=segment,
+        axes={_name(number): _line(_coordinates(number)[0]) for number in numbers if _coordinates(number)},
+        remarks=tuple(str(child.TextValue) for child in _children(item, codes.COMMENT)),
+        not_calibrated=frozenset(
+            _name(number) for number in numbers if _text(number, codes.EQUIVALENT_MEANING).endswith(NOT_CALIBRATED)
+        ),
         predecessor_uid=predecessor_uid,
         change=change,
     )
+
+
+def _absent(report: Dataset, whole: Group | None) -> Evaluation | None:
+    """What was sought and not found: an evaluation of the document, in earlier versions the group's own."""
+    for container in _children(report, codes.QUALITATIVE_EVALUATIONS):
+        for item in container.get("ContentSequence") or ():
+            if item.ValueType == "CODE" and _code(item.ConceptCodeSequence[0]) == codes.ABSENT:
+                return Evaluation(_name(item), codes.ABSENT)
+    return None if whole is None or whole.type is None else Evaluation(whole.type, codes.ABSENT)
 
 
 def _finding(
@@ -232,9 +262,11 @@ def _finding(
     """A finding out of its TID 1410 or 1411 group, its segment, and the groups that draw it."""
     offset, mask = _boxed(segment.masks, index)
     drawn = {other.tracking_id: other.lines for other in every if other.template == "1501"}
-    calipers = drawn.get(f"{CALIPERS}:{group.tracking_id}")
     contour = group.lines or drawn[f"{CONTOUR}:{group.tracking_id}"]
-    long_axis, short_axis = (_axis(line, index) for line in calipers) if calipers else (None, None)
+    axes = axes_of(group, every)
+    long_axis, short_axis = (
+        _axis(axes[name], index) if name in axes else None for name in (codes.LONG_AXIS, codes.SHORT_AXIS)
+    )
     certainty = next(m.value for m in group.measurements if m.name == codes.CERTAINTY)
     return Finding(
         number=number,

@@ -1,17 +1,17 @@
-"""Findings -> TID 1500 Imaging Measurement Report, PS3.16.
+"""Findings -> TID 1500 Imaging Measurement Report, PS3.16: a summary first, then one group for each finding.
 
-Volume (CT): per finding, groups that OHIF turns into measurements of its own, and the TID 1411 group that refers to
-the segment. The first two must come first, and the contour shares its Tracking Unique Identifier with TID 1411: OHIF
-merges groups by that UID and goes by the first Tracking Identifier; a TID 1411 group standing alone breaks its page.
-
-Image (ultrasound): TID 1410 with the contour and our own numbers. Never a contour that OHIF would measure again: it
-reads ultrasound calibration wrongly and showed 5063 cm2 for 3.16 cm2.
+Volume (CT): TID 1411, tied to the segment. Image (ultrasound): TID 1410, with the contour. In both the axes are drawn
+below their numbers. A TID 1411 group has one item more than its template: the outline on the key image (111041, DCM,
+"Outline"), for a viewer that finds no coordinates in a group has nothing to show, and OHIF's whole page breaks. OHIF
+shows such groups with our own numbers and does not measure again. For a destination whose readers want to work on the
+measurements there, `hydratable` writes the report in another way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from typing import Any, TypeVar
 
 import highdicom as hd
 import numpy as np
@@ -20,13 +20,15 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ComprehensiveSRStorage
 
 from dicom_sr import codes
-from dicom_sr.findings import Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.findings import Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.header import RESEARCH_ONLY, result_header
 from dicom_sr.hierarchy import Named, hierarchy
-from dicom_sr.outline import outline, polygon_area
+from dicom_sr.outline import outline
 from dicom_sr.previous import change_items, pertinent_evidence, pertinent_uids, previous_findings
+from dicom_sr.rounding import rounded
 from dicom_sr.seg import plane_mask, tracking_uid
 from dicom_sr.source import Plane, group_by_instance, headers_by_uid, plane, source_headers
+from dicom_sr.summary import image_name, summary
 from dicom_sr.uids import device_uid, result_uid
 
 OHIF_TOOL = "Cornerstone3DTools@^0.1.0:"  # OHIF 3.13 makes measurements of groups with this Tracking Identifier
@@ -35,6 +37,13 @@ CALIPERS = f"{OHIF_TOOL}Bidirectional"
 WHOLE = "Whole image"
 WARNING = "Warning: "
 REASON = "Reason: "  # of a series that was not run
+NOT_CALIBRATED = ", not calibrated"  # how the meaning of such a probability ends
+
+GroupOfOne = TypeVar(
+    "GroupOfOne",
+    hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations,
+    hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations,
+)
 
 Group = (
     hd.sr.MeasurementsAndQualitativeEvaluations
@@ -62,6 +71,8 @@ def report(
 
 
 class _Report:
+    looked = True  # whether an algorithm looked at the images
+
     def __init__(
         self,
         findings: Findings,
@@ -100,7 +111,9 @@ class _Report:
             imaging_measurements=list(self.groups()),
             title=codes.IMAGING_MEASUREMENT_REPORT,
         )[0]
-        tree.ContentSequence.extend(self.remarks())
+        first = next(k for k, item in enumerate(tree.ContentSequence) if item.name == codes.IMAGING_MEASUREMENTS)
+        tree.ContentSequence.insert(first, _text(codes.SUMMARY, self.summary()))
+        tree.ContentSequence.extend([*self.absent(), *self.remarks()])
         if self.findings.compared_with is not None:
             tree.ContentSequence.append(previous_findings(self.findings.compared_with))
             document.PertinentOtherEvidenceSequence = pertinent_evidence(self.findings.compared_with)
@@ -155,151 +168,144 @@ class _Report:
                 if said := _frames_seen(finding, self.findings.images):
                     yield _comment(said)
 
+    def summary(self) -> str:
+        return summary(self.findings, self.headers)
+
     # --------------------------------------------------------------------------------------------- measurement groups
 
     def groups(self) -> Iterator[Group]:
         for finding in self.findings.findings:
-            if self.findings.geometry == "volume":
-                yield self.contour(finding)
-                if finding.long_axis and finding.short_axis:
-                    yield self.calipers(finding, finding.long_axis, finding.short_axis)
-                yield self.volume(finding)
-            else:
-                yield self.region(finding)
+            yield self.volume(finding) if self.findings.geometry == "volume" else self.region(finding)
         if self.findings.measurements or self.findings.evaluations or not self.findings.findings:
             yield self.whole()
 
-    def contour(self, finding: Finding) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-        """TID 1501: the outline on the key image, and the area it encloses."""
-        points, place = self.outline(finding)
-        pixels = polygon_area(points)
-        pixel_mm2 = place.pixel_area_mm2()
-        area = Measurement(codes.AREA, pixels * (pixel_mm2 or 1), codes.MM2 if pixel_mm2 else codes.PIXELS)
-        where = self.on(finding.key_image, points)
-        return self.drawn(finding, CONTOUR, self.tracking_uid(finding), [(area, where)])
-
-    def calipers(
-        self, finding: Finding, long_axis: Axis, short_axis: Axis
-    ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-        """TID 1501: long and short axis as two lines. Its own Tracking UID, for OHIF keeps one tool per UID."""
-        lines = []
-        for axis, name in ((long_axis, codes.LONG_AXIS), (short_axis, codes.SHORT_AXIS)):
-            points = np.array([axis.start_xy, axis.end_xy], float)
-            lines.append((self.measured(finding, name, axis), self.on(axis.image, points)))
-        return self.drawn(finding, CALIPERS, self.uid("calipers", finding.number), lines)
-
-    def drawn(
-        self,
-        finding: Finding,
-        tool: str,
-        tracking: str,
-        measured: Sequence[tuple[Measurement, hd.sr.CoordinatesForMeasurement]],
-    ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-        group = hd.sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=hd.sr.TrackingIdentifier(tracking, f"{tool}:{finding.label}"),
-            finding_type=finding.type,
-            finding_sites=_sites(finding.site, finding.laterality),
-            measurements=[self.number(measurement, [where]) for measurement, where in measured],
-        )
-        group[0].ContentSequence.append(_comment(finding.label))  # OHIF shows it as the measurement's label
-        return group
-
     def volume(self, finding: Finding) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-        """TID 1411: everything measured, tied to the segment."""
+        """TID 1411: everything measured, tied to the segment; and the outline on the key image."""
         segmentation, number = self.segment_of[self.tracking_uid(finding)]
         group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=hd.sr.TrackingIdentifier(self.tracking_uid(finding), finding.label),
             referenced_segment=hd.sr.ReferencedSegment(
                 sop_class_uid=segmentation.SOPClassUID,
                 sop_instance_uid=segmentation.SOPInstanceUID,
                 segment_number=number,
                 source_series=hd.sr.SourceSeriesForSegmentation(self.source.SeriesInstanceUID),
             ),
-            finding_type=finding.type,
-            finding_category=finding.category,
-            finding_sites=_sites(finding.site, finding.laterality),
-            algorithm_id=self.algorithm(),
-            measurements=[self.number(m) for m in _with_certainty(finding)],
-            qualitative_evaluations=_evaluations(finding.evaluations),
+            **self.common(finding),
         )
-        group[0].ContentSequence.extend(change_items(finding))
-        return group
+        outlined = hd.sr.ScoordContentItem(
+            codes.OUTLINE,
+            hd.sr.GraphicTypeValues.POLYLINE,
+            self.outline(finding),
+            relationship_type=hd.sr.RelationshipTypeValues.CONTAINS,
+        )
+        outlined.ContentSequence = hd.sr.ContentSequence([_source_image(self.findings.images[finding.key_image])])
+        group[0].ContentSequence.append(outlined)
+        return self.completed(group, finding)
 
     def region(self, finding: Finding) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
         """TID 1410: the outline on one image or frame, and everything measured."""
-        points, _ = self.outline(finding)
-        return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=hd.sr.TrackingIdentifier(self.tracking_uid(finding), finding.label),
+        group = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             referenced_region=hd.sr.ImageRegion(
                 graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
-                graphic_data=points,
+                graphic_data=self.outline(finding),
                 source_image=_source_image(self.findings.images[finding.key_image]),
             ),
-            finding_type=finding.type,
-            finding_category=finding.category,
-            finding_sites=_sites(finding.site, finding.laterality),
-            algorithm_id=self.algorithm(),
-            measurements=[self.number(m) for m in _with_certainty(finding)],
-            qualitative_evaluations=_evaluations(finding.evaluations),
+            **self.common(finding),
         )
+        return self.completed(group, finding)
+
+    def common(self, finding: Finding) -> dict[str, Any]:
+        return {
+            "tracking_identifier": hd.sr.TrackingIdentifier(self.tracking_uid(finding), finding.label),
+            "finding_type": finding.type,
+            "finding_category": finding.category,
+            "finding_sites": _sites(finding.site, finding.laterality),
+            "algorithm_id": self.algorithm(),
+            "measurements": [self.number(m) for m in _with_certainty(finding)],
+            "qualitative_evaluations": _evaluations(finding.evaluations),
+        }
+
+    def completed(self, group: GroupOfOne, finding: Finding) -> GroupOfOne:
+        """With the axes below their numbers, the number of the key image, and what became of it since a study before.
+
+        Axes are put in afterwards: highdicom knows coordinates below a number in TID 1501 only; TID 1419 may be
+        extended by them.
+        """
+        for axis, name in ((finding.long_axis, codes.LONG_AXIS), (finding.short_axis, codes.SHORT_AXIS)):
+            for item in group[0].ContentSequence if axis is not None else ():
+                plain = item.ValueType == "NUM" and item.name == name and not _derived(item)
+                if plain and axis is not None:
+                    _append(item, self.on(axis.image, np.array([axis.start_xy, axis.end_xy], float)))
+        key = finding.key_image
+        group[0].ContentSequence.append(_comment(image_name(self.headers[key], self.findings.images[key])))
+        group[0].ContentSequence.extend(change_items(finding))
+        return group
 
     def whole(self) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-        """TID 1501: what is said of the images as a whole, and, if nothing was found, that it was looked for.
+        """TID 1501: what is said of the images as a whole, and on which of them something was looked for.
 
+        It has no Finding (121071, DCM), and if nothing was found its count is 0, so that nobody takes it for one.
         The count is there for OHIF too: it draws nothing of a report with a group that has no coordinates.
         """
         findings = self.findings
         count = Measurement(codes.NUMBER_OF_LESIONS, len(findings.findings), codes.LESIONS)
         shown = findings.findings[0].key_image if findings.findings else len(self.headers) // 2
         edge = self.on(shown, _edge(self.headers[shown]))
-        absent = [] if findings.findings else [Evaluation(findings.sought, codes.ABSENT)]
-        group = hd.sr.MeasurementsAndQualitativeEvaluations(
+        return hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(self.uid("whole"), WHOLE),
-            finding_type=findings.sought if absent else None,
             finding_sites=_sites(findings.sought_site, None),
             algorithm_id=self.algorithm(),
             measurements=[self.number(m, [edge]) for m in (*findings.measurements, count)],
-            qualitative_evaluations=_evaluations([*findings.evaluations, *absent]),
+            qualitative_evaluations=_evaluations(findings.evaluations),
             source_images=[
                 hd.sr.SourceImageForMeasurementGroup(class_uid, instance_uid, frames or None)
                 for (class_uid, instance_uid), frames in group_by_instance(findings.images).items()
             ],
         )
-        if absent:
-            group[0].ContentSequence.append(_comment(f"No {findings.sought.meaning.lower()} found"))
-        return group
+
+    def absent(self) -> Iterator[hd.sr.ContainerContentItem]:
+        """TID 1500, row 12: that what was sought was not found, said of the document and not in a measurement group."""
+        if self.findings.findings or not self.looked:
+            return
+        container = hd.sr.ContainerContentItem(
+            codes.QUALITATIVE_EVALUATIONS, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS
+        )
+        container.ContentSequence = hd.sr.ContentSequence(
+            [
+                hd.sr.CodeContentItem(
+                    self.findings.sought, codes.ABSENT, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS
+                )
+            ]
+        )
+        yield container
 
     # ------------------------------------------------------------------------------------------------- their contents
 
     def number(
         self, measurement: Measurement, where: Sequence[hd.sr.CoordinatesForMeasurement] | None = None
     ) -> hd.sr.Measurement:
-        """One NUM with its algorithm, which OHIF needs below every number that has no coordinates."""
-        algorithm = self.findings.algorithm
-        return hd.sr.Measurement(
+        """One NUM, rounded; a probability that nobody has calibrated says so (TID 1419, row 18)."""
+        value = rounded(measurement.value, measurement.unit)
+        item = hd.sr.Measurement(
             name=measurement.name,
-            value=float(measurement.value),
+            value=int(value) if value.is_integer() else value,
             unit=measurement.unit,
             derivation=measurement.derivation,
             referenced_coordinates=where,
-            algorithm_id=hd.sr.AlgorithmIdentification(name=algorithm.name, version=algorithm.version),
         )
+        for stated in item[0].MeasuredValueSequence:
+            stated.pop("FloatingPointValue", None)  # the decimal text is exact
+        if measurement.name in self.findings.not_calibrated:
+            meaning = hd.sr.TextContentItem(
+                codes.EQUIVALENT_MEANING,
+                f"{measurement.name.meaning}{NOT_CALIBRATED}",
+                hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD,
+            )
+            _append(item[0], meaning)
+        return item
 
-    def measured(self, finding: Finding, name: Code, axis: Axis) -> Measurement:
-        """The finding's own value of an axis; without one, the length of the line."""
-        for measurement in finding.measurements:
-            if measurement.name == name and measurement.derivation is None:
-                return Measurement(name, measurement.value, measurement.unit)
-        place = self.plane(axis.image)
-        across, down = np.subtract(axis.end_xy, axis.start_xy)
-        if place.spacing_mm is None:
-            return Measurement(name, float(np.hypot(across, down)), codes.PIXELS)
-        between_rows, between_columns = (float(v) for v in place.spacing_mm)
-        return Measurement(name, float(np.hypot(across * between_columns, down * between_rows)), codes.MM)
-
-    def outline(self, finding: Finding) -> tuple[np.ndarray, Plane]:
+    def outline(self, finding: Finding) -> np.ndarray:
         place = self.plane(finding.key_image)
-        return outline(plane_mask(finding, finding.key_image, place.rows, place.columns)), place
+        return outline(plane_mask(finding, finding.key_image, place.rows, place.columns))
 
     def plane(self, index: int) -> Plane:
         return plane(self.headers[index], self.findings.images[index].frame)
@@ -349,8 +355,7 @@ def _frames_seen(finding: Finding, images: Sequence[ImageRef]) -> str | None:
 def _with_certainty(finding: Finding) -> list[Measurement]:
     if any(m.name == codes.CERTAINTY for m in finding.measurements):
         return list(finding.measurements)
-    percent = round(100 * finding.certainty, 2)
-    return [*finding.measurements, Measurement(codes.CERTAINTY, percent, codes.PERCENT)]
+    return [*finding.measurements, Measurement(codes.CERTAINTY, 100 * finding.certainty, codes.PERCENT)]
 
 
 def _evaluations(evaluations: Iterable[Evaluation]) -> list[hd.sr.QualitativeEvaluation]:
@@ -372,7 +377,19 @@ def _edge(header: Dataset) -> np.ndarray:
     return np.array([(0, 0), (0, int(header.Rows))], float)
 
 
+def _append(parent: Dataset, item: Dataset) -> None:
+    if "ContentSequence" not in parent:
+        parent.ContentSequence = hd.sr.ContentSequence()
+    parent.ContentSequence.append(item)
+
+
+def _derived(number: Dataset) -> bool:
+    return any(child.name == codes.DERIVATION for child in number.get("ContentSequence") or ())
+
+
 def _comment(text: str) -> hd.sr.TextContentItem:
-    return hd.sr.TextContentItem(
-        name=codes.COMMENT, value=text, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS
-    )
+    return _text(codes.COMMENT, text)
+
+
+def _text(name: Code, text: str) -> hd.sr.TextContentItem:
+    return hd.sr.TextContentItem(name=name, value=text, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS)

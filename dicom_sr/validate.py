@@ -10,7 +10,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from pydicom.dataset import Dataset
-from pydicom.uid import ComprehensiveSRStorage, KeyObjectSelectionDocumentStorage, SegmentationStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    KeyObjectSelectionDocumentStorage,
+    SegmentationStorage,
+)
 
 from dicom_sr import modules
 from dicom_sr.findings import Findings
@@ -22,7 +27,7 @@ from dicom_sr.source import EncodingError
 __all__ = ["RULES", "Fault", "Rejected", "Rule", "faults", "problems"]
 
 SEG = frozenset({SegmentationStorage})
-SR = frozenset({ComprehensiveSRStorage})
+SR = frozenset({ComprehensiveSRStorage, Comprehensive3DSRStorage})
 KO = frozenset({KeyObjectSelectionDocumentStorage})
 EVERY = SEG | SR | KO
 
@@ -78,7 +83,7 @@ def problems(
 
 def _module_rules() -> Iterator[Rule]:
     kinds: dict[str, set[str]] = {}
-    for sop_class in (SegmentationStorage, ComprehensiveSRStorage, KeyObjectSelectionDocumentStorage):
+    for sop_class in sorted(EVERY):
         for module in modules.mandatory(sop_class):
             kinds.setdefault(module, set()).add(sop_class)
     for module, objects in kinds.items():

@@ -10,6 +10,7 @@ from dicom_sr import codes, read
 from dicom_sr.hierarchy import named_in
 from dicom_sr.previous import pertinent_uids
 from dicom_sr.report import OHIF_TOOL, referenced
+from dicom_sr.rounding import as_said
 from dicom_sr.rules.subject import Subject
 from dicom_sr.source import headers_by_uid, plane
 
@@ -147,12 +148,13 @@ def tied_to_segments(subject: Subject) -> Iterator[str]:
 
 
 def contour_first(subject: Subject) -> Iterator[str]:
+    """OHIF merges groups of one Tracking Unique Identifier: it needs coordinates in the first of them."""
     drawn: set[str] = set()
     for name, group in named(subject):
-        if group.template == "1411" and group.tracking_uid not in drawn:
-            yield f"{name} comes before the contour that shares its Tracking Unique Identifier; OHIF fails on it"
-        if group.template == "1501" and group.tracking_id.startswith(OHIF_TOOL):
+        if group.lines:
             drawn.add(group.tracking_uid)
+        elif group.template == "1411" and group.tracking_uid not in drawn:
+            yield f"{name} has no outline, nor has a group before it with its Tracking Unique Identifier; OHIF fails"
 
 
 def no_area_on_ultrasound(subject: Subject) -> Iterator[str]:
@@ -189,7 +191,7 @@ def reads_back(subject: Subject) -> Iterator[str]:
         yield f"it reads back with {len(regions)} findings instead of {len(found)}"
         return
     for group, finding in zip(regions, found, strict=True):
-        if not set(finding.measurements) <= set(group.measurements):
+        if not {as_said(measurement) for measurement in finding.measurements} <= set(group.measurements):
             yield f"the measurements of {finding.label} read back otherwise"
         if finding.evaluations != group.evaluations:
             yield f"the evaluations of {finding.label} read back otherwise"

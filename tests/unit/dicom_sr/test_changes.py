@@ -137,9 +137,9 @@ def test_baseline_categories_do_not_stand_beside_a_comparison() -> None:
 
 def test_words() -> None:
     assert change(6.1, 8.3).words() == (
-        "grew from 6.1 to 8.3 mm in 184 days (diameter +36.1 %, volume +151.9 %, volume doubling time 138 days)"
+        "grew from 6.1 to 8.3 mm in 184 days (diameter +36 %, volume +152 %, volume doubling time 138 days)"
     )
-    assert change(8.3, 6.1).words() == "shrank from 8.3 to 6.1 mm in 184 days (diameter -26.5 %, volume -60.3 %)"
+    assert change(8.3, 6.1).words() == "shrank from 8.3 to 6.1 mm in 184 days (diameter -27 %, volume -60 %)"
     assert change(6.0, 6.1).words() == (
         "unchanged within measurement error: 6.1 mm, 6.0 mm 184 days before (diameter +1.7 %, volume +5.1 %)"
     )

@@ -17,6 +17,8 @@ OURS = {name: value for name, value in vars(codes).items() if isinstance(value, 
 ELSEWHERE = {"PIXELS", "LESIONS", "FRAMES", "FINDING_CATEGORY"}
 # RadLex and NCI Thesaurus as the public LIDC reports use them (lidc2dicom); PS3.16 lists the schemes, not these codes
 ELSEWHERE |= {"NODULE_TYPE", "SOLID", "PART_SOLID", "NON_SOLID"}
+ELSEWHERE |= {"SOURCE"}  # SNOMED CT: "Source (attribute)"
+ELSEWHERE |= {"QUALITATIVE_EVALUATIONS"}  # TID 1500, row 12, of UMLS, which pydicom has no table of
 PRIVATE = {name for name, code in OURS.items() if code.scheme_designator == "99PACSNODE"}
 
 
@@ -49,7 +51,7 @@ def test_code_is_known_under_this_meaning(name: str) -> None:
 def test_no_code_of_the_retired_snomed_rt_scheme() -> None:
     assert {code.scheme_designator for code in OURS.values()} <= {
         *("SCT", "DCM", "UCUM", "IBSI", "LN", "NCIt", "RADLEX"),
-        "99PACSNODE",
+        *("UMLS", "99PACSNODE"),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import highdicom as hd
@@ -15,9 +16,14 @@ from pydicom.dataset import Dataset
 from scipy import ndimage
 
 from dicom_sr import codes, encode, read
+from dicom_sr.derived import Results
 from dicom_sr.findings import Axis
+from dicom_sr.hydratable import hydratable
 from dicom_sr.outline import outline, polygon_area
+from dicom_sr.plain_sr import sentences
 from dicom_sr.report import report
+from dicom_sr.rounding import rounded
+from dicom_sr.source import headers_by_uid
 from tests.results import CASES, WHEN, ct_findings, encoded, nodule
 
 
@@ -32,28 +38,48 @@ def items(tree: Dataset) -> Iterator[Dataset]:
         yield from items(item)
 
 
-def test_ct_findings_are_contour_then_calipers_then_volume() -> None:
-    contour, calipers, volume = read.groups(encoded("ct_two")[1][-1])[:3]
-    assert contour.tracking_id == "Cornerstone3DTools@^0.1.0:PlanarFreehandROI:Nodule 1"
-    assert calipers.tracking_id == "Cornerstone3DTools@^0.1.0:Bidirectional:Nodule 1"
-    assert (contour.template, calipers.template, volume.template) == ("1501", "1501", "1411")
-    assert contour.tracking_uid == volume.tracking_uid != calipers.tracking_uid
-    assert [m.name.meaning for m in calipers.measurements] == ["Long Axis", "Short Axis"]
-    assert [m.value for m in calipers.measurements] == [4.5, 3.8]
-    assert len(calipers.lines) == 2
+@pytest.mark.parametrize("name", [name for name in CASES if name != "us_uncalibrated"])
+def test_there_is_one_group_for_each_finding(name: str) -> None:
+    """With what is measured, the outline and the axes; and at most one for the images as a whole."""
+    case, (*_, report) = encoded(name)
+    found = read.groups(report)
+    lesions = [group for group in found if group.tracking_id != "Whole image"]
+    assert len(found) - len(lesions) <= 1
+    assert [group.tracking_id for group in lesions] == [finding.label for finding in case.findings.findings]
+    for group, finding in zip(lesions, case.findings.findings, strict=True):
+        assert group.template == ("1411" if case.findings.geometry == "volume" else "1410")
+        assert group.lines[0].image == case.findings.images[finding.key_image]
+        assert group.axes.keys() == {codes.LONG_AXIS, codes.SHORT_AXIS}
+
+
+def test_ohif_finds_a_named_outline_in_every_group_and_a_name_on_every_item() -> None:
+    """It reads the name of every item, and takes the first coordinates."""
+    for name in CASES:
+        for group in groups(encoded(name)[1][-1]):
+            assert all(item.ConceptNameCodeSequence for item in group.ContentSequence)
+            top = [item for item in group.ContentSequence if item.ValueType == "SCOORD"]
+            below = [
+                child
+                for item in group.ContentSequence
+                for child in item.get("ContentSequence") or ()
+                if child.ValueType == "SCOORD"
+            ]
+            assert len(top) == 1 or below
 
 
 def test_ohif_finds_coordinates_as_the_first_child_of_every_number_it_draws() -> None:
-    for group in groups(encoded("ct_two")[1][-1]):
+    case, (segmentation, document) = encoded("ct_two")
+    results = Results((segmentation,), document, headers_by_uid(case.headers))
+    for group in groups(hydratable(document, results)):
         numbers = [item for item in group.ContentSequence if item.ValueType == "NUM"]
         drawn = "Cornerstone" in group.ContentSequence[0].TextValue
         for number in numbers:
-            assert (number.ContentSequence[0].ValueType == "SCOORD") == drawn
-            assert number.ContentSequence  # OHIF fails on a number without children
+            first = next(iter(number.get("ContentSequence") or ()), Dataset())
+            assert (first.get("ValueType") == "SCOORD") == drawn
         if drawn:
             label = group.ContentSequence[-1]
             assert label.ConceptNameCodeSequence[0].CodeValue == "121106"
-            assert label.TextValue == "Nodule 1" or label.TextValue == "Nodule 2"
+            assert label.TextValue in ("Nodule 1", "Nodule 2")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("us_")])
@@ -98,21 +124,45 @@ def test_highdicom_reads_the_report() -> None:
 
 
 @pytest.mark.parametrize(("name", "images"), [("ct_nothing", 12), ("us_normal", 1)])
-def test_nothing_found_is_said(name: str, images: int) -> None:
+def test_nothing_found_is_said_of_the_document_and_no_group_is_a_finding(name: str, images: int) -> None:
     case, (*_, report) = encoded(name)
-    (absent,) = groups(report)
     sought = case.findings.sought
-    statement = [
-        (item.ConceptNameCodeSequence[0].CodeMeaning, item.ConceptCodeSequence[0].CodeMeaning)
-        for item in absent.ContentSequence
-        if item.ValueType == "CODE"
-    ]
-    assert ("Finding", sought.meaning) in statement
-    assert (sought.meaning, "Absent") in statement
-    assert sum(item.ValueType == "IMAGE" for item in absent.ContentSequence) == images
-    assert absent.ContentSequence[-1].TextValue == f"No {sought.meaning.lower()} found"
+    (absent,) = (i for i in report.ContentSequence if i.ConceptNameCodeSequence[0].CodeValue == "C0034375")
+    (statement,) = absent.ContentSequence
+    assert statement.ConceptNameCodeSequence[0].CodeMeaning == sought.meaning
+    assert statement.ConceptCodeSequence[0].CodeMeaning == "Absent"
+    assert read.summary(report).startswith(f"No {sought.meaning.lower()} found in the ")
+    (whole,) = groups(report)
+    for item in whole.ContentSequence:
+        if item.ValueType == "CODE":
+            assert item.ConceptCodeSequence[0].CodeValue != sought.value
+    assert sum(item.ValueType == "IMAGE" for item in whole.ContentSequence) == images
     (count,) = (m for m in read.groups(report)[0].measurements if m.name == codes.NUMBER_OF_LESIONS)
     assert count.value == 0
+
+
+def test_the_summary_comes_first_and_says_how_many_where_and_what_changed() -> None:
+    _, (*_, report) = encoded("ct_compared")
+    kinds = [item.ConceptNameCodeSequence[0].CodeMeaning for item in report.ContentSequence]
+    assert kinds.index("Summary") == kinds.index("Imaging Measurements") - 1
+    assert read.summary(report) == (
+        "2 nodules found. The largest is Nodule 1: right lung, 4.5 x 3.8 mm, image 4. Compared with the study of"
+        " 2025-09-01, 181 days before: grew: Nodule 1; new: Nodule 2; no longer found: 1."
+    )
+    assert read.summary(encoded("us_clip")[1][-1]).startswith("2 masses found. The largest is Mass 1: left breast, ")
+    assert ", image 1, frame 3." in read.summary(encoded("us_clip")[1][-1])
+    assert ", frame 4." in read.summary(encoded("ct_enhanced")[1][-1])
+
+
+def test_what_is_not_calibrated_says_so() -> None:
+    case, _ = encoded("us_several")
+    doubtful = replace(case.findings, not_calibrated=(codes.CERTAINTY, codes.PROBABILITY_OF_CANCER))
+    for findings, expected in ((case.findings, {codes.CERTAINTY}), (doubtful, set(doubtful.not_calibrated))):
+        *_, report = encode(findings, case.headers, when=WHEN)
+        assert {name for group in read.groups(report) for name in group.not_calibrated} == expected
+        said = [sentence.text for sentence in sentences(report)]
+        assert any("Certainty of Finding 87 %, not calibrated;" in text for text in said)
+        assert any("Probability of cancer 13 %, not calibrated;" in text for text in said) == (findings is doubtful)
 
 
 def test_warnings_and_research_use_are_in_words() -> None:
@@ -126,7 +176,8 @@ def test_the_report_asks_a_header_for_nothing_but_identity_size_and_spacing(geom
     needed = {"StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Rows", "Columns", "Modality"}
     case, objects = encoded("ct_two" if geometry == "volume" else "us_clip")
     keywords = {element.keyword for head in case.headers for element in head} - needed
-    for keyword in sorted(keywords - {"PixelSpacing", "SequenceOfUltrasoundRegions", "NumberOfFrames"}):
+    unneeded = keywords - {"PixelSpacing", "SequenceOfUltrasoundRegions", "NumberOfFrames", "InstanceNumber"}
+    for keyword in sorted(unneeded):
         for spoil in (delattr, lambda head, name: setattr(head, name, None)):
             headers = case.headers
             for head in headers:
@@ -148,20 +199,22 @@ def test_the_observer_is_a_device_and_the_document_unverified() -> None:
 
 
 def test_area_of_the_contour_is_the_area_a_viewer_recomputes() -> None:
-    case, (_, report) = encoded("ct_two")
+    case, (segmentation, document) = encoded("ct_two")
     finding = case.findings.findings[0]
-    contour = read.groups(report)[0]
+    results = Results((segmentation,), document, headers_by_uid(case.headers))
+    contour = read.groups(hydratable(document, results))[0]
     rows, columns = (float(v) for v in case.images[0].PixelSpacing)
     recomputed = polygon_area(contour.lines[0].points * (columns, rows))
     in_pixels = int(finding.mask[finding.key_image - finding.offset_zyx[0]].sum())
-    assert contour.measurements[0].value == pytest.approx(recomputed) == pytest.approx(in_pixels * rows * columns)
+    assert recomputed == pytest.approx(in_pixels * rows * columns)
+    assert contour.measurements[0].value == rounded(recomputed, codes.MM2)
 
 
 def test_a_caliper_beyond_the_edge_is_drawn_to_the_edge() -> None:
     case, _ = encoded("ct_two")
     edge = nodule(1, (2, 5, 0), short_axis=Axis(3, (-0.5, 8.0), (5.0, 8.0)))
     _, report = encode(ct_findings(case.images, edge), case.headers, when=WHEN)
-    short = read.groups(report)[1].lines[1]
+    short = read.groups(report)[0].axes[codes.SHORT_AXIS]
     np.testing.assert_array_equal(short.points, [(0, 8), (5, 8)])
 
 

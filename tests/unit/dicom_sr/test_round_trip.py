@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 
 from dicom_sr import codes, encode, read
 from dicom_sr.findings import Findings, Measurement
+from dicom_sr.rounding import rounded, said
 from tests.factories import ct_series, header, us_image
 from tests.results import CASES, WHEN, assert_same, ball, ct_findings, encoded, mass, nodule, us_findings
 
@@ -53,12 +55,29 @@ def test_any_masks_come_back_voxel_by_voxel(masks: list[np.ndarray]) -> None:
     assert_same(there_and_back(findings, [header(image) for image in SERIES]), findings)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.floats(-1e6, 1e6, allow_nan=False))
-def test_any_number_comes_back_exactly(value: float) -> None:
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-1e6, 1e6, allow_nan=False), st.sampled_from([codes.MM, codes.MM2, codes.MM3, codes.HU, codes.PIXELS]))
+def test_any_number_comes_back_as_it_is_said(value: float, unit: Code) -> None:
     image = us_image()
-    found = replace(mass(1, (0, 5, 5)), measurements=(Measurement(codes.LONG_AXIS, value, codes.MM),))
-    assert there_and_back(us_findings([image], found), [header(image)]).findings[0].measurements[0].value == value
+    found = replace(mass(1, (0, 5, 5)), measurements=(Measurement(codes.LONG_AXIS, value, unit),))
+    [read_back] = there_and_back(us_findings([image], found), [header(image)]).findings[0].measurements
+    assert read_back.value == rounded(value, unit)
+    whole = unit == codes.HU or (unit != codes.MM and abs(value) > 9.9)
+    assert abs(read_back.value - value) <= (0.5 if whole else 0.05) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words"),
+    [
+        (83.947847343776, codes.MM2, "84 mm2"), (6.87, codes.MM2, "6.9 mm2"), (9.96, codes.MM2, "10 mm2"),
+        (1024.4, codes.MM3, "1024 mm3"), (12.25, codes.MM, "12.3 mm"), (7.0, codes.MM, "7 mm"),
+        (-33.333333, codes.HU, "-33 HU"), (-0.3, codes.HU, "0 HU"), (87.34, codes.PERCENT, "87 %"),
+        (0.44, codes.PERCENT, "0.4 %"), (-12.5, codes.PERCENT, "-13 %"), (223.7, codes.DAYS, "224 d"),
+        (3, codes.LESIONS, "3"), (14.04, codes.PIXELS, "14 pixels"), (0.123456, codes.NO_UNITS, "0.1235"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_a_person_would_say_them(value: float, unit: Code, words: str) -> None:
+    assert said(value, unit) == words
 
 
 def test_every_empty_frame_is_written_when_asked_for() -> None:

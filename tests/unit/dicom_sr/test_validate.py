@@ -10,12 +10,16 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicom_sr import Fault, Rejected, Written, checked, codes, encode
+from dicom_sr.derived import Results
 from dicom_sr.findings import Measurement
+from dicom_sr.hydratable import hydratable
 from dicom_sr.revision import rejection_note
+from dicom_sr.source import headers_by_uid
 from dicom_sr.validate import RULES, Rule, faults, problems
 from tests.results import CASES, WHEN, ball, encoded, nodule, refs
 
 CT, (CT_SEG, CT_SR) = encoded("ct_two")
+CT_OHIF = hydratable(CT_SR, Results((CT_SEG,), CT_SR, headers_by_uid(CT.headers)))
 US, (US_SEG, US_SR) = encoded("us_one")
 BEFORE = Written("1.2.840.10008.5.1.4.1.1.88.33", "1.2.3", "1.2.4")
 CT_KO = rejection_note(CT_SR, [BEFORE])
@@ -55,9 +59,8 @@ def _flip_a_pixel(seg: Dataset) -> None:
 
 
 def _change_a_number(sr: Dataset) -> None:
-    volume = _groups(sr)[2]
-    number = next(item for item in volume.ContentSequence if item.ValueType == "NUM")
-    number.MeasuredValueSequence[0].FloatingPointValue = 99.0
+    number = next(item for item in _groups(sr)[0].ContentSequence if item.ValueType == "NUM")
+    number.MeasuredValueSequence[0].NumericValue = "99"
 
 
 def _renumber(seg: Dataset) -> None:
@@ -80,22 +83,30 @@ def _volume_first(sr: Dataset) -> None:
     groups.insert(0, groups.pop(2))
 
 
+def _drop_outline(sr: Dataset) -> None:
+    """A TID 1411 group with its segment alone."""
+    group = _groups(sr)[0]
+    group.ContentSequence = [item for item in group.ContentSequence if item.ValueType != "SCOORD"]
+    for item in group.ContentSequence:
+        if item.ValueType == "NUM" and "ContentSequence" in item:
+            item.ContentSequence = [child for child in item.ContentSequence if child.ValueType != "SCOORD"]
+
+
 def _drop_tracking(sr: Dataset) -> None:
     del _groups(sr)[1].ContentSequence[0]
 
 
 def _draw_outside(sr: Dataset) -> None:
-    number = next(item for item in _groups(sr)[0].ContentSequence if item.ValueType == "NUM")
-    number.ContentSequence[0].GraphicData = [500.0, 0.0, 1.0, 1.0]
+    outline = next(item for item in _groups(sr)[0].ContentSequence if item.ValueType == "SCOORD")
+    outline.GraphicData = [500.0, 0.0, 1.0, 1.0]
 
 
 def _drop_region(sr: Dataset) -> None:
-    group = _groups(sr)[0]
-    group.ContentSequence = [item for item in group.ContentSequence if item.ValueType != "SCOORD"]
+    _drop_outline(sr)
 
 
 def _point_to_other_segment(sr: Dataset) -> None:
-    reference = next(i for i in _groups(sr)[2].ContentSequence if i.ValueType == "IMAGE").ReferencedSOPSequence[0]
+    reference = next(i for i in _groups(sr)[0].ContentSequence if i.ValueType == "IMAGE").ReferencedSOPSequence[0]
     reference.ReferencedSegmentNumber = 2
 
 
@@ -411,7 +422,8 @@ DAMAGE: dict[str, tuple[Dataset, Callable[[Dataset], None], str, str]] = {
     ),
     "evidence in another series": (CT_SR, _other_series_in_evidence, "evidence", "is not in the evidence sequence"),
     "no tracking identifier": (CT_SR, _drop_tracking, "ohif: tracking", "lacks a Tracking Identifier"),
-    "volume before contour": (CT_SR, _volume_first, "ohif: contour first", "comes before the contour"),
+    "volume before contour": (CT_OHIF, _volume_first, "ohif: contour first", "nor has a group before it"),
+    "volume without outline": (CT_SR, _drop_outline, "ohif: contour first", "has no outline"),
     "no coordinates": (US_SR, _drop_region, "ohif: coordinates", "has no coordinates; OHIF draws nothing"),
     "hydratable contour on ultrasound": (US_SR, _ohif_contour, "ohif: no area on ultrasound", "measure again, wrongly"),
     "drawn outside": (CT_SR, _draw_outside, "inside the image", "draws outside its image"),

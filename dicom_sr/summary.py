@@ -1,0 +1,91 @@
+"""What a reader wants to know first: how many, the largest and where, and what changed since the study before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from dicom_sr import codes
+from dicom_sr.findings import Finding, Findings, ImageRef
+from dicom_sr.importance import size
+from dicom_sr.rounding import said
+
+NAMED_CHANGES = 3  # in full; the others are counted
+
+
+def summary(findings: Findings, headers: Sequence[Dataset]) -> str:
+    """Sentences; `headers` are those of `findings.images`, in their order."""
+    return " ".join(_sentences(findings, headers))
+
+
+def image_name(header: Dataset, ref: ImageRef) -> str:
+    """As viewers number it: 'image 45', 'frame 17', 'image 3, frame 17'; 'an image' if it has no number."""
+    number = str(header.get("InstanceNumber") or "").strip()
+    if ref.frame is None:
+        return f"image {number}" if number else "an image without a number"
+    if "PerFrameFunctionalGroupsSequence" in header or not number:
+        return f"frame {ref.frame}"
+    return f"image {number}, frame {ref.frame}"
+
+
+def where(finding: Finding) -> str:
+    """'right lung'."""
+    return place(finding.site, finding.laterality)
+
+
+def place(site: Code | None, laterality: Code | None) -> str:
+    words = [code.meaning.lower() for code in (laterality, site) if code is not None]
+    return " ".join(words)
+
+
+def sizes(finding: Finding) -> str:
+    """'12.3 x 9.8 mm', or what there is of it."""
+    axes = [m for name in (codes.LONG_AXIS, codes.SHORT_AXIS) for m in finding.measurements if m.name == name]
+    axes = [m for m in axes if m.derivation is None]
+    if len(axes) == 2 and axes[0].unit == axes[1].unit:
+        long, short = (said(m.value, m.unit).split(" ")[0] for m in axes)
+        return f"{long} x {said(axes[1].value, axes[1].unit)}" if short else ""
+    return said(axes[0].value, axes[0].unit) if axes else ""
+
+
+def _sentences(findings: Findings, headers: Sequence[Dataset]) -> Iterator[str]:
+    found = findings.findings
+    what = findings.sought.meaning.lower()
+    if not found:
+        yield f"No {what} found" + (f" in the {place(findings.sought_site, None)}." if findings.sought_site else ".")
+    else:
+        what = found[0].label.rsplit(" ", 1)[0].lower() if found[0].label else what
+        yield f"{len(found)} {what}{'' if len(found) == 1 else 'es' if what.endswith('s') else 's'} found."
+        largest = max(found, key=size)
+        facts = [
+            where(largest),
+            sizes(largest),
+            image_name(headers[largest.key_image], findings.images[largest.key_image]),
+        ]
+        head = "It is" if len(found) == 1 else "The largest is"
+        yield f"{head} {largest.label}: {', '.join(fact for fact in facts if fact)}."
+    if findings.compared_with is not None:
+        yield from _changes(findings, found)
+
+
+def _changes(findings: Findings, found: Sequence[Finding]) -> Iterator[str]:
+    compared = findings.compared_with
+    assert compared is not None
+    yield f"Compared with the study of {compared.study_date.isoformat()}, {compared.days} days before:"
+    kinds = [
+        ("grew", codes.INCREASE_IN_SIZE),
+        ("new", codes.NEW_FINDING),
+        ("shrank", codes.DECREASE_IN_SIZE),
+        ("unchanged", codes.NO_SIGNIFICANT_CHANGE),
+    ]
+    told = []
+    for word, code in kinds:
+        labels = [f.label for f in found if any(e.value == code for e in f.evaluations)]
+        if labels:
+            more = f" and {len(labels) - NAMED_CHANGES} more" if len(labels) > NAMED_CHANGES else ""
+            told.append(f"{word}: {', '.join(labels[:NAMED_CHANGES])}{more}")
+    if compared.no_longer_found:
+        told.append(f"no longer found: {compared.no_longer_found}")
+    yield ("; ".join(told) or "nothing to compare") + "."
