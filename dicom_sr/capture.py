@@ -23,10 +23,14 @@ from dicom_sr.source import plane
 
 Pixels = Callable[[ImageRef], np.ndarray]  # an image as it is displayed: uint8 (rows, columns, 3)
 
-MOST = 10  # key images of one Segmentation, the most certain findings first
+Colour = tuple[int, int, int]  # RGB
+
+MOST = 10  # key images of one Segmentation
+FOREMOST = 3  # of a volume, where they come beside the Segmentation
 SMALLEST_SIDE = 512  # smaller images are enlarged by a whole number, so that lines are thinner than what they enclose
 TEXT_SIZE, TEXT_LINE = 16, 20  # pixels
 MARGIN = 10  # pixels
+SWATCH = 24  # pixels, a line of a legend
 FONT = ImageFont.load_default(TEXT_SIZE)  # comes with Pillow; Latin letters only
 PAGE = (1024, 768)  # rows, columns of a page of text
 TOWARDS = (("R", "L"), ("A", "P"), ("F", "H"))  # against and along the x, y and z axes, PS3.3 C.7.6.1.1.1
@@ -34,18 +38,20 @@ CALIPER = (255, 255, 0)
 WHITE = (255, 255, 255)
 
 
-def key_images(segmentation: Dataset, results: Results, pixels: Pixels) -> list[Dataset]:
-    """One capture per finding, the most certain first, at most MOST: its key image with its outline and calipers."""
-    every = sorted(marked(segmentation, results.report), key=lambda f: (-f.certainty, f.segment.number))
-    note = f"{MOST} of {len(every)} findings, the most certain" if len(every) > MOST else ""
-    said = {sentence.text.split(":", 1)[0]: sentence.text for sentence in sentences(results.report)}
+def key_images(
+    segmentation: Dataset, results: Results, pixels: Pixels, *, most: int = MOST, role: str = "key image"
+) -> list[Dataset]:
+    """One capture per finding, in the order of their numbers, at most `most`: its key image with outline, axes and
+    numbers, and a legend."""
+    every = marked(segmentation, results.report)
+    note = f"The first {most} of {len(every)} findings" if len(every) > most else ""
+    texts = {sentence.about: sentence.text for sentence in sentences(results.report) if sentence.about}
     captures = []
-    for number, finding in enumerate(every[:MOST], start=1):
+    for number, finding in enumerate(every[:most], start=1):
         source = results.source(finding.key)
-        label = finding.segment.label
-        words = [said.get(label, label), *([note + "."] if note else [])]
-        drawn = with_words(drawing(pixels(finding.key), finding), words)
-        capture = _capture(segmentation, drawn, "key image", 9500, number, note)
+        words = [texts.get(finding.segment.tracking_uid, finding.segment.label), *([f"{note}."] if note else [])]
+        drawn = with_words(drawing(pixels(finding.key), finding), words, legend(finding))
+        capture = _capture(segmentation, drawn, role, 9500, number, note)
         capture.PatientOrientation = patient_orientation(source, finding.key.frame)
         say_body_part(capture, [source])
         capture.SourceImageSequence = [_source(finding.key)]
@@ -54,6 +60,20 @@ def key_images(segmentation: Dataset, results: Results, pixels: Pixels) -> list[
                 capture[keyword] = source[keyword]
         captures.append(capture)
     return captures
+
+
+def foremost_key_images(segmentation: Dataset, results: Results, pixels: Pixels) -> list[Dataset]:
+    """Key images that come beside the Segmentation: of a volume the FOREMOST findings, of clips and images all."""
+    most = FOREMOST if "FrameOfReferenceUID" in segmentation else MOST
+    return key_images(segmentation, results, pixels, most=most, role="foremost key image")
+
+
+def legend(finding: Marked) -> list[tuple[str, Colour]]:
+    """What the lines of a drawing are, each with its colour."""
+    lines = [(f"outline of {finding.segment.label}", finding.colour)]
+    if any(line.image == finding.key for line in finding.calipers):
+        lines.append(("long and short axis", CALIPER))
+    return lines
 
 
 def pages(report: Dataset, results: Results) -> list[Dataset]:
@@ -101,12 +121,20 @@ def drawing(pixels: np.ndarray, finding: Marked) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def with_words(drawn: np.ndarray, words: Sequence[str]) -> np.ndarray:
-    """The drawing with a black band of text below it, the research sentence last: nothing of the image is covered."""
+def with_words(drawn: np.ndarray, words: Sequence[str], key: Sequence[tuple[str, Colour]] = ()) -> np.ndarray:
+    """The drawing with a black band below it, so that nothing of the image is covered: the legend, its colours as
+    short lines, then the text, the research sentence last."""
     lines = [line for text in (*words, f"{RESEARCH_ONLY}.") for line in _wrapped(text, drawn.shape[1])]
-    canvas = Image.new("RGB", (drawn.shape[1], drawn.shape[0] + TEXT_LINE * (len(lines) + 1)))
+    tall = TEXT_LINE * (len(key) + len(lines) + 1)
+    canvas = Image.new("RGB", (drawn.shape[1], drawn.shape[0] + tall))
     canvas.paste(Image.fromarray(drawn), (0, 0))
-    _write(canvas, lines, top=drawn.shape[0] + TEXT_LINE // 2)
+    top = drawn.shape[0] + TEXT_LINE // 2
+    pen = ImageDraw.Draw(canvas)
+    for text, colour in key:
+        pen.line([(MARGIN, top + TEXT_LINE // 2), (MARGIN + SWATCH, top + TEXT_LINE // 2)], fill=colour, width=3)
+        pen.text((2 * MARGIN + SWATCH, top), text, fill=WHITE, font=FONT)
+        top += TEXT_LINE
+    _write(canvas, lines, top=top)
     return np.asarray(canvas)
 
 
@@ -128,7 +156,7 @@ def _letters(direction: Sequence[str]) -> str:
     return "".join(letters[axis] for axis in sorted(range(3), key=lambda axis: -sizes[axis]) if sizes[axis] > 1e-4)
 
 
-def _line(pen: ImageDraw.ImageDraw, points: np.ndarray, colour: tuple[int, int, int]) -> None:
+def _line(pen: ImageDraw.ImageDraw, points: np.ndarray, colour: Colour) -> None:
     # Pillow's (0, 0) is the centre of the first pixel
     pen.line([(x - 0.5, y - 0.5) for x, y in points.tolist()], fill=colour, width=1)
 
@@ -159,6 +187,7 @@ def _capture(original: Dataset, rgb: np.ndarray, role: str, series_number: int, 
         role=role,
         series_number=series_number,
         number=number,
+        called="report" if role == "page" else "key images",
     )
     capture.ConversionType = "WSD"  # Workstation, PS3.3 C.8.6.1
     capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = original.ContentDate, original.ContentTime

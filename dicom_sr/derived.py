@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_sr import read
 from dicom_sr.codes import CERTAINTY
-from dicom_sr.findings import Algorithm, ImageRef
+from dicom_sr.findings import ImageRef
 from dicom_sr.header import (
     ALWAYS_COPIED,
     COPIED_IF_PRESENT,
@@ -87,13 +87,21 @@ def marked(segmentation: Dataset, report: Dataset) -> list[Marked]:
 
 
 def derived(
-    original: Dataset, *, sop_class_uid: str, modality: str, role: str, series_number: int, number: int = 1
+    original: Dataset,
+    *,
+    sop_class_uid: str,
+    modality: str,
+    role: str,
+    series_number: int,
+    number: int = 1,
+    called: str = "",
 ) -> Dataset:
     """A data set of the original's patient, study, maker and dates, in a series of its own.
 
     role            what is made of the original; its UIDs derive from this and the original's
     series_number   of the first object of this kind; several originals have several series
     number          the instance number, where there are several of one original
+    called          what the series' description calls it; default: its modality
     """
     result = Dataset()
     for keyword in (*OF_ONE_ANALYSIS, *ALWAYS_COPIED, *COPIED_IF_PRESENT):
@@ -104,8 +112,9 @@ def derived(
     result.SeriesInstanceUID = child_uid(original.SeriesInstanceUID, f"{role} series")
     result.Modality = modality
     result.SeriesNumber = series_number + int(original.SeriesNumber) % 100
-    algorithm = Algorithm(original.ManufacturerModelName, str(original.SoftwareVersions), original.Manufacturer)
-    result.SeriesDescription = series_description(algorithm, modality, int(original.InstanceNumber))
+    result.SeriesDescription = series_description(
+        str(original.ManufacturerModelName), called or modality, int(original.InstanceNumber)
+    )
     result.InstanceNumber = number
     with_file_meta(result)
     return result

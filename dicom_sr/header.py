@@ -19,6 +19,10 @@ RESEARCH_ONLY = "Research use only, not for diagnostic use"
 IMPLEMENTATION_CLASS_UID = UID("2.25.148005963518218903624316907471250712499")
 IMPLEMENTATION_VERSION_NAME = "PACS_NODE"
 
+SERIES_NAMES = {  # pipeline -> what its series are called
+    "lung-nodule": "AI lung nodules",
+    "breast-us": "AI breast lesions",
+}
 SERIES_NUMBERS = {"SEG": 9100, "SR": 9200}  # far above the scanners' own
 
 # What objects of one analysis share besides patient and study: when they were made, and by whom.
@@ -72,7 +76,7 @@ def result_header(
     result.Modality = modality
     result.SeriesInstanceUID = result_uid(*here, f"{kind} series", number)
     result.SeriesNumber = SERIES_NUMBERS[modality] + number
-    result.SeriesDescription = series_description(algorithm, modality, revision)
+    result.SeriesDescription = series_description(algorithm.name, modality, revision)
     result.InstanceNumber = revision
 
     result.Manufacturer = algorithm.manufacturer
@@ -90,11 +94,16 @@ def result_header(
     return result
 
 
-def series_description(algorithm: Algorithm, modality: str, revision: int) -> str:
-    """'AI SEG pacs-node lung-nodule 0.1.0+1a2b3c4d', at most 64 characters (LO); the name gives way first."""
-    tail = f" {algorithm.version}" + (f" rev {revision}" if revision > 1 else "")
-    head = f"AI {modality} {algorithm.name}"
-    return (head[: max(0, 64 - len(tail))] + tail)[:64]
+def series_description(name: str, modality: str, revision: int) -> str:
+    """'AI lung nodules SEG', at most 64 characters (LO). What it is stands in the first 25, which is what a list of
+    series has room for; the versions of algorithm and weights are in Software Versions.
+
+    name   of the algorithm: "pacs-node lung-nodule"
+    """
+    tail = f" {modality}" + (f" rev {revision}" if revision > 1 else "")
+    what = name.removeprefix("pacs-node ")
+    head = SERIES_NAMES.get(what, f"AI {what}")
+    return head[: 64 - len(tail)] + tail
 
 
 def code_item(code: Code) -> Dataset:

@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Evaluation, Findings, ImageRef, Measurement
+from dicom_sr.header import series_description
 from dicom_sr.report import REASON, Group, _comment, _edge, _evaluations, _Report
 from dicom_sr.revision import Written, name_predecessors
 from dicom_sr.source import EncodingError
@@ -52,6 +53,7 @@ def not_run_report(
     if not images:
         raise EncodingError("no image of the series has rows and columns to point at")
     document = _NotRun(findings, images, when, revision, (), reason).document()
+    document.SeriesDescription = series_description(f"not analysed by {pipeline}", "SR", revision)
     name_predecessors(document, replaces)
     found = faults(document, images, replaces=replaces)
     if any(fault.severity == "error" for fault in found):

@@ -60,14 +60,32 @@ class Group:
 
 
 def segments(segmentation: Dataset) -> list[Segment]:
-    """The segments of a BINARY Segmentation, empty frames left out."""
+    """The segments of a BINARY or LABELMAP Segmentation, in the clear or in RLE Lossless; empty frames left out."""
     masks: dict[int, dict[ImageRef, np.ndarray]] = {}
-    for frame in range(int(segmentation.NumberOfFrames)):
-        mask = frame_mask(segmentation, frame)
-        if mask.any():
-            number = int(functional_group(segmentation, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-            masks.setdefault(number, {})[frame_source(segmentation, frame)] = mask
-    return [_segment(item, masks.get(int(item.SegmentNumber), {})) for item in segmentation.SegmentSequence]
+    if segmentation.get("SegmentationType") == "LABELMAP":
+        labels = _labels(segmentation)
+        for frame, picture in enumerate(labels):
+            for number in sorted(set(np.unique(picture).tolist())):
+                masks.setdefault(number, {})[frame_source(segmentation, frame)] = picture == number
+    else:
+        for frame in range(int(segmentation.NumberOfFrames)):
+            mask = frame_mask(segmentation, frame)
+            if mask.any():
+                segment = functional_group(segmentation, frame, "SegmentIdentificationSequence")
+                source = frame_source(segmentation, frame)
+                masks.setdefault(int(segment.ReferencedSegmentNumber), {})[source] = mask
+    # number 0 of a label map may be described, as the background, which is no finding
+    described = [item for item in segmentation.SegmentSequence if int(item.SegmentNumber) > 0]
+    return [_segment(item, masks.get(int(item.SegmentNumber), {})) for item in described]
+
+
+def _labels(segmentation: Dataset) -> np.ndarray:
+    """(frames, rows, columns) of a Label Map's segment numbers."""
+    shape = int(segmentation.NumberOfFrames), int(segmentation.Rows), int(segmentation.Columns)
+    if segmentation.file_meta.TransferSyntaxUID.is_encapsulated:
+        return np.asarray(segmentation.pixel_array).reshape(shape)
+    cell = np.dtype("u1" if int(segmentation.BitsAllocated) == 8 else "<u2")
+    return np.frombuffer(segmentation.PixelData, cell, count=int(np.prod(shape))).reshape(shape)
 
 
 def functional_group(segmentation: Dataset, frame: int, macro: str) -> Dataset:

@@ -23,6 +23,8 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     KeyObjectSelectionDocumentStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
 
@@ -48,6 +50,7 @@ NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUI
 
 REJECTION_NOTE = "rejection-note"  # in the file's name: it is sent only to peers that want one
 REASONS = "reasons.txt"  # beside rejected objects
+SYNTAX_NAMES: dict[str, str] = {ImplicitVRLittleEndian: "-implicit", RLELossless: "-rle"}  # in the names of folders
 NOTE = Form("Rejection Note", KeyObjectSelectionDocumentStorage, ExplicitVRLittleEndian)
 
 
@@ -196,8 +199,9 @@ class ResultForms:
             known = forms.forms_of(meta.MediaStorageSOPClassUID, self.profile)
             yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings(known))
         for path, meta in metas.items():
-            if meta.MediaStorageSOPClassUID == SegmentationStorage and self._captured(path):
-                yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings((forms.KEY_IMAGES,)), optional=True)
+            captures = self._captures(path) if meta.MediaStorageSOPClassUID == SegmentationStorage else None
+            if captures is not None:
+                yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings((captures,)), optional=True)
         found = any(meta.MediaStorageSOPClassUID == SegmentationStorage for meta in metas.values())
         for path, meta in metas.items():
             if self.profile.key_objects and found and meta.MediaStorageSOPClassUID == ComprehensiveSRStorage:
@@ -206,22 +210,27 @@ class ResultForms:
             if meta.MediaStorageSOPClassUID == NOTE.sop_class_uid:
                 yield Offer(path, meta.MediaStorageSOPInstanceUID, (NOTE,), optional=True)
 
-    def _captured(self, segmentation: Path) -> bool:
-        if self.profile.key_images == "clips":
-            return read.is_of_clip(pydicom.dcmread(segmentation, stop_before_pixels=True))
-        return self.profile.key_images == "all"
+    def _captures(self, segmentation: Path) -> forms.Form | None:
+        """The captures that come beside a Segmentation, if any."""
+        if self.profile.key_images in ("all", "none"):
+            return forms.KEY_IMAGES if self.profile.key_images == "all" else None
+        header = pydicom.dcmread(segmentation, stop_before_pixels=True)
+        if "FrameOfReferenceUID" in header:  # of a volume, be it slices or frames of an enhanced image
+            return forms.FOREMOST if self.profile.key_images == "largest" else None
+        return forms.FOREMOST if read.is_of_clip(header) else None
 
     def prepare(self, package: Package, offer: Offer, form: Form, sent: Mapping[Path, Sequence[Path]]) -> Prepared:
         """Raises GiveUp with the reason when the result cannot be said so; TryAgain when the disk is full."""
         if form == NOTE:
             return Prepared((offer.path,))
+        if form.name == forms.FOREMOST.name and _is_capture(sent.get(offer.path, ())):
+            return Prepared(tuple(sent[offer.path]))  # more of them have gone out in place of the Segmentation
         segments = _replaced(sent) if form.sop_class_uid in forms.REFER_TO_SEGMENTS else {}
         as_it_is = form.name in (forms.SEGMENTATION.name, forms.REPORT.name) and not segments
         if as_it_is and form.transfer_syntax_uid == ExplicitVRLittleEndian:
             return Prepared((offer.path,))
         name = f"{offer.path.stem}-{form.name}".lower().replace(" ", "-")
-        if form.transfer_syntax_uid == ImplicitVRLittleEndian:
-            name += "-implicit"
+        name += SYNTAX_NAMES.get(form.transfer_syntax_uid, "")
         if segments:
             uids = " ".join(str(each.SOPInstanceUID) for each in segments.values())
             name += f"-for-{hashlib.sha256(uids.encode()).hexdigest()[:16]}"
@@ -250,7 +259,8 @@ class ResultForms:
                 raise EncodingError(f"image {ref.sop_instance_uid}, which the results speak of, is not stored here")
             return displayed(package.sources[ref.sop_instance_uid], ref.frame)
 
-        known = (*forms.forms_of(every[offer.path].SOPClassUID, self.profile), forms.KEY_OBJECTS)
+        chain = forms.forms_of(every[offer.path].SOPClassUID, self.profile)
+        known = (*chain, forms.FOREMOST, forms.KEY_OBJECTS)
         chosen = next(each for each in known if each.name == form.name)
         try:
             objects = chosen.make(every[offer.path], results, pixels)
@@ -288,6 +298,10 @@ def _encodings(known: Sequence[forms.Form]) -> tuple[Form, ...]:
     return tuple(Form(each.name, each.sop_class_uid, syntax) for each in known for syntax in each.transfer_syntaxes)
 
 
+def _is_capture(paths: Sequence[Path]) -> bool:
+    return any(_meta(path).MediaStorageSOPClassUID == SecondaryCaptureImageStorage for path in paths)
+
+
 def _replaced(sent: Mapping[Path, Sequence[Path]]) -> dict[str, pydicom.Dataset]:
     """SOP Instance UID of a Segmentation -> the header of another one with the same segments that was sent instead."""
     instead: dict[str, pydicom.Dataset] = {}
@@ -314,6 +328,8 @@ def _keep(objects: Sequence[pydicom.Dataset], folder: Path, transfer_syntax_uid:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     for number, dataset in enumerate(objects, start=1):
+        if transfer_syntax_uid == RLELossless:
+            dataset.compress(RLELossless, generate_instance_uid=False)
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(transfer_syntax_uid)
         with (unfinished / f"{number:02d}-{dataset.Modality}.dcm").open("wb") as file:
             dataset.save_as(

@@ -755,7 +755,13 @@ class LedgerMemory:
 
 
 def _profile(peer: Peer) -> Profile:
-    return Profile(peer.segmentation == "LABELMAP", peer.omit_empty_frames, peer.key_objects, peer.key_images)
+    return Profile(
+        label_map=peer.segmentation == "LABELMAP",
+        omit_empty_frames=peer.omit_empty_frames,
+        key_objects=peer.key_objects,
+        key_images=peer.key_images,
+        viewer=peer.viewer,
+    )
 
 
 def _destination(config: Config, name: str, ledger: Ledger) -> Destination:

@@ -17,16 +17,20 @@ from highdicom.color import CIELabColor
 from pydicom import Dataset
 
 from dicom_sr import codes, encode, read
+from dicom_sr.derived import Results
 from dicom_sr.findings import Finding, Findings
+from dicom_sr.hydratable import hydratable
+from dicom_sr.plain_sr import comprehensive_3d_sr
 from dicom_sr.report import CALIPERS, CONTOUR
 from dicom_sr.seg import plane_mask
+from dicom_sr.source import headers_by_uid
 from models.measure import Sizes, measure_lesion, measure_nodule
 from models.phantoms import Ellipse, breast_picture, breast_ultrasound, chest_ct
 from models.read import read_ct
-from tests.factories import header, us_image
+from tests.factories import enhanced_ct, header, us_image
 from tests.harness import Orthanc, storescu, wait_for
 from tests.interop.ohif.viewer import OUT, Sight, Viewer, as_shown, overlap, tinted, which_image
-from tests.results import WHEN, ct_findings, mass, nodule, us_findings
+from tests.results import WHEN, ct_findings, mass, nodule, refs, us_findings
 
 pytestmark = pytest.mark.timeout(600)
 PATIENCE_S = 120  # a browser without a graphics card on a machine that does other things too
@@ -78,9 +82,10 @@ def sized(finding: Finding, sizes: Sizes) -> Finding:
     )
 
 
-def ct_study(folder: Path) -> Study:
+def ct_study(folder: Path, seed: int = 11, *, enhanced: bool = False) -> Study:
+    """Two nodules in a chest, as slices or as the frames of one Enhanced CT Image."""
     spacing_mm = (2.5, 0.7, 0.7)
-    truth = chest_ct(folder, seed=11, slices=24, spacing_mm=spacing_mm, nodules=2)
+    truth = chest_ct(folder, seed=seed, slices=24, spacing_mm=spacing_mm, nodules=2)
     images = [pydicom.dcmread(file) for file in truth.files]
     volume = read_ct(truth.files)
     found = [
@@ -92,7 +97,13 @@ def ct_study(folder: Path) -> Study:
     ]
     centre, width = float(images[0].WindowCenter), float(images[0].WindowWidth)
     window = list(np.clip(volume.hu, centre - width / 2, centre + width / 2))
-    return written("ct", folder, images, window, spacing_mm[1:], ct_findings(images, *found))
+    findings = ct_findings(images, *found)
+    if enhanced:
+        for file in truth.files:
+            file.unlink()
+        images = [enhanced_ct(images, folder)]
+        findings = replace(findings, images=refs(images))
+    return written("ct", folder, images, window, spacing_mm[1:], findings)
 
 
 def ultrasound_study(folder: Path, patient_id: str = "PHANTOM-US-VIEWER") -> Study:
@@ -152,7 +163,7 @@ def opened(make: Callable[[Path], Study], folder: Path, pacs: Orthanc, viewer: V
     study = make(folder)
     storescu(pacs, folder)
     viewer.open(study.uid)
-    viewer.load("AI SEG")
+    viewer.load(str(study.objects[0].SeriesDescription))
     return study
 
 
@@ -203,8 +214,50 @@ def turned_to(viewer: Viewer, study: Study, image: int, name: str) -> Sight:
     return sight_of(viewer, name, f"image {image} of {study.name}", there)
 
 
+def sent_as(
+    make: Callable[[Dataset, Results], Dataset], seed: int, *, enhanced: bool = False
+) -> Callable[[Path], Study]:
+    """A study of a CT whose report is in the folder in the form that a destination gets."""
+
+    def study(folder: Path) -> Study:
+        study = ct_study(folder, seed, enhanced=enhanced)
+        *segmentations, report = study.objects
+        headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in folder.glob("*.dcm")]
+        sent = make(report, Results(tuple(segmentations), report, headers_by_uid(headers)))
+        sent.save_as(folder / "SR.dcm", enforce_file_format=True)
+        return replace(study, objects=[*segmentations, sent])
+
+    return study
+
+
+def in_3d(report: Dataset, results: Results) -> Dataset:
+    [sent] = comprehensive_3d_sr(report, results)
+    return sent
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_the_report_of_a_ct_is_shown_with_its_own_numbers(
+    enhanced: bool, tmp_path: Path, pacs: Orthanc, viewer: Viewer
+) -> None:
+    """One group for each nodule, as Comprehensive 3D SR: opened without an error, and nothing measured again."""
+    name = f"ct-own-{'enhanced' if enhanced else 'slices'}"
+    study = opened(sent_as(in_3d, 13 + enhanced, enhanced=enhanced), tmp_path, pacs, viewer)
+    sight_of_a_segment(viewer, study, f"{name}-seg")
+    viewer.load("nodules SR", hydrate=False)
+    groups = read.groups(study.objects[-1])
+    assert [group.template for group in groups] == ["1411"] * len(study.findings.findings)
+    first = study.findings.findings[0]
+    sight = sight_of_numbers(viewer, study, first.key_image, name)
+    assert study.shown(sight) == first.key_image
+    named = {codes.LONG_AXIS: "L: ", codes.SHORT_AXIS: "W: ", codes.VOXEL_VOLUME: codes.VOXEL_VOLUME.meaning}
+    for measurement in groups[0].measurements:
+        if measurement.name in named:
+            pattern = f"{named[measurement.name]}: {measurement.value:.2f} {measurement.unit.value}"
+            assert any(pattern in text for text in sight.written), (pattern, sight.written)
+
+
 def test_nodules_of_a_ct_are_seen_and_measured(tmp_path: Path, pacs: Orthanc, viewer: Viewer) -> None:
-    study = opened(ct_study, tmp_path, pacs, viewer)
+    study = opened(sent_as(hydratable, 11), tmp_path, pacs, viewer)
     sight_of_a_segment(viewer, study, "ct-seg")
     for finding in study.findings.findings:
         overlaps = study.overlaps(turned_to(viewer, study, finding.key_image, f"ct-seg-{finding.number}"))
@@ -213,7 +266,7 @@ def test_nodules_of_a_ct_are_seen_and_measured(tmp_path: Path, pacs: Orthanc, vi
     beyond = turned_to(viewer, study, finding.offset_zyx[0] - 1, "ct-seg-none")
     assert study.overlaps(beyond) == {}
 
-    viewer.load("AI SR")
+    viewer.load("nodules SR")
     viewer.show_measurements()
     for row, (label, group) in enumerate(drawn(study, CONTOUR)):
         told(viewer, "ct-sr", rf"{label}\n[\d.]+ ")
@@ -252,7 +305,7 @@ def test_a_mass_on_ultrasound_is_seen_and_measured(
         assert set(overlaps) == ({finding.label} if first <= image < first + count else set())
         assert min(overlaps.values(), default=1) > SAME
 
-    viewer.load("AI SR", hydrate=False)
+    viewer.load("lesions SR", hydrate=False)
 
     sight = sight_of_numbers(viewer, study, finding.key_image, f"{study.name}-sr")
     assert study.shown(sight) == finding.key_image

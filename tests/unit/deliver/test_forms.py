@@ -16,6 +16,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.filewriter import write_file_meta_info
 
+from dicom_sr import read
 from dicom_sr.findings import Findings
 from dicom_sr.forms import Profile
 from pacs_node.deliver.destination import Deferred, Undeliverable
@@ -34,11 +35,13 @@ SEG, LABELMAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 RTSTRUCT, GSPS = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.11.1"
 CAPTURE, KEY_OBJECTS = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.59"
 COMPREHENSIVE, ENHANCED = "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.88.22"
+THREE_D = "1.2.840.10008.5.1.4.1.1.88.34"
 BASIC_TEXT = "1.2.840.10008.5.1.4.1.1.88.11"
-EVERY = (SEG, LABELMAP, RTSTRUCT, GSPS, CAPTURE, KEY_OBJECTS, COMPREHENSIVE, ENHANCED, BASIC_TEXT)
+EVERY = (SEG, LABELMAP, RTSTRUCT, GSPS, CAPTURE, KEY_OBJECTS, THREE_D, COMPREHENSIVE, ENHANCED, BASIC_TEXT)
 UNSUPPORTED = "the SOP class is not supported"
+SECOND_BEST = f"; Comprehensive SR in place of Comprehensive 3D SR: {UNSUPPORTED}"
 
-DEFAULT = Profile()
+DEFAULT = Profile(key_images="clips")  # captures beside a CT have a test of their own
 Start = Callable[..., Pacs]
 
 
@@ -108,8 +111,8 @@ def test_a_pacs_that_takes_everything_gets_the_results_as_they_are(pacs: Start, 
     there = accepting(pacs, *EVERY)
     receipts = deliver(there, ct)
     assert [receipt.text for receipt in receipts] == ["0x0000 Success"] * 2
-    assert [receipt.sop_class_uid for receipt in receipts] == [SEG, COMPREHENSIVE]
-    assert classes(there) == [SEG, COMPREHENSIVE]
+    assert [receipt.sop_class_uid for receipt in receipts] == [SEG, THREE_D]
+    assert classes(there) == [SEG, THREE_D]
     assert len(there.proposed) == 1
 
 
@@ -121,9 +124,10 @@ SEG_STEPS = [
      + "; RT Structure Set: " + UNSUPPORTED + "; Grayscale Softcopy Presentation State: " + UNSUPPORTED),
 ]  # fmt: skip
 SR_STEPS = [
-    (ENHANCED, "Enhanced SR in place of Comprehensive SR: " + UNSUPPORTED),
-    (BASIC_TEXT, "Basic Text SR in place of Comprehensive SR: " + UNSUPPORTED + "; Enhanced SR: " + UNSUPPORTED),
-    (CAPTURE, "Secondary Capture in place of Comprehensive SR: " + UNSUPPORTED
+    (ENHANCED, "Enhanced SR in place of Comprehensive 3D SR: " + UNSUPPORTED + "; Comprehensive SR: " + UNSUPPORTED),
+    (BASIC_TEXT, "Basic Text SR in place of Comprehensive 3D SR: " + UNSUPPORTED + "; Comprehensive SR: " + UNSUPPORTED
+     + "; Enhanced SR: " + UNSUPPORTED),
+    (CAPTURE, "Secondary Capture in place of Comprehensive 3D SR: " + UNSUPPORTED + "; Comprehensive SR: " + UNSUPPORTED
      + "; Enhanced SR: " + UNSUPPORTED + "; Basic Text SR: " + UNSUPPORTED),
 ]  # fmt: skip
 
@@ -134,7 +138,7 @@ def test_in_place_of_a_segmentation(pacs: Start, ct: Package, best: str, objects
     there = accepting(pacs, *later, COMPREHENSIVE)
     *receipts, report = deliver(there, ct)
     assert [receipt.text for receipt in receipts] == [f"0x0000 Success; {words}"] * objects
-    assert report.text == "0x0000 Success"
+    assert report.text == "0x0000 Success" + SECOND_BEST
     assert classes(there) == [best] * objects + [COMPREHENSIVE]
     assert [r.sop_instance_uid for r in (*receipts, report)] == list(there.received)
     assert [r.sop_class_uid for r in receipts] == [best] * objects
@@ -164,11 +168,12 @@ def test_ultrasound_has_no_structure_set_and_the_receipt_says_why(pacs: Start, t
 
 def test_a_pacs_of_the_default_transfer_syntax_only_gets_the_best_object_in_it(pacs: Start, ct: Package) -> None:
     """PS3.5 10.1: everyone takes Implicit VR Little Endian. The encoding is no reason for a lesser object."""
-    there = accepting(pacs, *EVERY, syntaxes=[IMPLICIT_LE])
+    there = accepting(pacs, *(uid for uid in EVERY if uid != THREE_D), syntaxes=[IMPLICIT_LE])
     receipts = deliver(there, ct)
     assert [r.text for r in receipts] == [
-        "0x0000 Success; in Implicit VR Little Endian: the transfer syntax is not supported"
-    ] * 2
+        "0x0000 Success; in Implicit VR Little Endian: the transfer syntax is not supported",
+        "0x0000 Success" + SECOND_BEST,
+    ]
     own = [pydicom.dcmread(path) for path in ct.paths]
     for came, meant in zip(received(there), own, strict=True):
         assert came.get("PixelData") == meant.get("PixelData")
@@ -179,15 +184,20 @@ def test_a_pacs_of_the_default_transfer_syntax_only_gets_the_best_object_in_it(p
 
 def test_the_label_map_profile(pacs: Start, ct: Package) -> None:
     there = accepting(pacs, *EVERY)
-    receipts = deliver(there, ct, Profile(label_map=True, key_objects=True))
-    assert [receipt.text for receipt in receipts] == ["0x0000 Success"] * 3
+    profile = Profile(label_map=True, key_objects=True, key_images="none")
+    receipts = deliver(there, ct, profile)
+    assert [receipt.text for receipt in receipts] == [
+        "0x0000 Success; in Explicit VR Little Endian: the transfer syntax is not supported",
+        "0x0000 Success",
+        "0x0000 Success",
+    ]
     segmentation, report, selection = received(there)
-    assert [d.SOPClassUID for d in (segmentation, report, selection)] == [LABELMAP, COMPREHENSIVE, KEY_OBJECTS]
+    assert [d.SOPClassUID for d in (segmentation, report, selection)] == [LABELMAP, THREE_D, KEY_OBJECTS]
     own = pydicom.dcmread(ct.paths[0])
     assert str(own.SOPInstanceUID) not in str(report)
     assert str(segmentation.SOPInstanceUID) in str(report)
-    binary = accepting(pacs, *(uid for uid in EVERY if uid != LABELMAP))
-    *_, text = [r.text for r in deliver(binary, ct, Profile(label_map=True))][:1]
+    binary = accepting(pacs, *(uid for uid in EVERY if uid not in (LABELMAP, THREE_D)))
+    *_, text = [r.text for r in deliver(binary, ct, Profile(label_map=True, key_images="none"))][:1]
     assert text == f"0x0000 Success; Segmentation in place of Label Map Segmentation: {UNSUPPORTED}"
     assert [str(d.SOPInstanceUID) for d in received(binary)] == [
         str(pydicom.dcmread(path).SOPInstanceUID) for path in ct.paths
@@ -198,13 +208,13 @@ def test_overlapping_findings_go_as_binary(pacs: Start, tmp_path: Path) -> None:
     images = ct_series(tmp_path / "ct")
     overlapping = package(tmp_path, ct_findings(images, nodule(1, (2, 5, 8)), nodule(2, (3, 7, 10))), images)
     there = accepting(pacs, *EVERY)
-    segmentation, report = deliver(there, overlapping, Profile(label_map=True))
+    segmentation, report = deliver(there, overlapping, Profile(label_map=True, key_images="none"))
     assert segmentation.text == (
         "0x0000 Success; Segmentation in place of Label Map Segmentation: "
         "findings overlap, and a pixel of a label map has one label"
     )
     assert report.text == "0x0000 Success"
-    assert classes(there) == [SEG, COMPREHENSIVE]
+    assert classes(there) == [SEG, THREE_D]
     receipts = FolderDestination("out", tmp_path / "out", ResultForms(Profile(label_map=True))).deliver(
         overlapping, now
     )
@@ -212,16 +222,16 @@ def test_overlapping_findings_go_as_binary(pacs: Start, tmp_path: Path) -> None:
 
 
 def test_a_folder_takes_everything_in_its_profile(tmp_path: Path, ct: Package) -> None:
-    profile = Profile(omit_empty_frames=False, key_objects=True)
+    profile = Profile(omit_empty_frames=False, key_objects=True, key_images="none")
     receipts = FolderDestination("out", tmp_path / "out", ResultForms(profile)).deliver(ct, now)
     files = [pydicom.dcmread(receipt.text.removeprefix("written to ")) for receipt in receipts]
-    assert [file.SOPClassUID for file in files] == [SEG, COMPREHENSIVE, KEY_OBJECTS]
+    assert [file.SOPClassUID for file in files] == [SEG, THREE_D, KEY_OBJECTS]
     assert files[0].NumberOfFrames == 2 * 12
 
 
 def test_key_objects_are_only_for_findings_and_never_in_the_way(pacs: Start, tmp_path: Path, ct: Package) -> None:
     there = accepting(pacs, SEG, COMPREHENSIVE)
-    *_, left_out = deliver(there, ct, Profile(key_objects=True))
+    *_, left_out = deliver(there, ct, Profile(key_objects=True, key_images="none"))
     assert (left_out.stored, left_out.text) == (
         False,
         f"Key Object Selection not accepted: {UNSUPPORTED}; it is left out, it is not needed",
@@ -229,7 +239,7 @@ def test_key_objects_are_only_for_findings_and_never_in_the_way(pacs: Start, tmp
     images = ct_series(tmp_path / "nothing", name="nothing")
     nothing = package(tmp_path / "n", ct_findings(images), images)
     [report] = deliver(accepting(pacs, *EVERY), nothing, Profile(key_objects=True))
-    assert report.sop_class_uid == COMPREHENSIVE
+    assert report.sop_class_uid == THREE_D
 
 
 def test_a_form_that_cannot_be_made_leads_to_the_next(pacs: Start, tmp_path: Path) -> None:
@@ -257,18 +267,79 @@ def clip(tmp_path: Path) -> Package:
 def test_a_finding_on_a_clip_comes_with_a_capture_of_its_frame(pacs: Start, clip: Package) -> None:
     there = accepting(pacs, *EVERY)
     assert [receipt.text for receipt in deliver(there, clip)] == ["0x0000 Success"] * 3
-    assert classes(there) == [SEG, COMPREHENSIVE, CAPTURE]
+    assert classes(there) == [SEG, THREE_D, CAPTURE]
     (source,) = received(there)[-1].SourceImageSequence
     assert source.ReferencedFrameNumber == 2
     none = accepting(pacs, *EVERY)
     deliver(none, clip, Profile(key_images="none"))
-    assert classes(none) == [SEG, COMPREHENSIVE]
+    assert classes(none) == [SEG, THREE_D]
 
 
-def test_still_images_have_captures_only_on_request(pacs: Start, ct: Package) -> None:
-    there = accepting(pacs, *EVERY)
-    deliver(there, ct, Profile(key_images="all"))
-    assert classes(there) == [SEG, COMPREHENSIVE, CAPTURE, CAPTURE]
+def test_the_foremost_findings_of_a_ct_come_with_captures_and_all_on_request(pacs: Start, tmp_path: Path) -> None:
+    images = ct_series(tmp_path / "ct")
+    found = [nodule(n, (n, 5 * n, 7 * n)) for n in range(1, 5)]
+    four = package(tmp_path, ct_findings(images, *found), images)
+    for key_images, captures in (("largest", 3), ("all", 4), ("clips", 0), ("none", 0)):
+        there = accepting(pacs, *EVERY)
+        deliver(there, four, Profile(key_images=key_images))
+        assert classes(there) == [SEG, THREE_D, *[CAPTURE] * captures], key_images
+    assert Profile().key_images == "largest"
+
+
+def test_a_still_ultrasound_image_has_captures_only_on_request(pacs: Start, tmp_path: Path) -> None:
+    image = us_image(tmp_path / "us")
+    still = package(tmp_path, us_findings([image], mass(1, (0, 12, 20))), [image])
+    for key_images, captures in (("largest", 0), ("all", 1)):
+        there = accepting(pacs, *EVERY)
+        deliver(there, still, Profile(key_images=key_images))
+        assert classes(there) == [SEG, THREE_D, *[CAPTURE] * captures]
+
+
+def test_captures_in_place_of_a_segmentation_are_all_and_none_comes_twice(pacs: Start, tmp_path: Path) -> None:
+    images = ct_series(tmp_path / "ct")
+    four = package(tmp_path, ct_findings(images, *(nodule(n, (n, 5 * n, 7 * n)) for n in range(1, 5))), images)
+    there = accepting(pacs, CAPTURE, COMPREHENSIVE)
+    deliver(there, four, Profile())
+    assert classes(there) == [CAPTURE] * 4 + [COMPREHENSIVE]
+
+
+def test_the_report_for_ohif_is_sent_to_the_peer_that_wants_it(pacs: Start, ct: Package) -> None:
+    """The same results to two peers: each gets its own form, under UIDs of its own."""
+    plain, ohif = accepting(pacs, *EVERY), accepting(pacs, *EVERY)
+    deliver(plain, ct)
+    deliver(ohif, ct, Profile(viewer="ohif", key_images="none"))
+    one, other = received(plain)[1], received(ohif)[1]
+    assert one.SOPClassUID == other.SOPClassUID == THREE_D
+    assert one.SOPInstanceUID != other.SOPInstanceUID
+    assert (len(read.groups(one)), len(read.groups(other))) == (2, 6)
+    both = accepting(pacs, *EVERY)
+    deliver(both, ct, Profile(viewer="ohif", label_map=True, key_images="none"))
+    segmentation, report = received(both)
+    assert str(segmentation.SOPInstanceUID) in {group.segment[0] for group in read.groups(report) if group.segment}
+
+
+RLE = "1.2.840.10008.1.2.5"
+
+
+def test_a_label_map_goes_in_rle_where_that_is_taken_and_a_binary_one_never(pacs: Start, ct: Package) -> None:
+    """RLE is for whole bytes, PS3.5 A.4.2; what it holds is the label map that goes without."""
+    profile = Profile(label_map=True, key_images="none")
+    small, plain = accepting(pacs, *EVERY, syntaxes=[RLE, EXPLICIT_LE]), accepting(pacs, *EVERY)
+    assert [r.text for r in deliver(small, ct, profile)] == ["0x0000 Success"] * 2
+    deliver(plain, ct, profile)
+    offer = next(ResultForms(profile).offers(ct))
+    files = {
+        form.transfer_syntax_uid: pydicom.dcmread(ResultForms(profile).prepare(ct, offer, form, {}).paths[0])
+        for form in offer.forms
+        if form.sop_class_uid == LABELMAP
+    }
+    assert set(files) == {RLE, EXPLICIT_LE, IMPLICIT_LE}
+    meant = [(s.number, {ref: m.tolist() for ref, m in s.masks.items()}) for s in read.segments(files[EXPLICIT_LE])]
+    assert meant
+    for file in files.values():
+        assert [(s.number, {r: m.tolist() for r, m in s.masks.items()}) for s in read.segments(file)] == meant
+        assert file.SOPInstanceUID == files[RLE].SOPInstanceUID
+    assert {form.transfer_syntax_uid for form in offer.forms if form.sop_class_uid == SEG} == {EXPLICIT_LE, IMPLICIT_LE}
 
 
 def test_a_capture_that_went_in_place_of_the_segmentation_is_not_sent_twice(pacs: Start, clip: Package) -> None:
@@ -320,7 +391,7 @@ def test_what_was_refused_is_not_proposed_again_until_it_is(pacs: Start, ct: Pac
     again = deliver(there, ct, memory=memory)
     assert [r.sop_instance_uid for r in first] == [r.sop_instance_uid for r in again]
     asked_first, asked_again = ({uid for uid, _ in proposal} for proposal in there.proposed)
-    assert asked_first == {SEG, RTSTRUCT, GSPS, CAPTURE, COMPREHENSIVE, ENHANCED, BASIC_TEXT}
+    assert asked_first == {SEG, RTSTRUCT, GSPS, CAPTURE, THREE_D, COMPREHENSIVE, ENHANCED, BASIC_TEXT}
     assert asked_again == {RTSTRUCT, ENHANCED}
     assert "RT Structure Set in place of Segmentation: the SOP class is not supported" in again[0].text
 
@@ -328,7 +399,7 @@ def test_what_was_refused_is_not_proposed_again_until_it_is(pacs: Start, ct: Pac
     assert [r.sop_class_uid for r in deliver(upgraded, ct, memory=memory)] == [RTSTRUCT, ENHANCED]
     for key, answer in memory.answers.items():
         memory.answers[key] = Answer(*key, answer.refused, NOON - timedelta(hours=25))
-    assert [r.sop_class_uid for r in deliver(upgraded, ct, memory=memory)] == [SEG, COMPREHENSIVE]
+    assert [r.sop_class_uid for r in deliver(upgraded, ct, memory=memory)] == [SEG, THREE_D]
 
 
 def test_what_was_refused_is_asked_again_when_nothing_else_goes(pacs: Start, ct: Package) -> None:
@@ -336,7 +407,8 @@ def test_what_was_refused_is_asked_again_when_nothing_else_goes(pacs: Start, ct:
     memory = Remembered()
     deliver(accepting(pacs, RTSTRUCT, ENHANCED), ct, memory=memory)
     there = accepting(pacs, SEG, COMPREHENSIVE)
-    assert [r.text for r in deliver(there, ct, memory=memory)] == ["0x0000 Success"] * 2
+    texts = [r.text for r in deliver(there, ct, memory=memory)]
+    assert texts == ["0x0000 Success", "0x0000 Success" + SECOND_BEST]
     assert len(there.received) == 2
 
 

@@ -20,13 +20,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydicom.dataset import Dataset
 
+import dicom_sr.capture
 from dicom_sr import encode, read
-from dicom_sr.capture import CALIPER, MOST, scale_of
+from dicom_sr.capture import CALIPER, FOREMOST, MOST, scale_of
 from dicom_sr.derived import Results, marked
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.forms import (
     ALL_FRAMES,
     CHAINS,
+    FOR_OHIF,
     KEY_OBJECTS,
     LABEL_MAP,
     LABEL_MAP_ALL_FRAMES,
@@ -36,12 +38,15 @@ from dicom_sr.forms import (
     Profile,
     forms_of,
 )
+from dicom_sr.forms import FOREMOST as FOREMOST_IMAGES
 from dicom_sr.labelmap import label_map, retargeted
 from dicom_sr.outline import keyhole, outlines, polygon_area
+from dicom_sr.plain_sr import sentences
+from dicom_sr.rounding import said as said_as
 from dicom_sr.source import EncodingError
 from dicom_sr.validate import problems
 from tests.factories import ct_series, header, us_image
-from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, refs, us_findings
+from tests.results import CASES, WHEN, assert_same, ct_findings, encoded, mass, nodule, refs, us_findings
 from tests.unit.dicom_sr.test_geometry import SERIES
 
 FORMS = {form.name: form for chain in CHAINS.values() for form in chain if form.name != "Secondary Capture"}
@@ -92,8 +97,10 @@ def test_made_again_it_is_the_same_to_the_byte(name: str) -> None:
     originals = [*((each, True) for each in results.segmentations), (results.report, False)]
     uids: set[str] = {str(each.SOPInstanceUID) for each, _ in originals}
     for original, is_seg in originals:
-        others = (LABEL_MAP, ALL_FRAMES) if is_seg else (KEY_OBJECTS,)
-        for form in (*CHAINS[original.SOPClassUID][1:], *others):
+        others = (LABEL_MAP, ALL_FRAMES, FOREMOST_IMAGES) if is_seg else (KEY_OBJECTS,)
+        chain = [form for form in CHAINS[original.SOPClassUID] if form not in (SEGMENTATION, REPORT)]
+        hydrated = () if is_seg or not case.findings.findings or name.startswith("us") else tuple(FOR_OHIF.values())
+        for form in (*chain, *others, *hydrated):
             try:
                 twice = [
                     made(form, original, results, lambda ref: np.full((*shape, 3), 90, np.uint8)) for _ in range(2)
@@ -307,7 +314,7 @@ def test_a_report_refers_to_the_segmentation_that_was_sent() -> None:
 def test_the_chain_of_each_profile() -> None:
     """Against a second list, written by hand."""
 
-    def names(sop_class_uid: str, **profile: bool) -> list[str]:
+    def names(sop_class_uid: str, **profile: Any) -> list[str]:
         return [form.name for form in forms_of(sop_class_uid, Profile(**profile))]
 
     rest = ["RT Structure Set", "Grayscale Softcopy Presentation State", "Secondary Capture"]
@@ -319,7 +326,11 @@ def test_the_chain_of_each_profile() -> None:
         "Label Map Segmentation with empty frames", "Segmentation with empty frames", "Segmentation", *rest,
     ]  # fmt: skip
     report = "1.2.840.10008.5.1.4.1.1.88.33"
-    assert names(report, label_map=True) == ["Comprehensive SR", "Enhanced SR", "Basic Text SR", "Secondary Capture"]
+    plain = ["Basic Text SR", "Secondary Capture"]
+    assert names(report, label_map=True) == ["Comprehensive 3D SR", "Comprehensive SR", "Enhanced SR", *plain]
+    assert names(report, viewer="ohif") == [
+        "Comprehensive 3D SR for OHIF", "Comprehensive SR for OHIF", "Enhanced SR for OHIF", *plain,
+    ]  # fmt: skip
     assert names("1.2.840.10008.5.1.4.1.1.2") == []
 
 
@@ -422,15 +433,42 @@ def test_the_research_sentence_stands_below_the_image_and_covers_nothing() -> No
     assert capture.ConversionType == "WSD"
 
 
-def test_the_most_certain_ten_and_it_says_so() -> None:
-    images = ct_series(name="many nodules", shape=(16, 48, 64))
-    every = [nodule(n, (n % 13, 6 * (n % 7), 8 * (n % 6)), certainty=round(0.2 + 0.02 * n, 2)) for n in range(1, 31)]
-    results, _ = results_of(ct_findings(images, *every), images)
-    captures = made(KEY_IMAGES, results.segmentations[0], results, lambda ref: np.zeros((48, 64, 3), np.uint8))
-    assert len(captures) == MOST == 10
-    assert {capture.ImageComments for capture in captures} == {"10 of 30 findings, the most certain"}
-    keys = [str(images[finding.key_image].SOPInstanceUID) for finding in reversed(every[-10:])]
-    assert [capture.SourceImageSequence[0].ReferencedSOPInstanceUID for capture in captures] == keys
+def test_the_first_ten_and_it_says_so() -> None:
+    results = case_results("ct_many")
+    case, _ = encoded("ct_many")
+    for form, most in ((KEY_IMAGES, MOST), (FOREMOST_IMAGES, FOREMOST)):
+        captures = made(form, results.segmentations[0], results, lambda ref: np.zeros((48, 64, 3), np.uint8))
+        assert len(captures) == most
+        assert {capture.ImageComments for capture in captures} == {f"The first {most} of 30 findings"}
+        keys = [str(case.images[finding.key_image].SOPInstanceUID) for finding in case.findings.findings[:most]]
+        assert [capture.SourceImageSequence[0].ReferencedSOPInstanceUID for capture in captures] == keys
+    assert (MOST, FOREMOST) == (10, 3)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_every_capture_carries_the_numbers_of_its_finding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remark that begins with the same name must not take their place."""
+    written: list[list[str]] = []
+
+    def with_words(drawn: np.ndarray, words: list[str], key: object) -> np.ndarray:
+        written.append([*words, *(text for text, _ in key)])  # type: ignore[attr-defined]
+        return drawn
+
+    monkeypatch.setattr(dicom_sr.capture, "with_words", with_words)
+    case, _ = encoded(name)
+    results = case_results(name)
+    shape = case.images[0].Rows, case.images[0].Columns
+    for segmentation in results.segmentations:
+        made(KEY_IMAGES, segmentation, results, lambda ref: np.zeros((*shape, 3), np.uint8))
+    assert len(written) == len(case.findings.findings)
+    for words in written:
+        [finding] = [f for f in case.findings.findings if words[0].startswith(f"{f.label}: ")]
+        for measurement in finding.measurements:
+            assert f"{measurement.name.meaning}" in words[0]
+            assert said_as(measurement.value, measurement.unit) in words[0]
+        assert f"outline of {finding.label}" in words
+        assert "long and short axis" in words
+        assert "image" in words[0] or "frame" in words[0]
 
 
 @pytest.mark.parametrize("name", ["ct_enhanced", "ct_legacy"])
@@ -446,8 +484,11 @@ def test_every_form_is_made_of_frames_as_of_slices(name: str) -> None:
         assert len(mine) == len(theirs)
         for one, other in zip(mine, theirs, strict=True):
             assert sorted(places(one, {}), key=str) == sorted(places(other, number), key=str), form.name
-            for keyword in ("PixelData", "PatientOrientation", "Rows"):
-                assert one.get(keyword) == other.get(keyword), form.name
+            assert one.get("PatientOrientation") == other.get("PatientOrientation")
+            if form is KEY_IMAGES:  # below it stands which image it is
+                np.testing.assert_array_equal(*(each.pixel_array[: 32 * scale_of(32, 40)] for each in (one, other)))
+            elif form is not PAGES:
+                assert one.get("PixelData") == other.get("PixelData"), form.name
 
 
 def places(dataset: Dataset, number: dict[str, int]) -> list[object]:
@@ -493,7 +534,9 @@ def test_the_enhanced_report_reads_back_like_the_original(name: str) -> None:
     [other] = made(ENHANCED, results.report, results)
     mine, theirs = read.groups(other), read.groups(results.report)
     for a, b in zip(mine, theirs, strict=True):
-        assert vars(a) | {"lines": ()} == vars(b) | {"lines": ()}
+        undrawn: dict[str, object] = {"lines": (), "axes": {}}
+        assert vars(a) | undrawn == vars(b) | undrawn
+        assert a.axes.keys() == b.axes.keys()
         assert [(x.image, x.points.tolist()) for x in a.lines] == [(x.image, x.points.tolist()) for x in b.lines]
 
 
@@ -510,13 +553,14 @@ def test_the_basic_text_says_every_number_and_warning(name: str) -> None:
         [said] = [text for text in about if "outlined on" not in text]  # that is a cine's remark
         for measurement in finding.measurements:
             assert f"{measurement.name.meaning}" in said
-            assert f"{measurement.value:.6g}" in said
+            assert said_as(measurement.value, measurement.unit) in said
         for evaluation in finding.evaluations:
             assert f"{evaluation.name.meaning}: {evaluation.value.meaning}" in said
+    assert texts[0] == read.summary(results.report)
     for warning in (*case.findings.warnings, "Research use only, not for diagnostic use"):
         assert any(warning in text for text in texts)
     if not case.findings.findings:
-        assert any("Absent" in text or "normal" in text for text in texts)
+        assert texts[0].startswith(f"No {case.findings.sought.meaning.lower()} found")
 
 
 def test_the_pages_have_room_for_everything() -> None:
@@ -528,6 +572,32 @@ def test_the_pages_have_room_for_everything() -> None:
         lit = np.argwhere(page.pixel_array.any(axis=-1))
         assert lit[:, 1].max() < page.Columns - 1, "no line runs out of the page"
         assert lit[:, 0].max() < page.Rows - 1
+
+
+@pytest.mark.parametrize("name", ["ct_two", "ct_compared", "ct_enhanced", "ct_oblique", "ct_many"])
+def test_the_report_for_ohif_says_what_the_report_says(name: str) -> None:
+    """And passes the gate; each finding has its contour, then its calipers, then the volume."""
+    results = case_results(name)
+    case, _ = encoded(name)
+    for form in FOR_OHIF.values():
+        [other] = made(form, results.report, results)
+        if form.sop_class_uid != "1.2.840.10008.5.1.4.1.1.88.22":
+            assert problems(other, case.headers, findings=case.findings, segmentations=results.segmentations) == []
+        assert_same(read.findings(other, results.segmentations, case.findings.images), case.findings)
+        texts = [sentence.text for sentence in sentences(other)]
+        assert texts == [sentence.text for sentence in sentences(results.report)]
+        tools = [
+            group.tracking_id.removeprefix("Cornerstone3DTools@^0.1.0:").split(":")[0] for group in read.groups(other)
+        ]
+        labels = [finding.label for finding in case.findings.findings]
+        assert tools == [word for label in labels for word in ("PlanarFreehandROI", "Bidirectional", label)]
+
+
+@pytest.mark.parametrize("name", ["us_one", "us_clip", "ct_nothing"])
+def test_without_a_volume_the_report_for_ohif_is_the_report(name: str) -> None:
+    results = case_results(name)
+    [other] = made(FOR_OHIF["Comprehensive SR"], results.report, results)
+    assert other is results.report
 
 
 def test_key_objects_are_the_images_with_findings() -> None:

@@ -176,12 +176,18 @@ def test_the_maker_is_named_where_readers_look() -> None:
         assert b"Research use only, not for diagnostic use" in written(dataset)
 
 
-def test_series_description_names_model_version_and_ai_within_64_characters() -> None:
-    assert series_description(Algorithm("breast", "1.0"), "SEG", 1) == "AI SEG breast 1.0"
-    long = series_description(Algorithm("a very long name of an algorithm indeed " * 3, "1.2.3+12345678"), "SR", 12)
+def test_series_descriptions_begin_with_what_it_is() -> None:
+    """A list of series shows some 25 characters; versions and hashes are in Software Versions."""
+    assert series_description("pacs-node lung-nodule", "SEG", 1) == "AI lung nodules SEG"
+    assert series_description("pacs-node breast-us", "SR", 2) == "AI breast lesions SR rev 2"
+    assert series_description("somebody's model", "SR", 1) == "AI somebody's model SR"
+    long = series_description("a very long name of an algorithm indeed " * 3, "SR", 12)
     assert len(long) == 64
-    assert long.startswith("AI SR a very")
-    assert long.endswith(" 1.2.3+12345678 rev 12")
+    assert long.startswith("AI a very")
+    assert long.endswith(" SR rev 12")
+    for dataset in objects(CASES["ct_two"]()):
+        assert str(dataset.SeriesDescription)[:15] == "AI lung nodules"
+        assert dataset.SoftwareVersions == "0.1.0+1a2b3c4d"
 
 
 def test_lossy_sources_make_lossy_segmentations() -> None:
