@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from dicom_sr import attributes, codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.importance import renumbered
 from dicom_sr.regions import Region, Spacing, calibration_problems, pixel_spacing_mm, why_no_tissue
 from models.breast_us.birads import suggestion, temperature_of, tempered
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
@@ -206,7 +207,7 @@ class BreastUltrasound:
                 warnings.append(f"{name_of(clip)}: marks on single frames were not reported (frame {frames})")
         progress(1.0, "done")
         facts["seconds"] = round(time.monotonic() - start, 3)
-        return Findings(
+        result = Findings(
             pipeline=NAME,
             geometry="image",
             images=tuple(images),
@@ -217,7 +218,9 @@ class BreastUltrasound:
             facts=facts,
             sought=codes.MASS,
             sought_site=codes.BREAST,
+            not_calibrated=(codes.CERTAINTY, *(PROBABILITIES.values() if self.temperature is None else ())),
         )
+        return renumbered(result)
 
     def watch(self, clip: Clip, before: int) -> tuple[list[ImageRef], list[View]]:
         """Look at the tissue of an image or cine, one frame in memory at a time.

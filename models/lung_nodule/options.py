@@ -52,7 +52,7 @@ class Options(PipelineOptions):
     )  # soft tissue in the lung 1 to 3 mm around it; above it a vessel goes on
     thin_mm: float = Field(default=2.5, ge=0)  # with slices this near to each other a nodule must be on two of them
     # of all again
-    at_most: int = Field(default=30, ge=1)  # findings kept, the most certain first
+    at_most: int = Field(default=30, ge=1)  # findings kept: the most certain and, one in ten, the largest of the others
     refine: bool = True  # outline every finding anew, in the middle of a crop of its own: better by 0.06 Dice, CARD.md
     refine_flips: bool = False  # ... averaged over the crop and its mirror images: four times the work
     purpose: Purpose | None = None  # of the study; without it nothing is suggested

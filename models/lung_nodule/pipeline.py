@@ -19,6 +19,7 @@ from pydicom.sr.coding import Code
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Evaluation, Finding, Findings, Measurement
+from dicom_sr.importance import renumbered
 from models.lung_nodule.categories import with_suggestions
 from models.lung_nodule.detectors import DETECTORS
 from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
@@ -69,7 +70,7 @@ class LungNodule:
         progress(0.9, "looking again at each nodule")
         found, warnings = self.findings(volume, lungs, marked.candidates)
         progress(1.0, "done")
-        return Findings(
+        result = Findings(
             pipeline=self.card.name,
             geometry="volume",
             images=volume.images,
@@ -86,27 +87,28 @@ class LungNodule:
                 **marked.facts,
             },
         )
+        return renumbered(result)
 
     # ------------------------------------------------------------------------------------------------ findings
 
     def findings(
         self, volume: Volume, lungs: Lungs, candidates: Sequence[Candidate]
     ) -> tuple[list[Finding], list[str]]:
-        """Nodules, the most certain first, and warnings in words."""
+        """Nodules, the most certain first (`renumbered` orders them), and warnings in words that name them."""
         fit = {id(one): self.detector.why_not(one, volume, lungs) is None for one in candidates}
         kept = sorted(candidates, key=lambda one: (not fit[id(one)], -round(one.certainty, 4), one.offset_zyx))
         warnings = []
         if sum(fit.values()) > self.options.at_most:
             warnings.append(
-                f"{sum(fit.values())} candidates were found; only the {self.options.at_most} most certain are reported."
-                " The image may be unusual (noise, disease of the whole lung)."
+                f"{sum(fit.values())} candidates were found; only {self.options.at_most} are reported, the most certain"
+                " and the largest. The image may be unusual (noise, disease of the whole lung)."
             )
         if volume.spacing_mm[0] > THICK_MM:
             warnings.append(
                 f"slices are {volume.spacing_mm[0]:.1f} mm apart: small nodules may be missed and sizes are coarse;"
                 " no nodule type is stated, and no category is suggested"
             )
-        reported = kept[: self.options.at_most]
+        reported = cut(kept, [fit[id(one)] for one in kept], self.options.at_most)
         if self.second is not None:
             refined = self.refined(self.second, reported, volume, lungs)
             reported = [one.candidate for one in refined]
@@ -147,14 +149,26 @@ class LungNodule:
         return distinct(sound)
 
 
+def cut(candidates: Sequence[Candidate], fit: Sequence[bool], at_most: int) -> list[Candidate]:
+    """So many of the candidates, in their order: the first of them and, in one place of ten, the largest fit ones of the
+    others, for what is large matters even if it is uncertain."""
+    for_size = -(-at_most // 10)
+    last = at_most - for_size if len(candidates) > at_most else len(candidates)
+    others = [place for place in range(last, len(candidates)) if fit[place]]
+    largest = sorted(others, key=lambda place: -int(candidates[place].mask.sum()))[:for_size]
+    free = [place for place in range(last, len(candidates)) if place not in largest]
+    kept = {*range(last), *largest, *free[: at_most - last - len(largest)]}
+    return [candidate for place, candidate in enumerate(candidates) if place in kept]
+
+
 def outlines_kept(refined: Sequence[Refined]) -> list[str]:
-    """Which findings, numbered as they are reported, have the outline of the first look, and why, in words."""
+    """Which findings have the outline of the first look, and why, in words."""
     numbers: dict[str, list[str]] = {}
     for number, one in enumerate(refined, start=1):
         if one.why_not is not None:
-            numbers.setdefault(one.why_not, []).append(str(number))
+            numbers.setdefault(one.why_not, []).append(f"Nodule {number}")
     return [
-        f"Nodule {', '.join(which)}: outlined as detected, for a closer look gave no sound outline ({why_not})"
+        f"{', '.join(which)}: outlined as detected, for a closer look gave no sound outline ({why_not})"
         for why_not, which in numbers.items()
     ]
 
