@@ -229,7 +229,7 @@ class Peer(Settings):
     folder: RelativePath | None = None  # results are written here as files; instead of all of the above
     segmentation: Literal["BINARY", "LABELMAP"] = "BINARY"  # Segmentation Type it is sent, PS3.3 C.8.20.2
     omit_empty_frames: bool = True  # false: a frame for every image, for viewers that misplace a Segmentation with gaps
-    # of which findings captures are sent beside the Segmentation: of clips and of the three foremost of a CT; of clips
+    # of which findings captures are sent beside the Segmentation; largest: of clips, and of the first three of a CT
     key_images: Literal["largest", "clips", "all", "none"] = "largest"
     viewer: Literal["none", "ohif"] = "none"  # ohif: reports that OHIF makes measurements of its own of
     key_objects: bool = False  # send a Key Object Selection of the images with findings, too

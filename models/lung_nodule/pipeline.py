@@ -150,8 +150,8 @@ class LungNodule:
 
 
 def cut(candidates: Sequence[Candidate], fit: Sequence[bool], at_most: int) -> list[Candidate]:
-    """So many of the candidates, in their order: the first of them and, in one place of ten, the largest fit ones of the
-    others, for what is large matters even if it is uncertain."""
+    """So many of the candidates, in their order: the first and, in one place of ten, the largest fit of the others:
+    what is large matters even if it is uncertain."""
     for_size = -(-at_most // 10)
     last = at_most - for_size if len(candidates) > at_most else len(candidates)
     others = [place for place in range(last, len(candidates)) if fit[place]]

@@ -19,7 +19,12 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicom_sr import Written, checked, encode, read
+from dicom_sr.derived import Results
+from dicom_sr.hydratable import hydratable
 from dicom_sr.not_run import not_run_report
+from dicom_sr.plain_sr import comprehensive_3d_sr
+from dicom_sr.rounding import rounded
+from dicom_sr.source import headers_by_uid
 from tests.factories import ORIENTATIONS, ct_series, header, point_lps_mm, us_image
 from tests.harness import missing, need
 from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, us_findings
@@ -301,9 +306,8 @@ def with_groups_of(report: Dataset, template: str) -> Dataset:
     """The report less its groups of other templates: PixelMed holds all groups of a report against one template."""
     part = copy.deepcopy(report)
     [container] = [item for item in part.ContentSequence if groups_in(item)]
-    container.ContentSequence = [
-        group for group in groups_in(container) if group.ContentTemplateSequence[0].TemplateIdentifier == template
-    ]
+    kept = [group for group in groups_in(container) if group.ContentTemplateSequence[0].TemplateIdentifier == template]
+    container.add_new("ContentSequence", "SQ", kept)
     assert container.ContentSequence
     return part
 
@@ -314,10 +318,47 @@ def groups_in(item: Dataset) -> list[Dataset]:
     return [child for child in children if child.ConceptNameCodeSequence[0].CodeValue == "125007"]
 
 
-@pytest.mark.parametrize(("name", "template"), [("ct_two", "1501"), ("ct_two", "1411"), ("us_one", "1410")])
+@pytest.mark.parametrize("name", ["ct_two", "ct_enhanced"])
+def test_pixelmed_accepts_the_report_of_a_ct_whole(name: str, tmp_path: Path) -> None:
+    [report] = case_objects(name, "SR")
+    assert pixelmed(report, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["ct_two", "us_one"])
+def test_pixelmed_accepts_a_comprehensive_3d_report(name: str, tmp_path: Path) -> None:
+    [report] = comprehensive_3d_sr(case_objects(name, "SR")[0], results_of(name))
+    template = "1411" if name == "ct_two" else "1410"
+    assert pixelmed(with_groups_of(report, template), tmp_path) == []
+
+
+@pytest.mark.parametrize(("name", "template"), [("ct_nothing", "1501"), ("us_one", "1410"), ("us_normal", "1501")])
 def test_pixelmed_finds_every_group_after_its_template(name: str, template: str, tmp_path: Path) -> None:
     [report] = case_objects(name, "SR")
     assert pixelmed(with_groups_of(report, template), tmp_path) == []
+
+
+@pytest.mark.parametrize("template", ["1501", "1411"])
+def test_pixelmed_finds_every_group_of_the_report_for_ohif_after_its_template(template: str, tmp_path: Path) -> None:
+    report = hydratable(case_objects("ct_two", "SR")[0], results_of("ct_two"))
+    assert pixelmed(with_groups_of(report, template), tmp_path) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dciodvfy_and_dsrdump_accept_the_other_forms_of_the_report(name: str, tmp_path: Path) -> None:
+    [report] = case_objects(name, "SR")
+    results = results_of(name)
+    for other in (*comprehensive_3d_sr(report, results), hydratable(report, results)):
+        path = save(other, tmp_path)
+        _, output = run("dciodvfy", path)
+        assert "SR" in output
+        assert complaints("dciodvfy", output) == []
+        code, output = run("dsrdump", "+Pl", path)
+        assert (code, complaints("dsrdump", output)) == (0, [])
+
+
+def results_of(name: str) -> Results:
+    case, (*segmentations, report) = encoded(name)
+    return Results(tuple(segmentations), report, headers_by_uid(case.headers))
 
 
 def _no_segment(group: Dataset) -> None:
@@ -426,7 +467,7 @@ def test_dcmqi_reads_the_report(name: str, tmp_path: Path) -> None:
             item["quantity"]["CodeValue"]: float(item["value"]) for item in by_label[finding.label]["measurementItems"]
         }
         for measurement in finding.measurements:
-            assert told[measurement.name.value] == pytest.approx(measurement.value)
+            assert told[measurement.name.value] == pytest.approx(rounded(measurement.value, measurement.unit))
         assert by_label[finding.label]["TrackingUniqueIdentifier"]
 
 
