@@ -38,6 +38,7 @@ class Sentence:
     text: str
     image: ImageRef | None = None
     about: str = ""  # Tracking UID of the finding, if it is about one
+    is_summary: bool = False
 
 
 def comprehensive_3d_sr(report: Dataset, results: Results) -> list[Dataset]:
@@ -77,7 +78,7 @@ def basic_text_sr(report: Dataset, results: Results) -> list[Dataset]:
     named: dict[str, str] = {}
     for sentence in sentences(report):
         item = hd.sr.TextContentItem(
-            codes.FINDING if sentence.image else codes.COMMENT,
+            codes.SUMMARY if sentence.is_summary else codes.FINDING if sentence.image else codes.COMMENT,
             sentence.text,
             relationship_type=hd.sr.RelationshipTypeValues.CONTAINS,
         )
@@ -97,7 +98,7 @@ def basic_text_sr(report: Dataset, results: Results) -> list[Dataset]:
 def sentences(report: Dataset) -> Iterator[Sentence]:
     """The summary, then what the report says of each finding, of the images as a whole, and besides."""
     if summary := read.summary(report):
-        yield Sentence(summary)
+        yield Sentence(summary, is_summary=True)
     groups = read.groups(report)
     for group in groups:
         if group.tracking_id.startswith(OHIF_TOOL):  # drawn for a viewer; its numbers are in the finding's own group

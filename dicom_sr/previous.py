@@ -21,6 +21,7 @@ from pydicom.sr.coding import Code
 from dicom_sr import codes
 from dicom_sr.findings import ComparedWith, Finding
 from dicom_sr.hierarchy import Named, hierarchy, named_in
+from dicom_sr.rounding import rounded
 
 CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 
@@ -35,7 +36,7 @@ def change_items(finding: Finding) -> Iterator[hd.sr.ContentItem]:
 
 def previous_findings(compared: ComparedWith) -> hd.sr.ContainerContentItem:
     container = hd.sr.ContainerContentItem(codes.PREVIOUS_FINDINGS, relationship_type=CONTAINS)
-    days = hd.sr.NumContentItem(codes.TEMPORAL_OFFSET, compared.days, codes.DAYS, relationship_type=CONTAINS)
+    days = _number(codes.TEMPORAL_OFFSET, compared.days, codes.DAYS)
     since = hd.sr.CodeContentItem(
         codes.TEMPORAL_EVENT_TYPE, codes.PRIOR_STUDY, hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD
     )
@@ -101,7 +102,11 @@ def predecessor_and_change(group: Dataset) -> tuple[str | None, str]:
 
 
 def _number(name: Code, value: float, unit: Code) -> hd.sr.NumContentItem:
-    return hd.sr.NumContentItem(name, value, unit, relationship_type=CONTAINS)
+    value = rounded(value, unit)
+    item = hd.sr.NumContentItem(name, value, unit, relationship_type=CONTAINS)
+    item.MeasuredValueSequence[0].NumericValue = f"{value:.10g}"
+    item.MeasuredValueSequence[0].pop("FloatingPointValue", None)  # the decimal text is exact
+    return item
 
 
 def _named(items: Sequence[Dataset], name: Code) -> list[Dataset]:

@@ -287,12 +287,13 @@ class _Report:
         value = rounded(measurement.value, measurement.unit)
         item = hd.sr.Measurement(
             name=measurement.name,
-            value=int(value) if value.is_integer() else value,
+            value=value,
             unit=measurement.unit,
             derivation=measurement.derivation,
             referenced_coordinates=where,
         )
         for stated in item[0].MeasuredValueSequence:
+            stated.NumericValue = f"{value:.10g}"
             stated.pop("FloatingPointValue", None)  # the decimal text is exact
         if measurement.name in self.findings.not_calibrated:
             meaning = hd.sr.TextContentItem(

@@ -25,7 +25,7 @@ from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 
 from dicom_sr.derived import Results
-from dicom_sr.forms import ALL_FRAMES, CHAINS, KEY_OBJECTS, LABEL_MAP, Form, Profile
+from dicom_sr.forms import ALL_FRAMES, CHAINS, FOR_OHIF, FOREMOST, KEY_OBJECTS, LABEL_MAP, SEGMENTATION, Form, Profile
 from dicom_sr.source import EncodingError
 from models.phantoms import breast_ultrasound
 from pacs_node.deliver.destination import Deferred
@@ -38,11 +38,15 @@ from tests.unit.deliver.conftest import EXPLICIT_LE, IMPLICIT_LE, now
 from tests.unit.deliver.test_forms import CAPTURE, COMPREHENSIVE, ENHANCED, GSPS, RTSTRUCT, SEG, ct_package
 from tests.unit.deliver.test_forms import KEY_OBJECTS as KEY_OBJECTS_CLASS
 
-OTHERS = [form for chain in CHAINS.values() for form in chain[1:]] + [LABEL_MAP, ALL_FRAMES, KEY_OBJECTS]
+OTHERS = [form for chain in CHAINS.values() for form in chain if form is not SEGMENTATION]
+OTHERS += [LABEL_MAP, ALL_FRAMES, KEY_OBJECTS, FOREMOST, *FOR_OHIF.values()]
 KNOWN_AS = {  # what dciodvfy calls the IOD it checked
     "RT Structure Set": "RTStructureSet",
     "Grayscale Softcopy Presentation State": "GrayscaleSoftcopyPresentationState",
     "Secondary Capture": "SCImage",
+    "Secondary Capture of the foremost findings": "SCImage",
+    "Comprehensive 3D SR": "Comprehensive3DSR",
+    "Comprehensive SR": "ComprehensiveSR",
     "Enhanced SR": "EnhancedSR",
     "Basic Text SR": "BasicTextSR",
     "Key Object Selection": "KeyObjectSelectionDocument",
@@ -54,7 +58,7 @@ def made(name: str, form: Form) -> list[Dataset]:
     case, objects = encoded(name)
     results = Results(tuple(objects[:-1]), objects[-1], {str(h.SOPInstanceUID): h for h in case.headers})
     shape = int(case.images[0].Rows), int(case.images[0].Columns)
-    of_report = form in CHAINS[COMPREHENSIVE] or form is KEY_OBJECTS
+    of_report = form in (*CHAINS[COMPREHENSIVE], KEY_OBJECTS, *FOR_OHIF.values())
     original = [objects[-1]] if of_report else list(objects[:-1])
     found = []
     for each in original:
@@ -72,13 +76,17 @@ def checked(dataset: Dataset, form: Form, folder: Path) -> tuple[Path, str]:
     return path, run("dciodvfy", path)[1]
 
 
-@pytest.mark.parametrize("name", ["ct_two", "ct_nothing", "ct_oblique", "us_one", "us_clip", "us_uncalibrated"])
+@pytest.mark.parametrize(
+    "name", ["ct_two", "ct_nothing", "ct_oblique", "ct_enhanced", "us_one", "us_clip", "us_uncalibrated"]
+)
 def test_dciodvfy_has_nothing_to_say_about_any_form(name: str, tmp_path: Path) -> None:
     forms = 0
     for form in OTHERS:
         for dataset in made(name, form)[:2]:
             path, output = checked(dataset, form, tmp_path)
-            assert KNOWN_AS.get(form.name, "Segmentation") in output, "it knew what it looked at"
+            assert KNOWN_AS.get(form.name.removesuffix(" for OHIF"), "Segmentation") in output, (
+                "it knew what it looked at"
+            )
             assert complaints("dciodvfy", output) == [], form.name
             forms += 1
             if dataset.Modality == "SR":
@@ -168,7 +176,7 @@ def test_dcmtk_refuses_one_class_after_the_other(storescp: Callable[..., tuple[P
     for step in range(4):
         left = [chain[step:] for chain in chains]
         peer, folder = storescp(*dict.fromkeys(uid for chain in left for uid in chain))
-        receipts = DimseDestination(peer, ResultForms(Profile())).deliver(package, now)
+        receipts = DimseDestination(peer, ResultForms(Profile(key_images="none"))).deliver(package, now)
         assert list(dict.fromkeys(receipt.sop_class_uid for receipt in receipts)) == list(
             dict.fromkeys(chain[0] for chain in left)
         )
@@ -261,7 +269,7 @@ def test_orthanc_without_segmentations_and_our_reports(tmp_path: Path) -> None:
                     "0x0000 Success; Grayscale Softcopy Presentation State in place of Segmentation: "
                 )
                 assert report.startswith(
-                    "0x0000 Success; Enhanced SR in place of Comprehensive SR: the SOP class is not"
+                    "0x0000 Success; Enhanced SR in place of Comprehensive 3D SR: the SOP class is not"
                 )
                 assert selection == "0x0000 Success"
                 held = {d.SOPInstanceUID for modality in ("PR", "SR", "KO") for d in pacs.instances(modality)}
@@ -286,7 +294,9 @@ def test_orthanc_refuses_label_maps_and_a_transfer_syntax(tmp_path: Path) -> Non
     )
     with pacs:
         peer = Peer("pacs", "ORTHANC", "127.0.0.1", pacs.dicom_port, "NODE", 10)
-        mark, report = DimseDestination(peer, ResultForms(Profile(label_map=True))).deliver(package, now)
+        mark, report = DimseDestination(peer, ResultForms(Profile(label_map=True, key_images="none"))).deliver(
+            package, now
+        )
         assert mark.text.startswith("0x0000 Success; Segmentation in place of Label Map Segmentation: ")
         assert report.text.startswith("0x0000 Success; in Implicit VR Little Endian: ")
         [segmentation], [sr] = pacs.instances("SEG"), pacs.instances("SR")

@@ -80,6 +80,14 @@ def test_numbers_are_written_as_a_person_would_say_them(value: float, unit: Code
     assert said(value, unit) == words
 
 
+def test_a_whole_number_is_written_without_a_point() -> None:
+    for name in CASES:
+        for number in encoded(name)[1][-1].iterall():
+            assert number.keyword != "FloatingPointValue"
+            if number.keyword == "NumericValue":
+                assert str(number.value) == f"{float(number.value):.10g}"
+
+
 def test_every_empty_frame_is_written_when_asked_for() -> None:
     case = CASES["ct_two"]()
     segmentation, report = encode(case.findings, case.headers, when=WHEN, omit_empty_frames=False)
