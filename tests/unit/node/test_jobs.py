@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dicom_sr.findings import Algorithm, Findings
-from pacs_node.errors import GiveUp, Interrupted, Refused, TryAgain
+from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
 from pacs_node.flow import Flow, Patience
 from pacs_node.jobs import Engine
 from pacs_node.ledger import Ledger
@@ -221,6 +221,29 @@ def test_a_stopping_node_puts_its_job_back_and_counts_nothing(running: Running) 
     running.add("7")
     running.wait(lambda: running.states() == {"done"})
     assert running.ledger.job("7").generation == 2
+
+
+def test_a_ledger_that_cannot_be_written_is_not_taken_for_deaths_of_the_worker(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More often than a worker may die: the job runs all the same once the ledger is back."""
+    begun: list[str] = []
+    begin = running.ledger.begin
+
+    def counted(job: Job, executor: str, now: datetime) -> bool:
+        begun.append(job.id)
+        return begin(job, executor, now)
+
+    def away(*arguments: object, **named: object) -> None:
+        raise LedgerUnavailable("the disk of the ledger is full")
+
+    monkeypatch.setattr(running.ledger, "begin", counted)
+    with monkeypatch.context() as full:
+        full.setattr(running.ledger, "finish", away)
+        full.setattr(running.ledger, "retry_later", away)
+        running.add("7")
+        running.wait(lambda: len(begun) > 7)
+    running.wait(lambda: running.states() == {"done"})
 
 
 def test_backoff_doubles_with_jitter_and_is_bounded() -> None:
