@@ -210,7 +210,8 @@ class DemoNode:
         console.print(f"{self.url}/", soft_wrap=True)
         with contextlib.suppress(KeyboardInterrupt):
             code = self.process.wait()
-            raise SystemExit(f"the node has ended with {code}; see {self.folder / 'node.log'}")
+            if code:  # 0: it was told to stop, mostly by the same Ctrl-C
+                raise SystemExit(f"the node has ended with {code}; see {self.folder / 'node.log'}")
 
     def send(self, files: Sequence[Path]) -> None:
         """By our own `pacs-node send`, over the network."""

@@ -176,6 +176,8 @@ def test_the_pages_stay_until_ctrl_c_and_their_address_is_the_last_line(tmp_path
     assert said.getvalue().splitlines()[-1] == f"{node.url}/"
     with pytest.raises(SystemExit, match="the node has ended with -9"):
         node.stay(Console(file=StringIO()), None)
+    node.process = subprocess.Popen([sys.executable, "-c", ""])
+    node.stay(Console(file=StringIO()), None)  # told to stop by the same Ctrl-C
 
 
 def test_nobody_is_waited_for_where_nobody_is() -> None:
