@@ -24,6 +24,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 
+from dicom_sr import read
 from dicom_sr.derived import Results
 from dicom_sr.forms import ALL_FRAMES, CHAINS, FOR_OHIF, FOREMOST, KEY_OBJECTS, LABEL_MAP, SEGMENTATION, Form, Profile
 from dicom_sr.source import EncodingError
@@ -35,7 +36,7 @@ from tests.harness import NodeProcess, Orthanc, free_port, need, storescu, wait_
 from tests.interop.test_validators import complaints, run
 from tests.results import CASES, encoded
 from tests.unit.deliver.conftest import EXPLICIT_LE, IMPLICIT_LE, now
-from tests.unit.deliver.test_forms import CAPTURE, COMPREHENSIVE, ENHANCED, GSPS, RTSTRUCT, SEG, ct_package
+from tests.unit.deliver.test_forms import CAPTURE, COMPREHENSIVE, ENHANCED, GSPS, RTSTRUCT, SEG, THREE_D, ct_package
 from tests.unit.deliver.test_forms import KEY_OBJECTS as KEY_OBJECTS_CLASS
 
 OTHERS = [form for chain in CHAINS.values() for form in chain if form is not SEGMENTATION]
@@ -301,7 +302,9 @@ def test_orthanc_refuses_label_maps_and_a_transfer_syntax(tmp_path: Path) -> Non
         assert report.text.startswith("0x0000 Success; in Implicit VR Little Endian: ")
         [segmentation], [sr] = pacs.instances("SEG"), pacs.instances("SR")
         own = [pydicom.dcmread(path) for path in package.paths]
-        assert [segmentation.SOPInstanceUID, sr.SOPInstanceUID] == [each.SOPInstanceUID for each in own]
+        assert segmentation.SOPInstanceUID == own[0].SOPInstanceUID
+        assert sr.SOPClassUID == THREE_D
+        assert {group.segment[0] for group in read.groups(sr) if group.segment} == {str(own[0].SOPInstanceUID)}
         assert segmentation.PixelData == own[0].PixelData
 
 
