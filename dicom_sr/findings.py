@@ -113,7 +113,7 @@ class Findings:
     """Everything one pipeline says about one series. No findings is an answer too."""
 
     pipeline: str  # "lung-nodule", "breast-us"
-    geometry: Literal["volume", "image"]  # volume: TID 1501 + 1411 (CT); image: TID 1410 (ultrasound)
+    geometry: Literal["volume", "image"]  # volume: TID 1411 (CT); image: TID 1410 (ultrasound)
     images: tuple[ImageRef, ...]
     findings: tuple[Finding, ...]
     algorithm: Algorithm
