@@ -6,6 +6,7 @@ does the sentence that says what it is not for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from dicom_sr import codes, read
+from dicom_sr import attributes, codes, read
+from dicom_sr.copies import ratio_and_method
 from dicom_sr.derived import Marked, Results, derived, marked, say_body_part
 from dicom_sr.findings import ImageRef
 from dicom_sr.header import RESEARCH_ONLY, code_item, image_reference
@@ -33,6 +35,7 @@ MARGIN = 10  # pixels
 SWATCH = 24  # pixels, a line of a legend
 FONT = ImageFont.load_default(TEXT_SIZE)  # comes with Pillow; Latin letters only
 PAGE = (1024, 768)  # rows, columns of a page of text
+DIRECTIONS = re.compile(r"[RLAPHF]{1,3}")  # PS3.3 C.7.6.1.1.1
 TOWARDS = (("R", "L"), ("A", "P"), ("F", "H"))  # against and along the x, y and z axes, PS3.3 C.7.6.1.1.1
 CALIPER = (255, 255, 0)
 WHITE = (255, 255, 255)
@@ -55,9 +58,10 @@ def key_images(
         capture.PatientOrientation = patient_orientation(source, finding.key.frame)
         say_body_part(capture, [source])
         capture.SourceImageSequence = [_source(finding.key)]
-        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if keyword in source:
-                capture[keyword] = source[keyword]
+        if attributes.text(source, "LossyImageCompression") == "01":
+            capture.LossyImageCompression = "01"
+            for element in ratio_and_method(source)[0]:
+                capture.add(element)
         captures.append(capture)
     return captures
 
@@ -140,9 +144,9 @@ def with_words(drawn: np.ndarray, words: Sequence[str], key: Sequence[tuple[str,
 
 def patient_orientation(source: Dataset, frame: int | None = None) -> list[str] | None:
     """Patient Orientation of an image or frame, PS3.3 C.7.6.1.1.1: its own, else from its cosines, else unknown."""
-    own = source.get("PatientOrientation")
-    if own is not None and len(own) == 2 and all(own):
-        return list(own)
+    own = attributes.texts(source, "PatientOrientation")
+    if len(own) == 2 and all(DIRECTIONS.fullmatch(each) for each in own):
+        return own
     cosines = plane(source, frame).orientation
     if cosines is None:
         return None

@@ -108,6 +108,12 @@ def said(source: Dataset, keyword: str) -> str:
     return "\\".join(map(str, element.value)) if element.VM > 1 else str(element.value)
 
 
+def coded(source: Dataset, keyword: str) -> str:
+    """The value of a coded string (CS) of the source; empty where it has none that can be written."""
+    text = attributes.text(source, keyword)
+    return "" if _breaks("CS", text) else text
+
+
 def ratio_and_method(source: Dataset) -> tuple[list[DataElement], str | None]:
     """Lossy Image Compression Ratio and Method for an object made of a lossy image, PS3.3 C.7.6.1.1.5; and a remark on
     a ratio that is no number, which is left out with its method."""

@@ -17,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_sr import read
 from dicom_sr.codes import CERTAINTY
+from dicom_sr.copies import coded
 from dicom_sr.findings import ImageRef
 from dicom_sr.header import (
     ALWAYS_COPIED,
@@ -145,7 +146,7 @@ def say_body_part(dataset: Dataset, sources: Collection[Dataset]) -> None:
     Laterality is Type 2C: empty is right only where it is unknown, absent only where the body part is not paired.
     """
     for keyword in ("BodyPartExamined", "Laterality"):
-        values = {str(source.get(keyword) or "") for source in sources}
+        values = {coded(source, keyword) for source in sources}
         if len(values) == 1 and "" not in values:
             setattr(dataset, keyword, values.pop())
     if "BodyPartExamined" not in dataset and "Laterality" not in dataset:

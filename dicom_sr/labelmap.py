@@ -14,7 +14,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, SegmentationStorage
 
-from dicom_sr import read
+from dicom_sr import attributes, read
 from dicom_sr.derived import Results, another, with_file_meta
 from dicom_sr.findings import ImageRef
 from dicom_sr.header import image_reference, references
@@ -142,7 +142,7 @@ def _rank(ref: ImageRef, results: Results) -> tuple[float, int, str, int]:
     header = results.source(ref)
     place = plane(header, ref.frame)
     along = place.along_normal_mm() if place.is_in_space else 0.0
-    return along, int(header.get("InstanceNumber") or 0), ref.sop_instance_uid, ref.frame or 0
+    return along, attributes.whole_or(header, "InstanceNumber", 0), ref.sop_instance_uid, ref.frame or 0
 
 
 def _frame(segmentation: Dataset, segment: int, rank: int, ref: ImageRef, results: Results) -> Dataset:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 import highdicom as hd
 from pydicom.dataset import Dataset
 
-from dicom_sr import codes
+from dicom_sr import attributes, codes
+from dicom_sr.attributes import BadAttribute
 from dicom_sr.findings import Algorithm, Evaluation, Findings, ImageRef, Measurement
+from dicom_sr.frames import count
 from dicom_sr.header import series_description
 from dicom_sr.report import REASON, Group, _comment, _edge, _evaluations, _Report
 from dicom_sr.revision import Written, name_predecessors
@@ -17,6 +20,36 @@ from dicom_sr.source import EncodingError
 from dicom_sr.validate import Rejected, faults
 
 NOT_ANALYSED = "Not analysed"
+WHOSE = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
+
+
+def not_run_reports(
+    pipeline: str,
+    variant: str,
+    reason: str,
+    sources: Sequence[Dataset],
+    *,
+    replaces: Sequence[Written] = (),
+    **said: Any,
+) -> list[Dataset]:
+    """A report for each patient and study that images of the series name: usually one. As `not_run_report`."""
+    of: dict[tuple[str, ...], list[Dataset]] = {}
+    for header in sources:
+        if _can_be_named(header):
+            whose = tuple("\\".join(attributes.texts(header, keyword)) for keyword in WHOSE)
+            of.setdefault(whose, []).append(header)
+    groups = sorted(of.items(), key=lambda item: (-len(item[1]), item[0])) or [((), [])]
+    return [
+        not_run_report(
+            pipeline,
+            " ".join(filter(None, (variant, f"of {number}" if number else ""))),  # UIDs of its own
+            reason,
+            images,
+            replaces=replaces if number == 0 else (),
+            **said,
+        )
+        for number, (_, images) in enumerate(groups)
+    ]
 
 
 def not_run_report(
@@ -32,15 +65,16 @@ def not_run_report(
 ) -> Dataset:
     """A TID 1500 report with one TID 1501 group: Summary of Analyses = Not Attempted (CID 6042), and the reason.
 
-    sources   headers of the series' images in any order; those without rows and columns are left out
+    sources   headers of the series' images in any order, of one patient and study; those without rows and columns, or
+              without the UIDs that name them, are left out
     version   of the node, which says it: no algorithm was asked
 
     The group holds a number with coordinates round an image, because OHIF draws nothing of a report without.
     Raises EncodingError if there is no image to say it of; Rejected if the report fails a check.
     """
     images = sorted(
-        (header for header in sources if header.get("Rows") and header.get("Columns")),
-        key=lambda header: (str(header.get("InstanceNumber") or ""), str(header.SOPInstanceUID)),
+        (header for header in sources if _can_be_named(header)),
+        key=lambda header: (attributes.text(header, "InstanceNumber"), attributes.text(header, "SOPInstanceUID")),
     )
     findings = Findings(
         pipeline=pipeline,
@@ -59,6 +93,16 @@ def not_run_report(
     if any(fault.severity == "error" for fault in found):
         raise Rejected([document], found)
     return document
+
+
+def _can_be_named(header: Dataset) -> bool:
+    """Whether a report can point at it: it says which image it is, and how large."""
+    try:
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+            attributes.uid(header, keyword)
+        return all(attributes.whole(header, keyword, least=1) for keyword in ("Rows", "Columns"))
+    except BadAttribute:
+        return False
 
 
 class _NotRun(_Report):
@@ -95,5 +139,8 @@ class _NotRun(_Report):
 
 
 def _ref(header: Dataset) -> ImageRef:
-    frame = 1 if header.get("NumberOfFrames") else None
-    return ImageRef(str(header.SOPClassUID), str(header.SOPInstanceUID), frame)
+    try:
+        frame = 1 if count(header) else None
+    except BadAttribute:  # how many frames it has may be why it was not run
+        frame = None
+    return ImageRef(attributes.text(header, "SOPClassUID"), attributes.text(header, "SOPInstanceUID"), frame)

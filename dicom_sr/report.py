@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ComprehensiveSRStorage
 
-from dicom_sr import codes
+from dicom_sr import attributes, codes
 from dicom_sr.findings import Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.header import RESEARCH_ONLY, result_header
 from dicom_sr.hierarchy import Named, hierarchy
@@ -84,6 +84,7 @@ class _Report:
         self.findings = findings
         self.headers = source_headers(findings, sources)
         self.source = self.headers[0]
+        self.is_ct = attributes.text(self.source, "Modality") == "CT"
         self.when, self.revision = when, revision
         self.segmentations = segmentations
         self.segment_of = {  # Tracking UID -> (Segmentation, segment number)
@@ -107,7 +108,9 @@ class _Report:
         document.VerificationFlag = "UNVERIFIED"
         tree = hd.sr.MeasurementReport(  # no image library (optional): what it says, every image says itself
             observation_context=self.observer(),
-            procedure_reported=codes.CT_PROCEDURE if self.source.Modality == "CT" else codes.IMAGING_PROCEDURE,
+            procedure_reported=codes.CT_PROCEDURE
+            if attributes.text(self.source, "Modality") == "CT"
+            else codes.IMAGING_PROCEDURE,
             imaging_measurements=list(self.groups()),
             title=codes.IMAGING_MEASUREMENT_REPORT,
         )[0]
@@ -187,7 +190,7 @@ class _Report:
                 sop_class_uid=segmentation.SOPClassUID,
                 sop_instance_uid=segmentation.SOPInstanceUID,
                 segment_number=number,
-                source_series=hd.sr.SourceSeriesForSegmentation(self.source.SeriesInstanceUID),
+                source_series=hd.sr.SourceSeriesForSegmentation(attributes.text(self.source, "SeriesInstanceUID")),
             ),
             **self.common(finding),
         )
@@ -313,7 +316,8 @@ class _Report:
 
     def on(self, index: int, points: np.ndarray) -> hd.sr.CoordinatesForMeasurement:
         """SCOORD on an image; a caliper's jaw may stand beyond the edge of the image, coordinates may not."""
-        points = np.clip(points, 0, (int(self.headers[index].Columns), int(self.headers[index].Rows)))
+        place = self.plane(index)
+        points = np.clip(points, 0, (place.columns, place.rows))
         return hd.sr.CoordinatesForMeasurement(
             graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
             graphic_data=points,
@@ -321,12 +325,12 @@ class _Report:
         )
 
     def tracking_uid(self, finding: Finding) -> str:
-        return tracking_uid(self.findings, finding, str(self.source.SeriesInstanceUID), self.revision)
+        return tracking_uid(self.findings, finding, attributes.text(self.source, "SeriesInstanceUID"), self.revision)
 
     def uid(self, role: str, number: int = 0) -> str:
         findings = self.findings
         return result_uid(
-            str(self.source.SeriesInstanceUID),
+            attributes.text(self.source, "SeriesInstanceUID"),
             findings.said_by,
             findings.algorithm.version,
             self.revision,
@@ -375,7 +379,7 @@ def _source_image(ref: ImageRef) -> hd.sr.SourceImageForRegion:
 def _edge(header: Dataset) -> np.ndarray:
     """The left edge stands for the image: OHIF writes numbers to the right of what it draws, so those of a frame round
     the image would stand beyond it, where nobody sees them."""
-    return np.array([(0, 0), (0, int(header.Rows))], float)
+    return np.array([(0, 0), (0, plane(header).rows)], float)
 
 
 def _append(parent: Dataset, item: Dataset) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from dicom_sr import codes
+from dicom_sr import attributes, codes
 from dicom_sr.findings import Finding, Findings, ImageRef
 from dicom_sr.importance import size
 from dicom_sr.rounding import said
@@ -22,12 +22,18 @@ def summary(findings: Findings, headers: Sequence[Dataset]) -> str:
 
 def image_name(header: Dataset, ref: ImageRef) -> str:
     """As viewers number it: 'image 45', 'frame 17', 'image 3, frame 17'; 'an image' if it has no number."""
-    number = str(header.get("InstanceNumber") or "").strip()
+    number = _number(header)
     if ref.frame is None:
         return f"image {number}" if number else "an image without a number"
     if "PerFrameFunctionalGroupsSequence" in header or not number:
         return f"frame {ref.frame}"
     return f"image {number}, frame {ref.frame}"
+
+
+def _number(header: Dataset) -> str:
+    """Instance Number as viewers show it; none where it is no number."""
+    number = attributes.whole_or(header, "InstanceNumber", -1)
+    return str(number) if number >= 0 else ""
 
 
 def where(finding: Finding) -> str:

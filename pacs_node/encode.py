@@ -32,7 +32,7 @@ from dicom_sr import EncodingError, Fault, Rejected, Written, checked, forms, re
 from dicom_sr.derived import Results
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.labelmap import SEGMENT_CLASSES, retargeted
-from dicom_sr.not_run import not_run_report
+from dicom_sr.not_run import not_run_reports
 from models.pipeline import UnfitInput
 from models.read import displayed
 from pacs_node.durable import sync
@@ -46,7 +46,6 @@ UNREADABLE = (
     *(InvalidDicomError, BytesLengthException, EOFError, ValueError, NotImplementedError),
     *(TypeError, AttributeError, KeyError, struct.error),
 )
-NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 REJECTION_NOTE = "rejection-note"  # in the file's name: it is sent only to peers that want one
 REASONS = "reasons.txt"  # beside rejected objects
@@ -94,14 +93,14 @@ def encode_not_run(
     edition: Edition,
     rejected: Path | None = None,
 ) -> list[Result]:
-    """Write the report that says why a series was not run, of those of its images whose headers can be read.
+    """Write the report that says why a series was not run, of those of its images that a report can point at; of
+    images of several patients or studies one for each.
 
-    Raises GiveUp and TryAgain as `encode_results` does; GiveUp also when there is no image to say it of, or when the
-    images are of several studies or patients: a report belongs to one.
+    Raises GiveUp and TryAgain as `encode_results` does; GiveUp also when there is no image to say it of.
     """
     sources = [header for instance in instances if (header := _header(instance.path)) is not None]
     try:
-        document = not_run_report(
+        documents = not_run_reports(
             pipeline,
             variant,
             reason,
@@ -115,19 +114,14 @@ def encode_not_run(
         raise _held_back(error, rejected) from error
     except EncodingError as error:
         raise GiveUp(str(error)) from error
-    return _written_down([document], folder, ())
+    return _written_down(documents, folder, ())
 
 
 def _header(path: Path) -> pydicom.Dataset | None:
-    """None for one that cannot be read, or does not say which image it is: a report cannot point at it."""
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        header.decode()
-        for _ in header.iterall():  # every element: what cannot be decoded raises here, not in the report
-            pass
+        return pydicom.dcmread(path, stop_before_pixels=True)
     except (*UNREADABLE, OSError):
         return None
-    return header if all(header.get(keyword) for keyword in NEEDED) else None
 
 
 def _written(results: Sequence[Result]) -> list[Written]:

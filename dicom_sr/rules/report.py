@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydicom.dataset import Dataset
 
-from dicom_sr import codes, read
+from dicom_sr import attributes, codes, read
 from dicom_sr.hierarchy import named_in
 from dicom_sr.previous import pertinent_uids
 from dicom_sr.report import OHIF_TOOL, referenced
@@ -161,7 +161,7 @@ def no_area_on_ultrasound(subject: Subject) -> Iterator[str]:
     """OHIF measures such a contour again, and counts pixels where an ultrasound image has no Pixel Spacing."""
     for name, group in named(subject):
         if group.tracking_id.startswith(f"{OHIF_TOOL}PlanarFreehandROI") and any(
-            subject.known[line.image.sop_instance_uid].get("Modality") == "US" for line in group.lines
+            attributes.text(subject.known[line.image.sop_instance_uid], "Modality") == "US" for line in group.lines
         ):
             yield f"{name} is a contour that OHIF would measure again, wrongly: it is on ultrasound"
 
@@ -175,9 +175,9 @@ def coordinates(subject: Subject) -> Iterator[str]:
 def inside(subject: Subject) -> Iterator[str]:
     for name, group in named(subject):
         for line in group.lines:
-            header = subject.known[line.image.sop_instance_uid]
+            place = plane(subject.known[line.image.sop_instance_uid])
             x, y = line.points.T
-            if x.min() < 0 or y.min() < 0 or x.max() > header.Columns or y.max() > header.Rows:
+            if x.min() < 0 or y.min() < 0 or x.max() > place.columns or y.max() > place.rows:
                 yield f"{name} draws outside its image"
 
 

@@ -26,9 +26,12 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from dicom_sr import attributes, checked, codes, read
+from dicom_sr import EncodingError, attributes, checked, codes, read
+from dicom_sr.derived import Results
 from dicom_sr.findings import Finding, Findings
-from dicom_sr.source import plane
+from dicom_sr.forms import ALL_FRAMES, KEY_IMAGES, KEY_OBJECTS, LABEL_MAP, Profile, forms_of
+from dicom_sr.not_run import not_run_reports
+from dicom_sr.source import headers_by_uid, plane
 from models.breast_us.pipeline import doubts, usable_regions
 from models.pipeline import UnfitInput
 from models.pixels import why_not
@@ -175,6 +178,7 @@ def run(damage: Damage, folder: Path) -> Outcome:
     rules = [Rule("all", {"Modality": ["CT", "US"], "SliceThickness": {"max": 5}}, "lung-nodule", ("pacs",))]
     outcome.said += [why for _, why in route(rules, headers[0]) if why]
     if not verdict.fit:
+        not_run(headers, verdict.reason)
         return outcome
     of = {attributes.text(header, "SOPInstanceUID"): path for header, path in zip(headers, paths, strict=True)}
     files = [of[uid] for uid in verdict.use]
@@ -201,6 +205,38 @@ def received(image: Dataset, data_set: bytes, path: Path) -> str | None:
     pydicom.filewriter.write_file_meta_info(buffer, meta)
     path.write_bytes(bytes(128) + b"DICM" + buffer.getvalue() + data_set)
     return None
+
+
+def not_run(headers: Sequence[Dataset], reason: str) -> None:
+    """A refusal can be said by a report to each patient's study, unless no image can be pointed at."""
+    try:
+        reports = not_run_reports("lung-nodule", "", reason, headers, version="0", when=WHEN)
+    except EncodingError as error:
+        assert "no image of the series has rows and columns" in str(error)  # noqa: PT017
+        return
+    for report in reports:
+        buffer = BytesIO()
+        report.save_as(buffer, enforce_file_format=True)
+        assert read.not_analysed(report) == reason
+    assert len({str(report.SOPInstanceUID) for report in reports}) == len(reports)
+
+
+def every_form(objects: Sequence[Dataset], headers: Sequence[Dataset], shape: tuple[int, int]) -> None:
+    """What a destination may be sent instead can be made, too, and written; or says in words why it cannot."""
+    segmentations = tuple(each for each in objects if each.Modality == "SEG")
+    results = Results(segmentations, objects[-1], headers_by_uid(headers))
+    known = [(each, form) for each in objects for form in forms_of(each.SOPClassUID, Profile(viewer="ohif"))]
+    known += [(objects[-1], KEY_OBJECTS), (objects[0], KEY_IMAGES), (objects[0], LABEL_MAP), (objects[0], ALL_FRAMES)]
+    for original, form in known:
+        try:
+            made = form.make(original, results, lambda ref: np.zeros((*shape, 3), np.uint8))
+        except EncodingError:
+            continue  # in words: the next form is tried
+        except (ValueError, TypeError, AttributeError, KeyError):
+            assert form.name == "Grayscale Softcopy Presentation State"
+            continue
+        for dataset in made:
+            dataset.save_as(BytesIO(), enforce_file_format=True)
 
 
 def right_volume(base: Sound, files: Sequence[Path], outcome: Outcome) -> None:
@@ -267,6 +303,7 @@ def encoded(findings: Findings, headers: Sequence[Dataset], outcome: Outcome) ->
     """(SEG, SR), read back from their bytes; whose they are is what the source says."""
     objects, faults = checked(findings, headers, when=WHEN, revision=1)
     outcome.said += [str(fault) for fault in faults]
+    every_form(objects, headers, (objects[0].Rows, objects[0].Columns))
     back = []
     for dataset in objects:
         buffer = BytesIO()
