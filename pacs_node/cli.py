@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -136,14 +137,19 @@ def rerun(
     config: ConfigFile,
     series: Annotated[list[str] | None, typer.Argument(help="Series Instance UIDs.")] = None,
     route: Annotated[str | None, typer.Option(help="Every series this route has taken; only for this route.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Every series whose last image came since, such as 2026-03-01 or 2026-03-01T12:00."),
+    ] = None,
 ) -> None:
     """Run series again with today's models, rules and settings; a running node or worker takes the jobs up."""
     from config import load
     from pacs_node.node import Node
 
-    if not series and route is None:
-        _fail("name series, or a route by --route")
+    if bool(series) == bool(route or since):
+        _fail("name series, or ask for many by --route, --since or both")
     failed = 0
+    asked = f"route '{route}'" if since is None else f"since {since}" + (f", route '{route}'" if route else "")
     with _in_words():
         settings = load(config, pipeline_options())
         routes = [each.name for each in settings.routes]
@@ -151,16 +157,29 @@ def rerun(
             _fail(f"the settings have no route '{route}'; there are {', '.join(routes) or 'none'}")
         node = Node(settings)
         node.ledger.migrate()
-        wanted = series or node.ledger.series_of_route(route or "")
+        wanted = list(series or ())
+        if since is not None:
+            wanted = node.ledger.series_since(_time(since))
+        if route is not None and not series:
+            of_route = node.ledger.series_of_route(route)
+            wanted = of_route if since is None else [uid for uid in wanted if uid in set(of_route)]
         for uid in wanted:
             why_not = node.flow.rerun(uid, route)
             failed += why_not is not None
             console.print(f"{uid}: {why_not or 'will run again'}", markup=False, highlight=False, soft_wrap=True)
     if not wanted:
-        _fail(f"route '{route}' has taken no series yet")
+        _fail(f"there is no series to run again ({asked})")
     console.print(f"{len(wanted) - failed} of {len(wanted)} series will run again")
     if failed:
         raise typer.Exit(1)
+
+
+def _time(text: str) -> datetime:
+    """A day or a time as people write it; this machine's time zone where none is named."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        _fail(f"--since is a day or a time such as 2026-03-01 or 2026-03-01T12:00, not '{text}'")
 
 
 @app.command()

@@ -79,6 +79,7 @@ FOLDER = """\
 [[peer]]
 name = "results"
 folder = "results"
+viewer = "ohif"
 """
 
 ORTHANC = """\
@@ -88,6 +89,7 @@ ae_title = "ORTHANC"
 host = "127.0.0.1"
 port = {port}
 may_send = true
+viewer = "ohif"
 """
 
 

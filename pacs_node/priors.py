@@ -50,16 +50,20 @@ _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False  # th
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # PS3.4 Table C.6.2-1
 STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 REPORTS = ("1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.88.34")  # Comprehensive SR, Comprehensive 3D SR
-SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4",)
-IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")  # CT, Enhanced CT
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", LABEL_MAP)
+IMAGES = (  # CT, Enhanced CT, Legacy Converted Enhanced CT
+    *("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"),
+)
 # Each class and syntax in a context of its own, so that the peer sends what it has and decodes nothing
 PLAIN = (
     "1.2.840.10008.1.2.1",  # Explicit VR Little Endian
     "1.2.840.10008.1.2",
     "1.2.840.10008.1.2.1.99",  # Deflated
 )
-COMPRESSED = (  # of images only: a Segmentation is read bit by bit
-    "1.2.840.10008.1.2.5",  # RLE
+RLE = "1.2.840.10008.1.2.5"
+COMPRESSED = (  # of images only: a BINARY Segmentation is read bit by bit
+    RLE,
     "1.2.840.10008.1.2.4.70",  # JPEG Lossless, SV1
     "1.2.840.10008.1.2.4.57",
     "1.2.840.10008.1.2.4.80",  # JPEG-LS Lossless
@@ -71,6 +75,10 @@ OUT_OF_RESOURCES = 0xA700
 CONNECT_S = 10.0  # a peer that is down must not hold up every result
 MOST_STUDIES = 20  # the nearest ones are looked into
 MOST_OBJECTS = 4000  # of one C-GET: more are no CT series, and the disk is not endless
+
+
+def _syntaxes(sop_class: str) -> tuple[str, ...]:
+    return (*COMPRESSED, *PLAIN) if sop_class in IMAGES else (RLE, *PLAIN) if sop_class == LABEL_MAP else PLAIN
 
 
 class NoComparison(NodeError):
@@ -367,10 +375,9 @@ class _Peer:
             arrived[uid] = path
             return SUCCESS
 
-        syntaxes = COMPRESSED + PLAIN if sop_classes == IMAGES else PLAIN
         contexts = [
             build_context(STUDY_ROOT_GET),
-            *(build_context(sop_class, [syntax]) for sop_class in sop_classes for syntax in syntaxes),
+            *(build_context(sop_class, [syntax]) for sop_class in sop_classes for syntax in _syntaxes(sop_class)),
         ]
         with self._association(contexts, sop_classes, store) as opened:
             if not any(c.abstract_syntax == STUDY_ROOT_GET for c in opened.accepted_contexts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,19 @@ import httpx
 import pydicom
 import pytest
 from pydicom import Dataset
-from pydicom.uid import generate_uid
+from pydicom.uid import RLELossless, generate_uid
+from pynetdicom import AE, evt
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    register_uid,
+)
 
 from config.schema import Config
 from dicom_sr import codes, encode, read
 from dicom_sr.findings import Evaluation, Findings
+from dicom_sr.labelmap import LABEL_MAP_SEGMENTATION_STORAGE, label_map, retargeted
 from models.pipeline import Prior
 from pacs_node import priors
 from pacs_node.ledger import Ledger
@@ -110,6 +118,78 @@ def test_the_whole_comparison(pacs: Orthanc, earlier: Study, present: Study, tmp
     [stored] = [d for d in pacs.instances("SR") if d.SOPInstanceUID == report.SOPInstanceUID]
     assert read.compared_with(stored) == told.compared_with
     httpx.delete(f"{pacs.url}/studies/{study_id(pacs, present)}").raise_for_status()
+
+
+class LabelMapArchive:
+    """A PACS of pynetdicom that serves C-FIND and C-GET, Label Map Segmentations too, each in the syntax it lies in.
+
+    Orthanc 1.10 stores that class and cannot send it by C-GET.
+    """
+
+    KEYS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality")
+
+    def __init__(self, objects: Sequence[Dataset]) -> None:
+        self.objects, self.port = objects, free_port()
+        ae = AE("ARCHIVE")
+        ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+        ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+        register_uid(LABEL_MAP_SEGMENTATION_STORAGE, "LabelMapSegmentationStorage", StorageServiceClass)
+        for sop_class in {str(each.SOPClassUID) for each in objects}:
+            syntaxes = {str(each.file_meta.TransferSyntaxUID) for each in objects if each.SOPClassUID == sop_class}
+            ae.add_supported_context(sop_class, sorted(syntaxes), scu_role=True, scp_role=True)
+        self._server: Any = ae.start_server(
+            ("127.0.0.1", self.port),
+            block=False,
+            evt_handlers=[(evt.EVT_C_FIND, self._find), (evt.EVT_C_GET, self._get)],
+        )
+
+    def _meant(self, query: Dataset) -> list[Dataset]:
+        wanted = {key: str(query.get(key) or "") for key in self.KEYS}
+        return [each for each in self.objects if all(not v or str(each.get(k)) == v for k, v in wanted.items())]
+
+    def _find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        level = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID"}[event.identifier.QueryRetrieveLevel]
+        for uid, one in {str(each[level].value): each for each in self._meant(event.identifier)}.items():
+            answer = Dataset()
+            for element in event.identifier:
+                setattr(answer, element.keyword, one.get(element.keyword, ""))
+            answer.QueryRetrieveLevel = event.identifier.QueryRetrieveLevel
+            setattr(answer, level, uid)
+            yield 0xFF00, answer
+
+    def _get(self, event: evt.Event) -> Iterator[Any]:
+        meant = self._meant(event.identifier)
+        yield len(meant)
+        for each in meant:
+            yield 0xFF00, each
+
+    def stop(self) -> None:
+        self._server.shutdown()
+
+
+def test_label_maps_are_fetched_in_rle_as_they_lie(earlier: Study, present: Study, tmp_path: Path) -> None:
+    """An archive that was sent Label Map Segmentations, compressed: they say the same as the BINARY ones."""
+    *segmentations, report = earlier.results(1)
+    maps = {str(each.SOPInstanceUID): label_map(each) for each in segmentations}
+    turned = retargeted(report, maps)
+    for dataset in maps.values():
+        dataset.compress(RLELossless, generate_instance_uid=False)
+    images = [pydicom.dcmread(path) for path in earlier.files]
+    pacs = LabelMapArchive([*images, *maps.values(), turned])
+    try:
+        archive = priors.Archive("pacs", "ARCHIVE", "127.0.0.1", pacs.port, "PACSNODE")
+        found = priors.fetch(archive, present.headers[0], "lung-nodule", tmp_path, max_age_days=5000, timeout_s=120)
+    finally:
+        pacs.stop()
+    fetched = [pydicom.dcmread(path) for path in found.segmentations]
+    assert [each.file_meta.TransferSyntaxUID for each in fetched] == [RLELossless] * len(maps)
+    drawn = [segment for each in fetched for segment in read.segments(each)]
+    known = [segment for each in segmentations for segment in read.segments(each)]
+    assert [segment.tracking_uid for segment in drawn] == [segment.tracking_uid for segment in known]
+    for one, other in zip(drawn, known, strict=True):
+        assert {ref: mask.tolist() for ref, mask in one.masks.items()} == {
+            ref: mask.tolist() for ref, mask in other.masks.items()
+        }
 
 
 def bytes_of(findings: Findings, study: Study) -> list[bytes]:

@@ -121,9 +121,13 @@ def test_nothing_done_is_no_success(tmp_path: Path) -> None:
     code, said = pacs_node("rerun", "--route", "nosuch", "--config", path)
     assert (code, "the settings have no route 'nosuch'; there are breast" in said) == (1, True), said
     code, said = pacs_node("rerun", "--route", "breast", "--config", path)
-    assert (code, "route 'breast' has taken no series yet" in said) == (1, True), said
+    assert (code, "there is no series to run again (route 'breast')" in said) == (1, True), said
+    code, said = pacs_node("rerun", "--since", "2026-03-01", "--config", path)
+    assert (code, "there is no series to run again (since 2026-03-01)" in said) == (1, True), said
+    code, said = pacs_node("rerun", "--since", "yesterday", "--config", path)
+    assert (code, "--since is a day or a time such as 2026-03-01" in said) == (1, True), said
     code, said = pacs_node("rerun", "--config", path)
-    assert (code, "name series, or a route" in said) == (1, True), said
+    assert (code, "name series, or ask for many" in said) == (1, True), said
     (tmp_path / "README.md").write_text("hello")
     where = f"PACS@127.0.0.1:{free_port()}"
     code, said = pacs_node("send", tmp_path / "README.md", "--to", where)
