@@ -12,7 +12,7 @@ import re
 
 from pydicom import config
 from pydicom.charset import convert_encodings, decode_bytes
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -63,6 +63,7 @@ COPIED_IF_PRESENT = (
 MUST_BE_EQUAL = (*ALWAYS_COPIED, "IssuerOfPatientID")  # or an archive files the result under another patient or study
 
 NOT_A_LETTER = "�"  # what a decoder puts in the place of bytes that it cannot read
+ONLY_ASCII = "iso8859"  # pydicom's encoding for ISO_IR 6, the default, and for a character set that it does not know
 FREE_TEXT = {"LO": 64, "SH": 16, "ST": 1024, "LT": 10240}  # VR -> most characters, PS3.5 Table 6.2-1
 WITH_CHARACTER_SET = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])  # PS3.5 6.1.2.3
 
@@ -82,9 +83,12 @@ def copied(source: Dataset, keyword: str) -> tuple[DataElement | None, str | Non
     except (BadAttribute, *UNREADABLE):
         remark = f"{keyword} of the images cannot be read; it is left {'empty' if keyword in ALWAYS_COPIED else 'out'}"
         return (_element(keyword, own_vr, None) if keyword in ALWAYS_COPIED else None), remark
-    is_sound = not _breaks(own_vr, text)
+    several = "\\" in text and own_vr not in ("ST", "LT", "UT") and dictionary_VM(keyword) == "1"
+    is_sound = not _breaks(own_vr, text) and not several
     if keyword in MUST_BE_EQUAL:
-        odd = f"{keyword} of the images breaks its VR {own_vr}; it is copied as it stands"
+        odd = (
+            f"{keyword} of the images breaks its VR {own_vr}{' by several values' * several}; it is copied as it stands"
+        )
         said_elsewhere = is_sound or own_vr == "UI"  # of UIDs the gate tells
         return _element(keyword, own_vr, text or None), undecodable or (None if said_elsewhere else odd)
     if is_sound:
@@ -166,8 +170,10 @@ def _text(source: Dataset, keyword: str) -> tuple[str, str | None]:
     if vr not in WITH_CHARACTER_SET:
         return data.decode("latin-1"), None
     sets = attributes.texts(source, "SpecificCharacterSet") or [""]
-    text = decode_bytes(data, convert_encodings(sets), {ord("\\"), ord("^"), ord("=")} if vr == "PN" else {ord("\\")})
-    if NOT_A_LETTER not in text:
+    encodings = convert_encodings(sets)
+    text = decode_bytes(data, encodings, {ord("\\"), ord("^"), ord("=")} if vr == "PN" else {ord("\\")})
+    outside = set(encodings) == {ONLY_ASCII} and not data.isascii()  # and pydicom takes them for Latin-1
+    if NOT_A_LETTER not in text and not outside:
         return text, None
     try:
         text, read_as = data.decode("utf-8"), "ISO_IR 192"
