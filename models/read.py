@@ -47,6 +47,7 @@ class Volume:
     images   source image (or frame) of each z
     affine   4x4, (z, y, x, 1) -> patient position of the voxel's centre in mm, LPS
     headers  data sets without pixels, one per file, in the order of first use
+    remarks  what a reader of the results should know, in words: images at an end that cannot be decoded
     """
 
     hu: np.ndarray
@@ -54,6 +55,7 @@ class Volume:
     spacing_mm: tuple[float, float, float]  # z, y, x; z is the distance between neighbouring slices
     affine: np.ndarray
     headers: tuple[Dataset, ...]
+    remarks: tuple[str, ...] = ()
 
     def position_lps_mm(self, index_zyx: Sequence[float]) -> tuple[float, float, float]:
         """Patient position of a (fractional) voxel index."""
@@ -97,11 +99,15 @@ class Clip:
 
 
 def read_ct(files: Sequence[Path]) -> Volume:
-    """Read the files of one CT series, in any order. Raises UnfitInput with the reason in words."""
+    """Read the files of one CT series, in any order.
+
+    An image at an end whose pixels cannot be decoded is left out, and said; between others it would leave a gap.
+    Raises UnfitInput with the reason in words.
+    """
     if not files:
         raise UnfitInput("the series has no files")
     slices = stacked([one for path in files for one in slices_in(path)])
-    affine, spacing_mm = geometry(slices)
+    geometry(slices)  # before memory is taken
     voxels = len(slices) * slices[0].shape[0] * slices[0].shape[1]
     if voxels > MOST_VOXELS:
         raise UnfitInput(
@@ -109,9 +115,16 @@ def read_ct(files: Sequence[Path]) -> Volume:
             f" at most {MOST_VOXELS:.2g} can be held; send the series in fewer slices, or of 512 x 512 pixels"
         )
     hu = np.empty((len(slices), *slices[0].shape), np.int16)
-    fill(hu, slices)
+    failures = fill(hu, slices)
+    reasons = tuple(dict.fromkeys(failures.values()))
+    kept = [z for z in range(len(slices)) if z not in failures]
+    if not kept or kept[-1] - kept[0] >= len(kept):
+        raise UnfitInput("; ".join(reasons) + ("; without it a slice is missing" if kept else ""))
+    slices, hu = slices[kept[0] : kept[-1] + 1], hu[kept[0] : kept[-1] + 1]
+    affine, spacing_mm = geometry(slices)
     headers = {id(one.header): one.header for one in slices}
-    return Volume(hu, tuple(one.ref for one in slices), spacing_mm, affine, tuple(headers.values()))
+    remarks = tuple(f"left out: {reason}" for reason in reasons)
+    return Volume(hu, tuple(one.ref for one in slices), spacing_mm, affine, tuple(headers.values()), remarks)
 
 
 def header_of(path: Path) -> Dataset:
@@ -180,21 +193,26 @@ def geometry(slices: Sequence[Slice]) -> tuple[np.ndarray, tuple[float, float, f
     return affine, (distance, row_mm, column_mm)
 
 
-def fill(hu: np.ndarray, slices: Sequence[Slice]) -> None:
-    """Decode every slice into its place of hu (z, y, x)."""
+def fill(hu: np.ndarray, slices: Sequence[Slice]) -> dict[int, str]:
+    """Decode every slice into its place of hu (z, y, x). The places of those that cannot be, each with the reason."""
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)  # header -> (frame from 0, z) of its slices
     for z, one in enumerate(slices):
         places[id(one.header)].append(((one.ref.frame or 1) - 1, z))
+    failures: dict[int, str] = {}
     for here in places.values():
         header = slices[here[0][1]].header
         frames = [] if slices[here[0][1]].ref.frame is None else [frame for frame, _ in sorted(here)]
-        for (_, z), stored in zip(sorted(here), stored_values(path_of(header), frames), strict=True):
-            if stored.shape != hu.shape[1:]:
-                raise UnfitInput(f"{called(header)}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
-            try:
-                rescaled(stored, header, slices[z].slope, slices[z].intercept, out=hu[z])
-            except UNREADABLE as error:
-                raise UnfitInput(f"{called(header)}: the pixels cannot become HU: {error}") from error
+        try:
+            for (_, z), stored in zip(sorted(here), stored_values(path_of(header), frames), strict=True):
+                if stored.shape != hu.shape[1:]:
+                    raise UnfitInput(f"{called(header)}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
+                try:
+                    rescaled(stored, header, slices[z].slope, slices[z].intercept, out=hu[z])
+                except UNREADABLE as error:
+                    raise UnfitInput(f"{called(header)}: the pixels cannot become HU: {error}") from error
+        except UnfitInput as why:
+            failures |= {z: str(why) for _, z in here}
+    return failures
 
 
 # ------------------------------------------------------------------------------------------------- ultrasound
@@ -246,7 +264,8 @@ def displayed(path: Path, frame: int | None) -> np.ndarray:
         return seen.rgb if seen.rgb is not None else np.repeat(seen.grey[..., np.newaxis], 3, axis=2)
     one = next(each for each in slices_in(path) if each.ref.frame in (None, frame or 1))
     hu = np.empty((1, *one.shape), np.int16)
-    fill(hu, [one])
+    if failure := fill(hu, [one]):
+        raise UnfitInput(failure[0])
     centre, width = window_of(one.frame)
     # PS3.3 C.11.2.1.2.1, the linear function
     shown = ((hu[0] - (centre - 0.5)) / max(width - 1, 1) + 0.5).clip(0, 1) * 255

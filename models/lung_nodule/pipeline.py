@@ -76,7 +76,7 @@ class LungNodule:
             images=volume.images,
             findings=tuple(found),
             algorithm=self.card.algorithm,
-            warnings=(*marked.remarks, *warnings),
+            warnings=(*volume.remarks, *marked.remarks, *warnings),
             sought=codes.NODULE,
             sought_site=codes.LUNG,
             facts={

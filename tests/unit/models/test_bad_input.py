@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
+from pydicom.uid import RLELossless
 
 from dicom_sr.regions import pixel_spacing_mm
 from models.breast_us.pipeline import readable
@@ -17,6 +19,7 @@ from models.phantoms import ct_dicom, ultrasound_dicom
 from models.pipeline import UnfitInput
 from models.pixels import AIR_HU
 from models.read import read_ct, read_ultrasound
+from tests.factories import ct_series
 
 EVERY_EXAMPLE = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -82,6 +85,28 @@ def test_an_instance_number_that_is_none_only_sorts(tmp_path):
     path.write_bytes(data.replace(b"717273", b"xxxxxx"))
     clips, unusable = readable([path])
     assert (len(clips), unusable) == (1, [])
+
+
+@pytest.mark.parametrize("bad", [0, 7, 4])
+def test_an_image_that_cannot_be_decoded_is_left_out_where_the_others_are_a_volume(tmp_path, bad):
+    """At an end the others are read, and it is said; in the middle a slice would be missing."""
+    images = ct_series(tmp_path, shape=(8, 16, 16), transfer_syntax=RLELossless)
+    spoilt = tmp_path / f"{bad:04d}.dcm"
+    data = spoilt.read_bytes()
+    head = data.index(struct.pack("<16L", 2, *struct.unpack("<15L", data[data.index(b"\x02\0\0\0\x40\0\0\0") :][4:64])))
+    spoilt.write_bytes(
+        data[:head] + struct.pack("<16L", 2, 64, 66, *[0] * 13) + data[head + 64 :]
+    )  # segments of 2 bytes
+    paths = sorted(tmp_path.glob("*.dcm"))
+    if bad == 4:
+        with pytest.raises(UnfitInput, match=rf"image {images[bad].SOPInstanceUID}.*without it a slice is missing"):
+            read_ct(paths)
+        return
+    volume = read_ct(paths)
+    assert len(volume.hu) == 7
+    (remark,) = volume.remarks
+    assert str(images[bad].SOPInstanceUID) in remark
+    assert volume.position_lps_mm((0, 0, 0))[2] == pytest.approx(-300 + 2.5 * (bad == 0))
 
 
 def as_float(datasets: list[Dataset], values: np.ndarray) -> list[Dataset]:
