@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup dev demo test lint bench soak clean
+.PHONY: setup dev demo test lint bench soak knockout clean
 
 # ---- to run the node
 
@@ -43,6 +43,10 @@ bench: dev
 
 soak: dev
 	$(BIN)/python -m pytest -m soak tests/fault --timeout 3600
+
+# every attribute of every kind of image, damaged in every way; the tests draw some of them
+knockout: dev
+	KNOCKOUT=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 7200 tests/unit/test_knockout.py
 
 clean:
 	rm -rf .venv demo-out runs build *.egg-info

@@ -31,6 +31,8 @@ MACROS = {
     "RescaleType": "PixelValueTransformationSequence",
     "WindowCenter": "FrameVOILUTSequence",
     "WindowWidth": "FrameVOILUTSequence",
+    "WindowCenterWidthExplanation": "FrameVOILUTSequence",
+    "VOILUTFunction": "FrameVOILUTSequence",
     "FrameAcquisitionNumber": "FrameContentSequence",
     "FrameAcquisitionDateTime": "FrameContentSequence",
     "FrameType": "CTImageFrameTypeSequence",

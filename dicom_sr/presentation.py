@@ -13,6 +13,7 @@ from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
 from dicom_sr.derived import Marked, Results, derived, marked, say_body_part
 from dicom_sr.findings import ImageRef
+from dicom_sr.frames import frame as frame_of
 from dicom_sr.header import ALWAYS_COPIED, RESEARCH_ONLY
 from dicom_sr.outline import outlines
 from dicom_sr.source import EncodingError
@@ -22,6 +23,8 @@ DISPLAY = hd.pr.AnnotationUnitsValues.DISPLAY
 POLYLINE = hd.pr.GraphicTypeValues.POLYLINE
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 NAME_OFFSET = 2.0  # pixels between a name and the part it names
+WINDOW = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction")
+RESCALING = ("RescaleSlope", "RescaleIntercept", "RescaleType")
 FOOT = (0.0, 0.95, 1.0, 1.0)  # of the displayed area: the line that says what this is not for
 
 
@@ -129,14 +132,14 @@ def _complete(source: Dataset, frames: Sequence[int | None]) -> Dataset:
 
 def _window_and_rescaling(source: Dataset, frame: int) -> tuple[Dataset, Dataset]:
     """Items of Frame VOI LUT and Pixel Value Transformation Sequence, PS3.3 C.7.6.16.2.10b and 9; empty if none."""
-    own: list[Dataset] = list(source.get("SharedFunctionalGroupsSequence") or ())
-    if "PerFrameFunctionalGroupsSequence" in source:
-        own.insert(0, source.PerFrameFunctionalGroupsSequence[frame - 1])
-    found = [
-        next((groups[macro].value[0] for groups in own if groups.get(macro)), Dataset())
-        for macro in ("FrameVOILUTSequence", "PixelValueTransformationSequence")
-    ]
-    return found[0], found[1]
+    one = frame_of(source, frame)
+    items = Dataset(), Dataset()
+    for item, keywords in zip(items, (WINDOW, RESCALING), strict=True):
+        for keyword in keywords if one.layers else ():
+            holder = one.holder(keyword)
+            if keyword in holder:
+                item[keyword] = holder[keyword]
+    return items
 
 
 def _annotation(finding: Marked, ref: ImageRef, layer: hd.pr.GraphicLayer, results: Results) -> hd.pr.GraphicAnnotation:
