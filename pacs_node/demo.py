@@ -206,11 +206,11 @@ class DemoNode:
 
     def stay(self, console: Console, pacs: DemoOrthanc | None) -> None:
         """Until Ctrl-C. The address is the last line."""
-        if pacs is not None:
-            console.print(f"The PACS: {pacs.url}/", soft_wrap=True)
-        console.print("The node goes on until Ctrl-C. What it did, and why, is at", soft_wrap=True)
-        console.print(f"{self.url}/", soft_wrap=True)
         with contextlib.suppress(KeyboardInterrupt):
+            if pacs is not None:
+                console.print(f"The PACS: {pacs.url}/", soft_wrap=True)
+            console.print("The node goes on until Ctrl-C. What it did, and why, is at", soft_wrap=True)
+            console.print(f"{self.url}/", soft_wrap=True)
             code = self.process.wait()
             if code:  # 0: it was told to stop, mostly by the same Ctrl-C
                 raise SystemExit(f"the node has ended with {code}; see {self.folder / 'node.log'}")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -163,17 +162,41 @@ def test_the_picture_shows_every_lesion_with_a_legend(tmp_path: Path) -> None:
         assert (pixels == colour).all(axis=-1).sum() > 200
 
 
+STAYS = """
+import subprocess, sys
+from pathlib import Path
+from rich.console import Console
+from pacs_node.demo import DemoNode
+node = DemoNode(Path(sys.argv[1]), None)
+node.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+try:
+    node.stay(Console(width=40), None)
+    print(node.url)
+finally:
+    node.process.kill()
+"""
+
+
 def test_the_pages_stay_until_ctrl_c_and_their_address_is_the_last_line(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-uc", STAYS, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as demo_:
+        assert demo_.stdout is not None
+        lines = [demo_.stdout.readline()]
+        while not lines[-1].startswith("http"):
+            assert lines[-1], lines
+            lines.append(demo_.stdout.readline())
+        demo_.send_signal(signal.SIGINT)  # once the last line is there, and not before
+        url = demo_.stdout.read().splitlines()[-1]
+        assert demo_.wait(60) == 0
+    assert lines[-1] == f"{url}/\n"
+
+
+def test_a_demo_whose_node_ends_says_so(tmp_path: Path) -> None:
     node = demo.DemoNode(tmp_path, None)
     node.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    said = StringIO()
-    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    try:
-        node.stay(Console(file=said, width=40), None)
-    finally:
-        node.process.kill()
-        node.process.wait()
-    assert said.getvalue().splitlines()[-1] == f"{node.url}/"
+    node.process.kill()
+    node.process.wait()
     with pytest.raises(SystemExit, match="the node has ended with -9"):
         node.stay(Console(file=StringIO()), None)
     node.process = subprocess.Popen([sys.executable, "-c", ""])
