@@ -146,7 +146,7 @@ def rerun(
     from config import load
     from pacs_node.node import Node
 
-    if bool(series) == bool(route or since):
+    if not (series or route or since) or (series and since):
         _fail("name series, or ask for many by --route, --since or both")
     failed = 0
     asked = f"route '{route}'" if since is None else f"since {since}" + (f", route '{route}'" if route else "")

@@ -107,7 +107,7 @@ def create_app(facts: Facts, registry: CollectorRegistry, names: Iterable[str] =
             Route("/api/series", knowing(views.series_list, "limit", "before")),
             Route("/api/series/{uid}", knowing(views.series)),
             Route("/api/destinations", knowing(views.destinations)),
-            Route("/api/refusals", knowing(views.refusals)),
+            Route("/api/refusals", knowing(views.refusals, "limit")),
             Route("/api/series/{uid}/rerun", knowing(views.rerun), methods=post),
             Route("/api/rerun", views.rerun_many, methods=post),
             Route("/api/jobs/{id}/retry", knowing(views.retry), methods=post),

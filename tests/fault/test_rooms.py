@@ -253,7 +253,7 @@ def test_a_report_of_what_was_not_run_that_cannot_be_made_leaves_a_refusal(bench
     series = bench.take_in("first")
     bench.close(series)
     bench.node.rooms.encode_not_run = raising(error)  # type: ignore[method-assign]
-    bench.node.flow._files = refusing  # type: ignore[method-assign,assignment]
+    bench.node.flow._input = refusing  # type: ignore[method-assign,assignment]
     bench.run_all()
     job = bench.jobs(series)["infer"]
     assert (job["state"], job["reason"]) == ("refused", "gantry tilt of 12.0 degrees")
@@ -261,7 +261,7 @@ def test_a_report_of_what_was_not_run_that_cannot_be_made_leaves_a_refusal(bench
     assert warning.startswith(f"no report says that it was not run: encoding failed: {type(error).__name__}")
 
 
-def refusing(job: Job) -> list[Path]:
+def refusing(job: Job) -> NoReturn:
     raise Refused("gantry tilt of 12.0 degrees")
 
 

@@ -118,7 +118,7 @@ def test_padding_after_the_pixels_is_let_go(image: Dataset) -> None:
         (b"hello, this is not DICOM at all, sorry", "no value representation|cut off"),
         (bytes(128) + b"DICM", "no value representation"),
         (b"\x89PNG\r\n\x1a\n" + bytes(64), "no value representation|cut off"),
-        (bytes(7), "no SOP Class UID and no SOP Instance UID"),
+        (bytes(7), "no SOPClassUID and no SOPInstanceUID"),
     ],
 )
 def test_not_dicom(data: bytes, words: str) -> None:
@@ -146,7 +146,7 @@ def test_what_is_no_uid(image: Dataset, value: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         spoilt.SeriesInstanceUID = value
-        with pytest.raises(NotReadable, match="Series Instance UID is not a UID"):
+        with pytest.raises(NotReadable, match="SeriesInstanceUID is not a UID"):
             identify(encoded(spoilt), EXPLICIT)
 
 
