@@ -70,12 +70,17 @@ def value(finding: Finding, name: object) -> tuple[float, str]:
     return found.value, found.unit.value
 
 
+def left_to_right(findings: Findings) -> list[Finding]:
+    """As the pictures stand on the screen; their numbers follow importance."""
+    return sorted(findings.findings, key=lambda finding: finding.offset_zyx[2])
+
+
 def test_two_lesions_in_two_pictures_are_two_each_on_its_frames(dual: tuple[Truth, Findings]) -> None:
     truth, findings = dual
     screen = (SHAPE[0], 2 * SHAPE[1] + 12)
     assert [image.frame for image in findings.images] == list(range(1, FRAMES + 1))
     assert [f.label for f in findings.findings] == ["Lesion 1", "Lesion 2"]
-    for finding, meant in zip(findings.findings, truth.lesions, strict=True):
+    for finding, meant in zip(left_to_right(findings), truth.lesions, strict=True):
         mine, theirs = (by_frame(thing, FRAMES, screen) for thing in (finding, meant))
         assert iou(mine, theirs) > 0.7
         on = {k + 1 for k in range(FRAMES) if theirs[k].any()}
@@ -87,7 +92,7 @@ def test_two_lesions_in_two_pictures_are_two_each_on_its_frames(dual: tuple[Trut
 
 def test_each_picture_is_measured_by_its_own_calibration(dual: tuple[Truth, Findings]) -> None:
     truth, findings = dual
-    for finding, meant, (down, across) in zip(findings.findings, truth.lesions, SPACINGS_MM, strict=True):
+    for finding, meant, (down, across) in zip(left_to_right(findings), truth.lesions, SPACINGS_MM, strict=True):
         assert value(finding, codes.LONG_AXIS) == (pytest.approx(meant.long_axis_mm, rel=0.15), "mm")
         assert value(finding, codes.SHORT_AXIS) == (pytest.approx(meant.short_axis_mm, rel=0.2), "mm")
         pixels = finding.mask[finding.key_image - finding.offset_zyx[0]].sum()
@@ -95,7 +100,7 @@ def test_each_picture_is_measured_by_its_own_calibration(dual: tuple[Truth, Find
 
 
 def test_no_outline_leaves_its_picture(dual: tuple[Truth, Findings]) -> None:
-    left, right = dual[1].findings
+    left, right = left_to_right(dual[1])
     assert left.offset_zyx[2] + left.mask.shape[2] <= SHAPE[1]
     assert right.offset_zyx[2] >= SHAPE[1] + 12
 
@@ -109,8 +114,10 @@ def test_report_and_segmentations_name_the_same_frames(dual: tuple[Truth, Findin
     assert spacings == [pytest.approx(spacing_mm) for spacing_mm in SPACINGS_MM]
     told = [group for group in read.groups(report) if group.template == "1410"]
     remarks = read.comments(report)
-    for finding, segmentation, group in zip(findings.findings, segs, told, strict=True):
-        (segment,) = read.segments(segmentation)
+    marked = {segment.label: segment for segmentation in segs for segment in read.segments(segmentation)}
+    assert len(marked) == len(segs) == 2
+    for finding, group in zip(findings.findings, told, strict=True):
+        segment = marked[finding.label]
         on = [findings.images[finding.offset_zyx[0] + k].frame for k, mask in enumerate(finding.mask) if mask.any()]
         assert sorted(ref.frame or 0 for ref in segment.masks) == on
         assert group.lines[0].image == findings.images[finding.key_image]
