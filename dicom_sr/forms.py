@@ -3,7 +3,7 @@
 Segmentation         -> RT Structure Set -> Grayscale Softcopy Presentation State -> Secondary Capture
 Comprehensive 3D SR  -> Comprehensive SR -> Enhanced SR -> Basic Text SR -> Secondary Capture
 
-The report is stored as Comprehensive SR; the others are made of it. So is what a viewer wants of it (`Profile.viewer`).
+The report is stored as Comprehensive 3D SR; the others are made of it, and what a viewer wants (`Profile.viewer`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dicom_sr.derived import Results
 from dicom_sr.hydratable import hydratable
 from dicom_sr.key_objects import key_object_selection
 from dicom_sr.labelmap import LABEL_MAP_SEGMENTATION_STORAGE, label_map, with_empty_frames
-from dicom_sr.plain_sr import basic_text_sr, comprehensive_3d_sr, enhanced_sr
+from dicom_sr.plain_sr import basic_text_sr, comprehensive_sr, enhanced_sr
 from dicom_sr.presentation import presentation_state
 from dicom_sr.rtstruct import rt_structure_set
 
@@ -82,11 +82,9 @@ LABEL_MAP_ALL_FRAMES = Form(
     lambda seg, results, pixels: [label_map(with_empty_frames(seg, results))],
     SMALL,
 )
-REPORT = Form("Comprehensive SR", ComprehensiveSRStorage, lambda report, results, pixels: [report])
-REPORT_3D = Form(
-    "Comprehensive 3D SR",
-    Comprehensive3DSRStorage,
-    lambda report, results, pixels: comprehensive_3d_sr(report, results),
+REPORT = Form("Comprehensive 3D SR", Comprehensive3DSRStorage, lambda report, results, pixels: [report])
+COMPREHENSIVE = Form(
+    "Comprehensive SR", ComprehensiveSRStorage, lambda report, results, pixels: comprehensive_sr(report, results)
 )
 ENHANCED = Form("Enhanced SR", EnhancedSRStorage, lambda report, results, pixels: enhanced_sr(report, results))
 KEY_OBJECTS = Form(
@@ -114,14 +112,15 @@ CHAINS: dict[str, tuple[Form, ...]] = {  # SOP Class of a result -> its forms
         ),
         KEY_IMAGES,
     ),
-    ComprehensiveSRStorage: (
-        REPORT_3D,
+    Comprehensive3DSRStorage: (
         REPORT,
+        COMPREHENSIVE,
         ENHANCED,
         Form("Basic Text SR", BasicTextSRStorage, lambda report, results, pixels: basic_text_sr(report, results)),
         Form("Secondary Capture", SecondaryCaptureImageStorage, lambda report, results, pixels: pages(report, results)),
     ),
 }
+REPORTS = (Comprehensive3DSRStorage, ComprehensiveSRStorage)  # as which reports are, or were, stored
 REFER_TO_SEGMENTS = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage)
 
 
@@ -134,12 +133,14 @@ def _for_ohif(form: Form) -> Form:
     )
 
 
-FOR_OHIF = {form.name: _for_ohif(form) for form in (REPORT_3D, REPORT, ENHANCED)}
+FOR_OHIF = {form.name: _for_ohif(form) for form in (REPORT, COMPREHENSIVE, ENHANCED)}
 
 
 def forms_of(sop_class_uid: str, profile: Profile) -> tuple[Form, ...]:
     """The forms of a result of this SOP class, the best for such a destination first; none for a class not ours."""
     chain = CHAINS.get(sop_class_uid, ())
+    if sop_class_uid == ComprehensiveSRStorage:  # a result of an earlier version, in the queue still
+        chain = CHAINS[Comprehensive3DSRStorage][1:]
     if sop_class_uid != SegmentationStorage:
         return tuple(FOR_OHIF.get(form.name, form) for form in chain) if profile.viewer == "ohif" else chain
     first = () if profile.omit_empty_frames else (ALL_FRAMES,)

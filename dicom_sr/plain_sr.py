@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import highdicom as hd
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import BasicTextSRStorage, Comprehensive3DSRStorage, EnhancedSRStorage
+from pydicom.uid import BasicTextSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
 
 from dicom_sr import codes, read
 from dicom_sr.derived import Results, another, derived, with_file_meta
@@ -41,11 +41,12 @@ class Sentence:
     is_summary: bool = False
 
 
-def comprehensive_3d_sr(report: Dataset, results: Results) -> list[Dataset]:
-    """The same tree as a Comprehensive 3D SR (PS3.3 A.35.13), which IHE AI Results names first; its coordinates are
-    those of images all the same: viewers draw them, and few draw coordinates in space."""
-    result = another(report, "comprehensive 3d")
-    result.SOPClassUID = Comprehensive3DSRStorage
+def comprehensive_sr(report: Dataset, results: Results) -> list[Dataset]:
+    """The same tree as a Comprehensive SR (PS3.3 A.35.3); nothing in it lies in space, so nothing is lost."""
+    if report.SOPClassUID == ComprehensiveSRStorage:  # a result of an earlier version
+        return [report]
+    result = another(report, "comprehensive")
+    result.SOPClassUID = ComprehensiveSRStorage
     with_file_meta(result)
     return [result]
 

@@ -17,7 +17,7 @@ import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import ComprehensiveSRStorage
+from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_sr import attributes, codes
 from dicom_sr.findings import Evaluation, Finding, Findings, ImageRef, Measurement
@@ -97,7 +97,7 @@ class _Report:
         document = result_header(
             self.findings,
             self.source,
-            sop_class_uid=ComprehensiveSRStorage,
+            sop_class_uid=Comprehensive3DSRStorage,
             modality="SR",
             when=self.when,
             revision=self.revision,

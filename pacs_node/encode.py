@@ -19,7 +19,6 @@ import pydicom
 import structlog
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import (
-    ComprehensiveSRStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     KeyObjectSelectionDocumentStorage,
@@ -198,7 +197,7 @@ class ResultForms:
                 yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings((captures,)), optional=True)
         found = any(meta.MediaStorageSOPClassUID == SegmentationStorage for meta in metas.values())
         for path, meta in metas.items():
-            if self.profile.key_objects and found and meta.MediaStorageSOPClassUID == ComprehensiveSRStorage:
+            if self.profile.key_objects and found and meta.MediaStorageSOPClassUID in forms.REPORTS:
                 yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings((forms.KEY_OBJECTS,)), optional=True)
         for path, meta in metas.items():  # last: what it rejects is replaced by then
             if meta.MediaStorageSOPClassUID == NOTE.sop_class_uid:
@@ -220,7 +219,9 @@ class ResultForms:
         if form.name == forms.FOREMOST.name and _is_capture(sent.get(offer.path, ())):
             return Prepared(tuple(sent[offer.path]))  # more of them have gone out in place of the Segmentation
         segments = _replaced(sent) if form.sop_class_uid in forms.REFER_TO_SEGMENTS else {}
-        as_it_is = form.name in (forms.SEGMENTATION.name, forms.REPORT.name) and not segments
+        own_class = form.sop_class_uid == _meta(offer.path).MediaStorageSOPClassUID
+        own_name = form.name in (forms.SEGMENTATION.name, forms.REPORT.name, forms.COMPREHENSIVE.name)
+        as_it_is = own_class and own_name and not segments
         if as_it_is and form.transfer_syntax_uid == ExplicitVRLittleEndian:
             return Prepared((offer.path,))
         name = f"{offer.path.stem}-{form.name}".lower().replace(" ", "-")
@@ -244,7 +245,7 @@ class ResultForms:
         every = {path: pydicom.dcmread(path) for path in package.paths}
         results = Results(
             segmentations=tuple(each for each in every.values() if each.SOPClassUID == SegmentationStorage),
-            report=next(each for each in every.values() if each.SOPClassUID == ComprehensiveSRStorage),
+            report=next(each for each in every.values() if each.SOPClassUID in forms.REPORTS),
             sources=_Headers(package.sources),
         )
 

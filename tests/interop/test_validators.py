@@ -22,7 +22,7 @@ from dicom_sr import Written, checked, encode, read
 from dicom_sr.derived import Results
 from dicom_sr.hydratable import hydratable
 from dicom_sr.not_run import not_run_report
-from dicom_sr.plain_sr import comprehensive_3d_sr
+from dicom_sr.plain_sr import comprehensive_sr
 from dicom_sr.rounding import rounded
 from dicom_sr.source import headers_by_uid
 from tests.factories import ORIENTATIONS, ct_series, header, point_lps_mm, us_image
@@ -325,8 +325,8 @@ def test_pixelmed_accepts_the_report_of_a_ct_whole(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["ct_two", "us_one"])
-def test_pixelmed_accepts_a_comprehensive_3d_report(name: str, tmp_path: Path) -> None:
-    [report] = comprehensive_3d_sr(case_objects(name, "SR")[0], results_of(name))
+def test_pixelmed_accepts_a_comprehensive_report(name: str, tmp_path: Path) -> None:
+    [report] = comprehensive_sr(case_objects(name, "SR")[0], results_of(name))
     template = "1411" if name == "ct_two" else "1410"
     assert pixelmed(with_groups_of(report, template), tmp_path) == []
 
@@ -347,7 +347,7 @@ def test_pixelmed_finds_every_group_of_the_report_for_ohif_after_its_template(te
 def test_dciodvfy_and_dsrdump_accept_the_other_forms_of_the_report(name: str, tmp_path: Path) -> None:
     [report] = case_objects(name, "SR")
     results = results_of(name)
-    for other in (*comprehensive_3d_sr(report, results), hydratable(report, results)):
+    for other in (*comprehensive_sr(report, results), hydratable(report, results)):
         path = save(other, tmp_path)
         _, output = run("dciodvfy", path)
         assert "SR" in output

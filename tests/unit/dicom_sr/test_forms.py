@@ -325,7 +325,8 @@ def test_the_chain_of_each_profile() -> None:
     assert names(seg, label_map=True, omit_empty_frames=False) == [
         "Label Map Segmentation with empty frames", "Segmentation with empty frames", "Segmentation", *rest,
     ]  # fmt: skip
-    report = "1.2.840.10008.5.1.4.1.1.88.33"
+    report = "1.2.840.10008.5.1.4.1.1.88.34"
+    assert names("1.2.840.10008.5.1.4.1.1.88.33")[0] == "Comprehensive SR", "of an earlier version"
     plain = ["Basic Text SR", "Secondary Capture"]
     assert names(report, label_map=True) == ["Comprehensive 3D SR", "Comprehensive SR", "Enhanced SR", *plain]
     assert names(report, viewer="ohif") == [
@@ -596,7 +597,7 @@ def test_the_report_for_ohif_says_what_the_report_says(name: str) -> None:
 @pytest.mark.parametrize("name", ["us_one", "us_clip", "ct_nothing"])
 def test_without_a_volume_the_report_for_ohif_is_the_report(name: str) -> None:
     results = case_results(name)
-    [other] = made(FOR_OHIF["Comprehensive SR"], results.report, results)
+    [other] = made(FOR_OHIF["Comprehensive 3D SR"], results.report, results)
     assert other is results.report
 
 

@@ -113,12 +113,12 @@ def test_evidence_is_what_the_tree_refers_to(name: str) -> None:
 
 
 def test_highdicom_reads_the_report() -> None:
-    theirs = hd.sr.ComprehensiveSR.from_dataset(encoded("ct_two")[1][-1]).content
+    theirs = hd.sr.Comprehensive3DSR.from_dataset(encoded("ct_two")[1][-1]).content
     volumes = theirs.get_volumetric_roi_measurement_groups()
     assert [group.tracking_identifier for group in volumes] == ["Nodule 1", "Nodule 2"]
     (long_axis,) = volumes[0].get_measurements(name=codes.LONG_AXIS)
     assert (long_axis.value, long_axis.unit.value) == (4.5, "mm")
-    clip = hd.sr.ComprehensiveSR.from_dataset(encoded("us_clip")[1][-1]).content
+    clip = hd.sr.Comprehensive3DSR.from_dataset(encoded("us_clip")[1][-1]).content
     regions = clip.get_planar_roi_measurement_groups()
     assert [group.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedFrameNumber for group in regions] == [3, 6]
 
