@@ -85,7 +85,8 @@ def test_every_image_of_a_series_gets_its_own_finding(pipeline: BreastUltrasound
     uids = [dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in truth.files]
     assert [image.sop_instance_uid for image in findings.images] == uids
     assert [f.number for f in findings.findings] == [1, 2, 3]
-    for finding, lesion in zip(findings.findings, truth.lesions, strict=True):
+    by_image = sorted(findings.findings, key=lambda finding: finding.offset_zyx[0])
+    for finding, lesion in zip(by_image, truth.lesions, strict=True):
         assert finding.key_image == finding.offset_zyx[0] == lesion.offset_zyx[0]
         assert iou(on_grid(finding), on_grid(lesion)) > 0.5
         assert {m.name.meaning for m in finding.measurements} >= {"Probability of benign", "Probability of cancer"}

@@ -47,7 +47,7 @@ from tests.results import mass, us_findings
 
 ROOT = Path(__file__).resolve().parents[3]
 T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-SR, SEG, KO = "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.59"
+SR, SEG, KO = "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.59"
 
 
 class Scripted:
