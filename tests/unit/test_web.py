@@ -467,7 +467,17 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
     def away(*_: Any) -> Any:
         raise LedgerUnavailable("/var/lib/pacs-node/node.sqlite does not answer")
 
-    for name in ("series", "series_list", "destinations", "retry", "rerun", "rerun_many", "dismiss", "rejected", "refusals"):
+    for name in (
+        "series",
+        "series_list",
+        "destinations",
+        "retry",
+        "rerun",
+        "rerun_many",
+        "dismiss",
+        "rejected",
+        "refusals",
+    ):
         monkeypatch.setattr(facts, name, away)
     for method, address in addresses(web):
         if address in ("/health", "/metrics", "/rerun"):

@@ -235,4 +235,4 @@ def test_one_series_that_cannot_be_judged_stops_no_other(story: Story, monkeypat
         raise KeyError("secret value")
 
     monkeypatch.setattr(story.node.flow, "rerun", broken)
-    assert story.facts.rerun(story.uid) == "could not be judged: KeyError, see the log"
+    assert (story.facts.rerun(story.uid) or "").startswith("could not be judged: KeyError")

@@ -102,7 +102,7 @@ def test_a_data_set_cut_off_anywhere_inside_an_element_is_refused(nested: Datase
 
 
 def test_pixel_data_cut_off_names_the_element_and_the_bytes(image: Dataset) -> None:
-    with pytest.raises(NotReadable, match=r"\(7FE0,0010\) at byte \d+ needs 512 bytes, 412 are there"):
+    with pytest.raises(NotReadable, match=r"\(7FE0,0010\) PixelData at byte \d+ needs 512 bytes, 412 are there"):
         identify(encoded(image)[:-100], EXPLICIT)
 
 
@@ -133,10 +133,9 @@ def test_not_deflated() -> None:
 
 @pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
 def test_each_uid_is_needed(image: Dataset, keyword: str) -> None:
-    name = pydicom.datadict.dictionary_description(keyword)
     lacking = copy.deepcopy(image)
     del lacking[keyword]
-    with pytest.raises(NotReadable, match=f"no {name}"):
+    with pytest.raises(NotReadable, match=f"no {keyword}"):
         identify(encoded(lacking), EXPLICIT)
 
 
