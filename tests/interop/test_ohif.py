@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from highdicom.color import CIELabColor
 from pydicom import Dataset
+from pydicom.sr.coding import Code
 
 from dicom_sr import codes, encode, read
 from dicom_sr.derived import Results
@@ -24,7 +25,7 @@ from dicom_sr.report import CALIPERS, CONTOUR
 from dicom_sr.seg import plane_mask
 from dicom_sr.source import headers_by_uid
 from models.measure import Sizes, measure_lesion, measure_nodule
-from models.phantoms import Ellipse, breast_picture, breast_ultrasound, chest_ct
+from models.phantoms import Ellipse, Lesion, breast_picture, breast_ultrasound, chest_ct
 from models.read import read_ct
 from tests.factories import enhanced_ct, header, us_image
 from tests.harness import Orthanc, storescu, wait_for
@@ -81,6 +82,12 @@ def sized(finding: Finding, sizes: Sizes) -> Finding:
     )
 
 
+def side_of(lesion: Lesion) -> Code:
+    """LPS: x grows to the patient's left, PS3.3 C.7.6.2.1.1."""
+    assert lesion.centre_lps_mm is not None
+    return codes.LEFT if lesion.centre_lps_mm[0] > 0 else codes.RIGHT
+
+
 def ct_study(folder: Path, seed: int = 11, *, enhanced: bool = False) -> Study:
     """Two nodules in a chest, as slices or as the frames of one Enhanced CT Image."""
     spacing_mm = (2.5, 0.7, 0.7)
@@ -89,7 +96,7 @@ def ct_study(folder: Path, seed: int = 11, *, enhanced: bool = False) -> Study:
     volume = read_ct(truth.files)
     found = [
         sized(
-            nodule(n, lesion.offset_zyx, lesion.mask),
+            nodule(n, lesion.offset_zyx, lesion.mask, laterality=side_of(lesion)),
             measure_nodule(lesion.mask, lesion.offset_zyx, volume),
         )
         for n, lesion in enumerate(truth.lesions, 1)
