@@ -114,7 +114,8 @@ def why_no_picture(header: Dataset) -> str | None:
 def meaning_of(values: list[str]) -> str | None:
     """What the words of an Image Type say that the image is; None when no word says anything."""
     for value in values:
-        words = [word for word in re.split(r"[^A-Z]+", value.upper()) if word]
+        value = re.sub(r"LOW[ _-]DOSE", "LOWDOSE", value.upper())  # how it was scanned, not what it shows
+        words = [word for word in re.split(r"[^A-Z]+", value) if word]
         for pair in pairwise(words):
             if pair in JOINED:
                 return JOINED[pair]
