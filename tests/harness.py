@@ -95,6 +95,7 @@ may_send = true
 name = "chest CT"
 match = {{ Modality = "CT" }}
 pipeline = "lung-nodule"
+options = {{ views = 1 }}
 send_to = ["pacs"]
 [[route]]
 name = "breast ultrasound"

@@ -50,8 +50,10 @@ class Hospital:
         for result in (*segs, sr):
             for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber"):
                 assert result.get(keyword) == header.get(keyword), keyword
+        captures = [d for d in self.pacs.instances("OT") if d.StudyInstanceUID == study]
+        assert bool(captures) == (header.Modality == "CT" and bool(segs))
         sent = {r["sop_instance_uid"] for job in facts["jobs"] for r in job["receipts"] if r["stored"]}
-        assert sent == {d.SOPInstanceUID for d in (*segs, sr)}
+        assert sent == {d.SOPInstanceUID for d in (*segs, sr, *captures)}
         return facts, segs, sr
 
 
