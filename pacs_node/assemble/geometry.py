@@ -66,7 +66,8 @@ def judge(headers: Sequence[Dataset], *, min_slices: int, faults: Mapping[str, s
     if modality not in ("CT", "US"):
         what = f"Modality is {modality or 'not given'}; only CT and US can be judged"
         return Verdict(False, what if headers else "no images")
-    if differs := identity_differs(headers):
+    # an image that cannot be read, or is of another modality, is set aside whoever's it is
+    if differs := identity_differs([h for h in headers if attributes.text(h, "Modality") == modality]):
         return Verdict(False, differs)
     if modality == "CT":
         return judge_ct(headers, min_slices=min_slices, faults=faults)

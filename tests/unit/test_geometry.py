@@ -207,6 +207,35 @@ def test_a_smaller_axial_volume_is_preferred_to_a_larger_coronal_one() -> None:
     assert len(result.set_aside) == 12
 
 
+def test_a_file_that_cannot_be_read_voids_no_other() -> None:
+    """All that is known of it is what the listener knew: not even whose it is."""
+    headers = series()
+    known = Dataset()
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(known, keyword, headers[-1][keyword].value)
+    aside([*headers[:-1], known], "Modality is not given, not CT")
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "IssuerOfPatientID"])
+@pytest.mark.parametrize("build", [lambda: series(), lambda: [clinic(number=1), clinic(number=2)]])
+def test_images_of_two_patients_or_studies_are_refused(keyword: str, build: Callable[[], list[Dataset]]) -> None:
+    headers = build()
+    for image in headers:
+        image.IssuerOfPatientID = "HOSPITAL"
+    setattr(headers[-1], keyword, f"{headers[0][keyword].value} ")  # padding says nothing, PS3.5 6.2
+    assert verdict(headers).fit
+    setattr(headers[-1], keyword, "1.2.3")
+    assert not verdict(headers).fit
+    assert f"2 different values of {keyword}" in verdict(headers).reason
+    assert "1.2.3" not in verdict(headers).reason
+
+
+def test_an_image_that_does_not_say_the_issuer_may_be_of_any() -> None:
+    headers = series()
+    headers[3].IssuerOfPatientID = "HOSPITAL"
+    assert verdict(headers).fit
+
+
 def test_nothing_at_all() -> None:
     assert verdict([]) == Verdict(False, "no images")
 
