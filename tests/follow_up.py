@@ -67,6 +67,12 @@ def before(folder: Path) -> Study:
     return study(chest_ct(folder, seed=SEED, balls=BEFORE, size=256, spacing_mm=spacing_mm, study_date=DATES[0]))
 
 
+def same(findings: Findings, finding: Finding) -> Finding:
+    """The finding of that place, whatever its number has become: what grew comes first."""
+    [one] = [each for each in findings.findings if np.array_equal(each.offset_zyx, finding.offset_zyx)]
+    return one
+
+
 def after(folder: Path, balls: Sequence[Ball] = AFTER, slices: int = 110) -> Study:
     """Feet first, on the belly, turned, moved, on another grid."""
     return study(

@@ -32,7 +32,7 @@ from pacs_node import priors
 from pacs_node.ledger import Ledger
 from pacs_node.node import JoinedRooms
 from pacs_node.records import Job
-from tests.follow_up import BEFORE, DAYS, GROWN, Study, after, before
+from tests.follow_up import BEFORE, DAYS, GROWN, Study, after, before, same
 from tests.harness import Orthanc, free_port, need, storescu
 
 NOW = datetime(2026, 1, 1, 13, tzinfo=UTC)
@@ -100,9 +100,9 @@ def test_the_whole_comparison(pacs: Orthanc, earlier: Study, present: Study, tmp
     assert told.compared_with.days == DAYS
     assert told.compared_with.sop_instance_uid == earlier.results(2)[-1].SOPInstanceUID, "the latest revision of ours"
     assert told.compared_with.no_longer_found == 1
-    grown = told.findings[GROWN]
+    grown, new = (same(told, present.findings.findings[k]) for k in (GROWN, -1))
     assert Evaluation(codes.QUALITATIVE_DIFFERENCE, codes.INCREASE_IN_SIZE) in grown.evaluations
-    assert Evaluation(codes.QUALITATIVE_DIFFERENCE, codes.NEW_FINDING) in told.findings[-1].evaluations
+    assert Evaluation(codes.QUALITATIVE_DIFFERENCE, codes.NEW_FINDING) in new.evaluations
     matched = [finding for finding in told.findings if finding.predecessor_uid]
     assert len(matched) == len(BEFORE) - 1
 

@@ -153,7 +153,7 @@ def _within_the_node(root: Path, name: str, module: list[str]) -> str | None:
     if room not in ROOMS and room not in SPINE:
         return f"{room} is neither a room nor listed in this test: say what it may import"
     if module[0] in PACKAGES and module[0] != "pacs_node":
-        allowed = ROOMS.get(room, {"dicom_sr"} if room == "flow" else set())
+        allowed = ROOMS.get(room, {"dicom_sr"} if room in ("flow", "records") else set())
         return None if module[0] in allowed else f"{room} must not import {module[0]}"
     if module[0] != "pacs_node" or len(module) == 1:
         return None

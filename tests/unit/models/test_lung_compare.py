@@ -20,7 +20,7 @@ from models.lung_nodule.lungs import find_lungs
 from models.lung_nodule.register import Chest, chest, register
 from models.pipeline import Prior, UnfitInput
 from models.read import read_ct
-from tests.follow_up import AFTER, BALLS, DAYS, GONE, GREW, GROWN, NEW, POSE, Study, after, before
+from tests.follow_up import AFTER, BALLS, DAYS, GONE, GREW, GROWN, NEW, POSE, Study, after, before, same
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def chests(earlier: Study, present: Study) -> tuple[Chest, Chest]:
 
 
 def said(comparison: Comparison, present: Study, number: int) -> Finding:
-    return with_comparison(present.findings, comparison).findings[number - 1]
+    return same(with_comparison(present.findings, comparison), present.findings.findings[number - 1])
 
 
 def value(finding: Finding, name: object) -> float:

@@ -265,7 +265,7 @@ def test_no_voxel_lies_in_two_masks_and_nothing_certain_is_lost(squares):
 def test_the_report_says_which_outlines_are_the_first_ones():
     refined = [square(0, 0, 0), Refined(at((0, 0, 0)), "a"), Refined(at((0, 0, 0)), "b"), Refined(at((0, 0, 0)), "a")]
     said = outlines_kept(refined)
-    assert [text.split(":")[0] for text in said] == ["Nodule 2, 4", "Nodule 3"]
+    assert [text.split(":")[0] for text in said] == ["Nodule 2, Nodule 4", "Nodule 3"]
     assert said[0].endswith("(a)")
     assert outlines_kept([square(0, 0, 0)]) == []
 
