@@ -247,9 +247,9 @@ def _cross_problems(
         yield from _priors(i, route, where, peers, pipelines)
         pipeline = route.get("pipeline")
         if pipelines is not None and isinstance(pipeline, str) and pipeline not in pipelines:
-            yield ("route", i, "pipeline"), f"{where}: no pipeline '{pipeline}'; {_hint(pipeline, pipelines)}"
+            yield ("route", i, "pipeline"), f"{where}: no pipeline '{pipeline}'; {hint(pipeline, pipelines)}"
         elif pipelines is not None and isinstance(pipeline, str) and isinstance(route.get("options"), dict):
-            for key, words in _options(route["options"], pipelines[pipeline]):
+            for key, words in option_problems(route["options"], pipelines[pipeline]):
                 if key:
                     yield ("route", i, "options", key), f"{where}: option '{key}' of {pipeline} {words}"
                 else:
@@ -259,7 +259,7 @@ def _cross_problems(
                 yield ("route", i, "match", *place), f"{where}: {words}"
 
 
-def _options(given: dict[str, Any], model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+def option_problems(given: dict[str, Any], model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     """The pipeline's own opinion of its options, in the words used for the other settings; "" for all of them."""
     try:
         model.model_validate(given)
@@ -269,7 +269,7 @@ def _options(given: dict[str, Any], model: type[BaseModel]) -> Iterator[tuple[st
             if not key:
                 yield key, item["msg"].removeprefix("Value error, ")
             elif item["type"] == "extra_forbidden":
-                yield key, f"does not exist; {_hint(key, model.model_fields)}"
+                yield key, f"does not exist; {hint(key, model.model_fields)}"
             else:
                 known = WORDS.get(item["type"])
                 words = known.format(**item.get("ctx", {})) if known else item["msg"].removeprefix("Value error, ")
@@ -283,7 +283,7 @@ def _destinations(i: int, route: dict[str, Any], where: str, peers: dict[str, An
         if not isinstance(name, str):
             continue  # reported by the schema
         if name not in peers:
-            yield ("route", i, "send_to"), f"{where}: no peer '{name}'; {_hint(name, peers)}"
+            yield ("route", i, "send_to"), f"{where}: no peer '{name}'; {hint(name, peers)}"
         elif not {"folder", "host", "dicomweb_url"} & peers[name].keys():
             yield ("route", i, "send_to"), f"{where}: peer '{name}' has no host and port, so nothing can be sent to it"
         if names.count(name) > 1 and name:
@@ -302,7 +302,7 @@ def _priors(
     if not isinstance(name, str):
         return
     if name not in peers:
-        yield ("route", i, "priors"), f"{where}: no peer '{name}'; {_hint(name, peers)}"
+        yield ("route", i, "priors"), f"{where}: no peer '{name}'; {hint(name, peers)}"
     elif "host" not in peers[name]:
         yield ("route", i, "priors"), f"{where}: peer '{name}' has no host and port, so it cannot be asked for priors"
     model = (pipelines or {}).get(pipeline) if isinstance(pipeline, str) else None
@@ -323,7 +323,7 @@ def _conditions(match: dict[str, Any]) -> Iterator[tuple[Place, str]]:
 KEYWORDS = sorted({entry[4] for entry in DicomDictionary.values() if entry[4]})
 
 
-def _hint(word: str, known: Collection[str]) -> str:
+def hint(word: str, known: Collection[str]) -> str:
     return did_you_mean(word, known) or f"there are {', '.join(sorted(known)) or 'none'}"
 
 

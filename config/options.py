@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from config.check import _hint, _options
+from config.check import hint, option_problems
 
 
 class BadOption(ValueError):
@@ -21,7 +21,7 @@ def options_given(pipeline: str, given: Sequence[str], pipelines: Mapping[str, t
     A value is written as in a settings file; a word that is no TOML value is a text.
     """
     if pipeline not in pipelines:
-        raise BadOption(f"no pipeline '{pipeline}'; {_hint(pipeline, pipelines)}")
+        raise BadOption(f"no pipeline '{pipeline}'; {hint(pipeline, pipelines)}")
     options: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
@@ -33,7 +33,7 @@ def options_given(pipeline: str, given: Sequence[str], pipelines: Mapping[str, t
         options[key] = _value(value)
     problems = [
         f"option '{key}' of {pipeline} {words}" if key else words
-        for key, words in _options(options, pipelines[pipeline])
+        for key, words in option_problems(options, pipelines[pipeline])
     ]
     if problems:
         raise BadOption("\n".join(problems))

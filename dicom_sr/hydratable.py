@@ -24,7 +24,7 @@ from dicom_sr.findings import ImageRef
 from dicom_sr.header import code_item
 from dicom_sr.outline import polygon_area
 from dicom_sr.report import CALIPERS, CONTOUR
-from dicom_sr.rounding import rounded
+from dicom_sr.rounding import state
 from dicom_sr.source import plane
 from dicom_sr.uids import child_uid
 
@@ -66,7 +66,7 @@ def _drawings(group: Dataset, outline: Dataset, results: Results) -> Iterator[Da
     area = copy.deepcopy(numbers[0])
     area.ConceptNameCodeSequence = [hd.sr.CodedConcept.from_code(codes.AREA)]
     area.MeasuredValueSequence = [Dataset()]
-    area.MeasuredValueSequence[0].NumericValue = f"{rounded(pixels * (pixel_mm2 or 1), unit):g}"
+    state(area, pixels * (pixel_mm2 or 1), unit)
     area.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [code_item(unit)]
     yield _drawing(group, CONTOUR, None, [_with_coordinates(area, outline)])
 

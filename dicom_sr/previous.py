@@ -21,7 +21,7 @@ from pydicom.sr.coding import Code
 from dicom_sr import codes
 from dicom_sr.findings import ComparedWith, Finding
 from dicom_sr.hierarchy import Named, hierarchy, named_in
-from dicom_sr.rounding import rounded
+from dicom_sr.rounding import rounded, state
 
 CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 
@@ -102,10 +102,8 @@ def predecessor_and_change(group: Dataset) -> tuple[str | None, str]:
 
 
 def _number(name: Code, value: float, unit: Code) -> hd.sr.NumContentItem:
-    value = rounded(value, unit)
-    item = hd.sr.NumContentItem(name, value, unit, relationship_type=CONTAINS)
-    item.MeasuredValueSequence[0].NumericValue = f"{value:.10g}"
-    item.MeasuredValueSequence[0].pop("FloatingPointValue", None)  # the decimal text is exact
+    item = hd.sr.NumContentItem(name, rounded(value, unit), unit, relationship_type=CONTAINS)
+    state(item, value, unit)
     return item
 
 

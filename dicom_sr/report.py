@@ -25,7 +25,7 @@ from dicom_sr.header import RESEARCH_ONLY, result_header
 from dicom_sr.hierarchy import Named, hierarchy
 from dicom_sr.outline import outline
 from dicom_sr.previous import change_items, pertinent_evidence, pertinent_uids, previous_findings
-from dicom_sr.rounding import rounded
+from dicom_sr.rounding import rounded, state
 from dicom_sr.seg import plane_mask, tracking_uid
 from dicom_sr.source import Plane, group_by_instance, headers_by_uid, plane, source_headers
 from dicom_sr.summary import image_name, summary
@@ -108,9 +108,7 @@ class _Report:
         document.VerificationFlag = "UNVERIFIED"
         tree = hd.sr.MeasurementReport(  # no image library (optional): what it says, every image says itself
             observation_context=self.observer(),
-            procedure_reported=codes.CT_PROCEDURE
-            if attributes.text(self.source, "Modality") == "CT"
-            else codes.IMAGING_PROCEDURE,
+            procedure_reported=codes.CT_PROCEDURE if self.is_ct else codes.IMAGING_PROCEDURE,
             imaging_measurements=list(self.groups()),
             title=codes.IMAGING_MEASUREMENT_REPORT,
         )[0]
@@ -287,17 +285,14 @@ class _Report:
         self, measurement: Measurement, where: Sequence[hd.sr.CoordinatesForMeasurement] | None = None
     ) -> hd.sr.Measurement:
         """One NUM, rounded; a probability that nobody has calibrated says so (TID 1419, row 18)."""
-        value = rounded(measurement.value, measurement.unit)
         item = hd.sr.Measurement(
             name=measurement.name,
-            value=value,
+            value=rounded(measurement.value, measurement.unit),
             unit=measurement.unit,
             derivation=measurement.derivation,
             referenced_coordinates=where,
         )
-        for stated in item[0].MeasuredValueSequence:
-            stated.NumericValue = f"{value:.10g}"
-            stated.pop("FloatingPointValue", None)  # the decimal text is exact
+        state(item[0], measurement.value, measurement.unit)
         if measurement.name in self.findings.not_calibrated:
             meaning = hd.sr.TextContentItem(
                 codes.EQUIVALENT_MEANING,

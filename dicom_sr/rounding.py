@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicom_sr import codes
@@ -34,9 +35,21 @@ def as_said(measurement: Measurement) -> Measurement:
     return replace(measurement, value=rounded(measurement.value, measurement.unit))
 
 
+def decimal(value: float, unit: Code) -> str:
+    """As a Numeric Value (DS) holds it."""
+    return f"{rounded(value, unit):.10g}"
+
+
+def state(number: Dataset, value: float, unit: Code) -> None:
+    """Write the value into a NUM item, as the decimal text alone: it is exact."""
+    for stated in number.MeasuredValueSequence:
+        stated.NumericValue = decimal(value, unit)
+        stated.pop("FloatingPointValue", None)
+
+
 def said(value: float, unit: Code) -> str:
     """'12.3 mm', '-33 HU', '87 %', '3'."""
-    number = f"{rounded(value, unit):.10g}"
+    number = decimal(value, unit)
     word = "HU" if unit == codes.HU else unit.value.strip("{}")
     return number if unit in (codes.NO_UNITS, codes.LESIONS, codes.FRAMES) else f"{number} {word}"
 

@@ -6,6 +6,7 @@ on a series, the reader of its pixels, and through `source.plane` the writers of
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,15 +129,25 @@ def class_name(header: Dataset) -> str:
     return str(getattr(found[0], "name", found[0])) if found else "an object without SOPClassUID"
 
 
-def _not_ct(header: Dataset) -> str | None:
-    """Raises BadAttribute."""
-    modality = attributes.text(header, "Modality")
-    if modality != "CT":
-        return f"Modality is {modality or 'not given'}, not CT"
-    if sop_of(header)[0] not in CT_CLASSES:
-        return f"{class_name(header)} is not a CT image (SOPClassUID)"
+def why_no_image(header: Dataset, modality: str, classes: Collection[str], called: str) -> str | None:
+    """None, or why it is no image with pixels of this modality and one of these SOP Classes. Raises BadAttribute.
+
+    called   "a CT image"
+    """
+    stated = attributes.text(header, "Modality")
+    if stated != modality:
+        return f"Modality is {stated or 'not given'}, not {modality}"
+    if sop_of(header)[0] not in classes:
+        return f"{class_name(header)} is not {called} (SOPClassUID)"
     size_of(header)
     attributes.whole(header, "BitsAllocated", least=1)
+    return None
+
+
+def _not_ct(header: Dataset) -> str | None:
+    """Raises BadAttribute."""
+    if why := why_no_image(header, "CT", CT_CLASSES, "a CT image"):
+        return why
     if attributes.has(header, "SamplesPerPixel") and attributes.whole(header, "SamplesPerPixel") != 1:
         return "is in colour (SamplesPerPixel is not 1)"
     return None

@@ -10,6 +10,7 @@ from pydicom.uid import UID
 
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
+from dicom_sr.slices import MOST_PIXELS
 
 # What pydicom and its plugins raise on what they cannot read: damaged, truncated, of a syntax without a plugin, or a
 # header with a value missing or of no sense. (An OverflowError is an infinite number where a whole one belongs.)
@@ -17,8 +18,6 @@ UNREADABLE = (
     *(ValueError, RuntimeError, AttributeError, KeyError, TypeError),
     *(EOFError, OSError, NotImplementedError, OverflowError),
 )
-
-MOST_PIXELS = 1 << 26  # of one frame: 8192 x 8192
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"  # PS3.5 A.1
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"  # PS3.5 A.3, retired

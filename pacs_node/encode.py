@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import structlog
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -28,6 +27,7 @@ from pydicom.uid import (
 )
 
 from dicom_sr import EncodingError, Fault, Rejected, Written, checked, forms, read
+from dicom_sr.attributes import UNREADABLE
 from dicom_sr.derived import Results
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.labelmap import SEGMENT_CLASSES, retargeted
@@ -39,12 +39,6 @@ from pacs_node.errors import GiveUp, TryAgain
 from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result
 
 log = structlog.get_logger()
-
-# How pydicom says that a header, or an element of it, cannot be read
-UNREADABLE = (
-    *(InvalidDicomError, BytesLengthException, EOFError, ValueError, NotImplementedError),
-    *(TypeError, AttributeError, KeyError, struct.error),
-)
 
 REJECTION_NOTE = "rejection-note"  # in the file's name: it is sent only to peers that want one
 REASONS = "reasons.txt"  # beside rejected objects
@@ -119,7 +113,7 @@ def encode_not_run(
 def _header(path: Path) -> pydicom.Dataset | None:
     try:
         return pydicom.dcmread(path, stop_before_pixels=True)
-    except (*UNREADABLE, OSError):
+    except (InvalidDicomError, OSError, *UNREADABLE):
         return None
 
 

@@ -80,9 +80,7 @@ def _identity() -> list[str]:
 
 
 def _ct() -> list[str]:
-    meanings = [
-        (f"{meaning}", _keywords(words)) for meaning, words in MEANINGS.items()
-    ]  # every word counts wherever it stands in a value
+    meanings = [(meaning, _keywords(words)) for meaning, words in MEANINGS.items()]
     return [
         "## CT",
         "",

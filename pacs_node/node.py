@@ -509,9 +509,7 @@ class Node:
         if isinstance(error, LedgerUnavailable):
             raise error
         if error is not None:
-            told = Told.of(error)
-            log.error("series could not be judged", series=series.series_uid, error=told.words, trace=told.trace)
-            self.flow.set_aside(series, because, f"could not be judged: {told.words}")
+            self.flow.set_aside(series, because, _not_judged(series.series_uid, error))
         elif closing.result():
             self._wake()
 
@@ -522,9 +520,7 @@ class Node:
         if isinstance(error, LedgerUnavailable):
             raise error
         if error is not None:
-            told = Told.of(error)
-            log.error("series could not be judged", series=series_uid, error=told.words, trace=told.trace)
-            return f"could not be judged: {told.words}"
+            return _not_judged(series_uid, error)
         if asked.result() is None:
             self._wake()
         return asked.result()
@@ -555,6 +551,13 @@ class Node:
         if count is not None:
             self.ledger.expect(series.series_uid, series.evidence.arrived, count, peer.name)
             self._assembler.wake()
+
+
+def _not_judged(series_uid: str, error: BaseException) -> str:
+    """The reason, in the error's words; the log has its trace."""
+    told = Told.of(error)
+    log.error("series could not be judged", series=series_uid, error=told.words, trace=told.trace)
+    return f"could not be judged: {told.words}"
 
 
 OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is named by /health

@@ -25,6 +25,7 @@ import pydicom
 import structlog
 from PIL import Image
 from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
 
 from config import Assemble
 from dicom_sr import attributes, codes
@@ -34,7 +35,7 @@ from dicom_sr.source import headers_by_uid, plane
 from models.pipeline import Card
 from models.pixels import faults
 from pacs_node.assemble.geometry import judge
-from pacs_node.encode import UNREADABLE, ResultForms, encode_results
+from pacs_node.encode import ResultForms, encode_results
 from pacs_node.errors import GiveUp, JobError, NodeError, Refused, Told, Unforeseen
 from pacs_node.records import Package, Verdict
 
@@ -168,7 +169,7 @@ def _header(path: Path) -> Dataset | None:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         needed = (attributes.text(header, name) for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"))
         return header if all(needed) else None
-    except (*UNREADABLE, OSError):
+    except (InvalidDicomError, OSError, *attributes.UNREADABLE):
         return None
 
 

@@ -33,11 +33,9 @@ from dicom_sr.slices import (
     UNEVEN_MM,
     NotASlice,
     Slice,
-    class_name,
     difference,
-    size_of,
     slices_of,
-    sop_of,
+    why_no_image,
 )
 from dicom_sr.source import identity_differs
 from pacs_node.assemble.acquisitions import TELLS_APART, Mixed, acquisition_of, one_acquisition
@@ -96,13 +94,8 @@ def judge_ultrasound(headers: Sequence[Dataset], *, faults: Mapping[str, str] = 
 
 def _not_an_ultrasound(header: Dataset) -> str | None:
     try:
-        modality = attributes.text(header, "Modality")
-        if modality != "US":
-            return f"Modality is {modality or 'not given'}, not US"
-        if sop_of(header)[0] not in ULTRASOUND_CLASSES:
-            return f"{class_name(header)} is not an ultrasound image (SOPClassUID)"
-        size_of(header)
-        attributes.whole(header, "BitsAllocated", least=1)
+        if why := why_no_image(header, "US", ULTRASOUND_CLASSES, "an ultrasound image"):
+            return why
         frame_count(header)
         return why_no_picture(header) or why_no_tissue(header)
     except BadAttribute as bad:

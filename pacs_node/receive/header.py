@@ -79,7 +79,7 @@ def identify(data_set: Buffer, transfer_syntax_uid: str) -> Identity:
     except NestedTooDeep:
         raise
     except NotReadable as stumble:
-        found = _as_pydicom_reads(data_set, size, implicit, big_endian)
+        found = _as_pydicom_reads(data_set, size, big_endian)
         if not found:
             raise
         try:
@@ -108,7 +108,7 @@ def _walked(data_set: Buffer, size: int, implicit: bool, big_endian: bool) -> di
     return found
 
 
-def _as_pydicom_reads(data_set: Buffer, size: int, implicit: bool, big_endian: bool) -> dict[int, bytes]:
+def _as_pydicom_reads(data_set: Buffer, size: int, big_endian: bool) -> dict[int, bytes]:
     """The values of WANTED as pydicom finds them in a data set that it reads to the end of Pixel Data, or to its own
     end where it has none; nothing when it does not."""
     if size > len(data_set):
