@@ -143,6 +143,11 @@ def frames(header: Dataset) -> Iterator[Frame]:
         yield Frame(header, number, (groups, *shared))
 
 
+def rows_and_columns(header: Dataset) -> tuple[int, int]:
+    """Raises BadAttribute."""
+    return attributes.whole(header, "Rows", least=1), attributes.whole(header, "Columns", least=1)
+
+
 def count(header: Dataset) -> int | None:
     """NumberOfFrames; None where the header has none, or an empty one. Raises BadAttribute."""
     if not attributes.has(header, "NumberOfFrames"):

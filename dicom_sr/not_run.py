@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from dicom_sr import attributes, codes
 from dicom_sr.attributes import BadAttribute
 from dicom_sr.findings import Algorithm, Evaluation, Findings, ImageRef, Measurement
-from dicom_sr.frames import count
+from dicom_sr.frames import count, rows_and_columns
 from dicom_sr.header import series_description
 from dicom_sr.report import REASON, Group, _comment, _edge, _evaluations, _Report
 from dicom_sr.revision import Written, name_predecessors
@@ -100,9 +100,10 @@ def _can_be_named(header: Dataset) -> bool:
     try:
         for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
             attributes.uid(header, keyword)
-        return all(attributes.whole(header, keyword, least=1) for keyword in ("Rows", "Columns"))
+        rows_and_columns(header)
     except BadAttribute:
         return False
+    return True
 
 
 class _NotRun(_Report):

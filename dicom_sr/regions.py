@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
+from dicom_sr.frames import rows_and_columns
 
 CM = 3  # Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
 LOW_PRIORITY = 1  # bit 0 of Region Flags, PS3.3 C.8.5.5.1.3: 1 is low, and what it overlaps with lies on top
@@ -215,7 +216,7 @@ def _pixel_spacing(header: Dataset) -> Spacing:
 
 
 def _whole(header: Dataset) -> Box:
-    rows, columns = (attributes.whole(header, keyword, least=1) for keyword in ("Rows", "Columns"))
+    rows, columns = rows_and_columns(header)
     return 0, 0, columns - 1, rows - 1
 
 

@@ -16,7 +16,7 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedE
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
 from dicom_sr.findings import ImageRef
-from dicom_sr.frames import Frame, frames
+from dicom_sr.frames import Frame, frames, rows_and_columns
 from dicom_sr.image_type import why_no_slice
 
 CT_CLASSES = {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
@@ -113,7 +113,7 @@ def slices_of(header: Dataset) -> list[Slice]:
 
 def size_of(header: Dataset) -> tuple[int, int]:
     """(Rows, Columns) of an image, as far as one can be held. Raises BadAttribute."""
-    rows, columns = (attributes.whole(header, keyword, least=1) for keyword in ("Rows", "Columns"))
+    rows, columns = rows_and_columns(header)
     if rows * columns > MOST_PIXELS:
         raise BadAttribute("Rows", f"x Columns is {rows} x {columns} pixels, at most {MOST_PIXELS} can be held")
     return rows, columns

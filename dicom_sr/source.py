@@ -12,7 +12,7 @@ from pydicom.valuerep import format_number_as_ds
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
 from dicom_sr.findings import Findings, ImageRef
-from dicom_sr.frames import Frame
+from dicom_sr.frames import Frame, rows_and_columns
 from dicom_sr.frames import frame as frame_of
 from dicom_sr.regions import largest_spacing, spacing_at
 from dicom_sr.slices import thickness
@@ -70,7 +70,7 @@ def plane(header: Dataset, frame: int | None = None, at: tuple[int, int] | None 
     """
     one = frame_of(header, frame)
     try:
-        rows, columns = (attributes.whole(header, keyword, least=1) for keyword in ("Rows", "Columns"))
+        rows, columns = rows_and_columns(header)
     except BadAttribute as bad:
         raise EncodingError(str(bad)) from bad
     return Plane(

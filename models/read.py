@@ -36,7 +36,7 @@ from dicom_sr.slices import (
 from models import pixels
 from models.image_pixel import COLOURS
 from models.pipeline import UnfitInput
-from models.pixels import UNREADABLE, rescaled, stored_values, ultrasound_frames
+from models.pixels import UNREADABLE, named, rescaled, stored_values, ultrasound_frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +141,7 @@ def slices_in(path: Path) -> list[Slice]:
     try:
         return slices_of(header)
     except NotASlice as why:
-        raise UnfitInput(f"{called(header)}: {why}") from why
-
-
-def called(header: Dataset) -> str:
-    """How a sentence calls an image, so that it is found again: by the UID that viewers and archives know."""
-    return f"image {attributes.text(header, 'SOPInstanceUID') or 'without a UID'}"
+        raise UnfitInput(f"{named(header)}: {why}") from why
 
 
 def path_of(header: Dataset) -> Path:
@@ -158,7 +153,7 @@ def stacked(slices: list[Slice]) -> list[Slice]:
     first = slices[0]
     for other in slices[1:]:
         if why := difference(other, first):
-            raise UnfitInput(f"{called(other.header)} has {why}: not one stack of slices")
+            raise UnfitInput(f"{named(other.header)} has {why}: not one stack of slices")
     return sorted(slices, key=lambda one: float(one.position @ first.normal))
 
 
@@ -205,11 +200,11 @@ def fill(hu: np.ndarray, slices: Sequence[Slice]) -> dict[int, str]:
         try:
             for (_, z), stored in zip(sorted(here), stored_values(path_of(header), frames), strict=True):
                 if stored.shape != hu.shape[1:]:
-                    raise UnfitInput(f"{called(header)}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
+                    raise UnfitInput(f"{named(header)}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
                 try:
                     rescaled(stored, header, slices[z].slope, slices[z].intercept, out=hu[z])
                 except UNREADABLE as error:
-                    raise UnfitInput(f"{called(header)}: the pixels cannot become HU: {error}") from error
+                    raise UnfitInput(f"{named(header)}: the pixels cannot become HU: {error}") from error
         except UnfitInput as why:
             failures |= {z: str(why) for _, z in here}
     return failures
@@ -237,11 +232,11 @@ def clip_of(path: Path, header: Dataset) -> Clip:
         count = frame_count(header)
         sop = sop_of(header)
     except BadAttribute as bad:
-        raise UnfitInput(f"{called(header)}: {bad}") from bad
+        raise UnfitInput(f"{named(header)}: {bad}") from bad
     colours = attributes.text(header, "PhotometricInterpretation")
     if colours not in COLOURS:
         raise UnfitInput(
-            f"{called(header)}: PhotometricInterpretation is {colours or 'missing'},"
+            f"{named(header)}: PhotometricInterpretation is {colours or 'missing'},"
             f" one of {', '.join(COLOURS)} is needed"
         )
     images = tuple(ImageRef(*sop, None if count is None else frame + 1) for frame in range(count or 1))

@@ -6,12 +6,14 @@ And the forms a result is sent in to a destination that does not take it as it i
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -44,6 +46,11 @@ REJECTION_NOTE = "rejection-note"  # in the file's name: it is sent only to peer
 REASONS = "reasons.txt"  # beside rejected objects
 SYNTAX_NAMES: dict[str, str] = {ImplicitVRLittleEndian: "-implicit", RLELossless: "-rle"}  # in the names of folders
 NOTE = Form("Rejection Note", KeyObjectSelectionDocumentStorage, ExplicitVRLittleEndian)
+
+
+def variant_of(asked: Mapping[str, Any]) -> str:
+    """What `Findings.variant` says of a pipeline's options: nothing where none are asked for."""
+    return json.dumps(dict(asked), sort_keys=True) if asked else ""
 
 
 def encode_results(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -47,7 +46,7 @@ from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
-from pacs_node.encode import REJECTION_NOTE, ResultForms, encode_not_run, encode_results
+from pacs_node.encode import REJECTION_NOTE, ResultForms, encode_not_run, encode_results, variant_of
 from pacs_node.errors import (
     AlreadyRunning,
     CannotStart,
@@ -211,7 +210,7 @@ class JoinedRooms:
 
     def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]:
         return encode_results(
-            replace(findings, variant=_variant(job)),
+            replace(findings, variant=variant_of(job.asked)),
             files,
             self._folder(job),
             when=edition.dated,
@@ -227,7 +226,7 @@ class JoinedRooms:
     def encode_not_run(self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition) -> list[Result]:
         return encode_not_run(
             job.pipeline,
-            _variant(job),
+            variant_of(job.asked),
             reason,
             instances,
             self._folder(job),
@@ -275,10 +274,6 @@ class JoinedRooms:
             port=peer.port,
             timeout_s=self.config.receive.dimse_timeout_s,
         )
-
-
-def _variant(job: Job) -> str:
-    return json.dumps(job.asked, sort_keys=True) if job.asked else ""
 
 
 class Node:

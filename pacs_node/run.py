@@ -35,7 +35,7 @@ from dicom_sr.source import headers_by_uid, plane
 from models.pipeline import Card
 from models.pixels import faults
 from pacs_node.assemble.geometry import judge
-from pacs_node.encode import ResultForms, encode_results
+from pacs_node.encode import ResultForms, encode_results, variant_of
 from pacs_node.errors import GiveUp, JobError, NodeError, Refused, Told, Unforeseen
 from pacs_node.records import Package, Verdict
 
@@ -234,7 +234,7 @@ class _Analysis:
         of = {attributes.text(header, "SOPInstanceUID"): Path(str(header.filename)) for header in self.headers}
         files = [of[uid] for uid in self.verdict.use]
         findings = self.verdict.told(self.inference.run(self.pipeline, self.options, files, progress))
-        said = replace(findings, variant=json.dumps(dict(self.options), sort_keys=True) if self.options else "")
+        said = replace(findings, variant=variant_of(self.options))
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".unfinished-") as name:
             made, warnings = self._made(said, files, of, Path(name), when)
