@@ -58,7 +58,7 @@ def load(path: Path, preprocessing: str | None = None, split_sha256: str | None 
         raise WeightsError(f"{path} is no .safetensors file; other formats can run code when opened and are not read")
     for needed in (path, sidecar):
         if not needed.is_file():
-            raise WeightsError(f"{needed} is missing; train it with models.train or install the package again")
+            raise WeightsError(f"{needed} is missing; train it with models.training.train or install the package again")
     try:
         about = json.loads(sidecar.read_text())
         expected = str(about["sha256"])

@@ -15,7 +15,8 @@ from scipy.spatial.transform import Rotation
 from dicom_sr import codes, encode
 from dicom_sr.findings import Algorithm, Finding, Findings
 from models.measure import measure_nodule
-from models.phantoms import Ball, Truth, chest_balls, chest_ct
+from models.phantoms import Truth, chest_balls, chest_ct
+from models.phantoms.chest_anatomy import Ball
 from models.pipeline import Prior
 from models.read import read_ct
 

@@ -1,4 +1,4 @@
-"""Small sets of scans in a folder, as models.lung_nodule.semisynthetic writes them."""
+"""Small sets of scans in a folder, as models.training.lung_nodule.data.semisynthetic writes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from models.lung_nodule.scans import FORMAT, INDEX, Scan, index_digest, store
+from models.training.lung_nodule.data.scans import FORMAT, INDEX, Scan, index_digest, store
 
 
 def scan_set(folder: Path, scans: Mapping[str, tuple[str, Scan]], split_sha256: str = "5" * 64) -> Path:

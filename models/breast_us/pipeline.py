@@ -20,7 +20,7 @@ from dicom_sr.importance import renumbered
 from dicom_sr.regions import Region, Spacing, calibration_problems, pixel_spacing_mm, why_no_tissue
 from models.breast_us.birads import suggestion, temperature_of, tempered
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
-from models.breast_us.data import PREPROCESSING, normalise, prepare, read_split
+from models.breast_us.letterbox import PREPROCESSING, normalise, prepare
 from models.breast_us.options import Options
 from models.breast_us.tissue import MOST_COLOUR, tissue
 from models.breast_us.triple import read_triple
@@ -37,6 +37,7 @@ WEIGHTS = ("breast_triple_lite0_w16",)  # several are averaged
 # Chosen on the validation split.
 INSIDE = 0.4  # mask probability; sizes are least biased here (1 % wide), overlap a little better at 0.3
 NORMAL_ABOVE = 0.5  # the image is called normal, and a marked spot is not reported
+TRAINED_ON = {"normal": 75, "benign": 242, "malignant": 115}  # images of BUSI's training split
 PRIOR_POWER = 1.0  # 0: classes equally frequent; 1: as frequent as in BUSI
 SIZES = (0.86, 1.0)  # of the working size; answers are averaged
 SMALLEST_SHARE = 0.0005  # of the image: less is speckle (the smallest lesion of BUSI takes 0.0028)
@@ -152,8 +153,7 @@ class BreastUltrasound:
         self.asked_for_category = chosen.suggest_birads
         self.suggests = self.temperature is not None and chosen.suggest_birads
         # Training weighed the classes as if they were equally frequent; this goes part of the way back to BUSI's mix.
-        names = read_split()["train"]
-        counts = np.array([sum(name.startswith(f"{label}/") for name in names) for label in CLASSES])
+        counts = np.array([TRAINED_ON[label] for label in CLASSES])
         self.prior = (counts / counts.sum()) ** PRIOR_POWER
         self.card = Card(
             name=NAME,

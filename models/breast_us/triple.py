@@ -6,15 +6,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from models.breast_us.data import PREPROCESSING, Labelled, Strategy, parts
-from models.files import replacing, write_text
 from models.nets.breast_triple import FUSIONS, ClassificationNet, Triple, TripleConfig, segmentation_net
 from models.weights import WeightsError, load
 
@@ -53,32 +49,6 @@ def read_triple(path: Path, preprocessing: str, fusion: bool = True) -> ReadTrip
     return ReadTriple(net.eval().requires_grad_(False), b.about, digests)
 
 
-def parts_for(
-    weights: Sequence[Path], images: Sequence[Labelled], strategy: str | None = None
-) -> dict[str, list[Labelled]]:
-    """data.parts of images that weights are to be judged on; the strategy is that of their training if none is given.
-
-    Images of which the stored split knows none are "unseen" to weights of that split. Raises WeightsError when the
-    weights learnt on another split, and may know the images of any part of this one.
-    """
-    chosen = strategy_of(weights) if strategy is None else cast(Strategy, strategy)
-    stored, stored_sha256 = parts(images, chosen, anew=False)
-    if all(load(path).about.get("split_sha256") == stored_sha256 for path in weights):
-        return stored
-    found, split_sha256 = parts(images, chosen)
-    for path in weights:
-        load(path, PREPROCESSING, split_sha256)
-    return found
-
-
-def strategy_of(weights: Sequence[Path]) -> Strategy:
-    """How images were split for the training of these weights. Raises WeightsError when they contradict each other."""
-    stated = {str(load(path).about.get("config", {}).get("split", "stored")) for path in weights}
-    if len(stated) > 1:
-        raise WeightsError(f"these weights learnt on splits made in other ways: {', '.join(sorted(stated))}")
-    return cast(Strategy, stated.pop())
-
-
 def must_be(name: str, found: str, whose: str, expected: str | None) -> None:
     """Raises WeightsError when `whose` was trained beside other weights than these."""
     if found != expected:
@@ -86,19 +56,3 @@ def must_be(name: str, found: str, whose: str, expected: str | None) -> None:
             f"{whose} was trained beside weights {(expected or 'none')[:12]}, {name} is {found[:12] or 'none'};"
             " train it again on these, or take the part out of the JSON"
         )
-
-
-def attach(part: Path, to: Path, field: str) -> None:
-    """Put A or C beside B and name it in B's JSON; field: "segmentation" or "fusion"."""
-    for source in (part, part.with_suffix(".json")):
-        if source.parent.resolve() != to.parent.resolve():
-            with replacing(to.parent / source.name) as new:
-                shutil.copyfile(source, new)
-    note(to, {field: part.stem})
-
-
-def note(weights: Path, fields: Mapping[str, Any]) -> None:
-    """Add fields to the JSON beside weights, whole or not at all."""
-    sidecar = weights.with_suffix(".json")
-    about = {**json.loads(sidecar.read_text("utf-8")), **fields}
-    write_text(sidecar, json.dumps(about, indent=2) + "\n")

@@ -14,18 +14,18 @@ import numpy as np
 from scipy import ndimage
 
 from models import weights
+from models.grid import box_of, first_voxel, isotropic, on_source
 from models.lung_nodule import preprocess
-from models.lung_nodule.detect2d import infer as slices
-from models.lung_nodule.detect3d import infer as volumes
-from models.lung_nodule.detect3d import preprocess as preprocess3d
-from models.lung_nodule.detect3d.infer import AROUND_MM, Detection3D, Detections, DetectOptions
-from models.lung_nodule.detect3d.preprocess import box_of
-from models.lung_nodule.isotropic import first_voxel, isotropic, on_source
+from models.lung_nodule.ccfam_fpn import detect as slices
+from models.lung_nodule.detections import AROUND_MM, NEIGHBOURS, Candidate, Detection3D, Detections, Marked
 from models.lung_nodule.lungs import Lungs
+from models.lung_nodule.nodulenet import detect as volumes
+from models.lung_nodule.nodulenet import preprocess as preprocess3d
+from models.lung_nodule.nodulenet.detect import DetectOptions
 from models.lung_nodule.options import DetectorName, Options
-from models.lung_nodule.refine import NEIGHBOURS, Candidate, Mix
+from models.lung_nodule.refine import Mix
 from models.lung_nodule.rules import unfit
-from models.lung_nodule.sliding import Marked, SlidingUNet
+from models.lung_nodule.sliding_unet import SlidingUNet
 from models.pipeline import Progress
 from models.read import Volume
 from models.runtime import Runtime
@@ -108,7 +108,7 @@ class AtOneMillimetre:
 
 
 class NoduleNetDetector(AtOneMillimetre):
-    """See models.lung_nodule.detect3d."""
+    """See models.lung_nodule.nodulenet."""
 
     shipped = "nodulenet_w12"
     within_mm = 3.0
@@ -125,7 +125,7 @@ class NoduleNetDetector(AtOneMillimetre):
 
 
 class CCFAMDetector(AtOneMillimetre):
-    """See models.lung_nodule.detect2d."""
+    """See models.lung_nodule.ccfam_fpn."""
 
     shipped = "ccfam_ccapm_fpn_w16"
     within_mm = 5.0

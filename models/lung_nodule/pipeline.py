@@ -21,11 +21,12 @@ from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Evaluation, Finding, Findings, Measurement
 from dicom_sr.importance import renumbered
 from models.lung_nodule.categories import with_suggestions
+from models.lung_nodule.detections import Candidate
 from models.lung_nodule.detectors import DETECTORS
 from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
 from models.lung_nodule.options import Options
-from models.lung_nodule.refine import Candidate, Mix, Refined, distinct, refine
-from models.lung_nodule.sliding import BATCH, Look
+from models.lung_nodule.refine import Mix, Refined, distinct, refine
+from models.lung_nodule.sliding_unet import BATCH, Look
 from models.lung_nodule.texture import RULE, THICK_MM, texture
 from models.measure import axial, measure_nodule
 from models.pipeline import Card, Progress, UnfitInput

@@ -19,7 +19,8 @@ from scipy import ndimage
 from scipy.special import expit
 from torch import Tensor
 
-from models.lung_nodule.isotropic import Soft, box_at, in_both
+from models.grid import in_both
+from models.lung_nodule.detections import NEIGHBOURS, Candidate
 from models.lung_nodule.odds import log_odds
 from models.lung_nodule.preprocess import SIDE, TRAINED_MM, is_native, window
 from models.pixels import AIR_HU
@@ -32,36 +33,6 @@ MARGIN_MM = 2.0  # slices this far beyond what is marked are looked at, too
 REACH_MM = 20.0  # what goes on further than this beyond the detection is a vessel
 SAME = 0.5  # of the smaller mask in common with another: two detections of one nodule
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # of a crop's rows and columns
-
-NEIGHBOURS = np.ones((3, 3, 3), bool)
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """Something that may be a nodule, as a detector marked it; on the source grid, the smallest box that holds it."""
-
-    mask: np.ndarray  # bool (d, h, w); of a detector that gives boxes only, the ellipsoid in the box
-    offset_zyx: tuple[int, int, int]
-    certainty: float
-    soft: Soft | None = None  # on the source grid, of a detector that gives one
-
-    @property
-    def box(self) -> tuple[slice, slice, slice]:
-        z, y, x = box_at(self.offset_zyx, self.mask.shape)
-        return z, y, x
-
-    @property
-    def centre_zyx(self) -> tuple[int, int, int]:
-        """The voxel nearest to the centre of mass that belongs to the mask: that of a crescent lies outside it."""
-        places = np.argwhere(self.mask)
-        z, y, x = places[((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()] + self.offset_zyx
-        return int(z), int(y), int(x)
-
-    def with_mask(self, mask: np.ndarray, corner_zyx: Sequence[int]) -> Candidate:
-        """The same detection with another mask, bool (d, h, w) at corner_zyx, not empty; cut to its smallest box."""
-        (tight,) = ndimage.find_objects(mask.astype(np.uint8))
-        z, y, x = (int(c) + part.start for c, part in zip(corner_zyx, tight, strict=True))
-        return Candidate(mask[tight], (z, y, x), self.certainty, self.soft)
 
 
 @dataclass(frozen=True)

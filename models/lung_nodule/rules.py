@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from models.lung_nodule.detections import Candidate
 from models.lung_nodule.lungs import Lungs
 from models.lung_nodule.options import Options
-from models.lung_nodule.refine import Candidate
 from models.measure import axial
 from models.read import Volume
 

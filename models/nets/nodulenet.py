@@ -271,7 +271,7 @@ def twice(x: Tensor) -> Tensor:
 
 
 class NoduleNet(nn.Module):
-    """Volumes of 1 mm, prepared as in models.lung_nodule.detect3d.preprocess, each side a multiple of 16."""
+    """Volumes of 1 mm, prepared as in models.lung_nodule.nodulenet.preprocess, each side a multiple of 16."""
 
     stage: Tensor
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from models.lung_nodule.detect3d import infer
-from models.lung_nodule.detect3d.infer import DetectOptions
+from models.grid import isotropic
+from models.lung_nodule.detections import AROUND_MM
 from models.lung_nodule.detectors import NoduleNetDetector
-from models.lung_nodule.isotropic import isotropic
 from models.lung_nodule.lungs import find_lungs
+from models.lung_nodule.nodulenet import detect as infer
+from models.lung_nodule.nodulenet.detect import DetectOptions
 from models.lung_nodule.options import Options
 from models.lung_nodule.pipeline import LungNodule
 from models.phantoms import chest_ct
@@ -66,7 +67,7 @@ def _against_published(files: Sequence[Path], threads: int) -> None:
         if form != "as published":
             infer.detect(detector.net, hu, lungs, options=DetectOptions(views=views))
         else:
-            near = infer.box_of(lungs, infer.AROUND_MM)
+            near = infer.box_of(lungs, AROUND_MM)
             assert near is not None
             plain = replace(Runtime.choose("cpu"), bf16=False)
             options, grey = DetectOptions(window=PUBLISHED_WINDOW), infer.prepare(hu[near], lungs[near])

@@ -25,7 +25,8 @@ from dicom_sr.report import CALIPERS, CONTOUR
 from dicom_sr.seg import plane_mask
 from dicom_sr.source import headers_by_uid
 from models.measure import Sizes, measure_lesion, measure_nodule
-from models.phantoms import Ellipse, Lesion, breast_picture, breast_ultrasound, chest_ct
+from models.phantoms import Lesion, chest_ct
+from models.phantoms.breast import Ellipse, breast_picture, breast_ultrasound
 from models.read import read_ct
 from tests.factories import enhanced_ct, header, us_image
 from tests.harness import Orthanc, storescu, wait_for

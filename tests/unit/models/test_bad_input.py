@@ -15,7 +15,8 @@ from pydicom.uid import RLELossless
 
 from dicom_sr.regions import pixel_spacing_mm
 from models.breast_us.pipeline import readable
-from models.phantoms import ct_dicom, ultrasound_dicom
+from models.phantoms.breast import ultrasound_dicom
+from models.phantoms.chest import ct_dicom
 from models.pipeline import UnfitInput
 from models.pixels import AIR_HU
 from models.read import read_ct, read_ultrasound

@@ -10,7 +10,7 @@ from pydicom import Dataset, dcmread
 
 from models.breast_us.pipeline import BreastUltrasound, Look
 from models.lung_nodule.pipeline import LungNodule
-from models.phantoms import breast_ultrasound, ultrasound_dicom
+from models.phantoms.breast import breast_ultrasound, ultrasound_dicom
 from models.pipeline import UnfitInput
 from models.read import read_ultrasound
 from tests.unit.models.test_bad_input import ct, saved

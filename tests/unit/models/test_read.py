@@ -27,7 +27,7 @@ from pydicom.uid import (
     UltrasoundMultiFrameImageStorage,
 )
 
-from models.phantoms import ct_dicom
+from models.phantoms.chest import ct_dicom
 from models.pipeline import UnfitInput
 from models.pixels import AIR_HU
 from models.read import Volume, displayed, read_ct, read_ultrasound
@@ -38,7 +38,7 @@ SPACING = (2.5, 0.8, 0.6)
 
 
 def affine(orientation="HFS", origin=(-30.0, 20.0, 100.0)):
-    from models.phantoms import ORIENTATIONS
+    from models.phantoms.chest import ORIENTATIONS
 
     cosines = np.array(ORIENTATIONS[orientation])
     out = np.eye(4)

@@ -1,0 +1,1 @@
+"""NoduleNet as the node runs it: proposals, boxes and masks in three dimensions."""

@@ -1,0 +1,306 @@
+"""NoduleNet over a whole chest CT of 1 mm: in one piece if memory allows, else in windows that overlap.
+
+The size of the windows follows from the machine and the settings alone, so the same scan gives the same answer. When
+memory runs out all the same, smaller windows are tried, then the processor, and the answer says so in words.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.grid import Soft, box_at, box_of, in_both
+from models.layers.boxes import centres, clip, decode, nms
+from models.lung_nodule.detections import AROUND_MM, Detection3D, Detections, ran_out
+from models.lung_nodule.nodulenet.mirrored import Looks
+from models.lung_nodule.nodulenet.preprocess import OUTSIDE, network_input, prepare
+from models.lung_nodule.nodulenet.proposals import OVERLAP, proposals, without_margin
+from models.nets.nodulenet import FULL_WIDTH, MASK, RCNN, STEP, NoduleNet, NoduleNetConfig, aligned, folded
+from models.pipeline import Progress
+from models.runtime import Runtime, channels_last
+from models.weights import Weights
+
+WINDOWS = (208, 160, 128, 96)  # voxels; the published one, and what is tried when memory does not suffice
+SEAM = 32  # voxels that neighbouring windows share
+SLACK = 4  # voxels beyond its own half of the seam in which a window's answer still counts: none falls between two
+MASK_OVERLAP = 0.3  # IoU of masks above which of two detections the less certain goes
+BYTES_PER_VOXEL = {True: 130, False: 210}  # of a forward pass at full width, in bfloat16 or not; measured
+FIXED_BYTES = 60  # of these, what does not shrink with the width
+KEPT_BYTES = {True: 18, False: 36}  # per voxel and further view at full width: the maps that later heads cut from
+
+
+def network(loaded: Weights) -> NoduleNet:
+    """Raises WeightsError when the weights do not fit."""
+    return cast(NoduleNet, loaded.into(NoduleNet(NoduleNetConfig.of(loaded.about["config"]))))
+
+
+@dataclass(frozen=True)
+class DetectOptions:
+    """How a scan is searched.
+
+    least       RPN probability that a place needs to be looked at again
+    most        places that are looked at again, in one window
+    outlined    detections that get a mask, in one window: the most certain
+    window      voxels along a side; 0: the whole lungs at once, or else as much as memory_gb takes
+    memory_gb   for the network's maps; 0: a sixth of the processor's memory but at most 2.5 GB, or half of a GPU's
+    stage       heads that are asked: 1, 2 or 3, see models.nets.nodulenet; never more than have learnt
+    views       of each window that are averaged, 1 to 4: as it is, mirrored in x, in y, in both
+    """
+
+    least: float = 0.02
+    most: int = 300
+    outlined: int = 50
+    window: int = 0
+    memory_gb: float = 0.0
+    stage: int = MASK
+    views: int = 1
+
+
+def detect(
+    model: NoduleNet,
+    hu: np.ndarray,
+    lungs: np.ndarray,
+    *,
+    options: DetectOptions = DetectOptions(),
+    progress: Progress = lambda fraction, words: None,
+) -> Detections:
+    """int16 HU and bool (z, y, x) on voxels of 1 mm -> what may be nodules, on the device that the model is on.
+
+    Raises torch.OutOfMemoryError when the processor's memory does not suffice for the smallest windows either.
+    """
+    progress(0.0, "preparing the lungs")
+    near = box_of(lungs, AROUND_MM)
+    runtime = Runtime.choose(str(next(model.parameters()).device))
+    if near is None:
+        return Detections([], remarks=(), window=0, device=str(runtime))
+    grey, inside = prepare(hu[near], lungs[near]), lungs[near]
+    remarks: list[str] = []
+    served = channels_last(folded(model))
+    for place in dict.fromkeys((str(runtime.device), "cpu")):
+        runtime = Runtime.choose(place)
+        for side in sides_to_try(served, grey.shape, runtime, options):
+            out_of_memory = False
+            try:
+                found = searched(served, grey, inside, side, runtime, options, progress)
+            except RuntimeError as error:  # on a processor torch has no class of its own for it
+                if not ran_out(error):
+                    raise
+                out_of_memory = True
+            if not out_of_memory:
+                corner = [part.start for part in near]
+                return Detections(
+                    [moved(one, corner) for one in found], remarks=remarks, window=side, device=str(runtime)
+                )
+            if runtime.device.type == "cuda":
+                torch.cuda.empty_cache()  # after the error is gone: it held the maps
+            remarks.append(f"{said(side)} did not fit into the memory of {runtime.device}; tried again in less")
+    raise torch.OutOfMemoryError(f"no memory for windows of {WINDOWS[-1]} voxels on any device: {'; '.join(remarks)}")
+
+
+def said(side: int) -> str:
+    return f"windows of {side} voxels" if side else "the lungs in one piece"
+
+
+# ----------------------------------------------------------------------------------------------------------- windows
+
+
+def sides_to_try(model: NoduleNet, shape: Sequence[int], runtime: Runtime, options: DetectOptions) -> list[int]:
+    """0 for the whole, then windows ever smaller: from what memory is said to take, or from the one asked for."""
+    if options.window:
+        return [multiple(options.window), *(side for side in WINDOWS if side < options.window)]
+    budget = options.memory_gb * 1e9 or default_budget(runtime)
+    each = need_per_voxel(model.config.width, runtime.bf16, options.views)
+    voxels = {0: int(np.prod([multiple(n) for n in shape]))}
+    voxels |= {side: side**3 for side in WINDOWS if side < max(shape)}
+    fitting = [side for side, count in voxels.items() if count * each <= budget]
+    return fitting or [WINDOWS[-1]]
+
+
+def need_per_voxel(width: int, bf16: bool, views: int = 1) -> float:
+    """Bytes that forward passes take for each voxel of a window, at most, as measured."""
+    growing = BYTES_PER_VOXEL[bf16] - FIXED_BYTES + KEPT_BYTES[bf16] * (views - 1)
+    return FIXED_BYTES + growing * width / FULL_WIDTH
+
+
+def default_budget(runtime: Runtime) -> float:
+    """Bytes. All memory, not what is free just now: that would make the answer depend on what else runs."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.get_device_properties(runtime.device).total_memory / 2
+    return min(2.5e9, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 6)
+
+
+def multiple(side: int) -> int:
+    """The next one that the network takes."""
+    return -(-side // STEP) * STEP
+
+
+@dataclass(frozen=True)
+class Window:
+    """start and shape in voxels; `own_from` to `own_to` is the part whose answers are taken from this window."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    own_from: tuple[float, ...]
+    own_to: tuple[float, ...]
+
+    @property
+    def box(self) -> tuple[slice, ...]:
+        return box_at(self.start, self.shape)
+
+
+def windows(shape: Sequence[int], side: int) -> list[Window]:
+    """Windows that share SEAM voxels or more and cover the shape; 0: one that is as large. Starts are multiples of 16.
+
+    They may stick out at the end. Seams are halved between neighbours; each keeps SLACK more than its half.
+    Raises ValueError for a side that is nothing but seam.
+    """
+    if 0 < side <= SEAM:
+        raise ValueError(f"windows of {side} voxels that share {SEAM} cover nothing; at least {2 * SEAM} are needed")
+    lines = []
+    for n in map(multiple, shape):
+        length = min(side or n, n)
+        starts = [0]
+        while starts[-1] + length < n:
+            starts.append(min(starts[-1] + length - SEAM, n - length))
+        middles = [(a + length + b) / 2 for a, b in itertools.pairwise(starts)]
+        line = zip(
+            starts,
+            [-np.inf, *(m - SLACK for m in middles)],
+            [*(m + SLACK for m in middles), np.inf],
+            strict=True,
+        )
+        lines.append([(start, length, low, high) for start, low, high in line])
+    return [Window(*map(tuple, zip(*one, strict=True))) for one in itertools.product(*lines)]
+
+
+def searched(
+    model: NoduleNet,
+    grey: np.ndarray,
+    lungs: np.ndarray,
+    side: int,
+    runtime: Runtime,
+    options: DetectOptions,
+    progress: Progress,
+) -> list[Detection3D]:
+    """Every window that has lung in it; what two windows found is one detection."""
+    model = model.to(runtime.device)
+    wanted = [window for window in windows(grey.shape, side) if lungs[window.box].any()]
+    found: list[tuple[Tensor, Detection3D]] = []
+    for done, window in enumerate(wanted):
+        which = f"window {done + 1} of {len(wanted)}"
+        tell = partial(said_of, progress, 0.05 + 0.95 * done / len(wanted), 0.95 / len(wanted), which)
+        tell(0.0, "looking")
+        found += looked(model, grey[window.box], window, runtime, options, tell)
+    progress(1.0, f"{len(found)} places found")
+    if not found:
+        return []
+    boxes = torch.stack([box for box, _ in found])
+    scores = torch.tensor([one.score for _, one in found])
+    return distinct([found[place][1] for place in nms(boxes, scores, OVERLAP).tolist()])
+
+
+def said_of(progress: Progress, start: float, length: float, which: str, share: float, what: str) -> None:
+    """Progress of a part of the whole."""
+    progress(start + length * share, f"{which}: {what}")
+
+
+@torch.inference_mode()
+def looked(
+    model: NoduleNet, grey: np.ndarray, window: Window, runtime: Runtime, options: DetectOptions, progress: Progress
+) -> list[tuple[Tensor, Detection3D]]:
+    """One window, uint8: each box as the network gives it and the detection, both in voxels of the volume."""
+    stage = min(options.stage, int(model.stage))
+    ends = [side for n, m in zip(window.shape, grey.shape, strict=True) for side in (n - m, 0)][::-1]
+    image = network_input(F.pad(torch.from_numpy(grey), ends, value=OUTSIDE))[None, None]
+    with runtime.precision():
+        image = runtime.take(image)
+        looks = Looks(model, image, options.views)
+        boxes, rpn = proposals(looks.levels, 0, window.shape, least=options.least, most=options.most)
+        progress(0.5, f"{len(boxes)} places")
+        score, rcnn = rpn, None
+        if stage >= RCNN:
+            rcnn, deltas = looks.judge(boxes)
+            score = (rpn + rcnn) / 2
+            boxes = clip(decode(deltas, boxes), window.shape)
+        start = torch.tensor(window.start, device=boxes.device)
+        low, high = (torch.tensor(side, device=boxes.device) for side in (window.own_from, window.own_to))
+        middles = centres(boxes) + start
+        own = ((middles >= low) & (middles < high)).all(dim=1).nonzero()[:, 0]
+        kept = own[nms(boxes[own], score[own], OVERLAP)]
+        masks: dict[int, Soft] = {}
+        if stage >= MASK:
+            outlined = kept[: options.outlined]
+            corners = aligned(boxes[outlined], window.shape).tolist()
+            for view, look in enumerate(looks.looks if corners else ()):  # most of the time goes by here
+                progress(0.5 + 0.3 * view / len(looks.looks), f"fine map {view + 1} of {len(looks.looks)}")
+                model.fine(look.maps)
+            for number, (place, box) in enumerate(zip(outlined.tolist(), corners, strict=True)):
+                progress(0.8 + 0.2 * number / len(corners), f"outline {number + 1} of {len(corners)}")
+                masks[place] = Soft(looks.outline(box).sigmoid().float().cpu().numpy(), (box[0], box[1], box[2]))
+    offset = torch.tensor([*window.start, *window.start])
+    found = []
+    for place in kept.tolist():
+        box = boxes[place].float().cpu()
+        one = detection(
+            box,
+            masks.get(place),
+            float(score[place]),
+            float(rpn[place]),
+            None if rcnn is None else float(rcnn[place]),
+        )
+        found.append((box + offset, moved(one, window.start)))
+    return found
+
+
+def detection(box: Tensor, soft: Soft | None, score: float, rpn: float, rcnn: float | None) -> Detection3D:
+    """From the box as the network gives it, with margin, and what the mask head says in a larger one."""
+    z, y, x = (centres(box) - 0.5).tolist()  # of the boxes voxel 0 is from 0 to 1, as an index its middle is 0
+    tight = None if soft is None else box_of(soft.values > 0.5, margin=0)
+    if soft is None or tight is None:
+        nodule = without_margin(box)
+        starts, ends = nodule[:3].floor().int().tolist(), nodule[3:].ceil().int().tolist()
+        return Detection3D((z, y, x), (*starts, *ends), None, score, rpn, rcnn)
+    starts = [a + s.start for a, s in zip(soft.start_zyx, tight, strict=True)]
+    ends = [a + s.stop for a, s in zip(soft.start_zyx, tight, strict=True)]
+    return Detection3D((z, y, x), (*starts, *ends), soft.values[tight] > 0.5, score, rpn, rcnn, soft)
+
+
+def moved(one: Detection3D, by: Sequence[int]) -> Detection3D:
+    z, y, x = (float(c + b) for c, b in zip(one.centre_zyx, by, strict=True))
+    box = [int(side + b) for side, b in zip(one.box, [*by, *by], strict=True)]
+    soft = None if one.soft is None else one.soft.moved(by)
+    return replace(one, centre_zyx=(z, y, x), box=(box[0], box[1], box[2], box[3], box[4], box[5]), soft=soft)
+
+
+def distinct(found: Sequence[Detection3D]) -> list[Detection3D]:
+    """Without those whose mask is in good part that of a more certain one; the most certain come first."""
+    kept: list[Detection3D] = []
+    for one in found:
+        if all(mask_iou(one, other) <= MASK_OVERLAP for other in kept):
+            kept.append(one)
+    return kept
+
+
+def mask_iou(one: Detection3D, other: Detection3D) -> float:
+    """0 when either has no mask"""
+    if one.mask is None or other.mask is None:
+        return 0.0
+    shared = in_common(one.mask, one.box[:3], other.mask, other.box[:3])
+    return shared / float(one.mask.sum() + other.mask.sum() - shared)
+
+
+def in_common(one: np.ndarray, one_start: Sequence[int], other: np.ndarray, other_start: Sequence[int]) -> int:
+    """How many voxels two bool masks share, each in a box of its own that starts there."""
+    if not (both := in_both(box_at(one_start, one.shape), box_at(other_start, other.shape))):
+        return 0
+    mine, theirs = both
+    return int((one[mine] & other[theirs]).sum())

@@ -1,0 +1,69 @@
+"""Average the weights of two checkpoints of one training: Wortsman 2022 (arXiv:2203.05482), Rame 2022 for the share.
+
+    python -m models.training.soup residual_unet --data x.zip --first a/last.pt --second b/last.pt --share 0.25 \
+        --out runs/soup
+
+Useful when a later phase of a training gives up some of what an earlier one was good at: between the two lies a line of
+compromises that costs no training. The share is chosen on the validation split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from models.training.recipe import RecipeModule
+from models.training.train import RECIPES, Origin, changed, configured, export, half_precision
+from models.weights import WeightsError
+
+
+def blended(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+    """(1 - share)·first + share·second; counters are taken from the second."""
+    return {
+        name: torch.lerp(t, second[name], share) if t.is_floating_point() else second[name] for name, t in first.items()
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m models.training.soup", description="Average two checkpoints.")
+    parser.add_argument("system", choices=sorted(RECIPES))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--first", type=Path, required=True, help="last.pt of a training")
+    parser.add_argument("--second", type=Path, required=True, help="last.pt of the same training, later")
+    parser.add_argument("--share", type=float, required=True, help="of the second, 0..1")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--width")
+    given = parser.parse_args(arguments)
+
+    module = cast(RecipeModule, import_module(RECIPES[given.system]))
+    files = (given.first, given.second)
+    states = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
+    config = replace(module.Config(), **states[1].get("config", {}))  # a checkpoint from before configs: --width
+    try:
+        recipe = module.build(given.data, configured(config, {"width": given.width} if given.width else {}))
+        model = recipe.model().eval()
+        for path, state in zip(files, states, strict=True):
+            for change in changed(recipe, model, state, path):
+                print(f"{path}: {change}")
+    except (ValueError, WeightsError) as error:
+        raise SystemExit(str(error)) from error
+    model.load_state_dict(blended(states[0]["average"], states[1]["average"], given.share))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    half = half_precision("cpu", recipe.config.amp)
+    with torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
+        figures = recipe.evaluate(model, "val")
+    given.out.mkdir(parents=True, exist_ok=True)
+    metrics = {f"val_{name}": value for name, value in figures.items()}
+    metrics |= {"soup_share": given.share, "soup_first_epoch": states[0]["epoch"] + 1}
+    origin = Origin(**states[1].get("origin", {}))
+    print(figures, export(recipe, model, metrics, states[1]["epoch"], given.out, origin))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,69 @@
+"""The command that measures the detectors side by side, with the weights that are shipped, on two small chests."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from models.training.lung_nodule.data.scans import Lesion, Scan
+from models.training.lung_nodule.data.slices import stored_split
+from models.training.lung_nodule.figures import detectors as detector_figures
+from models.training.lung_nodule.figures.detectors import in_slices_of
+from tests.scan_sets import scan_set
+
+
+def chest(name: str, radius_mm: float) -> Scan:
+    """A ball of soft tissue in the middle of noisy lungs with a wall round them, on voxels of 1 mm."""
+    shape, middle = (48, 80, 96), np.array([24, 40, 48])
+    distance = np.linalg.norm(np.moveaxis(np.indices(shape), 0, -1) - middle, axis=-1)
+    lungs = np.zeros(shape, bool)
+    lungs[4:-4, 8:-8, 8:-8] = True
+    noise = np.random.default_rng(0).normal(0, 15, shape)
+    hu = (np.where(lungs, -850, 40) + noise).astype(np.int16)
+    hu[distance <= radius_mm] = 40
+    return Scan(name, name, hu, lungs, (Lesion.of(distance <= radius_mm),), semi_synthetic=True)
+
+
+@pytest.fixture
+def chests(tmp_path):
+    parts = {"phantom-val": ("val", chest("phantom-val", 5.0)), "phantom-test": ("test", chest("phantom-test", 6.0))}
+    return scan_set(tmp_path / "set", parts, stored_split()[1])
+
+
+@pytest.mark.parametrize("slices_mm", [1, 4])
+def test_detectors_are_measured_side_by_side(chests, tmp_path, monkeypatch, capsys, slices_mm):
+    told = ["--set", chests, "--out", tmp_path, "--slices-mm", slices_mm]
+    told += ["--detector", "nodulenet", "--detector", "ccfam-fpn"]
+    monkeypatch.setattr(sys, "argv", ["detector_figures", *map(str, told)])
+    detector_figures.main()
+    made = json.loads((tmp_path / "lung_detectors.json").read_text())
+    assert set(made["froc"]) == {"NoduleNet, RPN", "NoduleNet, RCNN", "NoduleNet, mean of both", "CCFAM-FPN"}
+    assert made["froc"]["NoduleNet, mean of both"]["CPM"]["value"] == 1.0  # the ball, and nothing else before it
+    assert made["froc"]["CCFAM-FPN"]["sensitivity at 8 FP/scan"]["value"] == 1.0
+    assert (made["scans"], made["lesions"], made["slices_mm"]) == (1, 1, slices_mm)
+    said = (tmp_path / "lung_detectors.md").read_text()
+    assert "1 semi-synthetic scans of the test split" in said
+    assert ("as slices of 4 mm show them" in said) == (slices_mm == 4)
+    assert said.strip() in capsys.readouterr().out
+
+
+def test_thick_slices_are_means_at_the_place_of_what_they_hold():
+    slope = np.arange(24, dtype=np.int16)[:, None, None] * 10 + np.zeros((24, 3, 4), np.int16)
+    assert in_slices_of(1, slope) is slope
+    thick = in_slices_of(4, slope)
+    assert (thick.shape, thick.dtype) == (slope.shape, np.int16)
+    np.testing.assert_allclose(thick[2:-2], slope[2:-2], atol=1)  # of a slope the mean is its middle
+    thin = np.zeros((24, 3, 4), np.int16)
+    thin[9] = 100  # in the third slice of 4 mm, voxels 8 to 11
+    assert in_slices_of(4, thin).max() <= 25
+    assert np.abs(in_slices_of(4, thin)[:, 0, 0] @ np.arange(24) / in_slices_of(4, thin)[:, 0, 0].sum() - 9.5) < 0.2
+
+
+def test_weights_of_another_split_are_refused(tmp_path, monkeypatch):
+    chests = scan_set(tmp_path / "other", {"a": ("test", chest("a", 5.0))})
+    monkeypatch.setattr(sys, "argv", ["detector_figures", "--set", str(chests), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="learnt on another split of the patients"):
+        detector_figures.main()
