@@ -22,14 +22,12 @@ from dicom_sr.findings import ImageRef
 from dicom_sr.header import (
     ALWAYS_COPIED,
     COPIED_IF_PRESENT,
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
     OF_ONE_ANALYSIS,
     series_description,
 )
 from dicom_sr.report import CONTOUR
 from dicom_sr.source import EncodingError
-from dicom_sr.uids import child_uid
+from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, child_uid
 
 
 @dataclass(frozen=True, eq=False)

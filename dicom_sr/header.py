@@ -6,18 +6,16 @@ from datetime import datetime
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.coding import Code
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_sr import attributes, codes
 from dicom_sr.copies import ALWAYS_COPIED, COPIED_IF_PRESENT, copied
 from dicom_sr.findings import Algorithm, Findings, ImageRef
-from dicom_sr.uids import device_uid, result_uid
+from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, device_uid, result_uid
 
 RESEARCH_ONLY = "Research use only, not for diagnostic use"
 
 # Ours, for file meta information (PS3.7 D.3.3.2); fixed, so that the bytes do not change with the library.
-IMPLEMENTATION_CLASS_UID = UID("2.25.148005963518218903624316907471250712499")
-IMPLEMENTATION_VERSION_NAME = "PACS_NODE"
 
 SERIES_NAMES = {  # pipeline -> what its series are called
     "lung-nodule": "AI lung nodules",

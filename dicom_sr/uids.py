@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import uuid
 
+from pydicom.uid import UID
+
+# how the node, its associations and its files name their software: PS3.7 D.3.3.2; 2.25 and a UUID, PS3.5 B.2
+IMPLEMENTATION_CLASS_UID = UID("2.25.148005963518218903624316907471250712499")
+IMPLEMENTATION_VERSION_NAME = "PACS_NODE"
+
 NAMESPACE = uuid.UUID("6f4d7b0e-7a55-5c9e-9d0e-2f6a1c7be0b3")  # ours; a new one would give every result a new UID
 
 

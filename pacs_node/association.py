@@ -7,6 +7,7 @@ of the network: Rejected, NoneAccepted.
 
 from __future__ import annotations
 
+import queue
 import socket
 import ssl
 import threading
@@ -18,13 +19,16 @@ from typing import Any, cast
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
+from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.errors import GiveUp, NotOffered, Unreachable
 
 MAX_PDU = 1 << 20  # bytes we offer to receive
+SUCCESS = 0x0000  # of every DIMSE service: PS3.7 C.1
 PERMANENT = 1  # result of an A-ASSOCIATE-RJ: PS3.8 Table 9-21
 
 # (source, reason) of an A-ASSOCIATE-RJ: PS3.8 Table 9-21
@@ -135,6 +139,8 @@ def _opened(
         raise Unreachable(f"{peer} cannot be reached: {peer.port} is no port")
     try:
         ae = _Entity(peer.calling_ae)
+        ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
         ae.connection_timeout = ae.acse_timeout = wait_s
         ae.dimse_timeout = ae.network_timeout = peer.timeout_s
         opened = ae.associate(
@@ -225,6 +231,27 @@ def _why_none(opened: Association, peer: Peer, wait_s: float) -> Unreachable | R
     )
 
 
+class Messages(DIMSEServiceProvider):
+    """pynetdicom's queue of messages, in which an answer is left to whoever waits for it.
+
+    The reactor of an association is told to pause before a request of ours goes out, but may be about to look into the
+    queue once more just then; the answer that it took would be missed until the DIMSE timeout.
+    """
+
+    look_s = 0.0  # how long the reactor waits in the queue at each look
+
+    def get_msg(self, block: bool = False) -> Any:
+        """(presentation context id, message), or (None, None) when nothing has come."""
+        try:
+            message = self.msg_queue.get(block or self.look_s > 0, self.dimse_timeout if block else self.look_s)
+        except queue.Empty:
+            return None, None
+        if block or self.assoc._reactor_checkpoint.is_set():
+            return message
+        self.msg_queue.put(message)
+        return None, None
+
+
 class _Entity(AE):
     """pynetdicom's AE, which tells why it could not connect: it keeps that to its log."""
 
@@ -239,6 +266,7 @@ class _Entity(AE):
         telling.entity = self
         telling.settimeout(assoc.network_timeout)
         transport.socket = telling
+        assoc.dimse = Messages(assoc)
         return transport
 
 

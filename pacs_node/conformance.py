@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pydicom.uid import UID
 
 from dicom_sr.forms import CHAINS, KEY_OBJECTS, LABEL_MAP, SEGMENTATION
+from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node import __version__, priors
 from pacs_node.commitment import FAILURE_REASONS, PUSH_MODEL
 from pacs_node.deliver.arrival import STUDY_ROOT_FIND
 from pacs_node.deliver.destination import STATUSES
 from pacs_node.deliver.stow import STATUSES as HTTP_STATUSES
 from pacs_node.receive.accept import DECODED, STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
-from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 
 def statement() -> str:

@@ -35,11 +35,11 @@ from dicom_sr.findings import Finding, ImageRef
 from dicom_sr.outline import outlines
 from dicom_sr.read import findings
 from models.phantoms import Lesion, Truth, breast_ultrasound, chest_ct
+from models.read import LUNG_WINDOW_HU
 
 NOT_FOR_DIAGNOSIS = "Research use only, not for diagnostic use. Both patients are synthetic."
 SEED = 7
 PATIENCE_S = 1800.0
-LUNG_WINDOW_HU = (-1350.0, 150.0)
 
 SETTINGS = """\
 [node]
@@ -476,7 +476,8 @@ def _grey(file: Path) -> np.ndarray:
     pixels = dataset.pixel_array.astype(float)
     if dataset.Modality == "CT":
         hu = pixels * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-        pixels = (hu - LUNG_WINDOW_HU[0]) / (LUNG_WINDOW_HU[1] - LUNG_WINDOW_HU[0]) * 255
+        centre, width = LUNG_WINDOW_HU
+        pixels = ((hu - centre) / width + 0.5) * 255
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def sync(path: Path) -> None:
@@ -13,3 +17,27 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = True) -> None:
+    """All that `write` puts into the file is at `path`, for good, or nothing of it. Raises OSError.
+
+    It is written beside, under a name that begins with a dot and ends in .part, synced, renamed, and the names of the
+    file and of its folder are synced. Folders are made. With `replace` false a file that is there already stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(unfinished, path)
+        else:
+            with suppress(FileExistsError):
+                os.link(unfinished, path)  # a link, not a rename: it never replaces
+    finally:
+        unfinished.unlink(missing_ok=True)
+    for folder in (path.parent, path.parent.parent):
+        sync(folder)

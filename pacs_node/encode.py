@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from dicom_sr.labelmap import SEGMENT_CLASSES, retargeted
 from dicom_sr.not_run import not_run_reports
 from models.pipeline import UnfitInput
 from models.read import displayed
-from pacs_node.durable import sync
+from pacs_node.durable import sync, write_whole
 from pacs_node.errors import GiveUp, TryAgain
 from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result
 
@@ -145,11 +146,9 @@ def _written_down(objects: Sequence[pydicom.Dataset], folder: Path, warnings: Se
     names = [REJECTION_NOTE if each.Modality == "KO" else str(each.Modality) for each in objects]
     paths = [folder / f"{number:02d}-{name}.dcm" for number, name in enumerate(names, start=1)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for dataset, path in zip(objects, paths, strict=True):
-            _write(dataset, path)
-        for changed in (folder, folder.parent, folder.parent.parent):
-            sync(changed)
+            write_whole(path, partial(dataset.save_as, enforce_file_format=True))
+        sync(folder.parent.parent)
     except OSError as error:
         raise TryAgain(f"results cannot be written to {folder}: {error.strerror}; free or mount the disk") from error
     remarks = tuple(str(fault) for fault in warnings)
@@ -164,15 +163,6 @@ def _written_down(objects: Sequence[pydicom.Dataset], folder: Path, warnings: Se
         )
         for number, (each, path) in enumerate(zip(objects, paths, strict=True))
     ]
-
-
-def _write(dataset: pydicom.Dataset, path: Path) -> None:
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        dataset.save_as(file, enforce_file_format=True)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 class ResultForms:

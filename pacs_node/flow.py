@@ -58,29 +58,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-JOB_KINDS = ("infer", "send", "confirm", "report")
-
-# A job's states, and every change between them that may happen. The ledger refuses all others.
-TRANSITIONS: dict[tuple[str, str], str] = {
-    ("queued", "running"): "a worker takes it",
-    ("waiting", "running"): "its delay is over",
-    ("running", "running"): "its worker died and came back",
-    ("running", "waiting"): "failed in a way that waiting may cure",
-    ("running", "done"): "finished",
-    ("running", "refused"): "the input is not fit; the reason is shown",
-    ("running", "failed"): "trying again would not help",
-    ("queued", "queued"): "taken over by a new generation",
-    ("running", "queued"): "its worker is gone: taken over by a new generation",
-    ("waiting", "queued"): "taken over by a new generation",
-    ("queued", "failed"): "given up before it ran again",
-    ("waiting", "failed"): "given up before it ran again",
-    ("queued", "superseded"): "late images made a newer revision",
-    ("waiting", "superseded"): "late images made a newer revision",
-    ("running", "superseded"): "late images made a newer revision",
-}
-OPEN_JOB_STATES = ("queued", "running", "waiting")
-JOB_STATES = (*OPEN_JOB_STATES, "done", "refused", "failed", "superseded")
-
 # Where a fault test may stop the process; each name is the moment just after (or before) a durable act.
 STEPS = (
     "instance stored",  # the row of an instance is committed, its 0x0000 not yet sent

@@ -16,7 +16,8 @@ import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetEnqueueOptions, SetWorkflowID
 
 from pacs_node.flow import Flow
-from pacs_node.ledger import Ledger, engine_for_jobs
+from pacs_node.ledger import Ledger
+from pacs_node.ledger.engine import engine_for_jobs
 from pacs_node.loop import Loop
 from pacs_node.records import Job
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import types
 import typing
 import zipfile
@@ -26,7 +25,7 @@ import structlog
 from pydicom.sr.coding import Code
 
 from dicom_sr.findings import Findings
-from pacs_node.durable import sync
+from pacs_node.durable import write_whole
 
 log = structlog.get_logger()
 
@@ -62,18 +61,7 @@ def read(path: Path) -> Findings | None:
 def keep(path: Path, findings: Findings) -> Findings:
     """Write the findings whole or not at all, and give back what was read again. Raises OSError."""
     content = dump(findings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    sync(path.parent)
-    sync(path.parent.parent)
+    write_whole(path, lambda file: file.write(content))
     return load(content)
 
 

@@ -13,11 +13,9 @@ the archive may have more to give, or nothing, by then.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -39,8 +37,8 @@ from dicom_sr.changes import Comparison, with_comparison
 from dicom_sr.findings import Findings
 from dicom_sr.hierarchy import named_in
 from models.pipeline import Prior
-from pacs_node.association import NoneAccepted, Peer, Rejected, association
-from pacs_node.durable import sync
+from pacs_node.association import SUCCESS, NoneAccepted, Peer, Rejected, association
+from pacs_node.durable import write_whole
 from pacs_node.errors import NodeError, TryAgain, Unreachable
 
 log = structlog.get_logger(__name__)
@@ -70,7 +68,7 @@ COMPRESSED = (  # of images only: a BINARY Segmentation is read bit by bit
     "1.2.840.10008.1.2.4.90",  # JPEG 2000 Lossless
     "1.2.840.10008.1.2.4.91",
 )
-SUCCESS, PENDING = 0x0000, frozenset({0xFF00, 0xFF01})  # PS3.4 Table C.4-1, C.4-3
+PENDING = frozenset({0xFF00, 0xFF01})  # PS3.4 Table C.4-1, C.4-3
 OUT_OF_RESOURCES = 0xA700
 CONNECT_S = 10.0  # a peer that is down must not hold up every result
 MOST_STUDIES = 20  # the nearest ones are looked into
@@ -297,14 +295,7 @@ def kept(path: Path, of: str) -> Outcome | None:
 def keep(path: Path, outcome: Outcome) -> Outcome:
     """Write it down durably; the outcome of whoever was first counts. Raises TryAgain when the disk is full or gone."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part") as part:
-            part.write(OUTCOME.dump_json(outcome, indent=1))
-            part.flush()
-            os.fsync(part.fileno())
-            with suppress(FileExistsError):
-                os.link(part.name, path)  # a link, not a rename: it never replaces
-        sync(path.parent)
+        write_whole(path, lambda file: file.write(OUTCOME.dump_json(outcome, indent=1)), replace=False)
     except OSError as error:
         raise TryAgain(f"{path} cannot be written: {error.strerror}; free or mount the disk") from error
     return OUTCOME.validate_json(path.read_bytes())

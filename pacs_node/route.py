@@ -19,11 +19,13 @@ from math import inf, isclose
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
+from pydicom.tag import Tag
 
 from dicom_sr import attributes
+from pacs_node.privacy import identifies
 
 OURS = "pacs-node"  # what our results carry as Manufacturer
 
@@ -34,9 +36,6 @@ RESULT_CLASSES = {  # by the root of the SOP Class UID, PS3.4 Table B.5-1; for a
     "1.2.840.10008.5.1.4.1.1.88.": "a structured report or key object",
 }
 
-# Their values never appear in a reason: the Patient group as a whole, person names, and these (PS3.15 Table E.1-1).
-IDENTIFYING = {"AccessionNumber", "StudyID", "AdmissionID", "ServiceEpisodeID", "ImageComments", "StudyComments"}
-PATIENT_GROUP = 0x0010
 YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  # VR AS, PS3.5 Table 6.2-1
 
 
@@ -173,8 +172,5 @@ def _wish(condition: Any) -> str:
 
 def _identifying(path: str) -> bool:
     """Would a value at this path tell who the patient is?"""
-    for keyword in path.split("."):
-        tag = tag_for_keyword(keyword)
-        if keyword in IDENTIFYING or (tag and (tag >> 16 == PATIENT_GROUP or dictionary_VR(tag) == "PN")):
-            return True
-    return False
+    tags = [tag_for_keyword(keyword) for keyword in path.split(".")]
+    return any(identifies(Tag(tag)) for tag in tags if tag is not None)

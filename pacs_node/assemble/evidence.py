@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import _config
 from pynetdicom.presentation import build_context
 
-from pacs_node.association import NoneAccepted, Peer, Rejected, association
+from pacs_node.association import SUCCESS, NoneAccepted, Peer, Rejected, association
 from pacs_node.errors import Unreachable
 
 log = structlog.get_logger(__name__)
@@ -16,7 +16,6 @@ _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False  # a 
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # PS3.4 Table C.6.2-1
 PENDING = frozenset({0xFF00, 0xFF01})  # PS3.4 Table C.4-1
-SUCCESS = 0x0000
 
 
 def expected_count(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import os
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from pacs_node.deliver.destination import AsTheyAre, Choice, Deferred, Forms, Now, Undeliverable, first_possible
-from pacs_node.durable import sync
+from pacs_node.durable import write_whole
 from pacs_node.records import Package, Receipt
 
 NEEDED = ["SOPInstanceUID", "StudyInstanceUID", "Modality"]
@@ -64,15 +63,8 @@ class FolderDestination:
 def _copy_durably(source: Path, target: Path) -> None:
     if target.exists() and filecmp.cmp(source, target, shallow=False):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    with source.open("rb") as read, unfinished.open("wb") as write:
-        shutil.copyfileobj(read, write)
-        write.flush()
-        os.fsync(write.fileno())
-    os.replace(unfinished, target)
-    for folder in (target.parent, target.parent.parent):
-        sync(folder)  # the rename, and a new folder's own name
+    with source.open("rb") as read:
+        write_whole(target, lambda file: shutil.copyfileobj(read, file))
 
 
 def _short(uid: str) -> str:

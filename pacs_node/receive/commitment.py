@@ -13,7 +13,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.presentation import build_context
 
-from pacs_node.association import NoneAccepted, Peer, Rejected, association
+from pacs_node.association import SUCCESS, NoneAccepted, Peer, Rejected, association
 from pacs_node.commitment import (
     PUSH_MODEL,
     PUSH_MODEL_INSTANCE,
@@ -28,7 +28,6 @@ from pacs_node.errors import NodeError, TryAgain
 from pacs_node.records import CommitmentReport, CommitmentRequest
 
 # PS3.7 Annex C
-SUCCESS = 0x0000
 NO_SUCH_INSTANCE = 0x0112
 INVALID_ARGUMENT = 0x0115
 NO_SUCH_ACTION = 0x0123

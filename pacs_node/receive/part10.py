@@ -5,13 +5,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.errors import NotReadable
 from pacs_node.receive.header import Buffer, elements
 
 PREAMBLE = bytes(128) + b"DICM"
-# 2.25 and a UUID as an integer: PS3.5 B.2
-IMPLEMENTATION_CLASS_UID = "2.25.221674752492825703570694100497001566431"
-IMPLEMENTATION_VERSION_NAME = "PACS_NODE"
 
 GROUP_LENGTH = 0x00020000  # PS3.10 Table 7.1-1, this and the following
 VERSION = 0x00020001

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import queue
-import select
-import socket
-import struct
 import threading
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
-from socketserver import BaseServer
 from typing import Any, cast
 
 import structlog
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
-from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
-from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.dul import DULServiceProvider
-from pynetdicom.pdu import P_DATA_TF
-from pynetdicom.pdu_items import PresentationDataValueItem
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.association import SUCCESS
 from pacs_node.commitment import PUSH_MODEL
 from pacs_node.commitment import TRANSFER_SYNTAXES as COMMITMENT_SYNTAXES
 from pacs_node.errors import NodeError, NotReadable, ReceiveError, SpoolFull, WrongSopClass
@@ -45,16 +34,15 @@ from pacs_node.receive.accept import (
     preferred,
     why_no_room,
 )
-from pacs_node.receive.commitment import CommitmentService, CommittingAssociation
-from pacs_node.receive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.spool import Arrival, Fate, Kept, Spool
+from pacs_node.receive.upper_layer import Server
 from pacs_node.records import AssociationEnd, Instance, Refusal
 
 log = structlog.get_logger(__name__)
 
 _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom would put every message into words, wanted or not
 
-SUCCESS = 0x0000
 COERCION = 0xB000  # the one warning for "stored, but not as you sent it": PS3.4 Table B.2-1
 REFUSALS = {
     NotReadable.status: "unreadable",
@@ -62,9 +50,6 @@ REFUSALS = {
     SpoolFull.status: "not stored now",
 }
 LONGEST_COMMENT = 64  # Error Comment is LO: PS3.7 C.4.2
-LONGEST_REQUEST = 1 << 20  # bytes of an A-ASSOCIATE-RQ: 128 contexts of 40 syntaxes stay below half of it
-LOOK_ROUND_S = 0.02  # how long pynetdicom's loops may rest before they look at their timers again
-P_DATA_TF_TYPE = 0x04  # PS3.8 9.3.5
 AFTER_ABORT_S = 5.0  # what an aborted association gets to finish the instance in hand
 
 
@@ -75,11 +60,12 @@ class ListenerSettings:
     port: int  # 0: any free one, see Listener.port
     allowed: frozenset[str]  # calling AE titles that may send
     reporters: frozenset[str] = frozenset()  # those that may only report on storage commitments we asked for
-    max_associations: int = 20
-    max_pdu: int = 1 << 20  # bytes; a 512 x 512 CT image in one P-DATA-TF
-    network_timeout_s: float = 60  # of silence on an open association, and for one PDU to come in whole
-    acse_timeout_s: float = 30  # from connection to A-ASSOCIATE-RQ: the ARTIM timer of PS3.8 9.1.5
-    dimse_timeout_s: float = 30
+    _: KW_ONLY
+    max_associations: int
+    max_pdu: int  # bytes
+    network_timeout_s: float  # of silence on an open association, and for one PDU to come in whole
+    acse_timeout_s: float  # from connection to A-ASSOCIATE-RQ: the ARTIM timer of PS3.8 9.1.5
+    dimse_timeout_s: float
 
 
 class Listener:
@@ -117,13 +103,20 @@ class Listener:
         self._ending: set[Association] = set()  # no longer open, on_association_end still to be told
         self._change = threading.Condition()
         self._serial = itertools.count(1)
-        self._server: _Server | None = None
+        self._server: Server | None = None
 
     def start(self) -> None:
         """Bind and listen. Raises OSError when the port is taken."""
         self._draining = False
         self._began = f"{self._now():%Y%m%dT%H%M%S%f}"
-        self._server = _Server(_application_entity(self.settings), self)
+        handlers: list[tuple[evt.EventType, Callable[[evt.Event], Any]]] = [
+            (evt.EVT_REQUESTED, self.requested),
+            (evt.EVT_C_STORE, self.store),
+        ]
+        if self.commitment is not None:
+            handlers += [(evt.EVT_N_ACTION, self.commitment.asked), (evt.EVT_N_EVENT_REPORT, self.commitment.told)]
+        address = self.settings.host, self.settings.port
+        self._server = Server(_application_entity(self.settings), address, handlers, self.ended)
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="dicom", daemon=True
         ).start()
@@ -270,173 +263,6 @@ class Listener:
 class _Sender:
     association: str  # its id
     calling_ae: str
-
-
-class _Server(ThreadedAssociationServer):
-    """pynetdicom's server, with sockets that neither stall nor wait for ever."""
-
-    daemon_threads = True  # `_Handler.handle` lasts as long as its association
-
-    def __init__(self, ae: AE, listener: Listener) -> None:
-        self.listener = listener
-        address = (listener.settings.host, listener.settings.port)
-        super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        client, address = super().get_request()
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # responses are small: do not hold them back
-        client.settimeout(self.listener.settings.network_timeout_s)  # else half a PDU holds a thread for ever
-        return client, address
-
-    def shutdown(self) -> None:
-        """Stop listening; open associations go on."""
-        BaseServer.shutdown(self)
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("listener.connection-failed", address=client_address)
-
-
-class _Handler(RequestHandler):
-    """One connection, in a thread of its own, until its association is over."""
-
-    server: _Server
-
-    def handle(self) -> None:
-        association = self._create_association()
-        try:
-            association.start()
-            association.join()
-        finally:
-            cast(_UpperLayer, association.dul).bell.close()
-            self.server.listener.ended(association)
-
-    def _create_association(self) -> Association:
-        """As the base does, but with our upper layer."""
-        ae, listener = self.server.ae, self.server.listener
-        association = CommittingAssociation(ae, MODE_ACCEPTOR)
-        association.dul, association.dimse = _UpperLayer(association), _Messages(association)
-        association.acse_timeout, association.network_timeout = ae.acse_timeout, ae.network_timeout  # its timers
-        association._server = self.server
-        association.set_socket(_Socket(association, client_socket=cast(socket.socket, self.request)))
-        acceptor = association.acceptor
-        acceptor.ae_title, acceptor.address_info, acceptor.maximum_length = ae.ae_title, self.local, ae.maximum_pdu_size
-        acceptor.implementation_class_uid = ae.implementation_class_uid
-        acceptor.implementation_version_name = ae.implementation_version_name
-        acceptor.supported_contexts = self.server.contexts
-        association.requestor.address_info = self.remote
-        association.bind(evt.EVT_REQUESTED, listener.requested)
-        association.bind(evt.EVT_C_STORE, listener.store)
-        if listener.commitment is not None:
-            association.bind(evt.EVT_N_ACTION, listener.commitment.asked)
-            association.bind(evt.EVT_N_EVENT_REPORT, listener.commitment.told)
-        return association
-
-
-class _Bell:
-    """Ends another thread's wait in select."""
-
-    def __init__(self) -> None:
-        self._ring, self._hear = socket.socketpair()
-        self._ring.setblocking(False)
-        self._hear.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._hear.fileno()
-
-    def ring(self) -> None:
-        with contextlib.suppress(OSError):  # full: it rings already; closed: nobody waits
-            self._ring.send(b"!")
-
-    def silence(self) -> None:
-        self._hear.recv(4096)
-
-    def close(self) -> None:
-        self._ring.close()
-        self._hear.close()
-
-
-class _UpperLayer(DULServiceProvider):
-    """pynetdicom's upper layer, woken by what happens instead of looking every millisecond, and reading P-DATA-TF
-    without copying its fragments."""
-
-    def __init__(self, association: Association) -> None:
-        super().__init__(association)
-        self._run_loop_delay = 0.0001  # seconds; the waiting is done in _Socket.ready
-        self.bell = _Bell()
-
-    def send_pdu(self, primitive: Any) -> None:
-        super().send_pdu(primitive)
-        self.bell.ring()
-
-    def _decode_pdu(self, bytestream: bytearray) -> tuple[Any, str]:
-        """(PDU, event of PS3.8 Table 9-10). An error raised here aborts the association."""
-        if bytestream[0] != P_DATA_TF_TYPE:
-            return super()._decode_pdu(bytestream)
-        pdu, body, at = P_DATA_TF(), memoryview(bytestream), 6
-        while at < len(body):
-            length, context_id = struct.unpack_from(">LB", body, at)  # PS3.8 Table 9-23
-            end = at + 4 + length
-            if length < 2 or end > len(body):
-                raise ValueError(f"a presentation data value of {length} bytes in a PDU of {len(body)}")
-            item = PresentationDataValueItem()
-            item.presentation_context_id = context_id
-            item.presentation_data_value = cast(bytes, body[at + 5 : end])  # a view: only written on, to the data set
-            pdu.presentation_data_value_items.append(item)
-            at = end
-        return pdu, "Evt10"
-
-
-class _Messages(DIMSEServiceProvider):
-    """pynetdicom's queue of messages, waited for instead of looked into."""
-
-    def get_msg(self, block: bool = False) -> Any:
-        try:
-            return self.msg_queue.get(timeout=self.dimse_timeout if block else LOOK_ROUND_S)
-        except queue.Empty:
-            return None, None
-
-
-class _Socket(AssociationSocket):
-    """Waits for data or for something to send, and reads a PDU with as few calls as it takes."""
-
-    @property
-    def ready(self) -> bool:
-        """Is there anything to read? Waits a little when there is nothing else to do."""
-        connection, bell = self.socket, cast(_UpperLayer, self.assoc.dul).bell
-        if connection is None or not self._is_connected:
-            return False
-        wait_ms = LOOK_ROUND_S * 1000 if self.event_queue.empty() else 0
-        try:
-            waiting = select.poll()  # not select, which knows no file descriptor beyond 1023
-            waiting.register(connection, select.POLLIN)
-            waiting.register(bell, select.POLLIN)
-            stirred = [descriptor for descriptor, _ in waiting.poll(wait_ms)]
-            if bell.fileno() in stirred:
-                bell.silence()
-            return connection.fileno() in stirred
-        except (OSError, ValueError):
-            self.event_queue.put("Evt17")  # transport connection closed: PS3.8 Table 9-10
-            return False
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """`nr_bytes`, or fewer when the peer is gone. Raises OSError for a PDU longer than was agreed, TimeoutError for
-        one that trickles."""
-        settings = cast(_Server, self.assoc._server).listener.settings
-        connection = cast(socket.socket, self.socket)
-        if nr_bytes > max(settings.max_pdu, LONGEST_REQUEST):
-            raise OSError(f"a PDU of {nr_bytes} bytes is longer than agreed")
-        received, at = bytearray(nr_bytes), 0
-        view = memoryview(received)
-        deadline = time.monotonic() + settings.network_timeout_s
-        while at < nr_bytes:
-            count = connection.recv_into(view[at:])
-            if not count:
-                return received[:at]
-            at += count
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{at} of {nr_bytes} bytes of a PDU came in {settings.network_timeout_s} s")
-        return received
 
 
 def _application_entity(settings: ListenerSettings) -> AE:

@@ -28,10 +28,8 @@ lend this to a stranger's page.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
@@ -45,47 +43,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pacs_node.errors import LedgerUnavailable
+from pacs_node.web.facts import Facts
 from pacs_node.web.views import Views, knowing
 
 HERE = Path(__file__).parent
-
-
-class Facts(Protocol):
-    """What the pages show. Plain values only: what JSON can say, times as ISO 8601 text."""
-
-    def health(self) -> dict[str, Any]:
-        """{"status": "ok" | "degraded" | "trouble", ...}; "reasons" (sentences) and "attention" (jobs) are shown."""
-
-    def routes(self) -> list[str]:
-        """The names of the settings' routes."""
-
-    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
-        """The latest series first; with `before` those whose first image came earlier."""
-
-    def series(self, series_uid: str) -> dict[str, Any] | None:
-        """Everything about one series, or None."""
-
-    def destinations(self) -> list[dict[str, Any]]:
-        """Where results go, and what each destination answered to each SOP class and transfer syntax."""
-
-    def refusals(self, limit: int) -> dict[str, Any]:
-        """What was refused or kept aside at receipt, the newest first, and how often there was one of each kind:
-        {"counts": {kind: {"number", "latest", "means"}}, "refusals": [...]}"""
-
-    def retry(self, job_id: str) -> bool:
-        """Run this job now. False: there is no such job, or it is not in a state that can be run again."""
-
-    def dismiss(self, job_id: str) -> bool:
-        """Count this failed job as dealt with. False: there is no such job, or it has not failed."""
-
-    def rerun(self, series_uid: str) -> str | None:
-        """Run this series again. None, or why not."""
-
-    def rerun_many(self, route: str | None, since: datetime | None) -> dict[str, str | None]:
-        """Run again what came since then, or what this route has taken: series UID -> None, or why not."""
-
-    def rejected(self, job_id: str) -> dict[str, Path]:
-        """The objects of a job that were held back: name -> file."""
 
 
 def create_app(facts: Facts, registry: CollectorRegistry, names: Iterable[str] = ()) -> Starlette:

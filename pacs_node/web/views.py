@@ -20,8 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.templating import Jinja2Templates
 
+from pacs_node.privacy import identifies
+
 if TYPE_CHECKING:
-    from pacs_node.web.app import Facts
+    from pacs_node.web.facts import Facts
 
 PAGE = 50  # series on one page
 MOST = 1000  # series in one answer
@@ -36,9 +38,6 @@ TONES = {  # state of a series or job -> its colour on the page
     "refused": "warn",
     "failed": "bad",
 }
-PATIENT_GROUP = 0x0010
-CLINICAL_TRIAL_GROUP = 0x0012
-IDENTIFYING = {"AccessionNumber", "StudyID", "StudyDescription", "IssuerOfAccessionNumberSequence"}
 UNFINISHED = {"receiving", "queued", "running", "waiting"}
 AGAIN = {"waiting", "failed", "refused"}  # jobs with a "Retry now" button
 
@@ -214,8 +213,7 @@ def nameless(path: Path) -> bytes:
     Dates and UIDs stay."""
     dataset = pydicom.dcmread(path)
     for element in dataset.iterall():
-        known = element.tag.group in (PATIENT_GROUP, CLINICAL_TRIAL_GROUP) or element.keyword in IDENTIFYING
-        if known or element.VR == "PN":
+        if identifies(element.tag) or element.VR == "PN":
             element.value = None
     buffer = BytesIO()
     dataset.save_as(buffer)

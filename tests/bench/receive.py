@@ -78,7 +78,17 @@ class Rows:
 def serve(folder: Path, told: Connection) -> None:
     """Our listener, until told to stop; then says what it cost."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=_silent())
-    settings = ListenerSettings("NODE", "127.0.0.1", 0, frozenset({"STORESCU"}))
+    settings = ListenerSettings(
+        "NODE",
+        "127.0.0.1",
+        0,
+        frozenset({"STORESCU"}),
+        max_associations=20,
+        max_pdu=1 << 20,
+        network_timeout_s=60,
+        acse_timeout_s=30,
+        dimse_timeout_s=30,
+    )
     spool, rows = Spool(folder / "spool", keep_free_gb=0), Rows(folder / "rows.sqlite")
     listener = Listener(settings, spool, rows.commit, lambda end: None, lambda *event: None, lambda: datetime.now(UTC))
     listener.start()

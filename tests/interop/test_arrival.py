@@ -149,7 +149,18 @@ def test_orthanc_answers_for_what_it_has_and_no_more(pacs: Orthanc, tmp_path: Pa
         audit=lambda event, facts: None,
     )
     listener = Listener(
-        ListenerSettings("WITNESS", "127.0.0.1", 0, frozenset(), frozenset({"ORTHANC"})),
+        ListenerSettings(
+            "WITNESS",
+            "127.0.0.1",
+            0,
+            frozenset(),
+            frozenset({"ORTHANC"}),
+            max_associations=20,
+            max_pdu=1 << 20,
+            network_timeout_s=60,
+            acse_timeout_s=30,
+            dimse_timeout_s=30,
+        ),
         Spool(tmp_path / "spool", 0),
         on_stored=lambda instance: None,
         on_association_end=lambda end: None,

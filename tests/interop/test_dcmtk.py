@@ -65,7 +65,17 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def node(tmp_path: Path) -> Iterator[Node]:
     stored: list[Instance] = []
     ends: list[AssociationEnd] = []
-    settings = ListenerSettings("NODE", "127.0.0.1", 0, frozenset({"MODALITY"}))
+    settings = ListenerSettings(
+        "NODE",
+        "127.0.0.1",
+        0,
+        frozenset({"MODALITY"}),
+        max_associations=20,
+        max_pdu=1 << 20,
+        network_timeout_s=60,
+        acse_timeout_s=30,
+        dimse_timeout_s=30,
+    )
     listener = Listener(
         settings, Spool(tmp_path / "spool", 0), stored.append, ends.append, lambda event, facts: None, now
     )

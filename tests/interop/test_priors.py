@@ -30,8 +30,8 @@ from dicom_sr.labelmap import LABEL_MAP_SEGMENTATION_STORAGE, label_map, retarge
 from models.pipeline import Prior
 from pacs_node import priors
 from pacs_node.ledger import Ledger
-from pacs_node.node import JoinedRooms
 from pacs_node.records import Job
+from pacs_node.rooms import JoinedRooms
 from tests.follow_up import BEFORE, DAYS, GROWN, Study, after, before, same
 from tests.harness import Orthanc, free_port, need, storescu
 

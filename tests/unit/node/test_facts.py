@@ -11,9 +11,9 @@ import pytest
 
 from config import load
 from models import pipeline_options
-from pacs_node.flow import JOB_KINDS
-from pacs_node.node import Node, NodeFacts
-from pacs_node.records import Evidence, Instance, Job, OpenSeries, Result
+from pacs_node.facts import NodeFacts
+from pacs_node.node import Node
+from pacs_node.records import JOB_KINDS, Evidence, Instance, Job, OpenSeries, Result
 from tests.factories import us_image
 
 TOML = """

@@ -9,9 +9,18 @@ import pytest
 import sqlalchemy as sa
 
 from pacs_node.errors import LedgerUnavailable
-from pacs_node.flow import OPEN_JOB_STATES, TRANSITIONS
 from pacs_node.ledger import Ledger, metadata
-from pacs_node.records import Answer, AssociationEnd, Instance, Job, Receipt, Result, Verdict
+from pacs_node.records import (
+    OPEN_JOB_STATES,
+    TRANSITIONS,
+    Answer,
+    AssociationEnd,
+    Instance,
+    Job,
+    Receipt,
+    Result,
+    Verdict,
+)
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 FIT = Verdict(

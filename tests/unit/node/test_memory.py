@@ -10,7 +10,7 @@ import pytest
 
 from config import Peer
 from pacs_node.ledger import Ledger
-from pacs_node.node import LedgerMemory
+from pacs_node.peers import LedgerMemory
 from pacs_node.records import Answer
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -19,8 +19,9 @@ from models import pipeline_options
 from pacs_node import ledger as ledger_module
 from pacs_node import observe
 from pacs_node.errors import LedgerUnavailable
+from pacs_node.facts import NodeFacts
 from pacs_node.ledger import Ledger
-from pacs_node.node import Node, NodeFacts
+from pacs_node.node import Node
 from pacs_node.records import REFUSAL_KINDS, Refusal
 from tests.factories import ct_series
 from tests.parrot import ASSOCIATE_RJ, Parrot

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from config import load
 from models import pipeline_options
 from pacs_node.cli import app
-from pacs_node.node import Node, NodeFacts
+from pacs_node.facts import NodeFacts
+from pacs_node.node import Node
 from pacs_node.records import Evidence, Instance, OpenSeries
 from tests.factories import us_image
 

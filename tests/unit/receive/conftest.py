@@ -37,7 +37,17 @@ class Node:
         return self.listener.port
 
 
-SETTINGS = ListenerSettings("NODE", "127.0.0.1", 0, frozenset({"ME", "YOU"}), network_timeout_s=20, acse_timeout_s=10)
+SETTINGS = ListenerSettings(
+    "NODE",
+    "127.0.0.1",
+    0,
+    frozenset({"ME", "YOU"}),
+    network_timeout_s=20,
+    acse_timeout_s=10,
+    max_associations=20,
+    max_pdu=1 << 20,
+    dimse_timeout_s=30,
+)
 
 
 @pytest.fixture

@@ -61,7 +61,18 @@ def door(tmp_path: Path) -> Iterator[Door]:
         on_report=door.tell,
         audit=lambda event, facts: None,
     )
-    settings = ListenerSettings("NODE", "127.0.0.1", 0, frozenset({"CT1"}), frozenset({"PACS"}))
+    settings = ListenerSettings(
+        "NODE",
+        "127.0.0.1",
+        0,
+        frozenset({"CT1"}),
+        frozenset({"PACS"}),
+        max_associations=20,
+        max_pdu=1 << 20,
+        network_timeout_s=60,
+        acse_timeout_s=30,
+        dimse_timeout_s=30,
+    )
     door.listener = Listener(
         settings, Spool(tmp_path / "spool", 0), lambda instance: None, lambda end: None, lambda *_: None,
         lambda: datetime.now(UTC), service,

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
+from dicom_sr.uids import IMPLEMENTATION_CLASS_UID
 from pacs_node.errors import NotReadable, SpoolFull, WrongSopClass
 from pacs_node.receive import part10
 from pacs_node.receive.spool import Fate, Spool
@@ -50,7 +51,7 @@ def test_the_bytes_as_sent_in_a_valid_file(spool: Spool, image: Dataset, data_se
     assert read == image
     assert read.file_meta.TransferSyntaxUID == instance.transfer_syntax_uid == image.file_meta.TransferSyntaxUID
     assert read.file_meta.SourceApplicationEntityTitle == "SCANNER_7"
-    assert read.file_meta.ImplementationClassUID == part10.IMPLEMENTATION_CLASS_UID
+    assert read.file_meta.ImplementationClassUID == IMPLEMENTATION_CLASS_UID
     pydicom.dataset.validate_file_meta(read.file_meta)
     assert read.file_meta.FileMetaInformationGroupLength == instance.size - len(data_set) - 132 - 12
 

@@ -1,0 +1,115 @@
+"""What turns images that arrived into series that are worked on: looks round, asks peers, closes what is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from config import Config
+from pacs_node.assemble.evidence import expected_count
+from pacs_node.errors import LedgerUnavailable, Told
+from pacs_node.flow import Flow
+from pacs_node.ledger import Ledger
+from pacs_node.loop import Loop
+from pacs_node.records import OpenSeries
+
+log = structlog.get_logger()
+
+ASSEMBLE_EVERY_S = 0.5
+SETTLED_S = 2.0  # of silence before the sender is asked: it may still be taking in the series itself
+
+
+class Assembler:
+    """Closes complete series, one at a time, in a loop of its own.
+
+    connected: ids of the associations that are open now. wake: called when there are new jobs.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        flow: Flow,
+        now: Callable[[], datetime],
+        connected: Callable[[], frozenset[str]],
+        wake: Callable[[], None],
+    ) -> None:
+        self.config, self.ledger, self.flow, self.now = config, ledger, flow, now
+        self.connected, self.wake = connected, wake
+        self.loop = Loop("assembler", self._assemble, ASSEMBLE_EVERY_S)
+        self.asked: dict[str, int] = {}  # series -> instances that had arrived when its peer was asked
+        self.closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="close")
+        self.askers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask-peer")
+
+    def shut_down(self) -> None:
+        """Once the loop has stopped: what is being closed ends, who is being asked is not waited for."""
+        self.closer.shutdown(wait=True)
+        self.askers.shutdown(wait=False, cancel_futures=True)
+
+    def _assemble(self) -> None:
+        if self.config.assemble.ask_peer:
+            self._ask_peers()
+        for series, because in self.flow.complete(self.connected()):
+            self._close(series, because)
+
+    def _close(self, series: OpenSeries, because: str) -> None:
+        """One series that cannot be handled must not stop the next: its error is its own."""
+        try:
+            jobs = self.closer.submit(self.flow.close, series, because).result()
+        except LedgerUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge of judging: whatever a header holds, it is this series' own
+            self.flow.set_aside(series, because, _not_judged(series.series_uid, error))
+            return
+        if jobs:
+            self.wake()
+
+    def rerun(self, series_uid: str, route: str | None = None) -> str | None:
+        """Run a closed series again, or why not. One that cannot even be judged says so, and stops no other."""
+        try:
+            why_not = self.closer.submit(self.flow.rerun, series_uid, route).result()
+        except LedgerUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge of judging, as in _close
+            return _not_judged(series_uid, error)
+        if why_not is None:
+            self.wake()
+        return why_not
+
+    def _ask_peers(self) -> None:
+        """How many images has the series? Asked beside the assembler, so that a dead peer holds nothing up."""
+        by_title = {peer.ae_title: peer for peer in self.config.peers if peer.host is not None}
+        for series in self.ledger.open_series(self.connected()):
+            evidence = series.evidence
+            settled = (self.now() - evidence.last_arrival).total_seconds() >= SETTLED_S
+            if not settled or self.asked.get(series.series_uid) == evidence.arrived:
+                continue
+            peers = [by_title[title] for title in series.calling_aes if title in by_title]
+            if peers:
+                self.asked[series.series_uid] = evidence.arrived
+                self.askers.submit(self._ask, peers[0], series)
+
+    def _ask(self, peer: Any, series: OpenSeries) -> None:
+        count = expected_count(
+            peer.host,
+            peer.port,
+            self.config.node.ae_title,
+            peer.ae_title,
+            series.study_uid,
+            series.series_uid,
+            self.config.receive.acse_timeout_s,
+        )
+        if count is not None:
+            self.ledger.expect(series.series_uid, series.evidence.arrived, count, peer.name)
+            self.loop.wake()
+
+
+def _not_judged(series_uid: str, error: BaseException) -> str:
+    """The reason, in the error's words; the log has its trace."""
+    told = Told.of(error)
+    log.error("series could not be judged", series=series_uid, error=told.words, trace=told.trace)
+    return f"could not be judged: {told.words}"

@@ -1,0 +1,199 @@
+"""What the node tells its pages. Nothing of it names a path of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from config import Config
+from models import PIPELINES
+from pacs_node import __version__
+from pacs_node.errors import (
+    LedgerUnavailable,
+)
+from pacs_node.ledger import Ledger
+from pacs_node.peers import LedgerMemory
+from pacs_node.records import (
+    REFUSAL_KINDS,
+)
+
+OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is named by /health
+
+ATTENTION = 20  # jobs that /health names one by one
+
+TASKS = {  # kind of job -> what it does, in words
+    "infer": "{pipeline}",
+    "send": "sending to {destination}",
+    "confirm": "proving arrival at {destination}",
+    "report": "reporting on storage commitment to {destination}",
+}
+
+
+def in_need(jobs: Sequence[dict[str, Any]], said: str) -> list[str]:
+    """One sentence for each task that these jobs, the most telling first, are about."""
+    of: dict[str, list[dict[str, Any]]] = {}
+    for job in jobs:
+        of.setdefault(TASKS[job["kind"]].format(**job), []).append(job)
+    return [
+        f"{task} {said} ({len(group)} job{'' if len(group) == 1 else 's'}): {group[0]['reason'] or group[0]['state']}"
+        for task, group in of.items()
+    ]
+
+
+class Running(Protocol):
+    """The node whose facts these are."""
+
+    config: Config
+    ledger: Ledger
+    now: Callable[[], datetime]
+
+    @property
+    def rejected(self) -> Path: ...
+    @property
+    def listening(self) -> bool: ...
+    @property
+    def working(self) -> bool: ...
+    def trouble(self) -> list[str]: ...
+    def connected(self) -> frozenset[str]: ...
+    def wake(self) -> None: ...
+    def rerun(self, series_uid: str, route: str | None = None) -> str | None: ...
+
+
+class NodeFacts:
+    """What the web pages ask. Nothing of it names a path of this machine."""
+
+    def __init__(self, node: Running) -> None:
+        self.node = node
+        config = node.config
+        named = [(config.node.data_dir, "data_dir"), (Path(config.database.url.partition(":///")[2]), "the database")]
+        named += [(peer.folder, f"the folder of '{peer.name}'") for peer in config.peers if peer.folder is not None]
+        # the longest first: a folder of results may lie within data_dir
+        self._named = sorted(((str(path), name) for path, name in named), key=lambda each: -len(each[0]))
+
+    def _without_paths(self, value: Any) -> Any:
+        """The same value, with the settings' own folders called by their names in every text."""
+        if isinstance(value, dict):
+            return {key: self._without_paths(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._without_paths(each) for each in value]
+        if isinstance(value, str):
+            for path, name in self._named:
+                value = value.replace(path, name) if len(path) > 1 else value
+        return value
+
+    def health(self) -> dict[str, Any]:
+        """ "trouble": unfit to receive or to work. "degraded": it does both, but a job needs a person."""
+        node = self.node
+        trouble, needs, attention = node.trouble(), [], []
+        counts: dict[str, Any] = {}
+        try:
+            counts = node.ledger.counts()
+            failed, late = node.ledger.unresolved(), node.ledger.overdue(self._due())
+            needs = [*in_need(failed, "has failed for good"), *in_need(late, "is overdue")]
+            attention = [*failed, *late][:ATTENTION]
+        except LedgerUnavailable as error:
+            trouble.append(str(error))
+        facts = {
+            "status": "trouble" if trouble else "degraded" if needs else "ok",
+            "reasons": [*trouble, *needs],
+            "attention": attention,
+            "version": __version__,
+            "ae_title": node.config.node.ae_title,
+            "dicom_port": node.config.node.dicom_port,
+            "open_associations": len(node.connected()),
+            "listening": node.listening,
+            "working": node.working,
+            "pipelines": sorted(PIPELINES),
+            **counts,
+        }
+        return self._without_paths(facts)
+
+    def _due(self) -> dict[str, datetime]:
+        """For each kind of job: made before this, it should have ended by now."""
+        jobs = self.node.config.jobs
+        own_s = {"infer": jobs.infer_timeout_s, "send": 0.0, "confirm": jobs.await_report_s, "report": 0.0}
+        return {kind: self.node.now() - timedelta(seconds=OVERDUE_AFTER_S + s) for kind, s in own_s.items()}
+
+    def routes(self) -> list[str]:
+        return [route.name for route in self.node.config.routes]
+
+    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
+        return self._without_paths(self.node.ledger.series_list(limit, before))
+
+    def series(self, uid: str) -> dict[str, Any] | None:
+        return self._without_paths(self.node.ledger.series(uid))
+
+    def destinations(self) -> list[dict[str, Any]]:
+        """Every peer that results are sent to, and what it accepted and refused."""
+        config = self.node.config
+        facts = []
+        for peer in config.peers:
+            if not peer.reachable:
+                continue
+            memory = LedgerMemory(self.node.ledger, peer, config.node.ae_title)
+            facts.append(
+                {
+                    "name": peer.name,
+                    "where": "a folder"
+                    if peer.folder
+                    else peer.dicomweb_url or f"{peer.ae_title} at {peer.host}:{peer.port}",
+                    "segmentation": peer.segmentation,
+                    "omit_empty_frames": peer.omit_empty_frames,
+                    "key_objects": peer.key_objects,
+                    "key_images": peer.key_images,
+                    "answers": [
+                        {
+                            "sop_class_uid": answer.sop_class_uid,
+                            "transfer_syntax_uid": answer.transfer_syntax_uid,
+                            "refused": answer.refused,
+                            "at": answer.at.isoformat(timespec="milliseconds"),
+                            "asked_again_at": memory.asked_again_at(answer).isoformat(timespec="milliseconds")
+                            if answer.refused is not None
+                            else None,
+                        }
+                        for answer in memory.answers()
+                    ],
+                }
+            )
+        return facts
+
+    def refusals(self, limit: int) -> dict[str, Any]:
+        counts = self.node.ledger.refusal_counts()
+        return {
+            "counts": {kind: {**count, "means": REFUSAL_KINDS.get(kind, "")} for kind, count in counts.items()},
+            "refusals": self.node.ledger.refusals(limit),
+        }
+
+    def retry(self, job_id: str) -> bool:
+        started = self.node.ledger.run_again(job_id, self.node.now())
+        if started:
+            self.node.wake()
+        return started
+
+    def dismiss(self, job_id: str) -> bool:
+        return self.node.ledger.dismiss(job_id, self.node.now())
+
+    def rerun(self, series_uid: str) -> str | None:
+        return self._without_paths(self.node.rerun(series_uid))
+
+    def rerun_many(self, route: str | None, since: datetime | None) -> dict[str, str | None]:
+        """Series Instance UID -> None, or why it is not run again.
+
+        since   every closed series whose last image came then or later; without it, every series `route` has taken
+        route   only what this one asks for
+        """
+        ledger, wanted = self.node.ledger, []
+        if since is not None:
+            wanted = ledger.series_since(since)
+        elif route is not None:
+            wanted = ledger.series_of_route(route)
+        return self._without_paths({uid: self.node.rerun(uid, route) for uid in wanted})
+
+    def rejected(self, job_id: str) -> dict[str, Path]:
+        job = self.node.ledger.job(job_id)
+        folder = self.node.rejected / job_id
+        if job is None or job.state != "failed" or not folder.is_dir():
+            return {}
+        return {path.name: path for path in sorted(folder.glob("*.dcm"))}

@@ -1,0 +1,111 @@
+"""The connection to the database: SQLite in the embedded default, PostgreSQL for several workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pacs_node.errors import LedgerTooOld, LedgerUnavailable
+from pacs_node.ledger.tables import (
+    event_table,
+)
+
+
+class Database:
+    """A database with the ledger's tables: its schema, its transactions, and the story of each series."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self.engine = _engine(url)
+        except (sa.exc.ArgumentError, ImportError) as error:  # NoSuchModuleError is an ArgumentError
+            raise LedgerUnavailable(
+                "url in [database] names no database that can be used: it begins with sqlite:/// or postgresql+psycopg://"
+            ) from error
+        self.embedded = self.engine.dialect.name == "sqlite"
+
+    def migrate(self) -> None:
+        """Bring the schema up to date (Alembic). Raises LedgerTooOld when the database is newer than this node."""
+        settings = AlembicConfig()
+        settings.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+        settings.attributes["engine"] = self.engine
+        try:
+            command.upgrade(settings, "head")
+        except command.util.CommandError as error:
+            raise LedgerTooOld(
+                f"{self.engine.url.render_as_string()}: {error}; "
+                "the database was written by a newer pacs-node: install that version or another database"
+            ) from error
+        except sa.exc.SQLAlchemyError as error:
+            said = (
+                str(error.orig).strip().splitlines()[0] if isinstance(error, sa.exc.DBAPIError) else "it gave an error"
+            )
+            raise LedgerUnavailable(
+                f"{self.engine.url.render_as_string()} cannot be used ({said}): start the database, or correct url in "
+                "[database]; without a database of your own, see that data_dir holds a whole node.sqlite"
+            ) from error
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def _begin(self) -> Iterator[sa.Connection]:
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
+            raise LedgerUnavailable(
+                f"{self.engine.url.render_as_string()} does not answer; start the database or free its disk"
+            ) from error
+
+    def _insert(self, table: sa.Table) -> Any:
+        return (sqlite if self.embedded else postgresql).insert(table)
+
+    def _note(self, db: sa.Connection, series_uid: str, now: datetime, event: str, text: str) -> None:
+        db.execute(sa.insert(event_table).values(series_uid=series_uid, at=now, event=event, text=text))
+
+
+def _engine(url: str) -> sa.Engine:
+    if not url.startswith("sqlite"):
+        keepalives = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "connect_timeout": 5}
+        return sa.create_engine(url, pool_pre_ping=True, connect_args=keepalives)
+    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver starts no transaction of its own; `begin` below does
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+        connection.execute("PRAGMA busy_timeout=30000")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # writers queue here instead of failing at COMMIT
+
+    return engine
+
+
+def engine_for_jobs(url: str) -> sa.Engine:
+    """An engine for the job engine's own tables: a second SQLite file beside the ledger, or the same PostgreSQL."""
+    if not url.startswith("sqlite"):
+        return _engine(url)
+    path = Path(sa.make_url(url).database or "node.sqlite")
+    engine = sa.create_engine(f"sqlite:///{path.with_name(path.stem + '-jobs.sqlite')}")
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = "IMMEDIATE"
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA busy_timeout=30000")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    return engine

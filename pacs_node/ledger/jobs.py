@@ -1,0 +1,356 @@
+"""Jobs: every change of their state, checked against the table of transitions, and what they answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from pacs_node.ledger.editions import Editions
+from pacs_node.ledger.tables import (
+    arrival_table,
+    commitment_table,
+    edition_table,
+    job_table,
+    receipt_table,
+    result_table,
+    series_table,
+)
+from pacs_node.records import (
+    OPEN_JOB_STATES,
+    TRANSITIONS,
+    Arrival,
+    Edition,
+    Job,
+    Receipt,
+    Result,
+)
+
+_JOB_FIELDS = tuple(Job.__dataclass_fields__)
+
+
+class Jobs(Editions):
+    """Jobs from queued to ended. A write of a job says WHERE generation = :mine."""
+
+    def _add_job(self, db: sa.Connection, job: Job) -> None:
+        row = {name: getattr(job, name) for name in _JOB_FIELDS} | {
+            "send_to": list(job.send_to),
+            "options": dict(job.options),
+            "warnings": [],
+            "facts": {},
+            "progress": 0.0,
+            "progress_text": "",
+        }
+        db.execute(self._insert(job_table).values(row).on_conflict_do_nothing())
+
+    def job(self, job_id: str) -> Job | None:
+        with self._begin() as db:
+            row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
+            return None if row is None else job_of(row)
+
+    def open_jobs(self) -> list[Job]:
+        """Jobs that are not finished, the most urgent first."""
+        with self._begin() as db:
+            rows = db.execute(
+                sa.select(job_table)
+                .where(job_table.c.state.in_(OPEN_JOB_STATES))
+                .order_by(job_table.c.priority, job_table.c.created_at)
+            ).mappings()
+            return [job_of(row) for row in rows]
+
+    def _move(self, db: sa.Connection, job: Job, state: str, **values: Any) -> bool:
+        """Change a job's state if the table of transitions allows it and the job is still ours (fencing)."""
+        before = [old for old, new in TRANSITIONS if new == state]
+        moved = db.execute(
+            sa.update(job_table)
+            .where(
+                job_table.c.id == job.id,
+                job_table.c.generation == job.generation,
+                job_table.c.attempt == job.attempt,
+                job_table.c.state.in_(before),
+            )
+            .values(state=state, **values)
+        ).rowcount
+        return bool(moved)
+
+    def begin(self, job: Job, executor: str, now: datetime) -> bool:
+        """Start one attempt. False when the job is finished or another generation has taken it."""
+        with self._begin() as db:
+            return self._move(
+                db,
+                job,
+                "running",
+                executor=executor,
+                crashes=job_table.c.crashes + 1,
+                started_at=now,
+                not_before=None,
+                progress=0.0,
+                progress_text="",
+            )
+
+    def progress(self, job: Job, fraction: float, text: str) -> None:
+        with self._begin() as db:
+            db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.id == job.id,
+                    job_table.c.generation == job.generation,
+                    job_table.c.state == "running",
+                )
+                .values(progress=fraction, progress_text=text)
+            )
+
+    def retry_later(
+        self, job: Job, reason: str, not_before: datetime, receipts: Sequence[Receipt], now: datetime
+    ) -> bool:
+        """This attempt failed in a way that waiting may cure; the next attempt is a row, not a sleeping thread."""
+        with self._begin() as db:
+            moved = self._move(
+                db, job, "waiting", reason=reason, crashes=0, not_before=not_before, attempt=job.attempt + 1
+            )
+            if moved:
+                self._add_receipts(db, job, receipts)
+                self._note(db, job.series_uid, now, "retry", f"{task_of(job)}: {reason}")
+                self._heed(db, job)
+            else:
+                self._late_outcome(db, job, receipts)
+            return moved
+
+    def finish(
+        self,
+        job: Job,
+        state: str,
+        reason: str,
+        now: datetime,
+        *,
+        results: Sequence[Result] = (),
+        receipts: Sequence[Receipt] = (),
+        follow_up: Sequence[Job] = (),
+        arrivals: Sequence[Arrival] = (),
+        warnings: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
+        edition: Edition | None = None,
+    ) -> bool:
+        """End a job: its results, receipts and the jobs that follow, in one transaction. False: not ours any more.
+
+        Raises EditionChanged, and writes nothing, when `edition` does not replace what stands at the destinations now.
+        """
+        with self._begin() as db:
+            ended = self._move(
+                db,
+                job,
+                state,
+                reason=reason,
+                crashes=0,
+                finished_at=now,
+                progress=1.0 if state == "done" else job_table.c.progress,
+                warnings=list(warnings),
+                facts=as_json(facts or {}),
+            )
+            if not ended:
+                self._late_outcome(db, job, receipts)
+                return False
+            if edition is not None:
+                self._add_edition(db, job, edition, now)
+            for position, result in enumerate(results):
+                db.execute(
+                    self._insert(result_table)
+                    .values(
+                        job=job.id,
+                        sop_instance_uid=result.sop_instance_uid,
+                        sop_class_uid=result.sop_class_uid,
+                        path=str(result.path),
+                        position=position,
+                    )
+                    .on_conflict_do_nothing()
+                )
+            self._add_receipts(db, job, receipts)
+            for next_job in follow_up:
+                self._add_job(db, next_job)
+            for arrival in arrivals:
+                db.execute(
+                    sa.insert(arrival_table).values(
+                        job=job.id,
+                        destination=job.destination,
+                        sop_instance_uid=arrival.sop_instance_uid,
+                        arrived=arrival.arrived,
+                        how=arrival.how,
+                        text=arrival.text,
+                        at=arrival.at,
+                    )
+                )
+            self._note(db, job.series_uid, now, state, f"{task_of(job)}: {reason}")
+            self._heed(db, job)
+            return True
+
+    def results(self, job_id: str) -> list[Result]:
+        with self._begin() as db:
+            rows = db.execute(
+                sa.select(result_table).where(result_table.c.job == job_id).order_by(result_table.c.position)
+            ).mappings()
+            return [Result(row["sop_instance_uid"], row["sop_class_uid"], Path(row["path"])) for row in rows]
+
+    def take_over(self, job: Job, reason: str, now: datetime) -> Job | None:
+        """Give an unfinished job to a new generation: whatever the old one still writes is refused."""
+        with self._begin() as db:
+            if not self._move(db, job, "queued", generation=job.generation + 1, reason=reason):
+                return None
+            self._note(db, job.series_uid, now, "taken over", f"{task_of(job)}: {reason}")
+        return replace(job, generation=job.generation + 1, state="queued")
+
+    def put_back(self, job: Job, reason: str, now: datetime) -> bool:
+        """An attempt that was cut short on purpose does not count: neither as an attempt nor as a crash."""
+        with self._begin() as db:
+            moved = self._move(db, job, "queued", generation=job.generation + 1, crashes=0, reason=reason)
+            if moved:
+                self._note(db, job.series_uid, now, "put back", f"{task_of(job)}: {reason}")
+            return moved
+
+    def give_up(self, job: Job, reason: str, now: datetime) -> bool:
+        """End a job that must not run again, whichever worker holds it."""
+        with self._begin() as db:
+            ended = db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.id == job.id,
+                    job_table.c.generation == job.generation,
+                    job_table.c.state.in_(OPEN_JOB_STATES),
+                )
+                .values(state="failed", reason=reason, finished_at=now)
+            ).rowcount
+            if ended:
+                self._note(db, job.series_uid, now, "failed", f"{task_of(job)}: {reason}")
+            return bool(ended)
+
+    def run_again(self, job_id: str, now: datetime) -> bool:
+        """An operator's "retry now": a waiting, failed or refused job starts afresh."""
+        with self._begin() as db:
+            row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
+            if row is None or row["state"] not in ("waiting", "failed", "refused"):
+                return False
+            revision = db.scalar(
+                sa.select(series_table.c.revision).where(series_table.c.series_uid == row["series_uid"])
+            )
+            if row["revision"] != revision:  # late images have come since: their revision has jobs of its own
+                return False
+            if db.scalar(sa.select(edition_table.c.job).where(edition_table.c.job == job_id)) is not None:
+                return False  # it has said why it was refused: the series is run again, with jobs of their own
+            job = job_of(row)
+            db.execute(
+                sa.update(job_table)
+                .where(job_table.c.id == job_id, job_table.c.generation == job.generation)
+                .values(
+                    state="queued",
+                    generation=job.generation + 1,
+                    attempt=1,
+                    crashes=0,
+                    not_before=None,
+                    finished_at=None,
+                    reason="asked to run again",
+                )
+            )
+            db.execute(sa.update(commitment_table).where(commitment_table.c.job == job_id).values(again=True))
+            self._note(db, job.series_uid, now, "retry now", f"{task_of(job)}: asked to run again")
+            return True
+
+    def dismiss(self, job_id: str, now: datetime) -> bool:
+        """An operator's "leave it": a failed job is no trouble any more. False: it has not failed."""
+        with self._begin() as db:
+            row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
+            if row is None or row["state"] != "failed":
+                return False
+            job = job_of(row)
+            said = f"dismissed; it had failed: {job.reason}"
+            dismissed = db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.id == job_id,
+                    job_table.c.generation == job.generation,
+                    job_table.c.state == "failed",
+                )
+                .values(state="superseded", reason=said)
+            ).rowcount
+            if dismissed:
+                self._note(db, job.series_uid, now, "dismissed", f"{task_of(job)}: {said}")
+            return bool(dismissed)
+
+    def _late_outcome(self, db: sa.Connection, job: Job, receipts: Sequence[Receipt]) -> None:
+        """A send that was superseded while it ran has ended: what the destination stored, it holds."""
+        self._add_receipts(db, job, receipts)
+        db.execute(
+            sa.update(job_table)
+            .where(
+                job_table.c.id == job.id,
+                job_table.c.generation == job.generation,
+                job_table.c.attempt == job.attempt,
+                job_table.c.state == "superseded",
+            )
+            .values(crashes=0)
+        )
+
+    def _add_receipts(self, db: sa.Connection, job: Job, receipts: Iterable[Receipt]) -> None:
+        for receipt in receipts:
+            db.execute(
+                self._insert(receipt_table)
+                .values(
+                    job=job.id,
+                    sop_instance_uid=receipt.sop_instance_uid,
+                    attempt=job.generation * 1000 + job.attempt,
+                    stored=receipt.stored,
+                    status=receipt.status,
+                    text=receipt.text,
+                    at=receipt.at,
+                    sop_class_uid=receipt.sop_class_uid,
+                )
+                .on_conflict_do_nothing()
+            )
+
+    def stored(self, job_id: str) -> frozenset[str]:
+        """The SOP Instance UIDs that the destination of a send job says it has stored."""
+        with self._begin() as db:
+            rows = sa.select(receipt_table.c.sop_instance_uid).where(
+                receipt_table.c.job == job_id, receipt_table.c.stored
+            )
+            return frozenset(db.scalars(rows))
+
+    def _heed(self, db: sa.Connection, job: Job) -> None:
+        """A confirm job that a report has come for runs again, unless it runs now and looks for itself."""
+        news = sa.exists().where(
+            commitment_table.c.job == job.id,
+            commitment_table.c.reported_at.is_not(None),
+            commitment_table.c.heeded.is_(False),
+        )
+        db.execute(
+            sa.update(job_table)
+            .where(job_table.c.id == job.id, job_table.c.kind == "confirm", job_table.c.state != "running", news)
+            .values(
+                state="queued",
+                generation=job_table.c.generation + 1,
+                attempt=1,
+                crashes=0,
+                not_before=None,
+                finished_at=None,
+                reason="a storage commitment report has come",
+            )
+        )
+
+
+def job_of(row: Any) -> Job:
+    values = {name: row[name] for name in _JOB_FIELDS}
+    return Job(**{**values, "send_to": tuple(values["send_to"]), "options": dict(values["options"])})
+
+
+def task_of(job: Job) -> str:
+    return f"{job.kind} {job.pipeline}" + (f" to {job.destination}" if job.destination else "")
+
+
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what JSON can say; numbers from numpy become plain numbers."""
+    return json.loads(
+        json.dumps(dict(values), default=lambda value: value.item() if hasattr(value, "item") else str(value))
+    )

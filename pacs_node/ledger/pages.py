@@ -1,0 +1,245 @@
+"""What the web pages, the health check and the metrics read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from pacs_node.ledger.engine import Database
+from pacs_node.ledger.tables import (
+    arrival_table,
+    edition_table,
+    event_table,
+    instance_table,
+    job_table,
+    receipt_table,
+    result_table,
+    series_table,
+)
+from pacs_node.records import (
+    JOB_KINDS,
+    JOB_STATES,
+    OPEN_JOB_STATES,
+)
+
+
+class Pages(Database):
+    """Questions that change nothing."""
+
+    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
+        """The latest series first, as plain values."""
+        with self._begin() as db:
+            query = sa.select(series_table).order_by(series_table.c.first_arrival.desc()).limit(limit)
+            if before is not None:
+                query = query.where(series_table.c.first_arrival < before)
+            rows = db.execute(query).mappings().all()
+            jobs = (
+                db.execute(
+                    sa.select(
+                        job_table.c.series_uid,
+                        job_table.c.pipeline,
+                        job_table.c.kind,
+                        job_table.c.state,
+                        job_table.c.revision,
+                    )
+                    .where(job_table.c.series_uid.in_([row["series_uid"] for row in rows]))
+                    .order_by(job_table.c.created_at)
+                )
+                .mappings()
+                .all()
+            )
+            return [_summary(row, jobs) for row in rows]
+
+    def series(self, series_uid: str) -> dict[str, Any] | None:
+        """Everything about one series, as plain values."""
+        with self._begin() as db:
+            row = db.execute(sa.select(series_table).where(series_table.c.series_uid == series_uid)).mappings().first()
+            if row is None:
+                return None
+            jobs = (
+                db.execute(
+                    sa.select(job_table)
+                    .where(job_table.c.series_uid == series_uid)
+                    .order_by(job_table.c.created_at, job_table.c.id)
+                )
+                .mappings()
+                .all()
+            )
+            ids = [job["id"] for job in jobs]
+            results = (
+                db.execute(sa.select(result_table).where(result_table.c.job.in_(ids)).order_by(result_table.c.position))
+                .mappings()
+                .all()
+            )
+            receipts = (
+                db.execute(sa.select(receipt_table).where(receipt_table.c.job.in_(ids)).order_by(receipt_table.c.at))
+                .mappings()
+                .all()
+            )
+            editions = {
+                edition["job"]: {
+                    "revision": edition["number"],
+                    "replaces": [each["sop_instance_uid"] for each in edition["replaces"]],
+                }
+                for edition in db.execute(sa.select(edition_table).where(edition_table.c.job.in_(ids))).mappings()
+            }
+            arrivals = (
+                db.execute(sa.select(arrival_table).where(arrival_table.c.job.in_(ids)).order_by(arrival_table.c.id))
+                .mappings()
+                .all()
+            )
+            events = (
+                db.execute(
+                    sa.select(event_table).where(event_table.c.series_uid == series_uid).order_by(event_table.c.id)
+                )
+                .mappings()
+                .all()
+            )
+            calling = db.scalars(
+                sa.select(instance_table.c.calling_ae).where(instance_table.c.series_uid == series_uid).distinct()
+            ).all()
+            verdict = row["verdict"] or {}
+            return {
+                **_summary(row, jobs),
+                "calling_aes": sorted(calling),
+                "expected": row["expected"],
+                "verdict": {key: verdict.get(key) for key in ("fit", "reason", "set_aside", "facts", "remarks")}
+                if verdict
+                else None,
+                "rules": row["rules"] or [],
+                "jobs": [
+                    {**_job_facts(job, results, receipts, arrivals), "edition": editions.get(job["id"])} for job in jobs
+                ],
+                "timeline": [
+                    {"at": _iso(event["at"]), "event": event["event"], "text": event["text"]} for event in events
+                ],
+            }
+
+    def unresolved(self) -> list[dict[str, Any]]:
+        """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values.
+
+        Dealt with: retried, dismissed, run again with its series (a later job of its kind, route and destination), or
+        overtaken by late images.
+        """
+        later = job_table.alias("later")
+        place = sa.func.coalesce(job_table.c.destination, "")
+        again = sa.exists().where(
+            later.c.series_uid == job_table.c.series_uid,
+            later.c.kind == job_table.c.kind,
+            later.c.route == job_table.c.route,
+            sa.func.coalesce(later.c.destination, "") == place,
+            later.c.created_at > job_table.c.created_at,
+        )
+        current = sa.func.coalesce(series_table.c.revision, job_table.c.revision) == job_table.c.revision
+        query = (
+            sa.select(job_table)
+            .outerjoin(series_table, series_table.c.series_uid == job_table.c.series_uid)
+            .where(job_table.c.state == "failed", current, ~again)
+            .order_by(job_table.c.finished_at.desc())
+        )
+        with self._begin() as db:
+            return [_trouble(row) for row in db.execute(query).mappings()]
+
+    def overdue(self, made_before: Mapping[str, datetime]) -> list[dict[str, Any]]:
+        """Jobs that have not ended though they were made before the time of their kind, the oldest first."""
+        old = [
+            sa.and_(job_table.c.kind == kind, job_table.c.created_at < before) for kind, before in made_before.items()
+        ]
+        query = (
+            sa.select(job_table)
+            .where(job_table.c.state.in_(OPEN_JOB_STATES), sa.or_(*old))
+            .order_by(job_table.c.created_at)
+        )
+        with self._begin() as db:
+            return [_trouble(row) for row in db.execute(query).mappings()]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Series and jobs by state, for /health and /metrics."""
+        with self._begin() as db:
+            series = db.execute(sa.select(series_table.c.state, sa.func.count()).group_by(series_table.c.state)).all()
+            jobs = db.execute(
+                sa.select(job_table.c.kind, job_table.c.state, sa.func.count()).group_by(
+                    job_table.c.kind, job_table.c.state
+                )
+            ).all()
+            return {
+                "series": dict(tuple(row) for row in series),
+                **{
+                    each: dict.fromkeys(JOB_STATES, 0) | {s: n for kind, s, n in jobs if kind == each}
+                    for each in JOB_KINDS
+                },
+            }
+
+    def arrival_counts(self) -> list[tuple[str, str, str, int]]:
+        """(destination, "yes" | "no" | "not proven", how, number) of what is known about arrivals, for /metrics."""
+        words = {True: "yes", False: "no", None: "not proven"}
+        kinds = arrival_table.c.destination, arrival_table.c.arrived, arrival_table.c.how
+        with self._begin() as db:
+            rows = db.execute(sa.select(*kinds, sa.func.count()).group_by(*kinds)).all()
+            return [(destination, words[arrived], how, number) for destination, arrived, how, number in rows]
+
+
+def _summary(row: Any, jobs: Iterable[Any]) -> dict[str, Any]:
+    own = [job for job in jobs if job["series_uid"] == row["series_uid"]]
+    return {
+        "series_uid": row["series_uid"],
+        "study_uid": row["study_uid"],
+        "modality": row["modality"],
+        "description": row["description"],
+        "state": row["state"],
+        "instances": row["arrived"],
+        "revision": row["revision"],
+        "closed_because": row["closed_because"],
+        "first_arrival": _iso(row["first_arrival"]),
+        "last_arrival": _iso(row["last_arrival"]),
+        "jobs": [
+            {"pipeline": job["pipeline"], "kind": job["kind"], "state": job["state"], "revision": job["revision"]}
+            for job in own
+        ],
+    }
+
+
+def _trouble(job: Any) -> dict[str, Any]:
+    plain = ("kind", "pipeline", "destination", "series_uid", "state", "reason")
+    return {"job": job["id"], **{name: job[name] for name in plain}, "created_at": _iso(job["created_at"])}
+
+
+def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arrivals: Iterable[Any]) -> dict[str, Any]:
+    latest = {a["sop_instance_uid"]: a for a in arrivals if a["job"] == job["id"]}
+    plain = (
+        "id", "kind", "pipeline", "route", "destination", "revision", "state", "priority", "reason",
+        "progress", "progress_text", "warnings", "facts",
+    )  # fmt: skip
+    return {
+        **{name: job[name] for name in plain},
+        "attempts": job["attempt"],
+        **{name: _iso(job[name]) for name in ("not_before", "created_at", "started_at", "finished_at")},
+        "results": [
+            {"sop_instance_uid": r["sop_instance_uid"], "sop_class_uid": r["sop_class_uid"]}
+            for r in results
+            if r["job"] == job["id"]
+        ],
+        "receipts": [
+            {
+                "sop_instance_uid": r["sop_instance_uid"],
+                "stored": r["stored"],
+                "status": r["status"],
+                "text": r["text"],
+                "at": _iso(r["at"]),
+                "sop_class_uid": r["sop_class_uid"],
+            }
+            for r in receipts
+            if r["job"] == job["id"]
+        ],
+        "arrivals": [
+            {**{name: a[name] for name in ("sop_instance_uid", "arrived", "how", "text")}, "at": _iso(a["at"])}
+            for a in latest.values()
+        ],
+    }
+
+
+def _iso(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat(timespec="milliseconds")

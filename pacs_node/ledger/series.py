@@ -1,0 +1,298 @@
+"""Instances and the series they make: taken in, closed with a verdict and jobs, run again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from pacs_node.ledger.jobs import Jobs, as_json
+from pacs_node.ledger.tables import (
+    association_table,
+    instance_table,
+    job_table,
+    series_table,
+)
+from pacs_node.records import (
+    OPEN_JOB_STATES,
+    AssociationEnd,
+    Evidence,
+    Instance,
+    Job,
+    OpenSeries,
+    Verdict,
+)
+
+
+class SeriesRows(Jobs):
+    """Instances and series."""
+
+    def take_in(self, instance: Instance) -> bool:
+        """Index one durable instance. False when it was known already; a late one reopens its series."""
+        with self._begin() as db:
+            row = {name: getattr(instance, name) for name in Instance.__dataclass_fields__} | {
+                "path": str(instance.path)
+            }
+            if not db.execute(self._insert(instance_table).values(row).on_conflict_do_nothing()).rowcount:
+                return False
+            arrival = self._insert(series_table).values(
+                series_uid=instance.series_uid,
+                study_uid=instance.study_uid,
+                state="receiving",
+                modality="",
+                description="",
+                arrived=1,
+                revision=0,
+                first_arrival=instance.received_at,
+                last_arrival=instance.received_at,
+            )
+            arrival = arrival.on_conflict_do_update(
+                index_elements=[series_table.c.series_uid],
+                set_={
+                    "state": "receiving",
+                    "arrived": series_table.c.arrived + 1,
+                    "last_arrival": instance.received_at,
+                    "expected": None,  # what the peer said was said before this one came: ask again
+                    "expected_from": None,
+                },
+            )
+            db.execute(arrival)
+            return True
+
+    def known_paths(self) -> set[Path]:
+        """Where every indexed instance lies; what the spool holds besides was stored without its row."""
+        with self._begin() as db:
+            return {Path(path) for path in db.scalars(sa.select(instance_table.c.path))}
+
+    def association_ended(self, end: AssociationEnd) -> list[str]:
+        """Remember how a sender left; the series it brought."""
+        with self._begin() as db:
+            brought = list(
+                db.scalars(
+                    sa.select(instance_table.c.series_uid)
+                    .where(instance_table.c.association == end.association)
+                    .distinct()
+                )
+            )
+            if brought:
+                db.execute(
+                    self._insert(association_table)
+                    .values(
+                        association=end.association,
+                        calling_ae=end.calling_ae,
+                        released=end.released,
+                        ended_at=end.at,
+                    )
+                    .on_conflict_do_nothing()
+                )
+            return brought
+
+    def open_series(self, connected: frozenset[str]) -> list[OpenSeries]:
+        """The series that still receive. `connected`: ids of the associations that are open now."""
+        with self._begin() as db:
+            rows = db.execute(sa.select(series_table).where(series_table.c.state == "receiving")).mappings().all()
+            answer = []
+            for row in rows:
+                brought = db.execute(
+                    sa.select(instance_table.c.association, instance_table.c.calling_ae)
+                    .where(instance_table.c.series_uid == row["series_uid"])
+                    .distinct()
+                ).all()
+                associations = {association for association, _ in brought}
+                released = set(
+                    db.scalars(
+                        sa.select(association_table.c.association).where(
+                            association_table.c.association.in_(associations), association_table.c.released
+                        )
+                    )
+                )
+                evidence = Evidence(
+                    last_arrival=row["last_arrival"],
+                    arrived=row["arrived"],
+                    open_associations=frozenset(associations & connected),
+                    released=associations <= released,
+                    expected=row["expected"],
+                    expected_from=row["expected_from"],
+                )
+                answer.append(
+                    OpenSeries(row["series_uid"], row["study_uid"], evidence, tuple(sorted({ae for _, ae in brought})))
+                )
+            return answer
+
+    def expect(self, series_uid: str, arrived: int, count: int, peer: str) -> None:
+        """A peer says how many instances the series has; not noted if another one arrived since it was asked."""
+        with self._begin() as db:
+            db.execute(
+                sa.update(series_table)
+                .where(series_table.c.series_uid == series_uid, series_table.c.arrived == arrived)
+                .values(expected=count, expected_from=peer)
+            )
+
+    def instances(self, series_uid: str) -> list[Instance]:
+        with self._begin() as db:
+            rows = db.execute(
+                sa.select(instance_table)
+                .where(instance_table.c.series_uid == series_uid)
+                .order_by(instance_table.c.sop_instance_uid)
+            ).mappings()
+            return [Instance(**{**row, "path": Path(row["path"])}) for row in rows]
+
+    def close_series(
+        self,
+        series_uid: str,
+        *,
+        arrived: int,
+        because: str,
+        modality: str,
+        description: str,
+        verdict: Verdict,
+        rules: Sequence[Mapping[str, Any]],
+        jobs: Sequence[Job],
+        revision: int,
+        now: datetime,
+    ) -> bool:
+        """Close a series and write down everything decided about it, jobs included, at once.
+
+        False, and nothing written, when another instance arrived meanwhile.
+        """
+        with self._begin() as db:
+            closed = db.execute(
+                sa.update(series_table)
+                .where(
+                    series_table.c.series_uid == series_uid,
+                    series_table.c.arrived == arrived,
+                    series_table.c.state == "receiving",
+                )
+                .values(
+                    state="closed",
+                    revision=revision,
+                    closed_because=because,
+                    modality=modality[:16],
+                    description=description[:64],
+                    verdict=_verdict_row(verdict),
+                    rules=list(rules),
+                )
+            ).rowcount
+            if not closed:
+                return False
+            # Work on the former images is void; results made of them are still sent, unless better ones are coming.
+            void = ("infer", "send") if jobs and verdict.fit else ("infer",)
+            db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.series_uid == series_uid,
+                    job_table.c.state.in_(OPEN_JOB_STATES),
+                    job_table.c.kind.in_(void),
+                )
+                .values(state="superseded", finished_at=now, reason=f"late images made revision {revision}")
+            )
+            for job in jobs:
+                self._add_job(db, job)
+            self._note(db, series_uid, now, "closed", f"revision {revision}: {because}")
+            self._note(db, series_uid, now, "judged", verdict.reason)
+            for rule in rules:
+                text = f"route {rule['rule']}: " + (rule["why_not"] or "matches")
+                self._note(db, series_uid, now, "routed", text)
+            return True
+
+    def run_series_again(
+        self,
+        series_uid: str,
+        *,
+        arrived: int,
+        revision: int,
+        verdict: Verdict,
+        rules: Sequence[Mapping[str, Any]],
+        jobs: Sequence[Job],
+        now: datetime,
+    ) -> bool:
+        """New jobs for a closed series. False, and nothing written, when it is being worked on or has changed."""
+        with self._begin() as db:
+            busy = db.scalar(
+                sa.select(job_table.c.id).where(
+                    job_table.c.series_uid == series_uid,
+                    job_table.c.kind == "infer",
+                    job_table.c.state.in_(OPEN_JOB_STATES),
+                )
+            )
+            if busy is not None:
+                return False
+            closed = db.execute(
+                sa.update(series_table)
+                .where(
+                    series_table.c.series_uid == series_uid,
+                    series_table.c.arrived == arrived,
+                    series_table.c.revision == revision,
+                    series_table.c.state == "closed",
+                )
+                .values(verdict=_verdict_row(verdict), rules=list(rules))
+            ).rowcount
+            if not closed:
+                return False
+            for job in jobs:
+                self._add_job(db, job)
+            self._note(db, series_uid, now, "run again", ", ".join(job.route for job in jobs))
+            return True
+
+    def series_of_route(self, route: str) -> list[str]:
+        """Series that a route has made a job for, the oldest first."""
+        with self._begin() as db:
+            return list(
+                db.scalars(
+                    sa.select(job_table.c.series_uid)
+                    .where(job_table.c.route == route, job_table.c.kind == "infer")
+                    .group_by(job_table.c.series_uid)
+                    .order_by(sa.func.min(job_table.c.created_at))
+                )
+            )
+
+    def series_since(self, since: datetime) -> list[str]:
+        """Closed series whose last image came at that time or later, the oldest first."""
+        with self._begin() as db:
+            return list(
+                db.scalars(
+                    sa.select(series_table.c.series_uid)
+                    .where(series_table.c.state == "closed", series_table.c.last_arrival >= since)
+                    .order_by(series_table.c.last_arrival)
+                )
+            )
+
+    def revision(self, series_uid: str) -> int:
+        with self._begin() as db:
+            return db.scalar(sa.select(series_table.c.revision).where(series_table.c.series_uid == series_uid)) or 0
+
+    def verdict(self, series_uid: str) -> Verdict | None:
+        """What the geometry gate said when the series last closed."""
+        with self._begin() as db:
+            said = db.scalar(sa.select(series_table.c.verdict).where(series_table.c.series_uid == series_uid))
+            if said is None:
+                return None
+            several = {name: tuple(said.get(name, ())) for name in ("use", "remarks")}  # rows of 0.1.0 have no remarks
+            return Verdict(**{**said, **several})
+
+    def kept(self, sop_instance_uids: Sequence[str]) -> list[Instance]:
+        """Those of these instances that we took in."""
+        kept: list[Instance] = []
+        with self._begin() as db:
+            for start in range(0, len(sop_instance_uids), 500):  # SQLite takes 999 parameters, if it is old
+                rows = db.execute(
+                    sa.select(instance_table).where(
+                        instance_table.c.sop_instance_uid.in_(sop_instance_uids[start : start + 500])
+                    )
+                ).mappings()
+                kept += [Instance(**{**row, "path": Path(row["path"])}) for row in rows]
+        return kept
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "fit": verdict.fit,
+        "reason": verdict.reason,
+        "use": list(verdict.use),
+        "set_aside": verdict.set_aside,
+        "facts": as_json(verdict.facts),
+        "remarks": list(verdict.remarks),
+    }

@@ -1,0 +1,251 @@
+"""The tables of the ledger, as SQLAlchemy sees them. Their history is in migrations/."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """An aware UTC time, stored as ISO text on SQLite (which has no time zone) and natively on PostgreSQL."""
+
+    impl = sa.String(32)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.DateTime(timezone=True) if dialect.name == "postgresql" else sa.String(32))
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).isoformat(timespec="microseconds")  # one width, so that text order is time order
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return (datetime.fromisoformat(value) if isinstance(value, str) else value).astimezone(UTC)
+
+
+metadata = sa.MetaData()
+
+
+instance_table = sa.Table(
+    "instance",
+    metadata,
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.Column("association", sa.String(64), nullable=False),
+    sa.Column("calling_ae", sa.String(16), nullable=False),
+)
+
+
+series_table = sa.Table(
+    "series",
+    metadata,
+    sa.Column("series_uid", sa.String(64), primary_key=True),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("modality", sa.String(16), nullable=False, default=""),
+    sa.Column("description", sa.String(64), nullable=False, default=""),
+    sa.Column("arrived", sa.Integer, nullable=False, default=0),
+    sa.Column("revision", sa.Integer, nullable=False, default=0),  # 0 until it first closes
+    sa.Column("closed_because", sa.Text),
+    sa.Column("first_arrival", UtcDateTime, nullable=False, index=True),
+    sa.Column("last_arrival", UtcDateTime, nullable=False),
+    sa.Column("expected", sa.Integer),
+    sa.Column("expected_from", sa.String(64)),
+    sa.Column("verdict", sa.JSON),
+    sa.Column("rules", sa.JSON),
+)
+
+
+association_table = sa.Table(
+    "association",
+    metadata,
+    sa.Column("association", sa.String(64), primary_key=True),
+    sa.Column("calling_ae", sa.String(16), nullable=False),
+    sa.Column("released", sa.Boolean, nullable=False),
+    sa.Column("ended_at", UtcDateTime, nullable=False),
+)
+
+
+event_table = sa.Table(
+    "event",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("event", sa.String(32), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+)
+
+
+job_table = sa.Table(
+    "job",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(8), nullable=False),  # infer | send | confirm | report
+    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("pipeline", sa.String(64), nullable=False),
+    sa.Column("route", sa.String(64), nullable=False),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("priors", sa.String(64)),  # the peer to ask for earlier studies of the patient
+    sa.Column("send_to", sa.JSON, nullable=False),  # names of peers; an infer job's destinations
+    sa.Column("destination", sa.String(64)),  # a send or confirm job's one; of a report the sender's AE title
+    # a send job's infer job, a confirm job's send job, a report's Transaction UID
+    sa.Column("parent", sa.String(64), index=True),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("generation", sa.Integer, nullable=False, default=1),
+    sa.Column("attempt", sa.Integer, nullable=False, default=1),  # the one that runs or is next
+    sa.Column("crashes", sa.Integer, nullable=False, default=0),  # attempts begun without an outcome, in a row
+    sa.Column("executor", sa.String(128)),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("progress", sa.Float, nullable=False, default=0.0),
+    sa.Column("progress_text", sa.Text, nullable=False, default=""),
+    sa.Column("warnings", sa.JSON, nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("not_before", UtcDateTime),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("finished_at", UtcDateTime),
+)
+
+
+result_table = sa.Table(
+    "result",
+    metadata,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),  # in sending order
+)
+
+
+receipt_table = sa.Table(
+    "receipt",
+    metadata,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("stored", sa.Boolean, nullable=False),
+    sa.Column("status", sa.Integer),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False, server_default=""),  # of what was sent
+)
+
+
+answer_table = sa.Table(  # what a destination accepted and refused when it was last asked
+    "answer",
+    metadata,
+    sa.Column("destination", sa.String(64), primary_key=True),
+    sa.Column("sop_class_uid", sa.String(64), primary_key=True),
+    sa.Column("transfer_syntax_uid", sa.String(64), primary_key=True),
+    sa.Column("settings", sa.String(64), nullable=False),  # a digest: asked under other settings, it says nothing
+    sa.Column("refused", sa.Text),  # the reason; nothing: accepted
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+
+
+edition_table = sa.Table(
+    "edition",
+    metadata,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("pipeline", sa.String(64), nullable=False),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),  # of the series
+    sa.Column("version", sa.String(64), nullable=False),  # of the algorithm
+    sa.Column("analysed", sa.Boolean, nullable=False),
+    sa.Column("dated", UtcDateTime, nullable=False),
+    sa.Column("replaces", sa.JSON, nullable=False),
+    sa.Column("objects", sa.JSON, nullable=False),
+)
+
+
+commitment_table = sa.Table(
+    "commitment",
+    metadata,
+    sa.Column("transaction_uid", sa.String(64), primary_key=True),  # written before the peer hears of it
+    sa.Column("job", sa.String(64), nullable=False, index=True),  # the confirm job
+    sa.Column("begun_at", UtcDateTime, nullable=False),
+    sa.Column("accepted_at", UtcDateTime),
+    sa.Column("over", sa.Text, nullable=False, default=""),
+    sa.Column("again", sa.Boolean, nullable=False, default=False),
+    sa.Column("reported_at", UtcDateTime),
+    sa.Column("reported_by", sa.String(16), nullable=False, default=""),  # "": on the association of the request
+    sa.Column("committed", sa.JSON, nullable=False),
+    sa.Column("failed", sa.JSON, nullable=False),
+    sa.Column("heeded", sa.Boolean, nullable=False, default=False),  # an attempt of the job knows the report
+)
+
+
+arrival_table = sa.Table(
+    "arrival",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),  # the latest of an object is the valid one
+    sa.Column("job", sa.String(64), nullable=False, index=True),
+    sa.Column("destination", sa.String(64), nullable=False),
+    sa.Column("sop_instance_uid", sa.String(64), nullable=False),
+    sa.Column("arrived", sa.Boolean),  # NULL: not proven
+    sa.Column("how", sa.String(32), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+
+
+commitment_request_table = sa.Table(
+    "commitment_request",
+    metadata,
+    sa.Column("calling_ae", sa.String(16), primary_key=True),
+    sa.Column("transaction_uid", sa.String(64), primary_key=True),
+    sa.Column("wanted", sa.JSON, nullable=False),
+    sa.Column("asked_at", UtcDateTime, nullable=False),
+    sa.Column("reported_at", UtcDateTime),
+)
+
+
+refusal_table = sa.Table(
+    "refusal",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("calling_ae", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("sop_instance_uid", sa.Text, nullable=False),
+    sa.Column("series_uid", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("file", sa.Text, nullable=False),
+)
+
+
+refusal_count_table = sa.Table(
+    "refusal_count",
+    metadata,
+    sa.Column("kind", sa.String(32), primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("latest", UtcDateTime, nullable=False),
+)
+
+
+lease_table = sa.Table(
+    "lease",
+    metadata,
+    sa.Column("executor", sa.String(128), primary_key=True),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+)

@@ -1,0 +1,120 @@
+"""A peer of the settings as a destination, and as whom to ask whether results arrived."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+
+from config import Config, Peer
+from dicom_sr.forms import Profile
+from pacs_node.confirm import Witness
+from pacs_node.deliver.arrival import DimseWitness
+from pacs_node.deliver.destination import Destination
+from pacs_node.deliver.dimse import DimseDestination
+from pacs_node.deliver.dimse import Peer as DicomPeer
+from pacs_node.deliver.folder import FolderDestination
+from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
+from pacs_node.encode import ResultForms
+from pacs_node.errors import (
+    CannotStart,
+    LedgerUnavailable,
+)
+from pacs_node.ledger import Ledger
+from pacs_node.records import (
+    Answer,
+)
+
+
+class LedgerMemory:
+    """What one destination accepts, as the ledger has it. Other settings of the peer, or another calling AE title:
+    everything is asked anew."""
+
+    def __init__(self, ledger: Ledger, peer: Peer, calling_ae: str) -> None:
+        self.ledger, self.peer = ledger, peer
+        self.settings = hashlib.sha256(f"{calling_ae} {peer.model_dump_json()}".encode()).hexdigest()
+
+    def answers(self) -> list[Answer]:
+        return self.ledger.answers(self.peer.name, self.settings)
+
+    def asked_again_at(self, answer: Answer) -> datetime:
+        return answer.at + timedelta(hours=self.peer.ask_again_h)
+
+    def refusals(self, now: datetime) -> dict[tuple[str, str], str]:
+        return {
+            (answer.sop_class_uid, answer.transfer_syntax_uid): f"{answer.refused} (asked {answer.at:%Y-%m-%d %H:%M})"
+            for answer in self.answers()
+            if answer.refused is not None and now < self.asked_again_at(answer)
+        }
+
+    def remember(self, answers: Sequence[Answer]) -> None:
+        with suppress(LedgerUnavailable):  # an aid: without it more is asked next time
+            self.ledger.remember_answers(self.peer.name, self.settings, answers)
+
+
+def _profile(peer: Peer) -> Profile:
+    return Profile(
+        label_map=peer.segmentation == "LABELMAP",
+        omit_empty_frames=peer.omit_empty_frames,
+        key_objects=peer.key_objects,
+        key_images=peer.key_images,
+        viewer=peer.viewer,
+    )
+
+
+def destination_of(config: Config, name: str, ledger: Ledger) -> Destination:
+    peer = config.peer(name)
+    forms = ResultForms(_profile(peer))
+    if peer.folder is not None:
+        return FolderDestination(name, peer.folder, forms)
+    if peer.dicomweb_url is not None:
+        with _certificates(peer):
+            return StowDestination(_web_peer(config, peer), forms)
+    return DimseDestination(_dicom_peer(config, peer), forms, LedgerMemory(ledger, peer, config.node.ae_title))
+
+
+def witness_of(config: Config, peer: Peer) -> Witness | None:
+    """Whom to ask whether results arrived; None: nobody is asked."""
+    if peer.folder is not None or peer.confirm == "none":
+        return None
+    if peer.dicomweb_url is not None:
+        with _certificates(peer):
+            return QidoWitness(_web_peer(config, peer))
+    ways = {"auto": (True, True), "commitment": (True, False), "query": (False, True)}
+    commits, queries = ways[peer.confirm]
+    return DimseWitness(_dicom_peer(config, peer), commits=commits, queries=queries)
+
+
+def _dicom_peer(config: Config, peer: Peer) -> DicomPeer:
+    assert peer.ae_title is not None  # the settings promise all three of a peer that is reachable
+    assert peer.host is not None
+    assert peer.port is not None
+    return DicomPeer(
+        peer.name, peer.ae_title, peer.host, peer.port, config.node.ae_title, timeout_s=config.receive.dimse_timeout_s
+    )
+
+
+def _web_peer(config: Config, peer: Peer) -> WebPeer:
+    assert peer.dicomweb_url is not None
+    return WebPeer(
+        peer.name,
+        peer.dicomweb_url,
+        config.receive.dimse_timeout_s,
+        token=peer.dicomweb_token.get_secret_value() if peer.dicomweb_token else None,
+        user=peer.dicomweb_user,
+        password=peer.dicomweb_password.get_secret_value() if peer.dicomweb_password else None,
+        verify=peer.dicomweb_verify,
+        ca_file=peer.dicomweb_ca,
+    )
+
+
+@contextmanager
+def _certificates(peer: Peer) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = error.strerror or str(error) if isinstance(error, OSError) else "no certificate in it"
+        raise CannotStart(
+            f"peer '{peer.name}': dicomweb_ca {peer.dicomweb_ca} cannot be used ({why.lower()}): correct dicomweb_ca"
+        ) from error

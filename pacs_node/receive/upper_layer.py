@@ -1,0 +1,198 @@
+"""pynetdicom's upper layer (PS3.8) for a listener: no polling, and no message longer than memory allows."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from socketserver import BaseServer
+from typing import Any, cast
+
+import structlog
+from pynetdicom import AE, evt
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.association import Association
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.pdu_items import PresentationDataValueItem
+from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+from pacs_node.association import Messages
+from pacs_node.receive.commitment import CommittingAssociation
+
+log = structlog.get_logger(__name__)
+
+LONGEST_REQUEST = 1 << 20  # bytes of an A-ASSOCIATE-RQ: 128 contexts of 40 syntaxes stay below half of it
+
+LOOK_ROUND_S = 0.02  # how long pynetdicom's loops may rest before they look at their timers again
+
+P_DATA_TF_TYPE = 0x04  # PS3.8 9.3.5
+
+
+class Server(ThreadedAssociationServer):
+    """pynetdicom's server, with sockets that neither stall nor wait for ever."""
+
+    daemon_threads = True  # `_Handler.handle` lasts as long as its association
+
+    def __init__(
+        self,
+        ae: AE,
+        address: tuple[str, int],
+        handlers: Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]],
+        on_end: Callable[[Association], None],
+    ) -> None:
+        """on_end: called when an association is over, however it ended. Raises OSError when the port is taken."""
+        self.handlers, self.on_end = handlers, on_end
+        super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        client, address = super().get_request()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # responses are small: do not hold them back
+        client.settimeout(self.ae.network_timeout)  # else half a PDU holds a thread for ever
+        return client, address
+
+    def shutdown(self) -> None:
+        """Stop listening; open associations go on."""
+        BaseServer.shutdown(self)
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.exception("listener.connection-failed", address=client_address)
+
+
+class _Handler(RequestHandler):
+    """One connection, in a thread of its own, until its association is over."""
+
+    server: Server
+
+    def handle(self) -> None:
+        association = self._create_association()
+        try:
+            association.start()
+            association.join()
+        finally:
+            cast(_UpperLayer, association.dul).bell.close()
+            self.server.on_end(association)
+
+    def _create_association(self) -> Association:
+        """As the base does, but with our upper layer."""
+        ae = self.server.ae
+        association = CommittingAssociation(ae, MODE_ACCEPTOR)
+        association.dul, association.dimse = _UpperLayer(association), _Messages(association)
+        association.acse_timeout, association.network_timeout = ae.acse_timeout, ae.network_timeout  # its timers
+        association._server = self.server
+        association.set_socket(_Socket(association, client_socket=cast(socket.socket, self.request)))
+        acceptor = association.acceptor
+        acceptor.ae_title, acceptor.address_info, acceptor.maximum_length = ae.ae_title, self.local, ae.maximum_pdu_size
+        acceptor.implementation_class_uid = ae.implementation_class_uid
+        acceptor.implementation_version_name = ae.implementation_version_name
+        acceptor.supported_contexts = self.server.contexts
+        association.requestor.address_info = self.remote
+        for event, handler in self.server.handlers:
+            association.bind(event, handler)
+        return association
+
+
+class _Bell:
+    """Ends another thread's wait in select."""
+
+    def __init__(self) -> None:
+        self._ring, self._hear = socket.socketpair()
+        self._ring.setblocking(False)
+        self._hear.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._hear.fileno()
+
+    def ring(self) -> None:
+        with contextlib.suppress(OSError):  # full: it rings already; closed: nobody waits
+            self._ring.send(b"!")
+
+    def silence(self) -> None:
+        self._hear.recv(4096)
+
+    def close(self) -> None:
+        self._ring.close()
+        self._hear.close()
+
+
+class _UpperLayer(DULServiceProvider):
+    """pynetdicom's upper layer, woken by what happens instead of looking every millisecond, and reading P-DATA-TF
+    without copying its fragments."""
+
+    def __init__(self, association: Association) -> None:
+        super().__init__(association)
+        self._run_loop_delay = 0.0001  # seconds; the waiting is done in _Socket.ready
+        self.bell = _Bell()
+
+    def send_pdu(self, primitive: Any) -> None:
+        super().send_pdu(primitive)
+        self.bell.ring()
+
+    def _decode_pdu(self, bytestream: bytearray) -> tuple[Any, str]:
+        """(PDU, event of PS3.8 Table 9-10). An error raised here aborts the association."""
+        if bytestream[0] != P_DATA_TF_TYPE:
+            return super()._decode_pdu(bytestream)
+        pdu, body, at = P_DATA_TF(), memoryview(bytestream), 6
+        while at < len(body):
+            length, context_id = struct.unpack_from(">LB", body, at)  # PS3.8 Table 9-23
+            end = at + 4 + length
+            if length < 2 or end > len(body):
+                raise ValueError(f"a presentation data value of {length} bytes in a PDU of {len(body)}")
+            item = PresentationDataValueItem()
+            item.presentation_context_id = context_id
+            item.presentation_data_value = cast(bytes, body[at + 5 : end])  # a view: only written on, to the data set
+            pdu.presentation_data_value_items.append(item)
+            at = end
+        return pdu, "Evt10"
+
+
+class _Messages(Messages):
+    """The same queue, waited for instead of looked into."""
+
+    look_s = LOOK_ROUND_S
+
+
+class _Socket(AssociationSocket):
+    """Waits for data or for something to send, and reads a PDU with as few calls as it takes."""
+
+    @property
+    def ready(self) -> bool:
+        """Is there anything to read? Waits a little when there is nothing else to do."""
+        connection, bell = self.socket, cast(_UpperLayer, self.assoc.dul).bell
+        if connection is None or not self._is_connected:
+            return False
+        wait_ms = LOOK_ROUND_S * 1000 if self.event_queue.empty() else 0
+        try:
+            waiting = select.poll()  # not select, which knows no file descriptor beyond 1023
+            waiting.register(connection, select.POLLIN)
+            waiting.register(bell, select.POLLIN)
+            stirred = [descriptor for descriptor, _ in waiting.poll(wait_ms)]
+            if bell.fileno() in stirred:
+                bell.silence()
+            return connection.fileno() in stirred
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")  # transport connection closed: PS3.8 Table 9-10
+            return False
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """`nr_bytes`, or fewer when the peer is gone. Raises OSError for a PDU longer than was agreed, TimeoutError for
+        one that trickles."""
+        ae = self.assoc.ae
+        connection, patience_s = cast(socket.socket, self.socket), ae.network_timeout or float("inf")
+        if nr_bytes > max(ae.maximum_pdu_size, LONGEST_REQUEST):
+            raise OSError(f"a PDU of {nr_bytes} bytes is longer than agreed")
+        received, at = bytearray(nr_bytes), 0
+        view = memoryview(received)
+        deadline = time.monotonic() + patience_s
+        while at < nr_bytes:
+            count = connection.recv_into(view[at:])
+            if not count:
+                return received[:at]
+            at += count
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{at} of {nr_bytes} bytes of a PDU came in {patience_s:g} s")
+        return received

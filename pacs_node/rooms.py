@@ -1,0 +1,247 @@
+"""The rooms that the flow goes through, joined to the settings."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pydicom
+import structlog
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+
+from config import Config
+from dicom_sr.attributes import UNREADABLE
+from dicom_sr.changes import Comparison
+from dicom_sr.findings import Findings
+from models.pixels import faults
+from pacs_node import __version__, kept, priors
+from pacs_node.assemble.geometry import judge
+from pacs_node.assemble.series import Close, decide
+from pacs_node.commitment import judged
+from pacs_node.confirm import Witness
+from pacs_node.deliver.arrival import sent_objects
+from pacs_node.encode import REJECTION_NOTE, encode_not_run, encode_results, variant_of
+from pacs_node.errors import (
+    GiveUp,
+    JobError,
+    LedgerUnavailable,
+    Refused,
+    Told,
+    TryAgain,
+    Unforeseen,
+)
+from pacs_node.flow import RouteMatch
+from pacs_node.infer import Inference
+from pacs_node.ledger import Ledger
+from pacs_node.peers import destination_of, witness_of
+from pacs_node.receive.commitment import bring_report
+from pacs_node.records import (
+    CommitmentReport,
+    CommitmentRequest,
+    Edition,
+    Instance,
+    Job,
+    OpenSeries,
+    Package,
+    Receipt,
+    Result,
+    Sent,
+    Verdict,
+)
+from pacs_node.route import Rule, route
+
+log = structlog.get_logger()
+
+MOST_UNKEPT = 32  # jobs whose findings are held in memory while no disk takes them
+
+
+class JoinedRooms:
+    """The rooms of `flow.Rooms`, joined to the settings."""
+
+    def __init__(self, config: Config, ledger: Ledger, now: Callable[[], datetime]) -> None:
+        self.config, self.ledger, self.now = config, ledger, now
+        self.rules = [
+            Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors) for r in config.routes
+        ]
+        self.destinations = {
+            peer.name: destination_of(config, peer.name, ledger) for peer in config.peers if peer.reachable
+        }
+        witnesses = {peer.name: witness_of(config, peer) for peer in config.peers if peer.reachable}
+        self.witnesses = {name: witness for name, witness in witnesses.items() if witness is not None}
+        self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
+        self.results = config.node.data_dir / "results"
+        self.rejected = config.node.data_dir / "rejected"
+        self.unkept: dict[Path, Findings] = {}  # that could not be written down
+
+    def decide(self, series: OpenSeries, now: datetime) -> str | None:
+        waits = self.config.assemble
+        decision = decide(
+            series.evidence,
+            now,
+            quiet_s=waits.quiet_s,
+            quiet_unreleased_s=waits.quiet_unreleased_s,
+            max_wait_s=waits.max_wait_s,
+        )
+        return decision.because if isinstance(decision, Close) else None
+
+    def headers(self, instances: Sequence[Instance]) -> list[Dataset]:
+        return [header_of(instance) for instance in instances]
+
+    def judge(self, headers: Sequence[Dataset]) -> Verdict:
+        return judge(headers, min_slices=self.config.assemble.min_slices, faults=faults(headers))
+
+    def matches(self, header: Dataset) -> list[RouteMatch]:
+        return [
+            RouteMatch(rule.name, why_not, rule.pipeline, rule.send_to, rule.priority, rule.options, rule.priors)
+            for rule, why_not in route(self.rules, header)
+        ]
+
+    def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
+        """The findings, kept with the job: when it runs again they are inferred again only if what is asked, or the
+        algorithm, is another."""
+        path = self.results / job.id / f"findings-{kept.asked(job.pipeline, job.options, files)[:16]}.npz"
+        known = self.unkept.get(path) or kept.read(path)
+        if known is not None and known.algorithm.version == self.inference.version(job.pipeline, job.options):
+            return known
+        findings = self.inference.run(job.pipeline, job.options, files, progress)
+        try:
+            return kept.keep(path, findings)
+        except OSError as error:  # the disk is full: encoding waits for room, and finds them here
+            log.warning("findings not kept", job=job.id, error=error.strerror)
+            self.unkept[path] = kept.load(kept.dump(findings))
+            for oldest in list(self.unkept)[:-MOST_UNKEPT]:
+                del self.unkept[oldest]
+            return self.unkept[path]
+
+    def compare(self, job: Job, findings: Findings, files: Sequence[Path]) -> Findings:
+        """The findings with what became of them since an earlier study; with a warning where that cannot be told."""
+        if job.priors is None:
+            return findings
+        of = priors.digest(findings)
+        path = self.results / job.id / f"comparison-{of[:16]}.json"
+        outcome = priors.kept(path, of)
+        if outcome is None:
+            try:
+                outcome = priors.Outcome(self._compared(job, job.priors, findings, files), of=of)
+            except (priors.NoComparison, Refused, TryAgain, GiveUp) as reason:
+                if isinstance(reason, Unforeseen):  # an event of its own: the job goes on without a comparison
+                    log.error("comparison failed", job=job.id, error=str(reason), trace=reason.trace)
+                outcome = priors.Outcome(why_not=str(reason), of=of)
+            outcome = priors.keep(path, outcome)
+        return outcome.told(findings)
+
+    def _compared(self, job: Job, peer_name: str, findings: Findings, files: Sequence[Path]) -> Comparison:
+        """Fetch, judge, compare; what was fetched is gone afterwards. Raises NoComparison or a JobError: why not."""
+        peer = next((peer for peer in self.config.peers if peer.name == peer_name), None)
+        if peer is None or peer.ae_title is None or peer.host is None or peer.port is None:
+            raise priors.NoComparison(f"the settings have no peer '{peer_name}' that can be asked for earlier studies")
+        archive = priors.Archive(peer.name, peer.ae_title, peer.host, peer.port, self.config.node.ae_title)
+        limits = self.config.priors
+        root = self.config.node.data_dir / "priors"
+        folder = root / f"{job.id}.{job.generation}"
+        for left_behind in root.glob(f"{job.id}.*"):  # by a run of this job that was killed
+            shutil.rmtree(left_behind, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+            header = pydicom.dcmread(files[0], stop_before_pixels=True)
+            prior = priors.fetch(
+                archive, header, job.pipeline, folder, max_age_days=limits.max_age_days, timeout_s=limits.timeout_s
+            )
+            headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in prior.images]
+            verdict = judge(headers, min_slices=self.config.assemble.min_slices)
+            if not verdict.fit:
+                raise priors.NoComparison(f"the earlier CT is not fit: {verdict.reason}")
+            of = {str(each.SOPInstanceUID): path for each, path in zip(headers, prior.images, strict=True)}
+            usable = replace(prior, images=tuple(of[uid] for uid in verdict.use))
+            return self.inference.compare(job.pipeline, findings, files, usable, limits.timeout_s)
+        except (priors.NoComparison, JobError, LedgerUnavailable):
+            raise
+        except OSError as error:
+            raise priors.NoComparison(f"{folder} cannot be written or read: {error.strerror}") from error
+        except Exception as error:  # an earlier study is another's data: whatever it holds, this result goes out
+            raise Unforeseen("the comparison", Told.of(error)) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]:
+        return encode_results(
+            replace(findings, variant=variant_of(job.asked)),
+            files,
+            self._folder(job),
+            when=edition.dated,
+            revision=edition.number,
+            replaces=edition.replaces,
+            note=any(self._wants_note(name) for name in job.send_to),
+            rejected=self.rejected / job.id,
+        )
+
+    def reports_not_run(self, job: Job) -> bool:
+        return any(route.name == job.route and route.report_not_run for route in self.config.routes)
+
+    def encode_not_run(self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition) -> list[Result]:
+        return encode_not_run(
+            job.pipeline,
+            variant_of(job.asked),
+            reason,
+            instances,
+            self._folder(job),
+            version=__version__,
+            edition=edition,
+            rejected=self.rejected / job.id,
+        )
+
+    def deliver(self, destination: str, package: Package) -> list[Receipt]:
+        if destination not in self.destinations:
+            raise GiveUp(f"the settings have no peer '{destination}' that results can be sent to")
+        if not self._wants_note(destination):
+            package = replace(package, paths=tuple(path for path in package.paths if REJECTION_NOTE not in path.name))
+        return self.destinations[destination].deliver(package, self.now)
+
+    def _folder(self, job: Job) -> Path:
+        return self.results / job.id / str(job.generation)  # a worker taken for dead writes beside its successor
+
+    def _wants_note(self, name: str) -> bool:
+        return any(peer.name == name and peer.reject_replaced for peer in self.config.peers)
+
+    def witness(self, destination: str) -> Witness | None:
+        return self.witnesses.get(destination)
+
+    def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]:
+        # with their neighbours: what was sent instead of a result lies beside it
+        folders = sorted({path.parent for path in paths})
+        return sent_objects([*paths, *(file for folder in folders for file in sorted(folder.rglob("*.dcm")))], stored)
+
+    def judge_commitment(self, request: CommitmentRequest) -> CommitmentReport:
+        """What of it we hold durably: the row is committed and the file is there."""
+        kept = self.ledger.kept([uid for _, uid in request.wanted])
+        held = {each.sop_instance_uid: each.sop_class_uid for each in kept if each.path.is_file()}
+        return judged(request.transaction_uid, request.wanted, held)
+
+    def report(self, calling_ae: str, report: CommitmentReport) -> None:
+        peer = next((p for p in self.config.peers if p.ae_title == calling_ae and p.host and p.port), None)
+        if peer is None or peer.host is None or peer.port is None:
+            raise GiveUp(f"the settings have no host and port for {calling_ae}, so its report cannot be brought to it")
+        bring_report(
+            report,
+            our_ae=self.config.node.ae_title,
+            their_ae=calling_ae,
+            host=peer.host,
+            port=peer.port,
+            timeout_s=self.config.receive.dimse_timeout_s,
+        )
+
+
+def header_of(instance: Instance) -> Dataset:
+    """Its header; of one that cannot be read, what the listener knew: the verdict will set it aside."""
+    try:
+        return pydicom.dcmread(instance.path, stop_before_pixels=True)
+    except (InvalidDicomError, OSError, *UNREADABLE) as error:
+        log.warning("header unreadable", instance=instance.sop_instance_uid, error=type(error).__name__)
+        known = Dataset()
+        known.SOPClassUID, known.SOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid
+        known.StudyInstanceUID, known.SeriesInstanceUID = instance.study_uid, instance.series_uid
+        return known

@@ -1,0 +1,66 @@
+"""What must hold before a node starts, each with the setting to change when it does not."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pacs_node.errors import (
+    AlreadyRunning,
+    CannotStart,
+)
+
+
+@contextmanager
+def listening_on(port_key: str, port: int, host_key: str, host: str) -> Iterator[None]:
+    """Raises CannotStart with the setting to change when a port cannot be listened on."""
+    try:
+        yield
+    except (OSError, UnicodeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EADDRINUSE:
+            why = f"port {port} of {host} is taken by another program: stop that one, or change {port_key} in [node]"
+        elif number in (errno.EACCES, errno.EPERM):
+            why = f"port {port} may not be opened by this user: change {port_key} in [node] to one above 1023"
+        else:
+            said = error.strerror if isinstance(error, OSError) else error
+            why = f"{host_key} {host!r} in [node] is no address of this machine ({said}): correct {host_key}"
+        raise CannotStart(why) from error
+
+
+def must_be_writable(data_dir: Path) -> None:
+    """Raises CannotStart unless the node can keep things there."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+    except OSError as error:
+        raise CannotStart(
+            f"data_dir {data_dir} in [node] cannot be written ({(error.strerror or '').lower()}): "
+            "make it a folder that this user may write to, or name another one"
+        ) from error
+
+
+def hold(path: Path) -> IO[str]:
+    """Hold the data folder for one worker. Raises AlreadyRunning."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise AlreadyRunning(
+            f"{path.parent} is in use by another worker (process {holder}); "
+            "stop it, or use PostgreSQL to run several workers"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

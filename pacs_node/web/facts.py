@@ -1,0 +1,45 @@
+"""What the pages ask of the node."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Facts(Protocol):
+    """What the pages show. Plain values only: what JSON can say, times as ISO 8601 text."""
+
+    def health(self) -> dict[str, Any]:
+        """{"status": "ok" | "degraded" | "trouble", ...}; "reasons" (sentences) and "attention" (jobs) are shown."""
+
+    def routes(self) -> list[str]:
+        """The names of the settings' routes."""
+
+    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
+        """The latest series first; with `before` those whose first image came earlier."""
+
+    def series(self, series_uid: str) -> dict[str, Any] | None:
+        """Everything about one series, or None."""
+
+    def destinations(self) -> list[dict[str, Any]]:
+        """Where results go, and what each destination answered to each SOP class and transfer syntax."""
+
+    def refusals(self, limit: int) -> dict[str, Any]:
+        """What was refused or kept aside at receipt, the newest first, and how often there was one of each kind:
+        {"counts": {kind: {"number", "latest", "means"}}, "refusals": [...]}"""
+
+    def retry(self, job_id: str) -> bool:
+        """Run this job now. False: there is no such job, or it is not in a state that can be run again."""
+
+    def dismiss(self, job_id: str) -> bool:
+        """Count this failed job as dealt with. False: there is no such job, or it has not failed."""
+
+    def rerun(self, series_uid: str) -> str | None:
+        """Run this series again. None, or why not."""
+
+    def rerun_many(self, route: str | None, since: datetime | None) -> dict[str, str | None]:
+        """Run again what came since then, or what this route has taken: series UID -> None, or why not."""
+
+    def rejected(self, job_id: str) -> dict[str, Path]:
+        """The objects of a job that were held back: name -> file."""
