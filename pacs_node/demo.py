@@ -39,7 +39,7 @@ from models.read import LUNG_WINDOW_HU
 
 NOT_FOR_DIAGNOSIS = "Research use only, not for diagnostic use. Both patients are synthetic."
 SEED = 7
-PATIENCE_S = 1800.0
+GIVE_UP_AFTER_S = 1800.0
 
 SETTINGS = """\
 [node]
@@ -502,10 +502,10 @@ def _answers(url: str) -> bool:
 
 
 def _until(true: Callable[[], bool], process: subprocess.Popen[bytes], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + GIVE_UP_AFTER_S
     while not true():
         if process.poll() is not None:
             raise SystemExit(f"waiting for {what}: the process ended with {process.returncode}; see the .log files")
         if time.monotonic() > deadline:
-            raise SystemExit(f"waiting for {what}: nothing within {PATIENCE_S:g} s; see the .log files")
+            raise SystemExit(f"waiting for {what}: nothing within {GIVE_UP_AFTER_S:g} s; see the .log files")
         time.sleep(0.5)

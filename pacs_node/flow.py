@@ -116,17 +116,17 @@ class RouteMatch:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to wait between two attempts, and how often."""
 
     base_s: float
     max_s: float
     max_attempts: int
 
-    def delay_s(self, attempt: int, dice: random.Random) -> float:
+    def delay_s(self, attempt: int, jitter: random.Random) -> float:
         """Exponential backoff with full jitter on its upper half: between 50 % and 100 % of base * 2^(attempt-1)."""
         ceiling = min(self.max_s, self.base_s * 2 ** min(attempt - 1, 30))
-        return ceiling * (0.5 + 0.5 * dice.random())
+        return ceiling * (0.5 + 0.5 * jitter.random())
 
 
 class Flow:
@@ -136,17 +136,17 @@ class Flow:
         self,
         ledger: Ledger,
         rooms: Rooms,
-        patience: Mapping[str, Patience],
+        retry_policies: Mapping[str, RetryPolicy],
         *,
         poison_limit: int,
         now: Callable[[], datetime],
-        dice: random.Random,
+        jitter: random.Random,
         executor: str,
         await_report_s: float = 900.0,
         at: Callable[[str], None] = lambda step: None,
     ) -> None:
-        self.ledger, self.rooms, self.patience, self.poison_limit = ledger, rooms, patience, poison_limit
-        self.now, self.dice, self.executor, self.at = now, dice, executor, at
+        self.ledger, self.rooms, self.retry_policies, self.poison_limit = ledger, rooms, retry_policies, poison_limit
+        self.now, self.jitter, self.executor, self.at = now, jitter, executor, at
         self.confirm = Confirm(ledger, rooms, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
 
@@ -468,7 +468,7 @@ class Flow:
     def _confirm(self, job: Job) -> None:
         self.at("confirm begun")
         with _step("asking whether the results arrived"):
-            ending = self.confirm(job, last=job.attempt >= self.patience[job.kind].max_attempts)
+            ending = self.confirm(job, last=job.attempt >= self.retry_policies[job.kind].max_attempts)
         self.ledger.finish(job, ending.state, ending.reason, self.now(), arrivals=ending.arrivals)
         self.at("confirm done")
 
@@ -512,13 +512,13 @@ class Flow:
         if isinstance(failure, Await):
             self.ledger.retry_later(job, str(failure), failure.until, (), self.now())
             return (failure.until - self.now()).total_seconds()
-        patience = self.patience[job.kind]
-        if job.attempt >= patience.max_attempts:
+        policy = self.retry_policies[job.kind]
+        if job.attempt >= policy.max_attempts:
             self.ledger.finish(
                 job, "failed", f"gave up after {job.attempt} attempts: {failure}", self.now(), receipts=failure.receipts
             )
             return None
-        delay_s = patience.delay_s(job.attempt, self.dice)
+        delay_s = policy.delay_s(job.attempt, self.jitter)
         not_before = self.now() + timedelta(seconds=delay_s)
         return delay_s if self.ledger.retry_later(job, str(failure), not_before, failure.receipts, self.now()) else None
 

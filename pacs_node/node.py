@@ -24,7 +24,7 @@ from pacs_node.errors import (
     LedgerUnavailable,
 )
 from pacs_node.facts import NodeFacts
-from pacs_node.flow import Flow, Patience
+from pacs_node.flow import Flow, RetryPolicy
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop
@@ -73,7 +73,7 @@ class Node:
             self.ledger,
             self.rooms,
             {
-                kind: Patience(config.jobs.send_backoff_s, config.jobs.send_backoff_max_s, attempts)
+                kind: RetryPolicy(config.jobs.send_backoff_s, config.jobs.send_backoff_max_s, attempts)
                 for kind, attempts in (
                     ("infer", config.jobs.infer_attempts),
                     ("send", config.jobs.max_attempts),
@@ -83,7 +83,7 @@ class Node:
             },
             poison_limit=config.jobs.poison_limit,
             now=now,
-            dice=random.Random(),
+            jitter=random.Random(),
             executor=self.executor,
             await_report_s=config.jobs.await_report_s,
             at=at,

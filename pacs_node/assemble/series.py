@@ -47,22 +47,22 @@ def decide(
         return Close(f"all {_images(evidence.expected)} that {peer} announced arrived{told}")
 
     if evidence.expected is not None:
-        patience_s = max(max_wait_s, quiet_s)
+        silence_s = max(max_wait_s, quiet_s)
         known = f"{evidence.arrived} of {_images(evidence.expected)} that {peer} announced arrived"
     elif evidence.open_associations:
-        patience_s = max(quiet_unreleased_s, quiet_s)
+        silence_s = max(quiet_unreleased_s, quiet_s)
         known = f"{images} arrived, the sender is still connected"
     elif not evidence.released:
-        patience_s = max(quiet_unreleased_s, quiet_s)
+        silence_s = max(quiet_unreleased_s, quiet_s)
         known = f"{images} arrived, the sender broke off without releasing its association"
     else:
-        patience_s = quiet_s
+        silence_s = quiet_s
         known = f"{images} arrived, the sender released its association"
 
-    until = evidence.last_arrival + timedelta(seconds=patience_s)
+    until = evidence.last_arrival + timedelta(seconds=silence_s)
     if now >= until:
-        return Close(f"{known}, and nothing came for {patience_s:g} s")
-    return Wait(until, f"{known}; closes after {patience_s:g} s without another")
+        return Close(f"{known}, and nothing came for {silence_s:g} s")
+    return Wait(until, f"{known}; closes after {silence_s:g} s without another")
 
 
 def _images(count: int) -> str:

@@ -182,17 +182,17 @@ class _Socket(AssociationSocket):
         """`nr_bytes`, or fewer when the peer is gone. Raises OSError for a PDU longer than was agreed, TimeoutError for
         one that trickles."""
         ae = self.assoc.ae
-        connection, patience_s = cast(socket.socket, self.socket), ae.network_timeout or float("inf")
+        connection, silence_s = cast(socket.socket, self.socket), ae.network_timeout or float("inf")
         if nr_bytes > max(ae.maximum_pdu_size, LONGEST_REQUEST):
             raise OSError(f"a PDU of {nr_bytes} bytes is longer than agreed")
         received, at = bytearray(nr_bytes), 0
         view = memoryview(received)
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + silence_s
         while at < nr_bytes:
             count = connection.recv_into(view[at:])
             if not count:
                 return received[:at]
             at += count
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{at} of {nr_bytes} bytes of a PDU came in {patience_s:g} s")
+                raise TimeoutError(f"{at} of {nr_bytes} bytes of a PDU came in {silence_s:g} s")
         return received

@@ -34,7 +34,7 @@ from tests.interop.ohif.viewer import OUT, Sight, Viewer, as_shown, overlap, tin
 from tests.results import WHEN, ct_findings, mass, nodule, refs, us_findings
 
 pytestmark = pytest.mark.timeout(600)
-PATIENCE_S = 120  # a browser without a graphics card on a machine that does other things too
+GIVE_UP_AFTER_S = 120  # a browser without a graphics card on a machine that does other things too
 SAME = 0.9  # overlap of what is seen with what is true; 1.0 was seen, half a pixel along the border must be allowed
 
 
@@ -181,7 +181,7 @@ def sight_of(viewer: Viewer, name: str, what: str, true: Callable[[Sight], bool]
         sight = viewer.look(name)
         return sight if true(sight) else None
 
-    return wait_for(look, PATIENCE_S, f"{what}; see {OUT / name}.png")
+    return wait_for(look, GIVE_UP_AFTER_S, f"{what}; see {OUT / name}.png")
 
 
 def sight_of_a_segment(viewer: Viewer, study: Study, name: str) -> Sight:
@@ -206,7 +206,7 @@ def sight_of_numbers(viewer: Viewer, study: Study, image: int, name: str) -> Sig
             turned_to(viewer, study, image, name)
         return sight if sight.written else None
 
-    return wait_for(look, PATIENCE_S, f"numbers drawn on image {image} of {study.name}; see {OUT / name}.png")
+    return wait_for(look, GIVE_UP_AFTER_S, f"numbers drawn on image {image} of {study.name}; see {OUT / name}.png")
 
 
 def turned_to(viewer: Viewer, study: Study, image: int, name: str) -> Sight:
@@ -294,7 +294,7 @@ def drawn(study: Study, tool: str) -> list[tuple[str, read.Group]]:
 def told(viewer: Viewer, name: str, pattern: str) -> re.Match[str]:
     """What the panel of measurements says."""
     return wait_for(
-        lambda: re.search(pattern, "\n".join(viewer.look(name).rows)), PATIENCE_S, f"measurements with '{pattern}'"
+        lambda: re.search(pattern, "\n".join(viewer.look(name).rows)), GIVE_UP_AFTER_S, f"measurements with '{pattern}'"
     )
 
 

@@ -14,7 +14,7 @@ from pacs_node.assemble.series import Close, Wait, decide
 from pacs_node.records import Evidence
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-PATIENCE = {"quiet_s": 10.0, "quiet_unreleased_s": 60.0, "max_wait_s": 900.0}
+WAITS = {"quiet_s": 10.0, "quiet_unreleased_s": 60.0, "max_wait_s": 900.0}
 
 RELEASED = Evidence(last_arrival=NOON, arrived=85, released=True)
 CONNECTED = Evidence(last_arrival=NOON, arrived=85, open_associations=frozenset({"a1"}))
@@ -46,24 +46,24 @@ def after(seconds: float) -> datetime:
     ],
 )
 def test_what_closes_a_series_and_when(evidence: Evidence, closes_after_s: float, because: str) -> None:
-    assert decide(evidence, after(closes_after_s), **PATIENCE) == Close(because)
+    assert decide(evidence, after(closes_after_s), **WAITS) == Close(because)
     if closes_after_s:
-        early = decide(evidence, after(closes_after_s - 0.001), **PATIENCE)
+        early = decide(evidence, after(closes_after_s - 0.001), **WAITS)
         assert isinstance(early, Wait)
         assert early.until == after(closes_after_s)
 
 
 def test_waiting_says_what_it_waits_for() -> None:
-    waiting = decide(SHORT, after(1), **PATIENCE)
+    waiting = decide(SHORT, after(1), **WAITS)
     assert waiting == Wait(
         after(900), "87 of 100 images that pacs announced arrived; closes after 900 s without another"
     )
 
 
 def test_a_longer_quiet_time_is_never_undercut_by_weaker_evidence() -> None:
-    patience = {"quiet_s": 100.0, "quiet_unreleased_s": 60.0, "max_wait_s": 5.0}
+    waits = {"quiet_s": 100.0, "quiet_unreleased_s": 60.0, "max_wait_s": 5.0}
     for evidence in (CONNECTED, BROKEN_OFF, SHORT):
-        waiting = decide(evidence, NOON, **patience)
+        waiting = decide(evidence, NOON, **waits)
         assert isinstance(waiting, Wait)
         assert waiting.until == after(100)
 
@@ -78,39 +78,37 @@ evidences = st.builds(
     expected=st.none() | counts,
     expected_from=st.none() | st.just("pacs"),
 )
-patiences = st.fixed_dictionaries({key: st.floats(0.1, 5000) for key in PATIENCE})
+waits_of_any_length = st.fixed_dictionaries({key: st.floats(0.1, 5000) for key in WAITS})
 moments = st.floats(-100, 30_000).map(after)
 
 
-@given(evidences, patiences, moments, st.floats(0, 10_000))
-def test_once_closed_it_stays_closed(evidence: Evidence, patience: dict[str, Any], now: datetime, later: float) -> None:
-    if isinstance(decide(evidence, now, **patience), Close):
-        assert decide(evidence, now + timedelta(seconds=later), **patience) == decide(evidence, now, **patience)
+@given(evidences, waits_of_any_length, moments, st.floats(0, 10_000))
+def test_once_closed_it_stays_closed(evidence: Evidence, waits: dict[str, Any], now: datetime, later: float) -> None:
+    if isinstance(decide(evidence, now, **waits), Close):
+        assert decide(evidence, now + timedelta(seconds=later), **waits) == decide(evidence, now, **waits)
 
 
-@given(evidences, patiences, moments)
-def test_it_closes_exactly_when_it_said(evidence: Evidence, patience: dict[str, Any], now: datetime) -> None:
-    decision = decide(evidence, now, **patience)
+@given(evidences, waits_of_any_length, moments)
+def test_it_closes_exactly_when_it_said(evidence: Evidence, waits: dict[str, Any], now: datetime) -> None:
+    decision = decide(evidence, now, **waits)
     if isinstance(decision, Wait):
         assert now < decision.until
-        assert isinstance(decide(evidence, decision.until, **patience), Close)
-        assert isinstance(decide(evidence, decision.until - timedelta(microseconds=1), **patience), Wait)
+        assert isinstance(decide(evidence, decision.until, **waits), Close)
+        assert isinstance(decide(evidence, decision.until - timedelta(microseconds=1), **waits), Wait)
 
 
-@given(evidences, patiences, moments)
-def test_never_within_the_quiet_time_unless_complete(
-    evidence: Evidence, patience: dict[str, Any], now: datetime
-) -> None:
+@given(evidences, waits_of_any_length, moments)
+def test_never_within_the_quiet_time_unless_complete(evidence: Evidence, waits: dict[str, Any], now: datetime) -> None:
     complete = evidence.expected is not None and evidence.arrived >= evidence.expected
-    quiet = timedelta(seconds=patience["quiet_s"])
-    assert isinstance(decide(evidence, now, **patience), Close) >= complete
+    quiet = timedelta(seconds=waits["quiet_s"])
+    assert isinstance(decide(evidence, now, **waits), Close) >= complete
     if not complete and now < evidence.last_arrival + quiet:
-        assert isinstance(decide(evidence, now, **patience), Wait)
+        assert isinstance(decide(evidence, now, **waits), Wait)
 
 
-@given(evidences, patiences, moments, st.floats(0, 1000))
+@given(evidences, waits_of_any_length, moments, st.floats(0, 1000))
 def test_another_image_never_closes_an_uncounted_series(
-    evidence: Evidence, patience: dict[str, Any], now: datetime, later: float
+    evidence: Evidence, waits: dict[str, Any], now: datetime, later: float
 ) -> None:
     """A newer last arrival can only postpone."""
     newer = replace(
@@ -119,24 +117,24 @@ def test_another_image_never_closes_an_uncounted_series(
         arrived=evidence.arrived + 1,
         expected=None,
     )
-    if isinstance(decide(replace(evidence, expected=None), now, **patience), Wait):
-        assert isinstance(decide(newer, now, **patience), Wait)
+    if isinstance(decide(replace(evidence, expected=None), now, **waits), Wait):
+        assert isinstance(decide(newer, now, **waits), Wait)
 
 
-@given(evidences, patiences, moments)
+@given(evidences, waits_of_any_length, moments)
 def test_release_never_waits_longer_than_a_sender_still_connected(
-    evidence: Evidence, patience: dict[str, Any], now: datetime
+    evidence: Evidence, waits: dict[str, Any], now: datetime
 ) -> None:
     connected = replace(evidence, open_associations=frozenset({"a"}))
     released = replace(evidence, open_associations=frozenset(), released=True)
-    if isinstance(decide(connected, now, **patience), Close):
-        assert isinstance(decide(released, now, **patience), Close)
+    if isinstance(decide(connected, now, **waits), Close):
+        assert isinstance(decide(released, now, **waits), Close)
 
 
-@given(evidences, patiences, moments, st.integers(-10_000, 10_000))
+@given(evidences, waits_of_any_length, moments, st.integers(-10_000, 10_000))
 def test_only_differences_of_time_matter(
-    evidence: Evidence, patience: dict[str, Any], now: datetime, shift_s: int
+    evidence: Evidence, waits: dict[str, Any], now: datetime, shift_s: int
 ) -> None:
     shift = timedelta(seconds=shift_s)
-    shifted = decide(replace(evidence, last_arrival=evidence.last_arrival + shift), now + shift, **patience)
-    assert type(shifted) is type(decide(evidence, now, **patience))
+    shifted = decide(replace(evidence, last_arrival=evidence.last_arrival + shift), now + shift, **waits)
+    assert type(shifted) is type(decide(evidence, now, **waits))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pacs_node.errors import NotOffered, TryAgain
-from pacs_node.flow import Flow, Patience
+from pacs_node.flow import Flow, RetryPolicy
 from pacs_node.ledger import Ledger
 from pacs_node.records import (
     CommitmentReport,
@@ -73,9 +73,9 @@ class Story:
         self.kill_at: str | None = None
         self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
         self.ledger.migrate()
-        patience = dict.fromkeys(("infer", "send", "confirm", "report"), Patience(1, 1, 3))
-        self.flow = Flow(self.ledger, self.rooms, patience, poison_limit=9, now=lambda: self.clock,
-                         dice=random.Random(1), executor="w", await_report_s=100, at=self.at)  # fmt: skip
+        policies = dict.fromkeys(("infer", "send", "confirm", "report"), RetryPolicy(1, 1, 3))
+        self.flow = Flow(self.ledger, self.rooms, policies, poison_limit=9, now=lambda: self.clock,
+                         jitter=random.Random(1), executor="w", await_report_s=100, at=self.at)  # fmt: skip
 
     def at(self, step: str) -> None:
         if step == self.kill_at:
@@ -282,7 +282,7 @@ def test_an_object_whose_file_is_gone_is_not_proven(story: Story) -> None:
     assert (facts["state"], facts["reason"]) == ("done", "not proven: its file is no longer here to ask for")
 
 
-def test_a_peer_that_is_down_is_asked_again_until_patience_ends(story: Story) -> None:
+def test_a_peer_that_is_down_is_asked_again_until_the_attempts_end(story: Story) -> None:
     story.sent()
     story.rooms.answer = TryAgain("pacs cannot be reached")
     assert story.run()["state"] == "waiting"

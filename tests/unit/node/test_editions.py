@@ -28,7 +28,7 @@ from dicom_sr.findings import Findings
 from pacs_node.editions import following, merged
 from pacs_node.encode import REJECTION_NOTE, encode_not_run, encode_results
 from pacs_node.errors import TryAgain
-from pacs_node.flow import Flow, Patience, RouteMatch
+from pacs_node.flow import Flow, RetryPolicy, RouteMatch
 from pacs_node.ledger import Ledger
 from pacs_node.records import (
     AssociationEnd,
@@ -131,9 +131,9 @@ class Node:
         self.ledger.migrate()
         self.rooms = Scripted(folder)
         self.step = lambda step: None
-        quick = Patience(0.001, 0.001, 100)
+        quick = RetryPolicy(0.001, 0.001, 100)
         self.flow = Flow(self.ledger, self.rooms, {"infer": quick, "send": quick}, poison_limit=50, now=self.now,
-                         dice=random.Random(1), executor="w1", at=lambda step: self.step(step))  # fmt: skip
+                         jitter=random.Random(1), executor="w1", at=lambda step: self.step(step))  # fmt: skip
         self.images = 0
 
     def now(self) -> datetime:

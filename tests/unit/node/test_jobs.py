@@ -13,7 +13,7 @@ import pytest
 
 from dicom_sr.findings import Algorithm, Findings
 from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
-from pacs_node.flow import Flow, Patience
+from pacs_node.flow import Flow, RetryPolicy
 from pacs_node.jobs import Engine
 from pacs_node.ledger import Ledger
 from pacs_node.records import Edition, Instance, Job, Package, Receipt, Result, Verdict
@@ -70,9 +70,9 @@ class Running:
         self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
         self.ledger.migrate()
         self.rooms = ScriptedRooms(folder)
-        quick = Patience(0.05, 0.2, attempts)
+        quick = RetryPolicy(0.05, 0.2, attempts)
         self.flow = Flow(self.ledger, self.rooms, {"infer": quick, "send": quick}, poison_limit=5, now=now,
-                         dice=random.Random(1), executor="w1")  # fmt: skip
+                         jitter=random.Random(1), executor="w1")  # fmt: skip
         self.engine = Engine(self.ledger, self.flow, executor="w1", infer_slots=1, send_slots=1, sweep_s=0.2,
                              lease_s=30, poison_limit=5, poll_s=0.05, now=now)  # fmt: skip
 
@@ -247,8 +247,8 @@ def test_a_ledger_that_cannot_be_written_is_not_taken_for_deaths_of_the_worker(
 
 
 def test_backoff_doubles_with_jitter_and_is_bounded() -> None:
-    patience = Patience(10, 900, 100)
-    dice = random.Random(3)
+    policy = RetryPolicy(10, 900, 100)
+    jitter = random.Random(3)
     for attempt in range(1, 60):
         ceiling = min(900, 10 * 2 ** (attempt - 1))
-        assert ceiling / 2 <= patience.delay_s(attempt, dice) <= ceiling
+        assert ceiling / 2 <= policy.delay_s(attempt, jitter) <= ceiling

@@ -29,55 +29,55 @@ from tests.results import CASES, encoded
 ODD = (0.1, 1 / 3, 5e-324, 1.7976931348623157e308, 0.0, -0.0, 1e16, 123456.789012345, float("inf"))
 
 
-def anything(dice: random.Random) -> Findings:
+def anything(jitter: random.Random) -> Findings:
     """Findings with every field filled, with odd numbers."""
 
     def number() -> float:
-        return dice.choice([*ODD, dice.random(), dice.uniform(-1e6, 1e6)])
+        return jitter.choice([*ODD, jitter.random(), jitter.uniform(-1e6, 1e6)])
 
     def code() -> Code:
-        return dice.choice([codes.LUNG, codes.LEFT, Code("1", "99X", "Größe ≥ 3", "4.0")])
+        return jitter.choice([codes.LUNG, codes.LEFT, Code("1", "99X", "Größe ≥ 3", "4.0")])
 
     def measurement() -> Measurement:
-        return Measurement(code(), number(), codes.MM, dice.choice([None, codes.MEAN]))
+        return Measurement(code(), number(), codes.MM, jitter.choice([None, codes.MEAN]))
 
     def axis() -> Axis | None:
-        return dice.choice([None, Axis(dice.randrange(9), (number(), number()), (number(), number()))])
+        return jitter.choice([None, Axis(jitter.randrange(9), (number(), number()), (number(), number()))])
 
     def finding(n: int) -> Finding:
-        shape = tuple(dice.randrange(1, 6) for _ in range(3))
+        shape = tuple(jitter.randrange(1, 6) for _ in range(3))
         return Finding(
             number=n,
             label=f"Nodule {n}",
             category=code(),
             type=code(),
             site=code(),
-            laterality=dice.choice([None, codes.RIGHT]),
-            mask=np.array([dice.random() < 0.5 for _ in range(int(np.prod(shape)))]).reshape(shape),
-            offset_zyx=(dice.randrange(99), dice.randrange(99), dice.randrange(99)),
-            key_image=dice.randrange(9),
-            certainty=dice.random(),
+            laterality=jitter.choice([None, codes.RIGHT]),
+            mask=np.array([jitter.random() < 0.5 for _ in range(int(np.prod(shape)))]).reshape(shape),
+            offset_zyx=(jitter.randrange(99), jitter.randrange(99), jitter.randrange(99)),
+            key_image=jitter.randrange(9),
+            certainty=jitter.random(),
             long_axis=axis(),
             short_axis=axis(),
-            measurements=tuple(measurement() for _ in range(dice.randrange(3))),
+            measurements=tuple(measurement() for _ in range(jitter.randrange(3))),
             evaluations=(Evaluation(code(), code()),),
-            predecessor_uid=dice.choice([None, "1.2.3"]),
-            change=dice.choice(["", "grew by 1 mm"]),
+            predecessor_uid=jitter.choice([None, "1.2.3"]),
+            change=jitter.choice(["", "grew by 1 mm"]),
         )
 
     return Findings(
         pipeline="lung-nodule",
         geometry="volume",
-        images=tuple(ImageRef("1.2", f"1.2.{n}", dice.choice([None, n + 1])) for n in range(3)),
-        findings=tuple(finding(n) for n in range(1, dice.randrange(1, 5))),
+        images=tuple(ImageRef("1.2", f"1.2.{n}", jitter.choice([None, n + 1])) for n in range(3)),
+        findings=tuple(finding(n) for n in range(1, jitter.randrange(1, 5))),
         algorithm=Algorithm("a", "0.1+12345678"),
         measurements=(measurement(),),
         evaluations=(Evaluation(code(), code()),),
         warnings=("slices are thick", "ä"),
         facts={"seconds": number(), "device": "cpu", "slices": 3},
         sought=code(),
-        sought_site=dice.choice([None, codes.LUNG]),
-        compared_with=dice.choice(
+        sought_site=jitter.choice([None, codes.LUNG]),
+        compared_with=jitter.choice(
             [None, ComparedWith("1", "2", "3", "4", date(2026, 1, 2), 184, number(), 1, ("one", "two"))]
         ),
         variant='{"views": 1}',
