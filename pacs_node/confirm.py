@@ -60,15 +60,15 @@ class Confirm:
     """Proves that the results of one send job are at their destination, or says why that cannot be proven."""
 
     def __init__(
-        self, ledger: Ledger, rooms: Witnesses, await_report_s: float, now: Callable[[], datetime],
+        self, ledger: Ledger, stages: Witnesses, await_report_s: float, now: Callable[[], datetime],
         at: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.ledger, self.rooms, self.await_report_s, self.now, self.at = ledger, rooms, await_report_s, now, at
+        self.ledger, self.stages, self.await_report_s, self.now, self.at = ledger, stages, await_report_s, now, at
 
     def __call__(self, job: Job, *, last: bool) -> Ending:
         """One attempt. Raises TryAgain unless it is the last one; Await while a report is on its way."""
         assert job.destination is not None
-        witness = self.rooms.witness(job.destination)
+        witness = self.stages.witness(job.destination)
         if witness is None:
             raise GiveUp(f"the settings have no peer '{job.destination}' that can be asked whether results arrived")
         sent, gone = self._sent(job)
@@ -100,7 +100,7 @@ class Confirm:
         send = self.ledger.job(job.parent or "")
         stored = self.ledger.stored(send.id) if send is not None else frozenset()
         results = self.ledger.results(send.parent) if send is not None and send.parent else []
-        sent = self.rooms.sent([result.path for result in results], stored)
+        sent = self.stages.sent([result.path for result in results], stored)
         return sent, sorted(stored - {each.sop_instance_uid for each in sent})
 
     def _by_commitment(

@@ -78,8 +78,8 @@ STEPS = (
 REPORT_AFTER_S = 2.0  # a sender that asks for storage commitment may be told on its own association until then
 
 
-class Rooms(Protocol):
-    """What the flow needs from the rooms; `node.py` joins them.
+class Stages(Protocol):
+    """What the flow needs from the stages; `stages.py` wires them.
 
     `infer` keeps what it answers with the job, and answers the same when the job runs again.
     """
@@ -135,7 +135,7 @@ class Flow:
     def __init__(
         self,
         ledger: Ledger,
-        rooms: Rooms,
+        stages: Stages,
         retry_policies: Mapping[str, RetryPolicy],
         *,
         poison_limit: int,
@@ -145,9 +145,9 @@ class Flow:
         await_report_s: float = 900.0,
         at: Callable[[str], None] = lambda step: None,
     ) -> None:
-        self.ledger, self.rooms, self.retry_policies, self.poison_limit = ledger, rooms, retry_policies, poison_limit
+        self.ledger, self.stages, self.retry_policies, self.poison_limit = ledger, stages, retry_policies, poison_limit
         self.now, self.jitter, self.executor, self.at = now, jitter, executor, at
-        self.confirm = Confirm(ledger, rooms, await_report_s, now, at)
+        self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
 
     # ---- a sender brings an instance, and leaves
@@ -170,7 +170,7 @@ class Flow:
     def _why_complete(self, series: OpenSeries) -> str | None:
         """One series that cannot be decided on holds up no other: it is set aside, in the error's words."""
         try:
-            return self.rooms.decide(series, self.now())
+            return self.stages.decide(series, self.now())
         except Exception as error:  # noqa: BLE001 - the edge of a room: whatever it is, it is this series' own
             told = Told.of(error)
             log.error("series undecided", series=series.series_uid, error=told.words, trace=told.trace)
@@ -228,10 +228,10 @@ class Flow:
 
     def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         """The header that stands for the series, whether it is fit, and what the rules say."""
-        headers = self.rooms.headers(instances)
-        verdict = self.rooms.judge(headers)
+        headers = self.stages.headers(instances)
+        verdict = self.stages.judge(headers)
         header = next((h for h in headers if attributes.text(h, "SOPInstanceUID") in verdict.use[:1]), headers[0])
-        return header, verdict, self.rooms.matches(header)
+        return header, verdict, self.stages.matches(header)
 
     def set_aside(self, series: OpenSeries, because: str, reason: str) -> None:
         """Close a series that cannot even be judged, so that it holds up no other. Another image opens it again."""
@@ -323,16 +323,16 @@ class Flow:
                 self.ledger.progress(job, fraction, text)
 
         with _step("inference"):
-            findings = self.rooms.infer(job, files, progress)
+            findings = self.stages.infer(job, files, progress)
         self.at("inferred")
         with _step("the comparison with an earlier study"):
-            findings = verdict.told(self.rooms.compare(job, findings, files))
+            findings = verdict.told(self.stages.compare(job, findings, files))
         self.at("compared")
         count = len(findings.findings)
         self._answer(
             job,
             findings.algorithm.version,
-            lambda edition: self.rooms.encode(job, findings, files, edition),
+            lambda edition: self.stages.encode(job, findings, files, edition),
             state="done",
             reason=f"{count} finding{'' if count == 1 else 's'}",
             warnings=list(findings.warnings),
@@ -341,7 +341,7 @@ class Flow:
 
     def _refuse(self, job: Job, reason: str) -> None:
         """The input is not fit. Said on the page; and, if the route wants it, by a report to the destinations."""
-        if not self.rooms.reports_not_run(job):
+        if not self.stages.reports_not_run(job):
             self.ledger.finish(job, "refused", reason, self.now())
             return
         instances = self.ledger.instances(job.series_uid)
@@ -349,7 +349,7 @@ class Flow:
             self._answer(
                 job,
                 "",  # of no algorithm: whether it is the same report again, its bytes say
-                lambda edition: self.rooms.encode_not_run(job, reason, instances, edition),
+                lambda edition: self.stages.encode_not_run(job, reason, instances, edition),
                 state="refused",
                 reason=reason,
             )
@@ -436,10 +436,10 @@ class Flow:
         paths = tuple(result.path for result in self.ledger.results(job.parent))
         package = Package(job=job.id, paths=paths, sources=self._sources(job))
         with _step("sending"):
-            receipts = self.rooms.deliver(job.destination, package)
+            receipts = self.stages.deliver(job.destination, package)
         self.at("sent")
         stored = sum(receipt.stored for receipt in receipts)
-        confirm = self._confirm_job(job) if self.rooms.witness(job.destination) is not None else None
+        confirm = self._confirm_job(job) if self.stages.witness(job.destination) is not None else None
         self.ledger.finish(
             job,
             "done",
@@ -502,8 +502,8 @@ class Flow:
             self.ledger.finish(job, "done", "reported on the sender's own association", self.now())
             return
         with _step("the report of a storage commitment"):
-            report = self.rooms.judge_commitment(request)
-            self.rooms.report(job.destination, report)
+            report = self.stages.judge_commitment(request)
+            self.stages.report(job.destination, report)
         self.ledger.reported(request, self.now())
         said = f"reported: {len(report.committed)} instances kept, {len(report.failed)} not"
         self.ledger.finish(job, "done", said, self.now())

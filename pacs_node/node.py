@@ -37,7 +37,7 @@ from pacs_node.records import (
     CommitmentRequest,
     Refusal,
 )
-from pacs_node.rooms import JoinedRooms
+from pacs_node.stages import WiredStages
 from pacs_node.start_up import hold, listening_on, must_be_writable
 from pacs_node.web.app import create_app
 
@@ -65,13 +65,13 @@ class Node:
         data_dir = config.node.data_dir
         must_be_writable(data_dir)
         self.ledger = Ledger(config.database.url)
-        self.rooms = JoinedRooms(config, self.ledger, now)
+        self.stages = WiredStages(config, self.ledger, now)
         # One worker per SQLite file, so its name can stay the same and it finds its own jobs again at once.
         alone = self.ledger.embedded
         self.executor = "local" if alone else f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         self.flow = Flow(
             self.ledger,
-            self.rooms,
+            self.stages,
             {
                 kind: RetryPolicy(config.jobs.send_backoff_s, config.jobs.send_backoff_max_s, attempts)
                 for kind, attempts in (
@@ -122,11 +122,11 @@ class Node:
         if self.listener is not None:
             self.listener.stop(drain_s)
         if self.engine is not None:
-            cut_short = threading.Timer(drain_s, self.rooms.inference.close)
+            cut_short = threading.Timer(drain_s, self.stages.inference.close)
             cut_short.start()
             self.engine.stop(drain_s + AFTER_CUT_S)
             cut_short.cancel()
-        self.rooms.inference.close()
+        self.stages.inference.close()
         if self._web is not None:
             self._web.should_exit = True
         self.assembler.loop.stop()
@@ -162,7 +162,7 @@ class Node:
         )
         commitment = CommitmentService(
             on_request=self._commitment_asked,
-            judge=self.rooms.judge_commitment,
+            judge=self.stages.judge_commitment,
             on_reported=lambda request: self.ledger.reported(request, self.now()),
             on_report=self._commitment_reported,
             audit=observe.audit,
@@ -196,7 +196,7 @@ class Node:
             now=self.now,
         )
         self.engine.start()
-        self.rooms.inference.warm([(route.pipeline, route.options) for route in self.config.routes])
+        self.stages.inference.warm([(route.pipeline, route.options) for route in self.config.routes])
 
     def _start_web(self) -> None:
         collector = observe.LedgerCollector(
@@ -237,7 +237,7 @@ class Node:
 
     @property
     def rejected(self) -> Path:
-        return self.rooms.rejected
+        return self.stages.rejected
 
     def rerun(self, series_uid: str, route: str | None = None) -> str | None:
         """Run a closed series again; None, or why not."""

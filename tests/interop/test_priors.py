@@ -31,7 +31,7 @@ from models.pipeline import Prior
 from pacs_node import priors
 from pacs_node.ledger import Ledger
 from pacs_node.records import Job
-from pacs_node.rooms import JoinedRooms
+from pacs_node.stages import WiredStages
 from tests.follow_up import BEFORE, DAYS, GROWN, Study, after, before, same
 from tests.harness import Orthanc, free_port, need, storescu
 
@@ -74,7 +74,7 @@ def pacs(earlier: Study, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
         yield orthanc
 
 
-def rooms(folder: Path, port: int, timeout_s: float = 240) -> JoinedRooms:
+def stages(folder: Path, port: int, timeout_s: float = 240) -> WiredStages:
     settings: dict[str, Any] = {
         "node": {"data_dir": folder},
         "priors": {"timeout_s": float(timeout_s)},
@@ -82,7 +82,7 @@ def rooms(folder: Path, port: int, timeout_s: float = 240) -> JoinedRooms:
         "peer": [{"name": "pacs", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": port}],
     }
     ledger = Ledger(f"sqlite:///{folder}/node.sqlite")  # opened by deliveries only
-    return JoinedRooms(Config.model_validate(settings), ledger, lambda: NOW)
+    return WiredStages(Config.model_validate(settings), ledger, lambda: NOW)
 
 
 def job(**changes: Any) -> Job:
@@ -91,7 +91,7 @@ def job(**changes: Any) -> Job:
 
 
 def test_the_whole_comparison(pacs: Orthanc, earlier: Study, present: Study, tmp_path: Path) -> None:
-    joined = rooms(tmp_path, pacs.dicom_port)
+    joined = stages(tmp_path, pacs.dicom_port)
     try:
         told = joined.compare(job(), present.findings, present.files)
     finally:
@@ -108,7 +108,7 @@ def test_the_whole_comparison(pacs: Orthanc, earlier: Study, present: Study, tmp
 
     [left] = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert left.startswith("comparison-")
-    deaf = rooms(tmp_path, free_port())  # the archive is gone; the job runs again
+    deaf = stages(tmp_path, free_port())  # the archive is gone; the job runs again
     again = deaf.compare(job(generation=2), present.findings, present.files)
     assert bytes_of(again, present) == bytes_of(told, present)
 
@@ -252,7 +252,7 @@ def test_a_peer_that_does_not_let_us_get_is_a_reason(earlier: Study, present: St
         result.save_as(tmp_path / f"{result.Modality}.dcm", enforce_file_format=True)
     with Orthanc(tmp_path / "orthanc") as strict:
         storescu(strict, tmp_path / "SR.dcm")
-        told = rooms(tmp_path / "data", strict.dicom_port).compare(job(), present.findings, present.files)
+        told = stages(tmp_path / "data", strict.dicom_port).compare(job(), present.findings, present.files)
     assert told.findings == present.findings.findings
     assert told.compared_with is None
     [warning] = told.warnings

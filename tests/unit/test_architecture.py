@@ -22,7 +22,7 @@ PACKAGES = {  # package -> our packages it may import besides itself
     "pacs_node": {"config", "dicom_sr", "models"},
 }
 # files of pacs_node that join the rooms, or describe them all, and may import anything of ours
-WIRING = {"node", "rooms", "peers", "facts", "assembler", "cli", "run", "demo", "conformance", "inputs", "__main__"}
+WIRING = {"node", "stages", "peers", "facts", "assembler", "cli", "run", "demo", "conformance", "inputs", "__main__"}
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself: the same on the network and in files
     "assemble": {"dicom_sr"},  # what a header says of an image: the same for verdict, reader and writer
@@ -163,7 +163,7 @@ def _within_the_node(root: Path, name: str, module: list[str]) -> str | None:
     other = module[1]
     if not ((root / "pacs_node" / f"{other}.py").exists() or (root / "pacs_node" / other).is_dir()):
         return None  # a name of pacs_node/__init__.py
-    shared = {name for name, rooms in SHARED.items() if room in rooms}
+    shared = {name for name, stages in SHARED.items() if room in stages}
     allowed = {"records", "errors", room} | shared if room in ROOMS else SPINE[room] | {room}
     return None if other in allowed else f"{room} must not import {other}"
 
@@ -175,8 +175,8 @@ def test_the_arrows_hold() -> None:
 def test_every_listed_file_exists() -> None:
     """A renamed file must not leave its old name behind."""
     assert {path for path in PURE if not (ROOT / path).exists()} == set()
-    rooms = (WIRING | set(ROOMS) | set(SHARED) | set(SPINE)) - {"__main__"}
-    assert {room for room in rooms if not list((ROOT / "pacs_node").glob(f"{room}*"))} == set()
+    stages = (WIRING | set(ROOMS) | set(SHARED) | set(SPINE)) - {"__main__"}
+    assert {room for room in stages if not list((ROOT / "pacs_node").glob(f"{room}*"))} == set()
 
 
 def unused(root: Path) -> set[tuple[str, str]]:

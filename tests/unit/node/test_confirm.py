@@ -69,12 +69,12 @@ class Scripted:
 class Story:
     def __init__(self, folder: Path) -> None:
         self.clock = T0
-        self.rooms = Scripted()
+        self.stages = Scripted()
         self.kill_at: str | None = None
         self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
         self.ledger.migrate()
         policies = dict.fromkeys(("infer", "send", "confirm", "report"), RetryPolicy(1, 1, 3))
-        self.flow = Flow(self.ledger, self.rooms, policies, poison_limit=9, now=lambda: self.clock,
+        self.flow = Flow(self.ledger, self.stages, policies, poison_limit=9, now=lambda: self.clock,
                          jitter=random.Random(1), executor="w", await_report_s=100, at=self.at)  # fmt: skip
 
     def at(self, step: str) -> None:
@@ -108,7 +108,7 @@ class Story:
         return job
 
     def report(self, committed: tuple = BOTH, failed: tuple = ()) -> bool:
-        return self.ledger.commitment_reported(CommitmentReport(self.rooms.asked[0], committed, failed), "PACS", T0)
+        return self.ledger.commitment_reported(CommitmentReport(self.stages.asked[0], committed, failed), "PACS", T0)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def arrived(facts: dict) -> list:
 
 def test_a_report_on_the_same_association_proves_it_at_once(story: Story) -> None:
     story.sent()
-    story.rooms.answer = (BOTH,)
+    story.stages.answer = (BOTH,)
     facts = story.run()
     assert (facts["state"], facts["reason"]) == ("done", "arrived: storage commitment")
     assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", True, "storage commitment")]
@@ -143,7 +143,7 @@ def test_a_later_report_wakes_the_job(story: Story) -> None:
     assert story.report()
     assert story.facts()["state"] == "queued"
     assert story.run()["reason"] == "arrived: storage commitment"
-    assert len(story.rooms.asked) == 1
+    assert len(story.stages.asked) == 1
 
 
 def test_without_a_report_in_time_it_is_queried_and_a_late_one_still_counts(story: Story) -> None:
@@ -155,7 +155,7 @@ def test_without_a_report_in_time_it_is_queried_and_a_late_one_still_counts(stor
     story.clock += timedelta(hours=5)
     assert story.report()
     assert story.run()["reason"] == "arrived: storage commitment"
-    assert len(story.rooms.asked) == 1
+    assert len(story.stages.asked) == 1
 
 
 def test_the_first_report_counts(story: Story) -> None:
@@ -180,14 +180,14 @@ def test_a_report_that_comes_while_the_job_ends_is_not_lost(story: Story, found:
     story.sent()
     story.run()
     story.clock += timedelta(seconds=101)
-    story.rooms.has = found
-    find = story.rooms.find
+    story.stages.has = found
+    find = story.stages.find
 
     def slow(sent: Sequence[Sent]) -> set[str]:
         story.report()
         return find(sent)
 
-    story.rooms.find = slow
+    story.stages.find = slow
     story.run()
     assert story.facts()["state"] == "queued"
     assert story.run()["reason"] == "arrived: storage commitment"
@@ -200,7 +200,7 @@ def test_killed_between_the_request_and_its_row(story: Story) -> None:
     with pytest.raises(Killed):
         story.run()
     story.run()
-    assert story.rooms.asked == [story.rooms.asked[0]] * 2
+    assert story.stages.asked == [story.stages.asked[0]] * 2
     assert story.report()
     assert story.run()["reason"] == "arrived: storage commitment"
     assert len(story.ledger.heed_commitments(job.id)) == 1
@@ -214,12 +214,12 @@ def test_killed_after_the_request_and_told_before_the_restart(story: Story) -> N
         story.run()
     assert story.report()
     assert story.run()["reason"] == "arrived: storage commitment"
-    assert len(story.rooms.asked) == 1
+    assert len(story.stages.asked) == 1
 
 
 def test_what_is_not_committed_is_looked_for(story: Story) -> None:
     story.sent()
-    story.rooms.answer = (BOTH[:1], ((SR, "2.2", 0x0110),))
+    story.stages.answer = (BOTH[:1], ((SR, "2.2", 0x0110),))
     facts = story.run()
     assert facts["state"] == "done"
     assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", True, "C-FIND")]
@@ -228,8 +228,8 @@ def test_what_is_not_committed_is_looked_for(story: Story) -> None:
 
 def test_what_is_nowhere_fails_after_the_last_attempt_and_may_be_asked_for_again(story: Story) -> None:
     story.sent()
-    story.rooms.answer = (BOTH[:1], ((SR, "2.2", 0x0112),))
-    story.rooms.has = {"2.1"}
+    story.stages.answer = (BOTH[:1], ((SR, "2.2", 0x0112),))
+    story.stages.has = {"2.1"}
     assert story.run()["state"] == "waiting"
     story.run()
     facts = story.run()
@@ -238,24 +238,24 @@ def test_what_is_nowhere_fails_after_the_last_attempt_and_may_be_asked_for_again
         "1 of 2 objects not there: C-FIND does not find it; storage commitment: 0x0112 No such object instance"
     )
     assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", False, "C-FIND")]
-    assert len(story.rooms.asked) == 1
+    assert len(story.stages.asked) == 1
     assert story.ledger.run_again(facts["id"], T0)
-    story.rooms.answer = (BOTH,)
+    story.stages.answer = (BOTH,)
     assert story.run()["reason"] == "arrived: storage commitment"
-    assert len(set(story.rooms.asked)) == 2  # an operator's wish is a new request, PS3.4 J.3.2.1.3
+    assert len(set(story.stages.asked)) == 2  # an operator's wish is a new request, PS3.4 J.3.2.1.3
 
 
 def test_the_last_word_of_the_peer_counts(story: Story) -> None:
     """Asked again it no longer has what it had promised: that is not "arrived"."""
     story.sent()
-    story.rooms.answer = (BOTH[:1], ((SR, "2.2", 0x0112),))
-    story.rooms.has = set()
+    story.stages.answer = (BOTH[:1], ((SR, "2.2", 0x0112),))
+    story.stages.has = set()
     while (facts := story.run())["state"] == "waiting":
         pass
     assert facts["state"] == "failed"
     assert story.ledger.run_again(facts["id"], T0)
     [(first_class, first_uid)] = BOTH[:1]
-    story.rooms.answer = (BOTH[1:], ((first_class, first_uid, 0x0112),))
+    story.stages.answer = (BOTH[1:], ((first_class, first_uid, 0x0112),))
     while (facts := story.run())["state"] == "waiting":
         pass
     assert {uid: there for uid, there, _ in arrived(facts)} == {"2.1": False, "2.2": True}
@@ -263,8 +263,8 @@ def test_the_last_word_of_the_peer_counts(story: Story) -> None:
 
 def test_no_proof_is_no_failure(story: Story) -> None:
     story.sent()
-    story.rooms.answer = NotOffered("pacs does not offer it")
-    story.rooms.silent = True
+    story.stages.answer = NotOffered("pacs does not offer it")
+    story.stages.silent = True
     facts = story.run()
     assert facts["state"] == "done"
     assert facts["reason"] == (
@@ -275,8 +275,8 @@ def test_no_proof_is_no_failure(story: Story) -> None:
 
 def test_an_object_whose_file_is_gone_is_not_proven(story: Story) -> None:
     story.sent()
-    story.rooms.answer = (BOTH,)
-    story.rooms.sent = lambda paths, stored: Scripted().sent(paths, stored)[:1]
+    story.stages.answer = (BOTH,)
+    story.stages.sent = lambda paths, stored: Scripted().sent(paths, stored)[:1]
     facts = story.run()
     assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", None, "")]
     assert (facts["state"], facts["reason"]) == ("done", "not proven: its file is no longer here to ask for")
@@ -284,21 +284,21 @@ def test_an_object_whose_file_is_gone_is_not_proven(story: Story) -> None:
 
 def test_a_peer_that_is_down_is_asked_again_until_the_attempts_end(story: Story) -> None:
     story.sent()
-    story.rooms.answer = TryAgain("pacs cannot be reached")
+    story.stages.answer = TryAgain("pacs cannot be reached")
     assert story.run()["state"] == "waiting"
     story.run()
     facts = story.run()
     assert facts["reason"] == "arrived: found by C-FIND"
-    assert len(set(story.rooms.asked)) == 1
+    assert len(set(story.stages.asked)) == 1
 
 
 @pytest.mark.parametrize(("commits", "query"), [(True, None), (False, "C-FIND")])
 def test_only_what_the_settings_allow_is_asked(story: Story, commits: bool, query: str | None) -> None:
     story.sent()
-    story.rooms.commits, story.rooms.query = commits, query
-    story.rooms.answer = ((), tuple((c, uid, 0x0112) for c, uid in BOTH))
+    story.stages.commits, story.stages.query = commits, query
+    story.stages.answer = ((), tuple((c, uid, 0x0112) for c, uid in BOTH))
     facts = story.run()
-    assert bool(story.rooms.asked) is commits
+    assert bool(story.stages.asked) is commits
     assert facts["state"] == ("failed" if commits else "done")
 
 
@@ -307,8 +307,8 @@ def test_a_sender_is_answered_once(story: Story) -> None:
     story.sent()
     request = CommitmentRequest("5.5", "CT1", (("c", "1.1"), ("c", "1.7")))
     told: list[CommitmentReport] = []
-    story.rooms.judge_commitment = lambda asked: CommitmentReport(asked.transaction_uid, asked.wanted)
-    story.rooms.report = lambda calling_ae, report: told.append(report)
+    story.stages.judge_commitment = lambda asked: CommitmentReport(asked.transaction_uid, asked.wanted)
+    story.stages.report = lambda calling_ae, report: told.append(report)
     for here in (True, False):
         story.clock += timedelta(seconds=1)
         story.flow.commitment_asked(request)  # the second time: it has lost our answer, and asks again

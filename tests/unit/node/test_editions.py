@@ -129,10 +129,10 @@ class Node:
         self.folder, self.clock = folder, T0
         self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
         self.ledger.migrate()
-        self.rooms = Scripted(folder)
+        self.stages = Scripted(folder)
         self.step = lambda step: None
         quick = RetryPolicy(0.001, 0.001, 100)
-        self.flow = Flow(self.ledger, self.rooms, {"infer": quick, "send": quick}, poison_limit=50, now=self.now,
+        self.flow = Flow(self.ledger, self.stages, {"infer": quick, "send": quick}, poison_limit=50, now=self.now,
                          jitter=random.Random(1), executor="w1", at=lambda step: self.step(step))  # fmt: skip
         self.images = 0
 
@@ -192,7 +192,7 @@ def test_a_late_image_makes_a_report_that_names_the_one_it_replaces(node: Node) 
     for _ in range(3):
         node.image()
         node.work()
-    first, second, third = node.rooms.held("pacs")
+    first, second, third = node.stages.held("pacs")
     assert predecessors(first) == set()
     assert predecessors(second) == {first.SOPInstanceUID}
     assert predecessors(third) == {second.SOPInstanceUID}
@@ -200,7 +200,7 @@ def test_a_late_image_makes_a_report_that_names_the_one_it_replaces(node: Node) 
     assert study.StudyInstanceUID == second.StudyInstanceUID
     assert study.ReferencedSeriesSequence[0].SeriesInstanceUID == second.SeriesInstanceUID
     assert current([first, second, third]) == [third]
-    assert len({seg.SeriesInstanceUID for seg in node.rooms.held("pacs", SEG)}) == 3
+    assert len({seg.SeriesInstanceUID for seg in node.stages.held("pacs", SEG)}) == 3
     shown = sorted((job["edition"] for job in node.facts("infer")), key=lambda edition: edition["revision"])
     assert [edition["revision"] for edition in shown] == [1, 2, 3]
     assert set(shown[2]["replaces"]) >= predecessors(third)
@@ -208,26 +208,26 @@ def test_a_late_image_makes_a_report_that_names_the_one_it_replaces(node: Node) 
 
 
 def test_what_never_left_is_no_predecessor(node: Node) -> None:
-    node.rooms.down = {"pacs"}
+    node.stages.down = {"pacs"}
     node.image()
     node.work()
     node.image()
     node.work()
-    node.rooms.down = set()
+    node.stages.down = set()
     node.work()
-    [report] = node.rooms.held("pacs")
+    [report] = node.stages.held("pacs")
     assert predecessors(report) == set()
     assert report.InstanceNumber == 2
 
 
 def test_every_destination_sees_one_current_report(node: Node) -> None:
     """One got revisions 1 and 2, the other 1 only: the third names both, and is the same object for both."""
-    node.rooms.send_to = ("pacs", "archive")
+    node.stages.send_to = ("pacs", "archive")
     for down in (set(), {"archive"}, set()):
-        node.rooms.down = down
+        node.stages.down = down
         node.image()
         node.work()
-    at_pacs, at_archive = node.rooms.held("pacs"), node.rooms.held("archive")
+    at_pacs, at_archive = node.stages.held("pacs"), node.stages.held("archive")
     assert [report.InstanceNumber for report in at_pacs] == [1, 2, 3]
     assert [report.InstanceNumber for report in at_archive] == [1, 3]
     assert predecessors(at_pacs[2]) == {at_pacs[0].SOPInstanceUID, at_pacs[1].SOPInstanceUID}
@@ -236,14 +236,14 @@ def test_every_destination_sees_one_current_report(node: Node) -> None:
 
 def test_an_attempt_that_never_ended_may_have_arrived(node: Node) -> None:
     """The PACS took it, the worker died before the receipt: it is named, or it would stand beside the next one."""
-    node.rooms.breaks = {"pacs"}
+    node.stages.breaks = {"pacs"}
     node.image()
     with pytest.raises(SystemExit):
         node.work()
-    node.rooms.breaks = set()
+    node.stages.breaks = set()
     node.image()
     node.work()
-    first, second = node.rooms.held("pacs")
+    first, second = node.stages.held("pacs")
     assert predecessors(second) == {first.SOPInstanceUID}
 
 
@@ -252,21 +252,21 @@ def test_a_send_that_was_overtaken_still_leaves_its_receipts(node: Node) -> None
     node.work_infer = node.ledger.open_jobs()[0]
     node.flow.run(node.work_infer.id, 1, 1)
     [send] = node.ledger.open_jobs()
-    deliver = node.rooms.deliver
+    deliver = node.stages.deliver
 
     def overtaken(destination: str, package: Package) -> list[Receipt]:
         receipts = deliver(destination, package)
-        node.rooms.deliver = deliver
+        node.stages.deliver = deliver
         node.image()  # closes the series again while the old results are on their way
         return receipts
 
-    node.rooms.deliver = overtaken
+    node.stages.deliver = overtaken
     node.flow.run(send.id, 1, 1)
     assert node.ledger.job(send.id).state == "superseded"
     assert [r["stored"] for job in node.facts("send") for r in job["receipts"]] == [True, True]
     assert node.ledger.job(send.id).crashes == 0
     node.work()
-    first, second = node.rooms.held("pacs")
+    first, second = node.stages.held("pacs")
     assert predecessors(second) == {first.SOPInstanceUID}
 
 
@@ -275,11 +275,11 @@ def test_run_again_with_nothing_changed_is_the_same_to_the_last_byte(node: Node)
     node.work()
     node.image()
     node.work()
-    before = dict(node.rooms.pacs["pacs"])
+    before = dict(node.stages.pacs["pacs"])
     assert node.flow.rerun(node.series) is None
     node.work()
-    assert node.rooms.sent == 3  # it was sent again, and the PACS compared the bytes
-    assert node.rooms.pacs["pacs"] == before
+    assert node.stages.sent == 3  # it was sent again, and the PACS compared the bytes
+    assert node.stages.pacs["pacs"] == before
     assert [job["state"] for job in node.facts("send")] == ["done"] * 3
 
 
@@ -287,10 +287,10 @@ def test_another_version_replaces_and_going_back_replaces_again(node: Node) -> N
     node.image()
     node.work()
     for version in ("2.0+bbbbbbbb", "1.0+aaaaaaaa"):
-        node.rooms.version = version
+        node.stages.version = version
         assert node.flow.rerun(node.series) is None
         node.work()
-    reports = node.rooms.held("pacs")
+    reports = node.stages.held("pacs")
     assert [report.SoftwareVersions for report in reports] == ["1.0+aaaaaaaa", "2.0+bbbbbbbb", "1.0+aaaaaaaa"]
     assert len({report.SOPInstanceUID for report in reports}) == 3
     for older, newer in pairwise(reports):
@@ -300,38 +300,38 @@ def test_another_version_replaces_and_going_back_replaces_again(node: Node) -> N
 
 def test_new_results_void_the_sends_of_the_old(node: Node) -> None:
     """Else the old report would arrive after the new one, and stand beside it."""
-    node.rooms.down = {"pacs"}
+    node.stages.down = {"pacs"}
     node.image()
     node.work()
     [old] = node.facts("send")
-    node.rooms.version = "2.0+bbbbbbbb"
+    node.stages.version = "2.0+bbbbbbbb"
     assert node.flow.rerun(node.series) is None
     node.work()
-    node.rooms.down = set()
+    node.stages.down = set()
     node.work()
     assert node.ledger.job(old["id"]).state == "superseded"
     assert not node.ledger.run_again(old["id"], T0)
-    [report] = node.rooms.held("pacs")
+    [report] = node.stages.held("pacs")
     assert (report.SoftwareVersions, predecessors(report)) == ("2.0+bbbbbbbb", set())
 
 
 def test_what_leaves_while_the_new_is_written_is_replaced_too(node: Node) -> None:
-    node.rooms.down = {"pacs"}
+    node.stages.down = {"pacs"}
     node.image()
     node.work()
     [send] = [job for job in node.ledger.open_jobs() if job.kind == "send"]
-    node.rooms.version = "2.0+bbbbbbbb"
+    node.stages.version = "2.0+bbbbbbbb"
     assert node.flow.rerun(node.series) is None
 
     def meanwhile() -> None:
-        node.rooms.before_encode = lambda: None
-        node.rooms.down = set()
+        node.stages.before_encode = lambda: None
+        node.stages.down = set()
         job = node.ledger.job(send.id)
         node.flow.run(job.id, job.generation, job.attempt)
 
-    node.rooms.before_encode = meanwhile
+    node.stages.before_encode = meanwhile
     node.work()
-    first, second = node.rooms.held("pacs")
+    first, second = node.stages.held("pacs")
     assert predecessors(second) == {first.SOPInstanceUID}
 
 
@@ -339,7 +339,7 @@ def test_other_options_are_other_results_and_replace_nothing(node: Node) -> None
     node.image()
     node.work()
     before = {job["id"] for job in node.facts("infer")}
-    node.rooms.options = {"threads": 2}
+    node.stages.options = {"threads": 2}
     assert node.flow.rerun(node.series) is None
     [job] = [job for job in node.ledger.open_jobs() if job.id not in before]
     assert node.ledger.editions(job) == []
@@ -356,7 +356,7 @@ def test_a_route_that_compares_makes_results_of_its_own(node: Node) -> None:
 
 def test_sends_to_others_are_not_voided(node: Node) -> None:
     """Run again for one route, its results do not take away what another destination still waits for."""
-    node.rooms.down = {"pacs"}
+    node.stages.down = {"pacs"}
     node.image()
     node.work()
     [old] = node.facts("send")
@@ -380,65 +380,65 @@ def test_why_a_series_is_not_run_again(node: Node) -> None:
 
 
 def test_a_series_that_is_not_run_is_reported_on_request(node: Node) -> None:
-    node.rooms.unfit = "gantry tilt of 12.0 degrees"
+    node.stages.unfit = "gantry tilt of 12.0 degrees"
     node.image()
     node.work()
-    assert node.rooms.held("pacs") == []
+    assert node.stages.held("pacs") == []
     assert [job["state"] for job in node.facts("infer")] == ["refused"]
 
-    node.rooms.report_not_run = True
+    node.stages.report_not_run = True
     node.image()
     node.work()
-    [report] = node.rooms.held("pacs")
+    [report] = node.stages.held("pacs")
     assert [job["state"] for job in node.facts("infer")] == ["refused", "refused"]
     assert read.not_analysed(report) == "not run: gantry tilt of 12.0 degrees"
     assert not any("found" in text for text in all_texts(report))
 
-    node.rooms.unfit = ""
+    node.stages.unfit = ""
     node.image()
     node.work()
-    not_run, analysed = node.rooms.held("pacs")
+    not_run, analysed = node.stages.held("pacs")
     assert predecessors(analysed) == {not_run.SOPInstanceUID}
     assert read.not_analysed(analysed) is None
 
 
 def test_what_cannot_be_run_does_not_replace_what_was_found(node: Node) -> None:
-    node.rooms.report_not_run = True
+    node.stages.report_not_run = True
     node.image()
     node.work()
-    node.rooms.unfit = "duplicate positions"
+    node.stages.unfit = "duplicate positions"
     node.image()
     node.work()
-    found, not_run = node.rooms.held("pacs")
+    found, not_run = node.stages.held("pacs")
     assert predecessors(not_run) == set()
-    node.rooms.unfit = ""
+    node.stages.unfit = ""
     node.image()
     node.work()
-    *_, third = node.rooms.held("pacs")
+    *_, third = node.stages.held("pacs")
     assert predecessors(third) == {found.SOPInstanceUID, not_run.SOPInstanceUID}
 
 
 def test_a_refused_job_that_has_said_so_is_not_retried_but_run_again(node: Node) -> None:
-    node.rooms.report_not_run, node.rooms.unfit = True, "no lungs"
+    node.stages.report_not_run, node.stages.unfit = True, "no lungs"
     node.image()
     node.work()
     [job] = node.facts("infer")
     assert not node.ledger.run_again(job["id"], T0)
     assert node.flow.rerun(node.series) is None
     node.work()
-    assert len(node.rooms.held("pacs")) == 1  # the same report again
+    assert len(node.stages.held("pacs")) == 1  # the same report again
 
 
 def test_the_rejection_note_goes_only_where_it_is_wanted(node: Node) -> None:
-    node.rooms.send_to, node.rooms.notes = ("pacs", "archive"), {"archive"}
+    node.stages.send_to, node.stages.notes = ("pacs", "archive"), {"archive"}
     for _ in range(2):
         node.image()
         node.work()
-    assert node.rooms.held("pacs", KO) == []
-    [note] = node.rooms.held("archive", KO)
+    assert node.stages.held("pacs", KO) == []
+    [note] = node.stages.held("archive", KO)
     assert note.ConceptNameCodeSequence[0].CodeValue == "113001"
     rejected = {str(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID) for item in note.ContentSequence[1:]}
-    first_sr, first_seg = node.rooms.held("archive")[0], node.rooms.held("archive", SEG)[0]
+    first_sr, first_seg = node.stages.held("archive")[0], node.stages.held("archive", SEG)[0]
     assert rejected == {first_sr.SOPInstanceUID, first_seg.SOPInstanceUID}
 
 

@@ -222,11 +222,11 @@ def test_a_series_no_rule_matched_says_why_not_when_it_is_run_again(tmp_path: Pa
     story = Story(tmp_path)
     (tmp_path / "node.toml").write_text(TOML.replace('"US"', '"MR"'))
     story.node.config = load(tmp_path / "node.toml", pipeline_options())
-    story.node.rooms.rules = [rule for rule in story.node.rooms.rules if rule.name == "chest"]
+    story.node.stages.rules = [rule for rule in story.node.stages.rules if rule.name == "chest"]
     with pytest.raises(AssertionError):
         story.receive()  # closed, and no job came of it
     assert story.facts.rerun(story.uid) == "no rule matches: chest: Modality is US, rule wants CT"
-    story.node.rooms.rules = []
+    story.node.stages.rules = []
     assert story.facts.rerun(story.uid) == "no rule matches: the settings have none"
 
 

@@ -69,9 +69,9 @@ class Running:
     def __init__(self, folder: Path, *, attempts: int = 50) -> None:
         self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
         self.ledger.migrate()
-        self.rooms = ScriptedRooms(folder)
+        self.stages = ScriptedRooms(folder)
         quick = RetryPolicy(0.05, 0.2, attempts)
-        self.flow = Flow(self.ledger, self.rooms, {"infer": quick, "send": quick}, poison_limit=5, now=now,
+        self.flow = Flow(self.ledger, self.stages, {"infer": quick, "send": quick}, poison_limit=5, now=now,
                          jitter=random.Random(1), executor="w1")  # fmt: skip
         self.engine = Engine(self.ledger, self.flow, executor="w1", infer_slots=1, send_slots=1, sweep_s=0.2,
                              lease_s=30, poison_limit=5, poll_s=0.05, now=now)  # fmt: skip
@@ -102,14 +102,14 @@ def running(tmp_path: Path) -> Iterator[Running]:
     running = Running(tmp_path)
     running.engine.start()
     yield running
-    running.rooms.release.set()
+    running.stages.release.set()
     running.engine.stop(1)
     running.ledger.close()
 
 
 def test_a_job_runs_and_its_results_go_to_every_destination(running: Running) -> None:
     running.add("7", send_to=("pacs", "archive"))
-    running.wait(lambda: len(running.rooms.sent) == 2)
+    running.wait(lambda: len(running.stages.sent) == 2)
     running.wait(lambda: running.states() == {"done"})
     facts = running.ledger.series("1.7")
     assert sorted(job["destination"] or "" for job in facts["jobs"]) == ["", "archive", "pacs"]
@@ -117,30 +117,30 @@ def test_a_job_runs_and_its_results_go_to_every_destination(running: Running) ->
 
 
 def test_a_refusal_is_an_end_with_a_reason(running: Running) -> None:
-    running.rooms.refuse = True
+    running.stages.refuse = True
     running.add("7")
     running.wait(lambda: running.states() == {"refused"})
     assert running.ledger.series("1.7")["jobs"][0]["reason"] == "gantry tilt of 12.0 degrees"
 
 
 def test_a_dead_destination_never_delays_another(running: Running) -> None:
-    running.rooms.hanging.add("dead")
-    running.rooms.down.add("dead")
+    running.stages.hanging.add("dead")
+    running.stages.down.add("dead")
     for name in "12345":
         running.add(name, send_to=("dead", "pacs"))
-    running.wait(lambda: len([s for s in running.rooms.sent if s[0] == "pacs"]) == 5)
-    assert not running.rooms.release.is_set()
+    running.wait(lambda: len([s for s in running.stages.sent if s[0] == "pacs"]) == 5)
+    assert not running.stages.release.is_set()
 
 
 def test_down_then_up(running: Running) -> None:
-    running.rooms.down.add("pacs")
+    running.stages.down.add("pacs")
     running.add("7")
     running.wait(
         lambda: any(job["state"] == "waiting" and job["attempts"] > 2 for job in running.ledger.series("1.7")["jobs"])
     )
-    running.rooms.down.clear()
+    running.stages.down.clear()
     running.wait(lambda: running.states() == {"done"})
-    assert len(running.rooms.sent) == 1
+    assert len(running.stages.sent) == 1
 
 
 def test_what_cannot_be_cured_is_not_repeated_until_asked(running: Running) -> None:
@@ -157,14 +157,14 @@ def test_what_cannot_be_cured_is_not_repeated_until_asked(running: Running) -> N
 def test_stat_overtakes_routine(running: Running) -> None:
     order: list[str] = []
     gate = threading.Event()
-    infer = running.rooms.infer
+    infer = running.stages.infer
 
     def slow(job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
         order.append(job.id)
         gate.wait(20)
         return infer(job, files, progress)
 
-    running.rooms.infer = slow  # type: ignore[method-assign]
+    running.stages.infer = slow  # type: ignore[method-assign]
     running.add("first")
     running.wait(lambda: order == ["first"])
     for name in ("routine1", "routine2"):
@@ -179,7 +179,7 @@ def test_stat_overtakes_routine(running: Running) -> None:
 def test_the_engine_may_lose_its_memory(tmp_path: Path) -> None:
     """The job row is the truth: with the engine's own file gone, everything still runs."""
     first = Running(tmp_path)
-    first.rooms.down.add("pacs")
+    first.stages.down.add("pacs")
     first.engine.start()
     first.add("7")
     first.wait(lambda: any(job["state"] == "waiting" for job in first.ledger.series("1.7")["jobs"]))
@@ -190,14 +190,14 @@ def test_the_engine_may_lose_its_memory(tmp_path: Path) -> None:
     second.engine.start()
     try:
         second.wait(lambda: second.states() == {"done"})
-        assert len(second.rooms.sent) == 1
+        assert len(second.stages.sent) == 1
     finally:
         second.engine.stop(1)
 
 
 def test_gives_up_after_the_last_attempt(tmp_path: Path) -> None:
     running = Running(tmp_path, attempts=3)
-    running.rooms.down.add("pacs")
+    running.stages.down.add("pacs")
     running.engine.start()
     try:
         running.add("7")
@@ -209,7 +209,7 @@ def test_gives_up_after_the_last_attempt(tmp_path: Path) -> None:
 
 
 def test_a_stopping_node_puts_its_job_back_and_counts_nothing(running: Running) -> None:
-    infer = running.rooms.infer
+    infer = running.stages.infer
 
     def cut_short(job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
         if job.generation == 1:
@@ -217,7 +217,7 @@ def test_a_stopping_node_puts_its_job_back_and_counts_nothing(running: Running) 
         assert (job.attempt, job.crashes) == (1, 0)
         return infer(job, files, progress)
 
-    running.rooms.infer = cut_short  # type: ignore[method-assign]
+    running.stages.infer = cut_short  # type: ignore[method-assign]
     running.add("7")
     running.wait(lambda: running.states() == {"done"})
     assert running.ledger.job("7").generation == 2

@@ -20,7 +20,7 @@ from config import load
 from dicom_sr.findings import Findings
 from models import pipeline_options
 from pacs_node.errors import LedgerUnavailable, Refused
-from pacs_node.flow import Rooms, RouteMatch
+from pacs_node.flow import RouteMatch, Stages
 from pacs_node.node import Node
 from pacs_node.records import CommitmentRequest, Evidence, Instance, Job, OpenSeries, Verdict
 from tests.factories import us_image
@@ -117,8 +117,8 @@ class Bench:
         self.node = Node(load(folder / "node.toml", pipeline_options()), now=lambda: NOW)
         self.node.ledger.migrate()
         self.inference = CountedInference()
-        self.node.rooms.inference = self.inference  # type: ignore[assignment]
-        self.node.rooms.witness = lambda destination: Saying()  # type: ignore[method-assign,assignment,return-value]
+        self.node.stages.inference = self.inference  # type: ignore[assignment]
+        self.node.stages.witness = lambda destination: Saying()  # type: ignore[method-assign,assignment,return-value]
 
     def take_in(self, name: str, spoil: Callable[[Dataset], Any] = lambda image: None, number: int = 1) -> OpenSeries:
         """An image; `spoil` changes its header after the listener has read the UIDs from it."""
@@ -164,8 +164,8 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 def test_every_room_is_tried() -> None:
-    rooms = {name for name in vars(Rooms) if not name.startswith("_")}
-    assert rooms == {*STEP_OF, *CLOSING, *NOT_RUN}
+    stages = {name for name in vars(Stages) if not name.startswith("_")}
+    assert stages == {*STEP_OF, *CLOSING, *NOT_RUN}
 
 
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
@@ -177,11 +177,11 @@ def test_an_error_ends_its_job_at_once_and_no_other(bench: Bench, room: str, err
     if kind == "report":
         request = CommitmentRequest("2.25.1", "US1", (("1.2", "1.3"),))
         bench.node.flow.commitment_asked(request)
-    whole = getattr(bench.node.rooms, room)
-    setattr(bench.node.rooms, room, raising(error))
+    whole = getattr(bench.node.stages, room)
+    setattr(bench.node.stages, room, raising(error))
     with capture_logs() as events:
         bench.run_all()
-    setattr(bench.node.rooms, room, whole)
+    setattr(bench.node.stages, room, whole)
     if kind == "report":
         states = {job.kind for job in bench.node.ledger.open_jobs()}
         assert "report" not in states
@@ -209,14 +209,14 @@ def test_an_error_ends_its_job_at_once_and_no_other(bench: Bench, room: str, err
 def test_what_may_pass_is_tried_again_and_infers_once(bench: Bench, room: str, error: OSError) -> None:
     series = bench.take_in("first")
     bench.close(series)
-    whole = getattr(bench.node.rooms, room)
-    setattr(bench.node.rooms, room, raising(error))
+    whole = getattr(bench.node.stages, room)
+    setattr(bench.node.stages, room, raising(error))
     bench.run_all(attempts=2)
     job = bench.jobs(series)[STEP_OF[room][0]]
     assert (job["state"], job["attempts"]) == ("waiting", 3)
     assert job["reason"].startswith(STEP_OF[room][1] + ": ")
     assert "died" not in job["reason"]
-    setattr(bench.node.rooms, room, whole)
+    setattr(bench.node.stages, room, whole)
     bench.run_all(attempts=2)
     assert {job["state"] for job in bench.jobs(series).values()} == {"done"}
     assert len(bench.inference.runs) == 1
@@ -226,14 +226,14 @@ def test_what_may_pass_is_tried_again_and_infers_once(bench: Bench, room: str, e
 @pytest.mark.parametrize("room", CLOSING)
 def test_a_series_that_cannot_be_judged_holds_up_no_other(bench: Bench, room: str, error: Exception) -> None:
     first, second = bench.take_in("first"), bench.take_in("second")
-    whole = getattr(bench.node.rooms, room)
-    setattr(bench.node.rooms, room, raising(error))
+    whole = getattr(bench.node.stages, room)
+    setattr(bench.node.stages, room, raising(error))
     with capture_logs() as events:
         if room == "decide":
             assert bench.node.flow.complete(frozenset()) == []
         else:
             bench.close(first)
-    setattr(bench.node.rooms, room, whole)
+    setattr(bench.node.stages, room, whole)
     facts = bench.node.ledger.series(first.series_uid)
     assert facts["state"] == "closed"
     assert not facts["verdict"]["fit"]
@@ -252,7 +252,7 @@ def test_a_series_that_cannot_be_judged_holds_up_no_other(bench: Bench, room: st
 def test_a_report_of_what_was_not_run_that_cannot_be_made_leaves_a_refusal(bench: Bench, error: Exception) -> None:
     series = bench.take_in("first")
     bench.close(series)
-    bench.node.rooms.encode_not_run = raising(error)  # type: ignore[method-assign]
+    bench.node.stages.encode_not_run = raising(error)  # type: ignore[method-assign]
     bench.node.flow._input = refusing  # type: ignore[method-assign,assignment]
     bench.run_all()
     job = bench.jobs(series)["infer"]
@@ -312,13 +312,13 @@ def test_a_refusal_by_whichever_step_is_a_refusal_and_reported(bench: Bench, ste
     bench.take_in("first", spoil, number=2)
     reason = "the probe was upside down"
     if step == "the verdict":
-        bench.node.rooms.judge = lambda headers: Verdict(False, reason)  # type: ignore[method-assign]
+        bench.node.stages.judge = lambda headers: Verdict(False, reason)  # type: ignore[method-assign]
     else:
         use = tuple(each.sop_instance_uid for each in bench.node.ledger.instances(series.series_uid))
         use = (*use, "1.2.3.4") if step == "the ledger" else use
-        bench.node.rooms.judge = lambda headers: Verdict(True, "fit", use)  # type: ignore[method-assign]
+        bench.node.stages.judge = lambda headers: Verdict(True, "fit", use)  # type: ignore[method-assign]
     bench.inference.run = raising(Refused(reason))  # type: ignore[method-assign]
-    bench.node.rooms.matches = lambda header: MATCHES  # type: ignore[method-assign]
+    bench.node.stages.matches = lambda header: MATCHES  # type: ignore[method-assign]
     bench.close(replace(series, evidence=Evidence(NOW, 2)))
     bench.run_all()
     jobs = bench.jobs(series)
@@ -346,11 +346,11 @@ def test_retry_now_infers_once(bench: Bench, state: str) -> None:
     """Failed in encoding, or killed between inference and encoding: what was found is there."""
     series = bench.take_in("first")
     bench.close(series)
-    encode = bench.node.rooms.encode
+    encode = bench.node.stages.encode
     if state == "failed":
-        bench.node.rooms.encode = raising(KeyError("x"))  # type: ignore[method-assign]
+        bench.node.stages.encode = raising(KeyError("x"))  # type: ignore[method-assign]
         bench.run_all(["infer"])
-        bench.node.rooms.encode = encode  # type: ignore[method-assign]
+        bench.node.stages.encode = encode  # type: ignore[method-assign]
         assert bench.node.ledger.run_again(bench.jobs(series)["infer"]["id"], NOW)
     else:
 
@@ -373,14 +373,14 @@ def test_retry_now_infers_once(bench: Bench, state: str) -> None:
 def test_kept_findings_are_never_stale(bench: Bench, change: str) -> None:
     series = bench.take_in("first")
     bench.close(series)
-    whole, bench.node.rooms.encode = bench.node.rooms.encode, raising(KeyError("x"))  # type: ignore[method-assign]
+    whole, bench.node.stages.encode = bench.node.stages.encode, raising(KeyError("x"))  # type: ignore[method-assign]
     bench.run_all()
     if change == "algorithm":
         bench.inference.now = "0.2.0+b"
     else:
         [path] = (bench.folder / "data" / "results").rglob("findings-*.npz")
         path.write_bytes(path.read_bytes()[:100])
-    bench.node.rooms.encode = whole  # type: ignore[method-assign]
+    bench.node.stages.encode = whole  # type: ignore[method-assign]
     assert bench.node.ledger.run_again(bench.jobs(series)["infer"]["id"], NOW)
     bench.run_all()
     assert len(bench.inference.runs) == 2
@@ -392,7 +392,7 @@ def test_a_full_disk_does_not_infer_twice(bench: Bench, monkeypatch: pytest.Monk
     bench.close(series)
     with monkeypatch.context() as full:
         full.setattr("pacs_node.kept.keep", raising(OSError(28, "No space left on device")))
-        full.setattr(bench.node.rooms, "encode", raising(OSError(28, "No space left on device")))
+        full.setattr(bench.node.stages, "encode", raising(OSError(28, "No space left on device")))
         bench.run_all(attempts=2)
         assert bench.jobs(series)["infer"]["state"] == "waiting"
     bench.run_all()
@@ -402,11 +402,11 @@ def test_a_full_disk_does_not_infer_twice(bench: Bench, monkeypatch: pytest.Monk
 def test_a_ledger_that_is_away_for_a_moment_is_no_death(bench: Bench) -> None:
     series = bench.take_in("first")
     bench.close(series)
-    encode = bench.node.rooms.encode
-    bench.node.rooms.encode = raising(LedgerUnavailable("the database does not answer"))  # type: ignore[method-assign]
+    encode = bench.node.stages.encode
+    bench.node.stages.encode = raising(LedgerUnavailable("the database does not answer"))  # type: ignore[method-assign]
     bench.run_all(["infer"])
     job = bench.jobs(series)["infer"]
     assert (job["state"], job["reason"]) == ("waiting", "the database does not answer")
-    bench.node.rooms.encode = encode  # type: ignore[method-assign]
+    bench.node.stages.encode = encode  # type: ignore[method-assign]
     bench.run_all()
     assert {job["state"] for job in bench.jobs(series).values()} == {"done"}

@@ -1,4 +1,4 @@
-"""The rooms that the flow goes through, joined to the settings."""
+"""The stages that the flow goes through, wired to the settings."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ log = structlog.get_logger()
 MOST_UNKEPT = 32  # jobs whose findings are held in memory while no disk takes them
 
 
-class JoinedRooms:
-    """The rooms of `flow.Rooms`, joined to the settings."""
+class WiredStages:
+    """The rooms of `flow.Stages`, joined to the settings."""
 
     def __init__(self, config: Config, ledger: Ledger, now: Callable[[], datetime]) -> None:
         self.config, self.ledger, self.now = config, ledger, now
