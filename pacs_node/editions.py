@@ -14,39 +14,39 @@ from dataclasses import replace
 from pacs_node.records import Edition, Job, Result
 
 
-def same_again(earlier: Sequence[Edition], job: Job, version: str, *, analysed: bool) -> Edition | None:
+def unchanged(earlier: Sequence[Edition], job: Job, version: str, *, analysed: bool) -> Edition | None:
     """The latest edition, if this job can only say the same; whether it does, the bytes must show."""
-    latest = max(earlier, key=lambda edition: edition.number, default=None)
-    if latest is None or (latest.revision, latest.version, latest.analysed) != (job.revision, version, analysed):
+    latest = max(earlier, key=lambda edition: edition.result_revision, default=None)
+    if latest is None or (latest.series_revision, latest.version, latest.analysed) != (job.revision, version, analysed):
         return None
     return latest
 
 
-def following(earlier: Sequence[Edition], job: Job, version: str, *, analysed: bool) -> Edition:
+def next_revision(earlier: Sequence[Edition], job: Job, version: str, *, analysed: bool) -> Edition:
     """The next edition: dated as its job, replacing what stands at the destinations."""
-    last = max((edition.number for edition in earlier), default=0)
+    last = max((edition.result_revision for edition in earlier), default=0)
     return Edition(
-        number=max(job.revision, last + 1),
-        revision=job.revision,
+        result_revision=max(job.revision, last + 1),
+        series_revision=job.revision,
         version=version,
         analysed=analysed,
         dated=job.created_at,
-        replaces=replaced(earlier, analysed=analysed),
+        replaces=superseded_objects(earlier, analysed=analysed),
     )
 
 
-def replaced(earlier: Iterable[Edition], *, analysed: bool) -> tuple[Result, ...]:
+def superseded_objects(earlier: Iterable[Edition], *, analysed: bool) -> tuple[Result, ...]:
     """The objects that stand as current at some destination and would stand beside the new ones.
 
     A destination holds the latest edition that left for it; an edition that left for none is nobody's. What could not
     be analysed replaces only an older word of that kind: earlier findings remain what is known.
     """
     standing: dict[str, list[Edition]] = {}
-    for edition in sorted(earlier, key=lambda each: each.number):
-        for destination in edition.left_for:
+    for edition in sorted(earlier, key=lambda each: each.result_revision):
+        for destination in edition.released_to:
             beside = standing.setdefault(destination, [])
             standing[destination] = [one for one in beside if not edition.analysed and one.analysed] + [edition]
-    current = {edition.number: edition for editions in standing.values() for edition in editions}
+    current = {edition.result_revision: edition for editions in standing.values() for edition in editions}
     return tuple(
         {
             result.sop_instance_uid: result
@@ -61,9 +61,9 @@ def merged(editions: Iterable[Edition]) -> list[Edition]:
     """One of each number: routes that ask for the same, and runs that changed nothing, wrote the same objects."""
     known: dict[int, Edition] = {}
     for edition in editions:
-        before = known.get(edition.number)
-        left_for = edition.left_for | (before.left_for if before else frozenset())
-        known[edition.number] = replace(before or edition, left_for=left_for)
+        before = known.get(edition.result_revision)
+        released_to = edition.released_to | (before.released_to if before else frozenset())
+        known[edition.result_revision] = replace(before or edition, released_to=released_to)
     return [known[number] for number in sorted(known)]
 
 

@@ -108,7 +108,7 @@ def encode_not_run(
             sources,
             version=version,
             when=edition.dated,
-            revision=edition.number,
+            revision=edition.result_revision,
             replaces=_written(edition.replaces),
         )
     except Rejected as error:

@@ -21,7 +21,7 @@ import structlog
 
 from dicom_sr import attributes
 from pacs_node.confirm import Confirm, Witness
-from pacs_node.editions import following, same_again, same_objects
+from pacs_node.editions import next_revision, same_objects, unchanged
 from pacs_node.errors import (
     Await,
     EditionChanged,
@@ -373,11 +373,11 @@ class Flow:
         analysed = state == "done"
         while True:
             earlier = self.ledger.editions(job)
-            edition = same_again(earlier, job, version, analysed=analysed)
+            edition = unchanged(earlier, job, version, analysed=analysed)
             with _step("encoding"):
                 results = write(edition) if edition else []
                 if edition is None or not same_objects(results, edition.objects):
-                    edition = following(earlier, job, version, analysed=analysed)
+                    edition = next_revision(earlier, job, version, analysed=analysed)
                     results = write(edition)
             self.at("encoded")
             try:

@@ -239,14 +239,14 @@ class Result:
 class Edition:
     """One wording of the results of a pipeline, with its options, about one series."""
 
-    number: int  # from 1; goes into the UIDs
-    revision: int  # of the series: which images it is about
+    result_revision: int  # from 1; goes into the UIDs
+    series_revision: int  # which images it is about
     version: str  # of the algorithm
     analysed: bool  # False: it says why the series was not run
     dated: datetime  # goes into the objects, so that writing them again gives the same bytes
     replaces: tuple[Result, ...] = ()  # earlier objects that are void from now on
     objects: tuple[Result, ...] = ()
-    left_for: frozenset[str] = frozenset()  # destinations that hold it, or may hold it
+    released_to: frozenset[str] = frozenset()  # destinations that hold it, or may hold it
 
 
 @dataclass(frozen=True)

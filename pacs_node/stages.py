@@ -173,7 +173,7 @@ class WiredStages:
             files,
             self._folder(job),
             when=edition.dated,
-            revision=edition.number,
+            revision=edition.result_revision,
             replaces=edition.replaces,
             note=any(self._wants_note(name) for name in job.send_to),
             rejected=self.rejected / job.id,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
-from pacs_node.editions import merged, replaced, same_objects
+from pacs_node.editions import merged, same_objects, superseded_objects
 from pacs_node.errors import EditionChanged
 from pacs_node.ledger.engine import Database
 from pacs_node.ledger.tables import (
@@ -41,15 +42,17 @@ class Editions(Database):
         mine = [row for row in rows if row["options"] == job.asked]
         return merged(
             Edition(
-                **{name: row[name] for name in ("number", "revision", "version", "analysed", "dated")},
+                result_revision=row["number"],
+                series_revision=row["revision"],
+                **{name: row[name] for name in ("version", "analysed", "dated")},
                 replaces=_objects(row["replaces"]),
                 objects=_objects(row["objects"]),
-                left_for=self._left_for(db, row["job"]),
+                released_to=self._released_to(db, row["job"]),
             )
             for row in mine
         )
 
-    def _left_for(self, db: sa.Connection, infer_job: str) -> frozenset[str]:
+    def _released_to(self, db: sa.Connection, infer_job: str) -> frozenset[str]:
         """Destinations that stored something of these results, or were sent them in an attempt that never ended."""
         stored = sa.select(receipt_table.c.job).where(receipt_table.c.stored)
         return frozenset(
@@ -64,13 +67,16 @@ class Editions(Database):
 
     def _add_edition(self, db: sa.Connection, job: Job, edition: Edition, now: datetime) -> None:
         known = self._editions(db, job)
-        if all(edition.number != each.number for each in known):
+        if all(edition.result_revision != each.result_revision for each in known):
             if edition.analysed:  # what waits to be sent is old now, and must not be sent after the new
-                self._void_sends(db, job, f"replaced by revision {edition.number} of the results", now)
-            current = replaced(self._editions(db, job), analysed=edition.analysed)
+                self._void_sends(db, job, f"replaced by revision {edition.result_revision} of the results", now)
+            current = superseded_objects(self._editions(db, job), analysed=edition.analysed)
             if not same_objects(current, edition.replaces):
-                raise EditionChanged(f"what revision {edition.number} replaces has changed while it was written")
-        row = {name: getattr(edition, name) for name in ("number", "revision", "version", "analysed", "dated")}
+                raise EditionChanged(
+                    f"what revision {edition.result_revision} replaces has changed while it was written"
+                )
+        row: dict[str, Any] = {"number": edition.result_revision, "revision": edition.series_revision}
+        row |= {name: getattr(edition, name) for name in ("version", "analysed", "dated")}
         row |= {name: [_object_row(each) for each in getattr(edition, name)] for name in ("replaces", "objects")}
         row |= {"series_uid": job.series_uid, "pipeline": job.pipeline, "options": job.asked}
         again = self._insert(edition_table).values(job=job.id, **row)

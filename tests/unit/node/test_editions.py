@@ -25,7 +25,7 @@ from pydicom import Dataset
 
 from dicom_sr import read
 from dicom_sr.findings import Findings
-from pacs_node.editions import following, merged
+from pacs_node.editions import merged, next_revision
 from pacs_node.encode import REJECTION_NOTE, encode_not_run, encode_results
 from pacs_node.errors import TryAgain
 from pacs_node.flow import Flow, RetryPolicy, RouteMatch
@@ -89,7 +89,7 @@ class Scripted:
         self.before_encode()
         return encode_results(
             findings, files, self.folder / "results" / job.id / str(job.generation), when=edition.dated,
-            revision=edition.number, replaces=edition.replaces, note=bool(self.notes),
+            revision=edition.result_revision, replaces=edition.replaces, note=bool(self.notes),
         )  # fmt: skip
 
     def witness(self, destination: str) -> None:
@@ -503,17 +503,19 @@ def test_at_every_pacs_one_analysis_stands(history: list[tuple[set[str], str]]) 
     job = Job("j", "infer", "1.9", "1.8", 1, "p", "r", 5, T0)
     editions: list[Edition] = []
     for number, (reached, kind) in enumerate(history, 1):
-        made = following(editions, replace(job, revision=number), "v", analysed=kind == "found")
+        made = next_revision(editions, replace(job, revision=number), "v", analysed=kind == "found")
         own = Result(f"1.{number}", SR, Path("x"), f"2.{number}", f"{number}")
-        editions = merged([*editions, replace(made, objects=(own,), left_for=frozenset(reached))])
+        editions = merged([*editions, replace(made, objects=(own,), released_to=frozenset(reached))])
         for destination in reached:
-            there = [edition for edition in editions if destination in edition.left_for]
+            there = [edition for edition in editions if destination in edition.released_to]
             void = {each.sop_instance_uid for edition in there for each in edition.replaces}
             standing = [e for e in there if e.objects[0].sop_instance_uid not in void]
             if kind == "found":
-                assert [edition.number for edition in standing] == [made.number]
+                assert [edition.result_revision for edition in standing] == [made.result_revision]
             else:
-                assert [edition.number for edition in standing if not edition.analysed] == [made.number]
+                assert [edition.result_revision for edition in standing if not edition.analysed] == [
+                    made.result_revision
+                ]
                 assert sum(edition.analysed for edition in standing) <= 1
 
 
