@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pacs_node.commitment import NO_SUCH_INSTANCE, reason_words
 from pacs_node.errors import Await, GiveUp, NotOffered, TryAgain
-from pacs_node.records import Arrival, Commitment, CommitmentReport, Job, Sent
+from pacs_node.records import ArrivalProof, Commitment, CommitmentReport, Job, Sent
 
 if TYPE_CHECKING:
     from pacs_node.ledger import Ledger
@@ -53,7 +53,7 @@ class Ending:
 
     state: str
     reason: str
-    arrivals: list[Arrival]
+    arrivals: list[ArrivalProof]
 
 
 class Confirm:
@@ -78,21 +78,23 @@ class Confirm:
         if found is not None and len(found) < len(rest) and not last:
             raise TryAgain(f"{witness.query} finds {len(found)} of {len(rest)} objects at {job.destination}")
 
-        def judge(each: Sent) -> Arrival:
+        def judge(each: Sent) -> ArrivalProof:
             uid, now = each.sop_instance_uid, self.now()
             doubt = doubts.get(uid, "")
             if uid in committed:
-                return Arrival(uid, True, COMMITMENT, f"arrived: {COMMITMENT}", now)
+                return ArrivalProof(uid, True, COMMITMENT, f"arrived: {COMMITMENT}", now)
             if found is not None and uid in found:
-                return Arrival(uid, True, str(witness.query), f"arrived: found by {witness.query}", now)
+                return ArrivalProof(uid, True, str(witness.query), f"arrived: found by {witness.query}", now)
             if found is not None:
                 text = f"not there: {witness.query} does not find it" + (f"; {doubt}" if doubt else "")
-                return Arrival(uid, False, str(witness.query), text, now)
+                return ArrivalProof(uid, False, str(witness.query), text, now)
             if doubt.endswith(reason_words(NO_SUCH_INSTANCE)):
-                return Arrival(uid, False, COMMITMENT, f"not there: {doubt}", now)
-            return Arrival(uid, None, "", "not proven: " + "; ".join(filter(None, (doubt, no_answer))), now)
+                return ArrivalProof(uid, False, COMMITMENT, f"not there: {doubt}", now)
+            return ArrivalProof(uid, None, "", "not proven: " + "; ".join(filter(None, (doubt, no_answer))), now)
 
-        lost = [Arrival(uid, None, "", "not proven: its file is no longer here to ask for", self.now()) for uid in gone]
+        lost = [
+            ArrivalProof(uid, None, "", "not proven: its file is no longer here to ask for", self.now()) for uid in gone
+        ]
         return _ending([*(judge(each) for each in sent), *lost])
 
     def _sent(self, job: Job) -> tuple[list[Sent], list[str]]:
@@ -165,7 +167,7 @@ class Confirm:
             return None, f"{witness.query}: {failure}"
 
 
-def _ending(arrivals: list[Arrival]) -> Ending:
+def _ending(arrivals: list[ArrivalProof]) -> Ending:
     absent = [each for each in arrivals if each.arrived is False]
     unproven = [each for each in arrivals if each.arrived is None]
     if absent:

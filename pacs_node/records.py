@@ -260,7 +260,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Arrival:
+class ArrivalProof:
     """Whether one object is at its destination, and how that is known."""
 
     sop_instance_uid: str

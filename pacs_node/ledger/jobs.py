@@ -24,7 +24,7 @@ from pacs_node.ledger.tables import (
 from pacs_node.records import (
     OPEN_JOB_STATES,
     TRANSITIONS,
-    Arrival,
+    ArrivalProof,
     Edition,
     Job,
     Receipt,
@@ -131,7 +131,7 @@ class Jobs(Editions):
         results: Sequence[Result] = (),
         receipts: Sequence[Receipt] = (),
         follow_up: Sequence[Job] = (),
-        arrivals: Sequence[Arrival] = (),
+        arrivals: Sequence[ArrivalProof] = (),
         warnings: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
         edition: Edition | None = None,

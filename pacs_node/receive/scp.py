@@ -35,7 +35,7 @@ from pacs_node.receive.accept import (
     why_no_room,
 )
 from pacs_node.receive.commitment import CommitmentService
-from pacs_node.receive.spool import Arrival, Fate, Kept, Spool
+from pacs_node.receive.spool import Fate, Kept, ReceivedInstance, Spool
 from pacs_node.receive.upper_layer import Server
 from pacs_node.records import AssociationEnd, Instance, Refusal
 
@@ -218,14 +218,14 @@ class Listener:
     def _idle(self) -> bool:
         return not self._open and not self._ending
 
-    def _arrival(self, event: evt.Event) -> Arrival:
+    def _arrival(self, event: evt.Event) -> ReceivedInstance:
         """Raises WrongSopClass when the command leaves the presentation context it came in."""
         request = cast(C_STORE, event.request)
         sender = self._open[event.assoc]
         sop_class_uid, negotiated = str(request.AffectedSOPClassUID), str(event.context.abstract_syntax)
         if sop_class_uid != negotiated:
             raise WrongSopClass(f"the command says {sop_class_uid} in a presentation context for {negotiated}")
-        return Arrival(
+        return ReceivedInstance(
             sop_class_uid=sop_class_uid,
             sop_instance_uid=str(request.AffectedSOPInstanceUID),
             transfer_syntax_uid=str(event.context.transfer_syntax),

@@ -38,7 +38,7 @@ LONGEST_HEAD = 4096  # bytes; a head that `part10.encode` wrote takes about 500
 
 
 @dataclass(frozen=True)
-class Arrival:
+class ReceivedInstance:
     """One data set as a sender handed it over, with what the command and the association said about it."""
 
     sop_class_uid: str
@@ -92,7 +92,7 @@ class Spool:
         self._one_writer_per_instance = tuple(threading.Lock() for _ in range(64))
         self._serial = itertools.count()
 
-    def keep(self, arrival: Arrival) -> Kept:
+    def keep(self, arrival: ReceivedInstance) -> Kept:
         """Write, fsync, rename, fsync the folder; then return.
 
         Raises SpoolFull before anything is written, NotReadable or WrongSopClass after the bytes are in unreadable/.
@@ -144,7 +144,7 @@ class Spool:
         path = self._instances / series / f"{digest.hex()}.dcm"
         return path if path.exists() else None
 
-    def _keep_first(self, arrival: Arrival, identity: Identity, sha256: str, digest: bytes) -> Kept:
+    def _keep_first(self, arrival: ReceivedInstance, identity: Identity, sha256: str, digest: bytes) -> Kept:
         series = _digest(identity.series_uid)
         path = self._instances / series / f"{digest.hex()}.dcm"
         size = self._write(path, _head(arrival), arrival.data_set)
@@ -164,7 +164,7 @@ class Spool:
         )
         return Kept(instance, Fate.NEW)
 
-    def _keep_another(self, arrival: Arrival, identity: Identity, first: Path, sha256: str) -> Kept:
+    def _keep_another(self, arrival: ReceivedInstance, identity: Identity, first: Path, sha256: str) -> Kept:
         instance = _read(first, arrival.association)
         if (instance.sha256, instance.transfer_syntax_uid) == (sha256, arrival.transfer_syntax_uid):
             self._sync_again(first)
@@ -177,7 +177,7 @@ class Spool:
         log.warning("spool.kept-aside", sop_instance_uid=instance.sop_instance_uid, file=aside.name)
         return Kept(instance, Fate.ASIDE, aside, identity.series_uid)
 
-    def _keep_unreadable(self, arrival: Arrival, reason: str) -> Path:
+    def _keep_unreadable(self, arrival: ReceivedInstance, reason: str) -> Path:
         path = self._unreadable / f"{hashlib.sha256(arrival.data_set).hexdigest()}.dcm"
         self._write(path.with_suffix(".txt"), f"{reason}\n".encode())
         self._write(path, _head(arrival), arrival.data_set)
@@ -221,13 +221,13 @@ class Spool:
         self._make_durable_folder(path.parent)
 
 
-def _head(arrival: Arrival) -> bytes:
+def _head(arrival: ReceivedInstance) -> bytes:
     return part10.encode(
         arrival.sop_class_uid, arrival.sop_instance_uid, arrival.transfer_syntax_uid, arrival.calling_ae
     )
 
 
-def _check_against_command(identity: Identity, arrival: Arrival) -> None:
+def _check_against_command(identity: Identity, arrival: ReceivedInstance) -> None:
     """PS3.7 9.1.1.1: what the C-STORE command names and what the data set holds must be one and the same."""
     if identity.sop_class_uid != arrival.sop_class_uid:
         wrong: ReceiveError = WrongSopClass(

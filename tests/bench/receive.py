@@ -35,7 +35,7 @@ from rich.table import Table
 
 from pacs_node.receive.part10 import decode
 from pacs_node.receive.scp import Listener, ListenerSettings
-from pacs_node.receive.spool import Arrival, Spool
+from pacs_node.receive.spool import ReceivedInstance, Spool
 from pacs_node.records import Instance
 from tests.bench.record import record
 from tests.factories import ct_series
@@ -152,7 +152,7 @@ def seconds_on_disk_alone(images: list[Path], folder: Path) -> float:
         content = path.read_bytes()
         head = decode(content[:4096])
         uids = head.sop_class_uid, head.sop_instance_uid, head.transfer_syntax_uid
-        arrivals.append(Arrival(*uids, memoryview(content)[head.size :], "a", "STORESCU", datetime.now(UTC)))
+        arrivals.append(ReceivedInstance(*uids, memoryview(content)[head.size :], "a", "STORESCU", datetime.now(UTC)))
     began = time.perf_counter()
     for arrival in arrivals:
         rows.commit(spool.keep(arrival).instance)

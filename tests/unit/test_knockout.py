@@ -40,7 +40,7 @@ from models.read import read_ct, read_ultrasound
 from pacs_node.assemble.geometry import judge
 from pacs_node.errors import ReceiveError
 from pacs_node.receive.header import identify
-from pacs_node.receive.spool import Arrival, _check_against_command
+from pacs_node.receive.spool import ReceivedInstance, _check_against_command
 from pacs_node.records import Verdict
 from pacs_node.route import Rule, route
 from tests.factories import ct_series, enhanced_ct, us_image
@@ -196,7 +196,7 @@ def received(image: Dataset, data_set: bytes, path: Path) -> str | None:
     """None, or why the listener refuses it; the file as the spool would keep it."""
     uid, sop_class, syntax = str(image.SOPInstanceUID), str(image.SOPClassUID), "1.2.840.10008.1.2.1"
     try:
-        arrival = Arrival(sop_class, uid, syntax, data_set, "a", "SENDER", WHEN)
+        arrival = ReceivedInstance(sop_class, uid, syntax, data_set, "a", "SENDER", WHEN)
         identity = identify(data_set, syntax)
         _check_against_command(identity, arrival)
     except ReceiveError as refusal:

@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from pacs_node.errors import LedgerUnavailable
-from pacs_node.ledger import Ledger, metadata
+from pacs_node.ledger import Ledger
+from pacs_node.ledger.tables import metadata
 from pacs_node.records import (
     OPEN_JOB_STATES,
     TRANSITIONS,

@@ -14,7 +14,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
 from pacs_node.receive.scp import Listener, ListenerSettings
-from pacs_node.receive.spool import Arrival, Spool
+from pacs_node.receive.spool import ReceivedInstance, Spool
 from pacs_node.records import AssociationEnd, Instance
 from tests.factories import ct_series
 from tests.parrot import EXPLICIT_LE
@@ -105,7 +105,7 @@ def encoded(image: Dataset, implicit: bool = False, little: bool = True) -> byte
     return bytes(buffer.getvalue())
 
 
-def arrival(image: Dataset, data_set: bytes, **changes: Any) -> Arrival:
+def arrival(image: Dataset, data_set: bytes, **changes: Any) -> ReceivedInstance:
     return replace(
-        Arrival(image.SOPClassUID, image.SOPInstanceUID, EXPLICIT_LE, data_set, "a-1", "ME", NOON), **changes
+        ReceivedInstance(image.SOPClassUID, image.SOPInstanceUID, EXPLICIT_LE, data_set, "a-1", "ME", NOON), **changes
     )

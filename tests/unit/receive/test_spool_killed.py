@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 
-from pacs_node.receive.spool import Arrival, Fate, Spool
+from pacs_node.receive.spool import Fate, ReceivedInstance, Spool
 from tests.unit.receive.conftest import arrival
 
 CALLS = ("mkdir", "open", "writev", "fsync", "close", "rename")
 LAST = 11  # mkdir; open, fsync, close of instances/; open, writev, fsync, close of the file; rename; open, fsync
 
 
-def keep_until(call: int, when: str, spool: Spool, sent: Arrival) -> int:
+def keep_until(call: int, when: str, spool: Spool, sent: ReceivedInstance) -> int:
     """Fork a process that keeps `sent` and dies at its `call`-th system call: before it, after it, or half way
     through a write. Returns the signal that ended it, 0 when it lived."""
     child = os.fork()
