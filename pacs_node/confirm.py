@@ -99,9 +99,9 @@ class Confirm:
 
     def _sent(self, job: Job) -> tuple[list[Sent], list[str]]:
         """What the send job says was stored, and the SOP Instance UIDs of that whose files are gone."""
-        send = self.ledger.job(job.parent or "")
+        send = self.ledger.job(job.send_job or "")
         stored = self.ledger.stored(send.id) if send is not None else frozenset()
-        results = self.ledger.results(send.parent) if send is not None and send.parent else []
+        results = self.ledger.results(send.infer_job) if send is not None and send.infer_job else []
         sent = self.stages.sent([result.path for result in results], stored)
         return sent, sorted(stored - {each.sop_instance_uid for each in sent})
 

@@ -425,15 +425,15 @@ class Flow:
             route=job.route,
             priority=job.priority,
             destination=destination,
-            parent=job.id,
+            infer_job=job.id,
             created_at=self.now(),
         )
 
     def _send(self, job: Job) -> None:
         self.at("send begun")
         assert job.destination is not None
-        assert job.parent is not None
-        paths = tuple(result.path for result in self.ledger.results(job.parent))
+        assert job.infer_job is not None
+        paths = tuple(result.path for result in self.ledger.results(job.infer_job))
         package = Package(job=job.id, paths=paths, sources=self._sources(job))
         with _step("sending"):
             receipts = self.stages.deliver(job.destination, package)
@@ -455,7 +455,8 @@ class Flow:
             send,
             id=_id("confirm", send.id, str(send.generation)),
             kind="confirm",
-            parent=send.id,
+            infer_job=None,
+            send_job=send.id,
             created_at=self.now(),
             state="queued",
             generation=1,
@@ -488,7 +489,7 @@ class Flow:
             route="",
             priority=5,
             destination=request.calling_ae,
-            parent=request.transaction_uid,
+            transaction_uid=request.transaction_uid,
             not_before=now + timedelta(seconds=REPORT_AFTER_S),
             created_at=now,
         )
@@ -496,8 +497,8 @@ class Flow:
 
     def _report(self, job: Job) -> None:
         assert job.destination is not None
-        assert job.parent is not None
-        request = self.ledger.unreported(job.destination, job.parent)
+        assert job.transaction_uid is not None
+        request = self.ledger.unreported(job.destination, job.transaction_uid)
         if request is None:
             self.ledger.finish(job, "done", "reported on the sender's own association", self.now())
             return

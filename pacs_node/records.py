@@ -200,7 +200,9 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     priors: str | None = None  # the peer to ask for earlier studies of the patient
     destination: str | None = None
-    parent: str | None = None
+    infer_job: str | None = None  # send: whose results
+    send_job: str | None = None  # confirm: whose objects
+    transaction_uid: str | None = None  # report: of the storage commitment request
     state: str = "queued"
     generation: int = 1
     attempt: int = 1

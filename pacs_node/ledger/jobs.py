@@ -31,7 +31,8 @@ from pacs_node.records import (
     Result,
 )
 
-_JOB_FIELDS = tuple(Job.__dataclass_fields__)
+BELONGS_TO = {"send": "infer_job", "confirm": "send_job", "report": "transaction_uid"}  # the column `parent`, by kind
+_JOB_FIELDS = tuple(name for name in Job.__dataclass_fields__ if name not in BELONGS_TO.values())
 
 
 class Jobs(Editions):
@@ -39,6 +40,7 @@ class Jobs(Editions):
 
     def _add_job(self, db: sa.Connection, job: Job) -> None:
         row = {name: getattr(job, name) for name in _JOB_FIELDS} | {
+            "parent": getattr(job, BELONGS_TO[job.kind]) if job.kind in BELONGS_TO else None,
             "send_to": list(job.send_to),
             "options": dict(job.options),
             "warnings": [],
@@ -342,6 +344,8 @@ class Jobs(Editions):
 
 def job_of(row: Any) -> Job:
     values = {name: row[name] for name in _JOB_FIELDS}
+    if row["kind"] in BELONGS_TO:
+        values[BELONGS_TO[row["kind"]]] = row["parent"]
     return Job(**{**values, "send_to": tuple(values["send_to"]), "options": dict(values["options"])})
 
 

@@ -92,7 +92,7 @@ class Story:
         )  # fmt: skip
         self.ledger.begin(job, "w", T0)
         results = [Result(uid, sop_class, Path("/r") / uid) for sop_class, uid in BOTH]
-        send = Job("s", "send", "1.9", "1.8", 1, "breast-us", "r", 5, T0, destination=destination, parent="j")
+        send = Job("s", "send", "1.9", "1.8", 1, "breast-us", "r", 5, T0, destination=destination, infer_job="j")
         self.ledger.finish(job, "done", "2 findings", T0, results=results, follow_up=[send])
         self.flow.run("s", 1, 1)
         return next((job for job in self.ledger.open_jobs() if job.kind == "confirm"), None)
