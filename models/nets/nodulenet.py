@@ -197,7 +197,7 @@ def small(*lasts: nn.Conv3d | nn.Linear) -> None:
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
 
-class Proposer(nn.Module):
+class RPNHead(nn.Module):
     """The region proposal network: the same weights at each level, in float32, for bfloat16 would round the boxes."""
 
     def __init__(self, config: NoduleNetConfig) -> None:
@@ -224,7 +224,7 @@ class Proposer(nn.Module):
         return levels, hidden[0]
 
 
-class Judge(nn.Module):
+class BoxHead(nn.Module):
     """The RCNN head: is it a nodule, and where exactly; in float32."""
 
     def __init__(self, config: NoduleNetConfig) -> None:
@@ -244,7 +244,7 @@ class Judge(nn.Module):
             return self.logits(x), self.deltas(x).unflatten(1, (2, 6))
 
 
-class Outliner(nn.Module):
+class MaskHead(nn.Module):
     """The mask head: from the decoder's map up to the image, one box at a time."""
 
     def __init__(self, config: NoduleNetConfig) -> None:
@@ -280,9 +280,9 @@ class NoduleNet(nn.Module):
         self.config = config
         self.backbone = Backbone(config)
         self.pyramid = Pyramid(config) if config.fpn else None
-        self.rpn = Proposer(config)
-        self.rcnn = Judge(config)
-        self.outliner = Outliner(config)
+        self.rpn = RPNHead(config)
+        self.rcnn = BoxHead(config)
+        self.outliner = MaskHead(config)
         self.register_buffer("stage", torch.tensor(RPN))  # which heads have learnt: those later are not to be asked
 
     def keep_detection(self) -> None:
@@ -311,7 +311,7 @@ class NoduleNet(nn.Module):
         return maps.fine
 
     def judge(self, maps: Maps, image: int, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (n, 6) in voxels of one image of the batch -> as of Judge"""
+        """Boxes (n, 6) in voxels of one image of the batch -> as of BoxHead"""
         assert maps.roi is not None
         return self.rcnn(roi_crops(maps.roi[image], boxes))
 
