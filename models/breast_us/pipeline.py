@@ -67,7 +67,7 @@ PROBABILITIES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Prediction:
     """What the network says about one image."""
 
     probability: np.ndarray  # (rows, columns) of the source, of each pixel being lesion
@@ -92,7 +92,7 @@ class View:
     sightings: list[Sighting] = field(default_factory=list)
     classes: list[np.ndarray] = field(default_factory=list)  # of every frame looked at
 
-    def see(self, look: Look, image: int, coloured: np.ndarray, classes: np.ndarray) -> None:
+    def see(self, look: Prediction, image: int, coloured: np.ndarray, classes: np.ndarray) -> None:
         """Note what the network says of a frame; image: its index into Findings.images, classes: as reported."""
         self.looked_at += 1
         self.classes.append(classes)
@@ -277,7 +277,7 @@ class BreastUltrasound:
             evaluations=tuple(evaluations),
         )
 
-    def look(self, grey: np.ndarray, region: tuple[int, int, int, int] | None = None) -> Look:
+    def look(self, grey: np.ndarray, region: tuple[int, int, int, int] | None = None) -> Prediction:
         """(rows, columns) uint8 -> Look, on the same pixels. Averages the image, its mirror image, and two sizes.
 
         region: (x0, y0, x1, y1), inclusive, that shows tissue; nothing is looked for outside it.
@@ -291,7 +291,7 @@ class BreastUltrasound:
         lesion = strongest_piece(probability, INSIDE)
         if self.said(shares)[CLASSES.index("normal")] > NORMAL_ABOVE or lesion.sum() < SMALLEST_SHARE * lesion.size:
             lesion = np.zeros_like(lesion)
-        return Look(probability, shares, lesion)
+        return Prediction(probability, shares, lesion)
 
     def said(self, shares: np.ndarray) -> np.ndarray:
         """Class probabilities (3,) as they are reported and as they decide: at the temperature, if there is one"""

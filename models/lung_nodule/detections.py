@@ -49,7 +49,7 @@ class Detections(list[Detection3D]):
         self.remarks, self.window, self.device = tuple(remarks), window, device
 
 
-def ran_out(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 

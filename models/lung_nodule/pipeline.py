@@ -26,7 +26,7 @@ from models.lung_nodule.detectors import DETECTORS
 from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
 from models.lung_nodule.options import Options
 from models.lung_nodule.refine import Mix, Refined, distinct, refine
-from models.lung_nodule.sliding_unet import BATCH, Look
+from models.lung_nodule.sliding_unet import BATCH, ServedUNet
 from models.lung_nodule.texture import RULE, THICK_MM, texture
 from models.measure import axial, measure_nodule
 from models.pipeline import Card, Progress, UnfitInput
@@ -44,8 +44,10 @@ class LungNodule:
         self.options = Options.read(options)
         self.runtime = Runtime.choose(device, threads=self.options.threads)
         self.detector = DETECTORS[self.options.detector](self.options, self.runtime)
-        self.second = Look.at(self.options.refine_checkpoint, REFINER, self.runtime) if self.options.refine else None
-        used = [self.detector.loaded, *([self.second.loaded] if self.second else [])]
+        self.refiner = (
+            ServedUNet.at(self.options.refine_checkpoint, REFINER, self.runtime) if self.options.refine else None
+        )
+        used = [self.detector.loaded, *([self.refiner.loaded] if self.refiner else [])]
         self.card = Card(
             name="lung-nodule",
             modality=frozenset({"CT"}),
@@ -57,8 +59,8 @@ class LungNodule:
 
     def warm(self) -> None:
         self.detector.warm()
-        if self.second is not None:
-            self.second(torch.zeros(BATCH, 1, self.second.side, self.second.side))
+        if self.refiner is not None:
+            self.refiner(torch.zeros(BATCH, 1, self.refiner.side, self.refiner.side))
 
     def run(self, files: Sequence[Path], progress: Progress) -> Findings:
         started = time.monotonic()
@@ -110,8 +112,8 @@ class LungNodule:
                 " no nodule type is stated, and no category is suggested"
             )
         reported = cut(kept, [fit[id(one)] for one in kept], self.options.at_most)
-        if self.second is not None:
-            refined = self.refined(self.second, reported, volume, lungs)
+        if self.refiner is not None:
+            refined = self.refined(self.refiner, reported, volume, lungs)
             reported = [one.candidate for one in refined]
             warnings += outlines_kept(refined)
         else:
@@ -127,14 +129,16 @@ class LungNodule:
             return mix
         return replace(mix, threshold=self.options.threshold)
 
-    def refined(self, second: Look, detections: Sequence[Candidate], volume: Volume, lungs: Lungs) -> list[Refined]:
+    def refined(
+        self, refiner: ServedUNet, detections: Sequence[Candidate], volume: Volume, lungs: Lungs
+    ) -> list[Refined]:
         """The detections with the mask of a second look where that is fit, else with their own where that is; each
         nodule once, the most certain first."""
         looked = refine(
             volume,
             detections,
-            second,
-            side=second.side,
+            refiner,
+            side=refiner.side,
             threshold=self.options.threshold,
             flips=self.options.refine_flips,
             within_mm=self.detector.within_mm,

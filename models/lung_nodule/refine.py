@@ -76,7 +76,9 @@ def refine(
     within_mm   of the detection's own mask, where that can be trusted; what is marked beyond is something else
     mix         for detections that come with a probability; the others are outlined by the network alone
     """
-    looks = [Look(volume, detection, side, within_mm, mix if detection.soft else None) for detection in detections]
+    looks = [
+        Refinement(volume, detection, side, within_mm, mix if detection.soft else None) for detection in detections
+    ]
     wanted = [(look, z) for look in looks for z in look.first()]
     while wanted:  # all crops of all detections, batch by batch; then what lies beyond them
         for start in range(0, len(wanted), BATCH):
@@ -103,7 +105,7 @@ def patch(spacing_mm: Sequence[float], side: int = SIDE) -> tuple[int, int]:
 
 
 @dataclass(eq=False)
-class Look:
+class Refinement:
     """The crops of one detection, and what the network marked on them so far: slices that follow on each other."""
 
     volume: Volume

@@ -31,7 +31,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class ServedUNet:
     """A residual U-Net ready to answer, and the weights it answers by."""
 
     net: Served
@@ -39,7 +39,7 @@ class Look:
     loaded: Weights
 
     @classmethod
-    def at(cls, path: str | None, shipped: str, runtime: Runtime) -> Look:
+    def at(cls, path: str | None, shipped: str, runtime: Runtime) -> ServedUNet:
         """From weights at a path, or the shipped ones of that name. Raises WeightsError when they cannot be served."""
         loaded = weights.load(Path(path) if path else weights.packed("lung_nodule", shipped), PREPROCESSING)
         side = int(loaded.about["config"].get("crop", SIDE))
@@ -60,7 +60,7 @@ class SlidingUNet:
 
     def __init__(self, options: Options, runtime: Runtime) -> None:
         self.options, self.runtime = options, runtime
-        self.look = Look.at(options.checkpoint, CHECKPOINT, runtime)
+        self.look = ServedUNet.at(options.checkpoint, CHECKPOINT, runtime)
         self.loaded = self.look.loaded
         if self.look.side != SIDE:
             raise WeightsError(f"{self.loaded.name} learnt on crops of {self.look.side} pixels, not of {SIDE}")

@@ -74,7 +74,7 @@ def _against_published(files: Sequence[Path], threads: int) -> None:
             net = detector.net.eval()
             for weights in net.parameters():
                 weights.data = weights.data.contiguous(memory_format=torch.contiguous_format)
-            infer.searched(net, grey, lungs[near], PUBLISHED_WINDOW, plain, options, lambda _share, _what: None)
+            infer.detect_windows(net, grey, lungs[near], PUBLISHED_WINDOW, plain, options, lambda _share, _what: None)
         seconds[form] = time.perf_counter() - started
     figures = {f"{form}, s": value for form, value in seconds.items()}
     ratios = {f"{form} / published": seconds[form] / seconds["as published"] for form in ("as served", "one view")}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.grid import box_of
 from models.lung_nodule.ccfam_fpn.link import SliceBoxes, linked
-from models.lung_nodule.detections import AROUND_MM, Detections, ran_out
+from models.lung_nodule.detections import AROUND_MM, Detections, is_out_of_memory
 from models.lung_nodule.preprocess import TRAINED_MM, window
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
 from models.pipeline import Progress
@@ -71,9 +71,9 @@ def detect(
         part = marked[done : done + batch]
         out_of_memory = False
         try:
-            seen = looked(model, stacked(hu, part, model.config.slices, rows, columns), runtime)
+            seen = detect_slices(model, stacked(hu, part, model.config.slices, rows, columns), runtime)
         except RuntimeError as error:  # on a processor torch has no class of its own for it
-            if not ran_out(error):
+            if not is_out_of_memory(error):
                 raise
             out_of_memory = True
         if out_of_memory:
@@ -121,7 +121,7 @@ def at_trained_size(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def looked(model: CCFAMFPN, images: Tensor, runtime: Runtime) -> list[SliceBoxes]:
+def detect_slices(model: CCFAMFPN, images: Tensor, runtime: Runtime) -> list[SliceBoxes]:
     """Boxes in pixels of 1 mm of the part that was looked at."""
     with runtime.precision():
         seen = model.eval()(runtime.take(images))

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from models.grid import Soft, box_at, box_of, in_both
 from models.layers.boxes import centres, clip, decode, nms
-from models.lung_nodule.detections import AROUND_MM, Detection3D, Detections, ran_out
-from models.lung_nodule.nodulenet.mirrored import Looks
+from models.lung_nodule.detections import AROUND_MM, Detection3D, Detections, is_out_of_memory
+from models.lung_nodule.nodulenet.mirrored import MirroredViews
 from models.lung_nodule.nodulenet.preprocess import OUTSIDE, network_input, prepare
 from models.lung_nodule.nodulenet.proposals import OVERLAP, proposals, without_margin
 from models.nets.nodulenet import FULL_WIDTH, MASK, RCNN, STEP, NoduleNet, NoduleNetConfig, aligned, folded
@@ -90,9 +90,9 @@ def detect(
         for side in sides_to_try(served, grey.shape, runtime, options):
             out_of_memory = False
             try:
-                found = searched(served, grey, inside, side, runtime, options, progress)
+                found = detect_windows(served, grey, inside, side, runtime, options, progress)
             except RuntimeError as error:  # on a processor torch has no class of its own for it
-                if not ran_out(error):
+                if not is_out_of_memory(error):
                     raise
                 out_of_memory = True
             if not out_of_memory:
@@ -182,7 +182,7 @@ def windows(shape: Sequence[int], side: int) -> list[Window]:
     return [Window(*map(tuple, zip(*one, strict=True))) for one in itertools.product(*lines)]
 
 
-def searched(
+def detect_windows(
     model: NoduleNet,
     grey: np.ndarray,
     lungs: np.ndarray,
@@ -197,9 +197,9 @@ def searched(
     found: list[tuple[Tensor, Detection3D]] = []
     for done, window in enumerate(wanted):
         which = f"window {done + 1} of {len(wanted)}"
-        tell = partial(said_of, progress, 0.05 + 0.95 * done / len(wanted), 0.95 / len(wanted), which)
+        tell = partial(sub_progress, progress, 0.05 + 0.95 * done / len(wanted), 0.95 / len(wanted), which)
         tell(0.0, "looking")
-        found += looked(model, grey[window.box], window, runtime, options, tell)
+        found += detect_window(model, grey[window.box], window, runtime, options, tell)
     progress(1.0, f"{len(found)} places found")
     if not found:
         return []
@@ -208,13 +208,13 @@ def searched(
     return distinct([found[place][1] for place in nms(boxes, scores, OVERLAP).tolist()])
 
 
-def said_of(progress: Progress, start: float, length: float, which: str, share: float, what: str) -> None:
+def sub_progress(progress: Progress, start: float, length: float, which: str, share: float, what: str) -> None:
     """Progress of a part of the whole."""
     progress(start + length * share, f"{which}: {what}")
 
 
 @torch.inference_mode()
-def looked(
+def detect_window(
     model: NoduleNet, grey: np.ndarray, window: Window, runtime: Runtime, options: DetectOptions, progress: Progress
 ) -> list[tuple[Tensor, Detection3D]]:
     """One window, uint8: each box as the network gives it and the detection, both in voxels of the volume."""
@@ -223,7 +223,7 @@ def looked(
     image = network_input(F.pad(torch.from_numpy(grey), ends, value=OUTSIDE))[None, None]
     with runtime.precision():
         image = runtime.take(image)
-        looks = Looks(model, image, options.views)
+        looks = MirroredViews(model, image, options.views)
         boxes, rpn = proposals(looks.levels, 0, window.shape, least=options.least, most=options.most)
         progress(0.5, f"{len(boxes)} places")
         score, rcnn = rpn, None

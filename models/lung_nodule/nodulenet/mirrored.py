@@ -14,7 +14,7 @@ VIEWS: tuple[tuple[int, ...], ...] = ((), (2,), (1,), (1, 2))  # axes that are m
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class MirroredView:
     """What the network saw, (1, 1, D, H, W) mirrored along axes (0 for z), and the maps it made of it."""
 
     axes: tuple[int, ...]
@@ -22,7 +22,7 @@ class Look:
     maps: Maps
 
 
-class Looks:
+class MirroredViews:
     """levels   what the RPN says of the window: the mean of the logits and of the deltas of all looks"""
 
     def __init__(self, model: NoduleNet, image: Tensor, count: int = 1) -> None:
@@ -34,7 +34,7 @@ class Looks:
         for axes in VIEWS[:count]:
             seen = image.flip([axis + 2 for axis in axes])
             levels, maps = model(seen)
-            self.looks.append(Look(axes, seen, maps))
+            self.looks.append(MirroredView(axes, seen, maps))
             said.append([turned_back(level, axes) for level in levels])
         self.levels = said[0] if count == 1 else [mean(same) for same in zip(*said, strict=True)]
 

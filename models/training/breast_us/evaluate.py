@@ -20,7 +20,7 @@ from models.breast_us.pipeline import (
     SMALLEST_SHARE,
     WEIGHTS,
     BreastUltrasound,
-    Look,
+    Prediction,
 )
 from models.breast_us.triple import read_triple
 from models.nets.breast_triple import CLASSES
@@ -109,13 +109,13 @@ def evaluate(
     )
 
 
-def judge(looks: list[Look], masks: list[np.ndarray], labels: np.ndarray) -> dict[str, Interval]:
+def judge(looks: list[Prediction], masks: list[np.ndarray], labels: np.ndarray) -> dict[str, Interval]:
     """Overlap over images with a lesion, empty masks over normal images, classes over all."""
     triples = zip(looks, masks, labels, strict=True)
     return pooled([judged(str(row), int(label), look, mask) for row, (look, mask, label) in enumerate(triples)])
 
 
-def judged(name: str, label: int, look: Look, mask: np.ndarray) -> Judged:
+def judged(name: str, label: int, look: Prediction, mask: np.ndarray) -> Judged:
     """mask: bool (rows, columns), the true one on the pixels of the image."""
     return Judged(
         name=name,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
-from models.breast_us.pipeline import BreastUltrasound, Look
+from models.breast_us.pipeline import BreastUltrasound, Prediction
 from models.lung_nodule.pipeline import LungNodule
 from models.phantoms.breast import breast_ultrasound, ultrasound_dicom
 from models.pipeline import UnfitInput
@@ -115,7 +115,7 @@ def test_float_pixels_are_no_ultrasound(unseen, tmp_path):
 
 
 def test_a_blank_image_beside_a_good_one_is_named_and_the_good_one_answered(breast_us, tmp_path, monkeypatch):
-    nothing = Look(np.zeros((300, 400), np.float32), np.array([0.9, 0.05, 0.05]), np.zeros((300, 400), bool))
+    nothing = Prediction(np.zeros((300, 400), np.float32), np.array([0.9, 0.05, 0.05]), np.zeros((300, 400), bool))
     monkeypatch.setattr(breast_us, "look", lambda grey, region=None: nothing)
     blank, good = us(np.zeros((300, 400), np.uint8), InstanceNumber=1), us(SPECKLE[:300, :400], InstanceNumber=2)
     good.SOPInstanceUID = good.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
@@ -125,7 +125,7 @@ def test_a_blank_image_beside_a_good_one_is_named_and_the_good_one_answered(brea
 
 
 def test_of_a_cine_blank_frames_are_counted_and_not_looked_at(breast_us, tmp_path, monkeypatch):
-    nothing = Look(np.zeros((100, 120), np.float32), np.array([0.9, 0.05, 0.05]), np.zeros((100, 120), bool))
+    nothing = Prediction(np.zeros((100, 120), np.float32), np.array([0.9, 0.05, 0.05]), np.zeros((100, 120), bool))
     monkeypatch.setattr(breast_us, "look", lambda grey, region=None: nothing)
     frames = np.stack([np.zeros((100, 120), np.uint8), SPECKLE[:100, :120], SPECKLE[:100, :120] // 2])
     cine = us(frames[0], NumberOfFrames=3, PixelData=frames.tobytes())

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from dicom_sr import codes, encode, read
 from dicom_sr.findings import Finding, Findings
-from models.breast_us.pipeline import MOST_FRAMES, BreastUltrasound, Look, spread
+from models.breast_us.pipeline import MOST_FRAMES, BreastUltrasound, Prediction, spread
 from models.phantoms import Lesion, Truth
 from models.phantoms.breast import Ellipse, Sweep, breast_cine, breast_ultrasound
 from models.pipeline import UnfitInput
@@ -149,16 +149,16 @@ def cine(tmp_path: Path) -> Truth:
     return breast_cine(tmp_path, seed=2, frames=4, shape=(100, 120), sweeps=(None,), colour=True)
 
 
-def marks(*boxes: tuple[slice, slice] | None, shape: tuple[int, int] = (100, 120)) -> Callable[..., Look]:
+def marks(*boxes: tuple[slice, slice] | None, shape: tuple[int, int] = (100, 120)) -> Callable[..., Prediction]:
     """A stand-in for the network: on the first frame it marks the first box, and so on."""
     left = iter(boxes)
 
-    def look(grey: np.ndarray, region: object = None) -> Look:
+    def look(grey: np.ndarray, region: object = None) -> Prediction:
         lesion = np.zeros(shape, bool)
         box = next(left)
         if box is not None:
             lesion[box] = True
-        return Look(lesion * np.float32(0.8), np.array([0.1, 0.3, 0.6]), lesion)
+        return Prediction(lesion * np.float32(0.8), np.array([0.1, 0.3, 0.6]), lesion)
 
     return look
 
@@ -330,7 +330,7 @@ def test_of_a_long_cine_a_stated_number_of_frames_is_looked_at(
     pixels = np.resize(dcmread(cine.files[0]).pixel_array, (count, 100, 120, 3))
     looked: list[np.ndarray] = []
 
-    def look(grey: np.ndarray, region: object = None) -> Look:
+    def look(grey: np.ndarray, region: object = None) -> Prediction:
         looked.append(grey)
         return marks(None)(grey)
 

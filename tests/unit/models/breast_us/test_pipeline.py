@@ -12,7 +12,7 @@ from pydicom.uid import UltrasoundMultiFrameImageStorage
 
 from dicom_sr import codes
 from dicom_sr.findings import Finding, Findings
-from models.breast_us.pipeline import NAME, BreastUltrasound, Look
+from models.breast_us.pipeline import NAME, BreastUltrasound, Prediction
 from models.breast_us.tissue import tissue
 from models.phantoms import Lesion
 from models.phantoms.breast import breast_ultrasound, ultrasound_dicom
@@ -195,7 +195,7 @@ def test_normal_means_no_findings_and_its_probability_is_said(
     pipeline: BreastUltrasound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = breast_ultrasound(tmp_path, seed=1, lesions=False).files
-    nothing = Look(np.zeros(SHAPE, np.float32), np.array([0.95, 0.04, 0.01]), np.zeros(SHAPE, bool))
+    nothing = Prediction(np.zeros(SHAPE, np.float32), np.array([0.95, 0.04, 0.01]), np.zeros(SHAPE, bool))
     monkeypatch.setattr(pipeline, "look", lambda grey, region=None: nothing)
     findings = run(pipeline, *files)
     assert findings.findings == ()

@@ -16,7 +16,7 @@ from models.lung_nodule.detections import Candidate
 from models.lung_nodule.odds import SUREST
 from models.lung_nodule.pipeline import LungNodule, outlines_kept
 from models.lung_nodule.preprocess import SIDE
-from models.lung_nodule.refine import BATCH, REACH_MM, Look, Mix, Refined, distinct, patch, refine
+from models.lung_nodule.refine import BATCH, REACH_MM, Mix, Refined, Refinement, distinct, patch, refine
 from models.phantoms import chest_ct
 from models.read import Volume, read_ct
 from models.training.evaluation.metrics import dice
@@ -315,7 +315,7 @@ def test_the_detectors_own_outline_counts_for_its_share_and_where_it_lies(start,
         return torch.full_like(crops, 0.4)
 
     mix = Mix(share=0.25, threshold=0.45)
-    look = Look(volume(np.zeros(shape, bool), spacing_mm), one, 64, None, mix)
+    look = Refinement(volume(np.zeros(shape, bool), spacing_mm), one, 64, None, mix)
     for z in range(shape[0]):
         look.keep(z, doubtful(look.crop(z)), 0.5)
         np.testing.assert_array_equal(look.marked[z], wanted[z])

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.breast_us.pipeline import Look
+from models.breast_us.pipeline import Prediction
 from models.training.breast_us.data import Labelled
 from models.training.breast_us.evaluate import hd95, judge
 from models.training.breast_us.judged import Judged
 from models.training.breast_us.worst_cases import burned_in, contrast, worst_cases
 
 
-def look(classes: tuple[float, float, float], marked: slice | None, whole: slice | None = None) -> Look:
+def look(classes: tuple[float, float, float], marked: slice | None, whole: slice | None = None) -> Prediction:
     lesion, probability = np.zeros((10, 10), bool), np.zeros((10, 10), np.float32)
     if marked is not None:
         lesion[marked] = True
     if whole is not None or marked is not None:
         probability[whole or marked] = 0.9
-    return Look(probability, np.array(classes), lesion)
+    return Prediction(probability, np.array(classes), lesion)
 
 
 def mask(rows: slice | None) -> np.ndarray:

@@ -19,7 +19,7 @@ from models.layers.boxes import encode
 from models.lung_nodule.detections import Detection3D
 from models.lung_nodule.nodulenet import detect as infer
 from models.lung_nodule.nodulenet.detect import DetectOptions, detect, windows
-from models.lung_nodule.nodulenet.mirrored import VIEWS, Looks
+from models.lung_nodule.nodulenet.mirrored import VIEWS, MirroredViews
 from models.lung_nodule.nodulenet.preprocess import OUTSIDE, hulls, network_input, prepare
 from models.lung_nodule.nodulenet.proposals import with_margin, without_margin
 from models.nets.nodulenet import ANCHORS_MM, MASK, Level, NoduleNet, NoduleNetConfig, anchor_boxes
@@ -265,7 +265,7 @@ def test_a_mirrored_scan_gives_the_mirrored_answer(learnt, axes):
 
     def found(hu, lungs, views):
         options = DetectOptions(views=views, outlined=1)
-        seen = infer.looked(learnt[0], prepare(hu, lungs), window, plain, options, lambda _share, _what: None)
+        seen = infer.detect_window(learnt[0], prepare(hu, lungs), window, plain, options, lambda _share, _what: None)
         return sorted((one for _, one in seen), key=lambda one: -one.score)
 
     there, here = found(hu, lungs, 4), found(scan.hu, scan.lungs, 4)
@@ -284,7 +284,7 @@ def test_one_view_is_the_network_itself_and_five_are_refused(learnt):
     net = learnt[0]
     image = torch.randn(1, 1, 32, 48, 32, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        looks, (levels, maps) = Looks(net, image), net(image)
+        looks, (levels, maps) = MirroredViews(net, image), net(image)
         boxes = torch.tensor([[4.0, 8, 4, 20, 30, 22]])
         logits, deltas = net.judge(maps, 0, boxes)
         probability, shifts = looks.judge(boxes)
@@ -296,7 +296,7 @@ def test_one_view_is_the_network_itself_and_five_are_refused(learnt):
     torch.testing.assert_close(probability, logits.softmax(dim=1)[:, 1])
     torch.testing.assert_close(shifts, deltas[:, 1])
     with pytest.raises(ValueError, match="1 to 4"):
-        Looks(net, image, 5)
+        MirroredViews(net, image, 5)
 
 
 # --------------------------------------------------------------------------------------------------------- mistakes
@@ -560,14 +560,14 @@ def test_a_full_gpu_hands_over_to_the_processor(monkeypatch):
     """No GPU here: one that is out of memory whatever the window."""
     tried = []
 
-    def searched(model, grey, lungs, side, runtime, options, progress):
+    def detect_windows(model, grey, lungs, side, runtime, options, progress):
         tried.append((runtime.device.type, side))
         if runtime.device.type == "cuda":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return []
 
     choices = iter([Runtime(torch.device("cuda:0"), True), Runtime(torch.device("cuda:0"), True)])
-    monkeypatch.setattr(infer, "searched", searched)
+    monkeypatch.setattr(infer, "detect_windows", detect_windows)
     monkeypatch.setattr(
         infer.Runtime, "choose", classmethod(lambda cls, device: next(choices, Runtime(torch.device("cpu"), False)))
     )
