@@ -35,7 +35,7 @@ from models.weights import Weights
 class Detector(Protocol):
     """Raises WeightsError when made with weights that cannot be served.
 
-    within_mm   of a candidate's mask, how far a second look at it may go; None: as far as it likes
+    within_mm   of a candidate's mask, how far a refinement of it may go; None: as far as it likes
     mix         how far its own outline counts there; None: not at all
     """
 

@@ -57,7 +57,7 @@ class Options(PipelineOptions):
     refine_flips: bool = False  # ... averaged over the crop and its mirror images: four times the work
     purpose: Purpose | None = None  # of the study; without it nothing is suggested
     checkpoint: str | None = None  # path of other weights for the detector
-    refine_checkpoint: str | None = None  # ... for the second look
+    refine_checkpoint: str | None = None  # ... for the refinement
 
     @field_validator("window")
     @classmethod

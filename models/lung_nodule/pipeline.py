@@ -34,7 +34,7 @@ from models.read import Volume, read_ct
 from models.runtime import Runtime
 
 VERSION = "0.4.0"
-REFINER = "residual_unet_centred_w16"  # learnt on crops with the finding in the middle, for the second look
+REFINER = "residual_unet_centred_w16"  # learnt on crops with the finding in the middle, for the refinement
 
 
 class LungNodule:
@@ -132,7 +132,7 @@ class LungNodule:
     def refined(
         self, refiner: ServedUNet, detections: Sequence[Candidate], volume: Volume, lungs: Lungs
     ) -> list[Refined]:
-        """The detections with the mask of a second look where that is fit, else with their own where that is; each
+        """The detections with the mask of a refinement where that is fit, else with their own where that is; each
         nodule once, the most certain first."""
         looked = refine(
             volume,

@@ -37,7 +37,7 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # of a crop's
 
 @dataclass(frozen=True)
 class Mix:
-    """How far a detector's own outline counts in the second look: `share` of the mean of both log odds.
+    """How far a detector's own outline counts in the refinement: `share` of the mean of both log odds.
 
     threshold   of the probability that this mean is
 
@@ -50,7 +50,7 @@ class Mix:
 
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """A detection with the mask of the second look, or with its own and the reason."""
+    """A detection with the mask of the refinement, or with its own and the reason."""
 
     candidate: Candidate
     why_not: str | None

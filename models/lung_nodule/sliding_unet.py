@@ -56,7 +56,7 @@ class SlidingUNet:
     """See models.lung_nodule.detectors.Detector."""
 
     within_mm: float | None = None  # its pieces are parts of nodules as often as not
-    mix: Mix | None = None  # it is the second look's own network, but for the crops
+    mix: Mix | None = None  # it is the network of the refinement, but for the crops
 
     def __init__(self, options: Options, runtime: Runtime) -> None:
         self.options, self.runtime = options, runtime

@@ -5,7 +5,7 @@
         --out docs/results
 
 --set      what models.training.lung_nodule.data.scans.Scans reads. Figures of a semi-synthetic set are called so.
---volumes  nodule volumes of LIDC-IDRI: outlines of NoduleNet, and of the second look at them, against the readers'
+--volumes  nodule volumes of LIDC-IDRI: outlines of NoduleNet, and of the refinement of them, against the readers'
 --slices-mm  the whole scans are shown as slices of so many mm would show them
 --scan     real CTs without nodules pasted: how much each detector finds there, for a human to judge; --pictures FOLDER
            shows each finding. Nothing of that folder belongs into a repository.
@@ -163,9 +163,9 @@ def outlined(detector: NoduleNetDetector, donor: Donor) -> Detection3D | None:
 
 
 def outline_figures(path: Path, patients: Sequence[str]) -> dict[str, Interval]:
-    """Dice on the source grid of NoduleNet's outlines and of the second look at them; intervals over patients."""
+    """Dice on the source grid of NoduleNet's outlines and of the refinement of them; intervals over patients."""
     pipeline = LungNodule("cpu", {"detector": "nodulenet"})
-    detector, look = pipeline.detector, pipeline.second
+    detector, look = pipeline.detector, pipeline.refiner
     assert isinstance(detector, NoduleNetDetector)
     assert look is not None
     kept: dict[str, list[tuple[str, float]]] = {}

@@ -1,4 +1,4 @@
-"""What a second look at each detection is worth: Dice of the outline before and after, of nodules in a real chest CT.
+"""What the refinement of each detection is worth: Dice of the outline before and after, of nodules in a real chest CT.
 
     python -m models.training.lung_nodule.figures.refinement --volumes lidc_voi3d.zip --scan ct_LungFCP-01-0001.zip
 
@@ -122,9 +122,9 @@ def boxed(case: Case, rng: np.random.Generator) -> Candidate:
 def figures(pipeline: LungNodule, volumes: Path, scan: Volume, split: str, seed: int = 0) -> dict[str, Interval]:
     """Mean Dice of the nodules that the sliding window marks, and of the boxes; 95 % intervals over patients.
 
-    Raises ValueError when the pipeline has no second look.
+    Raises ValueError when the pipeline has no refinement.
     """
-    second = pipeline.second
+    second = pipeline.refiner
     if second is None:
         raise ValueError("this pipeline looks once: give it the option refine")
     sliding = pipeline.detector

@@ -5,7 +5,7 @@ small cuts first.
     --set scse=encoder+decoder                       gates elsewhere: any union of encoder, decoder, bottleneck, or none
     --set encoder=lite0 --set encoder_rate=0.3       an encoder that has seen ImageNet, for few data
     --set net=transunet                              or unet, attention_unet
-    --set centred=true --set crop=64                 for the second look at a detection: see refine.py
+    --set centred=true --set crop=64                 for the refinement of a detection: see refine.py
 
 The first epochs see 64x64 cuts: four times as many nodules a second, and room for cuts without any. The rest see
 128x128, as the pipeline's windows are, and learn there what around a nodule is none.

@@ -1,4 +1,4 @@
-"""The second look at each detection: where its mask lies, what is kept of it, and when it is not believed."""
+"""The refinement of each detection: where its mask lies, what is kept of it, and when it is not believed."""
 
 from __future__ import annotations
 
