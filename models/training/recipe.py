@@ -76,11 +76,11 @@ class Recipe(Protocol):
     def batches(self, split: str, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Batches of one epoch, augmented when split is "train"."""
 
-    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def distillation_targets(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the teachers say of a batch, in the mean: soft targets that `loss` finds beside the truth."""
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Scalar to descend; called under autocast. A share config.distil of it follows the lesson, if there is one."""
+        """Scalar to descend; called under autocast. A share config.distil of it follows the distillation targets, if there are any."""
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         """Figures of one split; "score" picks the best epoch (greater is better)."""

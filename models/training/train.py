@@ -97,7 +97,7 @@ def train(
     """Train to the last epoch and return the path of the best weights. A killed training resumes to the same result.
 
     init       weights to start from, of the same network
-    teachers   weights of networks of the same system, which each batch is shown too: see Recipe.lesson
+    teachers   weights of networks of the same system, which each batch is shown too: see Recipe.distillation_targets
 
     Raises WeightsError for an `init` or a teacher that is missing, spoilt, or learnt on another split, and when a
     training is resumed with other teachers, another split, preprocessing or network, or on other weights;
@@ -174,7 +174,7 @@ def train(
                 with precision():
                     if tutors:
                         with torch.no_grad():
-                            batch |= recipe.lesson(tutors, batch)
+                            batch |= recipe.distillation_targets(tutors, batch)
                     loss = recipe.loss(model, batch)
                 optimiser.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()

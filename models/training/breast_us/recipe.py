@@ -270,7 +270,7 @@ class BreastRecipe:
             batch = {"image": normalise(image), "mask": mask, "label": F.one_hot(labels[chosen], len(CLASSES)).float()}
             yield blended(batch, rng, self.config.mixup_alpha) if rng.random() < self.config.mixup else batch
 
-    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def distillation_targets(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raises ValueError for a stage that takes no teacher, and for a teacher that says nothing of the classes."""
         if self.config.stage not in TAUGHT:
             raise ValueError(f"stage {self.config.stage} takes no --teacher; {' and '.join(TAUGHT)} do")
@@ -279,7 +279,7 @@ class BreastRecipe:
             raise ValueError(f"a --teacher must be of stage {' or '.join(TAUGHT)}: others say nothing of the classes")
         masks, classes = zip(*(teacher(batch["image"]) for teacher in teachers), strict=True)
         shares = torch.stack([each.float().softmax(dim=1) for each in classes])
-        return {"taught_mask": mean_probability(list(masks)), "taught_classes": shares.mean(dim=0)}
+        return {"teacher_mask": mean_probability(list(masks)), "teacher_classes": shares.mean(dim=0)}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         config = self.config
@@ -293,9 +293,9 @@ class BreastRecipe:
         loss = F.cross_entropy(classes.float(), batch["label"], weights, label_smoothing=config.label_smoothing)
         share = config.auxiliary_weight if config.stage == "classification" else 1.0
         loss = config.class_weight * loss + share * self.mask_loss(mask, batch["mask"])
-        if "taught_mask" in batch:
-            taught = config.class_weight * class_distillation(classes, batch["taught_classes"])
-            loss = torch.lerp(loss, taught + share * mask_distillation(mask, batch["taught_mask"]), config.distil)
+        if "teacher_mask" in batch:
+            taught = config.class_weight * class_distillation(classes, batch["teacher_classes"])
+            loss = torch.lerp(loss, taught + share * mask_distillation(mask, batch["teacher_mask"]), config.distil)
         return loss
 
     def mask_loss(self, logits: Tensor, mask: Tensor) -> Tensor:

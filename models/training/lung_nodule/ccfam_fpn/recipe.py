@@ -125,7 +125,7 @@ class DetectorRecipe:
         more = self.chests[split].augmented(seed=seed, batch=config.chest_batch, side=config.window)
         return map(together, drawn, more)
 
-    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def distillation_targets(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError("ccfam_fpn learns from no teachers: leave out --teacher")
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

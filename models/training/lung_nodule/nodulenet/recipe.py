@@ -134,7 +134,7 @@ class NoduleNetRecipe:
         for batch in batched(drawn, config.batch):
             yield batch | {"stage": torch.tensor(self.stage(epoch))}
 
-    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def distillation_targets(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError("nodulenet does not learn from teachers: what one proposes another does not")
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -130,16 +130,16 @@ class NoduleRecipe:
         negatives = self.config.negatives if size < 128 else self.config.large_negatives
         return self.slices.augmented(split, seed=seed, size=size, batch=batch, crops=crops, negatives=negatives)
 
-    def lesson(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"taught_mask": mean_probability([teacher(batch["image"]) for teacher in teachers])}
+    def distillation_targets(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"teacher_mask": mean_probability([teacher(batch["image"]) for teacher in teachers])}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         logits = model(batch["image"])
         soft = self.config.agreement and "agreement" in batch
         truth = batch["agreement"] if soft else batch["mask"]
         loss = bce_dice_loss(logits, truth, per_image=self.config.dice_per_image)
-        if "taught_mask" in batch:
-            loss = torch.lerp(loss, mask_distillation(logits, batch["taught_mask"]), self.config.distil)
+        if "teacher_mask" in batch:
+            loss = torch.lerp(loss, mask_distillation(logits, batch["teacher_mask"]), self.config.distil)
         return loss
 
     @torch.inference_mode()

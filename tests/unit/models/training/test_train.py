@@ -67,7 +67,7 @@ class Line:
             x = torch.randn(16, 1, generator=random)
             yield {"x": x, "y": 3 * x + 0.1 * torch.randn(16, 1, generator=random)}
 
-    def lesson(self, teachers, batch):
+    def distillation_targets(self, teachers, batch):
         return {"taught": torch.stack([teacher(batch["x"]) for teacher in teachers]).mean(0)}
 
     def loss(self, model, batch):
@@ -406,17 +406,19 @@ def test_distillation_lowers_the_distance_to_the_teachers(system):
         image, label = torch.randn(8, 1, 16, 16), torch.eye(3)[torch.arange(8) % 3]
         batch = {"image": image, "mask": (torch.rand(8, 1, 16, 16) < 0.2).float(), "label": label}
         with torch.no_grad():
-            lesson = recipe.lesson(teachers, batch)
-        assert all(0 <= float(values.min()) <= float(values.max()) <= 1 for values in lesson.values())
+            distillation_targets = recipe.distillation_targets(teachers, batch)
+        assert all(0 <= float(values.min()) <= float(values.max()) <= 1 for values in distillation_targets.values())
         student = net(3)
         optimiser = torch.optim.Adam(student.parameters(), 0.05)
         for _ in range(60):
             optimiser.zero_grad()
-            recipe.loss(student, batch | lesson).backward()
+            recipe.loss(student, batch | distillation_targets).backward()
             optimiser.step()
         with torch.no_grad():
-            said = recipe.lesson([student], batch)
-        distances.append({name: float((said[name] - lesson[name]).abs().mean()) for name in lesson})
+            said = recipe.distillation_targets([student], batch)
+        distances.append(
+            {name: float((said[name] - distillation_targets[name]).abs().mean()) for name in distillation_targets}
+        )
     assert all(distances[1][name] < 0.6 * distances[0][name] for name in distances[0]), distances
 
 

@@ -585,7 +585,7 @@ def test_a_detector_is_trained_kept_and_judged(data, tmp_path, capsys):
     with pytest.raises(SystemExit, match="name the weights of one training"):
         command.main(["ccfam_fpn", "--data", str(data)])
     with pytest.raises(ValueError, match="learns from no teachers"):
-        recipe.lesson([], {})
+        recipe.distillation_targets([], {})
 
 
 def test_a_misspelt_attention_is_refused_before_the_data_are_read():
