@@ -47,18 +47,18 @@ def network(loaded: Weights) -> NoduleNet:
 class DetectOptions:
     """How a scan is searched.
 
-    least       RPN probability that a place needs to be looked at again
-    most        places that are looked at again, in one window
-    outlined    detections that get a mask, in one window: the most certain
-    window      voxels along a side; 0: the whole lungs at once, or else as much as memory_gb takes
+    min_score       RPN probability that a place needs to be looked at again
+    max_proposals   places that are looked at again, in one window
+    max_masks       detections that get a mask, in one window: the most certain
+    window          voxels along a side; 0: the whole lungs at once, or else as much as memory_gb takes
     memory_gb   for the network's maps; 0: a sixth of the processor's memory but at most 2.5 GB, or half of a GPU's
     stage       heads that are asked: 1, 2 or 3, see models.nets.nodulenet; never more than have learnt
     views       of each window that are averaged, 1 to 4: as it is, mirrored in x, in y, in both
     """
 
-    least: float = 0.02
-    most: int = 300
-    outlined: int = 50
+    min_score: float = 0.02
+    max_proposals: int = 300
+    max_masks: int = 50
     window: int = 0
     memory_gb: float = 0.0
     stage: int = MASK
@@ -224,7 +224,9 @@ def detect_window(
     with runtime.precision():
         image = runtime.take(image)
         looks = MirroredViews(model, image, options.views)
-        boxes, rpn = proposals(looks.levels, 0, window.shape, least=options.least, most=options.most)
+        boxes, rpn = proposals(
+            looks.levels, 0, window.shape, min_score=options.min_score, max_proposals=options.max_proposals
+        )
         progress(0.5, f"{len(boxes)} places")
         score, rcnn = rpn, None
         if stage >= RCNN:
@@ -238,7 +240,7 @@ def detect_window(
         kept = own[nms(boxes[own], score[own], OVERLAP)]
         masks: dict[int, Soft] = {}
         if stage >= MASK:
-            outlined = kept[: options.outlined]
+            outlined = kept[: options.max_masks]
             corners = aligned(boxes[outlined], window.shape).tolist()
             for view, look in enumerate(looks.looks if corners else ()):  # most of the time goes by here
                 progress(0.5 + 0.3 * view / len(looks.looks), f"fine map {view + 1} of {len(looks.looks)}")

@@ -17,22 +17,22 @@ CONSIDERED = 2000  # boxes, the most certain, before overlapping ones go
 
 @torch.no_grad()
 def proposals(
-    levels: Sequence[Level], image: int, shape: Sequence[int], *, least: float, most: int
+    levels: Sequence[Level], image: int, shape: Sequence[int], *, min_score: float, max_proposals: int
 ) -> tuple[Tensor, Tensor]:
     """Boxes (n, 6) in one image of the batch, of `shape` voxels, and their RPN probability (n,), descending.
 
-    least   probability
-    most    boxes
+    min_score       probability
+    max_proposals   boxes
     """
     anchors, logits, deltas = flat(levels)
     score = logits[image].sigmoid()
-    likely = (score > least).nonzero()[:, 0]
+    likely = (score > min_score).nonzero()[:, 0]
     # a stable sort, not topk: of equal scores the earlier, on every device
     order = likely[score[likely].argsort(descending=True, stable=True)[:CONSIDERED]]
     boxes = clip(decode(deltas[image, order], anchors[order]), shape)
     whole = (sides(boxes) >= 1).all(dim=1)  # what lies beyond the border has been clipped away
     boxes, score = boxes[whole], score[order][whole]
-    kept = nms(boxes, score, OVERLAP)[:most]
+    kept = nms(boxes, score, OVERLAP)[:max_proposals]
     return boxes[kept], score[kept]
 
 

@@ -224,23 +224,23 @@ def crops(
     seed: Sequence[int],
     count: int,
     side: int,
-    anywhere: float,
-    worse: float = 0.0,
-    hard: Sequence[tuple[str, tuple[float, float, float]]] = (),
+    background_fraction: float,
+    degrade_prob: float = 0.0,
+    hard_negatives: Sequence[tuple[str, tuple[float, float, float]]] = (),
 ) -> Iterator[Crop]:
     """So many crops, augmented, the same for the same seed. Every lesion's turn comes before any comes twice.
 
-    anywhere   share of the crops round a random place in the lungs of a random scan, rather than round a nodule
-    worse      share of them that is `degraded`
-    hard       scans and places that every second of the former show, at a random place in the crop
+    background_fraction   share of the crops round a random place in the lungs of a random scan, rather than round a nodule
+    degrade_prob   share of them that is `degraded`
+    hard_negatives   scans and places that every second of the former show, at a random place in the crop
     """
     rng = np.random.default_rng(seed)
     order: list[int] = []
     for _ in range(count):
         matrix = random_matrix(rng)
-        if rng.random() < anywhere or not lesions:
-            if hard and rng.random() < 0.5:
-                name, place = hard[int(rng.integers(len(hard)))]
+        if rng.random() < background_fraction or not lesions:
+            if hard_negatives and rng.random() < 0.5:
+                name, place = hard_negatives[int(rng.integers(len(hard_negatives)))]
                 view = view_of([slice(c, c + 1) for c in map(round, place)], matrix, side, rng)
             else:
                 name = scans.names[int(rng.integers(len(scans.names)))]
@@ -250,7 +250,7 @@ def crops(
             order = order or rng.permutation(len(lesions)).tolist()
             name, _, box = lesions[order.pop()]
             crop = cut_out(scans[name], view_of(box, matrix, side, rng))
-        yield replace(crop, image=degraded(crop.image, rng)) if rng.random() < worse else crop
+        yield replace(crop, image=degraded(crop.image, rng)) if rng.random() < degrade_prob else crop
 
 
 def place_in_lungs(regions: np.ndarray, rng: np.random.Generator) -> np.ndarray:

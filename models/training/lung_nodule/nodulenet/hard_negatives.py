@@ -3,7 +3,7 @@
 python -m models.training.lung_nodule.nodulenet.hard_negatives --data FOLDER \
     --weights runs/first/nodulenet_w12.safetensors --out hard.json
 python -m models.training.train nodulenet --data FOLDER --init runs/first/nodulenet_w12.safetensors \
-    --set hard=hard.json ...
+    --set hard_negatives=hard.json ...
 """
 
 from __future__ import annotations

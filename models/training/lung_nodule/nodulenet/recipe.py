@@ -4,7 +4,7 @@
     --set focal=false        hard negatives and cross-entropy instead of focal loss, as published
     --set fpn=false          boxes from the decoder's map, as published
     --set coupled=true       the RCNN head looks at what the RPN classifies
-    --set optimiser=sgd --set lr=0.01 --set crop=128 --set anywhere=0 --set worse=0 --set least=0.5    as published
+    --set optimiser=sgd --set lr=0.01 --set crop=128 --set background_fraction=0 --set degrade_prob=0 --set min_score=0.5    as published
 
 FOLDER is whatever models.training.lung_nodule.data.scans.Scans reads.
 """
@@ -38,7 +38,7 @@ from models.training.lung_nodule.nodulenet.losses import box_loss, class_loss, f
 from models.training.lung_nodule.nodulenet.targets import POSITIVE, label_anchors, present, sample_rois
 from models.training.recipe import TrainConfig, sgd_or_adamw
 
-EVALUATED = DetectOptions(least=0.05)
+EVALUATED = DetectOptions(min_score=0.05)
 NOTHING = np.zeros((0, 0, 0), np.int16)
 
 
@@ -56,16 +56,20 @@ class Config(TrainConfig):
     optimiser: str = "adamw"  # or "sgd" with momentum 0.9, as published
     crop: int = 96  # voxels along a side; 128 as published
     crops: int = 400  # of an epoch
-    anywhere: float = 0.25  # share of them round a random place in the lungs instead of a nodule; 0 as published
-    hard: str = ""  # file of hard_negatives.py; every second of the crops anywhere is then round one of its places
-    worse: float = 0.5  # share of them with noise, offset and thick slices, see data.degraded; 0 as published
+    background_fraction: float = (
+        0.25  # share of them round a random place in the lungs instead of a nodule; 0 as published
+    )
+    hard_negatives: str = (
+        ""  # file of hard_negatives.py; every second of the crops anywhere is then round one of its places
+    )
+    degrade_prob: float = 0.5  # share of them with noise, offset and thick slices, see data.degraded; 0 as published
     positives: int = 1  # anchors of a crop that cross-entropy learns from; focal loss takes all
     rcnn_from: float = 65 / 200  # share of the epochs after which the RCNN head learns too
     mask_from: float = 80 / 200
     mask_alone: bool = False  # nothing but the mask head and its decoder learns then; needs fpn
-    least: float = 0.1  # RPN probability of the boxes that the RCNN head learns from; 0.5 as published
-    proposed: int = 100  # of an image, at most
-    outlined: int = 4  # boxes of an image that the mask head learns from, at most
+    min_score: float = 0.1  # RPN probability of the boxes that the RCNN head learns from; 0.5 as published
+    max_proposals: int = 100  # of an image, at most
+    max_masks: int = 4  # boxes of an image that the mask head learns from, at most
     val_scans: int = 6  # looked through after each epoch; the whole split is for the test
     cache: str = ""  # folder for prepared scans; layouts.CACHE when empty
 
@@ -94,9 +98,11 @@ class NoduleNetRecipe:
             raise ValueError("mask_alone=true needs fpn=true: else boxes are proposed on the mask head's own decoder")
         if config.mask_alone and config.mask_from >= 1:
             raise ValueError("mask_alone=true without a mask stage: mask_from must be below 1")
-        self.hard = mistakes(Path(config.hard), self.scans.digest) if config.hard else []
-        if config.hard:  # what is told of a training names the list, not its place
-            config = replace(config, hard=hashlib.sha256(Path(config.hard).read_bytes()).hexdigest())
+        self.hard_negatives = mistakes(Path(config.hard_negatives), self.scans.digest) if config.hard_negatives else []
+        if config.hard_negatives:  # what is told of a training names the list, not its place
+            config = replace(
+                config, hard_negatives=hashlib.sha256(Path(config.hard_negatives).read_bytes()).hexdigest()
+            )
         self.config = config
         self.name = named(config)
 
@@ -127,9 +133,9 @@ class NoduleNetRecipe:
             seed=(config.seed, epoch),
             count=config.crops,
             side=config.crop,
-            anywhere=config.anywhere,
-            worse=config.worse,
-            hard=self.hard,
+            background_fraction=config.background_fraction,
+            degrade_prob=config.degrade_prob,
+            hard_negatives=self.hard_negatives,
         )
         for batch in batched(drawn, config.batch):
             yield batch | {"stage": torch.tensor(self.stage(epoch))}
@@ -246,7 +252,7 @@ def second_look(
     shape = batch["image"].shape[2:]
     logits, kinds, given, wanted, masks = [], [], [], [], []
     for image, (boxes, ignored) in enumerate(truth):
-        proposed, _ = proposals(levels, image, shape, least=config.least, most=config.proposed)
+        proposed, _ = proposals(levels, image, shape, min_score=config.min_score, max_proposals=config.max_proposals)
         rois, kind, which = sample_rois(proposed, boxes, ignored)
         said, deltas = model.judge(maps, image, rois)
         logits.append(said)
@@ -259,7 +265,7 @@ def second_look(
             better = torch.cat([boxes, decode(deltas[nodule, 1], rois[nodule]).detach().float()])
             whose = torch.cat([torch.arange(len(boxes), device=boxes.device), which[nodule]])
             for box, number in zip(
-                aligned(better[: config.outlined], shape).tolist(), whose[: config.outlined].tolist(), strict=True
+                aligned(better[: config.max_masks], shape).tolist(), whose[: config.max_masks].tolist(), strict=True
             ):
                 target = batch["masks"][image, 0][cut(box)] == number + 1
                 if target.any():

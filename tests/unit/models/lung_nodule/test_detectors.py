@@ -182,7 +182,7 @@ def test_views_and_the_detectors_own_outline_are_used_as_the_route_says(monkeypa
     )
     for options in ({}, {"threshold": 0.6}, {"detector": "ccfam-fpn"}, {"detector": "sliding-unet", "threshold": 0.6}):
         pipeline = LungNodule("cpu", {"threads": 1, **options})
-        assert pipeline.refined(pipeline.second, [], None, None) == []
+        assert pipeline.refined(pipeline.refiner, [], None, None) == []
     assert told == [(Mix(0.5, 0.1), 0.5), (Mix(0.5, 0.6), 0.6), (None, 0.5), (None, 0.6)]
     with pytest.raises(BadOptions, match="views is no option of detector ccfam-fpn"):
         LungNodule("cpu", {"detector": "ccfam-fpn", "views": 2})

@@ -228,9 +228,9 @@ def test_sliding_puts_every_pixel_back_where_it_was():
 
 def test_the_second_look_has_weights_of_its_own(pipeline):
     once = LungNodule("cpu", {"threads": 1, "refine": False})
-    assert once.second is None
+    assert once.refiner is None
     (shipped,) = once.card.weights_sha256
-    assert pipeline.second.side == 64
+    assert pipeline.refiner.side == 64
     assert list(pipeline.card.weights_sha256) == [shipped, REFINER]
     assert once.card.algorithm.version != pipeline.card.algorithm.version  # the report says which it was
     once.warm()

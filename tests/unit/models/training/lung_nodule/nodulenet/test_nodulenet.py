@@ -190,11 +190,21 @@ def test_crops_follow_from_their_seed_and_every_nodule_has_its_turn(tmp_path):
     lesions = scans.lesions()
     assert len(lesions) == 3
     one, two, other = (
-        list(crops(scans, lesions, seed=seed, count=4, side=32, anywhere=0.25)) for seed in ((1, 0), (1, 0), (1, 1))
+        list(crops(scans, lesions, seed=seed, count=4, side=32, background_fraction=0.25))
+        for seed in ((1, 0), (1, 0), (1, 1))
     )
     assert all(torch.equal(a.image, b.image) for a, b in zip(one, two, strict=True))
     assert not all(torch.equal(a.image, b.image) for a, b in zip(one, other, strict=True))
-    list(crops(PreparedScans(["a"], load, tmp_path / "cache"), lesions, seed=(1, 0), count=1, side=32, anywhere=0))
+    list(
+        crops(
+            PreparedScans(["a"], load, tmp_path / "cache"),
+            lesions,
+            seed=(1, 0),
+            count=1,
+            side=32,
+            background_fraction=0,
+        )
+    )
     assert loads == ["a"]  # prepared once, kept
     batches = list(batched(iter(one), 3))
     assert len(batches) == 1  # whole ones only
@@ -264,7 +274,7 @@ def test_a_mirrored_scan_gives_the_mirrored_answer(learnt, axes):
     window = infer.Window((0, 0, 0), scan.hu.shape, (-np.inf,) * 3, (np.inf,) * 3)
 
     def found(hu, lungs, views):
-        options = DetectOptions(views=views, outlined=1)
+        options = DetectOptions(views=views, max_masks=1)
         seen = infer.detect_window(learnt[0], prepare(hu, lungs), window, plain, options, lambda _share, _what: None)
         return sorted((one for _, one in seen), key=lambda one: -one.score)
 
@@ -312,7 +322,9 @@ def test_what_is_marked_and_is_no_nodule_is_listed_and_looked_at_again(learnt, t
         assert all(np.linalg.norm(np.subtract(each, place)) > 5 for each in wrongly_marked(learnt[0], other))
 
     scan_set(tmp_path, {"a": ("train", scan)})
-    config = recipe.Config(width=4, crop=32, batch=1, crops=24, anywhere=1.0, worse=0.0, cache=str(tmp_path / "cache"))
+    config = recipe.Config(
+        width=4, crop=32, batch=1, crops=24, background_fraction=1.0, degrade_prob=0.0, cache=str(tmp_path / "cache")
+    )
     hard = tmp_path / "hard.json"
     digest = NoduleNetRecipe(tmp_path, config).scans.digest
     hard.write_text(json.dumps({"scans_sha256": digest, "places": {"a": [place]}}))
@@ -323,18 +335,20 @@ def test_what_is_marked_and_is_no_nodule_is_listed_and_looked_at_again(learnt, t
         bright = [int((one["image"] > 0.2).sum()) for one in batches]
         return sum(100 < voxels < 1200 for voxels in bright)
 
-    assert showing(dataclasses.replace(config, hard=str(hard))) >= showing(config) + 5
-    told = [NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard=str(hard))).config.hard for _ in range(2)]
+    assert showing(dataclasses.replace(config, hard_negatives=str(hard))) >= showing(config) + 5
+    told = [
+        NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard))).config.hard for _ in range(2)
+    ]
     hard.write_text(json.dumps({"scans_sha256": digest, "places": {"a": []}}))
-    told.append(NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard=str(hard))).config.hard)
+    told.append(NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard))).config.hard)
     assert told[0] == told[1] != told[2]  # another list at the same place is another training
     for text in ("{}", "no JSON", "[]", None):
         hard.unlink() if text is None else hard.write_text(text)
         with pytest.raises(ValueError, match=r"hard\.json is no list of models\.lung_nodule\.detect3d\.mine"):
-            NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard=str(hard)))
+            NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard)))
     hard.write_text(json.dumps({"scans_sha256": "another", "places": {}}))
     with pytest.raises(ValueError, match=r"hard\.json was made of other scans"):
-        NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard=str(hard)))
+        NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard)))
 
 
 def test_the_margin_comes_and_goes():
@@ -422,7 +436,9 @@ def test_a_mask_head_that_learns_alone_changes_no_box_and_no_probability(learnt,
     teaching = NoduleNetRecipe(tmp_path, config)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     optimiser = torch.optim.AdamW(net.parameters(), 1e-2)
-    anywhere = (dataclasses.replace(config, anywhere=share) for share in (0.0, 1.0))  # with masks to learn, and without
+    anywhere = (
+        dataclasses.replace(config, background_fraction=share) for share in (0.0, 1.0)
+    )  # with masks to learn, and without
     for each in anywhere:
         teaching.configure(each)
         for batch in teaching.batches("train", 0):
@@ -662,7 +678,7 @@ def test_heads_learn_in_their_turn_and_a_killed_training_goes_on_at_its_stage(fo
 
 @pytest.mark.parametrize("changes", [{"focal": False}, {"fpn": False}, {"coupled": True}])
 def test_each_ablation_takes_a_step_with_all_heads(folder, tmp_path, changes):
-    one = tiny(folder, tmp_path, rcnn_from=0.0, mask_from=0.0, anywhere=0.0, **changes)
+    one = tiny(folder, tmp_path, rcnn_from=0.0, mask_from=0.0, background_fraction=0.0, **changes)
     torch.manual_seed(0)
     net = one.model().train()
     one.loss(net, next(one.batches("train", 0))).backward()
