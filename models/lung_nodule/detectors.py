@@ -112,7 +112,7 @@ class NoduleNetDetector(AtOneMillimetre):
 
     shipped = "nodulenet_w12"
     within_mm = 3.0
-    mix = Mix(share=0.5, threshold=0.1)
+    mix = Mix(fraction=0.5, threshold=0.1)
     preprocessing = preprocess3d.PREPROCESSING
     least = 0.5
 

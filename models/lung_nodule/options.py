@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from models.options import PipelineOptions
 
 Purpose = Literal["screening", "incidental"]  # what a study was made for: Lung-RADS or Fleischner
 DetectorName = Literal["nodulenet", "ccfam-fpn", "sliding-unet"]
 LEAST_WINDOW = 64  # voxels: neighbours share 32
-OF: dict[str, tuple[DetectorName, ...]] = {  # options that not every detector has
+OPTION_DETECTORS: dict[str, tuple[DetectorName, ...]] = {  # options that not every detector has
     "certainty": ("nodulenet", "ccfam-fpn"),
     "window": ("nodulenet",),
     "views": ("nodulenet",),
     "peak": ("sliding-unet",),
     "elongation": ("sliding-unet",),
     "flatness": ("sliding-unet",),
-    "crowded": ("sliding-unet",),
+    "surround_soft_tissue": ("sliding-unet",),
     "thin_mm": ("sliding-unet",),
 }
 
@@ -47,9 +47,12 @@ class Options(PipelineOptions):
     flatness: float = Field(
         default=4.0, ge=1
     )  # longest to shortest axis; above it is a fissure or the diaphragm's dome
-    crowded: float = Field(
-        default=0.3, ge=0, le=1
-    )  # soft tissue in the lung 1 to 3 mm around it; above it a vessel goes on
+    surround_soft_tissue: float = Field(  # fraction of the lung 1 to 3 mm around it; above it a vessel goes on
+        default=0.3,
+        ge=0,
+        le=1,
+        validation_alias=AliasChoices("surround_soft_tissue", "crowded"),  # its name up to 0.1
+    )
     thin_mm: float = Field(default=2.5, ge=0)  # with slices this near to each other a nodule must be on two of them
     # of all again
     at_most: int = Field(default=30, ge=1)  # findings kept: the most certain and, one in ten, the largest of the others
@@ -70,6 +73,8 @@ class Options(PipelineOptions):
     def of_this_detector(self) -> Self:
         """An option that the detector does not have would be without effect, and nobody would notice."""
         for name in sorted(self.model_fields_set):
-            if self.detector not in OF.get(name, (self.detector,)):
-                raise ValueError(f"{name} is no option of detector {self.detector}, only of {' and '.join(OF[name])}")
+            if self.detector not in OPTION_DETECTORS.get(name, (self.detector,)):
+                raise ValueError(
+                    f"{name} is no option of detector {self.detector}, only of {' and '.join(OPTION_DETECTORS[name])}"
+                )
         return self

@@ -37,14 +37,14 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # of a crop's
 
 @dataclass(frozen=True)
 class Mix:
-    """How far a detector's own outline counts in the refinement: `share` of the mean of both log odds.
+    """How far a detector's own outline counts in the refinement: `fraction` of the mean of both log odds.
 
     threshold   of the probability that this mean is
 
     Beyond the box of its outline a detector says no: only what the network is sure of is nodule there.
     """
 
-    share: float
+    fraction: float
     threshold: float
 
 
@@ -157,7 +157,7 @@ class Refinement:
         """probability: (1, side, side) of the crop on slice z"""
         on_source = self.resized(probability, self.shape)[0].numpy()[self.part]
         if self.mix is not None:
-            on_source = expit((1 - self.mix.share) * log_odds(on_source) + self.mix.share * log_odds(self.own(z)))
+            on_source = expit((1 - self.mix.fraction) * log_odds(on_source) + self.mix.fraction * log_odds(self.own(z)))
             threshold = self.mix.threshold
         self.marked[z] = on_source > threshold
         if self.near is not None:

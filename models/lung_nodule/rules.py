@@ -33,7 +33,7 @@ def like_no_nodule(candidate: Candidate, volume: Volume, lungs: Lungs, options: 
     if candidate.mask.shape[0] < 2 and volume.spacing_mm[0] <= options.thin_mm:
         return "on one slice only"
     around = soft_tissue_around(candidate, volume, lungs)
-    if around > options.crowded:
+    if around > options.surround_soft_tissue:
         return f"{100 * around:.0f} % of its surroundings in the lung is soft tissue, like a vessel that goes on"
     shortest, second, longest = axes_of_inertia(candidate.mask, volume.spacing_mm)
     if longest / second > options.elongation:

@@ -338,9 +338,9 @@ def picked(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
 
 
-def sample(hit: Tensor, miss: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:
-    """At most count · share of the hits and as many misses as fill `count`, by chance: bool (B, n) each"""
-    hit = at_random(hit, torch.full_like(hit[:, 0], round(count * share), dtype=torch.long))
+def sample(hit: Tensor, miss: Tensor, count: int, fraction: float) -> tuple[Tensor, Tensor]:
+    """At most count · fraction of the hits and as many misses as fill `count`, by chance: bool (B, n) each"""
+    hit = at_random(hit, torch.full_like(hit[:, 0], round(count * fraction), dtype=torch.long))
     return hit, at_random(miss, count - hit.sum(dim=1))
 
 

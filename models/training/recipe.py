@@ -80,7 +80,7 @@ class Recipe(Protocol):
         """What the teachers say of a batch, in the mean: soft targets that `loss` finds beside the truth."""
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Scalar to descend; under autocast. A fraction config.distil of it follows the distillation targets, if any."""
+        """Scalar to descend, under autocast. A fraction config.distil follows the distillation targets, if any."""
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         """Figures of one split; "score" picks the best epoch (greater is better)."""

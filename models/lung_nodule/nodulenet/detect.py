@@ -51,9 +51,9 @@ class DetectOptions:
     max_proposals   places that are looked at again, in one window
     max_masks       detections that get a mask, in one window: the most certain
     window          voxels along a side; 0: the whole lungs at once, or else as much as memory_gb takes
-    memory_gb   for the network's maps; 0: a sixth of the processor's memory but at most 2.5 GB, or half of a GPU's
-    stage       heads that are asked: 1, 2 or 3, see models.nets.nodulenet; never more than have learnt
-    views       of each window that are averaged, 1 to 4: as it is, mirrored in x, in y, in both
+    memory_gb       for the network's maps; 0: a sixth of the processor's memory but at most 2.5 GB, or half of a GPU's
+    stage           heads that are asked: 1, 2 or 3, see models.nets.nodulenet; never more than have learnt
+    views           of each window that are averaged, 1 to 4: as it is, mirrored in x, in y, in both
     """
 
     min_score: float = 0.02
@@ -208,9 +208,9 @@ def detect_windows(
     return distinct([found[place][1] for place in nms(boxes, scores, OVERLAP).tolist()])
 
 
-def sub_progress(progress: Progress, start: float, length: float, which: str, share: float, what: str) -> None:
+def sub_progress(progress: Progress, start: float, length: float, which: str, fraction: float, what: str) -> None:
     """Progress of a part of the whole."""
-    progress(start + length * share, f"{which}: {what}")
+    progress(start + length * fraction, f"{which}: {what}")
 
 
 @torch.inference_mode()

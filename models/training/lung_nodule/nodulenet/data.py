@@ -230,9 +230,9 @@ def crops(
 ) -> Iterator[Crop]:
     """So many crops, augmented, the same for the same seed. Every lesion's turn comes before any comes twice.
 
-    background_fraction   share of the crops round a random place in the lungs of a random scan, rather than round a nodule
-    degrade_prob   share of them that is `degraded`
-    hard_negatives   scans and places that every second of the former show, at a random place in the crop
+    background_fraction   of the crops: round a random place in the lungs of a random scan, not round a nodule
+    degrade_prob          of a crop to be `degraded`
+    hard_negatives        scans and places that every second background crop shows, at a random place in it
     """
     rng = np.random.default_rng(seed)
     order: list[int] = []

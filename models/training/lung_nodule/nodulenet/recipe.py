@@ -4,7 +4,8 @@
     --set focal=false        hard negatives and cross-entropy instead of focal loss, as published
     --set fpn=false          boxes from the decoder's map, as published
     --set coupled=true       the RCNN head looks at what the RPN classifies
-    --set optimiser=sgd --set lr=0.01 --set crop=128 --set background_fraction=0 --set degrade_prob=0 --set min_score=0.5    as published
+    as published: --set optimiser=sgd --set lr=0.01 --set crop=128 --set background_fraction=0 --set degrade_prob=0
+                  --set min_score=0.5
 
 FOLDER is whatever models.training.lung_nodule.data.scans.Scans reads.
 """

@@ -425,3 +425,9 @@ def test_memory_that_does_not_suffice_is_said_in_the_report(slab, monkeypatch):
     assert "window" not in whole.facts
     assert parts.facts["window"] in (160, 208)
     assert [one.key_image for one in parts.findings[:2]] == [one.key_image for one in whole.findings[:2]]
+
+
+def test_an_option_is_still_known_by_its_former_name() -> None:
+    assert Options.read({"detector": "sliding-unet", "crowded": 0.2}).surround_soft_tissue == 0.2
+    with pytest.raises(BadOptions, match="surround_soft_tissue is no option of detector nodulenet"):
+        Options.read({"surround_soft_tissue": 0.2})

@@ -314,7 +314,7 @@ def test_the_detectors_own_outline_counts_for_its_share_and_where_it_lies(start,
     def doubtful(crops: Tensor) -> Tensor:
         return torch.full_like(crops, 0.4)
 
-    mix = Mix(share=0.25, threshold=0.45)
+    mix = Mix(fraction=0.25, threshold=0.45)
     look = Refinement(volume(np.zeros(shape, bool), spacing_mm), one, 64, None, mix)
     for z in range(shape[0]):
         look.keep(z, doubtful(look.crop(z)), 0.5)
