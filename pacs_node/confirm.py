@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COMMITMENT = "storage commitment"
 
 
-class Witness(Protocol):
+class ArrivalCheck(Protocol):
     """Who can be asked whether a destination has our results."""
 
     commits: bool  # may it be asked for storage commitment?
@@ -42,8 +42,8 @@ class Witness(Protocol):
         """The SOP Instance UIDs of those it has. Raises NotOffered, or TryAgain when the peer does not answer now."""
 
 
-class Witnesses(Protocol):
-    def witness(self, destination: str) -> Witness | None: ...
+class ArrivalChecks(Protocol):
+    def arrival_check(self, destination: str) -> ArrivalCheck | None: ...
     def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]: ...
 
 
@@ -60,7 +60,7 @@ class Confirm:
     """Proves that the results of one send job are at their destination, or says why that cannot be proven."""
 
     def __init__(
-        self, ledger: Ledger, stages: Witnesses, await_report_s: float, now: Callable[[], datetime],
+        self, ledger: Ledger, stages: ArrivalChecks, await_report_s: float, now: Callable[[], datetime],
         at: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.ledger, self.stages, self.await_report_s, self.now, self.at = ledger, stages, await_report_s, now, at
@@ -68,15 +68,17 @@ class Confirm:
     def __call__(self, job: Job, *, last: bool) -> Ending:
         """One attempt. Raises TryAgain unless it is the last one; Await while a report is on its way."""
         assert job.destination is not None
-        witness = self.stages.witness(job.destination)
-        if witness is None:
+        arrival_check = self.stages.arrival_check(job.destination)
+        if arrival_check is None:
             raise GiveUp(f"the settings have no peer '{job.destination}' that can be asked whether results arrived")
         sent, gone = self._sent(job)
-        committed, doubts = self._by_commitment(job, sent, witness, last) if sent and witness.commits else (set(), {})
+        committed, doubts = (
+            self._by_commitment(job, sent, arrival_check, last) if sent and arrival_check.commits else (set(), {})
+        )
         rest = [each for each in sent if each.sop_instance_uid not in committed]
-        found, no_answer = self._by_query(rest, witness, last) if rest and witness.query else (None, "")
+        found, no_answer = self._by_query(rest, arrival_check, last) if rest and arrival_check.query else (None, "")
         if found is not None and len(found) < len(rest) and not last:
-            raise TryAgain(f"{witness.query} finds {len(found)} of {len(rest)} objects at {job.destination}")
+            raise TryAgain(f"{arrival_check.query} finds {len(found)} of {len(rest)} objects at {job.destination}")
 
         def judge(each: Sent) -> ArrivalProof:
             uid, now = each.sop_instance_uid, self.now()
@@ -84,10 +86,12 @@ class Confirm:
             if uid in committed:
                 return ArrivalProof(uid, True, COMMITMENT, f"arrived: {COMMITMENT}", now)
             if found is not None and uid in found:
-                return ArrivalProof(uid, True, str(witness.query), f"arrived: found by {witness.query}", now)
+                return ArrivalProof(
+                    uid, True, str(arrival_check.query), f"arrived: found by {arrival_check.query}", now
+                )
             if found is not None:
-                text = f"not there: {witness.query} does not find it" + (f"; {doubt}" if doubt else "")
-                return ArrivalProof(uid, False, str(witness.query), text, now)
+                text = f"not there: {arrival_check.query} does not find it" + (f"; {doubt}" if doubt else "")
+                return ArrivalProof(uid, False, str(arrival_check.query), text, now)
             if doubt.endswith(reason_words(NO_SUCH_INSTANCE)):
                 return ArrivalProof(uid, False, COMMITMENT, f"not there: {doubt}", now)
             return ArrivalProof(uid, None, "", "not proven: " + "; ".join(filter(None, (doubt, no_answer))), now)
@@ -106,23 +110,23 @@ class Confirm:
         return sent, sorted(stored - {each.sop_instance_uid for each in sent})
 
     def _by_commitment(
-        self, job: Job, sent: list[Sent], witness: Witness, last: bool
+        self, job: Job, sent: list[Sent], arrival_check: ArrivalCheck, last: bool
     ) -> tuple[set[str], dict[str, str]]:
         """(SOP Instance UIDs the peer answers for, why not the others). Raises TryAgain, Await."""
-        known = self.ledger.heed_commitments(job.id)
+        known = self.ledger.take_reports(job.id)
         if not known or known[-1].again:
             self.ledger.begin_commitment(job, _transaction_uid(job.id, len(known)), self.now())
-            known = self.ledger.heed_commitments(job.id)
+            known = self.ledger.take_reports(job.id)
         if known[-1].open and known[-1].accepted_at is None:
-            self._ask(known[-1], sent, witness, last)
-            known = self.ledger.heed_commitments(job.id)
+            self._ask(known[-1], sent, arrival_check, last)
+            known = self.ledger.take_reports(job.id)
         mine = known[-1]
         if mine.open and mine.accepted_at is not None:
             until = mine.accepted_at + timedelta(seconds=self.await_report_s)
             if self.now() < until:
                 raise Await(f"{job.destination} was asked for storage commitment and will report", until)
             self.ledger.commitment_over(mine.transaction_uid, f"no report within {self.await_report_s:g} s")
-            mine = self.ledger.heed_commitments(job.id)[-1]
+            mine = self.ledger.take_reports(job.id)[-1]
         committed = {uid for each in known if each.report for _, uid in each.report.committed}
         failed = {uid: reason for _, uid, reason in mine.report.failed} if mine.report else {}
         committed -= failed.keys()  # the peer's last word counts
@@ -137,11 +141,11 @@ class Confirm:
         }
         return committed & set(doubts), doubts
 
-    def _ask(self, commitment: Commitment, sent: list[Sent], witness: Witness, last: bool) -> None:
+    def _ask(self, commitment: Commitment, sent: list[Sent], arrival_check: ArrivalCheck, last: bool) -> None:
         """N-ACTION; what comes of it is in the ledger. Raises TryAgain."""
         uid = commitment.transaction_uid
         try:
-            report = witness.ask_commitment(uid, sent)
+            report = arrival_check.ask_commitment(uid, sent)
         except NotOffered as refusal:
             self.ledger.commitment_over(uid, str(refusal))
             return
@@ -155,16 +159,16 @@ class Confirm:
         if report is not None:
             self.ledger.commitment_reported(report, "", self.now())
 
-    def _by_query(self, rest: list[Sent], witness: Witness, last: bool) -> tuple[set[str] | None, str]:
+    def _by_query(self, rest: list[Sent], arrival_check: ArrivalCheck, last: bool) -> tuple[set[str] | None, str]:
         """(what the peer has, "") or (None, why it does not say). Raises TryAgain."""
         try:
-            return witness.find(rest), ""
+            return arrival_check.find(rest), ""
         except NotOffered as refusal:
-            return None, f"{witness.query}: {refusal}"
+            return None, f"{arrival_check.query}: {refusal}"
         except TryAgain as failure:
             if not last:
                 raise
-            return None, f"{witness.query}: {failure}"
+            return None, f"{arrival_check.query}: {failure}"
 
 
 def _ending(arrivals: list[ArrivalProof]) -> Ending:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from dicom_sr import attributes
-from pacs_node.confirm import Confirm, Witness
+from pacs_node.confirm import ArrivalCheck, Confirm
 from pacs_node.editions import next_revision, same_objects, unchanged
 from pacs_node.errors import (
     Await,
@@ -96,7 +96,7 @@ class Stages(Protocol):
         self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition
     ) -> list[Result]: ...
     def deliver(self, destination: str, package: Package) -> list[Receipt]: ...
-    def witness(self, destination: str) -> Witness | None: ...
+    def arrival_check(self, destination: str) -> ArrivalCheck | None: ...
     def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]: ...
     def judge_commitment(self, request: CommitmentRequest) -> CommitmentReport: ...
     def report(self, calling_ae: str, report: CommitmentReport) -> None: ...
@@ -439,7 +439,7 @@ class Flow:
             receipts = self.stages.deliver(job.destination, package)
         self.at("sent")
         stored = sum(receipt.stored for receipt in receipts)
-        confirm = self._confirm_job(job) if self.stages.witness(job.destination) is not None else None
+        confirm = self._confirm_job(job) if self.stages.arrival_check(job.destination) is not None else None
         self.ledger.finish(
             job,
             "done",

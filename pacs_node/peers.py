@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 
 from config import Config, Peer
 from dicom_sr.forms import Profile
-from pacs_node.confirm import Witness
-from pacs_node.deliver.arrival import DimseWitness
+from pacs_node.confirm import ArrivalCheck
+from pacs_node.deliver.arrival import DimseArrivalCheck
 from pacs_node.deliver.destination import Destination
 from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
-from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
+from pacs_node.deliver.stow import QidoArrivalCheck, StowDestination, WebPeer
 from pacs_node.encode import ResultForms
 from pacs_node.errors import (
     CannotStart,
@@ -74,16 +74,16 @@ def destination_of(config: Config, name: str, ledger: Ledger) -> Destination:
     return DimseDestination(_dicom_peer(config, peer), forms, LedgerMemory(ledger, peer, config.node.ae_title))
 
 
-def witness_of(config: Config, peer: Peer) -> Witness | None:
+def arrival_check_of(config: Config, peer: Peer) -> ArrivalCheck | None:
     """Whom to ask whether results arrived; None: nobody is asked."""
     if peer.folder is not None or peer.confirm == "none":
         return None
     if peer.dicomweb_url is not None:
         with _certificates(peer):
-            return QidoWitness(_web_peer(config, peer))
+            return QidoArrivalCheck(_web_peer(config, peer))
     ways = {"auto": (True, True), "commitment": (True, False), "query": (False, True)}
     commits, queries = ways[peer.confirm]
-    return DimseWitness(_dicom_peer(config, peer), commits=commits, queries=queries)
+    return DimseArrivalCheck(_dicom_peer(config, peer), commits=commits, queries=queries)
 
 
 def _dicom_peer(config: Config, peer: Peer) -> DicomPeer:

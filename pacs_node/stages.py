@@ -22,7 +22,7 @@ from pacs_node import __version__, kept, priors
 from pacs_node.assemble.geometry import judge
 from pacs_node.assemble.series import Close, decide
 from pacs_node.commitment import judged
-from pacs_node.confirm import Witness
+from pacs_node.confirm import ArrivalCheck
 from pacs_node.deliver.arrival import sent_objects
 from pacs_node.encode import REJECTION_NOTE, encode_not_run, encode_results, variant_of
 from pacs_node.errors import (
@@ -37,7 +37,7 @@ from pacs_node.errors import (
 from pacs_node.flow import RouteMatch
 from pacs_node.infer import Inference
 from pacs_node.ledger import Ledger
-from pacs_node.peers import destination_of, witness_of
+from pacs_node.peers import arrival_check_of, destination_of
 from pacs_node.receive.commitment import bring_report
 from pacs_node.records import (
     CommitmentReport,
@@ -70,8 +70,10 @@ class WiredStages:
         self.destinations = {
             peer.name: destination_of(config, peer.name, ledger) for peer in config.peers if peer.reachable
         }
-        witnesses = {peer.name: witness_of(config, peer) for peer in config.peers if peer.reachable}
-        self.witnesses = {name: witness for name, witness in witnesses.items() if witness is not None}
+        arrival_checks = {peer.name: arrival_check_of(config, peer) for peer in config.peers if peer.reachable}
+        self.arrival_checks = {
+            name: arrival_check for name, arrival_check in arrival_checks.items() if arrival_check is not None
+        }
         self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
         self.results = config.node.data_dir / "results"
         self.rejected = config.node.data_dir / "rejected"
@@ -207,8 +209,8 @@ class WiredStages:
     def _wants_note(self, name: str) -> bool:
         return any(peer.name == name and peer.reject_replaced for peer in self.config.peers)
 
-    def witness(self, destination: str) -> Witness | None:
-        return self.witnesses.get(destination)
+    def arrival_check(self, destination: str) -> ArrivalCheck | None:
+        return self.arrival_checks.get(destination)
 
     def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]:
         # with their neighbours: what was sent instead of a result lies beside it

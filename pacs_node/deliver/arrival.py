@@ -37,7 +37,7 @@ ON_ITS_WAY = frozenset({SUCCESS, 0x0131})  # Duplicate transaction UID: it has o
 NOT_NOW = frozenset({0x0110, 0x0210, 0x0213})  # Processing failure, Duplicate invocation, Resource limitation
 
 
-class DimseWitness:
+class DimseArrivalCheck:
     """A PACS that is asked over DIMSE whether it has our results. The promises are those of confirm.Witness."""
 
     def __init__(self, peer: Peer, *, commits: bool = True, queries: bool = True) -> None:

@@ -62,7 +62,7 @@ class Memory(Protocol):
     def remember(self, answers: Sequence[Answer]) -> None: ...
 
 
-class AsTheyAre:
+class Verbatim:
     """Every file is sent as it is, or not at all."""
 
     def offers(self, package: Package) -> Iterator[Offer]:
@@ -75,7 +75,7 @@ class AsTheyAre:
         return Prepared((offer.path,))
 
 
-class Forgetful:
+class NoMemory:
     """Remembers nothing: everything is asked each time."""
 
     def refusals(self, now: datetime) -> Mapping[tuple[str, str], str]:

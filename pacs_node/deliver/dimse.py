@@ -24,15 +24,15 @@ from pacs_node.association import (
 )
 from pacs_node.association import NoneAccepted as NoContext
 from pacs_node.deliver.destination import (
-    AsTheyAre,
     Choice,
     Deferred,
-    Forgetful,
     Forms,
     Memory,
+    NoMemory,
     Now,
     Outcome,
     Undeliverable,
+    Verbatim,
     file_meta,
     named,
     outcome_of,
@@ -95,8 +95,8 @@ class DimseDestination:
     def __init__(self, peer: Peer, forms: Forms | None = None, memory: Memory | None = None) -> None:
         self.peer = peer
         self.name = peer.name
-        self.forms: Forms = forms or AsTheyAre()
-        self.memory: Memory = memory or Forgetful()
+        self.forms: Forms = forms or Verbatim()
+        self.memory: Memory = memory or NoMemory()
 
     def deliver(self, package: Package, now: Now) -> list[Receipt]:
         """See Destination."""

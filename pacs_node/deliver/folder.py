@@ -11,7 +11,7 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from pacs_node.deliver.destination import AsTheyAre, Choice, Deferred, Forms, Now, Undeliverable, first_possible
+from pacs_node.deliver.destination import Choice, Deferred, Forms, Now, Undeliverable, Verbatim, first_possible
 from pacs_node.durable import write_whole
 from pacs_node.records import Package, Receipt
 
@@ -28,7 +28,7 @@ class FolderDestination:
     def __init__(self, name: str, root: Path, forms: Forms | None = None) -> None:
         self.name = name
         self.root = root
-        self.forms: Forms = forms or AsTheyAre()
+        self.forms: Forms = forms or Verbatim()
 
     def deliver(self, package: Package, now: Now) -> list[Receipt]:
         """See Destination."""

@@ -14,13 +14,13 @@ import httpx
 from pacs_node.association import why_unreachable
 from pacs_node.commitment import reason_words
 from pacs_node.deliver.destination import (
-    AsTheyAre,
     Choice,
     Deferred,
     Forms,
     Now,
     Outcome,
     Undeliverable,
+    Verbatim,
     first_possible,
     outcome_of,
 )
@@ -83,7 +83,7 @@ class StowDestination:
     def __init__(self, peer: WebPeer, forms: Forms | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.peer = peer
         self.name = peer.name
-        self.forms: Forms = forms or AsTheyAre()
+        self.forms: Forms = forms or Verbatim()
         self._web = _Web(peer, transport)
 
     def deliver(self, package: Package, now: Now) -> list[Receipt]:
@@ -131,7 +131,7 @@ class NotFound(NotOffered):
     pass
 
 
-class QidoWitness:
+class QidoArrivalCheck:
     """A DICOMweb server that is asked by QIDO-RS whether it has our results. Promises as of confirm.Witness."""
 
     commits = False

@@ -24,7 +24,7 @@ from pacs_node.records import (
 class Commitments(Jobs):
     """Transactions of storage commitment."""
 
-    def heed_commitments(self, job_id: str) -> list[Commitment]:
+    def take_reports(self, job_id: str) -> list[Commitment]:
         """The storage commitments this job asked for, the latest last. From now on the job knows of their reports."""
         with self._begin() as db:
             mine = commitment_table.c.job == job_id
@@ -83,7 +83,7 @@ class Commitments(Jobs):
                 job = job_of(db.execute(sa.select(job_table).where(job_table.c.id == row["job"])).mappings().one())
                 said = f"{len(report.committed)} objects committed, {len(report.failed)} not"
                 self._note(db, job.series_uid, now, "committed", f"{task_of(job)}: {said}")
-                self._heed(db, job)
+                self._wake_for_report(db, job)
             return True
 
     def commitment_asked(self, request: CommitmentRequest, job: Job, now: datetime) -> None:

@@ -118,7 +118,7 @@ class Jobs(Editions):
             if moved:
                 self._add_receipts(db, job, receipts)
                 self._note(db, job.series_uid, now, "retry", f"{task_of(job)}: {reason}")
-                self._heed(db, job)
+                self._wake_for_report(db, job)
             else:
                 self._late_outcome(db, job, receipts)
             return moved
@@ -187,7 +187,7 @@ class Jobs(Editions):
                     )
                 )
             self._note(db, job.series_uid, now, state, f"{task_of(job)}: {reason}")
-            self._heed(db, job)
+            self._wake_for_report(db, job)
             return True
 
     def results(self, job_id: str) -> list[Result]:
@@ -320,7 +320,7 @@ class Jobs(Editions):
             )
             return frozenset(db.scalars(rows))
 
-    def _heed(self, db: sa.Connection, job: Job) -> None:
+    def _wake_for_report(self, db: sa.Connection, job: Job) -> None:
         """A confirm job that a report has come for runs again, unless it runs now and looks for itself."""
         news = sa.exists().where(
             commitment_table.c.job == job.id,

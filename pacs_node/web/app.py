@@ -78,7 +78,7 @@ def create_app(facts: Facts, registry: CollectorRegistry, names: Iterable[str] =
             Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         ],
         exception_handlers={HTTPException: views.error, LedgerUnavailable: views.no_ledger},
-        middleware=[Middleware(Guarded, names=frozenset(name.lower() for name in ("localhost", *names)))],
+        middleware=[Middleware(SecurityHeaders, names=frozenset(name.lower() for name in ("localhost", *names)))],
     )
 
 
@@ -89,7 +89,7 @@ HEADERS = (
 )
 
 
-class Guarded:
+class SecurityHeaders:
     """Answers only what was asked under a name of the node, and no page of another site; and adds to every answer the
     headers that keep a browser from loading, framing or guessing anything else."""
 

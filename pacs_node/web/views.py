@@ -129,7 +129,7 @@ class Views:
         if path is None:
             raise HTTPException(404, "no such object")
         named = {"content-disposition": f'attachment; filename="{path.name}"'}
-        return Response(nameless(path), media_type="application/dicom", headers=named)
+        return Response(deidentified(path), media_type="application/dicom", headers=named)
 
     # ---- for people
 
@@ -208,7 +208,7 @@ def _once(items: list[tuple[str, str]], known: tuple[str, ...]) -> dict[str, str
     return asked
 
 
-def nameless(path: Path) -> bytes:
+def deidentified(path: Path) -> bytes:
     """A DICOM file without who the patient is: names, the Patient and trial modules, and what names study and order.
     Dates and UIDs stay."""
     dataset = pydicom.dcmread(path)

@@ -71,7 +71,7 @@ STEP_OF = {  # room -> the kind of job that meets it, and what its reason calls 
     "compare": ("infer", "the comparison with an earlier study"),
     "encode": ("infer", "encoding"),
     "deliver": ("send", "sending"),
-    "witness": ("send", "the send job"),
+    "arrival_check": ("send", "the send job"),
     "sent": ("confirm", "asking whether the results arrived"),
     "judge_commitment": ("report", "the report of a storage commitment"),
     "report": ("report", "the report of a storage commitment"),
@@ -100,7 +100,7 @@ class CountedInference:
 
 
 class Saying:
-    """A witness to whom nothing has come."""
+    """A destination to ask, to whom nothing has come."""
 
     commits, query = False, "C-FIND"
 
@@ -118,7 +118,7 @@ class Bench:
         self.node.ledger.migrate()
         self.inference = CountedInference()
         self.node.stages.inference = self.inference  # type: ignore[assignment]
-        self.node.stages.witness = lambda destination: Saying()  # type: ignore[method-assign,assignment,return-value]
+        self.node.stages.arrival_check = lambda destination: Saying()  # type: ignore[method-assign,assignment,return-value]
 
     def take_in(self, name: str, spoil: Callable[[Dataset], Any] = lambda image: None, number: int = 1) -> OpenSeries:
         """An image; `spoil` changes its header after the listener has read the UIDs from it."""

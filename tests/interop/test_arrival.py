@@ -14,10 +14,10 @@ import pydicom
 import pytest
 
 from pacs_node.commitment import judged
-from pacs_node.deliver.arrival import DimseWitness
+from pacs_node.deliver.arrival import DimseArrivalCheck
 from pacs_node.deliver.destination import Deferred, Undeliverable
 from pacs_node.deliver.dimse import Peer
-from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
+from pacs_node.deliver.stow import QidoArrivalCheck, StowDestination, WebPeer
 from pacs_node.errors import NotOffered
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.scp import Listener, ListenerSettings
@@ -125,12 +125,12 @@ def test_results_arrive_and_each_says_how(node: NodeProcess, pacs: Orthanc, tmp_
     assert {receipt["text"] for receipt in send["receipts"]} == {"HTTP 200 stored"}
 
 
-def found(witness: DimseWitness | QidoWitness, sent: list[Sent]) -> set[str]:
+def found(arrival_check: DimseArrivalCheck | QidoArrivalCheck, sent: list[Sent]) -> set[str]:
     """Asked again when no answer came, as the job does: pynetdicom's reactor takes one for a request now and then."""
     for _ in range(3):
         with contextlib.suppress(Deferred):
-            return witness.find(sent)
-    return witness.find(sent)
+            return arrival_check.find(sent)
+    return arrival_check.find(sent)
 
 
 def test_orthanc_answers_for_what_it_has_and_no_more(pacs: Orthanc, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_orthanc_answers_for_what_it_has_and_no_more(pacs: Orthanc, tmp_path: Pa
         for image in images
     )
     elsewhere = replace(lost, series_uid="1.2.3.4")
-    dimse = DimseWitness(Peer("pacs", "ORTHANC", "127.0.0.1", pacs.dicom_port, "WITNESS", timeout_s=5))
+    dimse = DimseArrivalCheck(Peer("pacs", "ORTHANC", "127.0.0.1", pacs.dicom_port, "WITNESS", timeout_s=5))
     assert dimse.ask_commitment("1.2.3.5", [here, lost]) is None
     report, calling_ae = told.get(timeout=30)
     assert calling_ae == "ORTHANC"
@@ -185,12 +185,12 @@ def test_orthanc_answers_for_what_it_has_and_no_more(pacs: Orthanc, tmp_path: Pa
     assert report.committed == ((here.sop_class_uid, here.sop_instance_uid),)
     assert report.failed == ((lost.sop_class_uid, lost.sop_instance_uid, 0x0112),)
     web = WebPeer("web", f"http://127.0.0.1:{pacs.http_port}/dicom-web", user="node", password="hush-hush")
-    for witness in (dimse, QidoWitness(web)):
-        assert found(witness, [here, lost, elsewhere]) == {here.sop_instance_uid}
+    for arrival_check in (dimse, QidoArrivalCheck(web)):
+        assert found(arrival_check, [here, lost, elsewhere]) == {here.sop_instance_uid}
     with pytest.raises(NotOffered, match="HTTP 401"):
-        QidoWitness(replace(web, user=None)).find([here])
+        QidoArrivalCheck(replace(web, user=None)).find([here])
     with pytest.raises(NotOffered, match="HTTP 404"):
-        QidoWitness(replace(web, url=web.url + "/nowhere")).find([here])
+        QidoArrivalCheck(replace(web, url=web.url + "/nowhere")).find([here])
     listener.stop(0)
 
 

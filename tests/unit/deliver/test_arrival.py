@@ -18,7 +18,7 @@ from pynetdicom.sop_class import (
 
 from pacs_node.commitment import PUSH_MODEL_INSTANCE, event_information, read_request
 from pacs_node.deliver import arrival
-from pacs_node.deliver.arrival import DimseWitness, sent_objects
+from pacs_node.deliver.arrival import DimseArrivalCheck, sent_objects
 from pacs_node.deliver.destination import Deferred
 from pacs_node.deliver.dimse import Peer
 from pacs_node.errors import NotOffered
@@ -36,17 +36,17 @@ def _short_hold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pacs() -> Iterator[Callable[..., DimseWitness]]:
-    """pacs(handlers, classes) -> a witness that asks a real peer with these."""
+def pacs() -> Iterator[Callable[..., DimseArrivalCheck]]:
+    """pacs(handlers, classes) -> an arrival check that asks a real peer with these."""
     servers = []
 
-    def start(handlers: list[Any], *classes: str) -> DimseWitness:
+    def start(handlers: list[Any], *classes: str) -> DimseArrivalCheck:
         ae = AE("PACS")
         for sop_class in classes or (StorageCommitmentPushModel, StudyRootQueryRetrieveInformationModelFind):
             ae.add_supported_context(sop_class)
         server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         servers.append(server)
-        return DimseWitness(Peer("pacs", "PACS", "127.0.0.1", server.server_address[1], "NODE", 5))
+        return DimseArrivalCheck(Peer("pacs", "PACS", "127.0.0.1", server.server_address[1], "NODE", 5))
 
     yield start
     for server in servers:
@@ -71,12 +71,12 @@ def committing(*reports: Callable[[str, tuple], CommitmentReport], status: int =
     return [(evt.EVT_N_ACTION, asked)]
 
 
-def test_a_report_on_the_same_association(pacs: Callable[..., DimseWitness]) -> None:
+def test_a_report_on_the_same_association(pacs: Callable[..., DimseArrivalCheck]) -> None:
     report = pacs(committing(CommitmentReport)).ask_commitment("1.2", SENT)
     assert report == CommitmentReport("1.2", PAIRS)
 
 
-def test_failures_keep_their_reasons(pacs: Callable[..., DimseWitness]) -> None:
+def test_failures_keep_their_reasons(pacs: Callable[..., DimseArrivalCheck]) -> None:
     def some(transaction_uid: str, wanted: tuple) -> CommitmentReport:
         return CommitmentReport(transaction_uid, wanted[:1], tuple((*each, 0x0112) for each in wanted[1:]))
 
@@ -85,37 +85,37 @@ def test_failures_keep_their_reasons(pacs: Callable[..., DimseWitness]) -> None:
     assert report.failed == tuple((*each, 0x0112) for each in PAIRS[1:])
 
 
-def test_a_report_on_something_else_is_not_ours(pacs: Callable[..., DimseWitness]) -> None:
+def test_a_report_on_something_else_is_not_ours(pacs: Callable[..., DimseArrivalCheck]) -> None:
     other = committing(lambda _, wanted: CommitmentReport("9.9", wanted), CommitmentReport)
     assert pacs(other).ask_commitment("1.2", SENT) == CommitmentReport("1.2", PAIRS)
 
 
-def test_silence_means_later(pacs: Callable[..., DimseWitness]) -> None:
+def test_silence_means_later(pacs: Callable[..., DimseArrivalCheck]) -> None:
     assert pacs(committing()).ask_commitment("1.2", SENT) is None
     assert pacs(committing(status=0x0131)).ask_commitment("1.2", SENT) is None  # it has this request already
 
 
 @pytest.mark.parametrize(("status", "error"), [(0x0110, Deferred), (0x0213, Deferred), (0x0122, NotOffered),
                                                (0x0124, NotOffered), (0x0211, NotOffered)])  # fmt: skip
-def test_a_refused_request(pacs: Callable[..., DimseWitness], status: int, error: type[Exception]) -> None:
+def test_a_refused_request(pacs: Callable[..., DimseArrivalCheck], status: int, error: type[Exception]) -> None:
     with pytest.raises(error, match=f"0x{status:04X}"):
         pacs(committing(status=status)).ask_commitment("1.2", SENT)
 
 
-def test_a_peer_that_offers_neither(pacs: Callable[..., DimseWitness]) -> None:
-    witness = pacs([], CTImageStorage)
+def test_a_peer_that_offers_neither(pacs: Callable[..., DimseArrivalCheck]) -> None:
+    arrival_check = pacs([], CTImageStorage)
     with pytest.raises(NotOffered, match="Storage Commitment Push Model"):
-        witness.ask_commitment("1.2", SENT)
+        arrival_check.ask_commitment("1.2", SENT)
     with pytest.raises(NotOffered, match="Study Root"):
-        witness.find(SENT)
+        arrival_check.find(SENT)
 
 
 def test_a_peer_that_is_down() -> None:
-    witness = DimseWitness(Peer("pacs", "PACS", "127.0.0.1", 9, "NODE", 2))
+    arrival_check = DimseArrivalCheck(Peer("pacs", "PACS", "127.0.0.1", 9, "NODE", 2))
     with pytest.raises(Deferred, match="cannot be reached"):
-        witness.ask_commitment("1.2", SENT)
+        arrival_check.ask_commitment("1.2", SENT)
     with pytest.raises(Deferred, match="cannot be reached"):
-        witness.find(SENT)
+        arrival_check.find(SENT)
 
 
 def finding(held: dict[str, list[str]], last: int = 0x0000) -> list[Any]:
@@ -133,12 +133,12 @@ def finding(held: dict[str, list[str]], last: int = 0x0000) -> list[Any]:
     return [(evt.EVT_C_FIND, find)]
 
 
-def test_c_find_names_what_is_there(pacs: Callable[..., DimseWitness]) -> None:
+def test_c_find_names_what_is_there(pacs: Callable[..., DimseArrivalCheck]) -> None:
     held = {"1.9.0": ["1.5.0", "7.7"], "1.9.2": ["7.8"]}  # others' objects in the same series do not count as ours
     assert pacs(finding(held)).find(SENT) == {"1.5.0"}
 
 
-def test_one_more_or_less_makes_the_difference(pacs: Callable[..., DimseWitness]) -> None:
+def test_one_more_or_less_makes_the_difference(pacs: Callable[..., DimseArrivalCheck]) -> None:
     held = {each.series_uid: [each.sop_instance_uid] for each in SENT}
     assert pacs(finding(held)).find(SENT) == {each.sop_instance_uid for each in SENT}
     del held["1.9.1"]
@@ -147,7 +147,7 @@ def test_one_more_or_less_makes_the_difference(pacs: Callable[..., DimseWitness]
 
 @pytest.mark.parametrize(("status", "error"), [(0xA700, Deferred), (0xA900, NotOffered), (0xC000, NotOffered)])
 def test_a_search_that_fails_finds_nothing_out(
-    pacs: Callable[..., DimseWitness], status: int, error: type[Exception]
+    pacs: Callable[..., DimseArrivalCheck], status: int, error: type[Exception]
 ) -> None:
     with pytest.raises(error, match=f"0x{status:04X}"):
         pacs(finding({}, last=status)).find(SENT)

@@ -23,10 +23,10 @@ from pacs_node import priors
 from pacs_node.assemble.evidence import expected_count
 from pacs_node.association import Peer
 from pacs_node.cli import app
-from pacs_node.deliver.arrival import DimseWitness
+from pacs_node.deliver.arrival import DimseArrivalCheck
 from pacs_node.deliver.destination import Deferred
 from pacs_node.deliver.dimse import DimseDestination, echo, send
-from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
+from pacs_node.deliver.stow import QidoArrivalCheck, StowDestination, WebPeer
 from pacs_node.errors import GiveUp, NotOffered, TryAgain
 from pacs_node.receive.commitment import bring_report
 from pacs_node.records import CommitmentReport, Package, Sent
@@ -192,15 +192,15 @@ DIMSE: dict[str, Callable[[Address, Path], Any]] = {
     "echo": lambda where, folder: echo(peer(where)),
     "send": lambda where, folder: send_impatiently(where, folder),
     "deliver": lambda where, folder: DimseDestination(peer(where)).deliver(Package("j", (image(folder),)), now),
-    "commitment": lambda where, folder: DimseWitness(peer(where)).ask_commitment("2.25.1", SENT),
-    "C-FIND": lambda where, folder: DimseWitness(peer(where)).find(SENT),
+    "commitment": lambda where, folder: DimseArrivalCheck(peer(where)).ask_commitment("2.25.1", SENT),
+    "C-FIND": lambda where, folder: DimseArrivalCheck(peer(where)).find(SENT),
     "count": ask_count,
     "priors": compare,
     "report": report,
 }
 WEB: dict[str, Callable[[Address, Path], Any]] = {
     "STOW": lambda where, folder: StowDestination(web(where)).deliver(Package("j", (image(folder),)), now),
-    "QIDO": lambda where, folder: QidoWitness(web(where)).find(SENT),
+    "QIDO": lambda where, folder: QidoArrivalCheck(web(where)).find(SENT),
 }
 
 
@@ -256,7 +256,7 @@ def test_every_web_caller_survives_every_server(caller: str, server: Address, tm
 def test_a_server_without_tls_is_told_so(server: Address) -> None:
     peer = WebPeer("pacs", f"https://{server.host}:{server.port}/dicom-web", TIMEOUT_S)
     with pytest.raises(Deferred, match="cannot be reached: TLS failed: "):
-        QidoWitness(peer).find(SENT)
+        QidoArrivalCheck(peer).find(SENT)
 
 
 @pytest.mark.parametrize("name", ADDRESSES)

@@ -16,8 +16,8 @@ from typing import Any
 import pydicom
 import pytest
 
-from pacs_node.deliver.destination import AsTheyAre, Deferred, Undeliverable
-from pacs_node.deliver.stow import QidoWitness, StowDestination, WebPeer
+from pacs_node.deliver.destination import Deferred, Undeliverable, Verbatim
+from pacs_node.deliver.stow import QidoArrivalCheck, StowDestination, WebPeer
 from pacs_node.errors import NotOffered
 from pacs_node.records import Offer, Package, Sent
 from tests.harness import need
@@ -128,7 +128,7 @@ def test_each_instance_has_its_own_answer(web: Callable[..., Web], images: list[
     ]
 
 
-class WithOptional(AsTheyAre):
+class WithOptional(Verbatim):
     """The last file is offered as something that may be left out."""
 
     def offers(self, package: Package) -> Iterator[Offer]:
@@ -250,7 +250,7 @@ def instance(uid: str) -> dict[str, Any]:
 
 def test_qido_names_what_is_there(web: Callable[..., Web]) -> None:
     server = web((200, [instance("1.5.0"), instance("7.7")]), (204, b""))
-    assert QidoWitness(server.peer).find(SENT) == {"1.5.0"}
+    assert QidoArrivalCheck(server.peer).find(SENT) == {"1.5.0"}
     assert [request[1] for request in server.requests] == [
         f"/dicom-web/studies/1.8/series/1.9.{n}/instances" for n in range(2)
     ]
@@ -259,7 +259,7 @@ def test_qido_names_what_is_there(web: Callable[..., Web]) -> None:
 def test_an_unknown_series_is_not_there(web: Callable[..., Web]) -> None:
     """404 for the series, while the service answers."""
     server = web((404, {}), (200, []), (200, [instance("1.5.1")]))
-    assert QidoWitness(server.peer).find(SENT) == {"1.5.1"}
+    assert QidoArrivalCheck(server.peer).find(SENT) == {"1.5.1"}
 
 
 @pytest.mark.parametrize(
@@ -271,4 +271,4 @@ def test_a_search_that_fails_finds_nothing_out(
     web: Callable[..., Web], status: int, said: object, error: type[Exception]
 ) -> None:
     with pytest.raises(error, match=f"HTTP {status}"):
-        QidoWitness(web((status, said)).peer).find(SENT)
+        QidoArrivalCheck(web((status, said)).peer).find(SENT)

@@ -44,7 +44,7 @@ class Scripted:
         self.answer: object = None  # of ask_commitment: a report's two halves, None, or an error
         self.silent = False  # finds nothing out
 
-    def witness(self, destination: str) -> Scripted | None:
+    def arrival_check(self, destination: str) -> Scripted | None:
         return None if destination == "folder" else self
 
     def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]:
@@ -166,7 +166,7 @@ def test_the_first_report_counts(story: Story) -> None:
     story.run()
     assert story.report(committed=(), failed=((SR, "2.2", 0x0110),))
     assert story.facts()["state"] == "done"
-    assert story.ledger.heed_commitments(job.id)[-1].report.committed == BOTH
+    assert story.ledger.take_reports(job.id)[-1].report.committed == BOTH
 
 
 def test_a_report_nobody_asked_for_is_not_known(story: Story) -> None:
@@ -203,7 +203,7 @@ def test_killed_between_the_request_and_its_row(story: Story) -> None:
     assert story.stages.asked == [story.stages.asked[0]] * 2
     assert story.report()
     assert story.run()["reason"] == "arrived: storage commitment"
-    assert len(story.ledger.heed_commitments(job.id)) == 1
+    assert len(story.ledger.take_reports(job.id)) == 1
 
 
 def test_killed_after_the_request_and_told_before_the_restart(story: Story) -> None:

@@ -92,7 +92,7 @@ class Scripted:
             revision=edition.result_revision, replaces=edition.replaces, note=bool(self.notes),
         )  # fmt: skip
 
-    def witness(self, destination: str) -> None:
+    def arrival_check(self, destination: str) -> None:
         return None  # nobody is asked whether anything arrived: that is another story
 
     def reports_not_run(self, job: Job) -> bool:

@@ -61,7 +61,7 @@ class ScriptedRooms:
         self.sent += [(destination, path.name) for path in package.paths]
         return [Receipt(path.name, True, 0, "0x0000 Success", now()) for path in package.paths]
 
-    def witness(self, destination: str) -> None:
+    def arrival_check(self, destination: str) -> None:
         return None
 
 
