@@ -335,7 +335,7 @@ def _as_range(keyword: str, text: str) -> str:
 
 
 def _vr(path: str) -> str | None:
-    """Of the last keyword of a path; of those with two ("US or SS") the first. None: no such keyword."""
+    """The VR of the last keyword of a path; of those with two ("US or SS") the first. None: no such keyword."""
     tag = tag_for_keyword(path.rpartition(".")[2])
     return dictionary_VR(tag)[:2] if tag is not None else None
 

@@ -133,7 +133,7 @@ def _images(results: Results) -> Iterator[ImageRef]:
 
 
 def _fits(place: Plane, like: Plane) -> bool:
-    """Of one size, and in one space and orientation, or of one calibration where there is none."""
+    """Whether two are of one size, and in one space and orientation, or of one calibration where there is none."""
     same = replace(place, position=like.position, thickness_mm=like.thickness_mm) == like
     return same and (place.position is None) == (like.position is None)
 

@@ -49,7 +49,10 @@ def begins_j2k(data: Buffer) -> bool:
 
 
 def jpeg(data: Buffer) -> Codestream:
-    """Of JPEG and JPEG-LS. Raises ValueError when it is none, or has no end: decoders fill up what is missing."""
+    """What a JPEG or JPEG-LS stream says of itself.
+
+    Raises ValueError when it is none, or has no end: decoders fill up what is missing.
+    """
     if not begins_jpeg(data):
         raise ValueError("it does not begin as JPEG does (FF D8 FF)")
     if EOI not in bytes(data[-PADDED:]) and not bytes(data).rstrip(b"\0").endswith(EOI):
@@ -101,7 +104,10 @@ def _ycbcr(jfif: bool, adobe: int | None, ids: tuple[int, ...]) -> bool:
 
 
 def j2k(data: Buffer) -> Codestream:
-    """Of JPEG 2000 and HTJ2K. Raises ValueError when it is none, or its components differ in size or depth."""
+    """What a JPEG 2000 or HTJ2K stream says of itself.
+
+    Raises ValueError when it is none, or its components differ in size or depth.
+    """
     at = _jp2c(data) if bytes(data[:8]) == JP2_BEGINS else 0
     if bytes(data[at : at + 4]) != J2K_BEGINS:
         raise ValueError("it does not begin as JPEG 2000 does (FF 4F FF 51)")

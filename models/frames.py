@@ -95,7 +95,7 @@ def _inflated(path: Path) -> bytes:
 
 
 def inflated(data: bytes | memoryview, most: int) -> bytes:
-    """Of a raw RFC 1951 stream. Raises Unusable when it has no end, or would become longer than `most` bytes."""
+    """Inflate a raw RFC 1951 stream. Raises Unusable when it has no end, or would become longer than `most` bytes."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     out, left = bytearray(), bytes(data)
     try:

@@ -94,7 +94,7 @@ def isotropic(values: np.ndarray, spacing_mm: Sequence[float], offset_zyx: Seque
 
 
 def weights(size: int, mm: float, offset: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each new voxel the old one below it (the last but one at the end), and the way from it to the next, 0..1."""
+    """For each new voxel the old one below it (the last but one at the end), and the way from it to the next, 0..1."""
     count = int((offset + size - 1) * mm + NEARLY) - first + 1
     place = np.clip((first + np.arange(count)) / mm - offset, 0, size - 1)
     below = np.clip(place.astype(int), 0, max(size - 2, 0))

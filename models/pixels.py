@@ -146,7 +146,7 @@ class Pixels:
 
     @property
     def frame_bytes(self) -> int:
-        """Of one frame that is not compressed. Frames of one bit a pixel follow each other within a byte."""
+        """The size of one uncompressed frame, rounded up: frames of one bit a pixel follow each other within a byte."""
         says = self.says
         samples = 2 if self._halved else says.samples
         return -(-says.pixels * samples * says.allocated // 8)
@@ -280,7 +280,7 @@ class Pixels:
         return flat.reshape(says.rows, says.columns, says.samples)
 
     def _uncompressed(self, index: int) -> np.ndarray:
-        """Of Encapsulated Uncompressed and Deflated Image Frame."""
+        """The bytes of a frame in Encapsulated Uncompressed or Deflated Image Frame."""
         size, frame = self.frame_bytes, self._frame(index)
         if self.says.syntax == DEFLATED_IMAGE_FRAME:
             frame = inflated(frame, size + 2)

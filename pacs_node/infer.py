@@ -59,7 +59,7 @@ class Inference:
         return self._ask(("card", dict(options), pipeline), pipeline, self.timeout_s, lambda *_: None)
 
     def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
-        """Of the algorithm that `run` would ask now. Raises as `run` does."""
+        """The version of the algorithm that `run` would use now. Raises as `run` does."""
         return self.card(pipeline, options).algorithm.version
 
     def _ask(self, asked: tuple[str, Any, Any], what: str, timeout_s: float, progress: Progress) -> Any:

@@ -186,7 +186,7 @@ def earlier_studies(patient: Patient, study_uid: str, today: date, answers: Iter
 
 
 def latest(reports: Sequence[Dataset]) -> list[Dataset]:
-    """Of each source series the report that no other supersedes; of several the highest revision."""
+    """The report of each source series that no other supersedes; of several the highest revision."""
     superseded = {
         each.sop_instance_uid for report in reports for each in named_in(report, "PredecessorDocumentsSequence")
     }

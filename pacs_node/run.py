@@ -174,7 +174,7 @@ def _header(path: Path) -> Dataset | None:
 
 
 def _name(series_uid: str, header: Dataset) -> str:
-    """Of a series' folder: "CT-1a2b3c4d"; a UID may hold anything."""
+    """The name of a series' folder: "CT-1a2b3c4d"; a UID may hold anything."""
     modality = attributes.text(header, "Modality")
     kind = modality if MODALITY.fullmatch(modality) else "series"
     return f"{kind}-{hashlib.sha256(series_uid.encode()).hexdigest()[:8]}"

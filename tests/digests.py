@@ -41,7 +41,7 @@ TIMES = ("DA", "TM", "DT")
 
 
 def digest(dataset: Dataset) -> str:
-    """Of everything in it but dates and times (those of a result are its job's), the File Meta Information included."""
+    """SHA-256 of all but dates and times (those of a result are its job's), the File Meta Information included."""
     whole = hashlib.sha256()
     for part in (getattr(dataset, "file_meta", None), dataset):
         for element in part.iterall() if part is not None else ():

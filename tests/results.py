@@ -174,7 +174,7 @@ def ct_two() -> Case:
 
 
 def ct_compared() -> Case:
-    """Of two nodules one was smaller in an earlier study and one is new; a third is gone."""
+    """One of two nodules was smaller in an earlier study and one is new; a third is gone."""
     case = ct_two()
     uids = "1.2.3", "1.2.3.4", "1.2.840.10008.5.1.4.1.1.88.33", "1.2.3.4.5"
     earlier = ComparedWith(*uids, date(2025, 9, 1), days=181, residual_mm=1.2)

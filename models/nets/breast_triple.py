@@ -263,7 +263,7 @@ class FusionNet(nn.Module):
         return q.softmax(dim=1) if self.softmax_out else q
 
     def departure(self) -> torch.Tensor:
-        """Of the weights from where they began, squared: nothing to hold on to here."""
+        """The squared distance of the weights from where they began: nothing to hold on to here."""
         return torch.zeros(())
 
 
@@ -307,7 +307,7 @@ class SmallFusion(nn.Module):
         return q.softmax(dim=1) if self.softmax_out else q
 
     def departure(self) -> torch.Tensor:
-        """Of the weights from where they began, squared."""
+        """The squared distance of the weights from where they began."""
         pairs = zip(self.parameters(), self.first(), strict=True)
         return torch.stack([(now - then.to(now.device)).square().sum() for now, then in pairs]).sum()
 

@@ -87,7 +87,7 @@ def anchor_boxes(
 
 
 def flat(levels: Sequence[Level]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all maps together: anchors (N, 6), logits (B, N), deltas (B, N, 6)"""
+    """All maps in one: anchors (N, 6), logits (B, N), deltas (B, N, 6)"""
     anchors = torch.cat([level.anchors for level in levels])
     logits = torch.cat([level.logits.flatten(1) for level in levels], dim=1)
     deltas = torch.cat([level.deltas.flatten(1, 4) for level in levels], dim=1)

@@ -47,5 +47,5 @@ def class_distillation(logits: Tensor, probability: Tensor) -> Tensor:
 
 
 def mean_probability(logits: list[Tensor]) -> Tensor:
-    """Of several networks' mask logits of one shape, in float32."""
+    """The mean of several networks' mask probabilities, from logits of one shape; float32."""
     return torch.stack([each.float().sigmoid() for each in logits]).mean(dim=0)

@@ -286,7 +286,7 @@ class Stack:
 
 
 def _one_slice_per_place(planes: Sequence[Slice], set_aside: dict[str, str]) -> Stack:
-    """Of several at one place that of the larger acquisition stays, of equal ones the first, then the smaller UID: the
+    """Keep one slice at each place: of the larger acquisition, of equal ones the first, then of the smaller UID: the
     same for any order, and one and the same acquisition at every place.
 
     A few are images sent twice under new names and are set aside; many are several phases, and a mixture of those

@@ -283,11 +283,11 @@ def when(text: str | None) -> str:
 
 
 def class_name(result: Mapping[str, Any]) -> str:
-    """Of the SOP Class of a result: "Segmentation", "Comprehensive 3D SR"."""
+    """The short name of a result's SOP Class: "Segmentation", "Comprehensive 3D SR"."""
     uid = result.get("sop_class_uid") or result.get("sop_class") or ""
     return UID(uid).name.removesuffix(" Storage")
 
 
 def syntax_name(uid: str) -> str:
-    """Of a transfer syntax: "Explicit VR Little Endian"."""
+    """The short name of a transfer syntax: "Explicit VR Little Endian"."""
     return UID(uid).name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +14,7 @@ import pytest
 
 from pacs_node.commitment import judged
 from pacs_node.deliver.arrival import DimseArrivalCheck
-from pacs_node.deliver.destination import Deferred, Undeliverable
+from pacs_node.deliver.destination import Undeliverable
 from pacs_node.deliver.dimse import Peer
 from pacs_node.deliver.stow import QidoArrivalCheck, StowDestination, WebPeer
 from pacs_node.errors import NotOffered
@@ -125,14 +124,6 @@ def test_results_arrive_and_each_says_how(node: NodeProcess, pacs: Orthanc, tmp_
     assert {receipt["text"] for receipt in send["receipts"]} == {"HTTP 200 stored"}
 
 
-def found(arrival_check: DimseArrivalCheck | QidoArrivalCheck, sent: list[Sent]) -> set[str]:
-    """Asked again when no answer came, as the job does: pynetdicom's reactor takes one for a request now and then."""
-    for _ in range(3):
-        with contextlib.suppress(Deferred):
-            return arrival_check.find(sent)
-    return arrival_check.find(sent)
-
-
 def test_orthanc_answers_for_what_it_has_and_no_more(pacs: Orthanc, tmp_path: Path) -> None:
     """It reports on a new association, to our listener; its C-FIND and QIDO-RS say the same."""
     told: queue.Queue[tuple[CommitmentReport, str]] = queue.Queue()
@@ -186,7 +177,7 @@ def test_orthanc_answers_for_what_it_has_and_no_more(pacs: Orthanc, tmp_path: Pa
     assert report.failed == ((lost.sop_class_uid, lost.sop_instance_uid, 0x0112),)
     web = WebPeer("web", f"http://127.0.0.1:{pacs.http_port}/dicom-web", user="node", password="hush-hush")
     for arrival_check in (dimse, QidoArrivalCheck(web)):
-        assert found(arrival_check, [here, lost, elsewhere]) == {here.sop_instance_uid}
+        assert arrival_check.find([here, lost, elsewhere]) == {here.sop_instance_uid}
     with pytest.raises(NotOffered, match="HTTP 401"):
         QidoArrivalCheck(replace(web, user=None)).find([here])
     with pytest.raises(NotOffered, match="HTTP 404"):

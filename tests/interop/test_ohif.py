@@ -60,7 +60,7 @@ class Study:
         return index if agreement > 0.8 else None
 
     def overlaps(self, sight: Sight) -> dict[str, float]:
-        """Of each finding that is, or seems to be, on the image shown: how well what is seen agrees with what is."""
+        """For each finding that is, or seems to be, on the image shown: how well what is seen agrees with what is."""
         image, viewport = self.shown(sight), sight.pixels.shape[:2]
         assert image is not None
         both = {}

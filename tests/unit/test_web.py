@@ -282,7 +282,7 @@ def test_what_each_destination_accepted(web: TestClient, facts: InMemory) -> Non
         "Comprehensive 3D SR Explicit VR Little Endian accepted 2026-03-01 13:01:05",
         "Segmentation Explicit VR Little Endian refused the SOP class is not supported 2026-03-01 13:01:05 "
         "2026-03-02 13:01:05",
-        "results a folder; Segmentation BINARY Takes everything.",
+        "results a folder; Segmentation BINARY Accepts any object.",
     ):
         assert words in page, words
 

@@ -88,7 +88,7 @@ def finding(chain: Sequence[Link], slices: Mapping[int, SliceBoxes]) -> Detectio
 
 
 def certainty(scores: np.ndarray, boxes: np.ndarray) -> float:
-    """Of boxes (n, 4) with scores (n,) on slices that follow each other as far apart as pixels.
+    """How surely boxes (n, 4) with scores (n,) are a nodule, on slices that follow each other as far apart as pixels.
 
     The mean log odds of the DECIDING surest boxes, less ELONGATED times the log of how many times the whole is longer
     than wide or wider than long, and SLANTED times its way from the first box to the last in widths: on a slice a

@@ -66,7 +66,7 @@ def turned_back(level: Level, axes: tuple[int, ...]) -> Level:
 
 
 def mean(levels: Sequence[Level]) -> Level:
-    """Of the same level in several looks."""
+    """The mean of the same level in several views."""
     logits, deltas = (
         torch.stack(each).mean(dim=0) for each in ([one.logits for one in levels], [one.deltas for one in levels])
     )

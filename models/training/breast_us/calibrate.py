@@ -34,7 +34,7 @@ RANGE = (0.25, 10.0)  # few images that are all called right would ask for certa
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of probabilities as they are and at the temperature, on the images it was fitted on."""
+    """Figures of the probabilities as they are and at the temperature, on the images it was fitted on."""
 
     temperature: float
     images: int
@@ -96,7 +96,7 @@ def unlearnt(weights: Sequence[Path], images: Sequence[Labelled], split: str) ->
 
 
 def calibrate(weights: Sequence[Path], images: Sequence[tuple[np.ndarray, int]], device: str = "cpu") -> Calibration:
-    """Of the pipeline with these weights on images (rows, columns) uint8 with their true classes."""
+    """Probabilities by the pipeline with these weights for images (rows, columns) uint8 with their true classes."""
     pipeline = BreastUltrasound(device, weights=weights)
     shares = np.stack([pipeline.look(pixels).classes for pixels, _ in images])
     return fit(shares, np.array([label for _, label in images]))

@@ -474,7 +474,7 @@ def test_every_capture_carries_the_numbers_of_its_finding(name: str, monkeypatch
 
 @pytest.mark.parametrize("name", ["ct_enhanced", "ct_legacy"])
 def test_every_form_is_made_of_frames_as_of_slices(name: str) -> None:
-    """Of the same slices in two wrappings: what is drawn and where it lies is equal."""
+    """The same slices in two wrappings: what is drawn and where it lies is equal."""
     case, _ = encoded(name)
     slices = ct_series(name="enhanced")
     plain, _ = results_of(replace(case.findings, images=refs(slices)), slices)

@@ -467,7 +467,7 @@ def test_ultrasound_made_by_others_agrees_with_their_truth(shared_data, tmp_path
     st.tuples(*[st.floats(-300, 300)] * 3),
 )
 def test_a_place_has_the_index_whose_place_it_is(origin_mm, spacing_mm, tilt, index):
-    """Of a tilted gantry, too: slices are then shifted against each other."""
+    """A tilted gantry, too: slices are then shifted against each other."""
     dz, dy, dx = spacing_mm
     affine = np.array([[0, 0, dx, origin_mm[0]], [dz * np.sin(tilt), dy, 0, origin_mm[1]], [dz, 0, 0, origin_mm[2]]])
     volume = Volume(np.zeros((1, 1, 1), np.int16), (), spacing_mm, np.vstack([affine, [0, 0, 0, 1]]), ())

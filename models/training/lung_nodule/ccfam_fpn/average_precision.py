@@ -59,7 +59,7 @@ class Marks:
         )  # of each run of equal scores: no score parts them
 
     def average_precision(self, rows: np.ndarray) -> float:
-        """Of the images `rows`, which may repeat; nan without a nodule."""
+        """AP at one IoU over the images `rows`, which may repeat; nan without a nodule."""
         weight = np.bincount(rows, minlength=len(self.truths))
         truths = float((weight * self.truths).sum())
         mine = weight[self.owner]

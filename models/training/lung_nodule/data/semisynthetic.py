@@ -99,7 +99,7 @@ class Donor:
 
     @cached_property
     def lung_hu(self) -> float:
-        """Of the parenchyma round the nodule."""
+        """The median of the parenchyma round the nodule, HU."""
         away = ~ndimage.binary_dilation(self.mask, iterations=2)
         lung = self.hu[away & (self.hu < LUNG_BELOW_HU)]
         return float(np.median(lung)) if lung.size >= 50 else -850.0
@@ -297,7 +297,7 @@ class Background:
 
     @property
     def share(self) -> float:
-        """Of a whole chest."""
+        """The fraction of a whole chest's lungs that this is."""
         return round(min(1.0, float(self.lungs.sum()) / 1000 / WHOLE_CHEST_ML), 3)
 
 

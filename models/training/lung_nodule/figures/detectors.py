@@ -139,7 +139,7 @@ def working_point(one: Froc, rate: float) -> float:
 
 
 def readers(archive: zipfile.ZipFile) -> dict[str, int]:
-    """Of each nodule volume, by name, how many readers described the nodule: 3 or 4."""
+    """Name of each nodule volume -> how many readers described the nodule: 3 or 4."""
     sheet = load_workbook(BytesIO(archive.read("metadata.xlsx")), read_only=True).active
     assert sheet is not None
     head, *rows = sheet.iter_rows(values_only=True)

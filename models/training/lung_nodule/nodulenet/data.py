@@ -77,12 +77,12 @@ class PreparedScans:
         return Prepared(*(np.load(path, mmap_mode="r") for path in paths))
 
     def lesions(self) -> list[tuple[str, int, tuple[slice, ...]]]:
-        """Of all scans: (name, number, box)"""
+        """All lesions of all scans: (name, number, box)"""
         return [(name, number, box) for name in self.names for number, box in self[name].lesions().items()]
 
 
 def cache_name(folder: Path, names: Sequence[str]) -> str:
-    """Of the folder that keeps the scans of a set prepared: another set, or another preparation, has another."""
+    """Digest of the folder that keeps the scans of a set prepared: another set, or another preparation, has another."""
     index = folder / "index.json"
     what = [str(folder.resolve()), PREPROCESSING, *names, index.read_text("utf-8") if index.is_file() else ""]
     return "nodulenet-" + hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]

@@ -39,7 +39,7 @@ class Mark:
 
 
 def marks(net: NoduleNet, scan: Scan, views: int = 1) -> dict[str, list[Mark]]:
-    """Of the RPN alone; and of the boxes of the RCNN head by its own probability and by the mean of both, as served."""
+    """By the RPN alone; and of the boxes of the RCNN head by its own probability and by the mean of both, as served."""
     first = detect(net, scan.hu, scan.lungs, options=DetectOptions(stage=RPN, views=views))
     found = {ALONE: [Mark(one.centre_zyx, one.rpn) for one in first]}
     if int(net.stage) >= RCNN:

@@ -154,7 +154,7 @@ class NoduleNetRecipe:
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Of whole scans: CPM, sensitivity at 1 false positive a scan and at any number, mean Dice of what was found.
+        """By whole scans: CPM, sensitivity at 1 false positive a scan and at any number, mean Dice of what was found.
 
         Of "val" the first val_scans with a lesion. score: CPM (with masks the mean of it and Dice), raised so that an
         epoch in which more heads have learnt is better than any in which fewer had.
@@ -199,7 +199,7 @@ def judgement(found: Sequence[Sequence[Detection3D]], scans: Sequence[Scan], sta
 
 
 def dice_of(marks: Sequence[Detection3D], lesion: Lesion) -> float | None:
-    """Of the most certain mark that hits the lesion, 0 if it has no mask; None when none hits."""
+    """Dice of the most certain mark that hits the lesion, 0 if it has no mask; None when none hits."""
     on = [one for one, hits in zip(marks, hitting(marks, [lesion]), strict=True) if hits.any()]
     if not on:
         return None
@@ -214,7 +214,7 @@ def dice_of(marks: Sequence[Detection3D], lesion: Lesion) -> float | None:
 
 
 def losses(model: NoduleNet, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Of each head that learns: rpn_class, rpn_box; rcnn_class, rcnn_box; mask. Batches are those of data.batched."""
+    """Losses of the heads that learn: rpn_class, rpn_box; rcnn_class, rcnn_box; mask. Batches as of data.batched."""
     stage = int(batch["stage"])
     levels, maps = model(batch["image"])
     anchors, logits, deltas = flat(levels)
@@ -249,7 +249,7 @@ def second_look(
     *,
     outlines: bool,
 ) -> dict[str, Tensor]:
-    """Of the RCNN head, and of the mask head, on what the RPN proposes now and on the nodules themselves."""
+    """The losses of the RCNN head and of the mask head, on what the RPN proposes now and on the nodules themselves."""
     shape = batch["image"].shape[2:]
     logits, kinds, given, wanted, masks = [], [], [], [], []
     for image, (boxes, ignored) in enumerate(truth):
