@@ -5,6 +5,8 @@ for dataset in objects:
     dataset.save_as(f"{dataset.Modality}.dcm", enforce_file_format=True)
 """
 
-from dicom_sr.objects import EncodingError, Fault, Rejected, Written, checked, encode
+from dicom_sr.objects import EncodingError, Fault, Rejected, Written, check_objects, encode
 
-__all__ = ["EncodingError", "Fault", "Rejected", "Written", "checked", "encode"]
+__all__ = ["EncodingError", "Fault", "Rejected", "Written", "check_objects", "checked", "encode"]
+
+checked = check_objects  # its name up to 0.1

@@ -16,7 +16,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from dicom_sr import attributes, codes, read
 from dicom_sr.copies import ratio_and_method
-from dicom_sr.derived import Marked, Results, derived, marked, say_body_part
+from dicom_sr.derived import Marked, Results, derived, mark_findings, say_body_part
 from dicom_sr.findings import ImageRef
 from dicom_sr.header import RESEARCH_ONLY, code_item, image_reference
 from dicom_sr.outline import outlines
@@ -46,7 +46,7 @@ def key_images(
 ) -> list[Dataset]:
     """One capture per finding, in the order of their numbers, at most `most`: its key image with outline, axes and
     numbers, and a legend."""
-    every = marked(segmentation, results.report)
+    every = mark_findings(segmentation, results.report)
     note = f"The first {most} of {len(every)} findings" if len(every) > most else ""
     texts = {sentence.about: sentence.text for sentence in sentences(results.report) if sentence.about}
     captures = []

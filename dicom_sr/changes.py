@@ -19,7 +19,7 @@ from math import log
 
 from dicom_sr import codes
 from dicom_sr.findings import ComparedWith, Evaluation, Finding, Findings, Measurement
-from dicom_sr.importance import renumbered
+from dicom_sr.importance import renumber
 from dicom_sr.rounding import rounded
 
 SIGNIFICANT_RATIO = 1.25  # of volumes
@@ -174,7 +174,7 @@ def with_comparison(findings: Findings, comparison: Comparison) -> Findings:
             for lesion in comparison.gone
         ),
     )
-    return renumbered(
+    return renumber(
         replace(
             findings,
             findings=tuple(told(finding) for finding in findings.findings),

@@ -104,7 +104,7 @@ def remarks(source: Dataset) -> list[str]:
     return [remark for keyword in (*ALWAYS_COPIED, *COPIED_IF_PRESENT) if (remark := copied(source, keyword)[1])]
 
 
-def said(source: Dataset, keyword: str) -> str:
+def describe_copied(source: Dataset, keyword: str) -> str:
     """The value as a result writes it; empty where the source has none."""
     element, _ = copied(source, keyword)
     if element is None or element.value is None:

@@ -57,7 +57,7 @@ class Marked:
     group: read.Group | None  # its numbers
 
 
-def marked(segmentation: Dataset, report: Dataset) -> list[Marked]:
+def mark_findings(segmentation: Dataset, report: Dataset) -> list[Marked]:
     """The findings of one Segmentation, in the order of their segments."""
     groups = read.groups(report)
     by_name = {group.tracking_id: group for group in groups}

@@ -56,7 +56,7 @@ def by_importance(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=importance, reverse=True)
 
 
-def renumbered(findings: Findings) -> Findings:
+def renumber(findings: Findings) -> Findings:
     """The findings by importance, numbered so; labels that end in their number, and warnings that name them, follow."""
     ordered = by_importance(findings.findings)
     labels = {}

@@ -8,7 +8,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from dicom_sr import codes
-from dicom_sr.derived import Results, derived, marked
+from dicom_sr.derived import Results, derived, mark_findings
 from dicom_sr.findings import ImageRef
 from dicom_sr.header import RESEARCH_ONLY
 from dicom_sr.plain_sr import OBSERVED_BY, evidence
@@ -19,7 +19,7 @@ OF_INTEREST = Code("113000", "DCM", "Of Interest")  # CID 7010
 
 def key_object_selection(report: Dataset, results: Results) -> list[Dataset]:
     """One document that names the image of each finding. Raises EncodingError when there is no finding."""
-    findings = [finding for segmentation in results.segmentations for finding in marked(segmentation, report)]
+    findings = [finding for segmentation in results.segmentations for finding in mark_findings(segmentation, report)]
     if not findings:
         raise EncodingError("nothing was found, so no image is selected")
     labels: dict[ImageRef, list[str]] = {}

@@ -106,7 +106,7 @@ def with_empty_frames(segmentation: Dataset, results: Results) -> Dataset:
     return result
 
 
-def retargeted(report: Dataset, instead: Mapping[str, Dataset]) -> Dataset:
+def retarget(report: Dataset, instead: Mapping[str, Dataset]) -> Dataset:
     """The report under UIDs of its own, with every reference to a Segmentation turned to the one that was sent.
 
     instead   SOP Instance UID of a Segmentation that the report refers to -> the one to refer to

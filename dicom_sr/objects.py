@@ -16,7 +16,7 @@ from dicom_sr.seg import segmentations
 from dicom_sr.source import EncodingError, source_headers
 from dicom_sr.validate import Fault, Rejected, faults
 
-__all__ = ["EncodingError", "Fault", "Rejected", "Written", "checked", "encode"]
+__all__ = ["EncodingError", "Fault", "Rejected", "Written", "check_objects", "encode"]
 
 
 def encode(
@@ -38,13 +38,13 @@ def encode(
 
     Raises EncodingError: a source is missing, a mask does not fit; Rejected: a finished object fails a check.
     """
-    finished, _ = checked(
+    finished, _ = check_objects(
         findings, sources, when=when, revision=revision, omit_empty_frames=omit_empty_frames, replaces=replaces
     )
     return finished
 
 
-def checked(
+def check_objects(
     findings: Findings,
     sources: Sequence[Dataset],
     *,

@@ -16,7 +16,7 @@ from dicom_sr.findings import ImageRef, Measurement
 from dicom_sr.hierarchy import hierarchy, named_in
 from dicom_sr.previous import compared_with
 from dicom_sr.report import NOT_CALIBRATED, OHIF_TOOL, WHOLE
-from dicom_sr.rounding import said
+from dicom_sr.rounding import in_words
 from dicom_sr.summary import place
 
 DIAGNOSTIC_IMAGING_REPORT = Code("18748-4", "LN", "Diagnostic Imaging Report")  # CID 7000
@@ -136,7 +136,7 @@ def _image(group: read.Group, groups: Sequence[read.Group]) -> ImageRef | None:
 def _number(measurement: Measurement, group: read.Group) -> str:
     how = f" ({measurement.derivation.meaning.lower()})" if measurement.derivation else ""
     doubt = NOT_CALIBRATED if measurement.name in group.not_calibrated else ""
-    return f"{measurement.name.meaning}{how} {said(measurement.value, measurement.unit)}{doubt}"
+    return f"{measurement.name.meaning}{how} {in_words(measurement.value, measurement.unit)}{doubt}"
 
 
 def _inferred_from(image: ImageRef) -> hd.sr.ImageContentItem:

@@ -11,7 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
-from dicom_sr.derived import Marked, Results, derived, marked, say_body_part
+from dicom_sr.derived import Marked, Results, derived, mark_findings, say_body_part
 from dicom_sr.findings import ImageRef
 from dicom_sr.frames import frame as frame_of
 from dicom_sr.header import ALWAYS_COPIED, RESEARCH_ONLY
@@ -33,7 +33,7 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
 
     Raises EncodingError: an image is in colour or is not there, there are several clips, or the rescaling differs.
     """
-    findings = marked(segmentation, results.report)
+    findings = mark_findings(segmentation, results.report)
     refs = sorted(
         {ref for finding in findings for ref in finding.segment.masks},
         key=lambda ref: (ref.sop_instance_uid, ref.frame or 0),

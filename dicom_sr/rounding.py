@@ -47,7 +47,7 @@ def state(number: Dataset, value: float, unit: Code) -> None:
         stated.pop("FloatingPointValue", None)
 
 
-def said(value: float, unit: Code) -> str:
+def in_words(value: float, unit: Code) -> str:
     """'12.3 mm', '-33 HU', '87 %', '3'."""
     number = decimal(value, unit)
     word = "HU" if unit == codes.HU else unit.value.strip("{}")

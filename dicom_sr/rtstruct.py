@@ -10,7 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
-from dicom_sr.derived import Marked, Results, derived, marked
+from dicom_sr.derived import Marked, Results, derived, mark_findings
 from dicom_sr.findings import ImageRef
 from dicom_sr.header import RESEARCH_ONLY, image_reference
 from dicom_sr.outline import keyhole, outlines
@@ -25,7 +25,7 @@ def rt_structure_set(segmentation: Dataset, results: Results) -> list[Dataset]:
 
     Raises EncodingError: an image has no place in the patient, or is not there.
     """
-    findings = marked(segmentation, results.report)
+    findings = mark_findings(segmentation, results.report)
     refs = sorted({ref for finding in findings for ref in finding.segment.masks}, key=lambda ref: _order(ref, results))
     planes = {ref: plane(results.source(ref), ref.frame) for ref in refs}
     if not all(place.is_in_space for place in planes.values()):

@@ -10,7 +10,7 @@ from pydicom.sr.coding import Code
 from dicom_sr import attributes, codes
 from dicom_sr.findings import Finding, Findings, ImageRef
 from dicom_sr.importance import size
-from dicom_sr.rounding import decimal, said
+from dicom_sr.rounding import decimal, in_words
 
 NAMED_CHANGES = 3  # in full; the others are counted
 
@@ -51,8 +51,8 @@ def sizes(finding: Finding) -> str:
     axes = [m for name in (codes.LONG_AXIS, codes.SHORT_AXIS) for m in finding.measurements if m.name == name]
     axes = [m for m in axes if m.derivation is None]
     if len(axes) == 2 and axes[0].unit == axes[1].unit:
-        return f"{decimal(axes[0].value, axes[0].unit)} x {said(axes[1].value, axes[1].unit)}"
-    return said(axes[0].value, axes[0].unit) if axes else ""
+        return f"{decimal(axes[0].value, axes[0].unit)} x {in_words(axes[1].value, axes[1].unit)}"
+    return in_words(axes[0].value, axes[0].unit) if axes else ""
 
 
 def _sentences(findings: Findings, headers: Sequence[Dataset]) -> Iterator[str]:

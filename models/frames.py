@@ -91,10 +91,10 @@ def _inflated(path: Path) -> bytes:
             struct.unpack_from("<H", content, at + 6)[0], 8
         )  # fmt: skip
         at += head + length
-    return inflated(content[at:], MOST_INFLATED)
+    return inflate(content[at:], MOST_INFLATED)
 
 
-def inflated(data: bytes | memoryview, most: int) -> bytes:
+def inflate(data: bytes | memoryview, most: int) -> bytes:
     """Inflate a raw RFC 1951 stream. Raises Unusable when it has no end, or would become longer than `most` bytes."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     out, left = bytearray(), bytes(data)

@@ -22,7 +22,7 @@ from rle.rle import decode_segment
 
 from dicom_sr import attributes
 from models import codestream
-from models.frames import FLOAT_BITS, Located, frames_of, inflated, joined, locate
+from models.frames import FLOAT_BITS, Located, frames_of, inflate, joined, locate
 from models.image_pixel import (
     DECODED,
     DEFLATED_IMAGE_FRAME,
@@ -46,7 +46,7 @@ from models.image_pixel import (
 from models.palette import Palette, palette
 from models.pipeline import UnfitInput
 
-__all__ = ["AIR_HU", "DECODED", "UNREADABLE", "Frame", "faults", "named", "why_not"]
+__all__ = ["AIR_HU", "DECODED", "UNREADABLE", "Frame", "faults", "name_image", "why_not"]
 
 # pydicom's decoder plugins to be asked, in this order, where its own order does not do: Pillow changes the signed
 # components of JPEG 2000, and CharLS (pyjpegls) takes an eighth of libjpeg's time and notices what is cut off.
@@ -63,7 +63,7 @@ class Frame:
     rgb: np.ndarray | None
 
 
-def named(header: Dataset) -> str:
+def name_image(header: Dataset) -> str:
     """An image as people and archives can find it: by its SOP Instance UID, else its number."""
     for keyword, words in (("SOPInstanceUID", "image"), ("InstanceNumber", "image number")):
         try:
@@ -283,7 +283,7 @@ class Pixels:
         """The bytes of a frame in Encapsulated Uncompressed or Deflated Image Frame."""
         size, frame = self.frame_bytes, self._frame(index)
         if self.says.syntax == DEFLATED_IMAGE_FRAME:
-            frame = inflated(frame, size + 2)
+            frame = inflate(frame, size + 2)
             self._sized(index, len(frame))
         if self.says.allocated == 1:
             bits = np.unpackbits(np.frombuffer(frame, np.uint8), bitorder="little")[: self.says.pixels]
@@ -388,7 +388,7 @@ def _opened(path: Path, header: Dataset) -> Pixels:
     try:
         return Pixels(path, header)
     except (InvalidDicomError, *UNREADABLE) as error:
-        raise UnfitInput(f"{named(header)}: the pixels cannot be decoded: {_words(error)}") from error
+        raise UnfitInput(f"{name_image(header)}: the pixels cannot be decoded: {_words(error)}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- CT
@@ -406,7 +406,7 @@ def stored_values(path: Path, frames: list[int]) -> Iterator[np.ndarray]:
         for frame in frames or [0]:
             yield pixels.words(frame)
     except UNREADABLE as error:
-        raise UnfitInput(f"{named(header)}: the pixels cannot be decoded: {_words(error)}") from error
+        raise UnfitInput(f"{name_image(header)}: the pixels cannot be decoded: {_words(error)}") from error
 
 
 def rescaled(stored: np.ndarray, header: Dataset, slope: float, intercept: float, out: np.ndarray) -> None:
@@ -477,7 +477,7 @@ def ultrasound_frames(path: Path, header: Dataset, indices: Sequence[int]) -> It
                 shown = 255 - shown
             yield Frame(grey(shown), shown) if shown.ndim == 3 else Frame(shown, None)
     except UNREADABLE as error:
-        raise UnfitInput(f"{named(header)}: the pixels cannot be decoded: {_words(error)}") from error
+        raise UnfitInput(f"{name_image(header)}: the pixels cannot be decoded: {_words(error)}") from error
 
 
 def eight_bits(pixels: np.ndarray, bits: int, *, signed: bool) -> np.ndarray:

@@ -36,7 +36,7 @@ from dicom_sr.slices import (
 from models import pixels
 from models.image_pixel import COLOURS
 from models.pipeline import UnfitInput
-from models.pixels import UNREADABLE, named, rescaled, stored_values, ultrasound_frames
+from models.pixels import UNREADABLE, name_image, rescaled, stored_values, ultrasound_frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def read_ct(files: Sequence[Path]) -> Volume:
     """
     if not files:
         raise UnfitInput("the series has no files")
-    slices = stacked([one for path in files for one in slices_in(path)])
+    slices = sort_slices([one for path in files for one in slices_in(path)])
     geometry(slices)  # before memory is taken
     voxels = len(slices) * slices[0].shape[0] * slices[0].shape[1]
     if voxels > MOST_VOXELS:
@@ -141,19 +141,19 @@ def slices_in(path: Path) -> list[Slice]:
     try:
         return slices_of(header)
     except NotASlice as why:
-        raise UnfitInput(f"{named(header)}: {why}") from why
+        raise UnfitInput(f"{name_image(header)}: {why}") from why
 
 
 def path_of(header: Dataset) -> Path:
     return Path(str(header.filename))
 
 
-def stacked(slices: list[Slice]) -> list[Slice]:
+def sort_slices(slices: list[Slice]) -> list[Slice]:
     """The slices in ascending order along their common normal. Raises UnfitInput when they are no stack."""
     first = slices[0]
     for other in slices[1:]:
         if why := difference(other, first):
-            raise UnfitInput(f"{named(other.header)} has {why}: not one stack of slices")
+            raise UnfitInput(f"{name_image(other.header)} has {why}: not one stack of slices")
     return sorted(slices, key=lambda one: float(one.position @ first.normal))
 
 
@@ -200,11 +200,11 @@ def fill(hu: np.ndarray, slices: Sequence[Slice]) -> dict[int, str]:
         try:
             for (_, z), stored in zip(sorted(here), stored_values(path_of(header), frames), strict=True):
                 if stored.shape != hu.shape[1:]:
-                    raise UnfitInput(f"{named(header)}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
+                    raise UnfitInput(f"{name_image(header)}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
                 try:
                     rescaled(stored, header, slices[z].slope, slices[z].intercept, out=hu[z])
                 except UNREADABLE as error:
-                    raise UnfitInput(f"{named(header)}: the pixels cannot become HU: {error}") from error
+                    raise UnfitInput(f"{name_image(header)}: the pixels cannot become HU: {error}") from error
         except UnfitInput as why:
             failures |= {z: str(why) for _, z in here}
     return failures
@@ -232,11 +232,11 @@ def clip_of(path: Path, header: Dataset) -> Clip:
         count = frame_count(header)
         sop = sop_of(header)
     except BadAttribute as bad:
-        raise UnfitInput(f"{named(header)}: {bad}") from bad
+        raise UnfitInput(f"{name_image(header)}: {bad}") from bad
     colours = attributes.text(header, "PhotometricInterpretation")
     if colours not in COLOURS:
         raise UnfitInput(
-            f"{named(header)}: PhotometricInterpretation is {colours or 'missing'},"
+            f"{name_image(header)}: PhotometricInterpretation is {colours or 'missing'},"
             f" one of {', '.join(COLOURS)} is needed"
         )
     images = tuple(ImageRef(*sop, None if count is None else frame + 1) for frame in range(count or 1))
@@ -248,7 +248,7 @@ def clip_of(path: Path, header: Dataset) -> Clip:
 LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width: where a CT header names no window
 
 
-def displayed(path: Path, frame: int | None) -> np.ndarray:
+def display(path: Path, frame: int | None) -> np.ndarray:
     """One image (or frame, from 1) as a viewer first shows it: uint8 (rows, columns, 3). Raises UnfitInput.
 
     CT through the first window of its header, ultrasound as it is.

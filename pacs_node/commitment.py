@@ -81,7 +81,7 @@ def read_report(told: Dataset) -> CommitmentReport:
     return CommitmentReport(_transaction(told), _references(told, "ReferencedSOPSequence"), failed)
 
 
-def judged(transaction_uid: str, wanted: Iterable[tuple[str, str]], held: Mapping[str, str]) -> CommitmentReport:
+def judge_request(transaction_uid: str, wanted: Iterable[tuple[str, str]], held: Mapping[str, str]) -> CommitmentReport:
     """The answer to a request. `held`: SOP Instance UID -> SOP Class UID of what is durable here."""
     committed, failed = [], []
     for sop_class_uid, sop_instance_uid in wanted:

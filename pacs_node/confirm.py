@@ -104,7 +104,7 @@ class Confirm:
     def _sent(self, job: Job) -> tuple[list[Sent], list[str]]:
         """What the send job says was stored, and the SOP Instance UIDs of that whose files are gone."""
         send = self.ledger.job(job.send_job or "")
-        stored = self.ledger.stored(send.id) if send is not None else frozenset()
+        stored = self.ledger.stored_uids(send.id) if send is not None else frozenset()
         results = self.ledger.results(send.infer_job) if send is not None and send.infer_job else []
         sent = self.stages.sent([result.path for result in results], stored)
         return sent, sorted(stored - {each.sop_instance_uid for each in sent})

@@ -29,14 +29,14 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicom_sr import EncodingError, Fault, Rejected, Written, checked, forms, read
+from dicom_sr import EncodingError, Fault, Rejected, Written, check_objects, forms, read
 from dicom_sr.attributes import UNREADABLE
 from dicom_sr.derived import Results
 from dicom_sr.findings import Findings, ImageRef
-from dicom_sr.labelmap import SEGMENT_CLASSES, retargeted
+from dicom_sr.labelmap import SEGMENT_CLASSES, retarget
 from dicom_sr.not_run import not_run_reports
 from models.pipeline import UnfitInput
-from models.read import displayed
+from models.read import display
 from pacs_node.durable import sync, write_whole
 from pacs_node.errors import GiveUp, TryAgain
 from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result
@@ -77,7 +77,7 @@ def encode_results(
     sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     before = _written(replaces)
     try:
-        objects, warnings = checked(findings, sources, when=when, revision=revision, replaces=before, note=note)
+        objects, warnings = check_objects(findings, sources, when=when, revision=revision, replaces=before, note=note)
     except EncodingError as error:
         raise _held_back(error, rejected) from error
     return _written_down(objects, folder, warnings)
@@ -243,7 +243,7 @@ class ResultForms:
         def pixels(ref: ImageRef) -> np.ndarray:
             if ref.sop_instance_uid not in package.sources:
                 raise EncodingError(f"image {ref.sop_instance_uid}, which the results speak of, is not stored here")
-            return displayed(package.sources[ref.sop_instance_uid], ref.frame)
+            return display(package.sources[ref.sop_instance_uid], ref.frame)
 
         chain = forms.forms_of(every[offer.path].SOPClassUID, self.profile)
         known = (*chain, forms.FOREMOST, forms.KEY_OBJECTS)
@@ -255,7 +255,7 @@ class ResultForms:
         except (ValueError, TypeError, AttributeError, KeyError) as error:  # how highdicom says no to a header
             log.warning("form.not-made", form=form.name, result=offer.path.name, error=type(error).__name__)
             raise GiveUp(f"{form.name} cannot be made of this result ({type(error).__name__})") from error
-        return [retargeted(each, segments) for each in objects] if segments else objects
+        return [retarget(each, segments) for each in objects] if segments else objects
 
 
 class _Headers(Mapping[str, pydicom.Dataset]):

@@ -152,7 +152,7 @@ class Flow:
 
     # ---- a sender brings an instance, and leaves
 
-    def stored(self, instance: Instance) -> None:
+    def take_in(self, instance: Instance) -> None:
         """The spool has it on disk; now the ledger has its row. Only then may the sender hear 0x0000."""
         self.ledger.take_in(instance)
         self.at("instance stored")
@@ -478,7 +478,7 @@ class Flow:
     def commitment_asked(self, request: CommitmentRequest) -> None:
         """The request has its row, and a job that reports; only then may the sender hear 0x0000."""
         now = self.now()
-        known = self.ledger.kept([uid for _, uid in request.wanted[:1]])  # the job is shown with this series
+        known = self.ledger.kept_instances([uid for _, uid in request.wanted[:1]])  # the job is shown with this series
         job = Job(
             id=_id("report", request.calling_ae, request.transaction_uid, now.isoformat()),
             kind="report",
@@ -505,7 +505,7 @@ class Flow:
         with _step("the report of a storage commitment"):
             report = self.stages.judge_commitment(request)
             self.stages.report(job.destination, report)
-        self.ledger.reported(request, self.now())
+        self.ledger.mark_reported(request, self.now())
         said = f"reported: {len(report.committed)} instances kept, {len(report.failed)} not"
         self.ledger.finish(job, "done", said, self.now())
 

@@ -33,7 +33,7 @@ FORM = 1  # of the file: another one is read as if there were none
 TEXT = "findings.json"
 
 
-def asked(pipeline: str, options: Mapping[str, Any], files: Sequence[Path]) -> str:
+def request_digest(pipeline: str, options: Mapping[str, Any], files: Sequence[Path]) -> str:
     """A digest of what was asked of which files. Stored images are never written again, so size and time tell them."""
     told = json.dumps([FORM, pipeline, dict(options), [_known(path) for path in files]], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
@@ -47,7 +47,7 @@ def _known(path: Path) -> list[Any]:
     return [str(path), about.st_size, about.st_mtime_ns]
 
 
-def read(path: Path) -> Findings | None:
+def load_kept(path: Path) -> Findings | None:
     """What is kept there; None, with a line in the log, when it cannot be read: it is inferred once more."""
     try:
         return load(path.read_bytes())

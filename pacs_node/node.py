@@ -107,7 +107,7 @@ class Node:
         self.ledger.migrate()
         if listen:
             for instance in self.spool.scan(self.ledger.known_paths(), self._damaged):
-                self.flow.stored(instance)  # durable on disk, but its row was never written
+                self.flow.take_in(instance)  # durable on disk, but its row was never written
             self._start_listener()
             self.assembler.loop.start()
         if web:
@@ -163,14 +163,14 @@ class Node:
         commitment = CommitmentService(
             on_request=self._commitment_asked,
             judge=self.stages.judge_commitment,
-            on_reported=lambda request: self.ledger.reported(request, self.now()),
+            on_reported=lambda request: self.ledger.mark_reported(request, self.now()),
             on_report=self._commitment_reported,
             audit=observe.audit,
         )
         self.listener = Listener(
             settings,
             self.spool,
-            self.flow.stored,
+            self.flow.take_in,
             self._sender_left,
             observe.audit,
             self.now,
@@ -259,7 +259,7 @@ class Node:
         while self._not_noted:
             refusal = self._not_noted.popleft()
             try:
-                self.ledger.refused(refusal)
+                self.ledger.note_refusal(refusal)
             except LedgerUnavailable:
                 self._not_noted.appendleft(refusal)
                 raise

@@ -284,7 +284,7 @@ def digest(findings: Findings) -> str:
     return told.hexdigest()
 
 
-def kept(path: Path, of: str) -> Outcome | None:
+def load_outcome(path: Path, of: str) -> Outcome | None:
     """What came of it when the job ran before with the same findings; None if it never got so far."""
     if not path.exists():
         return None

@@ -21,7 +21,7 @@ from models.pixels import faults
 from pacs_node import __version__, kept, priors
 from pacs_node.assemble.geometry import judge
 from pacs_node.assemble.series import Close, decide
-from pacs_node.commitment import judged
+from pacs_node.commitment import judge_request
 from pacs_node.confirm import ArrivalCheck
 from pacs_node.deliver.arrival import sent_objects
 from pacs_node.encode import REJECTION_NOTE, encode_not_run, encode_results, variant_of
@@ -105,8 +105,8 @@ class WiredStages:
     def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
         """The findings, kept with the job: when it runs again they are inferred again only if what is asked, or the
         algorithm, is another."""
-        path = self.results / job.id / f"findings-{kept.asked(job.pipeline, job.options, files)[:16]}.npz"
-        known = self.unkept.get(path) or kept.read(path)
+        path = self.results / job.id / f"findings-{kept.request_digest(job.pipeline, job.options, files)[:16]}.npz"
+        known = self.unkept.get(path) or kept.load_kept(path)
         if known is not None and known.algorithm.version == self.inference.version(job.pipeline, job.options):
             return known
         findings = self.inference.run(job.pipeline, job.options, files, progress)
@@ -125,7 +125,7 @@ class WiredStages:
             return findings
         of = priors.digest(findings)
         path = self.results / job.id / f"comparison-{of[:16]}.json"
-        outcome = priors.kept(path, of)
+        outcome = priors.load_outcome(path, of)
         if outcome is None:
             try:
                 outcome = priors.Outcome(self._compared(job, job.priors, findings, files), of=of)
@@ -219,9 +219,9 @@ class WiredStages:
 
     def judge_commitment(self, request: CommitmentRequest) -> CommitmentReport:
         """What of it we hold durably: the row is committed and the file is there."""
-        kept = self.ledger.kept([uid for _, uid in request.wanted])
+        kept = self.ledger.kept_instances([uid for _, uid in request.wanted])
         held = {each.sop_instance_uid: each.sop_class_uid for each in kept if each.path.is_file()}
-        return judged(request.transaction_uid, request.wanted, held)
+        return judge_request(request.transaction_uid, request.wanted, held)
 
     def report(self, calling_ae: str, report: CommitmentReport) -> None:
         peer = next((p for p in self.config.peers if p.ae_title == calling_ae and p.host and p.port), None)

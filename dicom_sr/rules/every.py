@@ -11,7 +11,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import validate_value
 
 from dicom_sr import attributes, modules
-from dicom_sr.copies import ALWAYS_COPIED, said
+from dicom_sr.copies import ALWAYS_COPIED, describe_copied
 from dicom_sr.previous import pertinent_uids
 from dicom_sr.rules.subject import Subject
 from dicom_sr.source import headers_by_uid, plane
@@ -121,8 +121,8 @@ def code_items(subject: Subject) -> Iterator[str]:
 
 def identity(subject: Subject) -> Iterator[str]:
     for keyword in ALWAYS_COPIED:
-        values = {said(source, keyword) for source in subject.sources}
-        if said(subject.dataset, keyword) not in values:
+        values = {describe_copied(source, keyword) for source in subject.sources}
+        if describe_copied(subject.dataset, keyword) not in values:
             yield f"{keyword} is not the sources'"
 
 

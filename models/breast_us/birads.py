@@ -47,7 +47,7 @@ def temperature_of(sidecars: Sequence[Mapping[str, Any]]) -> float | None:
     return float(temperature)
 
 
-def tempered(shares: np.ndarray, temperature: float) -> np.ndarray:
+def apply_temperature(shares: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities (classes,) that sum to 1 -> the same at a temperature: softmax(log p / T)."""
     raised = np.asarray(shares, float) ** (1 / temperature)
     return raised / raised.sum()

@@ -16,9 +16,9 @@ from scipy import ndimage
 
 from dicom_sr import attributes, codes
 from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
-from dicom_sr.importance import renumbered
+from dicom_sr.importance import renumber
 from dicom_sr.regions import Region, Spacing, calibration_problems, pixel_spacing_mm, why_no_tissue
-from models.breast_us.birads import suggestion, temperature_of, tempered
+from models.breast_us.birads import apply_temperature, suggestion, temperature_of
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.letterbox import PREPROCESSING, normalise, prepare
 from models.breast_us.options import Options
@@ -220,7 +220,7 @@ class BreastUltrasound:
             sought_site=codes.BREAST,
             not_calibrated=(codes.CERTAINTY, *(PROBABILITIES.values() if self.temperature is None else ())),
         )
-        return renumbered(result)
+        return renumber(result)
 
     def watch(self, clip: Clip, before: int) -> tuple[list[ImageRef], list[View]]:
         """Look at the tissue of an image or cine, one frame in memory at a time.
@@ -230,7 +230,7 @@ class BreastUltrasound:
         """
         views = [View(region) for region in usable_regions(clip)]
         images: list[ImageRef] = []
-        chosen = spread(len(clip.images), MOST_FRAMES)
+        chosen = spread_evenly(len(clip.images), MOST_FRAMES)
         for index, frame in zip(chosen, clip.frames(chosen), strict=True):
             used = False
             for view in views:
@@ -295,7 +295,7 @@ class BreastUltrasound:
 
     def said(self, shares: np.ndarray) -> np.ndarray:
         """Class probabilities (3,) as they are reported and as they decide: at the temperature, if there is one"""
-        return shares if self.temperature is None else tempered(shares, self.temperature)
+        return shares if self.temperature is None else apply_temperature(shares, self.temperature)
 
     def answer(self, grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows, columns) uint8 -> mask probability (rows, columns), class probabilities (3,), both as trained"""
@@ -354,7 +354,7 @@ def usable_regions(clip: Clip) -> list[Region]:
     return usable
 
 
-def spread(count: int, most: int) -> list[int]:
+def spread_evenly(count: int, most: int) -> list[int]:
     """The indices of at most `most` of `count` frames, evenly, first and last among them."""
     return list(range(count)) if count <= most else np.linspace(0, count - 1, most).astype(int).tolist()
 

@@ -19,7 +19,7 @@ from pydicom.sr.coding import Code
 
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm, Evaluation, Finding, Findings, Measurement
-from dicom_sr.importance import renumbered
+from dicom_sr.importance import renumber
 from models.lung_nodule.categories import with_suggestions
 from models.lung_nodule.detections import Candidate
 from models.lung_nodule.detectors import DETECTORS
@@ -90,7 +90,7 @@ class LungNodule:
                 **marked.facts,
             },
         )
-        return renumbered(result)
+        return renumber(result)
 
     # ------------------------------------------------------------------------------------------------ findings
 

@@ -330,7 +330,7 @@ def cut(box: Sequence[int], stride: int = 1) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
-def aligned(boxes: Tensor, shape: Sequence[int], stride: int = STRIDE) -> Tensor:
+def align_boxes(boxes: Tensor, shape: Sequence[int], stride: int = STRIDE) -> Tensor:
     """Boxes (n, 6) moved outwards to whole multiples of the stride, and cut to an image of `shape`; none is empty."""
     starts, ends = (clip(boxes, shape) / stride).chunk(2, dim=-1)
     most = torch.tensor(shape, device=boxes.device) // stride
@@ -347,12 +347,12 @@ def roi_crops(features: Tensor, boxes: Tensor) -> Tensor:
     return torch.stack(
         [
             F.adaptive_max_pool3d(features[(slice(None), *cut(box, STRIDE))], ROI_SIDE)
-            for box in aligned(boxes, shape).tolist()
+            for box in align_boxes(boxes, shape).tolist()
         ]
     )
 
 
-def folded(model: NoduleNet) -> NoduleNet:
+def fold_batchnorm(model: NoduleNet) -> NoduleNet:
     """A copy to be served: batch norms taken into the convolutions before them, the same answers."""
     served = copy.deepcopy(model).eval().requires_grad_(False)
     for part in served.modules():

@@ -17,7 +17,7 @@ class UnknownLayout(ValueError):
     """The path holds nothing that we know how to read; the message says what was looked for."""
 
 
-def opened(path: Path) -> Root:
+def open_root(path: Path) -> Root:
     """The folder, or the inside of the zip, below which the data lie. A lone outer folder is stepped into."""
     if not path.exists():
         raise UnknownLayout(f"{path} does not exist; give the zip or the folder of the data")

@@ -84,8 +84,8 @@ def judge_ultrasound(headers: Sequence[Dataset], *, faults: Mapping[str, str] = 
     facts = {"images": len(good) - len(clips), "clips": len(clips), "frames": sum(clips), "uncalibrated": uncalibrated}
     if not good:
         return Verdict(False, f"no usable images{_aside(set_aside)}", (), set_aside, facts)
-    parts = [counted(len(good) - len(clips), "image")] if len(good) > len(clips) else []
-    parts += [f"{counted(len(clips), 'clip')} of {counted(sum(clips), 'frame')}"] if clips else []
+    parts = [count_words(len(good) - len(clips), "image")] if len(good) > len(clips) else []
+    parts += [f"{count_words(len(clips), 'clip')} of {count_words(sum(clips), 'frame')}"] if clips else []
     sizes = f"; {uncalibrated} without calibration: sizes in pixels" if uncalibrated else ""
     remarks = tuple(dict.fromkeys(problem for h in good for problem in calibration_problems(h)))
     reason = f"{' and '.join(parts)}{sizes}{_aside(set_aside)}{_said(remarks)}"
@@ -135,11 +135,11 @@ def judge_ct(
         for check in CHECKS:
             check(stack)
         if len(stack.planes) < min_slices:
-            raise Unfit(f"{counted(len(stack.planes), 'usable slice')}, at least {min_slices} are needed")
+            raise Unfit(f"{count_words(len(stack.planes), 'usable slice')}, at least {min_slices} are needed")
     except Unfit as unfit:
         return Verdict(False, f"{unfit}{_aside(set_aside)}{_said(remarks)}", (), set_aside, facts, tuple(remarks))
     apart = f", {stack.spacing_mm:.4g} mm apart" if len(stack.planes) > 1 else ""
-    reason = f"{counted(len(stack.planes), 'axial slice')}{apart}{_aside(set_aside)}{_said(remarks)}"
+    reason = f"{count_words(len(stack.planes), 'axial slice')}{apart}{_aside(set_aside)}{_said(remarks)}"
     use = tuple(dict.fromkeys(plane.uid for plane in stack.planes))
     return Verdict(True, reason, use, set_aside, facts, tuple(remarks))
 
@@ -176,7 +176,7 @@ def _slices(headers: Sequence[Dataset], faults: Mapping[str, str], set_aside: di
     voxels = sum(one.shape[0] * one.shape[1] for one in slices)
     if voxels > MOST_VOXELS:
         raise Unfit(
-            f"{counted(len(slices), 'slice')} of {slices[0].shape[0]} x {slices[0].shape[1]} pixels (Rows, Columns)"
+            f"{count_words(len(slices), 'slice')} of {slices[0].shape[0]} x {slices[0].shape[1]} pixels (Rows, Columns)"
             f" are {voxels:.2g} voxels, at most {MOST_VOXELS:.2g} can be held"
         )
     return slices
@@ -310,7 +310,7 @@ def _one_slice_per_place(planes: Sequence[Slice], set_aside: dict[str, str]) -> 
         else:
             doubles.append(plane)
     if len(doubles) > FEW_DOUBLES * len(kept) or any(plane.ref.frame for plane in doubles):
-        many = f"{counted(len(doubles), 'slice')} more than the {counted(len(kept), 'position')}"
+        many = f"{count_words(len(doubles), 'slice')} more than the {count_words(len(kept), 'position')}"
         raise Unfit(f"{many}: several phases or reconstructions in one series{_unlike(planes)}")
     set_aside |= {plane.uid: "another image has the same position" for plane in doubles}
     return Stack(tuple(kept))
@@ -346,7 +346,7 @@ def _without_gaps(stack: Stack) -> None:
     if missing:
         places = [f"{stack.along_mm[i]:.1f} and {stack.along_mm[i + 1]:.1f} mm" for i in sorted(missing)]
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-        raise Unfit(f"{counted(sum(missing.values()), 'slice')} missing between {', '.join(places[:3])}{more}")
+        raise Unfit(f"{count_words(sum(missing.values()), 'slice')} missing between {', '.join(places[:3])}{more}")
 
 
 def _even(stack: Stack) -> None:
@@ -361,7 +361,7 @@ CHECKS: tuple[Callable[[Stack], None], ...] = (_straight_on, _in_line, _without_
 # Words
 
 
-def counted(count: int, noun: str) -> str:
+def count_words(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

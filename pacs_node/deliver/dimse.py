@@ -64,7 +64,7 @@ class Outgoing:
         return self.sop_class_uid, self.transfer_syntax_uid
 
     @classmethod
-    def read(cls, path: Path) -> Outgoing:
+    def load(cls, path: Path) -> Outgoing:
         """Raises Undeliverable when it is no DICOM file."""
         return cls(path, *file_meta(path))
 
@@ -184,7 +184,7 @@ class DimseDestination:
             instead = choice.in_place_of(form, prepared.note)
             refusal = None
             for path in prepared.paths:
-                each = Outgoing.read(path)
+                each = Outgoing.load(path)
                 status = _c_store(opened, each, next(numbers))
                 receipt, outcome = _receipt(each, status.Status, status.get("ErrorComment", ""), now)
                 if status.Status == SOP_CLASS_NOT_SUPPORTED:
@@ -341,7 +341,7 @@ def _readable(paths: Iterable[Path]) -> Iterator[Outgoing]:
             if not file.is_file():
                 continue
             try:
-                yield Outgoing.read(file)
+                yield Outgoing.load(file)
             except GiveUp as error:
                 log.warning("send.passed-over", file=str(file), reason=str(error))
 

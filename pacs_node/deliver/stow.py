@@ -94,7 +94,7 @@ class StowDestination:
         optional: set[str] = set()  # SOP Instance UIDs of what may be left out
         for offer in self.forms.offers(package):
             sent[offer.path], why = first_possible(self.forms, package, Choice(offer), sent)
-            read = [Outgoing.read(path) for path in sent[offer.path]]
+            read = [Outgoing.load(path) for path in sent[offer.path]]
             if offer.optional:
                 read = [each for each in read if each not in outgoing]
                 optional |= {each.sop_instance_uid for each in read}

@@ -117,7 +117,7 @@ class Commitments(Jobs):
                 return None
             return CommitmentRequest(transaction_uid, calling_ae, tuple((c, i) for c, i in row["wanted"]))
 
-    def reported(self, request: CommitmentRequest, now: datetime) -> None:
+    def mark_reported(self, request: CommitmentRequest, now: datetime) -> None:
         """The sender has our report."""
         with self._begin() as db:
             db.execute(

@@ -312,7 +312,7 @@ class Jobs(Editions):
                 .on_conflict_do_nothing()
             )
 
-    def stored(self, job_id: str) -> frozenset[str]:
+    def stored_uids(self, job_id: str) -> frozenset[str]:
         """The SOP Instance UIDs that the destination of a send job says it has stored."""
         with self._begin() as db:
             rows = sa.select(receipt_table.c.sop_instance_uid).where(

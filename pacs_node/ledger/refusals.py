@@ -22,7 +22,7 @@ MOST_REFUSALS = 1000  # rows kept, the newest; the counts go on
 class Refusals(Database):
     """What senders brought in vain."""
 
-    def refused(self, refusal: Refusal) -> None:
+    def note_refusal(self, refusal: Refusal) -> None:
         """Remember what was not taken in: the newest MOST_REFUSALS of them, and how many of each kind there were."""
         row = {  # what came from the network may hold anything; PostgreSQL takes no NUL
             name: each.replace("\0", "") if isinstance(each := getattr(refusal, name), str) else each

@@ -273,7 +273,7 @@ class SeriesRows(Jobs):
             several = {name: tuple(said.get(name, ())) for name in ("use", "remarks")}  # rows of 0.1.0 have no remarks
             return Verdict(**{**said, **several})
 
-    def kept(self, sop_instance_uids: Sequence[str]) -> list[Instance]:
+    def kept_instances(self, sop_instance_uids: Sequence[str]) -> list[Instance]:
         """Those of these instances that we took in."""
         kept: list[Instance] = []
         with self._begin() as db:

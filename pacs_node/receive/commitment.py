@@ -54,7 +54,7 @@ class CommitmentService:
     on_report: Callable[[CommitmentReport, str], bool]
     audit: Callable[[str, Mapping[str, Any]], None]
 
-    def asked(self, event: evt.Event) -> Answer:
+    def on_action(self, event: evt.Event) -> Answer:
         """Answer one N-ACTION. 0x0000 is a promise: a report will follow."""
         if cast(N_ACTION, event.request).RequestedSOPInstanceUID != PUSH_MODEL_INSTANCE:
             return _failure(NO_SUCH_INSTANCE, f"the one instance of this class is {PUSH_MODEL_INSTANCE}")
@@ -73,7 +73,7 @@ class CommitmentService:
         self.audit("commitment-asked", {"calling_ae": calling_ae, "instances": len(wanted)})
         return SUCCESS, None
 
-    def told(self, event: evt.Event) -> Answer:
+    def on_event_report(self, event: evt.Event) -> Answer:
         """Answer one N-EVENT-REPORT. 0x0000 is a promise: we shall not ask for this again."""
         calling_ae = _calling_ae(event.assoc)
         try:

@@ -110,13 +110,16 @@ class Listener:
         self._draining = False
         self._began = f"{self._now():%Y%m%dT%H%M%S%f}"
         handlers: list[tuple[evt.EventType, Callable[[evt.Event], Any]]] = [
-            (evt.EVT_REQUESTED, self.requested),
-            (evt.EVT_C_STORE, self.store),
+            (evt.EVT_REQUESTED, self.on_requested),
+            (evt.EVT_C_STORE, self.on_store),
         ]
         if self.commitment is not None:
-            handlers += [(evt.EVT_N_ACTION, self.commitment.asked), (evt.EVT_N_EVENT_REPORT, self.commitment.told)]
+            handlers += [
+                (evt.EVT_N_ACTION, self.commitment.on_action),
+                (evt.EVT_N_EVENT_REPORT, self.commitment.on_event_report),
+            ]
         address = self.settings.host, self.settings.port
-        self._server = Server(_application_entity(self.settings), address, handlers, self.ended)
+        self._server = Server(_application_entity(self.settings), address, handlers, self.on_ended)
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="dicom", daemon=True
         ).start()
@@ -149,7 +152,7 @@ class Listener:
         log.info("listener.stopped", aborted=len(self._open))
         self._server = None
 
-    def requested(self, event: evt.Event) -> None:
+    def on_requested(self, event: evt.Event) -> None:
         """Accept or reject an association before anything else is negotiated."""
         association = event.assoc
         request = cast(A_ASSOCIATE, association.requestor.primitive)
@@ -183,7 +186,7 @@ class Listener:
         address = str(association.requestor.address)
         self._on_refused(Refusal("association rejected", self._now(), calling, address, rejection.words))
 
-    def store(self, event: evt.Event) -> Dataset | int:
+    def on_store(self, event: evt.Event) -> Dataset | int:
         """Answer one C-STORE. 0x0000 is a promise: we will not lose this instance."""
         try:
             kept = self._spool.keep(self._arrival(event))
@@ -199,7 +202,7 @@ class Listener:
             return _status(COERCION, "other data is stored under this UID; kept aside")
         return SUCCESS
 
-    def ended(self, association: Association) -> None:
+    def on_ended(self, association: Association) -> None:
         """The thread of an association is through."""
         with self._change:
             sender = self._open.pop(association, None)
@@ -271,7 +274,7 @@ def _application_entity(settings: ListenerSettings) -> AE:
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.maximum_pdu_size = settings.max_pdu
-    ae.maximum_associations = 1 << 30  # Listener.requested counts, and answers by its own table
+    ae.maximum_associations = 1 << 30  # Listener.on_requested counts, and answers by its own table
     ae.network_timeout = settings.network_timeout_s
     ae.acse_timeout = settings.acse_timeout_s
     ae.dimse_timeout = settings.dimse_timeout_s

@@ -130,7 +130,7 @@ class Bench:
         image = known
         uids = [str(image[k].value) for k in ("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID")]
         syntax = "1.2.840.10008.1.2.1"
-        self.node.flow.stored(Instance(*uids, syntax, path, "0", 1, NOW, "a", "US1"))  # type: ignore[call-arg]
+        self.node.flow.take_in(Instance(*uids, syntax, path, "0", 1, NOW, "a", "US1"))  # type: ignore[call-arg]
         return OpenSeries(uids[2], uids[3], Evidence(NOW, 1), ("US1",))
 
     def close(self, series: OpenSeries) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pydicom
 import pytest
 
-from pacs_node.commitment import judged
+from pacs_node.commitment import judge_request
 from pacs_node.deliver.arrival import DimseArrivalCheck
 from pacs_node.deliver.destination import Undeliverable
 from pacs_node.deliver.dimse import Peer
@@ -134,7 +134,7 @@ def test_orthanc_answers_for_what_it_has_and_no_more(pacs: Orthanc, tmp_path: Pa
 
     service = CommitmentService(
         on_request=lambda request: None,
-        judge=lambda request: judged(request.transaction_uid, request.wanted, {}),
+        judge=lambda request: judge_request(request.transaction_uid, request.wanted, {}),
         on_reported=lambda request: None,
         on_report=tell,
         audit=lambda event, facts: None,

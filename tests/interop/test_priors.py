@@ -26,7 +26,7 @@ from pynetdicom.sop_class import (
 from config.schema import Config
 from dicom_sr import codes, encode, read
 from dicom_sr.findings import Evaluation, Findings
-from dicom_sr.labelmap import LABEL_MAP_SEGMENTATION_STORAGE, label_map, retargeted
+from dicom_sr.labelmap import LABEL_MAP_SEGMENTATION_STORAGE, label_map, retarget
 from models.pipeline import Prior
 from pacs_node import priors
 from pacs_node.ledger import Ledger
@@ -171,7 +171,7 @@ def test_label_maps_are_fetched_in_rle_as_they_lie(earlier: Study, present: Stud
     """An archive that was sent Label Map Segmentations, compressed: they say the same as the BINARY ones."""
     *segmentations, report = earlier.results(1)
     maps = {str(each.SOPInstanceUID): label_map(each) for each in segmentations}
-    turned = retargeted(report, maps)
+    turned = retarget(report, maps)
     for dataset in maps.values():
         dataset.compress(RLELossless, generate_instance_uid=False)
     images = [pydicom.dcmread(path) for path in earlier.files]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_sr import Written, checked, encode, read
+from dicom_sr import Written, check_objects, encode, read
 from dicom_sr.derived import Results
 from dicom_sr.hydratable import hydratable
 from dicom_sr.not_run import not_run_report
@@ -144,7 +144,7 @@ BEFORE = (
 def revised() -> list[Dataset]:
     """SEG, SR with its predecessor, and the note that rejects what they replace."""
     case = CASES["ct_two"]()
-    return checked(case.findings, case.headers, when=WHEN, revision=2, replaces=BEFORE, note=True)[0]
+    return check_objects(case.findings, case.headers, when=WHEN, revision=2, replaces=BEFORE, note=True)[0]
 
 
 def not_run(modality: str) -> Dataset:

@@ -14,7 +14,7 @@ from pacs_node.commitment import (
     Malformed,
     action_information,
     event_information,
-    judged,
+    judge_request,
     read_report,
     read_request,
     reason_words,
@@ -42,7 +42,7 @@ def test_a_report_names_each_instance_once_and_survives(
     transaction: str, objects: list, data: st.DataObject, implicit: bool
 ) -> None:
     held = {uid: data.draw(st.sampled_from([sop_class, "1.2.3.4"])) for sop_class, uid in data.draw(subset(objects))}
-    report = judged(transaction, objects, held)
+    report = judge_request(transaction, objects, held)
     kind, told = event_information(report)
     assert kind == (2 if report.failed else 1)
     assert read_report(over_the_wire(told, implicit)) == report
@@ -57,7 +57,7 @@ def subset(objects: list) -> st.SearchStrategy:
 
 def test_the_reasons_are_those_of_the_standard() -> None:
     """PS3.3 C.14.1.1, read by hand."""
-    report = judged("1.2", [("1.1", "1.5"), ("1.1", "1.6")], {"1.6": "1.9"})
+    report = judge_request("1.2", [("1.1", "1.5"), ("1.1", "1.6")], {"1.6": "1.9"})
     assert report.failed == (("1.1", "1.5", 0x0112), ("1.1", "1.6", 0x0119))
     assert reason_words(0x0112) == "0x0112 No such object instance"
     assert reason_words(0x0119) == "0x0119 Class/Instance conflict"

@@ -27,7 +27,7 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from dicom_sr import EncodingError, attributes, checked, codes, read
+from dicom_sr import EncodingError, attributes, check_objects, codes, read
 from dicom_sr.derived import Results
 from dicom_sr.findings import Finding, Findings
 from dicom_sr.forms import ALL_FRAMES, KEY_IMAGES, KEY_OBJECTS, LABEL_MAP, Profile, forms_of
@@ -304,7 +304,7 @@ def sized(finding: Finding, voxel_mm3: float) -> Finding:
 
 def encoded(findings: Findings, headers: Sequence[Dataset], outcome: Outcome) -> tuple[Dataset, Dataset]:
     """(SEG, SR), read back from their bytes; whose they are is what the source says."""
-    objects, faults = checked(findings, headers, when=WHEN, revision=1)
+    objects, faults = check_objects(findings, headers, when=WHEN, revision=1)
     outcome.said += [str(fault) for fault in faults]
     if outcome.all_forms:
         every_form(objects, headers, (objects[0].Rows, objects[0].Columns))

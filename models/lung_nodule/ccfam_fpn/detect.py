@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.grid import box_of
-from models.lung_nodule.ccfam_fpn.link import SliceBoxes, linked
+from models.lung_nodule.ccfam_fpn.link import SliceBoxes, link_boxes
 from models.lung_nodule.detections import AROUND_MM, Detections, is_out_of_memory
 from models.lung_nodule.preprocess import TRAINED_MM, window
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
@@ -71,7 +71,7 @@ def detect(
         part = marked[done : done + batch]
         out_of_memory = False
         try:
-            seen = detect_slices(model, stacked(hu, part, model.config.slices, rows, columns), runtime)
+            seen = detect_slices(model, stack_channels(hu, part, model.config.slices, rows, columns), runtime)
         except RuntimeError as error:  # on a processor torch has no class of its own for it
             if not is_out_of_memory(error):
                 raise
@@ -84,7 +84,7 @@ def detect(
         done += len(part)
     model.to(home)  # if the processor had to help out, it was for this scan only
     progress(1.0, "linking boxes")
-    return Detections(linked(found), remarks=remarks, window=0, device=str(runtime))
+    return Detections(link_boxes(found), remarks=remarks, window=0, device=str(runtime))
 
 
 def less(model: CCFAMFPN, runtime: Runtime, batch: int, remarks: list[str]) -> tuple[Runtime, int]:
@@ -100,7 +100,7 @@ def less(model: CCFAMFPN, runtime: Runtime, batch: int, remarks: list[str]) -> t
     return Runtime.choose("cpu"), batch
 
 
-def stacked(hu: np.ndarray, slices: np.ndarray, channels: int, rows: slice, columns: slice) -> Tensor:
+def stack_channels(hu: np.ndarray, slices: np.ndarray, channels: int, rows: slice, columns: slice) -> Tensor:
     """Network input (n, channels, h, w) in [0, 1] at TRAINED_MM, each slice with its neighbours as channels; behind the
     last row and column air, up to a multiple of STEP."""
     fine = at_trained_size(with_neighbours(hu, slices, channels, rows, columns))

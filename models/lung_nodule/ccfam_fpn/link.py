@@ -36,7 +36,7 @@ class Link:
     index: int
 
 
-def linked(slices: Mapping[int, SliceBoxes]) -> list[Detection3D]:
+def link_boxes(slices: Mapping[int, SliceBoxes]) -> list[Detection3D]:
     """Boxes by slice, in any order -> findings on the grid of these slices and pixels, the most certain first.
 
     Boxes of neighbouring slices are paired by falling IoU, each with one at most. The centre is the mean of the boxes'

@@ -24,7 +24,7 @@ from models.lung_nodule.detections import AROUND_MM, Detection3D, Detections, is
 from models.lung_nodule.nodulenet.mirrored import MirroredViews
 from models.lung_nodule.nodulenet.preprocess import OUTSIDE, network_input, prepare
 from models.lung_nodule.nodulenet.proposals import OVERLAP, proposals, without_margin
-from models.nets.nodulenet import FULL_WIDTH, MASK, RCNN, STEP, NoduleNet, NoduleNetConfig, aligned, folded
+from models.nets.nodulenet import FULL_WIDTH, MASK, RCNN, STEP, NoduleNet, NoduleNetConfig, align_boxes, fold_batchnorm
 from models.pipeline import Progress
 from models.runtime import Runtime, channels_last
 from models.weights import Weights
@@ -84,7 +84,7 @@ def detect(
         return Detections([], remarks=(), window=0, device=str(runtime))
     grey, inside = prepare(hu[near], lungs[near]), lungs[near]
     remarks: list[str] = []
-    served = channels_last(folded(model))
+    served = channels_last(fold_batchnorm(model))
     for place in dict.fromkeys((str(runtime.device), "cpu")):
         runtime = Runtime.choose(place)
         for side in sides_to_try(served, grey.shape, runtime, options):
@@ -98,15 +98,15 @@ def detect(
             if not out_of_memory:
                 corner = [part.start for part in near]
                 return Detections(
-                    [moved(one, corner) for one in found], remarks=remarks, window=side, device=str(runtime)
+                    [move(one, corner) for one in found], remarks=remarks, window=side, device=str(runtime)
                 )
             if runtime.device.type == "cuda":
                 torch.cuda.empty_cache()  # after the error is gone: it held the maps
-            remarks.append(f"{said(side)} did not fit into the memory of {runtime.device}; tried again in less")
+            remarks.append(f"{window_words(side)} did not fit into the memory of {runtime.device}; tried again in less")
     raise torch.OutOfMemoryError(f"no memory for windows of {WINDOWS[-1]} voxels on any device: {'; '.join(remarks)}")
 
 
-def said(side: int) -> str:
+def window_words(side: int) -> str:
     return f"windows of {side} voxels" if side else "the lungs in one piece"
 
 
@@ -241,7 +241,7 @@ def detect_window(
         masks: dict[int, Soft] = {}
         if stage >= MASK:
             outlined = kept[: options.max_masks]
-            corners = aligned(boxes[outlined], window.shape).tolist()
+            corners = align_boxes(boxes[outlined], window.shape).tolist()
             for view, look in enumerate(looks.looks if corners else ()):  # most of the time goes by here
                 progress(0.5 + 0.3 * view / len(looks.looks), f"fine map {view + 1} of {len(looks.looks)}")
                 model.fine(look.maps)
@@ -259,7 +259,7 @@ def detect_window(
             float(rpn[place]),
             None if rcnn is None else float(rcnn[place]),
         )
-        found.append((box + offset, moved(one, window.start)))
+        found.append((box + offset, move(one, window.start)))
     return found
 
 
@@ -276,7 +276,7 @@ def detection(box: Tensor, soft: Soft | None, score: float, rpn: float, rcnn: fl
     return Detection3D((z, y, x), (*starts, *ends), soft.values[tight] > 0.5, score, rpn, rcnn, soft)
 
 
-def moved(one: Detection3D, by: Sequence[int]) -> Detection3D:
+def move(one: Detection3D, by: Sequence[int]) -> Detection3D:
     z, y, x = (float(c + b) for c, b in zip(one.centre_zyx, by, strict=True))
     box = [int(side + b) for side, b in zip(one.box, [*by, *by], strict=True)]
     soft = None if one.soft is None else one.soft.moved(by)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from models.breast_us.birads import tempered
+from models.breast_us.birads import apply_temperature
 from models.breast_us.pipeline import WEIGHTS, BreastUltrasound
 from models.training.breast_us.data import Labelled, parts, read_busi
 from models.training.breast_us.triple_files import note, parts_for, strategy_of
@@ -58,7 +58,7 @@ def ece(shares: np.ndarray, labels: np.ndarray) -> float:
 
 def at(shares: np.ndarray, temperature: float) -> np.ndarray:
     """(N, 3) -> (N, 3), each row as the pipeline tempers it"""
-    return np.stack([tempered(row, temperature) for row in shares])
+    return np.stack([apply_temperature(row, temperature) for row in shares])
 
 
 def fit(shares: np.ndarray, labels: np.ndarray) -> Calibration:

@@ -27,7 +27,7 @@ import torch
 from models.breast_us.pipeline import BreastUltrasound
 from models.training.breast_us.calibrate import at, fit
 from models.training.breast_us.data import Labelled, read_busi, split_sha256
-from models.training.breast_us.evaluate import calibration, judged, pooled
+from models.training.breast_us.evaluate import calibration, judge_one, pooled
 from models.training.breast_us.fold_splits import rotation
 from models.training.breast_us.judged import Judged
 from models.training.breast_us.recipe import Config, Stage
@@ -124,7 +124,7 @@ def judge_fold(
 
 
 def answers(pipeline: BreastUltrasound, images: Sequence[Labelled]) -> list[dict[str, Any]]:
-    return [asdict(judged(image.name, image.label, pipeline.look(image.pixels), image.mask)) for image in images]
+    return [asdict(judge_one(image.name, image.label, pipeline.look(image.pixels), image.mask)) for image in images]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from models.breast_us.letterbox import Letterbox
 from models.nets.breast_triple import CLASSES
-from models.training.layouts import Root, UnknownLayout, opened
+from models.training.layouts import Root, UnknownLayout, open_root
 
 SPLIT_FILE = Path(__file__).with_name("split.json")
 HASH_FILE = Path(__file__).with_name("hashes.json")  # of the images of the split
@@ -60,7 +60,7 @@ def read_busi(path: Path) -> list[Labelled]:
     grey; several masks of one image are joined; a published image keeps its size, and an image without a mask of
     its own has an empty one only if it is normal.
     """
-    root = opened(path)
+    root = open_root(path)
     if (root / "index.csv").is_file():
         rows = list(csv.DictReader(io.StringIO((root / "index.csv").read_text("utf-8"))))
         if rows and {"file", "class"} <= set(rows[0]):

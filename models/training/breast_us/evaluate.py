@@ -36,7 +36,7 @@ from models.training.evaluation.metrics import (
     auc,
     bootstrap,
     calibration_error,
-    counted,
+    count_words,
     dice,
     iou,
     macro_f1,
@@ -76,14 +76,14 @@ def evaluate(
     found = parts_for(weights, known, strategy)
     images = found[split]
     if not images:
-        raise ValueError(f"{data} has no image for split {split}: of its {len(known)} there are {counted(found)}")
+        raise ValueError(f"{data} has no image for split {split}: of its {len(known)} there are {count_words(found)}")
     pipeline = BreastUltrasound(device, weights=weights)
     pipeline.warm()
     start = time.perf_counter()
     looks = [pipeline.look(image.pixels) for image in images]
     seconds = (time.perf_counter() - start) / len(images)
     labels = np.array([image.label for image in images])
-    rows = [judged(one.name, one.label, look, one.mask) for one, look in zip(images, looks, strict=True)]
+    rows = [judge_one(one.name, one.label, look, one.mask) for one, look in zip(images, looks, strict=True)]
     figures = pooled(rows)
     if pipeline.temperature is not None:
         tempered = at(np.stack([look.classes for look in looks]), pipeline.temperature)
@@ -112,10 +112,10 @@ def evaluate(
 def judge(looks: list[Prediction], masks: list[np.ndarray], labels: np.ndarray) -> dict[str, Interval]:
     """Overlap over images with a lesion, empty masks over normal images, classes over all."""
     triples = zip(looks, masks, labels, strict=True)
-    return pooled([judged(str(row), int(label), look, mask) for row, (look, mask, label) in enumerate(triples)])
+    return pooled([judge_one(str(row), int(label), look, mask) for row, (look, mask, label) in enumerate(triples)])
 
 
-def judged(name: str, label: int, look: Prediction, mask: np.ndarray) -> Judged:
+def judge_one(name: str, label: int, look: Prediction, mask: np.ndarray) -> Judged:
     """mask: bool (rows, columns), the true one on the pixels of the image."""
     return Judged(
         name=name,

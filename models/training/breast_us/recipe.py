@@ -154,7 +154,7 @@ class BreastRecipe:
     preprocessing = PREPROCESSING
 
     def __init__(self, images: list[Labelled], config: Config) -> None:
-        self.images, self.split_sha256 = divided(images, config)
+        self.images, self.split_sha256 = divide(images, config)
         self.start = self.read_start(config.start, config.stage, STARTS[config.stage])
         self.masks = None
         if config.masks:
@@ -357,7 +357,7 @@ class BreastRecipe:
         return {"accuracy": accuracy(share.argmax(1), truth), "auc": float(np.mean(areas)), "nll": nll.item()}
 
 
-def divided(images: list[Labelled], config: Config) -> tuple[dict[str, list[Labelled]], str]:
+def divide(images: list[Labelled], config: Config) -> tuple[dict[str, list[Labelled]], str]:
     """The images of train, val and test, and the digest of the split that says so."""
     if config.fold < 0:
         return parts(images, config.split)

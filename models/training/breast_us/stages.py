@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 
 from models.training.breast_us.data import Labelled, read_busi
-from models.training.breast_us.recipe import BreastRecipe, Config, Stage, divided
+from models.training.breast_us.recipe import BreastRecipe, Config, Stage, divide
 from models.training.breast_us.triple_files import attach
 from models.training.files import write_text
 from models.training.recipe import Recipe
@@ -52,7 +52,7 @@ def train_stages(
 
     Raises SystemExit when `out` holds stages of another training; WeightsError and ValueError as a training.
     """
-    claim(out / "stages.json", {"config": asdict(config), "plan": list(plan), "split": divided(images, config)[1]})
+    claim(out / "stages.json", {"config": asdict(config), "plan": list(plan), "split": divide(images, config)[1]})
     done: dict[Stage, Path] = {}
     for stage in plan:
         wanted = replace(config, stage=stage, start="", masks="")

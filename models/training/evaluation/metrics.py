@@ -94,7 +94,7 @@ def rounded(figures: Mapping[str, Interval], digits: int = 4) -> dict[str, dict[
     return {name: one.rounded(digits) for name, one in figures.items()}
 
 
-def counted(parts: Mapping[str, Sized]) -> str:
+def count_words(parts: Mapping[str, Sized]) -> str:
     """How many there are in each part of a split, in words: "384 in train, 55 in val"."""
     return ", ".join(f"{len(part)} in {name}" for name, part in parts.items())
 

@@ -11,8 +11,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from dicom_sr import checked
-from dicom_sr.copies import MUST_BE_EQUAL, copied, remarks, said
+from dicom_sr import check_objects
+from dicom_sr.copies import MUST_BE_EQUAL, copied, describe_copied, remarks
 from tests.factories import us_image
 from tests.results import WHEN, mass, us_findings
 
@@ -56,12 +56,12 @@ def source(keyword: str, vr: str, data: bytes, charset: str | None = "ISO_IR 100
 def test_a_bad_copy_holds_no_result_back(keyword: str, vr: str, data: bytes, meant: str, told: bool) -> None:
     image = source(keyword, vr, data)
     findings = us_findings([image], mass(1, (0, 10, 10)))
-    objects, found = checked(findings, [image], when=WHEN)
+    objects, found = check_objects(findings, [image], when=WHEN)
     for dataset in objects:
         buffer = BytesIO()
         dataset.save_as(buffer, enforce_file_format=True)
         back = pydicom.dcmread(BytesIO(buffer.getvalue()))
-        assert said(back, keyword) == meant
+        assert describe_copied(back, keyword) == meant
     assert any(keyword in fault.text for fault in found) == told
     assert all(fault.severity == "warning" for fault in found)
     assert not any(data.decode("latin-1").strip() in fault.text for fault in found if len(data) > 4)
@@ -92,13 +92,13 @@ NAMES = [  # Specific Character Set, bytes, the name; is it said
 @pytest.mark.parametrize(("charset", "data", "name", "told"), NAMES)
 def test_no_letter_of_a_name_is_lost(charset: str | None, data: bytes, name: str, told: bool | None) -> None:
     image = source("PatientName", "PN", data + b" " * (len(data) % 2), charset)
-    objects, found = checked(us_findings([image], mass(1, (0, 10, 10))), [image], when=WHEN)
+    objects, found = check_objects(us_findings([image], mass(1, (0, 10, 10))), [image], when=WHEN)
     for dataset in objects:
         buffer = BytesIO()
         dataset.save_as(buffer, enforce_file_format=True)
         back = pydicom.dcmread(BytesIO(buffer.getvalue()))
         assert back.SpecificCharacterSet == "ISO_IR 192"
-        assert said(back, "PatientName") == name
+        assert describe_copied(back, "PatientName") == name
     if told is not None:
         assert any("PatientName" in fault.text and "character set" in fault.text for fault in found) == told
 
@@ -120,7 +120,7 @@ def test_what_must_be_equal_is_written_even_if_the_source_has_none(keyword: str)
     element, remark = copied(image, keyword)
     assert remark is None
     assert (element is None) == (keyword == "IssuerOfPatientID")
-    assert not said(image, keyword)
+    assert not describe_copied(image, keyword)
 
 
 def test_the_ratio_of_a_lossy_image_is_copied_as_a_number_or_not_at_all() -> None:
@@ -128,7 +128,7 @@ def test_the_ratio_of_a_lossy_image_is_copied_as_a_number_or_not_at_all() -> Non
         image = source("LossyImageCompressionRatio", "DS", written)
         image.LossyImageCompression, image.LossyImageCompressionMethod = "01", "ISO_10918_1"
         findings = replace(us_findings([image], mass(1, (0, 10, 10))))
-        (segmentation, *_), found = checked(findings, [image], when=WHEN)
+        (segmentation, *_), found = check_objects(findings, [image], when=WHEN)
         assert segmentation.LossyImageCompression == "01"
         ratio = segmentation.get("LossyImageCompressionRatio")
         several = list(map(str, ratio)) if isinstance(meant, list) else None if ratio is None else str(ratio)

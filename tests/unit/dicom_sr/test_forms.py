@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 import dicom_sr.capture
 from dicom_sr import encode, read
 from dicom_sr.capture import CALIPER, FOREMOST, MOST, scale_of
-from dicom_sr.derived import Results, marked
+from dicom_sr.derived import Results, mark_findings
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.forms import (
     ALL_FRAMES,
@@ -39,10 +39,10 @@ from dicom_sr.forms import (
     forms_of,
 )
 from dicom_sr.forms import FOREMOST as FOREMOST_IMAGES
-from dicom_sr.labelmap import label_map, retargeted
+from dicom_sr.labelmap import label_map, retarget
 from dicom_sr.outline import keyhole, outlines, polygon_area
 from dicom_sr.plain_sr import sentences
-from dicom_sr.rounding import said as said_as
+from dicom_sr.rounding import in_words as said_as
 from dicom_sr.source import EncodingError
 from dicom_sr.validate import problems
 from tests.factories import ct_series, header, us_image
@@ -269,7 +269,7 @@ def test_a_segmentation_with_empty_frames_passes_our_own_checks(name: str) -> No
     for each in whole:
         assert problems(each, case.headers, findings=case.findings, segmentations=whole) == []
     instead = {str(old.SOPInstanceUID): new for old, new in zip(results.segmentations, whole, strict=True)}
-    report = retargeted(results.report, instead)
+    report = retarget(results.report, instead)
     assert problems(report, case.headers, findings=case.findings, segmentations=whole) == []
 
 
@@ -292,7 +292,7 @@ def test_overlapping_findings_make_no_label_map() -> None:
 def test_a_report_refers_to_the_segmentation_that_was_sent() -> None:
     results = case_results("ct_two")
     old, new = results.segmentations[0], label_map(results.segmentations[0])
-    report = retargeted(results.report, {str(old.SOPInstanceUID): new})
+    report = retarget(results.report, {str(old.SOPInstanceUID): new})
     assert report.SOPInstanceUID != results.report.SOPInstanceUID
     text = as_bytes(report, REPORT)
     for uid in (old.SOPInstanceUID, old.SeriesInstanceUID, old.SOPClassUID):
@@ -400,7 +400,7 @@ def test_a_key_image_shows_the_outline_on_the_pixel_edges(name: str) -> None:
     results = case_results(name)
     captures = made(KEY_IMAGES, results.segmentations[0], results)
     assert len(captures) == len(case.findings.findings)
-    for capture, finding in zip(captures, marked(results.segmentations[0], results.report), strict=True):
+    for capture, finding in zip(captures, mark_findings(results.segmentations[0], results.report), strict=True):
         [source] = capture.SourceImageSequence
         assert source.ReferencedSOPInstanceUID == finding.key.sop_instance_uid
         pixels = capture.pixel_array[: 32 * scale_of(32, 40)]

@@ -9,7 +9,7 @@ import pytest
 
 from dicom_sr import codes
 from dicom_sr.findings import Evaluation, Finding, Measurement
-from dicom_sr.importance import by_importance, renumbered
+from dicom_sr.importance import by_importance, renumber
 from tests.factories import ct_series, us_image
 from tests.results import ct_findings, mass, nodule, us_findings
 
@@ -57,7 +57,7 @@ def test_numbers_labels_and_warnings_follow() -> None:
     images = ct_series()
     found = [sized(n, mm) for n, mm in ((1, 5.0), (2, 27.9), (3, 8.0), (10, 4.0))]
     warnings = ("Nodule 1, Nodule 3: outlined as detected", "slices are thick", "Nodule 10 is small, not Nodule 1")
-    findings = renumbered(ct_findings(images, *found, warnings=warnings))
+    findings = renumber(ct_findings(images, *found, warnings=warnings))
     assert [(f.number, f.label) for f in findings.findings] == [
         (1, "Nodule 1"), (2, "Nodule 2"), (3, "Nodule 3"), (4, "Nodule 4"),
     ]  # fmt: skip
@@ -65,6 +65,6 @@ def test_numbers_labels_and_warnings_follow() -> None:
     assert findings.warnings == (
         "Nodule 3, Nodule 2: outlined as detected", "slices are thick", "Nodule 4 is small, not Nodule 3",
     )  # fmt: skip
-    assert renumbered(findings).warnings == findings.warnings, "once in order, it stays"
+    assert renumber(findings).warnings == findings.warnings, "once in order, it stays"
     image = us_image()
-    assert renumbered(us_findings([image])).findings == ()
+    assert renumber(us_findings([image])).findings == ()

@@ -16,7 +16,7 @@ from pydicom.sr.coding import Code
 
 from dicom_sr import codes, encode, read
 from dicom_sr.findings import Findings, Measurement
-from dicom_sr.rounding import rounded, said
+from dicom_sr.rounding import in_words, rounded
 from tests.factories import ct_series, header, us_image
 from tests.results import CASES, WHEN, assert_same, ball, ct_findings, encoded, mass, nodule, us_findings
 
@@ -77,7 +77,7 @@ def test_any_number_comes_back_as_it_is_said(value: float, unit: Code) -> None:
     ],
 )  # fmt: skip
 def test_numbers_are_written_as_a_person_would_say_them(value: float, unit: Code, words: str) -> None:
-    assert said(value, unit) == words
+    assert in_words(value, unit) == words
 
 
 def test_a_whole_number_is_written_without_a_point() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_sr import Fault, Rejected, Written, checked, codes, encode
+from dicom_sr import Fault, Rejected, Written, check_objects, codes, encode
 from dicom_sr.derived import Results
 from dicom_sr.findings import Measurement
 from dicom_sr.hydratable import hydratable
@@ -513,7 +513,7 @@ def test_uneven_slices_are_a_warning() -> None:
     for image in case.images[5:]:
         image.ImagePositionPatient = [*image.ImagePositionPatient[:2], float(image.ImagePositionPatient[2]) + 1.0]
     finding = nodule(1, (3, 5, 8), ball(5, 6, 5), measurements=())
-    _, found = checked(replace(case.findings, findings=(finding,)), case.headers, when=WHEN)
+    _, found = check_objects(replace(case.findings, findings=(finding,)), case.headers, when=WHEN)
     assert [(fault.rule, fault.severity) for fault in found] == [("slicer: even planes", "warning")]
 
 
@@ -525,7 +525,7 @@ def test_uids_of_the_images_that_break_the_rules_are_a_warning(keyword: str) -> 
         own = keyword == "SOPInstanceUID"
         setattr(image, keyword, f"1.2.826.0.1.007.{number:03d}" if own else "1.2.826.0.1.007")
     findings = replace(case.findings, images=refs(case.images))
-    objects, found = checked(findings, case.headers, when=WHEN)
+    objects, found = check_objects(findings, case.headers, when=WHEN)
     assert {(fault.rule, fault.severity) for fault in found} == {("uids of the images", "warning")}
     spoilt = copy.deepcopy(objects[-1])
     spoilt.SOPInstanceUID = spoilt.file_meta.MediaStorageSOPInstanceUID = "1.2.007"

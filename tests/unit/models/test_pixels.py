@@ -42,7 +42,7 @@ from pydicom.uid import (
 from models import frames, palette
 from models.image_pixel import DECODED, Unusable, image_pixel, syntax_name
 from models.pipeline import UnfitInput
-from models.pixels import AIR_HU, named, rescaled, stored_values, ultrasound_frames, why_not
+from models.pixels import AIR_HU, name_image, rescaled, stored_values, ultrasound_frames, why_not
 from models.read import read_ultrasound
 from pacs_node.receive import accept
 
@@ -789,7 +789,7 @@ def test_no_message_names_the_file_of_the_spool(tmp_path: Path) -> None:
     path = written(cine(JPEGS, NumberOfFrames=5), tmp_path / "0123abcd.dcm")
     with pytest.raises(UnfitInput, match=r"^image 1\.2\.3: .*NumberOfFrames is 5"):
         list(read_ultrasound(path).frames())
-    assert named(Dataset()) == "an image without SOPInstanceUID"
+    assert name_image(Dataset()) == "an image without SOPInstanceUID"
 
 
 def test_frames_of_one_size_are_padded_with_nulls(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from pydicom.uid import (
 from models.phantoms.chest import ct_dicom
 from models.pipeline import UnfitInput
 from models.pixels import AIR_HU
-from models.read import Volume, displayed, read_ct, read_ultrasound
+from models.read import Volume, display, read_ct, read_ultrasound
 from tests.harness import need
 
 ROWS, COLUMNS = 48, 64  # JPEG 2000 wants some
@@ -410,7 +410,7 @@ def test_a_ct_is_displayed_through_its_own_window(tmp_path):
     dataset = images(1)[0]
     dataset.WindowCenter, dataset.WindowWidth = ["0", "40"], ["41", "400"]
     [path] = stored(tmp_path, [dataset])
-    shown = displayed(path, None)
+    shown = display(path, None)
     assert (shown.shape, shown.dtype) == ((ROWS, COLUMNS, 3), np.uint8)
     hu = truth(1)[0].astype(float)
     np.testing.assert_array_equal(shown[..., 0] == 0, hu <= -20.5)
@@ -421,7 +421,7 @@ def test_a_ct_is_displayed_through_its_own_window(tmp_path):
     assert (shown[..., 0] == shown[..., 2]).all()
     del dataset.WindowCenter
     [path] = stored(tmp_path, [dataset])
-    assert displayed(path, None).min() > 64, "without a window of its own the lungs' one: -63 HU is light grey"
+    assert display(path, None).min() > 64, "without a window of its own the lungs' one: -63 HU is light grey"
 
 
 def test_an_ultrasound_frame_is_displayed_as_it_is(tmp_path):
@@ -429,9 +429,9 @@ def test_an_ultrasound_frame_is_displayed_as_it_is(tmp_path):
 
     pixels = np.random.default_rng(1).integers(0, 256, (3, 48, 64, 3), np.uint8)
     us_image(tmp_path / "clip", frames=3, colour=True, voxels=pixels, name="displayed")
-    np.testing.assert_array_equal(displayed(tmp_path / "clip" / "0000.dcm", 2), pixels[1])
+    np.testing.assert_array_equal(display(tmp_path / "clip" / "0000.dcm", 2), pixels[1])
     us_image(tmp_path / "grey", voxels=pixels[0, ..., 0], name="displayed grey")
-    np.testing.assert_array_equal(displayed(tmp_path / "grey" / "0000.dcm", None), pixels[0, ..., :1].repeat(3, 2))
+    np.testing.assert_array_equal(display(tmp_path / "grey" / "0000.dcm", None), pixels[0, ..., :1].repeat(3, 2))
 
 
 def test_ultrasound_made_by_others_agrees_with_their_truth(shared_data, tmp_path):

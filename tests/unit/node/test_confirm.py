@@ -314,7 +314,7 @@ def test_a_sender_is_answered_once(story: Story) -> None:
         story.flow.commitment_asked(request)  # the second time: it has lost our answer, and asks again
         [job] = [job for job in story.ledger.open_jobs() if job.kind == "report"]
         if here:
-            story.ledger.reported(request, story.clock)
+            story.ledger.mark_reported(request, story.clock)
         assert story.flow.run(job.id, 1, 1) is None
     assert [report.transaction_uid for report in told] == ["5.5"]
     reasons = [job["reason"] for job in story.ledger.series("1.9")["jobs"] if job["kind"] == "report"]

@@ -108,7 +108,7 @@ def test_what_is_kept_comes_back_as_it_was(tmp_path: Path, seed: int) -> None:
     findings = anything(random.Random(seed))
     path = tmp_path / "job" / "findings.npz"
     same(kept.keep(path, findings), findings)
-    same(kept.read(path), findings)
+    same(kept.load_kept(path), findings)
     assert [each.name for each in path.parent.iterdir()] == ["findings.npz"]
 
 
@@ -116,7 +116,7 @@ def test_numbers_of_numpy_come_back_as_they_will_the_next_time(tmp_path: Path) -
     """float32 has no JSON: what a job goes on with is what was read back, so both runs write the same."""
     findings = dataclasses.replace(anything(random.Random(1)), facts={"share": np.float32(0.1), "n": np.int64(3)})
     first = kept.keep(tmp_path / "a", findings)
-    same(kept.read(tmp_path / "a"), first)
+    same(kept.load_kept(tmp_path / "a"), first)
     assert first.facts == {"share": float(np.float32(0.1)), "n": 3}
 
 
@@ -138,7 +138,7 @@ def test_kept_findings_make_the_same_bytes(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "pickle", "another form"])
 def test_what_cannot_be_read_is_as_if_it_were_not_there(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "findings.npz"
-    assert kept.read(path) is None
+    assert kept.load_kept(path) is None
     kept.keep(path, anything(random.Random(2)))
     whole = path.read_bytes()
     if damage == "pickle":
@@ -147,25 +147,25 @@ def test_what_cannot_be_read_is_as_if_it_were_not_there(tmp_path: Path, damage: 
         np.savez(path, **{kept.TEXT: np.frombuffer(b'{"colour": "red"}', np.uint8)})
     else:
         path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not a zip " * 30}[damage])
-    assert kept.read(path) is None
+    assert kept.load_kept(path) is None
     kept.keep(path, anything(random.Random(3)))
-    same(kept.read(path), anything(random.Random(3)))
+    same(kept.load_kept(path), anything(random.Random(3)))
 
 
 def test_another_question_has_another_name(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"1")
     files = [tmp_path / "a", tmp_path / "b"]
-    first = kept.asked("lung-nodule", {"views": 1}, files)
-    assert kept.asked("lung-nodule", {"views": 1}, files) == first
+    first = kept.request_digest("lung-nodule", {"views": 1}, files)
+    assert kept.request_digest("lung-nodule", {"views": 1}, files) == first
     others = [
-        kept.asked("breast-us", {"views": 1}, files),
-        kept.asked("lung-nodule", {"views": 2}, files),
-        kept.asked("lung-nodule", {}, files),
-        kept.asked("lung-nodule", {"views": 1}, files[:1]),
-        kept.asked("lung-nodule", {"views": 1}, files[::-1]),
-        kept.asked("lung-nodule", {"views": 1}, [*files, tmp_path / "gone"]),
+        kept.request_digest("breast-us", {"views": 1}, files),
+        kept.request_digest("lung-nodule", {"views": 2}, files),
+        kept.request_digest("lung-nodule", {}, files),
+        kept.request_digest("lung-nodule", {"views": 1}, files[:1]),
+        kept.request_digest("lung-nodule", {"views": 1}, files[::-1]),
+        kept.request_digest("lung-nodule", {"views": 1}, [*files, tmp_path / "gone"]),
     ]
     (tmp_path / "b").write_bytes(b"22")
-    others.append(kept.asked("lung-nodule", {"views": 1}, files))
+    others.append(kept.request_digest("lung-nodule", {"views": 1}, files))
     assert len({first, *others}) == 8

@@ -25,8 +25,8 @@ from pacs_node.priors import (
     fetch,
     is_ours,
     keep,
-    kept,
     latest,
+    load_outcome,
 )
 from tests.factories import ct_series, header
 from tests.results import WHEN, ct_findings
@@ -163,10 +163,10 @@ COMPARISON = Comparison(
 )
 def test_what_is_kept_is_what_came_of_it(tmp_path: Path, outcome: Outcome) -> None:
     path = tmp_path / "job" / "comparison.json"
-    assert kept(path, "abc") is None
+    assert load_outcome(path, "abc") is None
     assert keep(path, outcome) == outcome
-    assert kept(path, "abc") == outcome
-    assert kept(path, "of other findings") is None
+    assert load_outcome(path, "abc") == outcome
+    assert load_outcome(path, "of other findings") is None
 
 
 def test_the_first_outcome_counts(tmp_path: Path) -> None:

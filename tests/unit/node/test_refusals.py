@@ -157,7 +157,7 @@ def test_a_ledger_that_is_away_holds_no_sender_up_and_is_told_later(
         time.sleep(0.2)
         raise LedgerUnavailable("the database does not answer")
 
-    monkeypatch.setattr(Ledger, "refused", away)
+    monkeypatch.setattr(Ledger, "note_refusal", away)
     with Parrot(node.listener.port) as parrot:
         parrot.associate()
         for number in range(3):
@@ -177,8 +177,8 @@ def test_the_newest_are_kept_and_all_are_counted(tmp_path: Path, monkeypatch: py
     ledger.migrate()
     for number in range(12):
         at = T0 + timedelta(seconds=number)
-        ledger.refused(Refusal("unreadable", at, "ME\0", "10.0.0.9", f"reason {number}", f"1.2.{number}"))
-    ledger.refused(Refusal("kept aside", T0, "ME", "10.0.0.9", "another"))
+        ledger.note_refusal(Refusal("unreadable", at, "ME\0", "10.0.0.9", f"reason {number}", f"1.2.{number}"))
+    ledger.note_refusal(Refusal("kept aside", T0, "ME", "10.0.0.9", "another"))
     assert [row["reason"] for row in ledger.refusals(100)] == ["another", *(f"reason {n}" for n in (11, 10, 9, 8))]
     assert [row["calling_ae"] for row in ledger.refusals(2)] == ["ME", "ME"]
     counts = ledger.refusal_counts()

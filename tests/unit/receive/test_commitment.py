@@ -15,7 +15,7 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage, StorageCommitmentPushModel, Verification
 
-from pacs_node.commitment import PUSH_MODEL_INSTANCE, action_information, event_information, judged, read_report
+from pacs_node.commitment import PUSH_MODEL_INSTANCE, action_information, event_information, judge_request, read_report
 from pacs_node.errors import LedgerUnavailable, TryAgain
 from pacs_node.receive import commitment
 from pacs_node.receive.commitment import CommitmentService, bring_report
@@ -56,7 +56,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
     door = Door(None)  # type: ignore[arg-type]
     service = CommitmentService(
         on_request=door.ask,
-        judge=lambda request: judged(request.transaction_uid, request.wanted, HELD),
+        judge=lambda request: judge_request(request.transaction_uid, request.wanted, HELD),
         on_reported=door.answered.append,
         on_report=door.tell,
         audit=lambda event, facts: None,

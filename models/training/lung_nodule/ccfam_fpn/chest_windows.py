@@ -20,7 +20,7 @@ from models.lung_nodule.ccfam_fpn.detect import at_trained_size, with_neighbours
 from models.lung_nodule.preprocess import SIDE, TRAINED_MM, window
 from models.training.files import filling
 from models.training.layouts import CACHE
-from models.training.lung_nodule.ccfam_fpn.data import Window, boxes_of, varied
+from models.training.lung_nodule.ccfam_fpn.data import Window, boxes_of, vary
 from models.training.lung_nodule.data.scans import Scan, Scans
 
 SIDE_MM = round(SIDE * TRAINED_MM)  # 90 voxels of 1 mm make SIDE pixels
@@ -62,7 +62,7 @@ class Chests:
                 order += random.permutation(len(self.images)).tolist()
             part, order = np.sort(order[:batch]), order[batch:]
             hu = torch.from_numpy(self.images[part].astype(np.float32))
-            yield varied(hu, torch.from_numpy(self.masks[part]), side, random, negatives=0.0)
+            yield vary(hu, torch.from_numpy(self.masks[part]), side, random, negatives=0.0)
 
     def windows(self, side: int) -> Iterator[Window]:
         """The middle of each."""

@@ -57,7 +57,7 @@ class Stacks:
         order = random.permutation(self.slices.index[split])[:crops]
         for start in range(0, len(order) - batch + 1, batch):
             part = order[start : start + batch]
-            yield varied(self.hu(part), self.slices.masks(part), self.side, random, negatives)
+            yield vary(self.hu(part), self.slices.masks(part), self.side, random, negatives)
 
     def windows(self, split: str, most: int | None = None) -> Iterator[Window]:
         """Every slice of a split that has a nodule, in a fixed window that holds it, then those without.
@@ -97,7 +97,7 @@ class Stacks:
         return places[0], places[1]
 
 
-def varied(hu: Tensor, masks: Tensor, side: int, random: np.random.Generator, negatives: float) -> dict[str, Tensor]:
+def vary(hu: Tensor, masks: Tensor, side: int, random: np.random.Generator, negatives: float) -> dict[str, Tensor]:
     """A batch of Stacks.augmented of images (n, channels, s, s) in HU with masks (n, s, s).
 
     Of one without nodule any place is shown, and hardly anything beyond its edge, where it is mirrored: that must not

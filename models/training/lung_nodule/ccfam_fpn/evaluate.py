@@ -17,10 +17,10 @@ from models.lung_nodule.ccfam_fpn.detect import network
 from models.lung_nodule.preprocess import PREPROCESSING
 from models.nets.ccfam_fpn import CCFAMFPN
 from models.runtime import Runtime
-from models.training.evaluation.metrics import Judgement, counted
+from models.training.evaluation.metrics import Judgement, count_words
 from models.training.lung_nodule.ccfam_fpn.average_precision import Found, judge
 from models.training.lung_nodule.ccfam_fpn.data import Stacks
-from models.training.lung_nodule.ccfam_fpn.recipe import looked
+from models.training.lung_nodule.ccfam_fpn.recipe import detect_all
 from models.training.lung_nodule.data.slices import Slices
 from models.training.lung_nodule.residual_unet.evaluate import slices_for
 
@@ -58,7 +58,7 @@ def evaluate(
     if not paths or len(paths) > 1 or flips:
         raise ValueError("ccfam_fpn: name the weights of one training with --weights, without --flips")
     slices = slices_for(paths, data, strategy, cache)
-    detector = read(paths[0], device, slices.split_sha256)
+    detector = load_detector(paths[0], device, slices.split_sha256)
     every, patients = seen(detector, slices, split)
     loaded = weights.load(paths[0])
     return Judgement(
@@ -75,7 +75,7 @@ def evaluate(
     )
 
 
-def read(path: Path, device: str, split_sha256: str | None = None) -> Detector:
+def load_detector(path: Path, device: str, split_sha256: str | None = None) -> Detector:
     """A detector of the training ccfam_fpn. Raises WeightsError when it is another network's, or does not fit."""
     loaded = weights.load(path, PREPROCESSING, split_sha256)
     net = network(loaded)
@@ -88,6 +88,6 @@ def read(path: Path, device: str, split_sha256: str | None = None) -> Detector:
 def seen(detector: Detector, slices: Slices, split: str) -> tuple[list[Found], list[str]]:
     """What the detector finds in every window of a split, and the patient of each. Raises ValueError for no nodule."""
     if not len(slices.index[split]):
-        raise ValueError(f"no slice with a nodule for split {split}; there are {counted(slices.index)}")
+        raise ValueError(f"no slice with a nodule for split {split}; there are {count_words(slices.index)}")
     stacks = Stacks(slices, detector.net.config.slices, detector.window)
-    return looked(detector.net, stacks.windows(split))
+    return detect_all(detector.net, stacks.windows(split))

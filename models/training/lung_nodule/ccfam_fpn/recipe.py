@@ -141,7 +141,7 @@ class DetectorRecipe:
         windows = self.stacks.windows(split, self.config.val_crops if split == "val" else None)
         if split in self.chests:
             windows = itertools.chain(windows, self.chests[split].windows(self.config.window))
-        every, _ = looked(model, windows)
+        every, _ = detect_all(model, windows)
         marks, rows = Marks(every), torch.arange(len(every)).numpy()
         working = marks.working_score()
         ap = marks.average_precision(rows)
@@ -150,7 +150,7 @@ class DetectorRecipe:
 
 
 @torch.inference_mode()
-def looked(model: nn.Module, windows: Iterable[Window]) -> tuple[list[Found], list[str]]:
+def detect_all(model: nn.Module, windows: Iterable[Window]) -> tuple[list[Found], list[str]]:
     """What a detector finds in windows, and the patient of each."""
     device = next(model.parameters()).device
     every, patients, rest = [], [], iter(windows)

@@ -22,7 +22,7 @@ from models.training.evaluation.metrics import Interval, rounded
 from models.training.evaluation.tables import Figures, Result, Row, Study, Table
 from models.training.files import write_text
 from models.training.lung_nodule.ccfam_fpn.average_precision import judge
-from models.training.lung_nodule.ccfam_fpn.evaluate import read, seen
+from models.training.lung_nodule.ccfam_fpn.evaluate import load_detector, seen
 from models.training.lung_nodule.ccfam_fpn.recipe import Config, DetectorRecipe
 from models.training.lung_nodule.residual_unet.tables import phantom_crops
 from models.training.plots import save_grid
@@ -181,7 +181,9 @@ class DetectorStudy:
             recipe = copy.copy(self.first)  # the data are read once
             recipe.configure(config)
             recipe.name = "row"
-            detector = read(train(recipe, folder, resume=True, device=self.device), self.device, recipe.split_sha256)
+            detector = load_detector(
+                train(recipe, folder, resume=True, device=self.device), self.device, recipe.split_sha256
+            )
             judged = judge(*seen(detector, recipe.slices, "test"), detector.working_score)
             parameters = sum(weights.numel() for weights in detector.net.parameters())
             made = {"figures": rounded(judged, 5), "parameters": parameters}
@@ -193,7 +195,9 @@ class DetectorStudy:
         side = int(self.changes["window"])
         found = {name: sorted(folder.glob("seed*/row.safetensors")) for name, folder in folders.items()}
         nets = {
-            name: read(paths[0], self.device, self.first.split_sha256).net for name, paths in found.items() if paths
+            name: load_detector(paths[0], self.device, self.first.split_sha256).net
+            for name, paths in found.items()
+            if paths
         }
         lines = []
         for image, truth in phantom_crops(side):

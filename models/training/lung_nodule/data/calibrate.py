@@ -25,7 +25,7 @@ import numpy as np
 from rich.progress import track
 from scipy import fft
 
-from models.training.layouts import UnknownLayout, opened
+from models.training.layouts import UnknownLayout, open_root
 from models.training.lung_nodule.data.crops import index_of, read_crops
 from models.training.lung_nodule.data.hounsfield import HU_POPULATION, HU_RANGE, Population, checksum, key
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=Path, required=True)
     given = parser.parse_args()
 
-    root = opened(given.slices)
+    root = open_root(given.slices)
     rows = index_of(root)
     if rows is None:
         raise UnknownLayout(f"{given.slices.name} has no index.csv of crops")

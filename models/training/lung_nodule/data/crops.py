@@ -153,7 +153,7 @@ def keep(folder: Path, cuts: Iterable[Cut | LeftOut], size: int) -> None:
         (new / "about.json").write_text(json.dumps(about), "utf-8")
 
 
-def kept(folder: Path) -> Crops:
+def load_crops(folder: Path) -> Crops:
     """The crops of a folder that `keep` wrote; pixels stay on the disk until they are needed."""
     about = json.loads((folder / "about.json").read_text("utf-8"))
     if left_out := about.get("left_out"):

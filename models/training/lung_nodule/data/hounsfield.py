@@ -46,7 +46,7 @@ class Population:
         return cls(*cls.counted(images, ranges))
 
     @classmethod
-    def stored(cls) -> Population:
+    def load(cls) -> Population:
         """The population of the crops that `calibrate.py` matched."""
         about = json.loads(HU_POPULATION.read_text("utf-8"))
         return cls(np.array(about["counts"]), np.array(about["lows"], dtype=float))
@@ -90,6 +90,6 @@ def ranges_of(images: np.ndarray, keys: Sequence[str]) -> np.ndarray:
         if row is not None and row["crc32"] == checksum(image):
             ranges[index] = float(row["hu_of_0"]), float(row["hu_of_255"])
         else:
-            population = population or Population.stored()
+            population = population or Population.load()
             ranges[index] = population.fit(image)
     return ranges

@@ -25,7 +25,7 @@ from models.lung_nodule.lungs import find_lungs
 from models.pipeline import UnfitInput
 from models.read import Volume
 from models.training.files import replacing, write_text
-from models.training.layouts import CACHE, UnknownLayout, digest_of, opened
+from models.training.layouts import CACHE, UnknownLayout, digest_of, open_root
 from models.training.lung_nodule.data import lidc, luna
 from models.training.lung_nodule.data.collection import Collection
 from models.training.lung_nodule.data.slices import MAJORITY, Strategy, split_of
@@ -154,7 +154,7 @@ def about(scan: Scan) -> bytes:
     ).encode()
 
 
-def stored(path: Path) -> Scan:
+def load_scan(path: Path) -> Scan:
     """Read a scan that `store` wrote."""
     with np.load(path) as arrays:
         said = json.loads(arrays["about"].tobytes())
@@ -324,7 +324,7 @@ def at_1_mm(
 
 def listed(path: Path) -> tuple[Sequence[Path], Iterator[Listed]]:
     """All files of a collection, and its scans. Raises UnknownLayout in words when the path holds none."""
-    root = opened(path)
+    root = open_root(path)
     if not isinstance(root, Path):
         raise UnknownLayout(f"{path.name} is a zip; unpack it first. Known layouts:\n{LAYOUTS}")
     there = Collection.of(root)
@@ -347,7 +347,7 @@ def lidc_scans(annotated: Iterator[lidc.Annotated]) -> Iterator[Listed]:
         yield Listed(scan.series_uid, scan.patient, partial(from_lidc, scan))
 
 
-def kept(path: Path, cache: Path) -> Path:
+def keep_scan(path: Path, cache: Path) -> Path:
     """The folder with all scans of a collection on 1 mm, made once; one that was interrupted is gone on with.
 
     A scan that cannot be read is left out, logged, and named in the index with the reason.
@@ -403,7 +403,7 @@ class Scans:
 
         Raises UnknownLayout in words when the path holds none of LAYOUTS.
         """
-        self.folder = path if (path / INDEX).is_file() else kept(path, cache or CACHE)
+        self.folder = path if (path / INDEX).is_file() else keep_scan(path, cache or CACHE)
         index = json.loads((self.folder / INDEX).read_text("utf-8"))
         if index.get("format") != FORMAT:
             raise UnknownLayout(f"{self.folder / INDEX} is no list of scans of this version, {FORMAT!r}; make it anew")
@@ -425,4 +425,4 @@ class Scans:
 
     def load(self, name: str) -> Scan:
         """Raises KeyError for a name that no part of the split has."""
-        return stored(self.folder / self.files[name])
+        return load_scan(self.folder / self.files[name])

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.lung_nodule.preprocess import window
-from models.training.layouts import CACHE, UnknownLayout, digest_of, opened
+from models.training.layouts import CACHE, UnknownLayout, digest_of, open_root
 from models.training.lung_nodule.data import lidc, luna
 from models.training.lung_nodule.data.collection import Collection
-from models.training.lung_nodule.data.crops import Crops, Cut, LeftOut, index_of, keep, kept, read_crops
+from models.training.lung_nodule.data.crops import Crops, Cut, LeftOut, index_of, keep, load_crops, read_crops
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +45,14 @@ LAYOUTS = """\
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def read(path: Path, *, size: int = 128, cache: Path | None = None) -> Crops:
+def read_any(path: Path, *, size: int = 128, cache: Path | None = None) -> Crops:
     """The crops of a zip or folder in any of LAYOUTS. Raises UnknownLayout in words when it is none of them.
 
     Crops are read into memory (32 KB each). Scans are cut to size x size once, one scan in memory at a time; their
     crops are kept below `cache` (CACHE when not given) under a digest of the files' names, sizes and times, and mapped
     from there. A crop whose Hounsfield units were lost gets them back by hounsfield.ranges_of.
     """
-    root = opened(path)
+    root = open_root(path)
     rows = index_of(root)
     if rows is not None:
         crops = read_crops(root, rows)
@@ -74,7 +74,7 @@ def read(path: Path, *, size: int = 128, cache: Path | None = None) -> Crops:
     if not folder.exists():
         log.info("cutting crops into %s, once", folder)
         keep(folder, cuts, size)
-    return kept(folder)
+    return load_crops(folder)
 
 
 # --------------------------------------------------------------------------------------------------------- split
@@ -148,7 +148,7 @@ class Slices:
         strategy: Strategy = "stored",
         anew: bool = True,
     ) -> None:
-        crops = read(path, size=size, cache=cache)
+        crops = read_any(path, size=size, cache=cache)
         self.images = torch.from_numpy(crops.images)
         self.ranges = None if crops.ranges is None else torch.from_numpy(crops.ranges)
         self.votes = torch.from_numpy(crops.votes)
@@ -378,4 +378,4 @@ def jittered(hu: Tensor, random: np.random.Generator) -> Tensor:
 
 def write_split(path: Path) -> None:
     """Draw the split anew and store it; needed once."""
-    SPLIT.write_bytes(as_text(split_patients(read(path).patients)))
+    SPLIT.write_bytes(as_text(split_patients(read_any(path).patients)))

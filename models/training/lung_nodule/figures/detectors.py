@@ -159,7 +159,7 @@ def outlined(detector: NoduleNetDetector, donor: Donor) -> Detection3D | None:
     last = np.array(truth.shape) - 1  # the middle of a box may lie beyond the volume
     on = [one for one in found if truth[tuple(np.clip(np.rint(one.centre_zyx).astype(int), 0, last))]]
     best = max(on, key=lambda one: one.score, default=None)
-    return None if best is None else volumes.moved(best, [-BEYOND_MM] * 3)
+    return None if best is None else volumes.move(best, [-BEYOND_MM] * 3)
 
 
 def outline_figures(path: Path, patients: Sequence[str]) -> dict[str, Interval]:

@@ -181,7 +181,7 @@ def sample(scan: Prepared, view: View) -> tuple[np.ndarray, np.ndarray]:
     return taken(scan.grey, "bilinear", OUTSIDE), taken(scan.regions, "nearest", 0).astype(np.uint8)
 
 
-def degraded(image: Tensor, rng: np.random.Generator) -> Tensor:
+def degrade(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Network input (1, d, h, w) of a worse scanner: thicker slices, another offset, more noise; OUTSIDE stays."""
     outside = image == network_input(torch.tensor(OUTSIDE))
     worse = thicker(image, int(rng.choice(SLICES_MM)))
@@ -250,7 +250,7 @@ def crops(
             order = order or rng.permutation(len(lesions)).tolist()
             name, _, box = lesions[order.pop()]
             crop = cut_out(scans[name], view_of(box, matrix, side, rng))
-        yield replace(crop, image=degraded(crop.image, rng)) if rng.random() < degrade_prob else crop
+        yield replace(crop, image=degrade(crop.image, rng)) if rng.random() < degrade_prob else crop
 
 
 def place_in_lungs(regions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -261,7 +261,7 @@ def place_in_lungs(regions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.array(regions.shape) / 2  # hardly any lung: crops of such a scan are alike anyway
 
 
-def batched(one_by_one: Iterator[Crop], size: int) -> Iterator[dict[str, Tensor]]:
+def make_batches(one_by_one: Iterator[Crop], size: int) -> Iterator[dict[str, Tensor]]:
     """Whole batches: image, masks (B, 1, side, side, side); boxes, ignored (B, most, 6), filled up with zeros"""
     held: list[Crop] = []
     for crop in one_by_one:

@@ -19,7 +19,7 @@ from models.lung_nodule.nodulenet.preprocess import PREPROCESSING
 from models.nets.nodulenet import MASK, RCNN, RPN, NoduleNet
 from models.runtime import Runtime
 from models.training.evaluation.froc import Froc, froc
-from models.training.evaluation.metrics import Interval, Judgement, bootstrap, counted
+from models.training.evaluation.metrics import Interval, Judgement, bootstrap, count_words
 from models.training.lung_nodule.data.scans import Scan, Scans
 from models.training.lung_nodule.data.slices import Strategy
 from models.training.lung_nodule.nodulenet.recipe import dice_of
@@ -77,7 +77,7 @@ def without_voxels(scan: Scan) -> Scan:
     return replace(scan, hu=NOTHING, lungs=NOTHING)
 
 
-def read(path: Path, split_sha256: str | None = None) -> tuple[Weights, NoduleNet]:
+def load_net(path: Path, split_sha256: str | None = None) -> tuple[Weights, NoduleNet]:
     """Raises WeightsError when they are another network's, do not fit, or learnt on another split."""
     loaded = weights.load(path, PREPROCESSING, split_sha256)
     return loaded, network(loaded)
@@ -109,7 +109,7 @@ def evaluate(
     views = len(VIEWS) if flips else 1
     scans = Scans(data, cache=cache, strategy=cast(Strategy, strategy or "stored"), anew=False)
     path = paths[0] if paths else weights.packed("lung_nodule", CHECKPOINT)
-    loaded, net = read(path, scans.split_sha256)
+    loaded, net = load_net(path, scans.split_sha256)
     net.to(Runtime.choose(device).device)
     found: dict[str, list[list[Mark]]] = {}
     judged: list[Scan] = []
@@ -124,7 +124,7 @@ def evaluate(
             shared = [dice_of(outlined, lesion) for lesion in scan.lesions]
             overlap += [(owner(scan), value) for value in shared if value is not None]
     if not any(scan.lesions for scan in judged):
-        raise ValueError(f"{data} has no scan with a nodule for split {split}; there are {counted(scans.split)}")
+        raise ValueError(f"{data} has no scan with a nodule for split {split}; there are {count_words(scans.split)}")
     figures: dict[str, Interval] = {}
     for head, each in found.items():
         figures |= {f"{head}: {name}": one for name, one in curve(each, judged).figures().items()}

@@ -21,7 +21,7 @@ from models.nets.nodulenet import RCNN, NoduleNet
 from models.training.evaluation.froc import hitting
 from models.training.files import write_text
 from models.training.lung_nodule.data.scans import Scan, Scans
-from models.training.lung_nodule.nodulenet.evaluate import read
+from models.training.lung_nodule.nodulenet.evaluate import load_net
 from models.weights import WeightsError
 
 LEAST = 0.2  # mean of both heads' probabilities
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         scans = Scans(given.data)
-        loaded, net = read(given.weights, scans.split_sha256)
+        loaded, net = load_net(given.weights, scans.split_sha256)
     except (ValueError, WeightsError) as error:
         raise SystemExit(str(error)) from error
     places = {name: wrongly_marked(net, scans.load(name)) for name in track(scans.split["train"], "training scans")}

@@ -29,12 +29,12 @@ from models.lung_nodule.detections import Detection3D
 from models.lung_nodule.nodulenet.detect import DetectOptions, detect, in_common
 from models.lung_nodule.nodulenet.preprocess import PREPROCESSING
 from models.lung_nodule.nodulenet.proposals import proposals
-from models.nets.nodulenet import MASK, RCNN, RPN, Maps, NoduleNet, NoduleNetConfig, aligned, cut, flat
+from models.nets.nodulenet import MASK, RCNN, RPN, Maps, NoduleNet, NoduleNetConfig, align_boxes, cut, flat
 from models.training.evaluation.froc import froc, hitting
 from models.training.layouts import CACHE
 from models.training.losses import tversky_loss
 from models.training.lung_nodule.data.scans import Lesion, Scan, Scans
-from models.training.lung_nodule.nodulenet.data import PreparedScans, batched, cache_name, crops, mistakes
+from models.training.lung_nodule.nodulenet.data import PreparedScans, cache_name, crops, make_batches, mistakes
 from models.training.lung_nodule.nodulenet.losses import box_loss, class_loss, focal_loss, hard_cross_entropy, sampled
 from models.training.lung_nodule.nodulenet.targets import POSITIVE, label_anchors, present, sample_rois
 from models.training.recipe import TrainConfig, sgd_or_adamw
@@ -138,7 +138,7 @@ class NoduleNetRecipe:
             degrade_prob=config.degrade_prob,
             hard_negatives=self.hard_negatives,
         )
-        for batch in batched(drawn, config.batch):
+        for batch in make_batches(drawn, config.batch):
             yield batch | {"stage": torch.tensor(self.stage(epoch))}
 
     def distillation_targets(self, teachers: Sequence[nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -214,7 +214,7 @@ def dice_of(marks: Sequence[Detection3D], lesion: Lesion) -> float | None:
 
 
 def losses(model: NoduleNet, batch: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Losses of the heads that learn: rpn_class, rpn_box; rcnn_class, rcnn_box; mask. Batches as of data.batched."""
+    """Losses of the heads that learn: rpn_class, rpn_box; rcnn_class, rcnn_box; mask. Batches of `make_batches`."""
     stage = int(batch["stage"])
     levels, maps = model(batch["image"])
     anchors, logits, deltas = flat(levels)
@@ -266,7 +266,7 @@ def second_look(
             better = torch.cat([boxes, decode(deltas[nodule, 1], rois[nodule]).detach().float()])
             whose = torch.cat([torch.arange(len(boxes), device=boxes.device), which[nodule]])
             for box, number in zip(
-                aligned(better[: config.max_masks], shape).tolist(), whose[: config.max_masks].tolist(), strict=True
+                align_boxes(better[: config.max_masks], shape).tolist(), whose[: config.max_masks].tolist(), strict=True
             ):
                 target = batch["masks"][image, 0][cut(box)] == number + 1
                 if target.any():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.lung_nodule.nodulenet.preprocess import PREPROCESSING
-from models.training.evaluation.metrics import Interval, counted
+from models.training.evaluation.metrics import Interval, count_words
 from models.training.evaluation.tables import Result, Row, Study, Table
 from models.training.lung_nodule.nodulenet.evaluate import ALONE, MEAN, SECOND, evaluate
 from models.training.lung_nodule.nodulenet.recipe import Config, NoduleNetRecipe
@@ -66,7 +66,7 @@ class NoduleNetStudy:
         kind, drawn = ("semi-synthetic scans", "scans") if scans.semi_synthetic else ("scans", "patients")
         said = ", ".join(f"{name} {value}" for name, value in self.changes.items() if name != "cache")
         self.about = (
-            f"Budget `{budget}`, the same for every row: {said}. Whole {kind}: {counted(scans.split)}. Figures"
+            f"Budget `{budget}`, the same for every row: {said}. Whole {kind}: {count_words(scans.split)}. Figures"
             f"{' (semi-synthetic)' if scans.semi_synthetic else ''} are of the test, by LUNA16's rule with false"
             f" positives per whole chest; 95 % intervals by 1000 bootstraps over {drawn}. One seed each: what chance"
             " does is not in the intervals."

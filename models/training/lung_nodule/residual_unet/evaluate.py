@@ -28,9 +28,9 @@ from models.lung_nodule.sliding_unet import CHECKPOINT
 from models.nets.baselines import build_net
 from models.runtime import Runtime
 from models.training.evaluation.ensemble import DIHEDRAL, PLAIN, Ensemble
-from models.training.evaluation.metrics import Interval, Judgement, bootstrap, counted, dice, iou
+from models.training.evaluation.metrics import Interval, Judgement, bootstrap, count_words, dice, iou
 from models.training.files import write_text
-from models.training.layouts import opened
+from models.training.layouts import open_root
 from models.training.lung_nodule.data.crops import index_of
 from models.training.lung_nodule.data.slices import Slices, Strategy
 from models.training.lung_nodule.residual_unet.recipe import middle
@@ -67,8 +67,8 @@ def evaluate(
     judged = list(paths or [weights.packed("lung_nodule", CHECKPOINT)])
     slices = slices_for(judged, data, strategy, cache)
     if not len(slices.index[split]):
-        raise ValueError(f"{data} has no crop with a nodule for split {split}; there are {counted(slices.index)}")
-    ensemble, crop, centred = read(judged, device, slices.split_sha256, flips)
+        raise ValueError(f"{data} has no crop with a nodule for split {split}; there are {count_words(slices.index)}")
+    ensemble, crop, centred = load_ensemble(judged, device, slices.split_sha256, flips)
     start = time.perf_counter()
     looked = look(slices, split, ensemble, crop, centred=centred)
     seconds = (time.perf_counter() - start) / len(looked.truth)
@@ -114,7 +114,9 @@ def slices_for(paths: Sequence[Path], data: Path, strategy: str | None, cache: P
     return Slices(data, size=size, cache=cache, strategy=chosen)
 
 
-def read(paths: Sequence[Path], device: str, split_sha256: str, flips: bool = False) -> tuple[Ensemble, int, bool]:
+def load_ensemble(
+    paths: Sequence[Path], device: str, split_sha256: str, flips: bool = False
+) -> tuple[Ensemble, int, bool]:
     """The networks of several weights as one, the side of the crops that they all learnt from, and whether they answer
     for the middle of a crop alone."""
     loaded = [weights.load(path, PREPROCESSING, split_sha256) for path in paths]
@@ -171,7 +173,7 @@ def raters(data: Path, rows: np.ndarray, crop: int = 128) -> np.ndarray | None:
 
     None when the data are of another layout: there only the number of readers is kept.
     """
-    root = opened(data)
+    root = open_root(data)
     files = index_of(root)
     if files is None:
         return None

@@ -24,10 +24,10 @@ from models.phantoms import chest_ct
 from models.read import read_ct
 from models.training.evaluation.ensemble import Ensemble
 from models.training.evaluation.tables import Result, Row, Study, Table, with_reasons
-from models.training.layouts import opened
+from models.training.layouts import open_root
 from models.training.lung_nodule.data.crops import index_of
 from models.training.lung_nodule.residual_unet import recipe as lung
-from models.training.lung_nodule.residual_unet.evaluate import look, read, rule
+from models.training.lung_nodule.residual_unet.evaluate import load_ensemble, look, rule
 from models.training.plots import save_grid
 from models.training.train import configured, train
 
@@ -114,7 +114,7 @@ TABLES = (
 
 def tables_of(data: Path) -> tuple[Table, ...]:
     """The tables for these data: from stored crops no larger ones can be cut, from whole CTs any."""
-    stored = index_of(opened(data)) is not None
+    stored = index_of(open_root(data)) is not None
     return with_reasons(TABLES, lambda row: NO_CTS if stored and int(row.changes.get("crop", 0)) > SIDE else "")
 
 
@@ -159,7 +159,7 @@ class NoduleStudy:
             recipe = copy.copy(self.first)  # the data are read once
         recipe.config, recipe.name = config, "row"
         path = train(recipe, folder, resume=True, device=self.device)
-        ensemble, crop, centred = read([path], self.device, recipe.split_sha256)
+        ensemble, crop, centred = load_ensemble([path], self.device, recipe.split_sha256)
         looked = look(recipe.slices, "test", ensemble, crop, centred=centred)
         parameters = sum(weights.numel() for weights in ensemble.nets[0].parameters())
         return Result(rule(looked.predicted, looked.truth, looked.patients), {"parameters": parameters})
@@ -170,7 +170,7 @@ class NoduleStudy:
         nets: dict[str, Ensemble] = {}
         for name, folder in folders.items():
             if (path := folder / "row.safetensors").exists():
-                ensemble, crop, _ = read([path], self.device, self.first.split_sha256)
+                ensemble, crop, _ = load_ensemble([path], self.device, self.first.split_sha256)
                 if crop == side and not name.isdigit():
                     nets[name] = ensemble
         rows = []

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from models.breast_us.birads import SUGGESTED, suggestion, temperature_of, tempered
+from models.breast_us.birads import SUGGESTED, apply_temperature, suggestion, temperature_of
 from models.breast_us.pipeline import WEIGHTS
 from models.weights import WeightsError, packed
 
@@ -59,9 +59,9 @@ def test_temperature_is_that_of_the_logits() -> None:
     def softmax(z: np.ndarray) -> np.ndarray:
         return np.exp(z) / np.exp(z).sum()
 
-    np.testing.assert_allclose(tempered(softmax(logits), 2.5), softmax(logits / 2.5))
-    np.testing.assert_allclose(tempered(softmax(logits), 1.0), softmax(logits))
-    np.testing.assert_allclose(tempered(np.array([1.0, 0.0, 0.0]), 2.0), [1, 0, 0])
+    np.testing.assert_allclose(apply_temperature(softmax(logits), 2.5), softmax(logits / 2.5))
+    np.testing.assert_allclose(apply_temperature(softmax(logits), 1.0), softmax(logits))
+    np.testing.assert_allclose(apply_temperature(np.array([1.0, 0.0, 0.0]), 2.0), [1, 0, 0])
 
 
 def test_what_the_shipped_weights_say_of_themselves() -> None:

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from dicom_sr import codes, encode, read
 from dicom_sr.findings import Finding, Findings
-from models.breast_us.pipeline import MOST_FRAMES, BreastUltrasound, Prediction, spread
+from models.breast_us.pipeline import MOST_FRAMES, BreastUltrasound, Prediction, spread_evenly
 from models.phantoms import Lesion, Truth
 from models.phantoms.breast import Ellipse, Sweep, breast_cine, breast_ultrasound
 from models.pipeline import UnfitInput
@@ -345,7 +345,7 @@ def test_of_a_long_cine_a_stated_number_of_frames_is_looked_at(
 
 def test_spread_is_even_and_never_repeats() -> None:
     for count in range(1, 200):
-        chosen = spread(count, 48)
+        chosen = spread_evenly(count, 48)
         assert len(chosen) == len(set(chosen)) == min(count, 48)
         assert (chosen[0], chosen[-1]) == (0, count - 1)
 

@@ -10,10 +10,10 @@ from models.nets.nodulenet import (
     ANCHORS_MM,
     NoduleNet,
     NoduleNetConfig,
-    aligned,
+    align_boxes,
     anchor_boxes,
     flat,
-    folded,
+    fold_batchnorm,
     roi_crops,
 )
 
@@ -89,7 +89,7 @@ def test_anchors_stand_at_the_middles_of_their_cells():
 @given(st.lists(st.floats(-5, 45, width=32), min_size=6, max_size=6))
 def test_an_aligned_box_is_the_smallest_of_whole_cells_in_the_image(numbers):
     spans = np.sort(np.array(numbers, np.float32).reshape(2, 3), axis=0)
-    (box,) = aligned(torch.from_numpy(spans.reshape(1, 6)), (32, 16, 48)).tolist()
+    (box,) = align_boxes(torch.from_numpy(spans.reshape(1, 6)), (32, 16, 48)).tolist()
     for low, high, n, start, end in zip(*spans, (32, 16, 48), box[:3], box[3:], strict=True):
         cells = [k for k in range(n // 4) if max(low, 4 * k) < min(high, 4 * k + 4)]  # those it touches
         if cells:
@@ -121,7 +121,7 @@ def test_folding_changes_no_answer(fpn):
         for _ in range(3):
             net(image)  # statistics other than those at birth
         net.eval()
-        served = folded(net)
+        served = fold_batchnorm(net)
         assert not any(isinstance(part, torch.nn.BatchNorm3d) for part in served.modules())
         (truth, maps), (said, served_maps) = net(image), served(image)
         for one, other in zip(truth, said, strict=True):

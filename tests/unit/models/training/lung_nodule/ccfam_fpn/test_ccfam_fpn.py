@@ -20,8 +20,8 @@ from rich.console import Console
 from scipy import ndimage
 
 from models.lung_nodule import preprocess
-from models.lung_nodule.ccfam_fpn.detect import SliceOptions, detect, stacked
-from models.lung_nodule.ccfam_fpn.link import ELONGATED, SliceBoxes, certainty, linked
+from models.lung_nodule.ccfam_fpn.detect import SliceOptions, detect, stack_channels
+from models.lung_nodule.ccfam_fpn.link import ELONGATED, SliceBoxes, certainty, link_boxes
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig, Detections
 from models.training.evaluation import evaluate as command
 from models.training.lung_nodule.ccfam_fpn.average_precision import (
@@ -34,8 +34,8 @@ from models.training.lung_nodule.ccfam_fpn.average_precision import (
     overlap_of_areas,
 )
 from models.training.lung_nodule.ccfam_fpn.chest_windows import PER_SCAN, Chests, together, windows_of
-from models.training.lung_nodule.ccfam_fpn.data import Stacks, boxes_of, neighbours, varied
-from models.training.lung_nodule.ccfam_fpn.recipe import Config, DetectorRecipe, looked
+from models.training.lung_nodule.ccfam_fpn.data import Stacks, boxes_of, neighbours, vary
+from models.training.lung_nodule.ccfam_fpn.recipe import Config, DetectorRecipe, detect_all
 from models.training.lung_nodule.ccfam_fpn.tables import BUDGETS, FIGURES, TABLES, DetectorStudy, wins
 from models.training.lung_nodule.data.scans import Lesion, Scan, Scans
 from models.training.lung_nodule.data.slices import Slices
@@ -346,7 +346,7 @@ PLACE = st.tuples(st.floats(12, 24), st.floats(20, 60), st.floats(20, 60))
 def test_a_ball_through_the_slices_is_one_finding_at_its_place(spacing_mm, place, radius):
     """At 5 mm a ball below 6 mm of radius may show in one slice, or in two of discs too unlike to be linked."""
     radius = max(radius, 6.0) if spacing_mm == 5.0 else radius
-    (one,) = linked(balls(spacing_mm, [(place, radius)]))
+    (one,) = link_boxes(balls(spacing_mm, [(place, radius)]))
     (centre,) = centres_mm([one], spacing_mm)
     assert np.linalg.norm(centre - place) < 2.0
     assert np.abs(centre - place)[1:].max() < 1e-3
@@ -359,14 +359,14 @@ def test_a_ball_through_the_slices_is_one_finding_at_its_place(spacing_mm, place
 def test_two_balls_apart_stay_two(spacing_mm, place, radius, angle, gap):
     shift = (2 * radius * 2**0.5 + gap) * np.array([0.0, np.sin(angle), np.cos(angle)])
     other = tuple((np.array(place) + shift).tolist())
-    findings = centres_mm(linked(balls(spacing_mm, [(place, radius), (other, radius)])), spacing_mm)
+    findings = centres_mm(link_boxes(balls(spacing_mm, [(place, radius), (other, radius)])), spacing_mm)
     assert len(findings) == 2
     for truth in (place, other):
         assert min(np.linalg.norm(one - truth) for one in findings) < 2.0
 
 
 def test_two_balls_above_each_other_stay_two():
-    findings = linked(balls(1.0, [((12.0, 30.0, 30.0), 5.0), ((26.0, 30.0, 30.0), 5.0)]))
+    findings = link_boxes(balls(1.0, [((12.0, 30.0, 30.0), 5.0), ((26.0, 30.0, 30.0), 5.0)]))
     assert [round(one.centre_zyx[0]) for one in findings] == [12, 26]
 
 
@@ -389,19 +389,19 @@ def test_the_order_of_slices_and_boxes_does_not_matter(seed, shuffle):
     def said(findings):
         return [(one.centre_zyx, one.box, one.score, one.rpn) for one in findings]
 
-    assert said(linked(turned)) == said(linked(found))
+    assert said(link_boxes(turned)) == said(link_boxes(found))
 
 
 def test_a_box_on_one_slice_alone_is_no_finding_and_a_gap_parts_two():
-    assert linked({3: slice_boxes([SQUARE])}) == []
-    assert linked({3: slice_boxes([SQUARE]), 5: slice_boxes([SQUARE])}) == []
-    assert len(linked({z: slice_boxes([SQUARE]) for z in (1, 2, 4, 5)})) == 2
-    assert linked({1: slice_boxes([SQUARE]), 2: slice_boxes([AWAY])}) == []
-    assert linked({}) == []
+    assert link_boxes({3: slice_boxes([SQUARE])}) == []
+    assert link_boxes({3: slice_boxes([SQUARE]), 5: slice_boxes([SQUARE])}) == []
+    assert len(link_boxes({z: slice_boxes([SQUARE]) for z in (1, 2, 4, 5)})) == 2
+    assert link_boxes({1: slice_boxes([SQUARE]), 2: slice_boxes([AWAY])}) == []
+    assert link_boxes({}) == []
 
 
 def test_the_centre_is_weighed_by_scores_and_areas():
-    (one,) = linked({0: slice_boxes([[0, 0, 20, 10]], [0.9]), 1: slice_boxes([[10, 0, 20, 10]], [0.3])})
+    (one,) = link_boxes({0: slice_boxes([[0, 0, 20, 10]], [0.9]), 1: slice_boxes([[10, 0, 20, 10]], [0.3])})
     first, second = 0.9 * 200, 0.3 * 100
     assert one.centre_zyx == pytest.approx((second / (first + second), (first * 9.5 + second * 14.5) / 210, 4.5))
     assert one.box == (0, 0, 0, 2, 20, 10)
@@ -414,7 +414,7 @@ def test_a_ball_is_as_certain_as_its_surest_boxes_and_a_vessel_is_less(radius, s
     """On voxels of 1 mm. The vessel is as wide as the ball and runs straight or aslant, the disc is flat."""
 
     def certain(boxes):
-        (one,) = linked({z: slice_boxes([box], [score]) for z, box in enumerate(boxes)})
+        (one,) = link_boxes({z: slice_boxes([box], [score]) for z, box in enumerate(boxes)})
         return one.score
 
     middle = np.array(place[1:])
@@ -548,7 +548,7 @@ def test_too_little_memory_takes_fewer_slices_and_says_so():
 
 def test_slices_are_shown_with_their_neighbours_at_the_trained_size():
     hu = np.stack([np.full((64, 70), 100 * z - 1000, np.int16) for z in range(5)])
-    images = stacked(hu, np.array([0, 2]), 3, slice(0, 64), slice(0, 70))
+    images = stack_channels(hu, np.array([0, 2]), 3, slice(0, 64), slice(0, 70))
     assert images.shape == (2, 3, 96, 128)  # 91 and 100 pixels of 0.7 mm, and air up to multiples of 32
     assert (images[:, :, :91, :100].mean(dim=(2, 3)) * 1400 - 1000).tolist() == [
         pytest.approx([-1000, -1000, -900], abs=0.1),
@@ -594,11 +594,11 @@ def test_a_misspelt_attention_is_refused_before_the_data_are_read():
 
 
 def test_weights_of_another_network_are_refused(data, tmp_path):
-    from models.training.lung_nodule.ccfam_fpn.evaluate import read
+    from models.training.lung_nodule.ccfam_fpn.evaluate import load_detector
     from models.weights import packed
 
     with pytest.raises(WeightsError, match="no detector of ccfam_fpn"):
-        read(packed("lung_nodule", "residual_unet_w16"), "cpu")
+        load_detector(packed("lung_nodule", "residual_unet_w16"), "cpu")
 
 
 def test_the_network_serves_as_it_is_judged(slices):
@@ -606,10 +606,10 @@ def test_the_network_serves_as_it_is_judged(slices):
     torch.manual_seed(0)
     net = CCFAMFPN(CCFAMConfig(width=8, depth=(1, 1, 1, 1), proposals=(20, 10), least_score=0.0)).eval()
     windows = [*itertools.islice(Stacks(slices, 3, 64).windows("test"), 4)]
-    every, patients = looked(net, windows)
+    every, patients = detect_all(net, windows)
     assert patients == [one.patient for one in windows]
     for one, window in zip(every, windows, strict=True):
-        (alone,), _ = looked(net, [window])
+        (alone,), _ = detect_all(net, [window])
         assert np.allclose(alone.scores, one.scores, atol=1e-5)
         assert np.array_equal(one.truth, window.boxes)
 
@@ -822,7 +822,7 @@ def test_a_window_without_nodule_shows_nothing_mirrored(monkeypatch):
     for name in ("jittered", "window"):
         monkeypatch.setattr(f"models.training.lung_nodule.ccfam_fpn.data.{name}", lambda hu, *_random: hu)
     hu = (torch.arange(128.0)[:, None] + 1000 * torch.arange(128.0)).expand(64, 3, 128, 128)
-    batch = varied(hu, torch.zeros(64, 128, 128, dtype=torch.bool), 96, np.random.default_rng(0), negatives=0.0)
+    batch = vary(hu, torch.zeros(64, 128, 128, dtype=torch.bool), 96, np.random.default_rng(0), negatives=0.0)
     assert not batch["boxes"].any()
     inner = batch["image"][:, :, 8:-8, 8:-8]
     for steps in (inner.diff(dim=2), inner.diff(dim=3)):

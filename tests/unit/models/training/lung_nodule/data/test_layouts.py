@@ -33,13 +33,13 @@ from models.training.evaluation.tables import Row
 from models.training.files import LOCK
 from models.training.layouts import UnknownLayout
 from models.training.lung_nodule.data import hounsfield, lidc, luna
-from models.training.lung_nodule.data.crops import Cut, keep, kept, one_by_one
+from models.training.lung_nodule.data.crops import Cut, keep, load_crops, one_by_one
 from models.training.lung_nodule.data.hounsfield import Population, ranges_of
 from models.training.lung_nodule.data.slices import (
     NEGATIVES,
     STRIP,
     Slices,
-    read,
+    read_any,
     split_of,
     split_patients,
     stored_split,
@@ -223,7 +223,7 @@ WRITERS = {"LIDC-IDRI": as_lidc, "pylidc": as_pylidc, "LUNA16": as_luna}
 @pytest.mark.parametrize("layout", WRITERS)
 def test_marks_land_on_the_right_pixels(layout: str, chest: Chest, tmp_path: Path) -> None:
     WRITERS[layout](tmp_path / "data", chest)
-    crops = read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
+    crops = read_any(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
     truth = chest.votes
     large = np.logical_or.reduce([masks[0] for masks in chest.readers]) & ~chest.hole
     marked = np.flatnonzero(large.any(axis=(1, 2)))
@@ -260,13 +260,13 @@ def sets(cache: Path) -> list[Path]:
 
 def test_crops_are_cut_once_and_found_again(tmp_path: Path, chest: Chest, monkeypatch: pytest.MonkeyPatch) -> None:
     as_lidc(tmp_path / "data", chest)
-    first = read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
+    first = read_any(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
     with monkeypatch.context() as patch:
         patch.setattr(lidc, "read_ct", lambda files: pytest.fail("the scan was read again"))
-        again = read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
+        again = read_any(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
     np.testing.assert_array_equal(first.images, again.images)
     (tmp_path / "data" / "LIDC-IDRI" / "P-1" / "note.txt").write_text("changed")
-    read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
+    read_any(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
     assert len(sets(tmp_path / "cache")) == 2  # another listing, other crops; nothing half-written left
 
 
@@ -275,7 +275,7 @@ def test_a_broken_scan_is_left_out_and_named(tmp_path: Path, chest: Chest, caplo
     images = sorted((tmp_path / "data").rglob("*.dcm"))
     images[5].unlink()  # a gap
     with pytest.raises(ValueError, match="no crop could be cut"):
-        read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
+        read_any(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
     assert f"series {uid} left out: slices are" in caplog.text
     assert sets(tmp_path / "cache") == []
 
@@ -303,7 +303,7 @@ def test_a_scan_that_fails_is_left_out_whole_and_the_others_are_kept(
         ("1.6", "B", partial(some, "B", count=2)),
     ]
     keep(tmp_path / "crops", one_by_one(scans), 4)
-    crops = kept(tmp_path / "crops")
+    crops = load_crops(tmp_path / "crops")
     assert crops.nodules == ["A/nodule-0"] * 3 + ["A/nodule-1"] + ["B/nodule-0"] * 2
     assert crops.images[:, 0, 0].tolist() == [0, 0, 0, 1, 0, 0]
     left_out = json.loads((tmp_path / "crops" / "about.json").read_text())["left_out"]
@@ -322,7 +322,7 @@ def test_whatever_cutting_a_scan_meets_is_said_in_every_layout(
     WRITERS[layout](tmp_path / "data", chest)
     monkeypatch.setattr(lidc, "find_lungs", lambda volume: {}[volume.headers or "P-1"])  # in the midst of a scan
     with pytest.raises(ValueError, match="no crop could be cut"):
-        read(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
+        read_any(tmp_path / "data", size=SIZE, cache=tmp_path / "cache")
     assert re.search(r"series [\d.]+ left out: \w+Error in lidc\.py, line \d+", caplog.text)
     assert "P-1" not in caplog.text
 
@@ -350,7 +350,7 @@ def test_a_spoilt_xml_costs_its_scan_only(
     whole = path.read_text()
     path.write_text(whole.replace("<xCoord>", "<xCoord>?", 1) if text is None else whole[: whole.index("<roi>")] + text)
     with pytest.raises(ValueError, match="no crop could be cut"):
-        read(tmp_path, size=SIZE, cache=tmp_path.parent / "cache")
+        read_any(tmp_path, size=SIZE, cache=tmp_path.parent / "cache")
     assert f"series {uid} left out: {path.name}" in caplog.text
     assert why in caplog.text
 
@@ -367,7 +367,7 @@ def test_a_table_of_whole_cts_has_rows_of_crops_of_any_size(tmp_path: Path) -> N
     result = study.result(row, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "row.json").read_text())["config"]["crop"] == 160
     assert result.figures["TP"].value + result.figures["FN"].value == len(study.first.slices.index["test"])
-    assert sorted(kept(folder).images.shape[1] for folder in sets(tmp_path / "cache")) == [128, 160]
+    assert sorted(load_crops(folder).images.shape[1] for folder in sets(tmp_path / "cache")) == [128, 160]
     weights, cache = [tmp_path / "run" / "row.safetensors"], tmp_path / "cache"
     judgement = evaluate(tmp_path / "data", paths=weights, cache=cache)  # as the command does
     assert judgement.choices["crop"] == 160
@@ -415,30 +415,30 @@ def test_readings_are_grouped_as_pylidc_does(tmp_path: Path, chest: Chest) -> No
 def test_patients_of_luna_come_from_tcia(tmp_path: Path, chest: Chest) -> None:
     as_luna(tmp_path / "data", chest)
     (tmp_path / "data" / "metadata.csv").write_text("Series UID,Subject ID\n1.2.3.4,LIDC-IDRI-0042\n")
-    assert set(read(tmp_path / "data", size=SIZE, cache=tmp_path / "c").patients) == {"LIDC-IDRI-0042"}
+    assert set(read_any(tmp_path / "data", size=SIZE, cache=tmp_path / "c").patients) == {"LIDC-IDRI-0042"}
     rows = (tmp_path / "data" / "annotations.csv").read_text().splitlines()
     uid, x, y, z, _ = rows[1].split(",")
     (tmp_path / "data" / "annotations.csv").write_text(f"{rows[0]}\n{uid},{x},{y},{float(z) + 9},9.0\n")  # elsewhere
     with pytest.raises(ValueError, match="no crop could be cut"):
-        read(tmp_path / "data", size=SIZE, cache=tmp_path / "c")
+        read_any(tmp_path / "data", size=SIZE, cache=tmp_path / "c")
     with pytest.raises(Exception, match="cannot be read"):
         luna.read_mhd(tmp_path / "missing.mhd")
 
 
 def test_an_unknown_layout_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UnknownLayout, match="does not exist"):
-        read(tmp_path / "nowhere")
+        read_any(tmp_path / "nowhere")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.dcm").touch()
     (tmp_path / "a" / "notes.txt").touch()
     with pytest.raises(UnknownLayout, match=r"(?s)1 \.dcm, 0 \.mhd and 0 \.xml files.*annotations\.csv"):
-        read(tmp_path / "a")
+        read_any(tmp_path / "a")
     shutil.make_archive(str(tmp_path / "scans"), "zip", tmp_path / "a")
     with pytest.raises(UnknownLayout, match="unpack a zip of scans"):
-        read(tmp_path / "scans.zip")
+        read_any(tmp_path / "scans.zip")
     (tmp_path / "text").write_text("x")
     with pytest.raises(UnknownLayout, match="neither a folder nor a zip"):
-        read(tmp_path / "text")
+        read_any(tmp_path / "text")
 
 
 # ---------------------------------------------------------------------------------------------- sets of crops
@@ -469,14 +469,16 @@ def test_a_zip_and_its_folder_hold_the_same(tmp_path: Path) -> None:
     write_crops(tmp_path / "in" / "crops", ["A", "B"])
     shutil.make_archive(str(tmp_path / "nested"), "zip", tmp_path / "in")  # with its outer folder
     shutil.make_archive(str(tmp_path / "flat"), "zip", tmp_path / "in" / "crops")
-    one, *others = (read(path) for path in (tmp_path / "in" / "crops", tmp_path / "nested.zip", tmp_path / "flat.zip"))
+    one, *others = (
+        read_any(path) for path in (tmp_path / "in" / "crops", tmp_path / "nested.zip", tmp_path / "flat.zip")
+    )
     for other in others:
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.votes, other.votes)
         np.testing.assert_array_equal(one.ranges, other.ranges)
         assert (one.patients, one.nodules) == (other.patients, other.nodules)
     with pytest.raises(UnknownLayout, match="64 x 64 is wanted"):
-        read(tmp_path / "flat.zip", size=64)
+        read_any(tmp_path / "flat.zip", size=64)
 
 
 @pytest.mark.parametrize(
@@ -492,14 +494,14 @@ def test_a_crop_unlike_the_others_is_refused_by_name(tmp_path: Path, name: str, 
     write_crops(tmp_path, ["A"])
     Image.fromarray(pixels).save(tmp_path / "A" / "nodule-0" / name)
     with pytest.raises(UnknownLayout, match=f"{name} holds"):
-        read(tmp_path)
+        read_any(tmp_path)
 
 
 def test_a_known_crop_keeps_its_range_and_another_of_its_name_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_crops(tmp_path / "set", ["A"])
-    images = read(tmp_path / "set").images
+    images = read_any(tmp_path / "set").images
     table = tmp_path / "hu_range.csv"
     table.write_text(
         "crop,crc32,hu_of_0,hu_of_255,found_by\n"
@@ -507,11 +509,11 @@ def test_a_known_crop_keeps_its_range_and_another_of_its_name_is_fitted(
         f"A/nodule-0/slice-1,{hounsfield.checksum(images[0])},-999,777,match\n"  # other pixels
     )
     monkeypatch.setattr(hounsfield, "HU_RANGE", table)
-    ranges = read(tmp_path / "set").ranges
+    ranges = read_any(tmp_path / "set").ranges
     assert ranges is not None
     assert ranges[0].tolist() == [-999, 777]
     assert ranges[1].tolist() != [-999, 777]
-    assert ranges[1].tolist() == list(Population.stored().fit(images[1]))
+    assert ranges[1].tolist() == list(Population.load().fit(images[1]))
 
 
 def test_the_stored_population_calibrates_strangers() -> None:
@@ -610,7 +612,7 @@ def test_real_crops_are_found_by_name_in_any_order(shared_data: Path, tmp_path: 
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    crops = read(tmp_path)
+    crops = read_any(tmp_path)
     with hounsfield.HU_RANGE.open() as file:
         stored = {row["crop"]: row for row in csv.DictReader(file)}
     for row, (low, high), votes in zip(rows, crops.ranges, crops.votes, strict=True):

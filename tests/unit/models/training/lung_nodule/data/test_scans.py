@@ -19,7 +19,7 @@ from models.phantoms import Lesion as PhantomLesion
 from models.phantoms import Truth, chest_ct
 from models.read import Volume, read_ct
 from models.training.layouts import UnknownLayout
-from models.training.lung_nodule.data.scans import Lesion, Scan, Scans, store, stored
+from models.training.lung_nodule.data.scans import Lesion, Scan, Scans, load_scan, store
 from models.training.lung_nodule.data.slices import stored_split
 
 spacings = st.tuples(*[st.sampled_from([0.45, 0.6, 0.7, 1.0, 1.25, 2.5, 5.0])] * 3)
@@ -107,7 +107,7 @@ def same(one: Scan, other: Scan) -> bool:
 def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     store(tmp_path / "a.npz", made_up())
     store(tmp_path / "b.npz", made_up())
-    assert same(stored(tmp_path / "a.npz"), made_up())
+    assert same(load_scan(tmp_path / "a.npz"), made_up())
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     assert [path.name for path in tmp_path.glob("*.new")] == []
 

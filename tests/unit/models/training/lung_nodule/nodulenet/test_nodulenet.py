@@ -34,10 +34,10 @@ from models.training.lung_nodule.nodulenet.data import (
     Prepared,
     PreparedScans,
     View,
-    batched,
     crops,
     cut_out,
-    degraded,
+    degrade,
+    make_batches,
     random_matrix,
     thicker,
     view_of,
@@ -134,14 +134,14 @@ def test_thick_slices_are_means_and_stay_in_place(voxels):
 def test_a_degraded_crop_is_darker_lung_or_noisier_but_its_outside_stays():
     image = network_input(torch.full((1, 24, 24, 24), 50.0))
     image[:, :, :8] = network_input(torch.tensor(OUTSIDE))
-    worse = [degraded(image, np.random.default_rng(seed)) for seed in range(8)]
+    worse = [degrade(image, np.random.default_rng(seed)) for seed in range(8)]
     for one in worse:
         assert torch.equal(one[:, :, :8], image[:, :, :8])
         change = (one - image)[:, :, 10:]
         assert abs(change.mean()) < 0.04
         assert change.std() < 0.07
     assert len({float(one.mean()) for one in worse}) == 8
-    assert torch.equal(worse[3], degraded(image, np.random.default_rng(3)))
+    assert torch.equal(worse[3], degrade(image, np.random.default_rng(3)))
 
 
 @settings(max_examples=12, deadline=None)
@@ -206,7 +206,7 @@ def test_crops_follow_from_their_seed_and_every_nodule_has_its_turn(tmp_path):
         )
     )
     assert loads == ["a"]  # prepared once, kept
-    batches = list(batched(iter(one), 3))
+    batches = list(make_batches(iter(one), 3))
     assert len(batches) == 1  # whole ones only
     assert batches[0]["image"].shape == (3, 1, 32, 32, 32)
     assert batches[0]["boxes"].shape[::2] == (3, 6)
@@ -391,7 +391,7 @@ def learnt():
     config = recipe.Config(width=4, fpn=True)
     net = channels_last(NoduleNet(NoduleNetConfig(4, focal=True, fpn=True))).train()
     scan = scan_with([(30, 34, 28)])
-    batch = next(batched(iter([cut_out(Prepared.of(scan), View(np.array([31.5] * 3), np.eye(3), 64))]), 1))
+    batch = next(make_batches(iter([cut_out(Prepared.of(scan), View(np.array([31.5] * 3), np.eye(3), 64))]), 1))
     optimiser = torch.optim.AdamW(net.parameters(), 3e-3)
     runtime, said = Runtime.choose("cpu"), []
     for step in range(120):
