@@ -18,8 +18,10 @@ from typing import cast
 
 import torch
 
+from models.training.export import Origin, export
 from models.training.recipe import RecipeModule
-from models.training.train import RECIPES, Origin, changed, configured, export, half_precision
+from models.training.train import RECIPES, configured
+from models.training.trainer import changed, half_precision
 from models.weights import WeightsError
 
 

@@ -27,7 +27,8 @@ from models.training.breast_us.recipe import BreastRecipe, Config, Stage, divide
 from models.training.breast_us.triple_files import attach
 from models.training.files import write_text
 from models.training.recipe import Recipe
-from models.training.train import RECIPES, changes_of, configured, train
+from models.training.train import RECIPES, changes_of, configured
+from models.training.trainer import train
 from models.weights import WeightsError
 
 PLANS: Mapping[str, tuple[Stage, ...]] = {

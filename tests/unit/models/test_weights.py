@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from models import weights
+from models.training.export import export
 from models.training.recipe import TrainConfig
-from models.training.train import export
 from models.weights import WeightsError
 
 

@@ -26,7 +26,8 @@ from models.training.lung_nodule.ccfam_fpn.evaluate import load_detector, seen
 from models.training.lung_nodule.ccfam_fpn.recipe import Config, DetectorRecipe
 from models.training.lung_nodule.residual_unet.tables import phantom_crops
 from models.training.plots import save_grid
-from models.training.train import configured, train
+from models.training.train import configured
+from models.training.trainer import train
 
 FIGURES = {"AP@0.5": ".4f", "AR@[.5:.95]": ".4f", "Jaccard": ".2f", "F1": ".2f"}
 SEEDS = 3  # trainings of each row

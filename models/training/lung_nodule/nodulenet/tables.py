@@ -16,7 +16,8 @@ from models.training.evaluation.metrics import Interval, count_words
 from models.training.evaluation.tables import Result, Row, Study, Table
 from models.training.lung_nodule.nodulenet.evaluate import ALONE, MEAN, SECOND, evaluate
 from models.training.lung_nodule.nodulenet.recipe import Config, NoduleNetRecipe
-from models.training.train import configured, train
+from models.training.train import configured
+from models.training.trainer import train
 
 FIGURES = {
     f"{ALONE}: CPM": ".3f",

@@ -29,7 +29,8 @@ from models.training.lung_nodule.data.crops import index_of
 from models.training.lung_nodule.residual_unet import recipe as lung
 from models.training.lung_nodule.residual_unet.evaluate import load_ensemble, look, rule
 from models.training.plots import save_grid
-from models.training.train import configured, train
+from models.training.train import configured
+from models.training.trainer import train
 
 FIGURES = {
     "IoU, all slices": ".3f",

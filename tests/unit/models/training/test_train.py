@@ -22,13 +22,14 @@ from torch import nn
 
 from models import weights
 from models.training import soup
-from models.training import train as training
 from models.training.breast_us import recipe as breast
+from models.training.export import export
 from models.training.lung_nodule.residual_unet import recipe as lung
 from models.training.plots import curves, save_grid, training_curves
 from models.training.recipe import TrainConfig
 from models.training.soup import blended
-from models.training.train import configured, export, rate, train
+from models.training.train import configured
+from models.training.trainer import rate, save_state, train
 from models.weights import WeightsError
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -133,13 +134,13 @@ def test_a_process_killed_in_an_epoch_resumes_to_the_same_result(tmp_path, whole
 
 
 def test_killed_between_the_log_and_the_state_an_epoch_stands_in_the_log_once(tmp_path, whole, monkeypatch):
-    def save(path, state, really=training.save_state):
+    def save(path, state, really=save_state):
         if state["epoch"] == 2:
             raise KeyboardInterrupt
         really(path, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_state", save)
+        patch.setattr("models.training.trainer.save_state", save)
         with pytest.raises(KeyboardInterrupt):
             train(Line(), tmp_path, console=quiet())
     train(Line(), tmp_path, resume=True, console=quiet())
@@ -165,7 +166,7 @@ def test_killed_within_an_export_weights_never_stand_beside_the_json_of_others_u
         really(new, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("models.files.os.replace", replace)
+        patch.setattr("models.training.files.os.replace", replace)
         with pytest.raises(Killed):
             train(Line(), tmp_path, console=quiet())
     path = tmp_path / "line.safetensors"
@@ -193,14 +194,14 @@ def test_killed_while_a_file_is_written_its_former_is_whole(tmp_path, name, monk
             raise Killed
         really(new, path)
 
-    monkeypatch.setattr("models.files.os.replace", replace)
+    monkeypatch.setattr("models.training.files.os.replace", replace)
     with pytest.raises(Killed):
         train(Line(epochs=4), tmp_path, resume=True, console=quiet())
     assert [before] == kept == [(tmp_path / name).read_bytes()]
 
 
 def test_half_precision_with_a_scaled_loss_learns_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "half_precision", lambda device, wanted: torch.float16)
+    monkeypatch.setattr("models.training.trainer.half_precision", lambda device, wanted: torch.float16)
     path = train(Line(), tmp_path / "whole", console=quiet())
     with pytest.raises(KeyboardInterrupt):
         train(Line(stop_after=(2, 3)), tmp_path / "killed", console=quiet())

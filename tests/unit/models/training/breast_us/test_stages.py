@@ -25,7 +25,7 @@ from models.training.breast_us.fold_splits import rotation
 from models.training.breast_us.recipe import BreastRecipe, Config
 from models.training.breast_us.stages import as_good, train_stages
 from models.training.breast_us.triple_files import attach, note
-from models.training.train import train
+from models.training.trainer import train
 from models.weights import WeightsError, load
 
 TINY = Config(

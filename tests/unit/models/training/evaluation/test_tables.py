@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from models.nets.breast_triple import ClassificationNet, TripleConfig
-from models.training import train as training
 from models.training.breast_us import tables as breast
 from models.training.breast_us.recipe import Config as BreastConfig
 from models.training.evaluation import tables
@@ -17,7 +16,8 @@ from models.training.evaluation.metrics import Interval
 from models.training.evaluation.tables import Result, Row, Table, digest
 from models.training.lung_nodule.residual_unet import recipe as lung
 from models.training.lung_nodule.residual_unet.tables import BUDGETS, TABLES, phantom_crops
-from models.training.train import configured, train
+from models.training.train import configured
+from models.training.trainer import train
 from tests.unit.models.training.test_train import Line, quiet
 
 
@@ -58,7 +58,7 @@ EPOCH_S = 30
 
 def test_a_killed_table_goes_on_and_trains_nothing_twice(tmp_path, monkeypatch):
     clock = itertools.count(step=EPOCH_S)  # looked at when an epoch begins, and when it has been learnt
-    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("models.training.trainer.time.monotonic", lambda: float(next(clock)))
     out, runs = tmp_path / "out", tmp_path / "runs"
     with pytest.raises(KeyboardInterrupt):
         tables.run(Lines(stop="fast"), out, runs, quiet())

@@ -40,7 +40,8 @@ from models.training.lung_nodule.ccfam_fpn.tables import BUDGETS, FIGURES, TABLE
 from models.training.lung_nodule.data.scans import Lesion, Scan, Scans
 from models.training.lung_nodule.data.slices import Slices
 from models.training.recipe import TrainConfig
-from models.training.train import configured, train
+from models.training.train import configured
+from models.training.trainer import train
 from models.weights import WeightsError
 from tests.scan_sets import scan_set
 

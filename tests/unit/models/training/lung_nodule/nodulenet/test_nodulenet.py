@@ -48,7 +48,7 @@ from models.training.lung_nodule.nodulenet.losses import box_loss, class_loss, f
 from models.training.lung_nodule.nodulenet.recipe import NoduleNetRecipe
 from models.training.lung_nodule.nodulenet.tables import study
 from models.training.lung_nodule.nodulenet.targets import NEGATIVE, NEITHER, POSITIVE, label_anchors, sample_rois
-from models.training.train import train
+from models.training.trainer import train
 from tests.scan_sets import scan_set
 
 

@@ -20,6 +20,7 @@ from models.runtime import Runtime
 from models.training.evaluation import evaluate as command
 from models.training.evaluation.ensemble import DIHEDRAL, Ensemble
 from models.training.evaluation.metrics import iou
+from models.training.export import Origin, export
 from models.training.lung_nodule.data.slices import NEGATIVES, stored_split
 from models.training.lung_nodule.residual_unet.evaluate import (
     Looked,
@@ -32,7 +33,6 @@ from models.training.lung_nodule.residual_unet.evaluate import (
 )
 from models.training.lung_nodule.residual_unet.recipe import Config, NoduleRecipe, middle
 from models.training.lung_nodule.residual_unet.slice_outcomes import CENTRE_PX, central, outcomes
-from models.training.train import Origin, export
 from models.weights import packed
 
 
