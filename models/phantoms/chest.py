@@ -122,22 +122,28 @@ def chest_ct(
     moved[:3, 3] = origin_mm
     affine = moved @ grid.affine
 
-    folder.mkdir(parents=True, exist_ok=True)
     numbers = {
         "ascending": np.arange(slices),
         "descending": np.arange(slices)[::-1],
         "shuffled": rng.permutation(slices),
-    }
-    names = rng.permutation(slices)
-    files = []
-    for z in range(slices):
-        image = ct_dicom(hu[z], affine, z, orientation, patient_id=patient_id, series=series)
-        image.InstanceNumber = int(numbers[order][z]) + 1
-        image.StudyDate = image.SeriesDate = image.AcquisitionDate = image.ContentDate = study_date
-        files.append(folder / f"ct_{names[z] + 1:04d}.dcm")
-        image.save_as(files[-1], enforce_file_format=True)
+    }[order]
+    images = [ct_dicom(hu[z], affine, z, orientation, patient_id=patient_id, series=series) for z in range(slices)]
+    files = _written(folder, images, numbers, rng.permutation(slices), study_date)
     placed = moved if pose is None else moved @ pose
-    return Truth(tuple(files), tuple(ball_lesion(ball, body, placed) for ball in balls))
+    return Truth(files, tuple(ball_lesion(ball, body, placed) for ball in balls))
+
+
+def _written(
+    folder: Path, images: Sequence[Dataset], numbers: np.ndarray, names: np.ndarray, study_date: str
+) -> tuple[Path, ...]:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for image, number, name in zip(images, numbers.tolist(), names.tolist(), strict=True):
+        image.InstanceNumber = number + 1
+        image.StudyDate = image.SeriesDate = image.AcquisitionDate = image.ContentDate = study_date
+        files.append(folder / f"ct_{name + 1:04d}.dcm")
+        image.save_as(files[-1], enforce_file_format=True)
+    return tuple(files)
 
 
 def chest_volume(

@@ -117,29 +117,41 @@ class DimseDestination:
         contexts = {form.context for choice in choices for form in choice.left}
         if not contexts:
             raise Undeliverable(f"{self.peer}: {'; '.join(choice.refusal() for choice in choices)}")
-        receipts: list[Receipt] = []
-        outcomes: set[Outcome | None] = set()
+        answers: list[tuple[Receipt, Outcome | None]] = []
         try:
             with _association(self.peer, contexts) as opened:
                 accepted = _accepted(opened)
                 why_not = dict.fromkeys(contexts - accepted, "no answer to this one") | why_not_accepted(opened)
-                self._remember(accepted & contexts, why_not, now)
-                _leave_out(choices, why_not)
-                _may_go_on(choices, refused)
+                self._heed(accepted & contexts, why_not, choices, refused, now)
                 numbers, sent = count(1), dict[Path, tuple[Path, ...]]()
                 for choice in choices:
-                    for receipt, outcome in self._send(package, choice, sent, opened, numbers, now):
-                        receipts.append(receipt)
-                        outcomes.add(outcome)
+                    for answer in self._send(package, choice, sent, opened, numbers, now):
+                        answers.append(answer)  # at once: what was sent before it broke off counts
         except NoneAccepted as error:
-            self._remember(set(), error.why, now)
-            _leave_out(choices, error.why)
-            _may_go_on(choices, refused)
+            self._heed(set(), error.why, choices, refused, now)
             raise
         except _BrokeOff as error:
-            raise Deferred(_broke_off(self.peer, len(receipts), expected), receipts) from error
+            raise Deferred(_broke_off(self.peer, len(answers), expected), _receipts(answers)) from error
         except TryAgain as error:
-            raise Deferred(str(error), receipts) from error
+            raise Deferred(str(error), _receipts(answers)) from error
+        return self._concluded(answers)
+
+    def _heed(
+        self,
+        accepted: set[Context],
+        why_not: Mapping[Context, str],
+        choices: Sequence[Choice],
+        refused: Mapping[Context, str],
+        now: Now,
+    ) -> None:
+        """Remember what was negotiated and leave out what was not accepted. Raises _AskAgain when nothing is left."""
+        self._remember(accepted, why_not, now)
+        _leave_out(choices, why_not)
+        _may_go_on(choices, refused)
+
+    def _concluded(self, answers: Sequence[tuple[Receipt, Outcome | None]]) -> list[Receipt]:
+        """The receipts. Raises Deferred or Undeliverable, which carry them, when one of them says so."""
+        receipts, outcomes = _receipts(answers), {outcome for _, outcome in answers}
         refusals = "; ".join(receipt.text for receipt in receipts if not receipt.stored)
         if Outcome.AGAIN in outcomes:
             raise Deferred(f"{self.peer}: {refusals}", receipts)
@@ -280,6 +292,10 @@ def _c_store(opened: Association, each: Outgoing, number: int) -> Dataset:
     if "Status" not in status:
         raise _BrokeOff
     return status
+
+
+def _receipts(answers: Sequence[tuple[Receipt, Outcome | None]]) -> list[Receipt]:
+    return [receipt for receipt, _ in answers]
 
 
 def _broke_off(peer: Peer, done: int, of: int) -> str:

@@ -137,35 +137,40 @@ def markdown(study: Study, results: Mapping[str, Any], pictures: Sequence[Path] 
     """Every table of the study: each figure of the paper beside ours with its interval, rows without a result too."""
     parts = [f"# {study.title}", study.about]
     for table in study.tables:
-        parts.append(f"## {table.title}")
-        if table.note:
-            parts.append(table.note)
-        shown = {
-            name: form
-            for name, form in study.figures.items()
-            if any(name in row.paper for row in table.rows)
-            or any(name in results[key]["figures"] for key in _keys(study, table) if key in results)
-        }
-        stated = {name for row in table.rows for name in row.paper}
-        columns = [[f"{name}, paper", f"{name}, here"] if name in stated else [name] for name in shown]
-        head = ["", *(cell for pair in columns for cell in pair), "parameters", "seconds"]
-        lines = []
-        for row in table.rows:
-            made = results.get(_key(study, row))
-            cells = [row.name]
-            for name, form in shown.items():
-                if name in stated:
-                    cells.append(format(row.paper[name], form) if name in row.paper else "")
-                cells.append(cell(made["figures"].get(name), form) if made else row.why_not or "not run yet")
-            facts = made["facts"] if made else {}
-            cells += [f"{facts['parameters']:,}".replace(",", " ") if "parameters" in facts else ""]
-            lines.append([*cells, str(made["seconds"]) if made else ""])
-        parts.append(sheet(head, lines))
-        made_rows = {row.name: results[key] for row in table.rows if (key := _key(study, row)) in results}
-        if table.verdict and made_rows:
-            parts.append(table.verdict({name: made["figures"] for name, made in made_rows.items()}))
+        parts += _section(study, table, results)
     parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def _section(study: Study, table: Table, results: Mapping[str, Any]) -> list[str]:
+    """The paragraphs of one table: its heading, note, sheet and verdict."""
+    shown = {
+        name: form
+        for name, form in study.figures.items()
+        if any(name in row.paper for row in table.rows)
+        or any(name in results[key]["figures"] for key in _keys(study, table) if key in results)
+    }
+    stated = {name for row in table.rows for name in row.paper}
+    columns = [[f"{name}, paper", f"{name}, here"] if name in stated else [name] for name in shown]
+    head = ["", *(each for pair in columns for each in pair), "parameters", "seconds"]
+    made = {row.name: results[key] for row in table.rows if (key := _key(study, row)) in results}
+    lines = [_line(row, made.get(row.name), shown, stated) for row in table.rows]
+    parts = [f"## {table.title}", *([table.note] if table.note else []), sheet(head, lines)]
+    if table.verdict and made:
+        parts.append(table.verdict({name: each["figures"] for name, each in made.items()}))
+    return parts
+
+
+def _line(row: Row, made: Mapping[str, Any] | None, shown: Mapping[str, str], stated: set[str]) -> list[str]:
+    """The cells of one row: its name, each figure (the paper's before ours where the table has any), what it cost."""
+    cells = [row.name]
+    for name, form in shown.items():
+        if name in stated:
+            cells.append(format(row.paper[name], form) if name in row.paper else "")
+        cells.append(cell(made["figures"].get(name), form) if made else row.why_not or "not run yet")
+    facts = made["facts"] if made else {}
+    cells.append(f"{facts['parameters']:,}".replace(",", " ") if "parameters" in facts else "")
+    return [*cells, str(made["seconds"]) if made else ""]
 
 
 def _keys(study: Study, table: Table) -> list[str]:

@@ -299,57 +299,81 @@ def cut_scan(
     slice of it a window elsewhere in the lungs, as far as no reader marked anything there. Votes are those of all
     readers on everything in view. Nodules are numbered from `first`.
     """
-    large = [reading for reading in readings if reading.outlined]
-    points = [(slice_of(c, volume), *c.points[0]) for r in readings if not r.outlined for c in r.contours]
-    drawn = [masks(reading, volume) for reading in large]
-    groups = same_nodule(large, volume, tolerance_mm or volume.spacing_mm[0]) if large else []
-    bits: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(volume.hu.shape[1:], np.uint8))
-    for group in groups:
-        for place, i in enumerate(group):
-            reader = large[i].reader
-            for z, mask in drawn[i].items():
-                bits[z] |= mask.astype(np.uint8) << ((place if reader is None else reader) % 8)
-    empty = np.zeros(volume.hu.shape[1:], np.uint8)
-    lungs: np.ndarray | None = None
+    marks = _Marks(volume, readings, size, tolerance_mm)
     random = np.random.default_rng(zlib.crc32(f"{patient} {first}".encode()))
+    lungs: np.ndarray | None = None
 
     def cut(name: str, z: int, row: float, column: float) -> Cut:
         hu = window(volume.hu[z], row, column, size, AIR_HU)
-        return Cut(patient, f"{patient}/{name}", hu, np.bitwise_count(window(bits.get(z, empty), row, column, size, 0)))
-
-    def unmarked(z: int, row: float, column: float) -> bool:
-        near = (abs(r - row) <= size / 2 and abs(c - column) <= size / 2 for k, r, c in points if k == z)
-        return not window(bits.get(z, empty), row, column, size, 0).any() and not any(near)
+        return Cut(patient, f"{patient}/{name}", hu, np.bitwise_count(marks.readers_of(z, row, column)))
 
     number = first
-    for group in groups:
-        marked = sorted({z for i in group for z in drawn[i]})
-        if not marked:
+    for group in marks.groups:
+        marked, middle = marks.extent(group)
+        if not marked or not is_nodule(middle, marks.count_readers(group)):
             continue
-        where = np.concatenate(
-            [np.column_stack([np.full(m.sum(), z), *np.nonzero(m)]) for i in group for z, m in drawn[i].items()]
-        )
-        low, high = where.min(axis=0), where.max(axis=0)
-        middle = (low + high) / 2
-        readers = len({place if large[i].reader is None else large[i].reader for place, i in enumerate(group)})
-        if not is_nodule((float(middle[0]), float(middle[1]), float(middle[2])), readers):
-            continue
-        row, column = float(middle[1]), float(middle[2])
-        beyond = [*range(marked[0] - BEYOND, marked[0]), *range(marked[-1] + 1, marked[-1] + 1 + BEYOND)]
+        _, row, column = middle
         for z in marked:
             yield cut(f"nodule-{number}", z, row, column)
-        for z in beyond:
-            if 0 <= z < len(volume.hu) and unmarked(z, row, column):
+        for z in [*range(marked[0] - BEYOND, marked[0]), *range(marked[-1] + 1, marked[-1] + 1 + BEYOND)]:
+            if 0 <= z < len(volume.hu) and marks.none_at(z, row, column):
                 yield cut(f"nodule-{number}", z, row, column)
-        if lungs is None:
-            lungs = lungs_of(volume)
+        lungs = lungs_of(volume) if lungs is None else lungs
         for z in marked[::2]:
             places = np.argwhere(lungs[z])
-            for place in places[random.permutation(len(places))[:20]]:
-                if unmarked(z, *place):
-                    yield cut(f"lung-{number}", z, *place)
-                    break
+            tried = (places[i] for i in random.permutation(len(places))[:20])
+            if (place := next((each for each in tried if marks.none_at(z, *each)), None)) is not None:
+                yield cut(f"lung-{number}", z, *place)
         number += 1
+
+
+class _Marks:
+    """What all readers marked on a scan: outlines, a bit for each reader, and the points of what they did not outline.
+
+    groups   for each physical nodule the indices of its outlines
+    """
+
+    def __init__(self, volume: Volume, readings: Sequence[Reading], size: int, tolerance_mm: float | None) -> None:
+        self.size = size
+        self.large = [reading for reading in readings if reading.outlined]
+        self.points = [(slice_of(c, volume), *c.points[0]) for r in readings if not r.outlined for c in r.contours]
+        self.drawn = [masks(reading, volume) for reading in self.large]
+        self.groups = same_nodule(self.large, volume, tolerance_mm or volume.spacing_mm[0]) if self.large else []
+        self.empty = np.zeros(volume.hu.shape[1:], np.uint8)
+        self.bits: dict[int, np.ndarray] = defaultdict(self.empty.copy)
+        for group in self.groups:
+            for place, i in enumerate(group):
+                for z, mask in self.drawn[i].items():
+                    self.bits[z] |= mask.astype(np.uint8) << (self._reader(place, i) % 8)
+
+    def _reader(self, place: int, i: int) -> int:
+        """Who drew outline i, the one at this place of its group: files without names of readers keep their order."""
+        reader = self.large[i].reader
+        return place if reader is None else reader
+
+    def count_readers(self, group: Sequence[int]) -> int:
+        return len({self._reader(place, i) for place, i in enumerate(group)})
+
+    def extent(self, group: Sequence[int]) -> tuple[list[int], tuple[float, float, float]]:
+        """The slices on which a nodule is outlined, and the middle (z, row, column) of its box; no slice: none is."""
+        slices = sorted({z for i in group for z in self.drawn[i]})
+        if not slices:
+            return [], (np.nan, np.nan, np.nan)
+        where = np.concatenate(
+            [np.column_stack([np.full(m.sum(), z), *np.nonzero(m)]) for i in group for z, m in self.drawn[i].items()]
+        )
+        z, row, column = ((where.min(axis=0) + where.max(axis=0)) / 2).tolist()
+        return slices, (z, row, column)
+
+    def readers_of(self, z: int, row: float, column: float) -> np.ndarray:
+        """uint8 (size, size): which readers outlined each pixel round a place, a bit for each."""
+        return window(self.bits.get(z, self.empty), row, column, self.size, 0)
+
+    def none_at(self, z: int, row: float, column: float) -> bool:
+        """Did nobody mark anything in the window round a place?"""
+        half = self.size / 2
+        near = (abs(r - row) <= half and abs(c - column) <= half for k, r, c in self.points if k == z)
+        return not self.readers_of(z, row, column).any() and not any(near)
 
 
 def lungs_of(volume: Volume) -> np.ndarray:

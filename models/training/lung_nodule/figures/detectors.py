@@ -307,49 +307,14 @@ def rates(froc_: Mapping[str, Mapping[str, Mapping[str, float]]], kind: str) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the detectors side by side.")
-    parser.add_argument("--set", type=Path, required=True, help="folder of whole scans")
-    parser.add_argument("--split", default="test", choices=("val", "test", "unseen"))
-    parser.add_argument("--slices-mm", type=int, default=1, choices=range(1, 11), metavar="1..10")
-    parser.add_argument("--volumes", type=Path, help="lidc_voi3d.zip")
-    parser.add_argument("--scan", type=Path, action="append", default=[], help="zip of one real CT; repeat it")
-    parser.add_argument("--detector", action="append", choices=list(DETECTORS))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path)
-    given = parser.parse_args()
+    given = arguments()
     names: Sequence[DetectorName] = given.detector or list(DETECTORS)
     runtime, scans = Runtime.choose("cpu"), Scans(given.set)
-    made_of = [DETECTORS[name](Options(detector=name, **ANYWHERE), runtime) for name in names]
-    for detector in made_of:
+    made_of = {name: DETECTORS[name](Options(detector=name, **ANYWHERE), runtime) for name in names}
+    for detector in made_of.values():
         if given.split != "unseen" and detector.loaded.about.get("split_sha256") != scans.split_sha256:
             raise SystemExit(f"{detector.loaded.name} learnt on another split of the patients than that of these scans")
-    looks = [partial(marks_of, detector) for detector in made_of]
-    found, judged = searched(scans, given.split, looks, given.slices_mm)
-    again = found, judged
-    val_found, val_scans = again if given.split == "val" else searched(scans, "val", looks, given.slices_mm)
-    curves = {name: curve(each, judged) for name, each in found.items()}
-    variants: dict[str, dict[str, Froc]] = {}
-    if given.split == "test" and all(scan.semi_synthetic for scan in judged):
-        variants[STRICT] = {name: curve(each, judged, strict=True) for name, each in found.items()}
-        whole = [place for place, scan in enumerate(judged) if scan.patient.startswith(PHANTOM)]
-        variants[PHANTOMS] = {
-            name: curve([each[place] for place in whole], [judged[place] for place in whole])
-            for name, each in found.items()
-        }
-    val = {name: curve(each, val_scans, rounds=1) for name, each in val_found.items()}
-    made: dict[str, Any] = {
-        "semi_synthetic": all(scan.semi_synthetic for scan in judged),
-        "drawn": "scans" if all(scan.semi_synthetic for scan in judged) else "patients",
-        "split": given.split,
-        "slices_mm": given.slices_mm,
-        "split_sha256": scans.split_sha256,
-        "scans": len(judged),
-        "lesions": sum(len(scan.lesions) for scan in judged),
-        "froc": {name: rounded(one.figures()) for name, one in curves.items()},
-        "variants": {what: {name: rounded(one.figures()) for name, one in by.items()} for what, by in variants.items()},
-        "val": {name: round(one.cpm.value, 4) for name, one in val.items()},
-        "working_points": {name: [round(working_point(one, r), 3) for r in (1, 2, 4)] for name, one in val.items()},
-    }
+    made = measure(scans, given.split, given.slices_mm, made_of)
     if given.volumes and "nodulenet" in names:
         patients = stored_split()[0]["test" if given.split == "unseen" else given.split]
         made["outlines"] = rounded(outline_figures(given.volumes, patients))
@@ -359,6 +324,53 @@ def main() -> None:
     write_text(given.out / "lung_detectors.json", json.dumps(made, indent=1) + "\n")
     write_text(given.out / "lung_detectors.md", report(made))
     print(report(made))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the detectors side by side.")
+    parser.add_argument("--set", type=Path, required=True, help="folder of whole scans")
+    parser.add_argument("--split", default="test", choices=("val", "test", "unseen"))
+    parser.add_argument("--slices-mm", type=int, default=1, choices=range(1, 11), metavar="1..10")
+    parser.add_argument("--volumes", type=Path, help="lidc_voi3d.zip")
+    parser.add_argument("--scan", type=Path, action="append", default=[], help="zip of one real CT; repeat it")
+    parser.add_argument("--detector", action="append", choices=list(DETECTORS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path)
+    return parser.parse_args()
+
+
+def measure(scans: Scans, split: str, slices_mm: int, detectors: Mapping[DetectorName, Detector]) -> dict[str, Any]:
+    """Curves on a split of whole scans, as JSON; working points are chosen on val."""
+    looks = [partial(marks_of, detector) for detector in detectors.values()]
+    found, judged = searched(scans, split, looks, slices_mm)
+    val_found, val_scans = (found, judged) if split == "val" else searched(scans, "val", looks, slices_mm)
+    curves = {name: curve(each, judged) for name, each in found.items()}
+    val = {name: curve(each, val_scans, rounds=1) for name, each in val_found.items()}
+    synthetic = all(scan.semi_synthetic for scan in judged)
+    variants = variants_of(found, judged) if split == "test" and synthetic else {}
+    return {
+        "semi_synthetic": synthetic,
+        "drawn": "scans" if synthetic else "patients",
+        "split": split,
+        "slices_mm": slices_mm,
+        "split_sha256": scans.split_sha256,
+        "scans": len(judged),
+        "lesions": sum(len(scan.lesions) for scan in judged),
+        "froc": {name: rounded(one.figures()) for name, one in curves.items()},
+        "variants": {what: {name: rounded(one.figures()) for name, one in by.items()} for what, by in variants.items()},
+        "val": {name: round(one.cpm.value, 4) for name, one in val.items()},
+        "working_points": {name: [round(working_point(one, r), 3) for r in (1, 2, 4)] for name, one in val.items()},
+    }
+
+
+def variants_of(found: Mapping[str, list[list[Mark]]], judged: Sequence[Scan]) -> dict[str, dict[str, Froc]]:
+    """The same marks judged strictly, and on phantoms alone."""
+    whole = [place for place, scan in enumerate(judged) if scan.patient.startswith(PHANTOM)]
+    scans = [judged[place] for place in whole]
+    return {
+        STRICT: {name: curve(each, judged, strict=True) for name, each in found.items()},
+        PHANTOMS: {name: curve([each[place] for place in whole], scans) for name, each in found.items()},
+    }
 
 
 if __name__ == "__main__":
