@@ -10,7 +10,7 @@ setup: .venv/ready
 
 # Before anything is fetched: is this Python one that the pinned packages are made for? And how much is it?
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 13) or sys.exit("pacs-node needs Python 3.11 or 3.12, and $(PYTHON) is %d.%d; try: make $(MAKECMDGOALS) PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("pacs-node needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d; try: make $(MAKECMDGOALS) PYTHON=python3.12" % v)'
 	@echo "Setting up .venv: about 0.4 GB to download and 1.8 GB on disk; some 3 GB more where your"
 	@echo "package index serves PyTorch with CUDA (pypi.org does on Linux). README.md says how to do without."
 	$(PYTHON) -m venv .venv

@@ -32,6 +32,7 @@ from models.runtime import Runtime
 from models.weights import WeightsError, packed
 
 NAME = "breast-us"
+VERSION = "0.1.0"  # of what is done with the weights' answer; not that of the node
 WEIGHTS = ("breast_triple_lite0_w16",)  # several are averaged
 
 # Chosen on the validation split.
@@ -158,7 +159,7 @@ class BreastUltrasound:
         self.card = Card(
             name=NAME,
             modality=frozenset({"US"}),
-            algorithm=Algorithm(f"pacs-node {NAME}", "0.1.0+" + version(digests.values(), self.temperature)),
+            algorithm=Algorithm(f"pacs-node {NAME}", f"{VERSION}+{version(digests.values(), self.temperature)}"),
             intended_use=(
                 "Outlines the largest lesion of a breast ultrasound image and estimates whether the image is normal, "
                 "benign or malignant. Research use only, not for diagnostic use."

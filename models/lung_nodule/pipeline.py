@@ -33,7 +33,7 @@ from models.pipeline import Card, Progress, UnfitInput
 from models.read import Volume, read_ct
 from models.runtime import Runtime
 
-VERSION = "0.4.0"
+VERSION = "0.4.0"  # of what is done with the weights' answers; not that of the node
 REFINER = "residual_unet_centred_w16"  # learnt on crops with the finding in the middle, for the refinement
 
 

@@ -61,17 +61,17 @@ def make(folder: Path, goal: str, version: tuple[int, int], *options: str) -> tu
     return done.returncode, done.stdout + done.stderr, asked.read_text().splitlines() if asked.exists() else []
 
 
-@pytest.mark.parametrize("version", [(3, 9), (3, 10), (3, 13), (3, 14)])
+@pytest.mark.parametrize("version", [(3, 9), (3, 10), (3, 14), (3, 15)])
 @pytest.mark.parametrize("goal", ["demo", "test", "setup"])
 def test_a_python_that_will_not_do_is_refused_before_anything_is_fetched(
     tmp_path: Path, goal: str, version: tuple[int, int]
 ) -> None:
     code, said, asked = make(tmp_path, goal, version)
     assert code != 0
-    assert f"pacs-node needs Python 3.11 or 3.12, and {tmp_path}/python-stub is {version[0]}.{version[1]}" in said
+    assert f"pacs-node needs Python 3.11, 3.12 or 3.13, and {tmp_path}/python-stub is {version[0]}.{version[1]}" in said
     assert f"make {goal} PYTHON=python3.12" in said
     assert asked == []
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.11,<3.13"
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.11,<3.14"
 
 
 def test_running_needs_no_developers_tools_and_says_its_size_first(tmp_path: Path) -> None:
