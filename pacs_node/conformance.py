@@ -9,11 +9,36 @@ from pydicom.uid import UID
 from dicom_sr.forms import CHAINS, KEY_OBJECTS, LABEL_MAP, SEGMENTATION
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node import __version__, priors
+from pacs_node.association import SUCCESS
 from pacs_node.commitment import FAILURE_REASONS, PUSH_MODEL
 from pacs_node.deliver.arrival import STUDY_ROOT_FIND
 from pacs_node.deliver.destination import STATUSES
 from pacs_node.deliver.stow import STATUSES as HTTP_STATUSES
-from pacs_node.receive.accept import DECODED, STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
+from pacs_node.receive import commitment
+from pacs_node.receive.accept import (
+    CALLED_AE_TITLE_NOT_RECOGNIZED,
+    CALLING_AE_TITLE_NOT_RECOGNIZED,
+    DECODED,
+    LOCAL_LIMIT_EXCEEDED,
+    STORAGE_SOP_CLASSES,
+    TEMPORARY_CONGESTION,
+    TRANSFER_SYNTAXES,
+    VERIFICATION,
+)
+
+REJECTIONS = {
+    CALLED_AE_TITLE_NOT_RECOGNIZED: "another AE title is called than the node's",
+    CALLING_AE_TITLE_NOT_RECOGNIZED: "the calling AE title is no peer with `may_send`",
+    TEMPORARY_CONGESTION: "the node is stopping: come again",
+    LOCAL_LIMIT_EXCEEDED: "`max_associations` are open: come again",
+}
+COMMITMENT_STATUSES = {
+    SUCCESS: "the request is durable and a report follows; the report is durable",
+    commitment.NO_SUCH_INSTANCE: "the action is asked of another instance than the Standard's one",
+    commitment.INVALID_ARGUMENT: "the data set is not what the Standard wants, or names a Transaction UID not ours",
+    commitment.NO_SUCH_ACTION: "an action other than the request",
+    commitment.RESOURCE_LIMITATION: "the database does not answer: ask again",
+}
 
 
 def statement() -> str:
@@ -68,12 +93,20 @@ def _lines() -> Iterator[str]:
             ),
         ],
     )
+    yield from _table(
+        ("association rejected: result, source, reason (PS3.8 Table 9-21)", "when"),
+        [(", ".join(map(str, codes)), when) for codes, when in REJECTIONS.items()],
+    )
     yield (
         "Storage commitment (N-ACTION) is answered by N-EVENT-REPORT on the same association while it is open, else on "
         "a new one to the sender's `host` and `port`, as SCP by role selection. An instance is committed when it is "
         "durable here; of the failure reasons 0x0112 (not here) and 0x0119 (of another SOP class) are used."
     )
     yield ""
+    yield from _table(
+        ("status of N-ACTION and N-EVENT-REPORT", "when"),
+        [(f"0x{status:04X}", when) for status, when in COMMITMENT_STATUSES.items()],
+    )
     yield "## Sends (SCU)"
     yield ""
     yield (

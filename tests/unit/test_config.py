@@ -571,7 +571,7 @@ def test_node_toml_is_valid_as_it_stands_and_with_its_examples(tmp_path: Path) -
 
 def test_every_setting_is_documented_with_its_default() -> None:
     documented = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"(?ms)^## `\[+(\w+)\]+`.*?\n(.*?)(?=^## |\Z)", documented))
+    sections = dict(re.findall(r"(?ms)^## `\[+(\w+)\]+`.*?\n(.*?)(?=^##+ |\Z)", documented))
     assert sections.keys() == TABLES.keys() | LISTS.keys()
     for name, model in (TABLES | LISTS).items():
         rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.*?) \|", sections[name]))
