@@ -377,7 +377,8 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
-    return next(place for place in (folder, *folder.parents) if os.path.exists(place) or place == place.parent)
+    above = (folder, *folder.parents)  # Path.exists raises where a folder on the way may not be read
+    return next(place for place in above if os.path.exists(place) or place == place.parent)  # noqa: PTH110
 
 
 def _unwritable(folder: Path) -> str | None:

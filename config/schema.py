@@ -122,7 +122,7 @@ class Node(Settings):
     """[node]: who this node is and where it listens."""
 
     ae_title: AeTitle = "PACSNODE"  # senders must call exactly this title
-    dicom_host: Host = "0.0.0.0"  # address the DICOM listener binds to; 0.0.0.0 is every interface
+    dicom_host: Host = "0.0.0.0"  # noqa: S104  address the DICOM listener binds to; 0.0.0.0 is every interface
     dicom_port: Port = 11112  # registered for DICOM, PS3.8 9.1.2
     web_host: Host = "127.0.0.1"  # the web pages have no login: keep them local or behind a proxy
     web_port: Port = 8080
@@ -313,7 +313,7 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 BOUNDS = {"<": "max", "<=": "max", "≤": "max", "=<": "max", ">": "min", ">=": "min", "≥": "min", "=>": "min"}
 
 
-def _bad_value(keyword: str, value: str | int | float) -> str | None:
+def _bad_value(keyword: str, value: str | float) -> str | None:
     """A text that no value can equal, because the attribute holds numbers; mostly a comparison was meant."""
     if not isinstance(value, str):
         return f"{keyword}: nan equals nothing" if isnan(value) else None

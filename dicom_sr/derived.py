@@ -17,14 +17,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_sr import read
 from dicom_sr.codes import CERTAINTY
-from dicom_sr.copies import coded
+from dicom_sr.copies import ALWAYS_COPIED, COPIED_IF_PRESENT, coded
 from dicom_sr.findings import ImageRef
-from dicom_sr.header import (
-    ALWAYS_COPIED,
-    COPIED_IF_PRESENT,
-    OF_ONE_ANALYSIS,
-    series_description,
-)
+from dicom_sr.header import OF_ONE_ANALYSIS, series_description
 from dicom_sr.report import CONTOUR
 from dicom_sr.source import EncodingError
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, child_uid

@@ -84,9 +84,9 @@ LABEL_MAP_ALL_FRAMES = Form(
 )
 REPORT = Form("Comprehensive 3D SR", Comprehensive3DSRStorage, lambda report, results, pixels: [report])
 COMPREHENSIVE = Form(
-    "Comprehensive SR", ComprehensiveSRStorage, lambda report, results, pixels: comprehensive_sr(report, results)
+    "Comprehensive SR", ComprehensiveSRStorage, lambda report, results, pixels: comprehensive_sr(report)
 )
-ENHANCED = Form("Enhanced SR", EnhancedSRStorage, lambda report, results, pixels: enhanced_sr(report, results))
+ENHANCED = Form("Enhanced SR", EnhancedSRStorage, lambda report, results, pixels: enhanced_sr(report))
 KEY_OBJECTS = Form(
     "Key Object Selection",
     KeyObjectSelectionDocumentStorage,
@@ -116,7 +116,7 @@ CHAINS: dict[str, tuple[Form, ...]] = {  # SOP Class of a result -> its forms
         REPORT,
         COMPREHENSIVE,
         ENHANCED,
-        Form("Basic Text SR", BasicTextSRStorage, lambda report, results, pixels: basic_text_sr(report, results)),
+        Form("Basic Text SR", BasicTextSRStorage, lambda report, results, pixels: basic_text_sr(report)),
         Form("Secondary Capture", SecondaryCaptureImageStorage, lambda report, results, pixels: pages(report, results)),
     ),
 }

@@ -11,7 +11,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
 
 from dicom_sr import codes, read
-from dicom_sr.derived import Results, another, derived, with_file_meta
+from dicom_sr.derived import another, derived, with_file_meta
 from dicom_sr.findings import ImageRef, Measurement
 from dicom_sr.hierarchy import hierarchy, named_in
 from dicom_sr.previous import compared_with
@@ -41,7 +41,7 @@ class Sentence:
     is_summary: bool = False
 
 
-def comprehensive_sr(report: Dataset, results: Results) -> list[Dataset]:
+def comprehensive_sr(report: Dataset) -> list[Dataset]:
     """The same tree as a Comprehensive SR (PS3.3 A.35.3); nothing in it lies in space, so nothing is lost."""
     if report.SOPClassUID == ComprehensiveSRStorage:  # a result of an earlier version
         return [report]
@@ -51,7 +51,7 @@ def comprehensive_sr(report: Dataset, results: Results) -> list[Dataset]:
     return [result]
 
 
-def enhanced_sr(report: Dataset, results: Results) -> list[Dataset]:
+def enhanced_sr(report: Dataset) -> list[Dataset]:
     """The same tree as an Enhanced SR: it has SCOORD and NUM too, only no references between content items."""
     result = another(report, "enhanced")
     result.SOPClassUID = EnhancedSRStorage
@@ -59,7 +59,7 @@ def enhanced_sr(report: Dataset, results: Results) -> list[Dataset]:
     return [result]
 
 
-def basic_text_sr(report: Dataset, results: Results) -> list[Dataset]:
+def basic_text_sr(report: Dataset) -> list[Dataset]:
     """What the report says, in sentences; each names the image it was made on."""
     result = derived(report, sop_class_uid=BasicTextSRStorage, modality="SR", role="basic text", series_number=9220)
     for keyword in (

@@ -11,10 +11,11 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
+from dicom_sr.copies import ALWAYS_COPIED
 from dicom_sr.derived import Marked, Results, derived, mark_findings, say_body_part
 from dicom_sr.findings import ImageRef
 from dicom_sr.frames import frame as frame_of
-from dicom_sr.header import ALWAYS_COPIED, RESEARCH_ONLY
+from dicom_sr.header import RESEARCH_ONLY
 from dicom_sr.outline import outlines
 from dicom_sr.source import EncodingError
 

@@ -20,7 +20,6 @@ from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -217,7 +216,7 @@ def named(sop_class_uid: str, transfer_syntax_uid: str) -> str:
 
 
 def _why_none(opened: Association, peer: Peer, wait_s: float) -> Unreachable | Rejected | NoneAccepted:
-    answer = cast(A_ASSOCIATE | None, opened.acceptor.primitive)
+    answer = opened.acceptor.primitive
     if opened.is_rejected and answer is not None:
         why = REJECTIONS.get((answer.result_source or 0, answer.diagnostic or 0), "for an unknown reason")
         words = f"{peer} rejected {peer.calling_ae!r}: {why}"
@@ -246,7 +245,7 @@ class Messages(DIMSEServiceProvider):
             message = self.msg_queue.get(block or self.look_s > 0, self.dimse_timeout if block else self.look_s)
         except queue.Empty:
             return None, None
-        if block or self.assoc._reactor_checkpoint.is_set():
+        if block or self.assoc._reactor_checkpoint.is_set():  # noqa: SLF001  of pynetdicom 3.0.4, pinned
             return message
         self.msg_queue.put(message)
         return None, None

@@ -234,7 +234,7 @@ def echo(
     aet: Annotated[str, typer.Option(help="Our own AE title.")] = "PACSNODE",
 ) -> None:
     """Verify a connection by C-ECHO."""
-    from pacs_node.deliver.dimse import Peer
+    from pacs_node.association import Peer
     from pacs_node.deliver.dimse import echo as verify
 
     title, host, port = _address(to)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Self
 
 import httpx
 import numpy as np
@@ -192,7 +193,7 @@ class DemoNode:
             SETTINGS.format(dicom_port=self.dicom_port, web_port=self.web_port, destination=destination)
         )
 
-    def __enter__(self) -> DemoNode:
+    def __enter__(self) -> Self:
         with (self.folder / "node.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pacs_node.cli", "serve", "--config", str(self.settings)], stdout=log, stderr=log
@@ -254,7 +255,7 @@ class DemoOrthanc:
         self.dicom_port, self.http_port = _free_port(), _free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
 
-    def __enter__(self) -> DemoOrthanc:
+    def __enter__(self) -> Self:
         program = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
         if program is None:
             raise SystemExit("Orthanc is not installed; install the Debian package `orthanc`, or run without ORTHANC=1")

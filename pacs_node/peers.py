@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 
 from config import Config, Peer
 from dicom_sr.forms import Profile
+from pacs_node.association import Peer as DicomPeer
 from pacs_node.confirm import ArrivalCheck
 from pacs_node.deliver.arrival import DimseArrivalCheck
 from pacs_node.deliver.destination import Destination
 from pacs_node.deliver.dimse import DimseDestination
-from pacs_node.deliver.dimse import Peer as DicomPeer
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.deliver.stow import QidoArrivalCheck, StowDestination, WebPeer
 from pacs_node.encode import ResultForms

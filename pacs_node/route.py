@@ -128,7 +128,7 @@ def _holds(values: Sequence[Any], condition: Any) -> bool:
             raise ValueError(f"no such condition: {condition!r}")
 
 
-def _same(value: Any, wanted: str | int | float) -> bool:
+def _same(value: Any, wanted: str | float) -> bool:
     if isinstance(wanted, str) and isinstance(value, str):
         return _folded(value) == _folded(wanted)
     number, wanted_number = _number(value), _number(wanted)

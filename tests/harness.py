@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import httpx
 import pydicom
@@ -177,7 +177,7 @@ class NodeProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
-    def __enter__(self) -> NodeProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -193,6 +193,7 @@ def storescu(
         [need("storescu"), *options, "+sd", "+r", "-aet", calling, "-aec", node.aet, "127.0.0.1", str(node.dicom_port),
          *map(str, paths)],
         capture_output=True, text=True, timeout=300, env={**os.environ, "TCP_NODELAY": "1"},
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -267,7 +268,7 @@ class Receiver:
         with self._lock:
             return [d for d in self.arrivals if d.Modality == modality and study in (None, d.StudyInstanceUID)]
 
-    def __enter__(self) -> Receiver:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -364,7 +365,7 @@ class Orthanc:
             for one in series["Instances"]
         ]
 
-    def __enter__(self) -> Orthanc:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:

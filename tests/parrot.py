@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from types import TracebackType
+from typing import Self
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
@@ -21,7 +22,7 @@ class Parrot:
         self.connection = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def __enter__(self) -> Parrot:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

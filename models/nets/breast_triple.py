@@ -319,7 +319,7 @@ def joined(lesion: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
 
 
 Fusion = Literal["published", "small"]
-FUSIONS: Mapping[str, type[FusionNet] | type[SmallFusion]] = {"published": FusionNet, "small": SmallFusion}
+FUSIONS: Mapping[str, type[FusionNet | SmallFusion]] = {"published": FusionNet, "small": SmallFusion}
 
 
 class Triple(nn.Module):

@@ -204,7 +204,7 @@ def ball_lesion(ball: Ball, grid: Grid, pose: np.ndarray | None = None) -> Lesio
     across_long = outline @ np.array([-along[1], along[0]])
     return Lesion(
         mask=inside[tight],
-        offset_zyx=tuple(b.start + t.start for b, t in zip(box, tight, strict=True)),  # type: ignore[arg-type]
+        offset_zyx=tuple(b.start + t.start for b, t in zip(box, tight, strict=True)),
         long_axis_mm=float(distance.max()),
         short_axis_mm=float(np.ptp(across_long)),
         centre_lps_mm=tuple(float(v) for v in centre),  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from models.training.files import replacing, write_text
 from models.training.plots import training_curves
@@ -34,7 +34,7 @@ class Log:
                     self.board.add_scalar(name, value, int(row["epoch"]))
             self.board.flush()
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

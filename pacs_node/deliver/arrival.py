@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pynetdicom import evt
 
-from pacs_node.association import SUCCESS
+from pacs_node.association import SUCCESS, Peer
 from pacs_node.commitment import (
     PUSH_MODEL,
     PUSH_MODEL_INSTANCE,
@@ -22,7 +22,7 @@ from pacs_node.commitment import (
     read_report,
 )
 from pacs_node.deliver.destination import Deferred, Undeliverable
-from pacs_node.deliver.dimse import Peer, _association
+from pacs_node.deliver.dimse import _association
 from pacs_node.errors import NotOffered
 from pacs_node.records import CommitmentReport, Sent
 

@@ -60,7 +60,7 @@ class Server(ThreadedAssociationServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("listener.connection-failed", address=client_address)
+        log.exception("listener.connection-failed", address=client_address)  # noqa: LOG004  called while it is handled
 
 
 class _Handler(RequestHandler):
@@ -83,7 +83,7 @@ class _Handler(RequestHandler):
         association = CommittingAssociation(ae, MODE_ACCEPTOR)
         association.dul, association.dimse = _UpperLayer(association), _Messages(association)
         association.acse_timeout, association.network_timeout = ae.acse_timeout, ae.network_timeout  # its timers
-        association._server = self.server
+        association._server = self.server  # noqa: SLF001  as pynetdicom does
         association.set_socket(_Socket(association, client_socket=cast(socket.socket, self.request)))
         acceptor = association.acceptor
         acceptor.ae_title, acceptor.address_info, acceptor.maximum_length = ae.ae_title, self.local, ae.maximum_pdu_size

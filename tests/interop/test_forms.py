@@ -15,6 +15,7 @@ import re
 import subprocess
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Self
 
 import httpx
 import numpy as np
@@ -219,7 +220,7 @@ class Front:
         behind.release()
         return int(status.Status)
 
-    def __enter__(self) -> Front:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

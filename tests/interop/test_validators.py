@@ -326,7 +326,7 @@ def test_pixelmed_accepts_the_report_of_a_ct_whole(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["ct_two", "us_one"])
 def test_pixelmed_accepts_a_comprehensive_report(name: str, tmp_path: Path) -> None:
-    [report] = comprehensive_sr(case_objects(name, "SR")[0], results_of(name))
+    [report] = comprehensive_sr(case_objects(name, "SR")[0])
     template = "1411" if name == "ct_two" else "1410"
     assert pixelmed(with_groups_of(report, template), tmp_path) == []
 
@@ -347,7 +347,7 @@ def test_pixelmed_finds_every_group_of_the_report_for_ohif_after_its_template(te
 def test_dciodvfy_and_dsrdump_accept_the_other_forms_of_the_report(name: str, tmp_path: Path) -> None:
     [report] = case_objects(name, "SR")
     results = results_of(name)
-    for other in (*comprehensive_sr(report, results), hydratable(report, results)):
+    for other in (*comprehensive_sr(report), hydratable(report, results)):
         path = save(other, tmp_path)
         _, output = run("dciodvfy", path)
         assert "SR" in output

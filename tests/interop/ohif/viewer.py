@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -46,7 +46,7 @@ class Viewer:
             missing(f"OHIF is not installed; run `npm ci --ignore-scripts` in {HERE.relative_to(ROOT)}")
         self.command = [need("node"), str(HERE / "viewer.mjs"), need("chromium"), pacs.url]
 
-    def __enter__(self) -> Viewer:
+    def __enter__(self) -> Self:
         OUT.mkdir(exist_ok=True)
         with (OUT / "viewer.log").open("w") as log:
             self.process = subprocess.Popen(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -398,7 +398,7 @@ def test_nothing_is_left_of_many_connections(start: Start) -> None:
     node = start(acse_timeout_s=0.5)
 
     def in_use() -> tuple[int, int]:
-        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+        return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
 
     before = in_use()
     for number in range(30):

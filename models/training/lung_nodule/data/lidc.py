@@ -419,7 +419,7 @@ def folders_by_series(files: Sequence[Path]) -> dict[str, tuple[str, list[Path]]
     found: dict[str, tuple[str, list[Path]]] = {}
     for folder, images in folders.items():
         try:
-            header = header_of(sorted(images)[0])
+            header = header_of(min(images))
         except UnfitInput as error:
             log.warning("folder %s left out: %s", folder.name, error)
             continue

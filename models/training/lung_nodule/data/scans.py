@@ -137,7 +137,7 @@ def store(path: Path, scan: Scan) -> None:
 
 
 def about(scan: Scan) -> bytes:
-    def listed(lesions: Sequence[Lesion]) -> list[list]:
+    def listed(lesions: Sequence[Lesion]) -> list[list[Any]]:
         return [[lesion.centre_zyx, lesion.diameter_mm, lesion.offset_zyx] for lesion in lesions]
 
     return json.dumps(

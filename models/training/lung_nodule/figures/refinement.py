@@ -128,8 +128,10 @@ def figures(pipeline: LungNodule, volumes: Path, scan: Volume, split: str, seed:
     if second is None:
         raise ValueError("this pipeline looks once: give it the option refine")
     sliding = pipeline.detector
-    if not isinstance(sliding, SlidingUNet):
-        raise ValueError("these figures are of what the sliding window marks: give the pipeline detector sliding-unet")
+    if not isinstance(sliding, SlidingUNet):  # an option's value, not a type, is wrong
+        raise ValueError(  # noqa: TRY004
+            "these figures are of what the sliding window marks: give the pipeline detector sliding-unet"
+        )
     rng = np.random.default_rng(seed)
     found: dict[str, list[float]] = {}
     owners: dict[str, list[str]] = {}
