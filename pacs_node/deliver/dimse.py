@@ -126,7 +126,7 @@ class DimseDestination:
                 numbers, sent = count(1), dict[Path, tuple[Path, ...]]()
                 for choice in choices:
                     for answer in self._send(package, choice, sent, opened, numbers, now):
-                        answers.append(answer)  # at once: what was sent before it broke off counts
+                        answers.append(answer)  # noqa: PERF402 - one by one: what was sent before it broke off counts
         except NoneAccepted as error:
             self._heed(set(), error.why, choices, refused, now)
             raise

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import email
 import json
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tomllib
 import zipfile
 from email.message import Message
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from config import load
 from dicom_sr.uids import IMPLEMENTATION_VERSION_NAME
+from models.phantoms import breast_ultrasound
 from pacs_node import __version__
 from pacs_node.cli import app
 from pacs_node.conformance import statement
 from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
+from tests.harness import free_port, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pacs_node", "models", "dicom_sr", "config")
@@ -99,6 +105,93 @@ def test_the_licence_travels_with_the_code(wheel: zipfile.ZipFile) -> None:
     assert wheel.read(notice) == (ROOT / "NOTICE").read_bytes()
     assert metadata(wheel)["License-Expression"] == "MIT"
     assert wheel.read(licence).startswith(b"MIT License\n")
+
+
+def test_what_trains_stays_at_the_desk(wheel: zipfile.ZipFile) -> None:
+    assert [name for name in wheel.namelist() if "training" in name] == []
+    assert "rm -r models/training" in (ROOT / "deploy/Dockerfile").read_text()
+
+
+REFUSE = """\
+import sys
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, Absent())
+"""
+SETTINGS = """\
+[node]
+dicom_port = {dicom}
+web_port = {web}
+data_dir = "data"
+[receive]
+keep_free_gb = 0.1
+[assemble]
+quiet_s = 0.5
+quiet_unreleased_s = 0.5
+[[peer]]
+name = "scanner"
+ae_title = "SCANNER"
+may_send = true
+[[peer]]
+name = "results"
+folder = "results"
+[[route]]
+name = "breast"
+match = {{ Modality = "US" }}
+pipeline = "breast-us"
+send_to = ["results"]
+options = {{ threads = 1 }}
+"""
+
+
+def test_the_installed_wheel_serves_without_what_trains(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """In an environment of its own: the dependencies, the wheel, its weights, and no package of the extras."""
+    python = environment(wheel, tmp_path / "env")
+    breast_ultrasound(tmp_path / "us", seed=7)
+    dicom, web = free_port(), free_port()
+    (tmp_path / "node.toml").write_text(SETTINGS.format(dicom=dicom, web=web))
+    command = [python, "-m", "pacs_node.cli"]
+    with (tmp_path / "log.txt").open("w") as log:
+        node = subprocess.Popen([*command, "serve", "--config", "node.toml"], cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: health(web) == "ok", 120, "the node to start")
+        send = [*command, "send", "us", "--to", f"PACSNODE@127.0.0.1:{dicom}", "--aet", "SCANNER"]
+        subprocess.run(send, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+        wait_for(lambda: len(list((tmp_path / "results").rglob("S*.dcm"))) == 2, 240, "a Segmentation and a report")
+    finally:
+        node.terminate()
+        node.wait(60)
+    assert "training" not in (tmp_path / "log.txt").read_text()
+
+
+def environment(wheel: zipfile.ZipFile, folder: Path) -> Path:
+    """A virtual environment with the wheel; the path of its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    [packages] = folder.glob("lib/python*/site-packages")
+    wheel.extractall(packages)
+    for path in WEIGHTS:
+        shutil.copy(ROOT / path, packages / path)
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files do not count
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {re.split(r"[<>=]", name)[0].replace("-", "_") for name in (*extras["train"], *extras["dev"])}
+    names = named - {"openvino"}  # the node's own, where it is there
+    (packages / "sitecustomize.py").write_text(REFUSE.format(names=names))
+    code = "import models, sys; print(models.__file__); sys.exit('train' in dir(models))"
+    found = subprocess.run([folder / "bin/python", "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith(str(folder))
+    return folder / "bin/python"
+
+
+def health(port: int) -> str | None:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).json()["status"]
+    return None
 
 
 # The terms behind the weights ---------------------------------------------------------------------------------------
