@@ -16,7 +16,6 @@ from pydicom.dataset import Dataset
 
 from config import load
 from models import pipeline_options
-from pacs_node import ledger as ledger_module
 from pacs_node import observe
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.facts import NodeFacts
@@ -172,7 +171,7 @@ def test_a_ledger_that_is_away_holds_no_sender_up_and_is_told_later(
 
 
 def test_the_newest_are_kept_and_all_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "MOST_REFUSALS", 5)
+    monkeypatch.setattr("pacs_node.ledger.refusals.MOST_REFUSALS", 5)
     ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
     ledger.migrate()
     for number in range(12):
