@@ -23,7 +23,7 @@ MARGIN_MM = 12.0  # round the lungs: the ribs are within
 SHOWN_HU = (-1000.0, 200.0)  # contrast medium and metal say nothing about the pose
 STARTS_MM = (0.0, -70.0, 70.0)  # along the patient, from lung middle on lung middle: scans of one half of the lungs
 OVERLAP = 0.3  # at least this share of the lungs must be in both fields of view
-CORRELATION = 0.5  # same patient, other breath: 0.76 and above; another patient: 0.1 (docs/decisions.md)
+CORRELATION = 0.5  # same patient, other breath: 0.57 and above; others: 0.46, 0.49 (docs/results/registration.md)
 RESIDUAL_MM = 6.0  # mean distance of the lung surfaces above which positions say too little
 
 

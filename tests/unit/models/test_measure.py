@@ -62,7 +62,7 @@ def test_each_end_of_an_axis_is_within_half_a_pixel(long_mm, ratio, angle, row_m
 
 
 def test_axes_are_unbiased_and_mostly_right_to_half_a_pixel():
-    """The claim of docs/decisions.md: a nodule must not grow by the way it is measured."""
+    """The claim of docs/results/sizes.md: a nodule must not grow by the way it is measured."""
     rng = np.random.default_rng(11)
     errors = []
     for _ in range(400):
