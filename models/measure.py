@@ -4,8 +4,8 @@ Long axis: the greatest distance between two points of the contour in the axial 
 calipers find (Toussaint 1983). Short axis: the longest line at right angles to it between two points of the contour,
 as RECIST 1.1 and Lung-RADS v2022 take it.
 
-The contour lies between pixels: the level 0.5 of the mask blurred by SMOOTHING_PX. docs/results/sizes.md compares it with
-others on random ellipses.
+The contour lies between pixels: the level 0.5 of the mask blurred by SMOOTHING_PX. docs/results/sizes.md compares it
+with others on random ellipses.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ class Runtime:
         return Served(Eager(self, model, turned=False), str(self))
 
     def forms(self, examples: Sequence[Tensor], most: int) -> Iterator[tuple[str, Callable[[nn.Module], Form]]]:
-        """What can be had here, the fastest first, as measured: docs/results/serving.md. Eager float32 is always left."""
+        """What can be had here, the fastest first (docs/results/serving.md). Eager float32 is always left."""
         if self.device.type == "cuda":
             yield (
                 f"{self.kind} graphs",
