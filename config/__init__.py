@@ -1,16 +1,14 @@
 """Settings: one TOML file in, one frozen Config out, or everything that is wrong with the file, line by line.
 
->>> config = load(Path("node.toml"), pipelines=pipeline_options())
+>>> config = load(Path("node.toml"), pipelines=catalogue())
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
-from pydantic import BaseModel
-
-from config.check import Problem, check
+from config.check import Known, Problem, check
 from config.schema import (
     Assemble,
     Config,
@@ -30,6 +28,7 @@ __all__ = [
     "Database",
     "Infer",
     "Jobs",
+    "Known",
     "Node",
     "Peer",
     "Problem",
@@ -48,13 +47,11 @@ class ConfigError(Exception):
         self.problems = tuple(problems)
 
 
-Pipelines = Mapping[str, type[BaseModel]]  # the names a route may use, each with the options it takes
-
-
-def load(path: Path, pipelines: Pipelines | None = None) -> Config:
+def load(path: Path, pipelines: Known | None = None) -> Config:
     """Read a settings file; relative paths in it count from its own folder.
 
-    pipelines: None leaves names and options unchecked. Raises ConfigError with ALL errors at once.
+    pipelines: what may be named in a route (`models.catalogue()`); None leaves names and options unchecked. Raises
+    ConfigError with ALL errors at once.
     """
     config, found = check(Path(path), pipelines)
     errors = [problem for problem in found if problem.severity == "error"]
@@ -63,6 +60,6 @@ def load(path: Path, pipelines: Pipelines | None = None) -> Config:
     return config
 
 
-def problems(path: Path, pipelines: Pipelines | None = None) -> list[Problem]:
+def problems(path: Path, pipelines: Known | None = None) -> list[Problem]:
     """Errors and warnings of a settings file, by line. Empty when there is nothing to say."""
     return check(Path(path), pipelines)[1]

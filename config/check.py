@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ValidationError
 from pydicom.datadict import DicomDictionary
@@ -47,7 +47,29 @@ class Problem:
         return f"{place}: {'warning: ' if self.severity == 'warning' else ''}{self.text}"
 
 
-def check(path: Path, pipelines: Mapping[str, type[BaseModel]] | None) -> tuple[Config | None, list[Problem]]:
+class Takes(Protocol):
+    """What a pipeline may be given: of its card what a route's `match` can contradict."""
+
+    @property
+    def modality(self) -> frozenset[str]: ...
+    @property
+    def sop_classes(self) -> frozenset[str]: ...  # empty: any
+    @property
+    def body_part(self) -> frozenset[str]: ...  # empty: any
+
+
+class Known(Protocol):
+    """The pipelines that a route may name, as `models.catalogue()` tells of them."""
+
+    @property
+    def options(self) -> Mapping[str, type[BaseModel]]: ...  # name -> what a route may tell it
+    @property
+    def broken(self) -> Mapping[str, str]: ...  # name -> why it cannot be used, and of which package it is
+    def takes(self, name: str, options: Mapping[str, Any]) -> Takes | str:
+        """... with these options; or why it cannot have them."""
+
+
+def check(path: Path, pipelines: Known | None) -> tuple[Config | None, list[Problem]]:
     """The settings, or None, and everything there is to say about the file, in the order of its lines."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -68,7 +90,7 @@ def check(path: Path, pipelines: Mapping[str, type[BaseModel]] | None) -> tuple[
     except ValidationError as error:
         found += [(place, words, "error") for place, words in _schema_problems(error, raw)]
     found += [(place, words, "error") for place, words in _cross_problems(raw, pipelines)]
-    found += [(place, words, "warning") for place, words in _warnings(raw)]
+    found += [(place, words, "warning") for place, words in _warnings(raw, pipelines)]
     config = config.resolved(path.resolve().parent) if config else None
     found += _place_problems(config, raw) if config else []
     result = [Problem(path, _line(lines, place), words, severity) for place, words, severity in found]
@@ -231,9 +253,7 @@ def _tables(raw: dict[str, Any], name: str) -> list[tuple[int, dict[str, Any]]]:
     return [(i, t) for i, t in enumerate(tables) if isinstance(t, dict)] if isinstance(tables, list) else []
 
 
-def _cross_problems(
-    raw: dict[str, Any], pipelines: Mapping[str, type[BaseModel]] | None
-) -> Iterator[tuple[Place, str]]:
+def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Place, str]]:
     yield from _duplicates(raw, "peer", "name")
     yield from _duplicates(raw, "peer", "ae_title", among=lambda peer: peer.get("may_send") is True)
     yield from _duplicates(raw, "route", "name")
@@ -245,18 +265,60 @@ def _cross_problems(
         where = _table_name(("route", i), raw)
         yield from _destinations(i, route, where, peers)
         yield from _priors(i, route, where, peers, pipelines)
-        pipeline = route.get("pipeline")
-        if pipelines is not None and isinstance(pipeline, str) and pipeline not in pipelines:
-            yield ("route", i, "pipeline"), f"{where}: no pipeline '{pipeline}'; {hint(pipeline, pipelines)}"
-        elif pipelines is not None and isinstance(pipeline, str) and isinstance(route.get("options"), dict):
-            for key, words in option_problems(route["options"], pipelines[pipeline]):
-                if key:
-                    yield ("route", i, "options", key), f"{where}: option '{key}' of {pipeline} {words}"
-                else:
-                    yield ("route", i, "options"), f"{where}: {words}"
+        if pipelines is not None and isinstance(route.get("pipeline"), str):
+            yield from _pipeline(i, route, where, pipelines)
         if isinstance(route.get("match"), dict):
             for place, words in _conditions(route["match"]):
                 yield ("route", i, "match", *place), f"{where}: {words}"
+
+
+def _pipeline(i: int, route: dict[str, Any], where: str, pipelines: Known) -> Iterator[tuple[Place, str]]:
+    """The pipeline is there, takes these options, and could ever be given what the route matches."""
+    name, options, match = route["pipeline"], route.get("options", {}), route.get("match", {})
+    if name in pipelines.broken:
+        yield ("route", i, "pipeline"), f"{where}: {pipelines.broken[name]}"
+    elif name not in pipelines.options:
+        yield ("route", i, "pipeline"), f"{where}: no pipeline '{name}'; {hint(name, pipelines.options)}"
+    elif isinstance(options, dict):
+        bad = list(option_problems(options, pipelines.options[name]))
+        for key, words in bad:
+            if key:
+                yield ("route", i, "options", key), f"{where}: option '{key}' of {name} {words}"
+            else:
+                yield ("route", i, "options"), f"{where}: {words}"
+        takes = None if bad else pipelines.takes(name, options)
+        if isinstance(takes, str):
+            yield ("route", i, "options" if options else "pipeline"), f"{where}: {name}: {takes}"
+        elif takes is not None and isinstance(match, dict):
+            for keyword, words in _never(match, name, takes):
+                yield ("route", i, "match", keyword), f"{where}: {words}"
+
+
+def _never(match: dict[str, Any], name: str, takes: Takes) -> Iterator[tuple[str, str]]:
+    """The conditions that keep everything from the pipeline that it may be given."""
+    of = {"Modality": takes.modality, "SOPClassUID": takes.sop_classes, "BodyPartExamined": takes.body_part}
+    for keyword, taken in of.items():
+        if keyword not in match or not taken or bad_condition(keyword, match[keyword]):
+            continue
+        if keyword == "BodyPartExamined" and match[keyword] == {"absent": True}:
+            continue  # an image that does not say its body part is not refused for it
+        if not any(could_equal(match[keyword], value) for value in taken):
+            yield keyword, f"nothing will ever be run: {name} takes {keyword} {' or '.join(sorted(taken))} only"
+
+
+def could_equal(condition: object, value: str) -> bool:
+    """Does a (valid) condition of a route hold for an attribute of this value?"""
+    match condition:
+        case {"present": True}:
+            return True
+        case {"regex": str(pattern)}:
+            return re.search(pattern, value, re.IGNORECASE) is not None
+        case list():
+            return any(could_equal(each, value) for each in condition)
+        case str():
+            return condition.strip().casefold() == value.casefold()
+        case _:
+            return False  # absent, or a number
 
 
 def option_problems(given: dict[str, Any], model: type[BaseModel]) -> Iterator[tuple[str, str]]:
@@ -296,7 +358,7 @@ def _priors(
     route: dict[str, Any],
     where: str,
     peers: dict[str, Any],
-    pipelines: Mapping[str, type[BaseModel]] | None,
+    pipelines: Known | None,
 ) -> Iterator[tuple[Place, str]]:
     name, pipeline = route.get("priors"), route.get("pipeline")
     if not isinstance(name, str):
@@ -305,7 +367,7 @@ def _priors(
         yield ("route", i, "priors"), f"{where}: no peer '{name}'; {hint(name, peers)}"
     elif "host" not in peers[name]:
         yield ("route", i, "priors"), f"{where}: peer '{name}' has no host and port, so it cannot be asked for priors"
-    model = (pipelines or {}).get(pipeline) if isinstance(pipeline, str) else None
+    model = pipelines.options.get(pipeline) if pipelines is not None and isinstance(pipeline, str) else None
     if model is not None and not getattr(model, "compares", False):
         yield ("route", i, "priors"), f"{where}: {pipeline} does not compare with earlier studies; remove 'priors'"
 
@@ -408,7 +470,11 @@ def _loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _warnings(raw: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Place, str]]:
+    routed = {route.get("pipeline") for _, route in _tables(raw, "route")}
+    for name, why in sorted(pipelines.broken.items() if pipelines is not None else ()):
+        if name not in routed:
+            yield (), f"no route uses it, but {why}"
     if not raw.get("route"):
         yield (), "no [[route]]: series are received and kept, but nothing is inferred"
     if not any(peer.get("may_send") is True for _, peer in _tables(raw, "peer")):

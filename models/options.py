@@ -12,6 +12,10 @@ class BadOptions(Exception):
     """A route tells a pipeline something it does not know; the message names it. Not retried."""
 
 
+class WeightsError(Exception):
+    """A checkpoint is missing, damaged, or does not fit its network; the message says which file and what now."""
+
+
 class PipelineOptions(BaseModel):
     """Unknown names and values out of range are refused when the settings are read, and again when the pipeline starts.
 

@@ -13,11 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from models.options import WeightsError
+
 PACKAGE = Path(__file__).parent
-
-
-class WeightsError(Exception):
-    """A checkpoint is missing, damaged, or does not fit its network; the message says which file and what now."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from models import PIPELINES, pipeline_options
+from models import catalogue
 from pacs_node import __version__
 
 app = typer.Typer(
@@ -71,7 +71,7 @@ def run(
     observe.start_logging(plain=sys.stderr.isatty())
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with _in_words():
-        options = options_given(pipeline, option or [], pipeline_options())
+        options = options_given(pipeline, option or [], catalogue().options)
         for path in paths:
             if not path.exists():
                 _fail(f"{path} does not exist")
@@ -151,7 +151,7 @@ def rerun(
     failed = 0
     asked = f"route '{route}'" if since is None else f"since {since}" + (f", route '{route}'" if route else "")
     with _in_words():
-        settings = load(config, pipeline_options())
+        settings = load(config, catalogue())
         routes = [each.name for each in settings.routes]
         if route is not None and route not in routes:
             _fail(f"the settings have no route '{route}'; there are {', '.join(routes) or 'none'}")
@@ -188,7 +188,7 @@ def check(config: ConfigFile) -> None:
     from config import problems
 
     with _in_words():
-        found = problems(config, pipeline_options())
+        found = problems(config, catalogue())
     for problem in found:
         console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
     if any(problem.severity == "error" for problem in found):
@@ -245,14 +245,17 @@ def echo(
 @app.command()
 def pipelines() -> None:
     """What can be named in a route."""
-    from models import pipeline_class
-
+    known = catalogue()
     table = Table("pipeline", "modality", "intended use")
-    with _in_words():
-        for name in PIPELINES:
-            card = pipeline_class(name)("cpu", {}).card
-            table.add_row(name, ", ".join(sorted(card.modality)), card.intended_use)
+    for name in sorted(known.options):
+        takes = known.takes(name, {})
+        if isinstance(takes, str):  # it needs options before it can say
+            table.add_row(name, "as its options say", takes)
+        else:
+            table.add_row(name, ", ".join(sorted(takes.modality)), takes.intended_use)
     console.print(table)
+    for why in known.broken.values():
+        complaints.print(why, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -290,7 +293,7 @@ def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with _in_words():
-        node = Node(load(config, pipeline_options()))
+        node = Node(load(config, catalogue()))
         try:
             node.start(listen=listen, work=work, web=web)
         except BaseException:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from config import Config
-from models import PIPELINES
+from models import catalogue
 from pacs_node import __version__
 from pacs_node.errors import (
     LedgerUnavailable,
@@ -105,7 +105,7 @@ class NodeFacts:
             "open_associations": len(node.connected()),
             "listening": node.listening,
             "working": node.working,
-            "pipelines": sorted(PIPELINES),
+            "pipelines": sorted(catalogue().options),
             **counts,
         }
         return self._without_paths(facts)

@@ -20,8 +20,8 @@ import structlog
 
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
-from models import PIPELINES
-from models.pipeline import Card, Prior
+from models import catalogue
+from models.pipeline import Card, Declaration, Prior
 from pacs_node.errors import GiveUp, Interrupted, JobError, Refused, Told, TryAgain, Unforeseen
 
 log = structlog.get_logger()
@@ -35,8 +35,10 @@ _PROGRESS_EVERY_S = 0.5  # at most; a row is written for each
 class Inference:
     """One device's child process. Thread-safe: one job at a time, the others wait."""
 
-    def __init__(self, device: str, timeout_s: float, pipelines: Mapping[str, str] = PIPELINES) -> None:
-        self.device, self.timeout_s, self.pipelines = device, timeout_s, dict(pipelines)
+    def __init__(self, device: str, timeout_s: float, pipelines: Mapping[str, str] | None = None) -> None:
+        """pipelines: name -> "module:DECLARATION"; when not given, all that are here."""
+        self.device, self.timeout_s = device, timeout_s
+        self.pipelines = dict(catalogue().targets if pipelines is None else pipelines)
         self._lock = threading.Lock()
         self._child: SpawnProcess | None = None
         self._pipe: Connection | None = None
@@ -197,9 +199,8 @@ class _Models:
         """(kind, content). Errors that are foreseen are answers, too."""
         import torch
 
-        from models.options import BadOptions
-        from models.pipeline import UnfitInput
-        from models.weights import WeightsError
+        from models.options import BadOptions, WeightsError
+        from models.pipeline import BadPipeline, UnfitInput
 
         try:
             return self._answer(*asked, progress)
@@ -207,34 +208,43 @@ class _Models:
             return "unfit", str(refusal)
         except (torch.OutOfMemoryError, MemoryError) as error:
             return "memory", (str(error).splitlines() or ["no more memory"])[0]
-        except (WeightsError, BadOptions) as error:
+        except (WeightsError, BadOptions, BadPipeline) as error:
             return "failed", str(error)
 
     def _answer(self, name: str, options: Any, content: Any, progress: Progress) -> tuple[str, Any]:
-        from models import COMPARISONS, comparison
-
         if name == "warm":
             self.pipeline(*content)
             return "done", None
-        if name == "compare" and options["pipeline"] not in COMPARISONS:
-            return "failed", f"{options['pipeline']} does not compare with earlier studies"
         if name == "compare":
-            return "done", comparison(options["pipeline"])(*content)
+            return self.compared(options["pipeline"], content)
         if name == "card":
             return "done", self.pipeline(content, options).card
         started = time.monotonic()
         findings = self.pipeline(name, options).run([Path(file) for file in content], _seldom(progress))
         return "done", _timed(findings, time.monotonic() - started, self.device)
 
-    def pipeline(self, name: str, options: Mapping[str, Any]) -> Any:
-        from models import pipeline_class
+    def compared(self, name: str, content: tuple[Findings, Sequence[Path], Prior]) -> tuple[str, Any]:
+        from models import comparison
+
+        compare = comparison(self.declaration(name))
+        if compare is None:
+            return "failed", f"{name} does not compare with earlier studies"
+        return "done", compare(*content)
+
+    def declaration(self, name: str) -> Declaration:
+        from models import declaration_at
         from models.options import BadOptions
 
         if name not in self.pipelines:
             raise BadOptions(f"there is no pipeline '{name}'; there are {', '.join(sorted(self.pipelines))}")
+        return declaration_at(self.pipelines[name])
+
+    def pipeline(self, name: str, options: Mapping[str, Any]) -> Any:
+        from models import build
+
         key = f"{name} {sorted(options.items())}"
         if key not in self.loaded:
-            loaded = pipeline_class(name, self.pipelines)(self.device, options)
+            loaded = build(self.declaration(name), self.device, options)
             loaded.warm()
             self.loaded[key] = loaded  # only one that is whole: one that could not be warmed is built anew
         return self.loaded[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from pydicom.sr.coding import Code
 from scipy import ndimage
 
 from dicom_sr import attributes, codes
-from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.findings import Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.importance import renumber
 from dicom_sr.regions import Region, Spacing, calibration_problems, pixel_spacing_mm, why_no_tissue
 from models.breast_us.birads import apply_temperature, suggestion, temperature_of
+from models.breast_us.card import CARD, NAME, VERSION
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.letterbox import PREPROCESSING, normalise, prepare
 from models.breast_us.options import Options
@@ -26,13 +27,11 @@ from models.breast_us.tissue import MOST_COLOUR, tissue
 from models.breast_us.triple import read_triple
 from models.measure import measure_lesion
 from models.nets.breast_triple import CLASSES, LITE_STEP_PX
-from models.pipeline import Card, Progress, UnfitInput
+from models.pipeline import Progress, UnfitInput
 from models.read import Clip, read_ultrasound
 from models.runtime import Runtime
 from models.weights import WeightsError, packed
 
-NAME = "breast-us"
-VERSION = "0.1.0"  # of what is done with the weights' answer; not that of the node
 WEIGHTS = ("breast_triple_lite0_w16",)  # several are averaged
 
 # Chosen on the validation split.
@@ -156,14 +155,9 @@ class BreastUltrasound:
         # Training weighed the classes as if they were equally frequent; this goes part of the way back to BUSI's mix.
         counts = np.array([TRAINED_ON[label] for label in CLASSES])
         self.prior = (counts / counts.sum()) ** PRIOR_POWER
-        self.card = Card(
-            name=NAME,
-            modality=frozenset({"US"}),
-            algorithm=Algorithm(f"pacs-node {NAME}", f"{VERSION}+{version(digests.values(), self.temperature)}"),
-            intended_use=(
-                "Outlines the largest lesion of a breast ultrasound image and estimates whether the image is normal, "
-                "benign or malignant. Research use only, not for diagnostic use."
-            ),
+        self.card = replace(
+            CARD,
+            algorithm=replace(CARD.algorithm, version=f"{VERSION}+{version(digests.values(), self.temperature)}"),
             weights_sha256=digests,
         )
 

@@ -18,8 +18,9 @@ import torch
 from pydicom.sr.coding import Code
 
 from dicom_sr import codes
-from dicom_sr.findings import Algorithm, Evaluation, Finding, Findings, Measurement
+from dicom_sr.findings import Evaluation, Finding, Findings, Measurement
 from dicom_sr.importance import renumber
+from models.lung_nodule.card import CARD, VERSION
 from models.lung_nodule.categories import with_suggestions
 from models.lung_nodule.detections import Candidate
 from models.lung_nodule.detectors import DETECTORS
@@ -29,11 +30,10 @@ from models.lung_nodule.refine import Mix, Refined, distinct, refine
 from models.lung_nodule.sliding_unet import BATCH, ServedUNet
 from models.lung_nodule.texture import RULE, THICK_MM, texture
 from models.measure import axial, measure_nodule
-from models.pipeline import Card, Progress, UnfitInput
+from models.pipeline import Progress, UnfitInput
 from models.read import Volume, read_ct
 from models.runtime import Runtime
 
-VERSION = "0.4.0"  # of what is done with the weights' answers; not that of the node
 REFINER = "residual_unet_centred_w16"  # learnt on crops with the finding in the middle, for the refinement
 
 
@@ -48,12 +48,9 @@ class LungNodule:
             ServedUNet.at(self.options.refine_checkpoint, REFINER, self.runtime) if self.options.refine else None
         )
         used = [self.detector.loaded, *([self.refiner.loaded] if self.refiner else [])]
-        self.card = Card(
-            name="lung-nodule",
-            modality=frozenset({"CT"}),
-            algorithm=Algorithm("pacs-node lung-nodule", "+".join([VERSION, *(one.sha256[:8] for one in used)])),
-            intended_use="Marks and measures candidate pulmonary nodules on axial chest CT of adults for engineers and"
-            " researchers. Research use only, not for diagnostic use.",
+        self.card = replace(
+            CARD,
+            algorithm=replace(CARD.algorithm, version="+".join([VERSION, *(one.sha256[:8] for one in used)])),
             weights_sha256={one.name: one.sha256 for one in used},
         )
 

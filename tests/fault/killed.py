@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from config import load
-from models import pipeline_options
+from models import catalogue
 from pacs_node import observe
 from pacs_node.flow import STEPS
 from pacs_node.node import Node
@@ -29,7 +29,7 @@ def main() -> None:
         if step == chosen.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Node(load(chosen.config, pipeline_options()), at=at).start()
+    Node(load(chosen.config, catalogue()), at=at).start()
     threading.Event().wait()
 
 

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from config import load
 from dicom_sr.findings import Findings
-from models import pipeline_options
+from models import catalogue
 from pacs_node.errors import LedgerUnavailable, Refused
 from pacs_node.flow import RouteMatch, Stages
 from pacs_node.node import Node
@@ -114,7 +114,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         (folder / "node.toml").write_text(TOML)
         self.folder = folder
-        self.node = Node(load(folder / "node.toml", pipeline_options()), now=lambda: NOW)
+        self.node = Node(load(folder / "node.toml", catalogue()), now=lambda: NOW)
         self.node.ledger.migrate()
         self.inference = CountedInference()
         self.node.stages.inference = self.inference  # type: ignore[assignment]

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 import config
 from config.check import KEYWORDS, LISTS, TABLES, lines_of
 from config.schema import NUMBER_VRS, _vr, bad_condition
-from models import COMPARISONS, pipeline_options
+from models import catalogue, comparison
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ROOT / "config" / "node.toml"
@@ -55,12 +55,12 @@ def written(folder: Path, text: str) -> Path:
 
 
 def said(folder: Path, text: str, severity: str = "error") -> list[str]:
-    found = config.problems(written(folder, text), pipeline_options())
+    found = config.problems(written(folder, text), catalogue())
     return [str(problem) for problem in found if problem.severity == severity]
 
 
 def test_a_good_file_loads_with_paths_from_its_own_folder(tmp_path: Path) -> None:
-    settings = config.load(written(tmp_path, GOOD), pipeline_options())
+    settings = config.load(written(tmp_path, GOOD), catalogue())
     assert settings.node.ae_title == "AI"
     assert settings.node.data_dir == tmp_path / "store"
     assert settings.database.url == f"sqlite:///{tmp_path}/store/node.sqlite"
@@ -70,7 +70,7 @@ def test_a_good_file_loads_with_paths_from_its_own_folder(tmp_path: Path) -> Non
     assert not settings.peers[1].may_send
     (route,) = settings.routes
     assert (route.send_to, route.priority_number, route.options) == (("pacs", "files"), 1, {"threshold": 0.5})
-    assert config.problems(tmp_path / "node.toml", pipeline_options()) == []
+    assert config.problems(tmp_path / "node.toml", catalogue()) == []
 
 
 def test_relative_and_absolute_databases(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
 def test_what_is_wrong_is_said_with_file_line_and_key(tmp_path: Path, text: str, words: str) -> None:
     assert any(words in line for line in said(tmp_path, text)), said(tmp_path, text)
     with pytest.raises(config.ConfigError, match=re.escape(words)):
-        config.load(tmp_path / "node.toml", pipeline_options())
+        config.load(tmp_path / "node.toml", catalogue())
 
 
 def toml(value: object) -> str:
@@ -502,7 +502,9 @@ def test_options_are_the_pipelines_own(tmp_path: Path, pipeline: str, options: s
 
 
 def test_routes_may_ask_for_priors_of_the_pipelines_that_compare() -> None:
-    assert {name for name, options in pipeline_options().items() if options.compares} == set(COMPARISONS)
+    declared = catalogue().declared
+    assert {name for name, each in declared.items() if each.options.compares} == {"lung-nodule"}
+    assert all(each.options.compares == (comparison(each) is not None) for each in declared.values())
 
 
 def test_a_sub_table_of_a_route_is_found_by_its_own_line(tmp_path: Path) -> None:

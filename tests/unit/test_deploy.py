@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from config import load, problems
-from models import pipeline_options
+from models import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -17,7 +17,7 @@ DEPLOY = ROOT / "deploy"
 def said(text: str, folder: Path) -> list[str]:
     """What `pacs-node check` says of these settings, on a machine that grants them their data_dir."""
     (folder / "node.toml").write_text(text.replace('"/var/lib/pacs-node"', f'"{folder}"'))
-    return [str(problem) for problem in problems(folder / "node.toml", pipeline_options())]
+    return [str(problem) for problem in problems(folder / "node.toml", catalogue())]
 
 
 def test_the_settings_are_good(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_settings_are_good(tmp_path: Path) -> None:
 
 
 def test_node_and_orthanc_know_each_other() -> None:
-    settings = load(DEPLOY / "node.toml", pipeline_options())
+    settings = load(DEPLOY / "node.toml", catalogue())
     orthanc = json.loads((DEPLOY / "orthanc.json").read_text())
     title, _, port = orthanc["DicomModalities"]["pacs-node"]
     assert (title, port) == (settings.node.ae_title, settings.node.dicom_port)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dicom_sr.findings import Algorithm, Findings
-from models.pipeline import Card, UnfitInput
+from models.pipeline import Card, Declaration, UnfitInput
 
 
 class Pipeline:
@@ -46,3 +46,6 @@ class Pipeline:
         if self.does == "eat":
             raise MemoryError("8 GB wanted")
         return Findings("t", "volume", (), (), Algorithm("t", "1"), facts={"file": files[0].name, "pid": os.getpid()})
+
+
+PIPELINE = Declaration(Pipeline.card, "tests.unit.node.pipelines:Pipeline")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config import load
-from models import pipeline_options
+from models import catalogue
 from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
 from pacs_node.records import JOB_KINDS, Evidence, Instance, Job, OpenSeries, Result
@@ -50,7 +50,7 @@ class Story:
     def __init__(self, folder: Path) -> None:
         (folder / "node.toml").write_text(TOML)
         self.folder, self.now = folder, Clock()
-        self.node = Node(load(folder / "node.toml", pipeline_options()), now=self.now)
+        self.node = Node(load(folder / "node.toml", catalogue()), now=self.now)
         self.node.ledger.migrate()
         self.facts, self.ledger = NodeFacts(self.node), self.node.ledger
         self.uid = str(us_image().SeriesInstanceUID)
@@ -221,7 +221,7 @@ def test_many_are_run_again_by_day_or_by_route(story: Story) -> None:
 def test_a_series_no_rule_matched_says_why_not_when_it_is_run_again(tmp_path: Path) -> None:
     story = Story(tmp_path)
     (tmp_path / "node.toml").write_text(TOML.replace('"US"', '"MR"'))
-    story.node.config = load(tmp_path / "node.toml", pipeline_options())
+    story.node.config = load(tmp_path / "node.toml", catalogue())
     story.node.stages.rules = [rule for rule in story.node.stages.rules if rule.name == "chest"]
     with pytest.raises(AssertionError):
         story.receive()  # closed, and no job came of it

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from dicom_sr.findings import Findings
+from models import PIPELINES
 from models.pipeline import Prior
 from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain, Unforeseen
 from pacs_node.infer import Inference
 
-TABLE = {"test": "tests.unit.node.pipelines:Pipeline"}
+TABLE = {**PIPELINES, "test": "tests.unit.node.pipelines:PIPELINE"}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_what_cannot_be_warmed_is_told_to_the_job_that_needs_it(does: str) -> No
         assert ask(inference, "answer", "one.dcm").facts["file"] == "one.dcm"
         with pytest.raises(Unforeseen):
             ask(inference, does)
-        with pytest.raises(GiveUp, match="there is no pipeline 'nosuch'; there are test"):
+        with pytest.raises(GiveUp, match="there is no pipeline 'nosuch'; there are breast-us, lung-nodule, test"):
             inference.run("nosuch", {}, [Path("a.dcm")], lambda *_: None)
     finally:
         inference.stop()

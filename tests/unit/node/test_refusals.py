@@ -15,7 +15,7 @@ from prometheus_client import generate_latest
 from pydicom.dataset import Dataset
 
 from config import load
-from models import pipeline_options
+from models import catalogue
 from pacs_node import observe
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.facts import NodeFacts
@@ -61,7 +61,7 @@ may_send = true
 """)
 
     def make() -> Node:
-        node = Node(load(tmp_path / "node.toml", pipeline_options()))
+        node = Node(load(tmp_path / "node.toml", catalogue()))
         node.start(work=False, web=False)
         nodes.append(node)
         return node

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from config import load
-from models import pipeline_options
+from models import catalogue
 from pacs_node.cli import app
 from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
@@ -40,7 +40,7 @@ send_to = ["results"]
 def node(tmp_path: Path) -> Node:
     """A node that has run one ultrasound image, and does nothing now."""
     (tmp_path / "node.toml").write_text(TOML)
-    node = Node(load(tmp_path / "node.toml", pipeline_options()))
+    node = Node(load(tmp_path / "node.toml", catalogue()))
     node.ledger.migrate()
     image = us_image()
     image.save_as(tmp_path / "us.dcm", enforce_file_format=True)

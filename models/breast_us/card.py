@@ -1,0 +1,22 @@
+"""What breast-us is, and what it may be used for. No torch here."""
+
+from __future__ import annotations
+
+from dicom_sr.findings import Algorithm
+from models.breast_us.options import Options
+from models.pipeline import Card, Declaration
+
+NAME = "breast-us"
+VERSION = "0.1.0"  # of what is done with the weights' answers; not that of the node
+
+CARD = Card(
+    name=NAME,
+    modality=frozenset({"US"}),
+    algorithm=Algorithm(f"pacs-node {NAME}", VERSION),
+    intended_use=(
+        "Outlines the largest lesion of a breast ultrasound image and estimates whether the image is normal, "
+        "benign or malignant. Research use only, not for diagnostic use."
+    ),
+    # no body part: many systems leave BodyPartExamined empty or at a preset; a report of another one carries a warning
+)
+PIPELINE = Declaration(CARD, "models.breast_us.pipeline:BreastUltrasound", Options)

@@ -1,0 +1,28 @@
+"""What lung-nodule is, and what it may be used for. No torch here."""
+
+from __future__ import annotations
+
+from dicom_sr.findings import Algorithm
+from models.lung_nodule.options import Options
+from models.pipeline import Card, Declaration, Requirements
+
+VERSION = "0.4.0"  # of what is done with the weights' answers; not that of the node
+
+CARD = Card(
+    name="lung-nodule",
+    modality=frozenset({"CT"}),
+    algorithm=Algorithm("pacs-node lung-nodule", VERSION),
+    intended_use="Marks and measures candidate pulmonary nodules on axial chest CT of adults for engineers and"
+    " researchers. Research use only, not for diagnostic use.",
+    # no body part: BodyPartExamined of a CT is what the protocol was called, and often wrong; lungs are looked for
+    requires=Requirements(
+        volume=True,
+        axial=True,
+        min_slices=16,
+        max_tilt_deg=0.5,  # 0.9 mm of shift over 100 mm
+        hounsfield=True,
+    ),
+)
+PIPELINE = Declaration(
+    CARD, "models.lung_nodule.pipeline:LungNodule", Options, comparison="models.lung_nodule.compare:compare"
+)
