@@ -172,7 +172,7 @@ class Assemble(Settings):
     )
     ask_peer: bool = False  # ask the sending peer by C-FIND how many images the series has
     max_wait_s: Seconds = 900.0  # how long to wait for images the peer says exist
-    min_slices: Count = 16  # fewer usable CT slices: inference is refused
+    min_slices: Count | None = None  # that a volume must have, in place of what the pipeline's card requires
 
 
 class Jobs(Settings):

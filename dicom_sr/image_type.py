@@ -66,6 +66,10 @@ JOINED = {  # two words side by side that mean something only together
 }
 PARTS = ("MINIP", "MIP", "LOCALIZER", "TOPOGRAM", "AVERAGE", "SUBTRACT")  # of words run together: "THICKMIP"
 OF_PICTURES = {"summary or report page", "dose page"}  # what an ultrasound can be of these
+NO_SLICE = {  # of any modality; the others are slices too, of other values: a map, a difference, an average
+    *("localizer", "maximum intensity projection", "minimum intensity projection", "projection", "rendering"),
+    *("curved reformation", "summary or report page", "dose page", "screen capture"),
+}
 
 # Volume Based Calculation Technique (0008,9207), PS3.3 C.8.16.2.1.3: what is no plain slice. MPR is one, resampled.
 TECHNIQUES = {
@@ -83,15 +87,20 @@ PROPERTIES = {
 }
 
 
-def why_no_slice(frame: Frame) -> str | None:
-    """None, or what a CT image (or frame) is instead of a slice in Hounsfield units, and which attribute says so."""
+def why_no_slice(frame: Frame, *, reconstructed: bool = True) -> str | None:
+    """None, or what an image (or frame) is instead of a slice, and which attribute says so.
+
+    reconstructed   it must be a slice of a CT as it was reconstructed; else any that lies in its place
+    """
     if attributes.text(frame.header, "QualityControlImage").upper() == "YES":
         return "phantom for quality control (QualityControlImage is YES)"
     for keyword in ("FrameType", "ImageType") if frame.number is not None else ("ImageType",):
         values = frame.texts(keyword)
         meaning = meaning_of(values)
-        if meaning is None and len(values) > 1 and values[1].upper() == "SECONDARY":
+        if meaning is None and reconstructed and len(values) > 1 and values[1].upper() == "SECONDARY":
             meaning = SECONDARY
+        if not reconstructed and meaning not in NO_SLICE:
+            meaning = None
         if meaning is not None:
             return f"{meaning} ({keyword} is {attributes.shown(values)})"
         if values and keyword == "FrameType":

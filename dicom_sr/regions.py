@@ -1,7 +1,8 @@
 """What an ultrasound image shows where, and how many mm a pixel is there: US Region Calibration, PS3.3 C.8.5.5.
 
 One screen may hold two pictures at different depths, a spectrum and an ECG. Every millimetre of an ultrasound result
-comes from here, for the reader of pixels and the writer of objects alike.
+comes from here, for the reader of pixels and the writer of objects alike. So does that of a radiograph, where what is
+measured may be the shadow on the detector: PS3.3 10.7.1.3.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydicom.dataset import Dataset
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
 from dicom_sr.frames import rows_and_columns
+from dicom_sr.modalities import PROJECTION
 
 CM = 3  # Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
 LOW_PRIORITY = 1  # bit 0 of Region Flags, PS3.3 C.8.5.5.1.3: 1 is low, and what it overlaps with lies on top
@@ -87,7 +89,7 @@ def calibration_problems(header: Dataset) -> list[str]:
     """What the header says of mm per pixel and nobody can use, attribute by attribute; nothing that is not needed."""
     told = list(_told(header))
     problems = [str(bad) for _, bad in told if bad is not None]
-    if "PixelSpacing" in header and not any(region and region.spacing_mm for region, _ in told):
+    if _spacing_keyword(header) in header and not any(region and region.spacing_mm for region, _ in told):
         try:
             _pixel_spacing(header)
         except BadAttribute as bad:
@@ -200,18 +202,50 @@ def _covered(region: Region, on_top: Sequence[Region]) -> tuple[Box, ...]:
 
 
 def pixel_spacing_mm(header: Dataset) -> Spacing | None:
-    """PixelSpacing as (mm per row, mm per column); None when it is missing or cannot be one."""
+    """(mm per row, mm per column) of the image as a whole; None when it is missing or cannot be one.
+
+    PixelSpacing; of a radiograph without one ImagerPixelSpacing, which `measured_at_detector` has to be said of.
+    """
     try:
         return _pixel_spacing(header)
     except BadAttribute:
         return None
 
 
+def measured_at_detector(header: Dataset) -> str | None:
+    """None, or in words that millimetres of this radiograph are those of the shadow on its detector, PS3.3 10.7.1.3:
+    nothing has corrected them for the distance of what is seen from the detector."""
+    if not _is_radiograph(header) or pixel_spacing_mm(header) is None:
+        return None
+    if attributes.text(header, "PixelSpacingCalibrationType") in ("GEOMETRY", "FIDUCIAL"):
+        return None
+    if not attributes.has(header, "PixelSpacing"):
+        why = "there is ImagerPixelSpacing only"
+    elif attributes.texts(header, "PixelSpacing") == attributes.texts(header, "ImagerPixelSpacing"):
+        why = "PixelSpacing is ImagerPixelSpacing"
+    elif attributes.has(header, "ImagerPixelSpacing"):
+        return None  # they differ: the maker has corrected one of them
+    else:
+        why = "nothing says how PixelSpacing was calibrated"
+    return f"sizes are those of the shadow on the detector, larger than in the patient ({why})"
+
+
+def _is_radiograph(header: Dataset) -> bool:
+    return attributes.text(header, "Modality") in PROJECTION
+
+
+def _spacing_keyword(header: Dataset) -> str:
+    alone = _is_radiograph(header) and not attributes.has(header, "PixelSpacing")
+    return "ImagerPixelSpacing" if alone else "PixelSpacing"
+
+
 def _pixel_spacing(header: Dataset) -> Spacing:
     """Raises BadAttribute."""
-    down, across = attributes.numbers(header, "PixelSpacing", 2)
+    keyword = _spacing_keyword(header)
+    down, across = attributes.numbers(header, keyword, 2)
     if not all(PIXEL_MM[0] <= each <= PIXEL_MM[1] for each in (down, across)):
-        raise BadAttribute("PixelSpacing", f"is {down:g} x {across:g} mm; no pixel of an ultrasound image is that size")
+        kind = "a radiograph" if _is_radiograph(header) else "an ultrasound image"
+        raise BadAttribute(keyword, f"is {down:g} x {across:g} mm; no pixel of {kind} is that size")
     return down, across
 
 

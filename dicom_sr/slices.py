@@ -1,4 +1,4 @@
-"""What a CT header says about each of its slices: whether it is one, where it lies, how its stored values become HU.
+"""What a header says about each of its slices: whether it is one, where it lies, how its stored values become HU.
 
 Read here for all who need it, so that what is judged, what is read and what is written are the same slices: the verdict
 on a series, the reader of its pixels, and through `source.plane` the writers of results.
@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
 from dicom_sr.findings import ImageRef
 from dicom_sr.frames import Frame, frames, rows_and_columns
 from dicom_sr.image_type import why_no_slice
+from dicom_sr.modalities import CALLED, VOLUME_CLASSES
 
-CT_CLASSES = {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 HOUNSFIELD = {"", "HU", "US"}  # Rescale Type: absent means HU for CT, US is "unspecified", PS3.3 C.11.1.1.2
 
 DIRECTION = 1e-3  # largest difference of direction cosines that are "the same"; viewers use this one too
@@ -33,7 +32,7 @@ MOST_VOXELS = 1 << 30  # of a series: 4096 slices of 512 x 512, 2 GB
 
 
 class NotASlice(Exception):
-    """An image that cannot be part of a CT volume, whatever the others are; the message says why."""
+    """An image that cannot be part of a volume, whatever the others are; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +46,7 @@ class Slice:
     pixel_spacing_mm: tuple[float, float]  # between rows, between columns
     thickness_mm: float | None  # as the header says; None where it does not say
     shape: tuple[int, int]
-    slope: float  # stored value x slope + intercept = HU
+    slope: float  # stored value x slope + intercept = HU of CT, else what the scanner's values mean
     intercept: float
     frame_of_reference: str
     frame: Frame = field(repr=False)
@@ -92,18 +91,21 @@ def difference(one: Slice, other: Slice) -> str | None:
     return None
 
 
-def slices_of(header: Dataset) -> list[Slice]:
-    """The slices of one image: one, or one for each frame.
+def slices_of(header: Dataset, modality: str = "CT", *, hounsfield: bool = True) -> list[Slice]:
+    """The slices of one image of a modality: one, or one for each frame.
+
+    hounsfield   its values must be Hounsfield units, and the slice as it was reconstructed. Else they are what the
+                 header's rescaling makes of them, if it has any, and only what is no slice at all is none.
 
     Raises NotASlice when it is none, or when one of its frames is none; the reason names the attribute by its keyword.
     """
     found: list[Slice] = []
     try:
-        if why := _not_ct(header):
+        if why := _not_of(header, modality):
             raise NotASlice(why)
         for frame in frames(header):
             try:
-                found.append(_slice(frame))
+                found.append(_slice(frame, hounsfield))
             except (BadAttribute, NotASlice) as why_not:
                 raise NotASlice(f"frame {frame.number}: {why_not}" if frame.number else str(why_not)) from why_not
     except BadAttribute as bad:
@@ -144,34 +146,34 @@ def why_no_image(header: Dataset, modality: str, classes: Collection[str], calle
     return None
 
 
-def _not_ct(header: Dataset) -> str | None:
+def _not_of(header: Dataset, modality: str) -> str | None:
     """Raises BadAttribute."""
-    if why := why_no_image(header, "CT", CT_CLASSES, "a CT image"):
+    if why := why_no_image(header, modality, VOLUME_CLASSES[modality], CALLED[modality]):
         return why
     if attributes.has(header, "SamplesPerPixel") and attributes.whole(header, "SamplesPerPixel") != 1:
         return "is in colour (SamplesPerPixel is not 1)"
     return None
 
 
-def _slice(frame: Frame) -> Slice:
+def _slice(frame: Frame, hounsfield: bool) -> Slice:
     """Raises BadAttribute or NotASlice."""
-    if why := why_no_slice(frame):
+    if why := why_no_slice(frame, reconstructed=hounsfield):
         raise NotASlice(why)
     header = frame.header
     position = np.array(frame.numbers("ImagePositionPatient", 3))
     cosines = np.array(frame.numbers("ImageOrientationPatient", 6))
     between_rows, between_columns = frame.numbers("PixelSpacing", 2)
-    [slope], [intercept] = frame.numbers("RescaleSlope", 1), frame.numbers("RescaleIntercept", 1)
+    slope, intercept = _rescaling(frame, needed=hounsfield)
     row, column = cosines[:3], cosines[3:]
     if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 2 * DIRECTION:
         raise BadAttribute("ImageOrientationPatient", "is not two perpendicular unit vectors")
     if min(between_rows, between_columns) <= 0:
         raise BadAttribute("PixelSpacing", f"is {between_rows:g} x {between_columns:g} mm; it must be above zero")
     if slope == 0:
-        raise BadAttribute("RescaleSlope", "is 0: stored values cannot become HU")
+        raise BadAttribute("RescaleSlope", f"is 0: stored values cannot become {'HU' if hounsfield else 'values'}")
     of_values = frame.values("RescaleType")
     kind = str(of_values[0]).strip() if len(of_values) == 1 else attributes.shown([str(v) for v in of_values])
-    if of_values and kind.upper() not in HOUNSFIELD:
+    if hounsfield and of_values and kind.upper() not in HOUNSFIELD:
         raise NotASlice(f"pixel values are {kind}, not Hounsfield units (RescaleType)")
     return Slice(
         ref=ImageRef(*sop_of(header), frame.number),
@@ -186,6 +188,14 @@ def _slice(frame: Frame) -> Slice:
         frame_of_reference=attributes.uid(header, "FrameOfReferenceUID"),  # without, no SEG can refer to several images
         frame=frame,
     )
+
+
+def _rescaling(frame: Frame, *, needed: bool) -> tuple[float, float]:
+    """(slope, intercept); 1 and 0 where the header says neither, if it need not. Raises BadAttribute."""
+    if not needed and not frame.values("RescaleSlope") and not frame.values("RescaleIntercept"):
+        return 1.0, 0.0
+    [slope], [intercept] = frame.numbers("RescaleSlope", 1), frame.numbers("RescaleIntercept", 1)
+    return slope, intercept
 
 
 def thickness_mm(frame: Frame) -> float | None:

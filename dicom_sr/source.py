@@ -14,6 +14,7 @@ from dicom_sr.attributes import BadAttribute
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.frames import Frame, rows_and_columns
 from dicom_sr.frames import frame as frame_of
+from dicom_sr.modalities import PROJECTION
 from dicom_sr.regions import largest_spacing, spacing_at
 from dicom_sr.slices import thickness
 
@@ -141,6 +142,8 @@ def _spacing_mm(frame: Frame, at: tuple[int, int] | None) -> tuple[str, str] | N
         spacing_mm = largest_spacing(header) if at is None else spacing_at(header, *at)
         return None if spacing_mm is None else (format_number_as_ds(spacing_mm[0]), format_number_as_ds(spacing_mm[1]))
     found = _decimals(frame, "PixelSpacing", 2)
+    if found is None and attributes.text(header, "Modality") in PROJECTION:
+        found = _decimals(frame, "ImagerPixelSpacing", 2)
     return None if found is None or min(map(float, found)) <= 0 else (found[0], found[1])
 
 

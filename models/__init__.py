@@ -50,6 +50,26 @@ class Catalogue:
         except Exception as error:  # noqa: BLE001  the edge of another's package, as in `catalogue`
             return (str(error).splitlines() or [type(error).__name__])[0]
 
+    def card(self, name: str, options: Mapping[str, Any]) -> Card:
+        """As `takes`. Raises BadOptions, or BadPipeline for a name that means none."""
+        from models.options import BadOptions
+        from models.pipeline import BadPipeline, Card
+
+        if name not in self.declared:
+            raise BadPipeline(self.broken.get(name, f"there is no pipeline '{name}'"))
+        card = self.takes(name, options)
+        if not isinstance(card, Card):
+            raise BadOptions(f"{name}: {card}")
+        return card
+
+    @property
+    def cards(self) -> list[Card]:
+        """Of every pipeline that needs no options to say what it takes."""
+        from models.pipeline import Card
+
+        said = [self.takes(name, {}) for name in self.declared]
+        return [card for card in said if isinstance(card, Card)]
+
 
 @cache
 def catalogue() -> Catalogue:

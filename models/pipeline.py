@@ -33,7 +33,7 @@ class Requirements:
     axial: bool = False  # slices at most 30 degrees from axial
     min_slices: int = 1  # that are usable
     max_tilt_deg: float | None = None  # between the slices' normal and the row they form; None: any
-    hounsfield: bool = False  # stored values that become Hounsfield units
+    hounsfield: bool = False  # of a CT: slices as they were reconstructed, whose values become Hounsfield units
     calibrated: bool = False  # every image says how large its pixels are in the patient
 
     def __post_init__(self) -> None:

@@ -308,11 +308,13 @@ def _in_words() -> Iterator[None]:
     """The edge of the program: what goes wrong is one sentence on standard error and exit code 1, never a traceback."""
     from config import ConfigError
     from config.options import BadOption
+    from models.options import BadOptions
+    from models.pipeline import BadPipeline
     from pacs_node.errors import NodeError, Told
 
     try:
         yield
-    except (ConfigError, BadOption, NodeError) as error:
+    except (ConfigError, BadOption, BadOptions, BadPipeline, NodeError) as error:
         _fail(str(error))
     except OSError as error:
         file = f"{error.filename}: " if isinstance(error.filename, str) else ""

@@ -230,8 +230,14 @@ class Flow:
         """The header that stands for the series, whether it is fit, and what the rules say."""
         headers = self.stages.headers(instances)
         verdict = self.stages.judge(headers)
-        header = next((h for h in headers if attributes.text(h, "SOPInstanceUID") in verdict.use[:1]), headers[0])
-        return header, verdict, self.stages.matches(header)
+        header = _foremost(headers, verdict)
+        matches = {match.rule: match for match in self.stages.matches(header)}
+        for route, own in verdict.of_routes.items():  # by the images that it would use
+            if own.use[:1] != verdict.use[:1]:
+                others = self.stages.matches(_foremost(headers, own if own.fit else verdict))
+                matches |= {match.rule: match for match in others if match.rule == route}
+        taken = {route: own for route, own in verdict.of_routes.items() if matches[route].why_not is None}
+        return header, replace(verdict, of_routes=taken), list(matches.values())
 
     def set_aside(self, series: OpenSeries, because: str, reason: str) -> None:
         """Close a series that cannot even be judged, so that it holds up no other. Another image opens it again."""
@@ -397,7 +403,7 @@ class Flow:
 
     def _input(self, job: Job) -> tuple[Verdict, list[Path]]:
         """The verdict on the series, and the images that it lets through, in its order. Raises Refused."""
-        verdict = self.ledger.verdict(job.series_uid)
+        verdict = self.ledger.verdict(job.series_uid, job.route)
         if verdict is None or not verdict.fit:
             raise Refused(f"not run: {verdict.reason if verdict else 'the series was never judged'}")
         by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
@@ -409,7 +415,7 @@ class Flow:
     def _sources(self, job: Job) -> dict[str, Path]:
         """The images the results were made of: those that the verdict lets through, if it does."""
         by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
-        verdict = self.ledger.verdict(job.series_uid)
+        verdict = self.ledger.verdict(job.series_uid, job.route)
         if verdict is None or not verdict.fit:
             return by_uid
         return {uid: by_uid[uid] for uid in verdict.use if uid in by_uid}
@@ -541,6 +547,11 @@ def _step(name: str) -> Iterator[None]:
         raise Unforeseen(name, told) from error
     except Exception as error:  # the edge of a room: every error has an end, in its own words
         raise Unforeseen(name, Told.of(error)) from error
+
+
+def _foremost(headers: Sequence[Dataset], verdict: Verdict) -> Dataset:
+    """The header that stands for the series: of the first image that is used, if one is."""
+    return next((h for h in headers if attributes.text(h, "SOPInstanceUID") in verdict.use[:1]), headers[0])
 
 
 def _rules(matches: Sequence[RouteMatch]) -> list[dict[str, Any]]:

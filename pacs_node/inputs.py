@@ -13,11 +13,13 @@ from pydicom.uid import UID
 from dicom_sr.copies import COPIED_IF_PRESENT, MUST_BE_EQUAL
 from dicom_sr.frames import MACROS, MOST_FRAMES, UNASSIGNED
 from dicom_sr.image_type import MEANINGS, OF_PICTURES, PROPERTIES, SECONDARY, TECHNIQUES
+from dicom_sr.modalities import CT_CLASSES, ULTRASOUND_CLASSES
 from dicom_sr.regions import PIXEL_MM
-from dicom_sr.slices import CT_CLASSES, HOUNSFIELD, MOST_PIXELS, MOST_VOXELS, OBLIQUE_DEGREES, UNEVEN, UNEVEN_MM
+from dicom_sr.slices import HOUNSFIELD, MOST_PIXELS, MOST_VOXELS, OBLIQUE_DEGREES, UNEVEN, UNEVEN_MM
 from models.image_pixel import COLOURS
+from models.lung_nodule.card import CARD
 from pacs_node.assemble.acquisitions import CLEAR, PAUSE_S
-from pacs_node.assemble.geometry import CROOKED_MM, FEW_DOUBLES, GAP, TILT_DEGREES, ULTRASOUND_CLASSES
+from pacs_node.assemble.geometry import CROOKED_MM, FEW_DOUBLES, GAP
 from pacs_node.receive.accept import DECODED, KEPT_ONLY
 
 HEAD = """# What is taken, set aside or refused
@@ -116,7 +118,7 @@ def _ct() -> list[str]:
             [
                 ("no axial slices", f"at most {OBLIQUE_DEGREES:g} degrees from axial"),
                 ("fewer slices than `[assemble] min_slices`", "the setting"),
-                ("gantry tilt", f"at most {TILT_DEGREES:g} degrees"),
+                ("gantry tilt", f"at most {CARD.requires.max_tilt_deg:g} degrees"),
                 ("slices shifted sideways", f"at most {CROOKED_MM:g} mm"),
                 ("a slice missing", f"steps below {GAP:g} times the distance"),
                 ("irregular spacing", f"within {UNEVEN:.0%}, or {UNEVEN_MM:g} mm"),

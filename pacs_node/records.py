@@ -85,6 +85,11 @@ class Verdict:
     set_aside: dict[str, str] = field(default_factory=dict)  # SOP Instance UID -> reason
     facts: dict[str, Any] = field(default_factory=dict)  # spacing_mm, tilt_degrees, gaps ...
     remarks: tuple[str, ...] = ()  # what a reader of the results should know of the images, in words
+    # route -> its own verdict, where its pipeline requires something else; without their own
+    of_routes: Mapping[str, Verdict] = field(default_factory=dict)
+
+    def of(self, route: str) -> Verdict:
+        return self.of_routes.get(route, self)
 
     def told(self, findings: Findings) -> Findings:
         """The findings with the remarks among their warnings."""

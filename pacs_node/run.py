@@ -27,11 +27,11 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from config import Assemble
 from dicom_sr import attributes, codes
 from dicom_sr.findings import Finding, Findings
 from dicom_sr.forms import KEY_IMAGES, Profile
 from dicom_sr.source import headers_by_uid, plane
+from models import catalogue
 from models.pipeline import Card
 from models.pixels import faults
 from pacs_node.assemble.geometry import judge
@@ -54,7 +54,6 @@ class NothingToDo(NodeError):
 class Runs(Protocol):
     """The inference process."""
 
-    def card(self, pipeline: str, options: Mapping[str, Any]) -> Card: ...
     def run(
         self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Callable[[float, str], None]
     ) -> Findings: ...
@@ -110,10 +109,12 @@ def run(
 
     out   where results are written; of several series each has a folder of its own in it
 
-    Raises NothingToDo, before anything is run, if there is no series, or if results could meet files that are there.
+    Raises, before anything is run, BadOptions and BadPipeline; NothingToDo if there is no series, or if results could
+    meet files that are there.
     """
     if not found.series:
         raise NothingToDo(f"no DICOM image among the files ({found.passed_over} passed over)")
+    card = catalogue().card(pipeline, options)
     folders = {uid: out / _name(uid, headers[0]) for uid, headers in found.series.items()}
     if len(folders) == 1:
         folders = dict.fromkeys(folders, out)
@@ -122,7 +123,7 @@ def run(
 
     def outcomes() -> Iterator[Outcome]:
         for uid, headers in found.series.items():
-            analysis = _Analysis(uid, headers, pipeline, dict(options), folders[uid], inference)
+            analysis = _Analysis(uid, headers, pipeline, card, dict(options), folders[uid], inference)
             yield analysis.outcome(partial(progress, uid), now())
 
     return outcomes()
@@ -198,6 +199,7 @@ class _Analysis:
     series_uid: str
     headers: Sequence[Dataset]
     pipeline: str
+    card: Card
     options: Mapping[str, Any]
     folder: Path
     inference: Runs
@@ -224,13 +226,9 @@ class _Analysis:
             return Outcome(self.series_uid, "failed", told.words, self.verdict)
 
     def _done(self, progress: Callable[[float, str], None], when: datetime) -> Outcome:
-        self.verdict = judge(self.headers, min_slices=Assemble().min_slices, faults=faults(self.headers))
+        self.verdict = judge(self.headers, [self.card], faults=faults(self.headers))
         if not self.verdict.fit:
             raise Refused(self.verdict.reason)
-        takes = self.inference.card(self.pipeline, self.options).modality
-        modality = attributes.text(self.headers[0], "Modality")
-        if modality not in takes:  # in the node a rule says so
-            raise Refused(f"modality is {modality or 'missing'}; {self.pipeline} takes {', '.join(sorted(takes))}")
         of = {attributes.text(header, "SOPInstanceUID"): Path(str(header.filename)) for header in self.headers}
         files = [of[uid] for uid in self.verdict.use]
         findings = self.verdict.told(self.inference.run(self.pipeline, self.options, files, progress))

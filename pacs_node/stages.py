@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,8 @@ from config import Config
 from dicom_sr.attributes import UNREADABLE
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
+from models import catalogue
+from models.pipeline import Card
 from models.pixels import faults
 from pacs_node import __version__, kept, priors
 from pacs_node.assemble.geometry import judge
@@ -75,6 +77,10 @@ class WiredStages:
             name: arrival_check for name, arrival_check in arrival_checks.items() if arrival_check is not None
         }
         self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
+        known = catalogue()
+        self.cards = {route.name: known.card(route.pipeline, route.options) for route in config.routes}
+        self.other_cards = known.cards
+        self.modalities = frozenset(each for card in (*self.cards.values(), *known.cards) for each in card.modality)
         self.results = config.node.data_dir / "results"
         self.rejected = config.node.data_dir / "rejected"
         self.unkept: dict[Path, Findings] = {}  # that could not be written down
@@ -94,7 +100,14 @@ class WiredStages:
         return [header_of(instance) for instance in instances]
 
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
-        return judge(headers, min_slices=self.config.assemble.min_slices, faults=faults(headers))
+        """By the first pipeline of a route that takes such images; and for each route whose own says another thing."""
+        broken = faults(headers)
+        own = {route: self._verdict(headers, [card], broken) for route, card in self.cards.items()}
+        verdict = self._verdict(headers, [*self.cards.values(), *self.other_cards], broken)
+        return replace(verdict, of_routes={route: said for route, said in own.items() if said != verdict})
+
+    def _verdict(self, headers: Sequence[Dataset], cards: Sequence[Card], broken: Mapping[str, str]) -> Verdict:
+        return judge(headers, cards, min_slices=self.config.assemble.min_slices, faults=broken)
 
     def matches(self, header: Dataset) -> list[RouteMatch]:
         return [
@@ -154,7 +167,7 @@ class WiredStages:
                 archive, header, job.pipeline, folder, max_age_days=limits.max_age_days, timeout_s=limits.timeout_s
             )
             headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in prior.images]
-            verdict = judge(headers, min_slices=self.config.assemble.min_slices)
+            verdict = self._verdict(headers, [self.cards[job.route]], {})
             if not verdict.fit:
                 raise priors.NoComparison(f"the earlier CT is not fit: {verdict.reason}")
             of = {str(each.SOPInstanceUID): path for each, path in zip(headers, prior.images, strict=True)}

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.uid import (
-    SecondaryCaptureImageStorage,
-    UltrasoundImageStorage,
-    UltrasoundMultiFrameImageStorage,
-)
 
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
 from dicom_sr.frames import count as frame_count
 from dicom_sr.image_type import why_no_picture
-from dicom_sr.regions import calibration_problems, largest_spacing, why_no_tissue
+from dicom_sr.modalities import CALLED, IMAGE_CLASSES, VOLUME_CLASSES
+from dicom_sr.regions import calibration_problems, largest_spacing, measured_at_detector, why_no_tissue
 from dicom_sr.slices import (
     MOST_VOXELS,
     OBLIQUE_DEGREES,
@@ -33,51 +29,79 @@ from dicom_sr.slices import (
     UNEVEN_MM,
     NotASlice,
     Slice,
+    class_name,
     difference,
     slices_of,
     why_no_image,
 )
 from dicom_sr.source import identity_differs
+from models.pipeline import Card, Requirements
 from pacs_node.assemble.acquisitions import TELLS_APART, Mixed, acquisition_of, one_acquisition
 from pacs_node.records import Verdict
 
-ULTRASOUND_CLASSES = {
-    UltrasoundImageStorage,
-    UltrasoundMultiFrameImageStorage,
-    SecondaryCaptureImageStorage,
-    "1.2.840.10008.5.1.4.1.1.6",  # Ultrasound Image Storage, retired
-    "1.2.840.10008.5.1.4.1.1.3",  # Ultrasound Multi-frame Image Storage, retired
-}
-TILT_DEGREES = 0.5  # 0.9 mm of shift over 100 mm
 CROOKED_MM = 1.0  # how far a slice may leave the straight line of the others
+LEAST_RIVAL = 2  # slices that make another volume: one alone is a stray image
 GAP = 1.5  # a step of this many spacings or more means that a position is missing
 FEW_DOUBLES = 0.1  # of the positions; with more, the series holds several phases or reconstructions
 
 
-def judge(headers: Sequence[Dataset], *, min_slices: int, faults: Mapping[str, str] = MappingProxyType({})) -> Verdict:
-    """The verdict on the instances of one series, by its Modality. The order of the headers does not matter.
+def judge(
+    headers: Sequence[Dataset],
+    cards: Sequence[Card],
+    *,
+    min_slices: int | None = None,
+    faults: Mapping[str, str] = MappingProxyType({}),
+) -> Verdict:
+    """The verdict on the instances of one series. The order of the headers does not matter.
 
-    faults   SOP Instance UID -> why the pixels of that image cannot be used; it is set aside for that
+    cards        of the pipelines that ask for series; the first that takes the modality says what is required
+    min_slices   in place of what its card requires of a volume
+    faults       SOP Instance UID -> why the pixels of that image cannot be used; it is set aside for that
     """
     modalities = Counter(attributes.text(header, "Modality") for header in headers).most_common()
     modality = min((-count, name) for name, count in modalities)[1] if modalities else ""
-    if modality not in ("CT", "US"):
-        what = f"Modality is {modality or 'not given'}; only CT and US can be judged"
+    card = next((card for card in cards if modality in card.modality & IMAGE_CLASSES.keys()), None)
+    if card is None:
+        taken = " and ".join(sorted({each for card in cards for each in card.modality}))
+        only = f"{cards[0].name} takes {taken} only" if len(cards) == 1 else f"only {taken} can be judged"
+        what = f"Modality is {modality or 'not given'}; {only}"
         return Verdict(False, what if headers else "no images")
     # an image that cannot be read, or is of another modality, is set aside whoever's it is
     if differs := identity_differs([h for h in headers if attributes.text(h, "Modality") == modality]):
         return Verdict(False, differs)
-    if modality == "CT":
-        return judge_ct(headers, min_slices=min_slices, faults=faults)
-    return judge_ultrasound(headers, faults=faults)
+    kept_from = {uid_of(h): why for h in headers if (why := _outside(h, card, modality))} | dict(faults)
+    if not card.requires.volume:
+        return _judge_images(headers, modality, card.requires, kept_from)
+    if modality not in VOLUME_CLASSES:
+        return Verdict(False, f"Modality is {modality}; {card.name} needs a volume, and its images form none")
+    requires = card.requires if min_slices is None else replace(card.requires, min_slices=min_slices)
+    return _judge_volume(headers, modality, requires, kept_from)
 
 
-# Ultrasound: images, not a volume ----------------------------------------------------------------------------------
+def _outside(header: Dataset, card: Card, modality: str) -> str | None:
+    """None, or what the card of a pipeline keeps this image from it for. An image that does not say it is let in."""
+    if attributes.text(header, "Modality") != modality:
+        return None  # said elsewhere
+    sop_class = attributes.text(header, "SOPClassUID")
+    if card.sop_classes and sop_class not in card.sop_classes:
+        return f"{class_name(header)} is none that {card.name} takes (SOPClassUID)"
+    part = attributes.text(header, "BodyPartExamined").upper()
+    if card.body_part and part and part not in card.body_part:
+        return f"BodyPartExamined is {part}, {card.name} takes {' or '.join(sorted(card.body_part))}"
+    return None
 
 
-def judge_ultrasound(headers: Sequence[Dataset], *, faults: Mapping[str, str] = MappingProxyType({})) -> Verdict:
+# Images, not a volume ----------------------------------------------------------------------------------------------
+
+
+def _judge_images(
+    headers: Sequence[Dataset], modality: str, requires: Requirements, faults: Mapping[str, str]
+) -> Verdict:
     """Every image or clip that has pixels can be used. `use` is in order of time, then of UID."""
-    set_aside = {uid_of(h): why for h in headers if (why := _not_an_ultrasound(h) or faults.get(uid_of(h)))}
+    set_aside = {uid_of(h): why for h in headers if (why := _not_a_picture(h, modality) or faults.get(uid_of(h)))}
+    if requires.calibrated:
+        bare = {uid_of(h) for h in headers if uid_of(h) not in set_aside and largest_spacing(h) is None}
+        set_aside |= dict.fromkeys(bare, "nothing says how large its pixels are, and that is needed")
     good = sorted((h for h in headers if uid_of(h) not in set_aside), key=_when)
     clips = [n for h in good if (n := frame_count(h) or 1) > 1]
     uncalibrated = sum(largest_spacing(h) is None for h in good)
@@ -87,17 +111,19 @@ def judge_ultrasound(headers: Sequence[Dataset], *, faults: Mapping[str, str] = 
     parts = [count_words(len(good) - len(clips), "image")] if len(good) > len(clips) else []
     parts += [f"{count_words(len(clips), 'clip')} of {count_words(sum(clips), 'frame')}"] if clips else []
     sizes = f"; {uncalibrated} without calibration: sizes in pixels" if uncalibrated else ""
-    remarks = tuple(dict.fromkeys(problem for h in good for problem in calibration_problems(h)))
-    reason = f"{' and '.join(parts)}{sizes}{_aside(set_aside)}{_said(remarks)}"
-    return Verdict(True, reason, tuple(uid_of(h) for h in good), set_aside, facts)  # the pipeline tells its readers
+    problems = tuple(dict.fromkeys(problem for h in good for problem in calibration_problems(h)))
+    at_detector = tuple(dict.fromkeys(why for h in good if (why := measured_at_detector(h))))
+    reason = f"{' and '.join(parts)}{sizes}{_aside(set_aside)}{_said((*problems, *at_detector))}"
+    use = tuple(uid_of(h) for h in good)
+    return Verdict(True, reason, use, set_aside, facts, at_detector)  # of problems the pipeline tells its readers
 
 
-def _not_an_ultrasound(header: Dataset) -> str | None:
+def _not_a_picture(header: Dataset, modality: str) -> str | None:
     try:
-        if why := why_no_image(header, "US", ULTRASOUND_CLASSES, "an ultrasound image"):
+        if why := why_no_image(header, modality, IMAGE_CLASSES[modality], CALLED[modality]):
             return why
         frame_count(header)
-        return why_no_picture(header) or why_no_tissue(header)
+        return why_no_picture(header) or (why_no_tissue(header) if modality == "US" else None)
     except BadAttribute as bad:
         return str(bad)
 
@@ -111,35 +137,38 @@ def _when(header: Dataset) -> tuple[str, str]:
     return attributes.text(header, "AcquisitionDateTime") or date_and_time, uid_of(header)
 
 
-# CT: a volume ------------------------------------------------------------------------------------------------------
+# A volume ------------------------------------------------------------------------------------------------------
 
 
 class Unfit(Exception):
     """Inference would be wrong; the message says why."""
 
 
-def judge_ct(
-    headers: Sequence[Dataset], *, min_slices: int, faults: Mapping[str, str] = MappingProxyType({})
+def _judge_volume(
+    headers: Sequence[Dataset], modality: str, requires: Requirements, faults: Mapping[str, str]
 ) -> Verdict:
-    """Do these images make one axial volume of at least `min_slices` slices? `use` ascends along the normal."""
+    """Do these images make one volume as it is required? `use` ascends along the normal."""
     set_aside: dict[str, str] = {}
     remarks: list[str] = []
     facts: dict[str, Any] = {}
+    kind = "axial " if requires.axial else ""
     try:
         _all_parts(headers)
-        slices = _slices(headers, faults, set_aside)
-        volume = _one_axial_volume(slices, min_slices, set_aside)
+        slices = _slices(headers, modality, requires, faults, set_aside)
+        volume = _one_volume(slices, requires, set_aside)
         volume = _one_acquisition(volume, set_aside, remarks)
         stack = _one_slice_per_place(volume, set_aside)
         facts = stack.facts()
+        if requires.max_tilt_deg is not None:
+            _straight_on(stack, requires.max_tilt_deg)
         for check in CHECKS:
             check(stack)
-        if len(stack.planes) < min_slices:
-            raise Unfit(f"{count_words(len(stack.planes), 'usable slice')}, at least {min_slices} are needed")
+        if len(stack.planes) < requires.min_slices:
+            raise Unfit(f"{count_words(len(stack.planes), 'usable slice')}, at least {requires.min_slices} are needed")
     except Unfit as unfit:
         return Verdict(False, f"{unfit}{_aside(set_aside)}{_said(remarks)}", (), set_aside, facts, tuple(remarks))
     apart = f", {stack.spacing_mm:.4g} mm apart" if len(stack.planes) > 1 else ""
-    reason = f"{count_words(len(stack.planes), 'axial slice')}{apart}{_aside(set_aside)}{_said(remarks)}"
+    reason = f"{count_words(len(stack.planes), f'{kind}slice')}{apart}{_aside(set_aside)}{_said(remarks)}"
     use = tuple(dict.fromkeys(plane.uid for plane in stack.planes))
     return Verdict(True, reason, use, set_aside, facts, tuple(remarks))
 
@@ -157,13 +186,19 @@ def _all_parts(headers: Sequence[Dataset]) -> None:
             raise Unfit(f"{len(here)} of {wanted[whole]} parts of an image are here (InConcatenationTotalNumber)")
 
 
-def _slices(headers: Sequence[Dataset], faults: Mapping[str, str], set_aside: dict[str, str]) -> list[Slice]:
+def _slices(
+    headers: Sequence[Dataset],
+    modality: str,
+    requires: Requirements,
+    faults: Mapping[str, str],
+    set_aside: dict[str, str],
+) -> list[Slice]:
     """Raises Unfit when no image has one."""
     slices: list[Slice] = []
     for header in headers:
         uid = uid_of(header)
         try:
-            found = slices_of(header)
+            found = slices_of(header, modality, hounsfield=requires.hounsfield and modality == "CT")
         except NotASlice as why:
             set_aside[uid] = str(why)
             continue
@@ -209,19 +244,20 @@ def _alike(planes: Sequence[Slice]) -> list[list[Slice]]:
     return sorted(groups, key=lambda group: -len(group))  # sorted is stable: ties stay in order of UID
 
 
-def _one_axial_volume(planes: Sequence[Slice], min_slices: int, set_aside: dict[str, str]) -> list[Slice]:
-    """The largest group of axial slices; the rest is set aside. Raises Unfit when it is not clear which is meant."""
+def _one_volume(planes: Sequence[Slice], requires: Requirements, set_aside: dict[str, str]) -> list[Slice]:
+    """The largest group of slices, of axial ones where they are required; the rest is set aside. Raises Unfit when it
+    is not clear which is meant."""
     volumes = _alike(planes)
-    axial = [volume for volume in volumes if volume[0].degrees_from_axial <= OBLIQUE_DEGREES]
-    volume = (axial or volumes)[0]
+    fit = [v for v in volumes if not requires.axial or v[0].degrees_from_axial <= OBLIQUE_DEGREES]
+    volume = (fit or volumes)[0]
     for other in volumes:
         if other is not volume:
             set_aside |= {plane.uid: difference(plane, volume[0]) or "another volume" for plane in other}
-    if not axial:
+    if not fit:
         raise Unfit(f"{volume[0].orientation} slices; axial ones are needed")
     if torn := {plane.uid for plane in volume} & set_aside.keys():
         raise Unfit(f"the frames of one image do not belong together: {set_aside[min(torn)]}")
-    rivals = [other for other in axial[1:] if len(other) >= min_slices]
+    rivals = [other for other in fit[1:] if len(other) >= max(requires.min_slices, LEAST_RIVAL)]
     if rivals:
         why = difference(rivals[0][0], volume[0])
         raise Unfit(f"{1 + len(rivals)} volumes in one series: {len(rivals[0])} of {len(planes)} slices have {why}")
@@ -326,8 +362,8 @@ def _unlike(planes: Sequence[Slice]) -> str:
 # Each raises Unfit
 
 
-def _straight_on(stack: Stack) -> None:
-    if stack.tilt_degrees > TILT_DEGREES:
+def _straight_on(stack: Stack, most_degrees: float) -> None:
+    if stack.tilt_degrees > most_degrees:
         raise Unfit(f"gantry tilt of {stack.tilt_degrees:.1f} degrees: the slices are shifted against each other")
 
 
@@ -355,7 +391,7 @@ def _even(stack: Stack) -> None:
         raise Unfit(f"irregular spacing: slices are {steps.min():.4g} to {steps.max():.4g} mm apart")
 
 
-CHECKS: tuple[Callable[[Stack], None], ...] = (_straight_on, _in_line, _without_gaps, _even)
+CHECKS: tuple[Callable[[Stack], None], ...] = (_in_line, _without_gaps, _even)
 
 
 # Words

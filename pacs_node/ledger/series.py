@@ -179,7 +179,7 @@ class SeriesRows(Jobs):
             if not closed:
                 return False
             # Work on the former images is void; results made of them are still sent, unless better ones are coming.
-            void = ("infer", "send") if jobs and verdict.fit else ("infer",)
+            void = ("infer", "send") if any(verdict.of(job.route).fit for job in jobs) else ("infer",)
             db.execute(
                 sa.update(job_table)
                 .where(
@@ -264,14 +264,15 @@ class SeriesRows(Jobs):
         with self._begin() as db:
             return db.scalar(sa.select(series_table.c.revision).where(series_table.c.series_uid == series_uid)) or 0
 
-    def verdict(self, series_uid: str) -> Verdict | None:
-        """What the geometry gate said when the series last closed."""
+    def verdict(self, series_uid: str, route: str = "") -> Verdict | None:
+        """What the geometry gate said, for a route if it said another thing to it, when the series last closed."""
         with self._begin() as db:
             said = db.scalar(sa.select(series_table.c.verdict).where(series_table.c.series_uid == series_uid))
             if said is None:
                 return None
+            said = said.get("of_routes", {}).get(route, said)
             several = {name: tuple(said.get(name, ())) for name in ("use", "remarks")}  # rows of 0.1.0 have no remarks
-            return Verdict(**{**said, **several})
+            return Verdict(**{**said, **several, "of_routes": {}})
 
     def kept_instances(self, sop_instance_uids: Sequence[str]) -> list[Instance]:
         """Those of these instances that we took in."""
@@ -295,4 +296,5 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
         "set_aside": verdict.set_aside,
         "facts": as_json(verdict.facts),
         "remarks": list(verdict.remarks),
+        **({"of_routes": {route: _verdict_row(own) for route, own in of.items()}} if (of := verdict.of_routes) else {}),
     }

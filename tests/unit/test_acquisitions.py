@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 
+from models import catalogue
 from pacs_node.assemble.geometry import judge
 from pacs_node.records import Verdict
 from tests.factories import ct_series, header
@@ -18,7 +19,7 @@ def verdict(change: Any, *, duplicate: Any = ()) -> Verdict:
     images = [header(image) for image in ct_series(shape=(SLICES, 4, 6), duplicate_position=duplicate)]
     for number, image in enumerate(images):
         change(number, image)
-    return judge(images, min_slices=8)
+    return judge(images, catalogue().cards, min_slices=8)
 
 
 def setting(keyword: str, values: Any) -> Any:
@@ -65,7 +66,7 @@ class TestTwoOf:
             setattr(image, keyword, other if number in few else one)
             if number >= SLICES:  # half a step beside its twin
                 image.ImagePositionPatient[2] += 1.25
-        result = judge([image for k, image in enumerate(images) if k != SLICES - 2], min_slices=8)
+        result = judge([image for k, image in enumerate(images) if k != SLICES - 2], catalogue().cards, min_slices=8)
         assert any("alternate" in remark and keyword in remark for remark in result.remarks), result.reason
         assert set(result.set_aside) == {str(image.SOPInstanceUID) for image in images[SLICES:]}
         assert all(why == f"of another acquisition ({keyword})" for why in result.set_aside.values())

@@ -25,7 +25,8 @@ PACKAGES = {  # package -> our packages it may import besides itself
 WIRING = {"node", "stages", "peers", "facts", "assembler", "cli", "run", "demo", "conformance", "inputs", "__main__"}
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself: the same on the network and in files
-    "assemble": {"dicom_sr"},  # what a header says of an image: the same for verdict, reader and writer
+    # what a header says of an image: the same for verdict, reader and writer; what a pipeline's card requires of it
+    "assemble": {"dicom_sr", "models"},
     "route": {"dicom_sr"},
     "infer": {"models", "dicom_sr"},
     "priors": {"dicom_sr", "models"},

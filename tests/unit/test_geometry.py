@@ -15,10 +15,12 @@ from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.uid import EnhancedCTImageStorage, SecondaryCaptureImageStorage
 
-from pacs_node.assemble.geometry import judge, judge_ct, judge_ultrasound
+from models import catalogue
+from pacs_node.assemble.geometry import judge
 from pacs_node.records import Verdict
 from tests.factories import ct_series, header, us_image
 
+CARDS = catalogue().cards  # of the node's own pipelines
 SMALL = {"shape": (10, 4, 6)}
 LOCALIZER = "localizer (ImageType is 'ORIGINAL\\PRIMARY\\LOCALIZER')"
 
@@ -28,7 +30,7 @@ def series(**knobs: Any) -> list[Dataset]:
 
 
 def verdict(headers: Sequence[Dataset], min_slices: int = 8) -> Verdict:
-    return judge(headers, min_slices=min_slices)
+    return judge(headers, CARDS, min_slices=min_slices)
 
 
 def uids(headers: Sequence[Dataset]) -> tuple[str, ...]:
@@ -331,7 +333,7 @@ def test_the_order_of_arrival_and_the_instance_numbers_do_not_matter(order: list
     headers = [copy.copy(plain()[k]) for k in order]
     for image in headers:
         image.InstanceNumber = dice.randrange(1000)
-    assert judge_ct(headers, min_slices=8) == judge_ct(plain(), min_slices=8)
+    assert verdict(headers) == verdict(plain())
 
 
 @settings(max_examples=15, deadline=None)
@@ -415,8 +417,6 @@ def test_usable_ultrasound(build: Callable[[], list[Dataset]], reason: str) -> N
 
 
 def test_ultrasound_without_a_usable_image_is_refused() -> None:
-    result = judge_ultrasound(
-        [clinic(number=1, Rows=None), clinic(number=2, Modality="SR"), clinic(number=3, Modality="SR")]
-    )
+    result = verdict([clinic(number=1, Rows=None), clinic(number=2, Rows=None), clinic(number=3, Modality="SR")])
     assert not result.fit
-    assert result.reason == ("no usable images; 3 set aside: Modality is SR, not US (2), Rows is missing (1)")
+    assert result.reason == ("no usable images; 3 set aside: Rows is missing (2), Modality is SR, not US (1)")

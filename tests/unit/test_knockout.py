@@ -33,6 +33,7 @@ from dicom_sr.findings import Finding, Findings
 from dicom_sr.forms import ALL_FRAMES, KEY_IMAGES, KEY_OBJECTS, LABEL_MAP, Profile, forms_of
 from dicom_sr.not_run import not_run_reports
 from dicom_sr.source import headers_by_uid, plane
+from models import catalogue
 from models.breast_us.pipeline import doubts, usable_regions
 from models.pipeline import UnfitInput
 from models.pixels import why_not
@@ -176,7 +177,7 @@ def run(damage: Damage, folder: Path) -> Outcome:
         for header, path in zip(headers, paths, strict=True)
         if (why := why_not(path, header))
     }
-    verdict = outcome.verdict = judge(headers, min_slices=MIN_SLICES, faults=faults)
+    verdict = outcome.verdict = judge(headers, catalogue().cards, min_slices=MIN_SLICES, faults=faults)
     outcome.said += [verdict.reason, *verdict.set_aside.values()]
     rules = [Rule("all", {"Modality": ["CT", "US"], "SliceThickness": {"max": 5}}, "lung-nodule", ("pacs",))]
     outcome.said += [why for _, why in route(rules, headers[0]) if why]

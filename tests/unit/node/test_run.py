@@ -15,9 +15,8 @@ import pydicom
 import pytest
 from PIL import Image
 
-from dicom_sr.findings import Algorithm, Findings
+from dicom_sr.findings import Findings
 from models.phantoms import breast_ultrasound, chest_ct
-from models.pipeline import Card
 from pacs_node.errors import GiveUp, Refused, TryAgain
 from pacs_node.run import NothingToDo, Outcome, exit_code, find_series, run
 from tests.factories import ct_series, point_lps_mm, us_image
@@ -25,6 +24,7 @@ from tests.harness import ROOT
 from tests.results import ct_findings, mass, nodule, us_findings
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
+TAKES = {"CT": "lung-nodule", "US": "breast-us"}
 KEYS = {"series_uid", "state", "reason", "verdict", "warnings", "findings", "files"}
 
 
@@ -34,9 +34,6 @@ class Scripted:
     def __init__(self, answer: Callable[[list[pydicom.Dataset]], Findings], modality: str = "CT") -> None:
         self.answer, self.modality = answer, modality
         self.asked: list[tuple[str, Mapping[str, Any], int]] = []
-
-    def card(self, pipeline: str, options: Mapping[str, Any]) -> Card:
-        return Card(pipeline, frozenset({self.modality}), Algorithm("a", "1"), "Research use only.", {})
 
     def run(
         self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Callable[[float, str], None]
@@ -62,7 +59,7 @@ def two_nodules(headers: list[pydicom.Dataset]) -> Findings:
 
 
 def outcomes(paths: list[Path], out: Path, inference: Scripted, **options: Any) -> list[Outcome]:
-    told = list(run(find_series(paths, out), "lung-nodule", options, out, inference, now=lambda: NOON))
+    told = list(run(find_series(paths, out), TAKES[inference.modality], options, out, inference, now=lambda: NOON))
     for outcome in told:
         assert json.loads(outcome.to_json()).keys() == KEYS
     return told
@@ -140,7 +137,7 @@ def test_several_series_have_folders_of_their_own_and_stop_no_other(tmp_path: Pa
     assert "DOE" not in by_state["failed"][0].reason
     reasons = " | ".join(each.reason for each in by_state["refused"])
     assert "no lungs are visible" in reasons
-    assert "modality is US; lung-nodule takes CT" in reasons
+    assert "Modality is US; lung-nodule takes CT only" in reasons
     [folder] = (tmp_path / "out").iterdir()
     assert folder.name.startswith("CT-")
     assert all(path.parent == folder for path in by_state["done"][0].files)
@@ -273,7 +270,7 @@ def test_breast_us_on_a_phantom_and_a_series_it_does_not_take(tmp_path: Path) ->
     lines = [json.loads(line) for line in output.splitlines()[-2:]]
     assert {told["state"]: told["reason"] for told in lines} == {
         "done": "1 finding",
-        "refused": "modality is CT; breast-us takes US",
+        "refused": "Modality is CT; breast-us takes US only",
     }
     [done] = [told for told in lines if told["state"] == "done"]
     assert done["findings"][0].keys() >= {"label", "frame", "pixel", "long_axis_mm", "short_axis_mm", "certainty"}
