@@ -21,6 +21,7 @@ from pydicom.uid import UID
 from rle.rle import decode_segment
 
 from dicom_sr import attributes
+from dicom_sr.modalities import VOLUME_CLASSES
 from models import codestream
 from models.frames import FLOAT_BITS, Located, frames_of, inflate, joined, locate
 from models.image_pixel import (
@@ -117,12 +118,12 @@ class Pixels:
         self.is_float = self.located.keyword != "PixelData"
         self.says: ImagePixel = image_pixel(header, floats=FLOAT_BITS[self.located.keyword])
         self.big_endian = syntax == EXPLICIT_VR_BIG_ENDIAN
-        self.is_ct = header.get("Modality") == "CT"
-        if self.is_float and not self.is_ct:
+        of_volume = header.get("Modality") in VOLUME_CLASSES
+        if self.is_float and not of_volume:
             raise Unusable(f"{self.located.keyword}: Float Pixel Data is no ultrasound; whole grey values are needed")
         if self.is_float and self.says.samples != 1:
             raise Unusable(f"SamplesPerPixel is {self.says.samples}, {self.located.keyword} has 1")
-        if self.is_ct:
+        if of_volume:
             padding(header)
         self.palette: Palette | None = None
         if self.says.colours == "PALETTE COLOR":
@@ -410,7 +411,8 @@ def stored_values(path: Path, frames: list[int]) -> Iterator[np.ndarray]:
 
 
 def rescaled(stored: np.ndarray, header: Dataset, slope: float, intercept: float, out: np.ndarray) -> None:
-    """Stored values -> HU (y, x) by the slice's own slope and intercept; padding becomes air.
+    """Stored values -> HU (y, x) by the slice's own slope and intercept; padding becomes air. Into floats: what the
+    scanner's values mean, unrounded; padding becomes 0.
 
     MONOCHROME1 changes only how a CT is displayed, not what its values mean (PS3.3 C.7.6.3.1.2): nothing to invert.
     """
@@ -421,6 +423,10 @@ def rescaled(stored: np.ndarray, header: Dataset, slope: float, intercept: float
     else:
         stored, outside = whole_numbers(stored, header)
     values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    if out.dtype.kind == "f":
+        values[outside] = 0
+        out[...] = values
+        return
     values[outside] = AIR_HU
     out[...] = np.clip(np.rint(values), -32768, 32767)
 
@@ -476,6 +482,21 @@ def ultrasound_frames(path: Path, header: Dataset, indices: Sequence[int]) -> It
             if says.colours == "MONOCHROME1":
                 shown = 255 - shown
             yield Frame(grey(shown), shown) if shown.ndim == 3 else Frame(shown, None)
+    except UNREADABLE as error:
+        raise UnfitInput(f"{name_image(header)}: the pixels cannot be decoded: {_words(error)}") from error
+
+
+def grey_values(path: Path, header: Dataset, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Pixels of an image without colour, all bits that are stored: float32 (y, x), the brighter the larger."""
+    pixels = _opened(path, header)
+    says = pixels.says
+    try:
+        for index in indices:
+            if says.samples != 1 or pixels.palette is not None or pixels.is_float:
+                raise Unusable(f"PhotometricInterpretation is {says.colours}; whole grey values are needed")
+            values = significant(pixels.words(index), says).astype(np.float32)
+            darkest = -(1 << says.stored - 1) if says.signed else 0
+            yield darkest + (1 << says.stored) - 1 + darkest - values if says.colours == "MONOCHROME1" else values
     except UNREADABLE as error:
         raise UnfitInput(f"{name_image(header)}: the pixels cannot be decoded: {_words(error)}") from error
 

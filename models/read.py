@@ -1,4 +1,5 @@
-"""DICOM -> Volume (CT, in Hounsfield units) or Clip (ultrasound, in grey values). The only reader of pixels.
+"""DICOM -> Volume (of slices: CT in Hounsfield units, MR and PET in their own) or Clip (of images: ultrasound and
+radiographs, in grey values). The only reader of pixels.
 
 Training, pipelines and phantom tests read through here, so they cannot drift apart. Slices are ordered by position
 along the normal, never by InstanceNumber or file name (PS3.3 C.7.6.2.1.1). `pixels.py` decodes.
@@ -20,6 +21,8 @@ from dicom_sr.attributes import BadAttribute
 from dicom_sr.findings import ImageRef
 from dicom_sr.frames import Frame
 from dicom_sr.frames import count as frame_count
+from dicom_sr.frames import frame as frame_of
+from dicom_sr.modalities import PROJECTION, VOLUME_CLASSES
 from dicom_sr.regions import Region, tissue_regions
 from dicom_sr.slices import (
     MOST_VOXELS,
@@ -36,26 +39,32 @@ from dicom_sr.slices import (
 from models import pixels
 from models.image_pixel import COLOURS
 from models.pipeline import UnfitInput
-from models.pixels import UNREADABLE, name_image, rescaled, stored_values, ultrasound_frames
+from models.pixels import UNREADABLE, grey_values, name_image, rescaled, stored_values, ultrasound_frames
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """One CT series as one array, still on its own pixel grid.
+    """One series of slices as one array, still on its own pixel grid.
 
-    hu       int16 (z, y, x), Hounsfield units, padding set to AIR_HU; z ascends along the slice normal
+    values   (z, y, x), z ascends along the slice normal. Of `read_ct` int16, Hounsfield units, padding set to AIR_HU; of
+             `read_volume` float32, what the header's rescaling makes of them (PET: Units says what), padding set to 0
     images   source image (or frame) of each z
     affine   4x4, (z, y, x, 1) -> patient position of the voxel's centre in mm, LPS
     headers  data sets without pixels, one per file, in the order of first use
     remarks  what a reader of the results should know, in words: images at an end that cannot be decoded
     """
 
-    hu: np.ndarray
+    values: np.ndarray
     images: tuple[ImageRef, ...]
     spacing_mm: tuple[float, float, float]  # z, y, x; z is the distance between neighbouring slices
     affine: np.ndarray
     headers: tuple[Dataset, ...]
     remarks: tuple[str, ...] = ()
+
+    @property
+    def hu(self) -> np.ndarray:
+        """int16 (z, y, x), of a volume that `read_ct` has read"""
+        return self.values
 
     def position_lps_mm(self, index_zyx: Sequence[float]) -> tuple[float, float, float]:
         """Patient position of a (fractional) voxel index."""
@@ -94,19 +103,32 @@ class Clip:
         """Decode frame by frame, those with these indices (from 0), or all. Raises UnfitInput when that fails."""
         return ultrasound_frames(self.path, self.header, range(len(self.images)) if indices is None else indices)
 
+    def values(self, indices: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+        """As `frames`, of one without colour: float32 (y, x), all bits that are stored, the brighter the larger."""
+        return grey_values(self.path, self.header, range(len(self.images)) if indices is None else indices)
 
-# ---------------------------------------------------------------------------------------------------------- CT
+
+# ------------------------------------------------------------------------------------------------------- slices
 
 
 def read_ct(files: Sequence[Path]) -> Volume:
-    """Read the files of one CT series, in any order.
+    """Read the files of one CT series, in any order: int16, Hounsfield units.
 
     An image at an end whose pixels cannot be decoded is left out, and said; between others it would leave a gap.
     Raises UnfitInput with the reason in words.
     """
+    return _volume(files, np.dtype(np.int16), hounsfield=True)
+
+
+def read_volume(files: Sequence[Path]) -> Volume:
+    """As `read_ct`, of any modality whose images are slices: float32, what the header's rescaling makes of them."""
+    return _volume(files, np.dtype(np.float32), hounsfield=False)
+
+
+def _volume(files: Sequence[Path], kind: np.dtype, *, hounsfield: bool) -> Volume:
     if not files:
         raise UnfitInput("the series has no files")
-    slices = sort_slices([one for path in files for one in slices_in(path)])
+    slices = sort_slices([one for path in files for one in slices_in(path, hounsfield=hounsfield)])
     geometry(slices)  # before memory is taken
     voxels = len(slices) * slices[0].shape[0] * slices[0].shape[1]
     if voxels > MOST_VOXELS:
@@ -114,17 +136,17 @@ def read_ct(files: Sequence[Path]) -> Volume:
             f"{len(slices)} slices of {slices[0].shape[0]} x {slices[0].shape[1]} pixels are {voxels:.2g} voxels,"
             f" at most {MOST_VOXELS:.2g} can be held; send the series in fewer slices, or of 512 x 512 pixels"
         )
-    hu = np.empty((len(slices), *slices[0].shape), np.int16)
-    failures = fill(hu, slices)
+    values = np.empty((len(slices), *slices[0].shape), kind)
+    failures = fill(values, slices)
     reasons = tuple(dict.fromkeys(failures.values()))
     kept = [z for z in range(len(slices)) if z not in failures]
     if not kept or kept[-1] - kept[0] >= len(kept):
         raise UnfitInput("; ".join(reasons) + ("; without it a slice is missing" if kept else ""))
-    slices, hu = slices[kept[0] : kept[-1] + 1], hu[kept[0] : kept[-1] + 1]
+    slices, values = slices[kept[0] : kept[-1] + 1], values[kept[0] : kept[-1] + 1]
     affine, spacing_mm = geometry(slices)
     headers = {id(one.header): one.header for one in slices}
     remarks = tuple(f"left out: {reason}" for reason in reasons)
-    return Volume(hu, tuple(one.ref for one in slices), spacing_mm, affine, tuple(headers.values()), remarks)
+    return Volume(values, tuple(one.ref for one in slices), spacing_mm, affine, tuple(headers.values()), remarks)
 
 
 def header_of(path: Path) -> Dataset:
@@ -135,11 +157,14 @@ def header_of(path: Path) -> Dataset:
         raise UnfitInput(f"{path.name} cannot be read as DICOM: {error}") from error
 
 
-def slices_in(path: Path) -> list[Slice]:
-    """The slices of a file. Raises UnfitInput when its header cannot be read, or tells of none."""
+def slices_in(path: Path, *, hounsfield: bool = True) -> list[Slice]:
+    """The slices of a file, of a CT if it must be one in Hounsfield units. Raises UnfitInput when its header cannot be read, or tells of none."""
     header = header_of(path)
     try:
-        return slices_of(header)
+        modality = "CT" if hounsfield else attributes.text(header, "Modality")
+        if modality not in VOLUME_CLASSES:
+            raise NotASlice(f"Modality is {modality or 'not given'}, not {' or '.join(VOLUME_CLASSES)}")
+        return slices_of(header, modality, hounsfield=hounsfield)
     except NotASlice as why:
         raise UnfitInput(f"{name_image(header)}: {why}") from why
 
@@ -188,8 +213,8 @@ def geometry(slices: Sequence[Slice]) -> tuple[np.ndarray, tuple[float, float, f
     return affine, (distance, row_mm, column_mm)
 
 
-def fill(hu: np.ndarray, slices: Sequence[Slice]) -> dict[int, str]:
-    """Decode every slice into its place of hu (z, y, x). The places of those that cannot be, each with the reason."""
+def fill(out: np.ndarray, slices: Sequence[Slice]) -> dict[int, str]:
+    """Decode every slice into its place of `out` (z, y, x). The places of those that cannot be, each with the reason."""
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)  # header -> (frame from 0, z) of its slices
     for z, one in enumerate(slices):
         places[id(one.header)].append(((one.ref.frame or 1) - 1, z))
@@ -199,22 +224,23 @@ def fill(hu: np.ndarray, slices: Sequence[Slice]) -> dict[int, str]:
         frames = [] if slices[here[0][1]].ref.frame is None else [frame for frame, _ in sorted(here)]
         try:
             for (_, z), stored in zip(sorted(here), stored_values(path_of(header), frames), strict=True):
-                if stored.shape != hu.shape[1:]:
-                    raise UnfitInput(f"{name_image(header)}: pixels are {stored.shape}, the header says {hu.shape[1:]}")
+                if stored.shape != out.shape[1:]:
+                    raise UnfitInput(f"{name_image(header)}: pixels are {stored.shape}, the header says {out.shape[1:]}")
                 try:
-                    rescaled(stored, header, slices[z].slope, slices[z].intercept, out=hu[z])
+                    rescaled(stored, header, slices[z].slope, slices[z].intercept, out=out[z])
                 except UNREADABLE as error:
-                    raise UnfitInput(f"{name_image(header)}: the pixels cannot become HU: {error}") from error
+                    what = "HU" if out.dtype == np.int16 else "values"
+                    raise UnfitInput(f"{name_image(header)}: the pixels cannot become {what}: {error}") from error
         except UnfitInput as why:
             failures |= {z: str(why) for _, z in here}
     return failures
 
 
-# ------------------------------------------------------------------------------------------------- ultrasound
+# ----------------------------------------------------------------------------------------------------- images
 
 
-def read_ultrasound(path: Path) -> Clip:
-    """Read the header of one ultrasound (or secondary capture) image or cine; pixels follow frame by frame.
+def read_image(path: Path) -> Clip:
+    """Read the header of one image or cine, of any modality; pixels follow frame by frame.
 
     Raises UnfitInput with the reason in words.
     """
@@ -223,6 +249,9 @@ def read_ultrasound(path: Path) -> Clip:
         return clip_of(path, header)
     except UNREADABLE as error:
         raise UnfitInput(f"{path.name}: the header cannot be used: {error}") from error
+
+
+read_ultrasound = read_image
 
 
 def clip_of(path: Path, header: Dataset) -> Clip:
@@ -251,26 +280,40 @@ LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width: where a CT header names no w
 def display(path: Path, frame: int | None) -> np.ndarray:
     """One image (or frame, from 1) as a viewer first shows it: uint8 (rows, columns, 3). Raises UnfitInput.
 
-    CT through the first window of its header, ultrasound as it is.
+    Slices and radiographs through the first window of their header, where they have none CT through that for lungs and
+    others from the darkest to the brightest; ultrasound as it is.
     """
     header = header_of(path)
-    if header.get("Modality") != "CT":
-        [seen] = read_ultrasound(path).frames([(frame or 1) - 1])
-        return seen.rgb if seen.rgb is not None else np.repeat(seen.grey[..., np.newaxis], 3, axis=2)
-    one = next(each for each in slices_in(path) if each.ref.frame in (None, frame or 1))
-    hu = np.empty((1, *one.shape), np.int16)
-    if failure := fill(hu, [one]):
-        raise UnfitInput(failure[0])
-    centre, width = window_of(one.frame)
-    # PS3.3 C.11.2.1.2.1, the linear function
-    shown = ((hu[0] - (centre - 0.5)) / max(width - 1, 1) + 0.5).clip(0, 1) * 255
+    modality = attributes.text(header, "Modality")
+    if modality in VOLUME_CLASSES:
+        one = next(
+            each for each in slices_in(path, hounsfield=modality == "CT") if each.ref.frame in (None, frame or 1)
+        )
+        values = np.empty((1, *one.shape), np.int16 if modality == "CT" else np.float32)
+        if failure := fill(values, [one]):
+            raise UnfitInput(failure[0])
+        return _windowed(values[0], window_of(one.frame) or (LUNG_WINDOW_HU if modality == "CT" else None))
+    clip, at = read_image(path), (frame or 1) - 1
+    if modality in PROJECTION and attributes.text(header, "PhotometricInterpretation") == "MONOCHROME2":
+        [values] = clip.values([at])
+        return _windowed(values, window_of(frame_of(header, frame)))
+    [seen] = clip.frames([at])
+    return seen.rgb if seen.rgb is not None else np.repeat(seen.grey[..., np.newaxis], 3, axis=2)
+
+
+def _windowed(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
+    """PS3.3 C.11.2.1.2.1, the linear function"""
+    if window is None:
+        window = (float(values.min()) + float(values.max()) + 1) / 2, float(np.ptp(values)) + 1
+    centre, width = window
+    shown = ((values - (centre - 0.5)) / max(width - 1, 1) + 0.5).clip(0, 1) * 255
     return np.repeat(np.rint(shown).astype(np.uint8)[..., np.newaxis], 3, axis=2)
 
 
-def window_of(frame: Frame) -> tuple[float, float]:
-    """(centre, width) of the first window of a CT image or frame; that for lungs where the header names none."""
+def window_of(frame: Frame) -> tuple[float, float] | None:
+    """(centre, width) of the first window of an image or frame; None where the header names none that can be used."""
     try:
         centre, width = (float(str(frame.values(keyword)[0])) for keyword in ("WindowCenter", "WindowWidth"))
     except (BadAttribute, IndexError, ValueError):
-        return LUNG_WINDOW_HU
-    return (centre, width) if np.isfinite([centre, width]).all() and width > 0 else LUNG_WINDOW_HU
+        return None
+    return (centre, width) if np.isfinite([centre, width]).all() and width > 0 else None

@@ -159,6 +159,7 @@ class Node:
             network_timeout_s=receive.network_timeout_s,
             acse_timeout_s=receive.acse_timeout_s,
             dimse_timeout_s=receive.dimse_timeout_s,
+            modalities=self.stages.modalities,
         )
         commitment = CommitmentService(
             on_request=self._commitment_asked,

@@ -40,6 +40,36 @@ STORAGE_SOP_CLASSES: dict[str, str] = {
     "1.2.840.10008.5.1.4.1.1.90.1": "Content Assessment Results",
 }
 
+# images of other modalities, accepted where a pipeline is there that reads them: Modality -> SOP classes
+FURTHER_SOP_CLASSES: dict[str, dict[str, str]] = {
+    "MR": {
+        "1.2.840.10008.5.1.4.1.1.4": "MR Image",
+        "1.2.840.10008.5.1.4.1.1.4.1": "Enhanced MR Image",
+        "1.2.840.10008.5.1.4.1.1.4.4": "Legacy Converted Enhanced MR Image",
+    },
+    "PT": {
+        "1.2.840.10008.5.1.4.1.1.128": "Positron Emission Tomography Image",
+        "1.2.840.10008.5.1.4.1.1.130": "Enhanced PET Image",
+        "1.2.840.10008.5.1.4.1.1.128.1": "Legacy Converted Enhanced PET Image",
+    },
+    "CR": {"1.2.840.10008.5.1.4.1.1.1": "Computed Radiography Image"},
+    "DX": {
+        "1.2.840.10008.5.1.4.1.1.1.1": "Digital X-Ray Image - For Presentation",
+        "1.2.840.10008.5.1.4.1.1.1.1.1": "Digital X-Ray Image - For Processing",
+    },
+    "MG": {
+        "1.2.840.10008.5.1.4.1.1.1.2": "Digital Mammography X-Ray Image - For Presentation",
+        "1.2.840.10008.5.1.4.1.1.1.2.1": "Digital Mammography X-Ray Image - For Processing",
+    },
+}
+
+
+def accepted_for(modalities: Iterable[str]) -> dict[str, str]:
+    """The SOP classes that a node accepts whose pipelines read these modalities."""
+    further = [FURTHER_SOP_CLASSES.get(modality, {}) for modality in sorted(modalities)]
+    return STORAGE_SOP_CLASSES | {uid: name for classes in further for uid, name in classes.items()}
+
+
 # Accepted, and decoded by pydicom, its decoder plugins or the node itself
 DECODED: dict[str, str] = {
     "1.2.840.10008.1.2.1": "Explicit VR Little Endian",  # PS3.5 A.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from io import BytesIO
@@ -27,10 +27,10 @@ from pacs_node.commitment import PUSH_MODEL
 from pacs_node.commitment import TRANSFER_SYNTAXES as COMMITMENT_SYNTAXES
 from pacs_node.errors import NodeError, NotReadable, ReceiveError, SpoolFull, WrongSopClass
 from pacs_node.receive.accept import (
-    STORAGE_SOP_CLASSES,
     TRANSFER_SYNTAXES,
     VERIFICATION,
     Callers,
+    accepted_for,
     preferred,
     why_no_room,
 )
@@ -66,6 +66,7 @@ class ListenerSettings:
     network_timeout_s: float  # of silence on an open association, and for one PDU to come in whole
     acse_timeout_s: float  # from connection to A-ASSOCIATE-RQ: the ARTIM timer of PS3.8 9.1.5
     dimse_timeout_s: float
+    modalities: frozenset[str] = frozenset()  # whose images are accepted besides those of CT and ultrasound
 
 
 class Listener:
@@ -90,6 +91,7 @@ class Listener:
     ) -> None:
         self.settings = settings
         self.commitment = commitment
+        self._accepted = frozenset(accepted_for(settings.modalities))
         self._callers = Callers(settings.ae_title, settings.allowed)
         self._reporters = Callers(settings.ae_title, settings.allowed | settings.reporters)
         self._spool = spool
@@ -165,8 +167,8 @@ class Listener:
             )
             if rejection is None:
                 self._open[association] = _Sender(f"{self._began}-{next(self._serial)}", calling)
-                offered = set(STORAGE_SOP_CLASSES) if calling in self.settings.allowed else set()
-                offered |= {VERIFICATION, PUSH_MODEL} if reports else {VERIFICATION}
+                offered = self._accepted if calling in self.settings.allowed else frozenset()
+                offered = offered | ({VERIFICATION, PUSH_MODEL} if reports else {VERIFICATION})
                 association.acceptor.supported_contexts = _supported(request, offered)
                 return
         association.acse.send_reject(rejection.result, rejection.source, rejection.reason)
@@ -279,13 +281,13 @@ def _application_entity(settings: ListenerSettings) -> AE:
     ae.acse_timeout = settings.acse_timeout_s
     ae.dimse_timeout = settings.dimse_timeout_s
     ae.add_supported_context(VERIFICATION)  # the others depend on what is proposed: see _supported
-    for uid, name in STORAGE_SOP_CLASSES.items():
+    for uid, name in accepted_for(settings.modalities).items():
         if uid_to_service_class(uid) is not StorageServiceClass:  # pynetdicom does not know the retired ones
             register_uid(uid, "".join(filter(str.isalnum, name)), StorageServiceClass)
     return ae
 
 
-def _supported(request: A_ASSOCIATE, offered: set[str]) -> list[PresentationContext]:
+def _supported(request: A_ASSOCIATE, offered: Set[str]) -> list[PresentationContext]:
     """What we offer of what is proposed, each SOP class with the transfer syntax to choose first in front."""
     proposed: dict[str, list[str]] = {}
     for context in request.presentation_context_definition_list:
