@@ -44,8 +44,8 @@ WHITE = (255, 255, 255)
 def key_images(
     segmentation: Dataset, results: Results, pixels: Pixels, *, most: int = MOST, role: str = "key image"
 ) -> list[Dataset]:
-    """One capture per finding, in the order of their numbers, at most `most`: its key image with outline, axes and
-    numbers, and a legend."""
+    """One capture per finding of a Segmentation, or per box of a report, in the order of their numbers, at most `most`:
+    its key image with outline, axes and numbers, and a legend."""
     every = mark_findings(segmentation, results.report)
     note = f"The first {most} of {len(every)} findings" if len(every) > most else ""
     texts = {sentence.about: sentence.text for sentence in sentences(results.report) if sentence.about}
@@ -74,7 +74,8 @@ def foremost_key_images(segmentation: Dataset, results: Results, pixels: Pixels)
 
 def legend(finding: Marked) -> list[tuple[str, Colour]]:
     """What the lines of a drawing are, each with its colour."""
-    lines = [(f"outline of {finding.segment.label}", finding.colour)]
+    boxed = finding.group is not None and read.is_boxed(finding.group)
+    lines = [(f"{'box round' if boxed else 'outline of'} {finding.segment.label}", finding.colour)]
     if any(line.image == finding.key for line in finding.calipers):
         lines.append(("long and short axis", CALIPER))
     return lines

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from highdicom.color import CIELabColor
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_sr import read
@@ -53,7 +54,9 @@ class Marked:
 
 
 def mark_findings(segmentation: Dataset, report: Dataset) -> list[Marked]:
-    """The findings of one Segmentation, in the order of their segments."""
+    """The findings of one Segmentation, in the order of their segments; of a report its boxes, which have none."""
+    if "SegmentSequence" not in segmentation:
+        return _boxes(report)
     groups = read.groups(report)
     by_name = {group.tracking_id: group for group in groups}
     numbers = {group.tracking_uid: group for group in groups if group.template in ("1410", "1411")}
@@ -77,6 +80,32 @@ def mark_findings(segmentation: Dataset, report: Dataset) -> list[Marked]:
                 group=group,
             )
         )
+    return found
+
+
+BOX_COLOUR = (255, 200, 0)
+
+
+def _boxes(report: Dataset) -> list[Marked]:
+    found = []
+    for number, group in enumerate((each for each in read.groups(report) if read.is_boxed(each)), start=1):
+        box, *calipers = group.lines
+        (x0, y0), (x1, y1) = box.points.min(axis=0), box.points.max(axis=0)
+        mask = np.zeros((round(y1), round(x1)), bool)  # only its outline is drawn
+        mask[round(y0) :, round(x0) :] = True
+        nothing = Code("", "", "")
+        segment = read.Segment(
+            number,
+            group.tracking_id,
+            group.tracking_uid,
+            group.category or nothing,
+            group.type or nothing,
+            group.site,
+            group.laterality,
+            {box.image: mask},
+        )
+        certainty = next((m.value for m in group.measurements if m.name == CERTAINTY), 0.0)
+        found.append(Marked(segment, BOX_COLOUR, certainty, box.image, tuple(calipers), group))
     return found
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydicom.sr.coding import Code
+
+NOTHING = np.zeros((0, 0, 0), bool)  # the mask of a finding without an extent
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Axis:
 class Finding:
     """One lesion: where it is, how sure the algorithm is, and what it measures.
 
-    mask            bool (d, h, w), the smallest box that holds the lesion
+    mask            bool (d, h, w), the smallest box that holds the lesion; of a box all true, without an extent empty
     offset_zyx      index of mask[0, 0, 0] in the source grid
     key_image       index into Findings.images of the slice with the largest area
     """
@@ -81,6 +83,20 @@ class Finding:
     evaluations: tuple[Evaluation, ...] = ()
     predecessor_uid: str | None = None  # Tracking UID of the same lesion in the report of an earlier study
     change: str = ""  # since that study, in words: "grew from 6.1 to 8.3 mm in 184 days"
+    # what the mask is: every pixel of the lesion; a box round it; nothing, for the algorithm says on which image it is
+    # and no more. Only a mask becomes a Segmentation.
+    extent: Literal["mask", "box", "none"] = "mask"
+
+    @classmethod
+    def boxed(cls, corner_zyx: tuple[int, int, int], size_zyx: tuple[int, int, int], **facts: Any) -> Finding:
+        """What a detector marks with a box: its first voxel, and how many along z (images), y and x."""
+        key = facts.pop("key_image", corner_zyx[0] + size_zyx[0] // 2)
+        return cls(mask=np.ones(size_zyx, bool), offset_zyx=corner_zyx, key_image=key, extent="box", **facts)
+
+    @classmethod
+    def on_image(cls, key_image: int, **facts: Any) -> Finding:
+        """What is known to be on an image, and not where."""
+        return cls(mask=NOTHING, offset_zyx=(key_image, 0, 0), key_image=key_image, extent="none", **facts)
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,8 @@ class Findings:
     evaluations: tuple[Evaluation, ...] = ()
     warnings: tuple[str, ...] = ()  # in words, shown in the report: "no calibration: sizes in pixels"
     facts: Mapping[str, str | float] = field(default_factory=dict)  # for the web page: seconds, device, windows
-    sought: Code = field(default_factory=lambda: Code("52988006", "SCT", "Lesion"))  # what "nothing found" is said of
+    # what "nothing found" is said of; None: nothing was sought, the images as a whole were classified or measured
+    sought: Code | None = field(default_factory=lambda: Code("52988006", "SCT", "Lesion"))
     sought_site: Code | None = None  # and where it was looked for, e.g. SCT 39607008 lung
     compared_with: ComparedWith | None = None
     not_calibrated: tuple[Code, ...] = (Code("111012", "DCM", "Certainty of Finding"),)  # probabilities in name only

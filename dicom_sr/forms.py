@@ -94,6 +94,8 @@ KEY_OBJECTS = Form(
 )
 
 KEY_IMAGES = Form("Secondary Capture", SecondaryCaptureImageStorage, key_images)
+# beside a report whose findings have boxes, and so no Segmentation to come beside
+BOXES = Form("Secondary Capture of the boxes", SecondaryCaptureImageStorage, key_images)
 FOREMOST = Form("Secondary Capture of the foremost findings", SecondaryCaptureImageStorage, foremost_key_images)
 
 CHAINS: dict[str, tuple[Form, ...]] = {  # SOP Class of a result -> its forms

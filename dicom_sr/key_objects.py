@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
-from dicom_sr import codes
+from dicom_sr import codes, read
 from dicom_sr.derived import Results, derived, mark_findings
 from dicom_sr.findings import ImageRef
 from dicom_sr.header import RESEARCH_ONLY
@@ -19,12 +19,18 @@ OF_INTEREST = Code("113000", "DCM", "Of Interest")  # CID 7010
 
 def key_object_selection(report: Dataset, results: Results) -> list[Dataset]:
     """One document that names the image of each finding. Raises EncodingError when there is no finding."""
-    findings = [finding for segmentation in results.segmentations for finding in mark_findings(segmentation, report)]
-    if not findings:
+    named = [
+        (finding.key, finding.segment.label)
+        for original in (*results.segmentations, report)
+        for finding in mark_findings(original, report)
+    ]
+    on_image = [each for each in read.groups(report) if each.template == "1501" and read.is_finding(each)]
+    named += [(group.lines[0].image, group.tracking_id) for group in on_image if group.lines]
+    if not named:
         raise EncodingError("nothing was found, so no image is selected")
     labels: dict[ImageRef, list[str]] = {}
-    for finding in findings:
-        labels.setdefault(finding.key, []).append(finding.segment.label)
+    for ref, label in named:
+        labels.setdefault(ref, []).append(label)
     result = derived(
         report,
         sop_class_uid=KeyObjectSelectionDocumentStorage,

@@ -111,7 +111,7 @@ def sentences(report: Dataset) -> Iterator[Sentence]:
             *(f"{e.name.meaning}: {e.value.meaning}" for e in group.evaluations),
             *([group.change] if group.change else []),
         ]
-        about = group.tracking_uid if group.template in ("1410", "1411") else ""
+        about = group.tracking_uid if read.is_finding(group) else ""
         text = "; ".join(each for each in facts if each)
         yield Sentence(f"{group.tracking_id}: {text}.", _image(group, groups), about)
     compared = compared_with(report)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicom_sr import codes
-from dicom_sr.findings import Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.findings import NOTHING, Algorithm, Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.previous import compared_with, predecessor_and_change
-from dicom_sr.report import CALIPERS, CONTOUR, NOT_CALIBRATED, REASON, WARNING, WHOLE
+from dicom_sr.report import BOXED, CALIPERS, CONTOUR, NOT_CALIBRATED, OHIF_TOOL, REASON, WARNING, WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,16 +180,19 @@ def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence
     every = groups(report)
     index = {ref: k for k, ref in enumerate(images)}
     marked = {segment.tracking_uid: segment for item in segmentations for segment in segments(item)}
-    regions = [group for group in every if group.template in ("1410", "1411")]
+    regions = [group for group in every if is_finding(group)]
     whole = next((group for group in every if group.tracking_id == WHOLE), None)
     absent = _absent(report, whole)
-    is_volume = any(group.template == "1411" for group in every) or (not regions and _procedure_is_ct(report))
+    drawn = any(group.tracking_uid in marked for group in regions)
+    is_volume = any(group.template == "1411" for group in every) or (not drawn and _procedure_is_ct(report))
+    nothing_sought = not regions and absent is None and whole is not None and not _counts(whole)
     result = Findings(
         pipeline=observer(report),
         geometry="volume" if is_volume else "image",
         images=tuple(images),
         findings=tuple(
-            _finding(number, group, marked[group.tracking_uid], every, index) for number, group in enumerate(regions, 1)
+            _finding(number, group, marked.get(group.tracking_uid), every, index)
+            for number, group in enumerate(regions, 1)
         ),
         algorithm=Algorithm(
             name=_text(report, codes.DEVICE_OBSERVER_MODEL_NAME),
@@ -201,7 +205,24 @@ def findings(report: Dataset, segmentations: Sequence[Dataset], images: Sequence
         compared_with=compared_with(report),
         not_calibrated=tuple(dict.fromkeys(name for group in every for name in sorted(group.not_calibrated))),
     )
+    if nothing_sought and whole is not None:
+        return replace(result, sought=None, sought_site=whole.site)
     return result if absent is None or whole is None else replace(result, sought=absent.name, sought_site=whole.site)
+
+
+def is_finding(group: Group) -> bool:
+    """Whether a group tells of one finding: by an outline, a box, or the image that it is on."""
+    drawing = group.tracking_id.startswith(OHIF_TOOL)  # of another group's finding
+    return group.template in ("1410", "1411") or (group.type is not None and group.tracking_id != WHOLE and not drawing)
+
+
+def is_boxed(group: Group) -> bool:
+    """Whether its finding is marked by a box, and has no segment."""
+    return group.template == "1410" and any(remark.startswith(BOXED) for remark in group.remarks)
+
+
+def _counts(whole: Group) -> bool:
+    return any(m.name == codes.NUMBER_OF_LESIONS for m in whole.measurements)
 
 
 # ------------------------------------------------------------------------------------------------------ Segmentation
@@ -275,12 +296,25 @@ def _absent(report: Dataset, whole: Group | None) -> Evaluation | None:
 
 
 def _finding(
-    number: int, group: Group, segment: Segment, every: Sequence[Group], index: Mapping[ImageRef, int]
+    number: int, group: Group, segment: Segment | None, every: Sequence[Group], index: Mapping[ImageRef, int]
 ) -> Finding:
-    """A finding out of its TID 1410 or 1411 group, its segment, and the groups that draw it."""
-    offset, mask = _boxed(segment.masks, index)
+    """A finding out of its group, its segment if it has one, and the groups that draw it.
+
+    Raises KeyError for a group that needs a segment and has none. A box is read on its key image only.
+    """
     drawn = {other.tracking_id: other.lines for other in every if other.template == "1501"}
     contour = group.lines or drawn[f"{CONTOUR}:{group.tracking_id}"]
+    extent: Literal["mask", "box", "none"] = "box" if is_boxed(group) else "mask"
+    if group.template == "1501":
+        extent = "none"
+    if extent == "none":
+        offset, mask = (index[contour[0].image], 0, 0), NOTHING
+    elif extent == "box":
+        offset, mask = _rectangle(contour[0], index)
+    elif segment is None:
+        raise KeyError(group.tracking_uid)
+    else:
+        offset, mask = _boxed(segment.masks, index)
     axes = axes_of(group, every)
     long_axis, short_axis = (
         _axis(axes[name], index) if name in axes else None for name in (codes.LONG_AXIS, codes.SHORT_AXIS)
@@ -289,10 +323,10 @@ def _finding(
     return Finding(
         number=number,
         label=group.tracking_id,
-        category=segment.category,
-        type=segment.type,
-        site=segment.site or codes.THORAX,
-        laterality=segment.laterality,
+        category=(segment or group).category or codes.MORPHOLOGICALLY_ABNORMAL_STRUCTURE,
+        type=(segment or group).type or codes.LESION,
+        site=(segment or group).site or codes.THORAX,
+        laterality=(segment or group).laterality,
         mask=mask,
         offset_zyx=offset,
         key_image=index[contour[0].image],
@@ -303,7 +337,14 @@ def _finding(
         evaluations=group.evaluations,
         predecessor_uid=group.predecessor_uid,
         change=group.change,
+        extent=extent,
     )
+
+
+def _rectangle(line: Line, index: Mapping[ImageRef, int]) -> tuple[tuple[int, int, int], np.ndarray]:
+    x0, y0 = line.points.min(axis=0)
+    x1, y1 = line.points.max(axis=0)
+    return (index[line.image], round(y0), round(x0)), np.ones((1, round(y1 - y0), round(x1 - x0)), bool)
 
 
 def _boxed(

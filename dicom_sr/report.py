@@ -35,12 +35,14 @@ OHIF_TOOL = "Cornerstone3DTools@^0.1.0:"  # OHIF 3.13 makes measurements of grou
 CONTOUR = f"{OHIF_TOOL}PlanarFreehandROI"
 CALIPERS = f"{OHIF_TOOL}Bidirectional"
 WHOLE = "Whole image"
+BOXED = "a box round it, not its outline"  # a comment in the group of such a finding
 WARNING = "Warning: "
 REASON = "Reason: "  # of a series that was not run
 NOT_CALIBRATED = ", not calibrated"  # how the meaning of such a probability ends
 
 GroupOfOne = TypeVar(
     "GroupOfOne",
+    hd.sr.MeasurementsAndQualitativeEvaluations,
     hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations,
     hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
@@ -175,9 +177,15 @@ class _Report:
     # --------------------------------------------------------------------------------------------- measurement groups
 
     def groups(self) -> Iterator[Group]:
-        for finding in self.findings.findings:
-            yield self.volume(finding) if self.findings.geometry == "volume" else self.region(finding)
-        if self.findings.measurements or self.findings.evaluations or not self.findings.findings:
+        findings = self.findings
+        for finding in findings.findings:
+            if finding.extent == "none":
+                yield self.image(finding)
+            elif findings.geometry == "volume" and finding.extent == "mask":
+                yield self.volume(finding)
+            else:
+                yield self.region(finding)
+        if findings.measurements or findings.evaluations or (findings.sought is not None and not findings.findings):
             yield self.whole()
 
     def volume(self, finding: Finding) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
@@ -200,6 +208,22 @@ class _Report:
         )
         outlined.ContentSequence = hd.sr.ContentSequence([_source_image(self.findings.images[finding.key_image])])
         group[0].ContentSequence.append(outlined)
+        return self.completed(group, finding)
+
+    def image(self, finding: Finding) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+        """TID 1501: what is on an image, nobody says where. Its edge is drawn for OHIF, as in `whole`."""
+        common = self.common(finding)
+        edge = self.on(finding.key_image, _edge(self.headers[finding.key_image]))
+        common["measurements"] = [self.number(m, [edge]) for m in _with_certainty(finding)]
+        ref = self.findings.images[finding.key_image]
+        group = hd.sr.MeasurementsAndQualitativeEvaluations(
+            source_images=[
+                hd.sr.SourceImageForMeasurementGroup(
+                    ref.sop_class_uid, ref.sop_instance_uid, [ref.frame] if ref.frame else None
+                )
+            ],
+            **common,
+        )
         return self.completed(group, finding)
 
     def region(self, finding: Finding) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
@@ -238,8 +262,16 @@ class _Report:
                     _append(item, self.on(axis.image, np.array([axis.start_xy, axis.end_xy], float)))
         key = finding.key_image
         group[0].ContentSequence.append(_comment(image_name(self.headers[key], self.findings.images[key])))
+        if finding.extent == "box":
+            group[0].ContentSequence.append(_comment(BOXED + self.reach(finding)))
         group[0].ContentSequence.extend(change_items(finding))
         return group
+
+    def reach(self, finding: Finding) -> str:
+        """ "; it reaches from image 12 to image 18"; nothing for a box on one image."""
+        first, last = finding.offset_zyx[0], finding.offset_zyx[0] + len(finding.mask) - 1
+        names = [image_name(self.headers[z], self.findings.images[z]) for z in (first, last)]
+        return f"; it reaches from {names[0]} to {names[1]}" if first < last else ""
 
     def whole(self) -> hd.sr.MeasurementsAndQualitativeEvaluations:
         """TID 1501: what is said of the images as a whole, and on which of them something was looked for.
@@ -248,34 +280,42 @@ class _Report:
         The count is there for OHIF too: it draws nothing of a report with a group that has no coordinates.
         """
         findings = self.findings
-        count = Measurement(codes.NUMBER_OF_LESIONS, len(findings.findings), codes.LESIONS)
+        count = [Measurement(codes.NUMBER_OF_LESIONS, len(findings.findings), codes.LESIONS)]
+        numbers = [*findings.measurements, *(count if findings.sought is not None else [])]
         shown = findings.findings[0].key_image if findings.findings else len(self.headers) // 2
         edge = self.on(shown, _edge(self.headers[shown]))
-        return hd.sr.MeasurementsAndQualitativeEvaluations(
+        group = hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(self.uid("whole"), WHOLE),
             finding_sites=_sites(findings.sought_site, None),
             algorithm_id=self.algorithm(),
-            measurements=[self.number(m, [edge]) for m in (*findings.measurements, count)],
+            measurements=[self.number(m, [edge]) for m in numbers],
             qualitative_evaluations=_evaluations(findings.evaluations),
             source_images=[
                 hd.sr.SourceImageForMeasurementGroup(class_uid, instance_uid, frames or None)
                 for (class_uid, instance_uid), frames in group_by_instance(findings.images).items()
             ],
         )
+        if not numbers:  # evaluations alone have no place for coordinates: as with the outline of a TID 1411 group
+            shown_on = hd.sr.ScoordContentItem(
+                codes.OUTLINE,
+                hd.sr.GraphicTypeValues.POLYLINE,
+                _edge(self.headers[shown]),
+                relationship_type=hd.sr.RelationshipTypeValues.CONTAINS,
+            )
+            shown_on.ContentSequence = hd.sr.ContentSequence([_source_image(findings.images[shown])])
+            group[0].ContentSequence.append(shown_on)
+        return group
 
     def absent(self) -> Iterator[hd.sr.ContainerContentItem]:
         """TID 1500, row 12: that what was sought was not found, said of the document and not in a measurement group."""
-        if self.findings.findings or not self.looked:
+        sought = self.findings.sought
+        if self.findings.findings or not self.looked or sought is None:
             return
         container = hd.sr.ContainerContentItem(
             codes.QUALITATIVE_EVALUATIONS, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS
         )
         container.ContentSequence = hd.sr.ContentSequence(
-            [
-                hd.sr.CodeContentItem(
-                    self.findings.sought, codes.ABSENT, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS
-                )
-            ]
+            [hd.sr.CodeContentItem(sought, codes.ABSENT, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS)]
         )
         yield container
 
@@ -345,11 +385,12 @@ def referenced(tree: Dataset) -> Iterator[tuple[str, str]]:
 def _frames_seen(finding: Finding, images: Sequence[ImageRef]) -> str | None:
     """On which frames of a clip a lesion is outlined, and on which it was measured; None for a single image."""
     key = images[finding.key_image]
-    if key.frame is None:
+    if key.frame is None or finding.extent == "none":
         return None
     seen = [images[finding.offset_zyx[0] + k].frame for k, mask in enumerate(finding.mask) if mask.any()]
     where = f"frame {seen[0]}" if len(seen) == 1 else f"{len(seen)} frames from {seen[0]} to {seen[-1]}"
-    return f"{finding.label}: outlined on {where}, measured on frame {key.frame}"
+    how = "outlined" if finding.extent == "mask" else "marked"
+    return f"{finding.label}: {how} on {where}, measured on frame {key.frame}"
 
 
 def _with_certainty(finding: Finding) -> list[Measurement]:

@@ -65,7 +65,7 @@ def segmentations(
     revision: int = 1,
     omit_empty_frames: bool = True,
 ) -> list[Dataset]:
-    """The masks as Segmentations: one for a CT series; none if nothing was found.
+    """The masks as Segmentations: one for a CT series; none if nothing was found, or nothing that has a mask.
 
     Images that cannot share one (other size, calibration or frame of reference: ultrasound images of one series)
     have one each, in a series of its own; so have the regions of one ultrasound image that are calibrated differently.
@@ -82,12 +82,13 @@ def segmentations(
     ]
     for finding in findings.findings:
         _check(finding, images)
+    drawn = [finding for finding in findings.findings if finding.extent == "mask"]
     between = between_mm([image.plane for image in images]) if findings.geometry == "volume" else None
-    images = [part for image in images for part in _calibrations(image, headers[image.index], findings.findings)]
+    images = [part for image in images for part in _calibrations(image, headers[image.index], drawn)]
 
     objects: list[Dataset] = []
     for together in _grids(images):
-        marked = [finding for finding in findings.findings if any(_touches(finding, image) for image in together)]
+        marked = [finding for finding in drawn if any(_touches(finding, image) for image in together)]
         if not marked:
             continue
         frames = _frames(marked, together, omit_empty_frames)
@@ -136,6 +137,10 @@ def plane_mask(finding: Finding, image: int, rows: int, columns: int) -> np.ndar
 
 def _check(finding: Finding, images: Sequence[_Image]) -> None:
     name = f"finding {finding.number} ({finding.label})"
+    if not 0 <= finding.key_image < len(images):
+        raise EncodingError(f"{name} has the key image {finding.key_image}; there are {len(images)}")
+    if finding.extent == "none":
+        return
     if finding.mask.ndim != 3 or not finding.mask.any():
         raise EncodingError(f"{name} has an empty mask")
     first, last = finding.offset_zyx[0], finding.offset_zyx[0] + finding.mask.shape[0]

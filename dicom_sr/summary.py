@@ -57,8 +57,10 @@ def sizes(finding: Finding) -> str:
 
 def _sentences(findings: Findings, headers: Sequence[Dataset]) -> Iterator[str]:
     found = findings.findings
-    what = findings.sought.meaning.lower()
-    if not found:
+    what = findings.sought.meaning.lower() if findings.sought is not None else "finding"
+    if findings.sought is None and not found:
+        yield from _of_the_whole(findings)
+    elif not found:
         yield f"No {what} found" + (f" in the {place(findings.sought_site, None)}." if findings.sought_site else ".")
     else:
         what = found[0].label.rsplit(" ", 1)[0].lower() if found[0].label else what
@@ -73,6 +75,14 @@ def _sentences(findings: Findings, headers: Sequence[Dataset]) -> Iterator[str]:
         yield f"{head} {largest.label}: {', '.join(fact for fact in facts if fact)}."
     if findings.compared_with is not None:
         yield from _changes(findings, found)
+
+
+def _of_the_whole(findings: Findings) -> Iterator[str]:
+    """What a classifier says, or a measurement of the whole: nothing was sought, so nothing is absent."""
+    for evaluation in findings.evaluations:
+        yield f"{evaluation.name.meaning}: {evaluation.value.meaning.lower()}."
+    for measurement in findings.measurements:
+        yield f"{measurement.name.meaning}: {said(measurement.value, measurement.unit)}."
 
 
 def _changes(findings: Findings, found: Sequence[Finding]) -> Iterator[str]:

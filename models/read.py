@@ -46,8 +46,8 @@ from models.pixels import UNREADABLE, grey_values, name_image, rescaled, stored_
 class Volume:
     """One series of slices as one array, still on its own pixel grid.
 
-    values   (z, y, x), z ascends along the slice normal. Of `read_ct` int16, Hounsfield units, padding set to AIR_HU; of
-             `read_volume` float32, what the header's rescaling makes of them (PET: Units says what), padding set to 0
+    values   (z, y, x), z ascends along the slice normal. Of `read_ct` int16, Hounsfield units, padding set to AIR_HU;
+             of `read_volume` float32, what the header's rescaling makes of them (PET: Units says what), padding 0
     images   source image (or frame) of each z
     affine   4x4, (z, y, x, 1) -> patient position of the voxel's centre in mm, LPS
     headers  data sets without pixels, one per file, in the order of first use
@@ -158,7 +158,8 @@ def header_of(path: Path) -> Dataset:
 
 
 def slices_in(path: Path, *, hounsfield: bool = True) -> list[Slice]:
-    """The slices of a file, of a CT if it must be one in Hounsfield units. Raises UnfitInput when its header cannot be read, or tells of none."""
+    """The slices of a file; hounsfield: of a CT in Hounsfield units. Raises UnfitInput when its header cannot be read,
+    or tells of none."""
     header = header_of(path)
     try:
         modality = "CT" if hounsfield else attributes.text(header, "Modality")
@@ -214,7 +215,7 @@ def geometry(slices: Sequence[Slice]) -> tuple[np.ndarray, tuple[float, float, f
 
 
 def fill(out: np.ndarray, slices: Sequence[Slice]) -> dict[int, str]:
-    """Decode every slice into its place of `out` (z, y, x). The places of those that cannot be, each with the reason."""
+    """Decode every slice into its place in (z, y, x). The places of those that cannot be, each with the reason."""
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)  # header -> (frame from 0, z) of its slices
     for z, one in enumerate(slices):
         places[id(one.header)].append(((one.ref.frame or 1) - 1, z))

@@ -183,22 +183,28 @@ class ResultForms:
             known = forms.forms_of(meta.MediaStorageSOPClassUID, self.profile)
             yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings(known))
         for path, meta in metas.items():
-            captures = self._captures(path) if meta.MediaStorageSOPClassUID == SegmentationStorage else None
+            captures = self._captures(path, meta.MediaStorageSOPClassUID)
             if captures is not None:
                 yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings((captures,)), optional=True)
         found = any(meta.MediaStorageSOPClassUID == SegmentationStorage for meta in metas.values())
         for path, meta in metas.items():
-            if self.profile.key_objects and found and meta.MediaStorageSOPClassUID in forms.REPORTS:
+            is_report = meta.MediaStorageSOPClassUID in forms.REPORTS
+            if self.profile.key_objects and is_report and (found or _tells_of_findings(path)):
                 yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings((forms.KEY_OBJECTS,)), optional=True)
         for path, meta in metas.items():  # last: what it rejects is replaced by then
             if meta.MediaStorageSOPClassUID == NOTE.sop_class_uid:
                 yield Offer(path, meta.MediaStorageSOPInstanceUID, (NOTE,), optional=True)
 
-    def _captures(self, segmentation: Path) -> forms.Form | None:
-        """The captures that come beside a Segmentation, if any."""
+    def _captures(self, path: Path, sop_class_uid: str) -> forms.Form | None:
+        """The captures that come beside a Segmentation, or beside a report of boxes, if any."""
+        if sop_class_uid in forms.REPORTS:
+            boxed = self.profile.key_images != "none" and any(map(read.is_boxed, read.groups(pydicom.dcmread(path))))
+            return forms.BOXES if boxed else None
+        if sop_class_uid != SegmentationStorage:
+            return None
         if self.profile.key_images in ("all", "none"):
             return forms.KEY_IMAGES if self.profile.key_images == "all" else None
-        header = pydicom.dcmread(segmentation, stop_before_pixels=True)
+        header = pydicom.dcmread(path, stop_before_pixels=True)
         if "FrameOfReferenceUID" in header:  # of a volume, be it slices or frames of an enhanced image
             return forms.FOREMOST if self.profile.key_images == "largest" else None
         return forms.FOREMOST if read.is_of_clip(header) else None
@@ -246,7 +252,7 @@ class ResultForms:
             return display(package.sources[ref.sop_instance_uid], ref.frame)
 
         chain = forms.forms_of(every[offer.path].SOPClassUID, self.profile)
-        known = (*chain, forms.FOREMOST, forms.KEY_OBJECTS)
+        known = (*chain, forms.FOREMOST, forms.BOXES, forms.KEY_OBJECTS)
         chosen = next(each for each in known if each.name == form.name)
         try:
             objects = chosen.make(every[offer.path], results, pixels)
@@ -278,6 +284,12 @@ class _Headers(Mapping[str, pydicom.Dataset]):
 
     def __contains__(self, uid: object) -> bool:
         return uid in self.paths
+
+
+def _tells_of_findings(report: Path) -> bool:
+    """Whether it is of findings that have no Segmentation."""
+    groups = read.groups(pydicom.dcmread(report))
+    return any(read.is_boxed(group) or (group.template == "1501" and read.is_finding(group)) for group in groups)
 
 
 def _encodings(known: Sequence[forms.Form]) -> tuple[Form, ...]:

@@ -29,7 +29,7 @@ from pydicom.errors import InvalidDicomError
 
 from dicom_sr import attributes, codes
 from dicom_sr.findings import Finding, Findings
-from dicom_sr.forms import KEY_IMAGES, Profile
+from dicom_sr.forms import BOXES, KEY_IMAGES, Profile
 from dicom_sr.source import headers_by_uid, plane
 from models import catalogue
 from models.pipeline import Card
@@ -275,7 +275,7 @@ def _captures(package: Package) -> list[Path]:
         (offer, form)
         for offer in forms.offers(package)
         for form in offer.forms
-        if offer.optional and form.name == KEY_IMAGES.name
+        if offer.optional and form.name in (KEY_IMAGES.name, BOXES.name)
     ]
     first = {offer.path: (offer, form) for offer, form in reversed(wanted)}  # in one transfer syntax
     return [path for offer, form in first.values() for path in forms.prepare(package, offer, form, {}).paths]
@@ -312,6 +312,9 @@ def _where(finding: Finding, findings: Findings, headers: Mapping[str, Dataset])
     frame, pixel    number of the frame from 1; (column, row) of a pixel, (0, 0) being the first one's centre
     """
     z0, y0, x0 = finding.offset_zyx
+    image = findings.images[finding.key_image]
+    if finding.extent == "none":
+        return {"image": image.sop_instance_uid, "frame": image.frame or 1}
     if findings.geometry == "volume":
         planes = [plane(headers[ref.sop_instance_uid], ref.frame) for ref in findings.images[z0:][: len(finding.mask)]]
         if all(each.is_in_space for each in planes):
@@ -324,7 +327,6 @@ def _where(finding: Finding, findings: Findings, headers: Mapping[str, Dataset])
             return {"centre_lps_mm": [_number(value) for value in centre]}
     on_key = finding.mask[finding.key_image - z0]
     row, column = np.argwhere(on_key if on_key.any() else finding.mask.any(axis=0)).mean(axis=0)
-    image = findings.images[finding.key_image]
     return {
         "image": image.sop_instance_uid,
         "frame": image.frame or 1,

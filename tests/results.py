@@ -15,7 +15,17 @@ from pydicom.sr.coding import Code
 
 from dicom_sr import codes, encode
 from dicom_sr.changes import Comparison, Lesion, Match, Size, with_comparison
-from dicom_sr.findings import Algorithm, Axis, ComparedWith, Evaluation, Finding, Findings, ImageRef, Measurement
+from dicom_sr.findings import (
+    NOTHING,
+    Algorithm,
+    Axis,
+    ComparedWith,
+    Evaluation,
+    Finding,
+    Findings,
+    ImageRef,
+    Measurement,
+)
 from dicom_sr.rounding import as_said
 from tests.factories import ct_series, enhanced_ct, header, us_image
 
@@ -267,6 +277,50 @@ def us_dual() -> Case:
     return Case(us_findings([clip], *found), [clip])
 
 
+def box(number: int, corner_zyx: tuple[int, int, int], **changes: Any) -> Finding:
+    """As `nodule`, marked by a box of 8 x 6 pixels on one image, and not measured."""
+    plain = replace(nodule(number, corner_zyx), long_axis=None, short_axis=None, measurements=())
+    mask = np.ones((1, 6, 8), bool)
+    return replace(plain, mask=mask, key_image=corner_zyx[0], extent="box", **changes)
+
+
+def seen(number: int, image: int, **changes: Any) -> Finding:
+    """A finding that is on an image, nobody says where."""
+    return replace(box(number, (image, 0, 0)), mask=NOTHING, extent="none", **changes)
+
+
+def ct_boxes() -> Case:
+    """A detector: boxes only."""
+    images = ct_series()
+    return Case(ct_findings(images, box(1, (2, 5, 8)), box(2, (7, 20, 22))), images)
+
+
+def ct_of_every_extent() -> Case:
+    images = ct_series()
+    typed = (Evaluation(codes.NODULE_TYPE, codes.SOLID),)
+    found = nodule(1, (2, 5, 8)), box(2, (7, 20, 22)), seen(3, 5, evaluations=typed)
+    return Case(ct_findings(images, *found), images)
+
+
+def us_boxes() -> Case:
+    clip = us_image(frames=4)
+    found = box(1, (1, 12, 15), label="Mass 1", type=codes.MASS, site=codes.BREAST, laterality=None)
+    return Case(us_findings([clip], found, seen(2, 2, label="Mass 2", type=codes.MASS, site=codes.BREAST)), [clip])
+
+
+def us_classified() -> Case:
+    """A classifier: nothing was sought, the image as a whole has a probability."""
+    image = us_image()
+    return Case(us_findings([image], sought=None), [image])
+
+
+def us_evaluated() -> Case:
+    """A classifier that says a class and no number."""
+    image = us_image()
+    said = (Evaluation(codes.US_ORIENTATION, codes.PARALLEL),)
+    return Case(us_findings([image], sought=None, measurements=(), evaluations=said), [image])
+
+
 CASES = {
     case.__name__: case
     for case in (
@@ -285,6 +339,11 @@ CASES = {
         us_followed,
         us_dual,
         us_uncalibrated,
+        ct_boxes,
+        ct_of_every_extent,
+        us_boxes,
+        us_classified,
+        us_evaluated,
     )
 }
 

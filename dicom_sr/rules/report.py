@@ -141,7 +141,8 @@ def tied_to_segments(subject: Subject) -> Iterator[str]:
         for segment in segmentation.SegmentSequence
     }
     for name, group in named(subject):
-        if group.template in ("1410", "1411") and group.tracking_uid not in segments.values():
+        drawn = group.template in ("1410", "1411") and not read.is_boxed(group)
+        if drawn and group.tracking_uid not in segments.values():
             yield f"{name} has no segment with its Tracking Unique Identifier"
         elif group.segment is not None and segments.get(group.segment) != group.tracking_uid:
             yield f"{name} refers to a segment of another Tracking Unique Identifier"
@@ -185,7 +186,7 @@ def reads_back(subject: Subject) -> Iterator[str]:
     """Every measurement and evaluation reads back as it went in."""
     if subject.findings is None:
         return
-    regions = [group for group in subject.groups if group.template in ("1410", "1411")]
+    regions = [group for group in subject.groups if read.is_finding(group)]
     found = subject.findings.findings
     if len(regions) != len(found):
         yield f"it reads back with {len(regions)} findings instead of {len(found)}"
@@ -205,6 +206,8 @@ def volume(subject: Subject) -> Iterator[str]:
     places = [plane(subject.known[ref.sop_instance_uid], ref.frame) for ref in subject.findings.images]
     part, least_mm3 = VOLUME_TOLERANCE
     for finding in subject.findings.findings:
+        if finding.extent != "mask":
+            continue
         z = finding.offset_zyx[0]
         drawn_mm3 = between_mm * sum(
             int(mask.sum()) * (places[z + k].pixel_area_mm2() or 0) for k, mask in enumerate(finding.mask)
