@@ -385,12 +385,11 @@ def referenced(tree: Dataset) -> Iterator[tuple[str, str]]:
 def _frames_seen(finding: Finding, images: Sequence[ImageRef]) -> str | None:
     """On which frames of a clip a lesion is outlined, and on which it was measured; None for a single image."""
     key = images[finding.key_image]
-    if key.frame is None or finding.extent == "none":
+    if key.frame is None or finding.extent != "mask":
         return None
     seen = [images[finding.offset_zyx[0] + k].frame for k, mask in enumerate(finding.mask) if mask.any()]
     where = f"frame {seen[0]}" if len(seen) == 1 else f"{len(seen)} frames from {seen[0]} to {seen[-1]}"
-    how = "outlined" if finding.extent == "mask" else "marked"
-    return f"{finding.label}: {how} on {where}, measured on frame {key.frame}"
+    return f"{finding.label}: outlined on {where}, measured on frame {key.frame}"
 
 
 def _with_certainty(finding: Finding) -> list[Measurement]:

@@ -27,6 +27,7 @@ from dicom_sr.derived import Results, mark_findings
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.forms import (
     ALL_FRAMES,
+    BOXES,
     CHAINS,
     FOR_OHIF,
     KEY_OBJECTS,
@@ -99,7 +100,8 @@ def test_made_again_it_is_the_same_to_the_byte(name: str) -> None:
     for original, is_seg in originals:
         others = (LABEL_MAP, ALL_FRAMES, FOREMOST_IMAGES) if is_seg else (KEY_OBJECTS,)
         chain = [form for form in CHAINS[original.SOPClassUID] if form not in (SEGMENTATION, REPORT)]
-        hydrated = () if is_seg or not case.findings.findings or name.startswith("us") else tuple(FOR_OHIF.values())
+        drawn = any(finding.extent == "mask" for finding in case.findings.findings)
+        hydrated = () if is_seg or not drawn or name.startswith("us") else tuple(FOR_OHIF.values())
         for form in (*chain, *others, *hydrated):
             try:
                 twice = [
@@ -461,14 +463,16 @@ def test_every_capture_carries_the_numbers_of_its_finding(name: str, monkeypatch
     shape = case.images[0].Rows, case.images[0].Columns
     for segmentation in results.segmentations:
         made(KEY_IMAGES, segmentation, results, lambda ref: np.zeros((*shape, 3), np.uint8))
-    assert len(written) == len(case.findings.findings)
+    made(BOXES, results.report, results, lambda ref: np.zeros((*shape, 3), np.uint8))
+    assert len(written) == sum(finding.extent != "none" for finding in case.findings.findings)
     for words in written:
         [finding] = [f for f in case.findings.findings if words[0].startswith(f"{f.label}: ")]
         for measurement in finding.measurements:
             assert f"{measurement.name.meaning}" in words[0]
             assert said_as(measurement.value, measurement.unit) in words[0]
-        assert f"outline of {finding.label}" in words
-        assert "long and short axis" in words
+        boxed = finding.extent == "box"
+        assert f"{'box round' if boxed else 'outline of'} {finding.label}" in words
+        assert ("long and short axis" in words) == (not boxed)
         assert "image" in words[0] or "frame" in words[0]
 
 
@@ -560,7 +564,7 @@ def test_the_basic_text_says_every_number_and_warning(name: str) -> None:
     assert texts[0] == read.summary(results.report)
     for warning in (*case.findings.warnings, "Research use only, not for diagnostic use"):
         assert any(warning in text for text in texts)
-    if not case.findings.findings:
+    if not case.findings.findings and case.findings.sought is not None:
         assert texts[0].startswith(f"No {case.findings.sought.meaning.lower()} found")
 
 

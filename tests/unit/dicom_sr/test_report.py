@@ -47,9 +47,12 @@ def test_there_is_one_group_for_each_finding(name: str) -> None:
     assert len(found) - len(lesions) <= 1
     assert [group.tracking_id for group in lesions] == [finding.label for finding in case.findings.findings]
     for group, finding in zip(lesions, case.findings.findings, strict=True):
-        assert group.template == ("1411" if case.findings.geometry == "volume" else "1410")
+        drawn = "1411" if case.findings.geometry == "volume" else "1410"
+        assert group.template == {"mask": drawn, "box": "1410", "none": "1501"}[finding.extent]
         assert group.lines[0].image == case.findings.images[finding.key_image]
-        assert group.axes.keys() == {codes.LONG_AXIS, codes.SHORT_AXIS}
+        axes = {codes.LONG_AXIS, codes.SHORT_AXIS} if finding.extent == "mask" else set()
+        if finding.extent != "none":  # there the edge of the image stands below its numbers
+            assert group.axes.keys() == axes
 
 
 def test_ohif_finds_a_named_outline_in_every_group_and_a_name_on_every_item() -> None:
