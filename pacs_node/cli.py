@@ -1,4 +1,4 @@
-"""The command line: serve | worker | run | rerun | check | send | echo | demo. Research use, not for diagnostic use."""
+"""The command line: serve | worker | run | rerun | check | send | new-pipeline | demo. For research use only."""
 
 from __future__ import annotations
 
@@ -256,6 +256,67 @@ def pipelines() -> None:
     console.print(table)
     for why in known.broken.values():
         complaints.print(why, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(name="new-pipeline")
+def new_pipeline(
+    name: Annotated[str, typer.Argument(help="What a route will call it: small letters, digits and hyphens.")],
+    into: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path(),
+) -> None:
+    """Write a small package with a pipeline that runs, to be changed into yours; see docs/new-model.md."""
+    from pacs_node.new_pipeline import write
+
+    with _in_words():
+        folder = write(name, into)
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    told = f"install it with `pip install {folder}`, then: pacs-node check-pipeline {name}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(name="check-pipeline")
+def check_pipeline(
+    name: Annotated[str, typer.Argument(help="See `pacs-node pipelines`.")],
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Tell the pipeline something; may be repeated.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:0; default: as a node would choose.")] = None,
+) -> None:
+    """Run a pipeline on synthetic series, fine and odd ones, and say what it does not take as it should.
+
+    Exit code 0 when every check passes, 1 when one fails.
+    """
+    import logging
+    import tempfile
+
+    import structlog
+
+    from config.options import options_given
+    from pacs_node import observe
+    from pacs_node.check_pipeline import check_pipeline as checks
+    from pacs_node.infer import Inference
+
+    observe.start_logging(plain=sys.stderr.isatty())
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    failed = 0
+    with _in_words():
+        known = catalogue()
+        if name in known.broken:
+            _fail(known.broken[name])
+        options = options_given(name, option or [], known.options)
+        card = known.card(name, options)
+        inference = Inference(device or _defaults()[0], _defaults()[1])
+        try:
+            with tempfile.TemporaryDirectory(prefix="check-pipeline-") as folder:
+                for said in checks(name, options, card, inference, Path(folder)):
+                    failed += not said.passed
+                    mark = "pass" if said.passed else "FAIL"
+                    console.print(f"{mark}  {said.check}: {said.text}", markup=False, highlight=False, soft_wrap=True)
+        finally:
+            inference.stop()
+    console.print(f"{failed} of the checks failed" if failed else "every check passed", highlight=False)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -99,6 +99,16 @@ class Inference:
             for name, options in pipelines:
                 self._ready().send(("warm", {}, (name, dict(options))))
 
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory that the child has held; None where the system does not say, or there is no child."""
+        child = self._child
+        try:
+            status = Path(f"/proc/{child.pid}/status").read_text() if child is not None else ""
+        except OSError:
+            return None
+        found = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+        return int(found.split()[1]) * 1024 if found else None
+
     def stop(self) -> None:
         """End the child; all memory of the device and the models is given back."""
         child, self._child, self._pipe = self._child, None, None

@@ -22,7 +22,10 @@ PACKAGES = {  # package -> our packages it may import besides itself
     "pacs_node": {"config", "dicom_sr", "models"},
 }
 # files of pacs_node that join the rooms, or describe them all, and may import anything of ours
-WIRING = {"node", "stages", "peers", "facts", "assembler", "cli", "run", "demo", "conformance", "inputs", "__main__"}
+WIRING = {
+    *("node", "stages", "peers", "facts", "assembler", "cli", "run", "demo", "conformance", "inputs", "__main__"),
+    "check_pipeline",
+}
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself: the same on the network and in files
     # what a header says of an image: the same for verdict, reader and writer; what a pipeline's card requires of it
@@ -47,6 +50,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "errors": {"records"},
     "commitment": {"records", "errors"},
     "durable": set(),
+    "new_pipeline": {"errors"},
     "association": {"errors"},
     "confirm": {"records", "errors", "commitment", "ledger"},
     "editions": {"records"},
