@@ -108,8 +108,18 @@ send_to = ["pacs"]
 class NodeProcess:
     """`pacs-node serve` in a process of its own."""
 
-    def __init__(self, folder: Path, toml: str, *, aet: str = "PACSNODE", command: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        toml: str,
+        *,
+        aet: str = "PACSNODE",
+        command: Sequence[str] = (),
+        installed: Path | None = None,
+    ) -> None:
+        """installed: a folder with packages that are installed beside the node's own."""
         self.folder, self.aet = folder, aet
+        self.paths = [str(each) for each in (ROOT, installed) if each is not None]
         self.dicom_port, self.web_port = free_port(), free_port()
         self.config = folder / "node.toml"
         self.command = list(command) or [sys.executable, "-m", "pacs_node.cli", "serve"]
@@ -128,7 +138,7 @@ class NodeProcess:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(self.paths)},
             )
         if wait:
             wait_for(lambda: self.healthy() or not self.alive, 60, f"node healthy:\n{self.log()}")
