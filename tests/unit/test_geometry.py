@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,9 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
-from pydicom.uid import EnhancedCTImageStorage, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    EnhancedCTImageStorage,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+    SecondaryCaptureImageStorage,
+)
 
+from dicom_sr.findings import Algorithm
 from models import catalogue
+from models.pipeline import Card, Requirements
 from pacs_node.assemble.geometry import judge
 from pacs_node.records import Verdict
 from tests.factories import ct_series, header, us_image
@@ -420,3 +430,132 @@ def test_ultrasound_without_a_usable_image_is_refused() -> None:
     result = verdict([clinic(number=1, Rows=None), clinic(number=2, Rows=None), clinic(number=3, Modality="SR")])
     assert not result.fit
     assert result.reason == ("no usable images; 3 set aside: Rows is missing (2), Modality is SR, not US (1)")
+
+
+# What pipelines require ---------------------------------------------------------------------------------------------
+
+
+def card(modality: str = "CT", requires: Requirements | None = None, **changes: Any) -> Card:
+    said = Card("t", frozenset({modality}), Algorithm("t", "1"), "Research use only, not for diagnostic use.")
+    return replace(said, requires=requires or Requirements(), **changes)
+
+
+ANY_VOLUME = Requirements(volume=True)
+
+
+def slices_of(modality: str, **knobs: Any) -> list[Dataset]:
+    """As `series`, of a modality whose values nothing rescales."""
+    images = series(**knobs)
+    for image in images:
+        image.Modality = modality
+        image.SOPClassUID = {"MR": MRImageStorage, "PT": PositronEmissionTomographyImageStorage}[modality]
+        image.ImageType = ["DERIVED", "SECONDARY", "ADC"]  # a map is a volume, too
+        del image.RescaleSlope, image.RescaleIntercept, image.RescaleType
+    return images
+
+
+@pytest.mark.parametrize(
+    ("knobs", "asked", "refused"),
+    [
+        ({"orientation": "coronal"}, {"axial": True}, "coronal slices; axial ones are needed"),
+        ({"gantry_tilt_degrees": 12.0}, {"max_tilt_deg": 5.0}, "gantry tilt of 12.0 degrees"),
+        ({}, {"min_slices": 11}, "10 usable slices, at least 11 are needed"),
+    ],
+)
+def test_what_one_pipeline_requires_is_no_law_for_another(
+    knobs: dict[str, Any], asked: dict[str, Any], refused: str
+) -> None:
+    headers = series(**knobs)
+    strict = judge(headers, [card(requires=Requirements(volume=True, hounsfield=True, **asked))])
+    assert not strict.fit
+    assert refused in strict.reason
+    loose = judge(headers, [card(requires=Requirements(volume=True, hounsfield=True))])
+    assert loose.fit, loose.reason
+    assert re.fullmatch(r"10 slices, 2\.\d+ mm apart", loose.reason)
+    assert judge(headers, [card(requires=Requirements(volume=True, min_slices=99))], min_slices=5).fit == loose.fit
+
+
+def test_a_missing_slice_is_refused_whoever_asks_for_a_volume() -> None:
+    headers = series()
+    del headers[4]
+    assert "1 slice missing" in judge(headers, [card(requires=ANY_VOLUME)]).reason
+    assert judge(headers, [card()]).reason == "9 images", "a pipeline of single images"
+
+
+@pytest.mark.parametrize("modality", ["MR", "PT"])
+def test_slices_of_other_modalities_are_judged_when_a_pipeline_takes_them(modality: str) -> None:
+    headers = slices_of(modality, orientation="sagittal")
+    assert judge(headers, CARDS).reason == f"Modality is {modality}; only CT and US can be judged"
+    result = judge(headers, [*CARDS, card(modality, ANY_VOLUME)])
+    assert (result.fit, result.reason) == (True, "10 slices, 2.5 mm apart")
+    assert result.facts["orientation"] == "sagittal"
+    assert "a CT image" not in str(result.set_aside)
+
+
+def test_what_is_no_slice_of_an_mr_is_set_aside() -> None:
+    headers = slices_of("MR")
+    headers[0].ImageType = ["DERIVED", "SECONDARY", "MIP"]
+    headers[1].SOPClassUID = SecondaryCaptureImageStorage
+    result = judge(headers, [card("MR", ANY_VOLUME)])
+    assert set(result.set_aside.values()) == {
+        "maximum intensity projection (ImageType is 'DERIVED\\SECONDARY\\MIP')",
+        "Secondary Capture Image Storage is not an MR image (SOPClassUID)",
+    }
+
+
+def test_images_outside_a_card_are_set_aside_and_a_series_of_them_refused() -> None:
+    chest = card(body_part=frozenset({"CHEST"}), requires=ANY_VOLUME)
+    headers = series(BodyPartExamined="FOOT")
+    result = judge(headers, [chest])
+    assert (result.fit, len(result.set_aside)) == (False, 10)
+    assert result.reason == "no usable images; 10 set aside: BodyPartExamined is FOOT, t takes CHEST"
+    for header_ in headers[:9]:
+        header_.BodyPartExamined = "chest"
+    assert judge(headers, [chest]).reason.startswith("9 slices")
+    del headers[9].BodyPartExamined
+    assert judge(headers, [chest]).reason.startswith("10 slices"), "nothing speaks against it"
+    enhanced_only = card(sop_classes=frozenset({EnhancedCTImageStorage}), requires=ANY_VOLUME)
+    assert "CT Image Storage is none that t takes (SOPClassUID)" in judge(headers, [enhanced_only]).reason
+
+
+def radiograph(number: int = 1, **attributes: Any) -> Dataset:
+    image = clinic(number=number)
+    image.Modality, image.SOPClassUID = "DX", DigitalXRayImageStorageForPresentation
+    for keyword in ("SequenceOfUltrasoundRegions", "PixelSpacing"):
+        image.pop(keyword, None)
+    for keyword, value in attributes.items():
+        setattr(image, keyword, value)
+    return image
+
+
+AT_DETECTOR = "sizes are those of the shadow on the detector, larger than in the patient"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "remark"),
+    [
+        ({"ImagerPixelSpacing": [0.15, 0.15]}, f"{AT_DETECTOR} (there is ImagerPixelSpacing only)"),
+        (
+            {"PixelSpacing": [0.15, 0.15], "ImagerPixelSpacing": [0.15, 0.15]},
+            f"{AT_DETECTOR} (PixelSpacing is ImagerPixelSpacing)",
+        ),
+        ({"PixelSpacing": [0.15, 0.15]}, f"{AT_DETECTOR} (nothing says how PixelSpacing was calibrated)"),
+        ({"PixelSpacing": [0.13, 0.13], "ImagerPixelSpacing": [0.15, 0.15]}, None),
+        ({"PixelSpacing": [0.15, 0.15], "PixelSpacingCalibrationType": "FIDUCIAL"}, None),
+    ],
+)
+def test_millimetres_of_a_radiograph_are_those_of_its_detector_unless_it_says_otherwise(
+    attributes: dict[str, Any], remark: str | None
+) -> None:
+    result = judge([radiograph(**attributes)], [card("DX")])
+    assert result.fit
+    assert result.facts["uncalibrated"] == 0
+    assert result.remarks == ((remark,) if remark else ())
+
+
+def test_a_radiograph_without_a_size_is_refused_where_one_is_required() -> None:
+    images = [radiograph(1), radiograph(2, ImagerPixelSpacing=[0.15, 0.15])]
+    assert judge(images, [card("DX")]).reason.startswith("2 images; 1 without calibration: sizes in pixels")
+    result = judge(images, [card("DX", Requirements(calibrated=True))])
+    assert result.use == (str(images[1].SOPInstanceUID),)
+    assert "Modality is DX; t needs a volume" in judge(images, [card("DX", ANY_VOLUME)]).reason
