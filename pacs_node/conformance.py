@@ -19,6 +19,7 @@ from pacs_node.receive.accept import (
     CALLED_AE_TITLE_NOT_RECOGNIZED,
     CALLING_AE_TITLE_NOT_RECOGNIZED,
     DECODED,
+    FURTHER_SOP_CLASSES,
     LOCAL_LIMIT_EXCEEDED,
     STORAGE_SOP_CLASSES,
     TEMPORARY_CONGESTION,
@@ -73,6 +74,10 @@ def _lines() -> Iterator[str]:
         *((name, uid) for uid, name in STORAGE_SOP_CLASSES.items()),
     ]
     yield from _table(("SOP Class", "UID"), classes)
+    yield "Only where a pipeline is installed, or named in a route, that reads the modality:"
+    yield ""
+    further = [(name, uid, each) for each, classes in FURTHER_SOP_CLASSES.items() for uid, name in classes.items()]
+    yield from _table(("SOP Class", "UID", "modality"), further)
     yield from _table(
         ("transfer syntax", "UID", "pixels"),
         [

@@ -6,18 +6,19 @@ python -m pacs_node.inputs > docs/inputs.md
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pydicom.uid import UID
 
 from dicom_sr.copies import COPIED_IF_PRESENT, MUST_BE_EQUAL
 from dicom_sr.frames import MACROS, MOST_FRAMES, UNASSIGNED
-from dicom_sr.image_type import MEANINGS, OF_PICTURES, PROPERTIES, SECONDARY, TECHNIQUES
-from dicom_sr.modalities import CT_CLASSES, ULTRASOUND_CLASSES
+from dicom_sr.image_type import MEANINGS, NO_SLICE, OF_PICTURES, PROPERTIES, SECONDARY, TECHNIQUES
+from dicom_sr.modalities import CT_CLASSES, IMAGE_CLASSES, ULTRASOUND_CLASSES
 from dicom_sr.regions import PIXEL_MM
 from dicom_sr.slices import HOUNSFIELD, MOST_PIXELS, MOST_VOXELS, OBLIQUE_DEGREES, UNEVEN, UNEVEN_MM
+from models import PIPELINES, catalogue
 from models.image_pixel import COLOURS
-from models.lung_nodule.card import CARD
+from models.pipeline import Requirements
 from pacs_node.assemble.acquisitions import CLEAR, PAUSE_S
 from pacs_node.assemble.geometry import CROOKED_MM, FEW_DOUBLES, GAP
 from pacs_node.receive.accept import DECODED, KEPT_ONLY
@@ -37,7 +38,8 @@ and functional groups are read alike, and what an analysis does not need may be 
 
 
 def page() -> str:
-    return "\n".join([HEAD, *_receipt(), *_identity(), *_ct(), *_ultrasound(), *_pixels(), *_copies()]).rstrip() + "\n"
+    parts = (_receipt, _identity, _required, _ct, _ultrasound, _others, _pixels, _copies)
+    return "\n".join([HEAD, *(line for part in parts for line in part())]).rstrip() + "\n"
 
 
 def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[str]:
@@ -116,13 +118,13 @@ def _ct() -> list[str]:
         *_table(
             ("a series is refused", "unless"),
             [
-                ("no axial slices", f"at most {OBLIQUE_DEGREES:g} degrees from axial"),
-                ("fewer slices than `[assemble] min_slices`", "the setting"),
-                ("gantry tilt", f"at most {CARD.requires.max_tilt_deg:g} degrees"),
+                ("no axial slices, where the card requires them", f"at most {OBLIQUE_DEGREES:g} degrees from axial"),
+                ("fewer slices than the card requires, or `[assemble] min_slices` in its place", "the number"),
+                ("gantry tilt, where the card limits it", "at most so many degrees"),
                 ("slices shifted sideways", f"at most {CROOKED_MM:g} mm"),
                 ("a slice missing", f"steps below {GAP:g} times the distance"),
                 ("irregular spacing", f"within {UNEVEN:.0%}, or {UNEVEN_MM:g} mm"),
-                ("two volumes, phases or reconstructions", "the second has fewer slices than `min_slices`"),
+                ("two volumes, phases or reconstructions", "the second has fewer slices than are required"),
                 ("all images state one position", "never"),
                 ("a part of a concatenation missing", "never"),
                 ("slices of several acquisitions alternate (`AcquisitionNumber`, `IrradiationEventUID`, pauses of"
@@ -136,6 +138,66 @@ def _ct() -> list[str]:
         "",
         "Slice Thickness may be missing. Where it is, the Segmentation states the distance between the slices instead.",
         "",
+    ]  # fmt: skip
+
+
+def _required() -> list[str]:
+    """Of the node's own pipelines; an installed one states its own."""
+    rows = [
+        (f"`{card.name}`", f"{', '.join(sorted(card.modality))}: {', '.join(_asked(card.requires))}")
+        for card in catalogue().cards
+        if card.name in PIPELINES
+    ]
+    return [
+        "## What a pipeline requires",
+        "",
+        "Its card says it, and the verdict holds every series against the card of the route's pipeline: an image of"
+        " another SOP Class or body part than the card takes is set aside; `BodyPartExamined` that is empty is let in.",
+        "",
+        *_table(("pipeline", "requires"), rows),
+    ]
+
+
+def _asked(requires: Requirements) -> Iterator[str]:
+    yield "slices that form a volume" if requires.volume else "images"
+    if requires.axial:
+        yield "axial"
+    if requires.min_slices > 1:
+        yield f"at least {requires.min_slices}"
+    if requires.max_tilt_deg is not None:
+        yield f"tilted by at most {requires.max_tilt_deg:g} degrees"
+    if requires.hounsfield:
+        yield "in Hounsfield units"
+    if requires.calibrated:
+        yield "that say how large a pixel is"
+
+
+def _others() -> list[str]:
+    further = {modality: classes for modality, classes in IMAGE_CLASSES.items() if modality not in ("CT", "US")}
+    return [
+        "## MR, PET and radiographs",
+        "",
+        "Accepted and judged when an installed pipeline takes them, or the pipeline of a route; else refused as any"
+        " other modality.",
+        "",
+        *_table(
+            ("modality", "SOP Classes"),
+            [(modality, _names(classes)) for modality, classes in further.items()],
+        ),
+        "MR and PET volumes are judged as CT is, except that values need no rescaling and may be a map, a difference or"
+        f" an average; no slice is only: {', '.join(sorted(NO_SLICE))}.",
+        "",
+        *_table(
+            ("a radiograph has", "its millimetres are"),
+            [
+                ("`PixelSpacingCalibrationType` GEOMETRY or FIDUCIAL, or a `PixelSpacing` that is not"
+                 " `ImagerPixelSpacing`", "those of the patient, as its maker corrected them"),
+                ("`PixelSpacing` that is `ImagerPixelSpacing`, or alone",
+                 "those of the detector, and the report says so"),
+                ("`ImagerPixelSpacing` only", "those of the detector, and the report says so"),
+                ("neither", "none: sizes in pixels"),
+            ],
+        ),
     ]  # fmt: skip
 
 
