@@ -90,7 +90,7 @@ def check_pipeline(
         done: dict[str, Tried] = {}
         for check in checks:
             place = folder / modality / check.name.replace(" ", "-")
-            yield _judged(check, _tried(check, name, options, inference, place), card, done, modality)
+            yield _judged(check, _tried(check, name, options, card, inference, place), card, done, modality)
             shutil.rmtree(place, ignore_errors=True)
         if "fine" in done:
             yield Said(f"{modality}: time and memory", True, _cost(done["fine"], inference))
@@ -111,12 +111,12 @@ def _declared(name: str, card: Card) -> Said:
     return Said("card", not wrong, "; ".join(wrong) or f"{card.algorithm.name} {card.algorithm.version}")
 
 
-def _tried(check: Check, name: str, options: Mapping[str, Any], inference: Inference, place: Path) -> Tried:
+def _tried(check: Check, name: str, options: Mapping[str, Any], card: Card, inference: Inference, place: Path) -> Tried:
     images, out = place / "images", place / "results"
     images.mkdir(parents=True)
     check.make(images)
     started = time.monotonic()
-    [outcome] = run(find_series([images]), name, options, out, inference, now=lambda: WHEN)
+    [outcome] = run(find_series([images]), name, options, out, inference, card=card, now=lambda: WHEN)
     seconds = time.monotonic() - started
     return Tried(outcome, seconds, {path.name: path.read_bytes() for path in outcome.files if path.suffix == ".dcm"})
 

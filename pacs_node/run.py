@@ -102,19 +102,21 @@ def run(
     out: Path,
     inference: Runs,
     *,
+    card: Card | None = None,
     progress: Callable[[str, float, str], None] = lambda series_uid, fraction, text: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[Outcome]:
     """What became of each series, one after the other. One that fails stops no other.
 
     out   where results are written; of several series each has a folder of its own in it
+    card  of the pipeline with these options; when not given, as it is declared
 
     Raises, before anything is run, BadOptions and BadPipeline; NothingToDo if there is no series, or if results could
     meet files that are there.
     """
     if not found.series:
         raise NothingToDo(f"no DICOM image among the files ({found.passed_over} passed over)")
-    card = catalogue().card(pipeline, options)
+    card = card or catalogue().card(pipeline, options)
     folders = {uid: out / _name(uid, headers[0]) for uid, headers in found.series.items()}
     if len(folders) == 1:
         folders = dict.fromkeys(folders, out)
