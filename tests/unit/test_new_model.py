@@ -63,6 +63,7 @@ def test_every_file_that_the_page_lists_is_written(tmp_path: Path) -> None:
     from pacs_node.new_pipeline import write
 
     folder = write("bone-finder", tmp_path)
-    listed = set(re.findall(r"^\| `([\w/.]+\.\w+)` \|", PAGE, re.M))
+    [table] = re.findall(r"\| file \|.*?\n\n", PAGE, re.S)
+    listed = set(re.findall(r"^\| `([\w/.]+)` \|", table, re.M))
     written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert listed == written - {"bone_finder/__init__.py"}

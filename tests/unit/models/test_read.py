@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +18,14 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForPresentation,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
+    MRImageStorage,
     RLELossless,
     UltrasoundImageStorage,
     UltrasoundMultiFrameImageStorage,
@@ -30,7 +34,8 @@ from pydicom.uid import (
 from models.phantoms.chest import ct_dicom
 from models.pipeline import UnfitInput
 from models.pixels import AIR_HU
-from models.read import Volume, display, read_ct, read_ultrasound
+from models.read import Volume, display, read_ct, read_image, read_ultrasound, read_volume
+from tests.factories import ct_series, us_image
 from tests.harness import need
 
 ROWS, COLUMNS = 48, 64  # JPEG 2000 wants some
@@ -130,8 +135,10 @@ def test_padding_becomes_air_even_when_its_sign_is_written_wrongly(tmp_path):
         ExplicitVRLittleEndian,
         ExplicitVRBigEndian,
         DeflatedExplicitVRLittleEndian,
+        DigitalXRayImageStorageForPresentation,
         RLELossless,
         JPEGLSLossless,
+        MRImageStorage,
         JPEG2000Lossless,
     ],
 )
@@ -472,3 +479,64 @@ def test_a_place_has_the_index_whose_place_it_is(origin_mm, spacing_mm, tilt, in
     affine = np.array([[0, 0, dx, origin_mm[0]], [dz * np.sin(tilt), dy, 0, origin_mm[1]], [dz, 0, 0, origin_mm[2]]])
     volume = Volume(np.zeros((1, 1, 1), np.int16), (), spacing_mm, np.vstack([affine, [0, 0, 0, 1]]), ())
     np.testing.assert_allclose(volume.index_zyx(volume.position_lps_mm(index)), index, atol=1e-6)
+
+
+# Modalities beyond CT and ultrasound ---------------------------------------------------------------------------------
+
+
+def as_mr(folder: Path, **changes: Any) -> list[Path]:
+    """A series of MR with unsigned values above what a CT's 16 bits with a sign hold."""
+    paths = []
+    for number, image in enumerate(ct_series(shape=(4, 6, 8))):
+        image.Modality, image.SOPClassUID = "MR", MRImageStorage
+        image.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        del image.RescaleSlope, image.RescaleIntercept, image.RescaleType
+        image.PixelRepresentation = 0
+        image.PixelData = np.full((6, 8), 40000 + number, "<u2").tobytes()
+        for keyword, value in changes.items():
+            setattr(image, keyword, value)
+        paths.append(folder / f"{number}.dcm")
+        image.save_as(paths[-1], enforce_file_format=True)
+    return paths
+
+
+def test_an_mr_is_read_in_its_own_values(tmp_path: Path) -> None:
+    volume = read_volume(as_mr(tmp_path))
+    assert volume.values.dtype == np.float32
+    assert volume.values[:, 0, 0].tolist() == [40000, 40001, 40002, 40003]
+    with pytest.raises(UnfitInput, match="Modality is MR, not CT"):
+        read_ct(as_mr(tmp_path))
+
+
+def test_what_rescales_an_mr_is_heeded_and_padding_is_zero(tmp_path: Path) -> None:
+    paths = as_mr(tmp_path, RescaleSlope=0.5, RescaleIntercept=10, RescaleType="US", PixelPaddingValue=40001)
+    assert read_volume(paths).values[:, 0, 0].tolist() == [20010, 0, 20011, 20011.5]
+
+
+def test_a_ct_is_read_alike_by_both(tmp_path: Path) -> None:
+    ct_series(tmp_path, shape=(4, 6, 8))
+    files = sorted(tmp_path.iterdir())
+    assert np.array_equal(read_ct(files).hu, read_volume(files).values)
+
+
+@pytest.mark.parametrize(("colours", "first"), [("MONOCHROME2", 4000.0), ("MONOCHROME1", 95.0)])
+def test_a_radiograph_keeps_all_its_bits_and_the_brighter_is_the_larger(
+    tmp_path: Path, colours: str, first: float
+) -> None:
+    image = us_image(shape=(4, 6))
+    image.Modality, image.SOPClassUID = "DX", DigitalXRayImageStorageForPresentation
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+    image.PhotometricInterpretation = colours
+    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
+    image.ImagerPixelSpacing = [0.1, 0.2]
+    image.pop("SequenceOfUltrasoundRegions", None)
+    stored = np.zeros((4, 6), "<u2")
+    stored[0, 0] = 4000
+    image.PixelData = stored.tobytes()
+    image["PixelData"].VR = "OW"
+    image.save_as(tmp_path / "dx.dcm", enforce_file_format=True)
+    clip = read_image(tmp_path / "dx.dcm")
+    [values] = clip.values()
+    assert values[0, 0] == first
+    assert clip.regions[0].spacing_mm == (0.1, 0.2)
+    assert display(tmp_path / "dx.dcm", None)[0, 0, 0] == (255 if colours == "MONOCHROME2" else 6)

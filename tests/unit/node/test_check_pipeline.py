@@ -37,9 +37,7 @@ def test_every_fault_is_found_by_its_check(tmp_path: Path) -> None:
     said = results(VOLUMES, "VOLUMES_DECLARED", tmp_path)
     failed = {check.removeprefix("MR: "): text for check, (passed, text) in said.items() if not passed}
     assert failed.keys() >= {"twice", "flipped", "prone", "empty"}
-    assert (
-        "the same images gave other bytes in 01-SEG.dcm, 02-SR.dcm" in failed["twice"] or "02-SR.dcm" in failed["twice"]
-    )
+    assert "the same images gave other bytes in 02-SR.dcm" in failed["twice"], "its SEG is the same"
     assert "of 1 findings 0 lie where one of the 1 of the plain series lies" in failed["flipped"]
     assert "ZeroDivisionError" in failed["empty"]
     assert said["MR: fine"][0]

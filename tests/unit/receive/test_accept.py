@@ -4,14 +4,17 @@ import pytest
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, AllTransferSyntaxes
 
+from dicom_sr.modalities import IMAGE_CLASSES, MR_CLASSES
 from pacs_node.receive.accept import (
     DECODED,
+    FURTHER_SOP_CLASSES,
     KEPT_ONLY,
     LOSSY,
     STORAGE_SOP_CLASSES,
     TRANSFER_SYNTAXES,
     Callers,
     Rejection,
+    accepted_for,
     preferred,
     why_no_room,
 )
@@ -95,6 +98,17 @@ def test_the_lossy_ones() -> None:
 )
 def test_preference(proposed: list[str], chosen: list[str]) -> None:
     assert preferred(proposed) == chosen
+
+
+def test_what_other_modalities_bring_is_what_the_verdict_knows() -> None:
+    assert {modality: set(classes) for modality, classes in FURTHER_SOP_CLASSES.items()} == {
+        modality: set(map(str, classes)) for modality, classes in IMAGE_CLASSES.items() if modality not in ("CT", "US")
+    }
+    assert accepted_for(["CT", "US", "XA"]) == STORAGE_SOP_CLASSES
+    assert accepted_for(["MR"]).keys() - STORAGE_SOP_CLASSES.keys() == set(map(str, MR_CLASSES))
+    for classes in FURTHER_SOP_CLASSES.values():
+        for uid, name in classes.items():
+            assert f"{name.replace(' Image - ', ' Image Storage - ')} Storage".startswith(UID(uid).name)
 
 
 @pytest.mark.parametrize("uid", STORAGE_SOP_CLASSES)
