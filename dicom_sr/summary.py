@@ -82,7 +82,7 @@ def _of_the_whole(findings: Findings) -> Iterator[str]:
     for evaluation in findings.evaluations:
         yield f"{evaluation.name.meaning}: {evaluation.value.meaning.lower()}."
     for measurement in findings.measurements:
-        yield f"{measurement.name.meaning}: {said(measurement.value, measurement.unit)}."
+        yield f"{measurement.name.meaning}: {in_words(measurement.value, measurement.unit)}."
 
 
 def _changes(findings: Findings, found: Sequence[Finding]) -> Iterator[str]:

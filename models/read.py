@@ -226,7 +226,8 @@ def fill(out: np.ndarray, slices: Sequence[Slice]) -> dict[int, str]:
         try:
             for (_, z), stored in zip(sorted(here), stored_values(path_of(header), frames), strict=True):
                 if stored.shape != out.shape[1:]:
-                    raise UnfitInput(f"{name_image(header)}: pixels are {stored.shape}, the header says {out.shape[1:]}")
+                    differs = f"pixels are {stored.shape}, the header says {out.shape[1:]}"
+                    raise UnfitInput(f"{name_image(header)}: {differs}")
                 try:
                     rescaled(stored, header, slices[z].slope, slices[z].intercept, out=out[z])
                 except UNREADABLE as error:

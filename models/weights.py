@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from models.options import WeightsError
 
+__all__ = ["Weights", "WeightsError", "load", "packed"]
+
 PACKAGE = Path(__file__).parent
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from io import BytesIO
@@ -287,7 +287,7 @@ def _application_entity(settings: ListenerSettings) -> AE:
     return ae
 
 
-def _supported(request: A_ASSOCIATE, offered: Set[str]) -> list[PresentationContext]:
+def _supported(request: A_ASSOCIATE, offered: Collection[str]) -> list[PresentationContext]:
     """What we offer of what is proposed, each SOP class with the transfer syntax to choose first in front."""
     proposed: dict[str, list[str]] = {}
     for context in request.presentation_context_definition_list:

@@ -59,7 +59,7 @@ def install(package: Path, into: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--upgrade",
          "--target", str(into), str(package)],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": ""},
+        check=False, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -137,7 +137,7 @@ def test_check_names_the_package_that_is_broken(tmp_path: Path) -> None:
     (tmp_path / "node.toml").write_text(TOML.format(port=1, modality="CT").replace('"bone-finder"', '"broken"'))
     done = subprocess.run(
         [sys.executable, "-m", "pacs_node.cli", "check", "--config", str(tmp_path / "node.toml")],
-        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])},
     )  # fmt: skip
     assert done.returncode == 1
