@@ -172,7 +172,8 @@ class Assemble(Settings):
     )
     ask_peer: bool = False  # ask the sending peer by C-FIND how many images the series has
     max_wait_s: Seconds = 900.0  # how long to wait for images the peer says exist
-    min_slices: Count | None = None  # that a volume must have, in place of what the pipeline's card requires
+    # that a volume must have, in place of what the pipeline's card requires; 0: what the card requires
+    min_slices: Annotated[int, Field(ge=0)] = 0
 
 
 class Jobs(Settings):

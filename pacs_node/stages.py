@@ -107,7 +107,7 @@ class WiredStages:
         return replace(verdict, of_routes={route: said for route, said in own.items() if said != verdict})
 
     def _verdict(self, headers: Sequence[Dataset], cards: Sequence[Card], broken: Mapping[str, str]) -> Verdict:
-        return judge(headers, cards, min_slices=self.config.assemble.min_slices, faults=broken)
+        return judge(headers, cards, min_slices=self.config.assemble.min_slices or None, faults=broken)
 
     def matches(self, header: Dataset) -> list[RouteMatch]:
         return [
