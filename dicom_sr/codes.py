@@ -52,6 +52,7 @@ MEAN_HU = Code("112181", "DCM", "Mean Attenuation Coefficient")
 MIN_HU = Code("112179", "DCM", "Minimum Attenuation Coefficient")
 MAX_HU = Code("112180", "DCM", "Maximum Attenuation Coefficient")
 SD_HU = Code("112183", "DCM", "Standard Deviation of Attenuation Coefficient")
+MR_SIGNAL = Code("110852", "DCM", "MR signal intensity")  # CID 7469, with derivation
 NUMBER_OF_LESIONS = Code("246206008", "SCT", "Number of lesions")
 # what an algorithm claims, CID 6048
 CERTAINTY = Code("111012", "DCM", "Certainty of Finding")

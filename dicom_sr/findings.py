@@ -76,13 +76,14 @@ class Finding:
     mask: np.ndarray
     offset_zyx: tuple[int, int, int]
     key_image: int
-    certainty: float  # 0..1
+    certainty: float | None  # 0..1; None where the algorithm states none
     long_axis: Axis | None = None
     short_axis: Axis | None = None
     measurements: tuple[Measurement, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     predecessor_uid: str | None = None  # Tracking UID of the same lesion in the report of an earlier study
     change: str = ""  # since that study, in words: "grew from 6.1 to 8.3 mm in 184 days"
+    colour: tuple[int, int, int] | None = None  # RGB that it is shown in; None: one that differs from its neighbours'
     # what the mask is: every pixel of the lesion; a box round it; nothing, for the algorithm says on which image it is
     # and no more. Only a mask becomes a Segmentation.
     extent: Literal["mask", "box", "none"] = "mask"

@@ -37,7 +37,7 @@ def importance(finding: Finding) -> tuple[float, ...]:
         in_mm,
         int(extent + 0.5),
         kind,
-        round(finding.certainty, 4),
+        round(finding.certainty or 0.0, 4),
         extent,
     )
 

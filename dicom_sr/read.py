@@ -75,9 +75,13 @@ def segments(segmentation: Dataset) -> list[Segment]:
                 segment = functional_group(segmentation, frame, "SegmentIdentificationSequence")
                 source = frame_source(segmentation, frame)
                 masks.setdefault(int(segment.ReferencedSegmentNumber), {})[source] = mask
+    return [replace(segment, masks=masks.get(segment.number, {})) for segment in segments_described(segmentation)]
+
+
+def segments_described(segmentation: Dataset) -> list[Segment]:
+    """The segments of a Segmentation as it describes them, without their masks."""
     # number 0 of a label map may be described, as the background, which is no finding
-    described = [item for item in segmentation.SegmentSequence if int(item.SegmentNumber) > 0]
-    return [_segment(item, masks.get(int(item.SegmentNumber), {})) for item in described]
+    return [_segment(item, {}) for item in segmentation.SegmentSequence if int(item.SegmentNumber) > 0]
 
 
 def _labels(segmentation: Dataset) -> np.ndarray:
@@ -319,7 +323,7 @@ def _finding(
     long_axis, short_axis = (
         _axis(axes[name], index) if name in axes else None for name in (codes.LONG_AXIS, codes.SHORT_AXIS)
     )
-    certainty = next(m.value for m in group.measurements if m.name == codes.CERTAINTY)
+    certainty = next((m.value for m in group.measurements if m.name == codes.CERTAINTY), None)
     return Finding(
         number=number,
         label=group.tracking_id,
@@ -330,7 +334,7 @@ def _finding(
         mask=mask,
         offset_zyx=offset,
         key_image=index[contour[0].image],
-        certainty=certainty / 100,
+        certainty=None if certainty is None else certainty / 100,
         long_axis=long_axis,
         short_axis=short_axis,
         measurements=tuple(m for m in group.measurements if m.name != codes.CERTAINTY),

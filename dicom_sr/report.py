@@ -393,7 +393,7 @@ def _frames_seen(finding: Finding, images: Sequence[ImageRef]) -> str | None:
 
 
 def _with_certainty(finding: Finding) -> list[Measurement]:
-    if any(m.name == codes.CERTAINTY for m in finding.measurements):
+    if finding.certainty is None or any(m.name == codes.CERTAINTY for m in finding.measurements):
         return list(finding.measurements)
     return [*finding.measurements, Measurement(codes.CERTAINTY, 100 * finding.certainty, codes.PERCENT)]
 

@@ -267,7 +267,7 @@ def _segment(number: int, finding: Finding, findings: Findings, source: Dataset,
     segment.AnatomicRegionSequence = [region]
     segment.TrackingID = finding.label
     segment.TrackingUID = tracking_uid(findings, finding, attributes.text(source, "SeriesInstanceUID"), revision)
-    segment.RecommendedDisplayCIELabValue = _colour(number)
+    segment.RecommendedDisplayCIELabValue = _cielab(finding.colour or _colour(number))
     return segment
 
 
@@ -280,10 +280,14 @@ def _algorithm(algorithm: Algorithm) -> Dataset:
     return item
 
 
-def _colour(number: int) -> list[int]:
+def _cielab(rgb: tuple[int, int, int]) -> list[int]:
+    return [int(v) for v in CIELabColor.from_rgb(*rgb).value]
+
+
+def _colour(number: int) -> tuple[int, int, int]:
     """A colour for each segment: hues a golden angle apart, so that neighbours differ."""
     red, green, blue = colorsys.hsv_to_rgb((0.08 + 0.381966 * (number - 1)) % 1, 0.85, 1.0)
-    return [int(v) for v in CIELabColor.from_rgb(int(255 * red), int(255 * green), int(255 * blue)).value]
+    return int(255 * red), int(255 * green), int(255 * blue)
 
 
 def _functional_groups(segmentation: Dataset, frames: Sequence[_Frame], between_mm: float | None) -> None:

@@ -13,6 +13,7 @@ from dicom_sr.importance import size
 from dicom_sr.rounding import decimal, in_words
 
 NAMED_CHANGES = 3  # in full; the others are counted
+NAMED = 10  # findings of different kinds, by their names; the others are counted
 
 
 def summary(findings: Findings, headers: Sequence[Dataset]) -> str:
@@ -63,8 +64,7 @@ def _sentences(findings: Findings, headers: Sequence[Dataset]) -> Iterator[str]:
     elif not found:
         yield f"No {what} found" + (f" in the {place(findings.sought_site, None)}." if findings.sought_site else ".")
     else:
-        what = found[0].label.rsplit(" ", 1)[0].lower() if found[0].label else what
-        yield f"{len(found)} {what}{'' if len(found) == 1 else 'es' if what.endswith('s') else 's'} found."
+        yield f"{_counted(found, what)} found."
         largest = max(found, key=size)
         facts = [
             where(largest),
@@ -83,6 +83,23 @@ def _of_the_whole(findings: Findings) -> Iterator[str]:
         yield f"{evaluation.name.meaning}: {evaluation.value.meaning.lower()}."
     for measurement in findings.measurements:
         yield f"{measurement.name.meaning}: {in_words(measurement.value, measurement.unit)}."
+
+
+def _counted(found: Sequence[Finding], sought: str) -> str:
+    """'3 nodules'; of findings with names of their own '2 findings (Left kidney, Spleen)'."""
+    stems = {_stem(finding) for finding in found}
+    if len(found) > 1 and len(stems) > 1:
+        names = [finding.label for finding in found]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return f"{len(found)} findings ({', '.join(names[:NAMED])}{more})"
+    what = stems.pop().lower() or sought
+    return f"{len(found)} {what}{'' if len(found) == 1 else 'es' if what.endswith('s') else 's'}"
+
+
+def _stem(finding: Finding) -> str:
+    """A label without the number at its end: 'Nodule' of 'Nodule 3'."""
+    stem, _, last = finding.label.rpartition(" ")
+    return stem if last.isdecimal() else finding.label
 
 
 def _changes(findings: Findings, found: Sequence[Finding]) -> Iterator[str]:

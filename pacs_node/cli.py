@@ -123,7 +123,8 @@ def _tell(told: Console, outcome: Any) -> None:
         sizes = [finding[key] for key in ("long_axis_mm", "short_axis_mm")]
         size = " x ".join("?" if each is None else f"{each:g}" for each in sizes)
         place = ", ".join(f"{key} {finding[key]}" for key in ("centre_lps_mm", "frame", "pixel") if key in finding)
-        line(f"  {finding['label']}: {size} mm, certainty {finding['certainty']:.0%}, {place}")
+        sure = "" if finding["certainty"] is None else f"certainty {finding['certainty']:.0%}, "
+        line(f"  {finding['label']}: {size} mm, {sure}{place}")
     for warning in outcome.warnings:
         line(f"  warning: {warning}")
     for file in outcome.files:

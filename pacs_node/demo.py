@@ -325,7 +325,7 @@ def _rows(truth: Truth, said: Sequence[Finding]) -> list[Row]:
         best = max(said, key=lambda finding: dice(lesion, finding), default=None)
         rows.append(Row(number, lesion, best if best is not None and dice(lesion, best) else None))
     matched = {row.found.number for row in rows if row.found is not None}
-    extra = sorted((f for f in said if f.number not in matched), key=lambda f: -f.certainty)
+    extra = sorted((f for f in said if f.number not in matched), key=lambda f: -(f.certainty or 0.0))
     return rows + [Row(number, None, finding) for number, finding in enumerate(extra, start=len(rows) + 1)]
 
 
