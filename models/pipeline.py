@@ -21,6 +21,10 @@ class UnfitInput(Exception):
     """The images cannot be used; the message says which property and what would be needed. Not retried."""
 
 
+class BadOutput(Exception):
+    """What a model of another maker answers cannot become results; the message says what is wrong. Not retried."""
+
+
 class BadPipeline(Exception):
     """A pipeline is not what its declaration says, or has none; the message says which and what now. Not retried."""
 

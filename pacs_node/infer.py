@@ -210,7 +210,7 @@ class _Models:
         import torch
 
         from models.options import BadOptions, WeightsError
-        from models.pipeline import BadPipeline, UnfitInput
+        from models.pipeline import BadOutput, BadPipeline, UnfitInput
 
         try:
             return self._answer(*asked, progress)
@@ -218,7 +218,7 @@ class _Models:
             return "unfit", str(refusal)
         except (torch.OutOfMemoryError, MemoryError) as error:
             return "memory", (str(error).splitlines() or ["no more memory"])[0]
-        except (WeightsError, BadOptions, BadPipeline) as error:
+        except (WeightsError, BadOptions, BadOutput, BadPipeline) as error:
             return "failed", str(error)
 
     def _answer(self, name: str, options: Any, content: Any, progress: Progress) -> tuple[str, Any]:

@@ -1,0 +1,48 @@
+"""A job's folder is gone when the job is, whatever became of its process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from models.scratch import JUST_MADE_S, PREFIX, remove_abandoned, scratch_folder
+
+
+def test_it_is_gone_afterwards_with_read_only_folders_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch_folder() as folder:
+        assert folder.stat().st_mode & 0o077 == 0
+        (folder / "input").mkdir()
+        (folder / "input" / "a.dcm").write_bytes(b"images")
+        (folder / "input").chmod(0o555)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_leaves_is_removed_and_no_living_one_is(tmp_path: Path) -> None:
+    code = (
+        "import time; from models.scratch import scratch_folder\n"
+        "with scratch_folder() as folder: print(folder, flush=True); time.sleep(600)"
+    )
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(root)}
+    living, killed = (
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    )
+    try:
+        folders = [Path(process.stdout.readline().strip()) for process in (living, killed) if process.stdout]
+        killed.kill()
+        killed.wait()
+        remove_abandoned(tmp_path, time.time())
+        assert sorted(tmp_path.iterdir()) == sorted(folders)  # too young to be sure
+        remove_abandoned(tmp_path, time.time() + JUST_MADE_S + 1)
+        assert list(tmp_path.iterdir()) == folders[:1]
+        assert folders[0].name.startswith(PREFIX)
+    finally:
+        living.kill()
+        living.wait()
