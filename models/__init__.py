@@ -28,6 +28,7 @@ PIPELINES = {
     "lung-nodule": "models.lung_nodule.card:PIPELINE",
     "breast-us": "models.breast_us.card:PIPELINE",
     "monai-bundle": "models.monai_bundle.card:PIPELINE",
+    "command": "models.command.card:PIPELINE",
 }
 
 

@@ -77,7 +77,7 @@ class Label(BaseModel):
         return red, green, blue
 
 
-def checked_labels(labels: Mapping[str, Label]) -> Mapping[str, Label]:
+def check_labels(labels: Mapping[str, Label]) -> Mapping[str, Label]:
     """Raises ValueError when a key is no label, or two have one name."""
     for key in labels:
         if not key.isdecimal() or not key.isascii() or key != str(int(key)):
@@ -92,7 +92,7 @@ def by_number(labels: Mapping[str, Label]) -> dict[int, Label]:
     return {int(key): labels[key] for key in sorted(labels, key=int)}
 
 
-Labels = Annotated[dict[str, Label], AfterValidator(checked_labels)]
+Labels = Annotated[dict[str, Label], AfterValidator(check_labels)]
 
 
 class LabelledOptions(PipelineOptions):
