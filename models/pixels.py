@@ -118,7 +118,7 @@ class Pixels:
         self.is_float = self.located.keyword != "PixelData"
         self.says: ImagePixel = image_pixel(header, floats=FLOAT_BITS[self.located.keyword])
         self.big_endian = syntax == EXPLICIT_VR_BIG_ENDIAN
-        of_volume = header.get("Modality") in VOLUME_CLASSES
+        of_volume = attributes.text(header, "Modality") in VOLUME_CLASSES
         if self.is_float and not of_volume:
             raise Unusable(f"{self.located.keyword}: Float Pixel Data is no ultrasound; whole grey values are needed")
         if self.is_float and self.says.samples != 1:
