@@ -23,7 +23,7 @@ from starlette.routing import Route as Address
 from starlette.testclient import TestClient
 
 from config import load
-from models import pipeline_options
+from models import catalogue
 from models.lung_nodule.options import OPTION_DETECTORS, DetectorName
 from pacs_node import commitment, errors, observe
 from pacs_node.association import SUCCESS
@@ -82,10 +82,10 @@ def codes(cell: str) -> set[str]:
 # Options and commands -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pipeline", pipeline_options())
+@pytest.mark.parametrize("pipeline", catalogue().options)
 def test_every_option_of_a_pipeline_is_documented_with_its_default(pipeline: str) -> None:
     documented = rows(section("docs/configuration.md", f"### Options of `{pipeline}`"), "option")
-    fields = pipeline_options()[pipeline].model_fields
+    fields = catalogue().options[pipeline].model_fields
     assert documented.keys() == {f"`{name}`" for name in fields}
     for name, field in fields.items():
         default = documented[f"`{name}`"][0].strip("`")
@@ -159,7 +159,7 @@ class Told:
     def __init__(self, folder: Path) -> None:
         (folder / "node.toml").write_text(TOML)
         self.time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-        self.node = Node(load(folder / "node.toml", pipeline_options()), now=self.now)
+        self.node = Node(load(folder / "node.toml", catalogue()), now=self.now)
         self.ledger = self.node.ledger
         self.ledger.migrate()
         self.folder = folder
