@@ -282,6 +282,7 @@ def check_pipeline(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Tell the pipeline something; may be repeated.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:0; default: as a node would choose.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Only this check; may be repeated.")] = None,
 ) -> None:
     """Run a pipeline on synthetic series, fine and odd ones, and say what it does not take as it should.
 
@@ -309,7 +310,7 @@ def check_pipeline(
         inference = Inference(device or _defaults()[0], _defaults()[1])
         try:
             with tempfile.TemporaryDirectory(prefix="check-pipeline-") as folder:
-                for said in checks(name, options, card, inference, Path(folder)):
+                for said in checks(name, options, card, inference, Path(folder), only or None):
                     failed += not said.passed
                     mark = "pass" if said.passed else "FAIL"
                     console.print(f"{mark}  {said.check}: {said.text}", markup=False, highlight=False, soft_wrap=True)
