@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -32,6 +33,44 @@ _SPAWN = multiprocessing.get_context("spawn")
 _PROGRESS_EVERY_S = 0.5  # at most; a row is written for each
 
 
+@dataclass(frozen=True)
+class Load:
+    """Have the pipeline ready, warm. Nobody waits for an answer to that: the job that needs it is told."""
+
+    pipeline: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Describe:
+    """The card of the pipeline, loaded."""
+
+    pipeline: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Analyse:
+    """The findings in these files of one series."""
+
+    pipeline: str
+    options: Mapping[str, Any]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Compare:
+    """What became of the findings since an earlier study."""
+
+    pipeline: str
+    findings: Findings
+    files: tuple[Path, ...]
+    prior: Prior
+
+
+Request = Load | Describe | Analyse | Compare
+
+
 class Inference:
     """One device's child process. Thread-safe: one job at a time, the others wait."""
 
@@ -47,29 +86,29 @@ class Inference:
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> Findings:
         """Raises Refused (unfit input), TryAgain (the process died, timed out or ran out of memory), GiveUp; Unforeseen
         for any other error in the process, which does not die of it."""
-        return self._ask((pipeline, dict(options), [str(file) for file in files]), pipeline, self.timeout_s, progress)
+        return self._ask(Analyse(pipeline, dict(options), tuple(files)), pipeline, self.timeout_s, progress)
 
     def compare(
         self, pipeline: str, findings: Findings, files: Sequence[Path], prior: Prior, timeout_s: float
     ) -> Comparison:
         """What became of the findings since an earlier study. Raises as `run` does."""
-        asked = ("compare", {"pipeline": pipeline}, (findings, list(files), prior))
-        return self._ask(asked, f"the comparison of {pipeline}", timeout_s, lambda *_: None)
+        request = Compare(pipeline, findings, tuple(files), prior)
+        return self._ask(request, f"the comparison of {pipeline}", timeout_s, lambda *_: None)
 
     def card(self, pipeline: str, options: Mapping[str, Any]) -> Card:
         """What `run` would ask now, loaded and warm. Raises as `run` does."""
-        return self._ask(("card", dict(options), pipeline), pipeline, self.timeout_s, lambda *_: None)
+        return self._ask(Describe(pipeline, dict(options)), pipeline, self.timeout_s, lambda *_: None)
 
     def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
         """The version of the algorithm that `run` would use now. Raises as `run` does."""
         return self.card(pipeline, options).algorithm.version
 
-    def _ask(self, asked: tuple[str, Any, Any], what: str, timeout_s: float, progress: Progress) -> Any:
+    def _ask(self, request: Request, what: str, timeout_s: float, progress: Progress) -> Any:
         with self._lock:
             pipe = self._ready()
             answered = False
             try:
-                pipe.send(asked)
+                pipe.send(request)
                 kind, content = self._answer(pipe, what, timeout_s, progress)
                 answered = True
             except (EOFError, BrokenPipeError, ConnectionResetError) as error:
@@ -97,7 +136,7 @@ class Inference:
         """Start the child and load these pipelines with their options, so that the first patient does not wait."""
         with self._lock:
             for name, options in pipelines:
-                self._ready().send(("warm", {}, (name, dict(options))))
+                self._ready().send(Load(name, dict(options)))
 
     def peak_memory_bytes(self) -> int | None:
         """The most memory that the child has held; None where the system does not say, or there is no child."""
@@ -180,16 +219,16 @@ def _serve(pipe: Connection, device: str, pipelines: Mapping[str, str]) -> None:
     models: _Models | None = None
     while True:
         try:
-            asked = pipe.recv()
+            request: Request = pipe.recv()
         except EOFError:
             return
         try:
             models = models or _Models(device, pipelines)
-            answer = models.answer(asked, lambda *said: pipe.send(("progress", said)))
-            if asked[0] != "warm":  # nobody waits for an answer to that: the job that needs the pipeline is told
+            answer = models.answer(request, lambda *said: pipe.send(("progress", said)))
+            if not isinstance(request, Load):
                 pipe.send(answer)
         except Exception as error:  # noqa: BLE001  the edge of the child: it answers in words instead of dying
-            if asked[0] != "warm":
+            if not isinstance(request, Load):
                 # an error on a device may leave that in a state in which nothing works any more
                 pipe.send(("unforeseen", (Told.of(error), models is not None and models.on_a_device)))
 
@@ -205,7 +244,7 @@ class _Models:
     def on_a_device(self) -> bool:
         return self.device != "cpu"
 
-    def answer(self, asked: tuple[str, Any, Any], progress: Progress) -> tuple[str, Any]:
+    def answer(self, request: Request, progress: Progress) -> tuple[str, Any]:
         """(kind, content). Errors that are foreseen are answers, too."""
         import torch
 
@@ -213,7 +252,7 @@ class _Models:
         from models.pipeline import BadOutput, BadPipeline, UnfitInput
 
         try:
-            return self._answer(*asked, progress)
+            return "done", self._answer(request, progress)
         except UnfitInput as refusal:
             return "unfit", str(refusal)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -221,25 +260,28 @@ class _Models:
         except (WeightsError, BadOptions, BadOutput, BadPipeline) as error:
             return "failed", str(error)
 
-    def _answer(self, name: str, options: Any, content: Any, progress: Progress) -> tuple[str, Any]:
-        if name == "warm":
-            self.pipeline(*content)
-            return "done", None
-        if name == "compare":
-            return self.compared(options["pipeline"], content)
-        if name == "card":
-            return "done", self.pipeline(content, options).card
-        started = time.monotonic()
-        findings = self.pipeline(name, options).run([Path(file) for file in content], _seldom(progress))
-        return "done", _timed(findings, time.monotonic() - started, self.device)
+    def _answer(self, request: Request, progress: Progress) -> Any:
+        match request:
+            case Load(name, options):
+                self.pipeline(name, options)
+                return None
+            case Describe(name, options):
+                return self.pipeline(name, options).card
+            case Analyse(name, options, files):
+                started = time.monotonic()
+                findings = self.pipeline(name, options).run(list(files), _seldom(progress))
+                return _timed(findings, time.monotonic() - started, self.device)
+            case Compare():
+                return self.compare(request)
 
-    def compared(self, name: str, content: tuple[Findings, Sequence[Path], Prior]) -> tuple[str, Any]:
+    def compare(self, request: Compare) -> Comparison:
         from models import comparison
+        from models.pipeline import BadPipeline
 
-        compare = comparison(self.declaration(name))
+        compare = comparison(self.declaration(request.pipeline))
         if compare is None:
-            return "failed", f"{name} does not compare with earlier studies"
-        return "done", compare(*content)
+            raise BadPipeline(f"{request.pipeline} does not compare with earlier studies")
+        return compare(request.findings, list(request.files), request.prior)
 
     def declaration(self, name: str) -> Declaration:
         from models import declaration_at

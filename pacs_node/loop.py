@@ -57,12 +57,15 @@ class Loop:
     def _run(self) -> None:
         while not self._stop.is_set():
             self._wake.clear()
-            error = self._ticker.submit(self._tick).exception()
-            self._last = time.monotonic()
-            self._failure = None if error is None else f"{self.name} fails: {describe(error)}"
-            if error is not None:
+            try:
+                self._ticker.submit(self._tick).result()
+            except Exception as error:  # noqa: BLE001 - the edge of the loop: it goes on, and /health says what fails
                 told = Told.of(error)
                 log.error("loop failed, goes on", loop=self.name, error=told.words, trace=told.trace)
+                self._failure = f"{self.name} fails: {describe(error)}"
+            else:
+                self._failure = None
+            self._last = time.monotonic()
             self._wake.wait(self._every_s)
 
 

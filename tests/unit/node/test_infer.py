@@ -14,7 +14,8 @@ from models.pipeline import Prior
 from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain, Unforeseen
 from pacs_node.infer import Inference
 
-TABLE = {**PIPELINES, "test": "tests.unit.node.pipelines:PIPELINE"}
+HERE = "tests.unit.node.pipelines:PIPELINE"
+TABLE = {**PIPELINES, **dict.fromkeys(("test", "warm", "card", "compare"), HERE)}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,11 @@ def test_it_answers_and_tells_its_progress(inference: Inference) -> None:
 
 def test_models_stay_warm_between_jobs(inference: Inference) -> None:
     assert ask(inference, "answer").facts["pid"] == ask(inference, "answer").facts["pid"]
+
+
+@pytest.mark.parametrize("name", ["warm", "card", "compare"])
+def test_a_pipeline_may_be_called_as_what_is_asked_of_it(inference: Inference, name: str) -> None:
+    assert inference.run(name, {}, [Path("one.dcm")], lambda *_: None).facts["file"] == "one.dcm"
 
 
 def test_unfit_input_is_a_refusal_in_words(inference: Inference) -> None:
@@ -100,7 +106,9 @@ def test_what_cannot_be_warmed_is_told_to_the_job_that_needs_it(does: str) -> No
         assert ask(inference, "answer", "one.dcm").facts["file"] == "one.dcm"
         with pytest.raises(Unforeseen):
             ask(inference, does)
-        with pytest.raises(GiveUp, match="there is no pipeline 'nosuch'; there are breast-us, lung-nodule, test"):
+        with pytest.raises(
+            GiveUp, match=r"there is no pipeline 'nosuch'; there are breast-us, card, command, .*, warm"
+        ):
             inference.run("nosuch", {}, [Path("a.dcm")], lambda *_: None)
     finally:
         inference.stop()
