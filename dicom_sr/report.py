@@ -27,7 +27,7 @@ from dicom_sr.outline import outline
 from dicom_sr.previous import change_items, pertinent_evidence, pertinent_uids, previous_findings
 from dicom_sr.rounding import rounded, state
 from dicom_sr.seg import plane_mask, tracking_uid
-from dicom_sr.source import Plane, group_by_instance, headers_by_uid, plane, source_headers
+from dicom_sr.source import EncodingError, Plane, group_by_instance, headers_by_uid, plane, source_headers
 from dicom_sr.summary import image_name, summary
 from dicom_sr.uids import device_uid, result_uid
 
@@ -187,6 +187,8 @@ class _Report:
                 yield self.region(finding)
         if findings.measurements or findings.evaluations or (findings.sought is not None and not findings.findings):
             yield self.whole()
+        elif not findings.findings:
+            raise EncodingError("there is nothing to report: no finding, no number, and nothing that was sought")
 
     def volume(self, finding: Finding) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
         """TID 1411: everything measured, tied to the segment; and the outline on the key image."""

@@ -23,13 +23,22 @@ NEAR_WHOLE = 1e-3  # how far a label may be from a whole number, after interpola
 
 @dataclass(frozen=True, eq=False)
 class Marked:
-    """One mask on the whole grid of a volume, bool (z, y, x), and what the model says of it."""
+    """One mask, bool (z, y, x), cut to its box on the grid of a volume, and what the model says of it."""
 
+    number: int  # of the label or segment
     label: Label
     mask: np.ndarray
+    offset_zyx: tuple[int, int, int]
     certainty: float | None = None
     measurements: tuple[Measurement, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
+
+    @classmethod
+    def cut(cls, number: int, label: Label, whole: np.ndarray) -> Marked:
+        """From a mask on the whole grid; a copy of its box, so that many labels do not hold the grid many times."""
+        boxes = ndimage.find_objects(whole.astype(np.uint8))
+        z, y, x = boxes[0] if boxes else (slice(0, 0),) * 3
+        return cls(number, label, whole[z, y, x].copy(), (z.start, y.start, x.start))
 
 
 def marked_labels(label_map: np.ndarray, labels: Mapping[int, Label], called: str) -> list[Marked]:
@@ -45,7 +54,7 @@ def marked_labels(label_map: np.ndarray, labels: Mapping[int, Label], called: st
     present = {int(value) for value in np.rint(values)} - {0}
     _known(present, labels, called)
     whole = np.rint(label_map).astype(np.int32)
-    return [Marked(label, whole == number) for number, label in labels.items() if number in present]
+    return [Marked.cut(number, label, whole == number) for number, label in labels.items() if number in present]
 
 
 def marked_channels(channels: np.ndarray, labels: Mapping[int, Label], called: str) -> list[Marked]:
@@ -59,7 +68,7 @@ def marked_channels(channels: np.ndarray, labels: Mapping[int, Label], called: s
         )
     present = {number for number, channel in enumerate(channels) if channel.any()}
     _known(present - {0}, labels, called)
-    return [Marked(label, channels[number] > 0) for number, label in labels.items() if number in present]
+    return [Marked.cut(number, label, channels[number] > 0) for number, label in labels.items() if number in present]
 
 
 def _known(present: set[int], labels: Mapping[int, Label], called: str) -> None:
@@ -102,7 +111,7 @@ def _parts(one: Marked, remarks: list[str]) -> Iterator[tuple[str, np.ndarray, t
     """(name, mask in its smallest box, where the box begins) of each finding."""
     if not one.label.separate:
         if one.mask.any():
-            yield one.label.name, *_boxed(one.mask)
+            yield one.label.name, one.mask, one.offset_zyx
         return
     numbered, count = ndimage.label(one.mask, np.ones((3, 3, 3)))
     sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
@@ -112,12 +121,8 @@ def _parts(one: Marked, remarks: list[str]) -> Iterator[tuple[str, np.ndarray, t
     boxes = ndimage.find_objects(numbered)
     for number, place in enumerate(largest.tolist(), start=1):
         box = boxes[place]
-        yield f"{one.label.name} {number}", numbered[box] == place + 1, (box[0].start, box[1].start, box[2].start)
-
-
-def _boxed(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return mask[box], (box[0].start, box[1].start, box[2].start)
+        z, y, x = (part.start + offset for part, offset in zip(box, one.offset_zyx, strict=True))
+        yield f"{one.label.name} {number}", numbered[box] == place + 1, (z, y, x)
 
 
 def _finding(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 PREFIX = "pacs-node-job-"
 LOCK = ".lock"  # held for as long as the job lives: whoever can take it may remove the folder
@@ -42,7 +45,20 @@ def remove_abandoned(within: Path, now: float) -> None:
 
 
 def remove(folder: Path) -> None:
-    """With what is in it, read-only folders included."""
-    for each in (folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())):
-        each.chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    """With what is in it, read-only folders included, the images first. What cannot be removed is no error of the job:
+    a container may leave files of another user; the log says so."""
+    for within in (folder / "input", folder):
+        _open_up(within)
+        shutil.rmtree(within, ignore_errors=True)
+    if folder.exists():
+        log.warning("%s cannot be removed: it holds files of another user", folder)
+
+
+def _open_up(folder: Path) -> None:
+    with suppress(OSError):
+        folder.chmod(0o700)
+    for root, folders, _ in os.walk(folder):  # from the top: a folder is opened before it is entered
+        for each in (Path(root, name) for name in folders):
+            if not each.is_symlink():
+                with suppress(OSError):
+                    each.chmod(0o700)

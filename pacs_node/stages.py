@@ -77,7 +77,7 @@ class WiredStages:
             name: arrival_check for name, arrival_check in arrival_checks.items() if arrival_check is not None
         }
         self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
-        known = catalogue()
+        known = self.known = catalogue()
         self.cards = {route.name: known.card(route.pipeline, route.options) for route in config.routes}
         self.other_cards = known.cards
         self.modalities = frozenset(each for card in (*self.cards.values(), *known.cards) for each in card.modality)
@@ -167,7 +167,7 @@ class WiredStages:
                 archive, header, job.pipeline, folder, max_age_days=limits.max_age_days, timeout_s=limits.timeout_s
             )
             headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in prior.images]
-            verdict = self._verdict(headers, [self.cards[job.route]], {})
+            verdict = self._verdict(headers, [self.known.card(job.pipeline, job.options)], {})
             if not verdict.fit:
                 raise priors.NoComparison(f"the earlier CT is not fit: {verdict.reason}")
             of = {str(each.SOPInstanceUID): path for each, path in zip(headers, prior.images, strict=True)}

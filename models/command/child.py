@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,7 @@ def _complaint(stderr: Path, secrets: Sequence[str]) -> str:
     except FileNotFoundError:
         return ""
     for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "...")
+        text = re.sub(re.escape(secret), "...", text, flags=re.IGNORECASE)
     lines = ["".join(c for c in line if c.isprintable()).strip() for line in text.splitlines()]
     last = " / ".join([line for line in lines if line][-LAST_LINES:])
     return f": {last[-MOST_CHARACTERS:]}" if last else ""

@@ -138,7 +138,7 @@ def _marks(
     if unknown := sorted(masks.keys() - described.keys() - labels.keys()):
         raise BadOutput(f"{called} marks segment {unknown[0]}, which it does not describe")
     marked = [
-        Marked(labels[number] if number in labels else _label(described[number], called), mask)
+        Marked.cut(number, labels[number] if number in labels else _label(described[number], called), mask)
         for number, mask in sorted(masks.items())
     ]
     fractional = dataset.get("SegmentationType") == "FRACTIONAL"

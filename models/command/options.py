@@ -33,6 +33,8 @@ class Options(LabelledOptions):
         for folder in (INPUT, OUTPUT):
             if not any(folder in word for word in command):
                 raise ValueError(f"no word of it holds {folder}, the folder that it {FOLDERS[folder]}")
+        if "/" in command[0] and not command[0].startswith("/"):
+            raise ValueError(f"'{command[0]}' must be an absolute path: the command runs in a folder of its own")
         if shutil.which(command[0]) is None:
             raise ValueError(f"there is no program '{command[0]}' on this machine")
         return command

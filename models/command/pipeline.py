@@ -71,7 +71,8 @@ class Command:
         found, remarks = ([], []) if volume is None else findings_of(answer.marked, volume, modality)
         stack = Stack.of(images, names_of(headers), headers)
         found += placed_findings(answer.results.findings, answer.table, stack, len(found))
-        sought, sought_site = sought_of(answer.labels) if answer.labels else (None, None)
+        told = found or answer.results.measurements or answer.results.evaluations
+        sought, sought_site = sought_of(answer.labels) if answer.labels or not told else (None, None)
         progress(1.0, "done")
         return Findings(
             pipeline=self.card.name,
@@ -114,12 +115,14 @@ class Command:
 
     def environment(self, scratch: Path) -> dict[str, str]:
         """What a program needs to start; nothing else of the node's own environment, which may hold passwords."""
-        index = self.device.partition(":")[2] if self.device.startswith("cuda") else ""
+        index = int(self.device.partition(":")[2] or 0) if self.device.startswith("cuda") else 0
+        ours = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]  # the node's own
+        gpu = ours[index] if index < len(ours) else str(index)
         threads = {} if self.options.threads is None else {"OMP_NUM_THREADS": str(self.options.threads)}
         return {
             **{name: os.environ[name] for name in HANDED_ON if name in os.environ},
             "TMPDIR": str(scratch),
-            "CUDA_VISIBLE_DEVICES": (index or "0") if self.options.device else "",
+            "CUDA_VISIBLE_DEVICES": gpu if self.options.device else "",
             **threads,
             **self.options.environment,
         }
@@ -233,13 +236,13 @@ def _with_what_is_said(marked: Sequence[Marked], labels: Mapping[int, Label], re
     for one in results.findings:
         if one.file is not None:
             continue
-        label = labels.get(one.label)
-        if label is None or not any(each.label is label for each in marked):
-            raise BadOutput(f"{NAME} of the command speaks of label {one.label}, which no mask marks")
-        if label.separate:
+        named = [each for each in marked if each.number == one.label]
+        if not named and one.label not in labels:
+            raise BadOutput(f"{NAME} of the command speaks of label {one.label}, which nothing marks or names")
+        if any(each.label.separate for each in named):
             raise BadOutput(f"{NAME} of the command speaks of label {one.label}, whose parts are findings of their own")
-        said[id(label)] = one
-    return [_told(each, said[id(each.label)]) if id(each.label) in said else each for each in marked]
+        said[one.label] = one  # of a label whose mask is empty nothing is reported: it was not found
+    return [_told(each, said[each.number]) if each.number in said else each for each in marked]
 
 
 def _told(marked: Marked, said: Said) -> Marked:

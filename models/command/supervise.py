@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 LOOK_EVERY_S = 0.1
+told_to_stop: list[bool] = []  # filled by the handler of SIGTERM, which a service manager sends to all its processes
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
@@ -29,13 +30,14 @@ def main() -> None:
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as asked:  # unbuffered: select must see its end
         task = json.loads(asked.readline())
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what leaves its group, or loses its parent, becomes a child of ours
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.append(True))
     try:
         end = run(task)
     finally:
         kill_all()
     if end["end"] == "stopped":  # nobody is left who would remove the patient's images
-        os.chmod(os.path.join(task["folder"], "input"), 0o700)
+        with contextlib.suppress(OSError):
+            os.chmod(os.path.join(task["folder"], "input"), 0o700)
         shutil.rmtree(task["folder"], ignore_errors=True)
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.write(json.dumps(end) + "\n")
@@ -59,7 +61,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
             return {"end": "not started", "words": error.strerror}
     deadline = time.monotonic() + task["timeout_s"]
     while (code := process.poll()) is None:
-        if select.select([sys.stdin], [], [], LOOK_EVERY_S)[0]:
+        if told_to_stop or select.select([sys.stdin], [], [], LOOK_EVERY_S)[0]:
             return {"end": "stopped"}  # nobody waits any more
         if time.monotonic() > deadline:
             return {"end": "timeout"}
@@ -70,10 +72,15 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
 def kill_all() -> None:
     """Until nothing is left: whoever is killed may have had children, which then become ours."""
-    while ours := descendants():
+    not_ours_to_kill: set[int] = set()  # of another user, in a container: it ends with the container
+    while ours := [process for process in descendants() if process not in not_ours_to_kill]:
         for process in ours:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            except PermissionError:
+                not_ours_to_kill.add(process)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

@@ -9,6 +9,7 @@ node. Its weights are read as tensors alone.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -120,7 +121,8 @@ class Bundle:
                 " return to their grid, and nothing is resampled here"
             )
         if isinstance(answer, MetaTensor):
-            corners = np.array([[0, 0, 0, 1], [*(np.array(source.shape) - 1), 1]]).T
+            last = np.array(source.shape) - 1
+            corners = np.array([[*last * corner, 1] for corner in itertools.product((0, 1), repeat=3)]).T
             apart = np.abs((np.asarray(answer.affine) - source.affine) @ corners).max()
             if apart > SAME_PLACE_MM:
                 raise BadOutput(f"the bundle's label map lies {apart:.2f} mm beside the images: it is not used")
@@ -144,13 +146,24 @@ def importable(root: Path) -> Iterator[None]:
 def digest(root: Path) -> str:
     """SHA-256 over names and contents of all files that can change an answer."""
     total = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
+    for path in sorted(_files(root, set())):
         parts = path.relative_to(root).parts
-        if not path.is_file() or any(part in NOT_HASHED or part.startswith(".") for part in parts):
-            continue
         with path.open("rb") as file:
             total.update(f"{'/'.join(parts)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _files(folder: Path, entered: set[Path]) -> Iterator[Path]:
+    """Below it, in linked folders too: weights often lie in one. A circle of links is entered once."""
+    if folder.resolve() in entered:
+        return
+    for path in folder.iterdir():
+        if path.name in NOT_HASHED or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path, entered | {folder.resolve()})
+        elif path.is_file():
+            yield path
 
 
 def _configuration(root: Path, name: str) -> Path:

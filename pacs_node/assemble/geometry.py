@@ -86,7 +86,7 @@ def _outside(header: Dataset, card: Card, modality: str) -> str | None:
     if card.sop_classes and sop_class not in card.sop_classes:
         return f"{class_name(header)} is none that {card.name} takes (SOPClassUID)"
     part = attributes.text(header, "BodyPartExamined").upper()
-    if card.body_part and part and part not in card.body_part:
+    if card.body_part and part and part not in {each.upper() for each in card.body_part}:
         return f"BodyPartExamined is {part}, {card.name} takes {' or '.join(sorted(card.body_part))}"
     return None
 

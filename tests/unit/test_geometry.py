@@ -504,11 +504,11 @@ def test_what_is_no_slice_of_an_mr_is_set_aside() -> None:
 
 
 def test_images_outside_a_card_are_set_aside_and_a_series_of_them_refused() -> None:
-    chest = card(body_part=frozenset({"CHEST"}), requires=ANY_VOLUME)
+    chest = card(body_part=frozenset({"Chest"}), requires=ANY_VOLUME)
     headers = series(BodyPartExamined="FOOT")
     result = judge(headers, [chest])
     assert (result.fit, len(result.set_aside)) == (False, 10)
-    assert result.reason == "no usable images; 10 set aside: BodyPartExamined is FOOT, t takes CHEST"
+    assert result.reason == "no usable images; 10 set aside: BodyPartExamined is FOOT, t takes Chest"
     for header_ in headers[:9]:
         header_.BodyPartExamined = "chest"
     assert judge(headers, [chest]).reason.startswith("9 slices")

@@ -268,6 +268,25 @@ def test_an_empty_answer_is_nothing_found(program: Callable[..., list[str]], ser
     assert summary(report) == "No spleen found."
 
 
+def test_an_empty_answer_of_a_command_without_a_table_is_nothing_found_too(
+    program: Callable[..., list[str]], series: list[Dataset]
+) -> None:
+    findings = run(program("import sys; open(sys.argv[2] + '/results.json', 'w').write('{}')"), series, labels={})
+    [report] = encode(findings, series, when=WHEN)
+    assert problems(report, series, findings=findings) == []
+    assert summary(report) == "No lesion found."
+
+
+def test_a_certainty_may_be_said_of_a_segment_by_its_number(
+    program: Callable[..., list[str]], series: list[Dataset]
+) -> None:
+    """Of one that is named by its own codes; and of a label that marks nothing in this patient."""
+    write = '(target / \'results.json\').write_text(\'{"findings": [{"label": 1, "certainty": 0.7}]}\')'
+    [found] = run(program(READING, SEG, write), series, labels={}).findings
+    assert (found.label, found.certainty) == ("Their liver", 0.7)
+    assert run(program(READING, "mask[:] = 0", PLAIN, write), series).findings == ()
+
+
 LESION = {
     "name": "Nodule",
     "type": ["27925004", "SCT", "Nodule"],
@@ -368,8 +387,8 @@ def test_images_that_are_no_volume_have_boxes_and_numbers_too(
             r"'measurement': Extra inputs are not permitted",
         ),
         (
-            "(target / 'results.json').write_text('{\"findings\": [{\"label\": 1}]}')",
-            r"speaks of label 1, which no mask marks",
+            "(target / 'results.json').write_text('{\"findings\": [{\"label\": 7}]}')",
+            r"speaks of label 7, which nothing marks or names",
         ),
         (
             "(target / 'results.json').write_text('{\"findings\": [{\"label\": 1, \"file\": \"7.dcm\"}]}')",
@@ -410,10 +429,12 @@ def test_a_failure_ends_with_its_last_words_without_the_patient(
     program: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     (tmp_path / "ct").mkdir()
-    series = ct_series(tmp_path / "ct", voxels=bright_block(), PatientName="Doe^Jane", PatientID="ID-4711")
+    series = ct_series(tmp_path / "ct", voxels=bright_block(), PatientName="DOE^JANE", PatientID="ID-4711")
     lines = "\n".join(f"print('line {k}', file=sys.stderr)" for k in range(10))
     with pytest.raises(BadOutput) as told:
-        run(program(READING, lines, "sys.exit(f'{images[0].PatientName} {images[0].PatientID} is bad')"), series)
+        run(
+            program(READING, lines, "sys.exit(f'{images[0].PatientName} {images[0].PatientID} is bad'.lower())"), series
+        )
     assert str(told.value) == "the command ended with exit code 1: line 8 / line 9 / ... ... is bad"
 
 

@@ -10,12 +10,14 @@ from dataclasses import replace
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from monai.data import MetaTensor
 from pydicom import Dataset
 
 from dicom_sr import codes, encode
@@ -220,6 +222,15 @@ def test_any_change_of_the_bundle_is_another_version(tmp_path: Path) -> None:
     (other / "scripts").mkdir()
     (other / "scripts" / "__init__.py").write_text("")
     assert digest(one) != digest(other)
+    linked, weights = threshold_bundle(tmp_path / "d"), tmp_path / "weights"
+    (linked / "models").rename(weights)
+    (linked / "models").symlink_to(weights)
+    before = digest(linked)
+    assert before == digest(threshold_bundle(tmp_path / "e"))
+    (weights / "model.pt").write_bytes(b"other weights")
+    assert digest(linked) != before, "weights in a linked folder count as well"
+    (linked / "scripts").symlink_to(linked)
+    assert digest(linked) != before, "a circle of links ends"
     third = threshold_bundle(tmp_path / "c", threshold=101.0)
     assert digest(third) != digest(one)
     versions = {MonaiBundle("cpu", {"bundle": str(b), "labels": LABELS}).card.algorithm.version for b in (one, third)}
@@ -439,3 +450,14 @@ def test_the_inference_process_runs_it_and_tells_its_reasons(bundle: Path, tmp_p
             inference.run("monai-bundle", {"bundle": str(other), "labels": LABELS}, files, lambda *_: None)
     finally:
         inference.stop()
+
+
+def test_a_label_map_of_turned_axes_is_not_used(own_grid: Path) -> None:
+    """With square images two opposite corners are the same when rows and columns change places."""
+    started = MonaiBundle("cpu", {"bundle": str(own_grid), "labels": LABELS})
+    source = SimpleNamespace(shape=(40, 40, 20), affine=np.diag([0.7, 0.7, 2.5, 1.0]))
+    swapped = source.affine[:, [1, 0, 2, 3]]
+    answer = torch.zeros(1, 40, 40, 20)
+    started.bundle._refuse_moved(MetaTensor(answer, affine=torch.tensor(source.affine)), source)
+    with pytest.raises(BadOutput, match="beside the images"):
+        started.bundle._refuse_moved(MetaTensor(answer, affine=torch.tensor(swapped)), source)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.scratch import JUST_MADE_S, PREFIX, remove_abandoned, scratch_folder
+from models.scratch import JUST_MADE_S, PREFIX, remove, remove_abandoned, scratch_folder
 
 
 def test_it_is_gone_afterwards_with_read_only_folders_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +46,40 @@ def test_what_a_killed_process_leaves_is_removed_and_no_living_one_is(tmp_path: 
     finally:
         living.kill()
         living.wait()
+
+
+def test_what_cannot_be_removed_is_no_error_of_the_job_and_the_images_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container of another user leaves folders that are not ours to open."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    opens, removes = Path.chmod, os.rmdir
+
+    def chmod(path: Path, mode: int, **how: bool) -> None:
+        if path.name == "theirs":
+            raise PermissionError(1, "Operation not permitted")
+        opens(path, mode, **how)
+
+    def rmdir(path: str, **how: int) -> None:
+        if str(path).endswith("theirs"):
+            raise PermissionError(1, "Operation not permitted")
+        removes(path, **how)
+
+    monkeypatch.setattr(Path, "chmod", chmod)
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with scratch_folder() as folder:
+        (folder / "output" / "theirs").mkdir(parents=True)
+        (folder / "input").mkdir()
+        (folder / "input" / "a.dcm").write_bytes(b"images")
+    assert not (folder / "input").exists()
+    assert "cannot be removed" in caplog.text
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_folders_that_nobody_may_enter_are_removed(tmp_path: Path, depth: int) -> None:
+    folder = tmp_path / "job"
+    folder.joinpath(*["inner"] * depth).mkdir(parents=True)
+    for level in range(depth, 0, -1):
+        folder.joinpath(*["inner"] * level).chmod(0)
+    remove(folder)
+    assert not folder.exists()
