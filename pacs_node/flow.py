@@ -236,7 +236,8 @@ class Flow:
             if own.use[:1] != verdict.use[:1]:
                 others = self.stages.matches(_foremost(headers, own if own.fit else verdict))
                 matches |= {match.rule: match for match in others if match.rule == route}
-        taken = {route: own for route, own in verdict.of_routes.items() if matches[route].why_not is None}
+        asking = {match.rule for match in matches.values() if match.why_not is None}
+        taken = {route: own for route, own in verdict.of_routes.items() if route in asking}
         return header, replace(verdict, of_routes=taken), list(matches.values())
 
     def set_aside(self, series: OpenSeries, because: str, reason: str) -> None:

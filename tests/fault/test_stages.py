@@ -134,7 +134,7 @@ class Bench:
         return OpenSeries(uids[2], uids[3], Evidence(NOW, 1), ("US1",))
 
     def close(self, series: OpenSeries) -> None:
-        self.node._close(series, "quiet")
+        self.node.assembler._close(series, "quiet")
 
     def run_all(self, kinds: Sequence[str] = ("infer", "send", "confirm", "report"), attempts: int = 1) -> None:
         """Every open job of these kinds, and what follows from it."""
@@ -189,7 +189,7 @@ def test_an_error_ends_its_job_at_once_and_no_other(bench: Bench, room: str, err
         job = bench.jobs(first)[kind]
         assert (job["state"], job["attempts"]) == ("failed", 1)
         assert job["reason"].startswith(f"{step} failed: {type(error).__name__}")
-        assert ", at tests.fault.test_rooms line " in job["reason"]
+        assert ", at tests.fault.test_stages line " in job["reason"]
         assert "DOE" not in job["reason"]
         assert "died" not in job["reason"]
     [event] = [event for event in events if event.get("trace")]

@@ -22,10 +22,10 @@ from models.training.train import changes_of
 from models.weights import WeightsError
 
 SYSTEMS = {  # name -> where its evaluate.py is
-    "breast_us": "models.breast_us",
-    "ccfam_fpn": "models.lung_nodule.ccfam_fpn",
-    "nodulenet": "models.lung_nodule.nodulenet",
-    "residual_unet": "models.lung_nodule",
+    "breast_us": "models.training.breast_us",
+    "ccfam_fpn": "models.training.lung_nodule.ccfam_fpn",
+    "nodulenet": "models.training.lung_nodule.nodulenet",
+    "residual_unet": "models.training.lung_nodule.residual_unet",
 }
 RESULTS, RUNS = Path("docs/results"), Path("runs/tables")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config import problems
-from models import Catalogue, build, catalogue
+from models import PIPELINES, Catalogue, build, catalogue
 from models.options import BadOptions, WeightsError
 from models.pipeline import BadPipeline, Declaration, Requirements
 
@@ -78,7 +78,7 @@ def said(known: Catalogue, folder: Path, pipeline: str = "heads", match: str = "
 def test_an_installed_pipeline_stands_beside_ours(installed: Installed, tmp_path: Path) -> None:
     installed.pipeline("door_fine")
     known = installed.found()
-    assert set(known.declared) == {"lung-nodule", "breast-us", "heads"}
+    assert set(known.declared) == {*PIPELINES, "heads"}
     assert said(known, tmp_path) == []
     assert build(known.declared["heads"], "cpu").card.name == "heads"
 
@@ -88,7 +88,7 @@ def test_two_packages_of_one_name_are_an_error_that_names_both(installed: Instal
     installed.pipeline("door_two")
     installed.pipeline("door_three", name="lung-nodule")
     known = installed.found()
-    assert set(known.declared) == {"breast-us"}
+    assert set(known.declared) == set(PIPELINES) - {"lung-nodule"}
     [mine, theirs] = said(known, tmp_path)
     assert "no route uses it, but pipeline 'lung-nodule' is declared by pacs-node and package door_three 1.0" in mine
     assert theirs.startswith("[[route]] 'heads': pipeline 'heads' is declared by package door_")
@@ -109,7 +109,7 @@ def test_a_broken_package_breaks_its_own_pipeline_only(
 ) -> None:
     installed.package("door_broken", code, target=target)
     known = installed.found()
-    assert set(known.declared) == {"lung-nodule", "breast-us"}
+    assert set(known.declared) == set(PIPELINES)
     [problem] = said(known, tmp_path)
     assert "pipeline 'heads' of package door_broken 1.0 cannot be loaded" in problem
     assert words in problem

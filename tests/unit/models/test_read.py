@@ -135,10 +135,8 @@ def test_padding_becomes_air_even_when_its_sign_is_written_wrongly(tmp_path):
         ExplicitVRLittleEndian,
         ExplicitVRBigEndian,
         DeflatedExplicitVRLittleEndian,
-        DigitalXRayImageStorageForPresentation,
         RLELossless,
         JPEGLSLossless,
-        MRImageStorage,
         JPEG2000Lossless,
     ],
 )

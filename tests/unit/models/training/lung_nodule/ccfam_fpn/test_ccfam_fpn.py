@@ -765,7 +765,7 @@ def test_every_window_of_a_chest_has_its_turn_with_its_own_mask(slices, tmp_path
     chests = Chests(Scans(folder), "train", 3, tmp_path / "cache")
     with monkeypatch.context() as patched:
         patched.setattr(
-            "models.training.lung_nodule.ccfam_fpn.chest_windows.varied",
+            "models.training.lung_nodule.ccfam_fpn.chest_windows.vary",
             lambda hu, masks, *_rest, **_more: [*zip(hu, masks, strict=True)],
         )
         batches = chests.augmented(seed=1, batch=16, side=64)

@@ -337,10 +337,11 @@ def test_what_is_marked_and_is_no_nodule_is_listed_and_looked_at_again(learnt, t
 
     assert showing(dataclasses.replace(config, hard_negatives=str(hard))) >= showing(config) + 5
     told = [
-        NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard))).config.hard for _ in range(2)
+        NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard))).config.hard_negatives
+        for _ in range(2)
     ]
     hard.write_text(json.dumps({"scans_sha256": digest, "places": {"a": []}}))
-    told.append(NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard))).config.hard)
+    told.append(NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard))).config.hard_negatives)
     assert told[0] == told[1] != told[2]  # another list at the same place is another training
     for text in ("{}", "no JSON", "[]", None):
         hard.unlink() if text is None else hard.write_text(text)
