@@ -1,0 +1,1 @@
+"""Lymph nodes of mediastinum and abdomen: data for the recurrent network. No image of a real one is here."""
