@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ def lint() -> list[str]:
     """The commands of `make lint`, as make itself reads them."""
     if (program := shutil.which("make")) is None:
         missing("make is not installed")
-    done = subprocess.run([program, "-n", "-o", "dev", "lint"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [program, "--no-print-directory", "-n", "-o", "dev", "lint"]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 

@@ -345,7 +345,7 @@ def test_what_is_marked_and_is_no_nodule_is_listed_and_looked_at_again(learnt, t
     assert told[0] == told[1] != told[2]  # another list at the same place is another training
     for text in ("{}", "no JSON", "[]", None):
         hard.unlink() if text is None else hard.write_text(text)
-        with pytest.raises(ValueError, match=r"hard\.json is no list of models\.lung_nodule\.detect3d\.mine"):
+        with pytest.raises(ValueError, match=r"hard\.json is no list of models\.training\.\S+\.hard_negatives"):
             NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard)))
     hard.write_text(json.dumps({"scans_sha256": "another", "places": {}}))
     with pytest.raises(ValueError, match=r"hard\.json was made of other scans"):
