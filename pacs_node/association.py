@@ -28,6 +28,7 @@ from pacs_node.errors import GiveUp, NotOffered, Unreachable
 
 MAX_PDU = 1 << 20  # bytes we offer to receive
 SUCCESS = 0x0000  # of every DIMSE service: PS3.7 C.1
+PENDING = frozenset({0xFF00, 0xFF01})  # of queries and retrievals, more to come: PS3.4 Table C.4-1, C.4-3
 PERMANENT = 1  # result of an A-ASSOCIATE-RJ: PS3.8 Table 9-21
 
 # (source, reason) of an A-ASSOCIATE-RJ: PS3.8 Table 9-21

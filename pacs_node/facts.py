@@ -10,14 +10,10 @@ from typing import Any, Protocol
 from config import Config
 from models import catalogue
 from pacs_node import __version__
-from pacs_node.errors import (
-    LedgerUnavailable,
-)
+from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
 from pacs_node.peers import LedgerMemory
-from pacs_node.records import (
-    REFUSAL_KINDS,
-)
+from pacs_node.records import REFUSAL_KINDS
 
 OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is named by /health
 

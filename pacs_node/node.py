@@ -20,9 +20,7 @@ import uvicorn
 from config import Config
 from pacs_node import __version__, observe
 from pacs_node.assembler import Assembler
-from pacs_node.errors import (
-    LedgerUnavailable,
-)
+from pacs_node.errors import LedgerUnavailable
 from pacs_node.facts import NodeFacts
 from pacs_node.flow import Flow, RetryPolicy
 from pacs_node.jobs import Engine

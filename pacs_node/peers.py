@@ -22,9 +22,7 @@ from pacs_node.errors import (
     LedgerUnavailable,
 )
 from pacs_node.ledger import Ledger
-from pacs_node.records import (
-    Answer,
-)
+from pacs_node.records import Answer
 
 
 class LedgerMemory:

@@ -37,7 +37,7 @@ from dicom_sr.changes import Comparison, with_comparison
 from dicom_sr.findings import Findings
 from dicom_sr.hierarchy import named_in
 from models.pipeline import Prior
-from pacs_node.association import SUCCESS, NoneAccepted, Peer, Rejected, association
+from pacs_node.association import PENDING, SUCCESS, NoneAccepted, Peer, Rejected, association
 from pacs_node.durable import write_whole
 from pacs_node.errors import NodeError, TryAgain, Unreachable
 
@@ -68,7 +68,6 @@ COMPRESSED = (  # of images only: a BINARY Segmentation is read bit by bit
     "1.2.840.10008.1.2.4.90",  # JPEG 2000 Lossless
     "1.2.840.10008.1.2.4.91",
 )
-PENDING = frozenset({0xFF00, 0xFF01})  # PS3.4 Table C.4-1, C.4-3
 OUT_OF_RESOURCES = 0xA700
 CONNECT_S = 10.0  # a peer that is down must not hold up every result
 MOST_STUDIES = 20  # the nearest ones are looked into

@@ -21,7 +21,7 @@ from models import catalogue
 from models.pipeline import Card
 from models.pixels import faults
 from pacs_node import __version__, kept, priors
-from pacs_node.assemble.geometry import judge
+from pacs_node.assemble.geometry import card_for, judge
 from pacs_node.assemble.series import Close, decide
 from pacs_node.commitment import judge_request
 from pacs_node.confirm import ArrivalCheck
@@ -62,7 +62,7 @@ MOST_UNKEPT = 32  # jobs whose findings are held in memory while no disk takes t
 
 
 class WiredStages:
-    """The rooms of `flow.Stages`, joined to the settings."""
+    """The stages of `flow.Stages`, wired to the settings."""
 
     def __init__(self, config: Config, ledger: Ledger, now: Callable[[], datetime]) -> None:
         self.config, self.ledger, self.now = config, ledger, now
@@ -102,8 +102,10 @@ class WiredStages:
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
         """By the first pipeline of a route that takes such images; and for each route whose own says another thing."""
         broken = faults(headers)
-        own = {route: self._verdict(headers, [card], broken) for route, card in self.cards.items()}
-        verdict = self._verdict(headers, [*self.cards.values(), *self.other_cards], broken)
+        cards = [*self.cards.values(), *self.other_cards]
+        verdict, judged_by = self._verdict(headers, cards, broken), card_for(headers, cards)
+        others = {route: card for route, card in self.cards.items() if card != judged_by}
+        own = {route: self._verdict(headers, [card], broken) for route, card in others.items()}
         return replace(verdict, of_routes={route: said for route, said in own.items() if said != verdict})
 
     def _verdict(self, headers: Sequence[Dataset], cards: Sequence[Card], broken: Mapping[str, str]) -> Verdict:

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydicom.uid import (
-    generate_uid,
-)
+from pydicom.uid import generate_uid
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import _config
 from pynetdicom.presentation import build_context
 
-from pacs_node.association import SUCCESS, NoneAccepted, Peer, Rejected, association
+from pacs_node.association import PENDING, SUCCESS, NoneAccepted, Peer, Rejected, association
 from pacs_node.errors import Unreachable
 
 log = structlog.get_logger(__name__)
@@ -15,7 +15,6 @@ log = structlog.get_logger(__name__)
 _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False  # a peer may answer with patient values
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # PS3.4 Table C.6.2-1
-PENDING = frozenset({0xFF00, 0xFF01})  # PS3.4 Table C.4-1
 
 
 def expected_count(

@@ -58,9 +58,8 @@ def judge(
     min_slices   in place of what its card requires of a volume
     faults       SOP Instance UID -> why the pixels of that image cannot be used; it is set aside for that
     """
-    modalities = Counter(attributes.text(header, "Modality") for header in headers).most_common()
-    modality = min((-count, name) for name, count in modalities)[1] if modalities else ""
-    card = next((card for card in cards if modality in card.modality & IMAGE_CLASSES.keys()), None)
+    modality = _modality(headers)
+    card = card_for(headers, cards)
     if card is None:
         taken = " and ".join(sorted({each for card in cards for each in card.modality}))
         only = f"{cards[0].name} takes {taken} only" if len(cards) == 1 else f"only {taken} can be judged"
@@ -76,6 +75,18 @@ def judge(
         return Verdict(False, f"Modality is {modality}; {card.name} needs a volume, and its images form none")
     requires = card.requires if min_slices is None else replace(card.requires, min_slices=min_slices)
     return _judge_volume(headers, modality, requires, kept_from)
+
+
+def card_for(headers: Sequence[Dataset], cards: Sequence[Card]) -> Card | None:
+    """By which of the cards a series is judged: the first that takes its modality."""
+    modality = _modality(headers)
+    return next((card for card in cards if modality in card.modality & IMAGE_CLASSES.keys()), None)
+
+
+def _modality(headers: Sequence[Dataset]) -> str:
+    """That of most images; of equally many the first in the alphabet."""
+    modalities = Counter(attributes.text(header, "Modality") for header in headers).most_common()
+    return min((-count, name) for name, count in modalities)[1] if modalities else ""
 
 
 def _outside(header: Dataset, card: Card, modality: str) -> str | None:

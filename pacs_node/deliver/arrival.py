@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pynetdicom import evt
 
-from pacs_node.association import SUCCESS, Peer
+from pacs_node.association import PENDING, SUCCESS, Peer
 from pacs_node.commitment import (
     PUSH_MODEL,
     PUSH_MODEL_INSTANCE,
@@ -27,7 +27,6 @@ from pacs_node.errors import NotOffered
 from pacs_node.records import CommitmentReport, Sent
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # PS3.4 Table C.6.2-1
-PENDING = frozenset({0xFF00, 0xFF01})  # PS3.4 Table C.4-1
 INVALID_ARGUMENT = 0x0115  # PS3.7 C.5.8
 HOLD_S = 2.0  # how long the association stays open for a report on it: those who use it report at once
 NEEDED = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]

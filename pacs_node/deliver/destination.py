@@ -13,6 +13,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 
+from pacs_node.association import named
 from pacs_node.errors import GiveUp, TryAgain
 from pacs_node.records import Answer, Form, Offer, Package, Prepared, Receipt
 
@@ -129,10 +130,6 @@ def file_meta(path: Path) -> tuple[str, str, str]:
         return meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
     except (InvalidDicomError, AttributeError, EOFError, FileNotFoundError) as error:
         raise Undeliverable(f"{path.name} is no DICOM file: {error}") from error
-
-
-def named(sop_class_uid: str, transfer_syntax_uid: str) -> str:
-    return f"{UID(sop_class_uid).name} in {UID(transfer_syntax_uid).name}"
 
 
 class Outcome(Enum):

@@ -15,11 +15,13 @@ from pynetdicom import _config, evt
 from pynetdicom.association import Association
 
 from pacs_node.association import (
+    SUCCESS,
     Context,
     Peer,
     Rejected,
     association,
     contexts_of,
+    named,
     why_not_accepted,
 )
 from pacs_node.association import NoneAccepted as NoContext
@@ -34,7 +36,6 @@ from pacs_node.deliver.destination import (
     Undeliverable,
     Verbatim,
     file_meta,
-    named,
     outcome_of,
 )
 from pacs_node.errors import GiveUp, TryAgain, Unreachable
@@ -260,7 +261,7 @@ def echo(peer: Peer) -> str:
         status = opened.send_c_echo()
         if "Status" not in status:
             raise Deferred(f"{peer} did not answer C-ECHO within {peer.timeout_s:g} s")
-        if status.Status != 0x0000:
+        if status.Status != SUCCESS:
             raise Undeliverable(f"{peer} answered C-ECHO with 0x{status.Status:04X}")
         return f"answered in {(time.monotonic() - began) * 1000:.0f} ms"
 

@@ -14,9 +14,7 @@ from alembic.config import Config as AlembicConfig
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pacs_node.errors import LedgerTooOld, LedgerUnavailable
-from pacs_node.ledger.tables import (
-    event_table,
-)
+from pacs_node.ledger.tables import event_table
 
 
 class Database:

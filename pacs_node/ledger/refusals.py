@@ -12,9 +12,7 @@ from pacs_node.ledger.tables import (
     refusal_count_table,
     refusal_table,
 )
-from pacs_node.records import (
-    Refusal,
-)
+from pacs_node.records import Refusal
 
 MOST_REFUSALS = 1000  # rows kept, the newest; the counts go on
 

@@ -12,9 +12,7 @@ from pacs_node.ledger.tables import (
     answer_table,
     lease_table,
 )
-from pacs_node.records import (
-    Answer,
-)
+from pacs_node.records import Answer
 
 
 class Workers(Database):
