@@ -105,7 +105,7 @@ def test_where_it_came_from_is_the_line_that_raised_and_our_own() -> None:
     said = told(lambda: named(object(), "1.2"))  # type: ignore[arg-type]
     assert said is not None
     assert ", at pydicom.uid line " in said.words
-    assert ", called by pacs_node.deliver.destination line " in said.words
+    assert ", called by pacs_node.association line " in said.words
     assert "in named" in said.trace
 
 

@@ -139,21 +139,22 @@ def test_it_learns_to_tell_bright_middles_from_bright_corners() -> None:
     optimiser = torch.optim.Adam(net.parameters(), 0.01)
     generator = torch.Generator().manual_seed(3)
 
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        truth = torch.arange(16) % 2
-        features = torch.randn(16, 9, 12, 8, 8, generator=generator)
+    def batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        truth = torch.arange(count) % 2
+        features = torch.randn(count, 9, 12, 8, 8, generator=generator)
         features[truth == 1, 3:6, :, 3:5, 3:5] += 2.0
         features[truth == 0, :3, :, :2, :2] += 2.0
         return features, truth
 
-    for _ in range(40):
-        features, truth = batch()
+    for _ in range(80):
+        features, truth = batch(16)
         loss = attention_loss(net, net(features), truth)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    features, truth = batch()
-    assert (net.eval()(features).logits[:, -1].argmax(dim=1) == truth).float().mean() >= 0.9
+    features, truth = batch(128)
+    # ten runs of other seeds and threads had 0.89 to 1.0; a guess would need more than five standard deviations
+    assert (net.eval()(features).logits[:, -1].argmax(dim=1) == truth).float().mean() >= 0.75
 
 
 def test_an_even_number_of_slices_has_no_middle() -> None:
