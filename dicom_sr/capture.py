@@ -17,11 +17,11 @@ from pydicom.uid import SecondaryCaptureImageStorage
 from dicom_sr import attributes, codes, read
 from dicom_sr.copies import ratio_and_method
 from dicom_sr.derived import Marked, Results, derived, mark_findings, say_body_part
-from dicom_sr.findings import ImageRef
+from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.header import RESEARCH_ONLY, code_item, image_reference
 from dicom_sr.outline import outlines
 from dicom_sr.plain_sr import sentences
-from dicom_sr.source import plane
+from dicom_sr.source import headers_by_uid, plane
 
 Pixels = Callable[[ImageRef], np.ndarray]  # an image as it is displayed: uint8 (rows, columns, 3)
 
@@ -37,6 +37,7 @@ FONT = ImageFont.load_default(TEXT_SIZE)  # comes with Pillow; Latin letters onl
 PAGE = (1024, 768)  # rows, columns of a page of text
 DIRECTIONS = re.compile(r"[RLAPHF]{1,3}")  # PS3.3 C.7.6.1.1.1
 TOWARDS = (("R", "L"), ("A", "P"), ("F", "H"))  # against and along the x, y and z axes, PS3.3 C.7.6.1.1.1
+CALLED = {"page": "report", "picture": "explanation"}  # role -> what the series is called
 CALIPER = (255, 255, 0)
 WHITE = (255, 255, 255)
 
@@ -184,6 +185,21 @@ def _wrapped(text: str, columns: int) -> list[str]:
     return lines
 
 
+def pictures(findings: Findings, report: Dataset, sources: Sequence[Dataset]) -> list[Dataset]:
+    """What the pipeline drew beside its findings, each of the image that its finding was measured on."""
+    headers = headers_by_uid(sources)
+    by_number = {finding.number: finding for finding in findings.findings}
+    captures = []
+    for number, picture in enumerate(findings.pictures, start=1):
+        key = findings.images[by_number[picture.finding].key_image]
+        capture = _capture(report, picture.pixels, "picture", 9600, number, picture.title)
+        capture.PatientOrientation = None  # several images side by side
+        say_body_part(capture, [headers[key.sop_instance_uid]])
+        capture.SourceImageSequence = [_source(key)]
+        captures.append(capture)
+    return captures
+
+
 def _capture(original: Dataset, rgb: np.ndarray, role: str, series_number: int, number: int, note: str) -> Dataset:
     capture = derived(
         original,
@@ -192,7 +208,7 @@ def _capture(original: Dataset, rgb: np.ndarray, role: str, series_number: int, 
         role=role,
         series_number=series_number,
         number=number,
-        called="report" if role == "page" else "key images",
+        called=CALLED.get(role, "key images"),
     )
     capture.ConversionType = "WSD"  # Workstation, PS3.3 C.8.6.1
     capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = original.ContentDate, original.ContentTime

@@ -126,6 +126,15 @@ class Algorithm:
 
 
 @dataclass(frozen=True, eq=False)
+class Picture:
+    """What a pipeline draws beside its findings: how it came to one of them. Sent as a Secondary Capture."""
+
+    finding: int  # its number
+    title: str
+    pixels: np.ndarray  # uint8 (rows, columns, 3); it says on itself what it is not for
+
+
+@dataclass(frozen=True, eq=False)
 class Findings:
     """Everything one pipeline says about one series. No findings is an answer too."""
 
@@ -143,6 +152,7 @@ class Findings:
     sought_site: Code | None = None  # and where it was looked for, e.g. SCT 39607008 lung
     compared_with: ComparedWith | None = None
     not_calibrated: tuple[Code, ...] = (Code("111012", "DCM", "Certainty of Finding"),)  # probabilities in name only
+    pictures: tuple[Picture, ...] = ()
     variant: str = ""  # of the pipeline's options, where they are not the defaults: other options, other result UIDs
 
     @property

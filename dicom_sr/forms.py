@@ -98,6 +98,8 @@ KEY_IMAGES = Form("Secondary Capture", SecondaryCaptureImageStorage, key_images)
 BOXES = Form("Secondary Capture of the boxes", SecondaryCaptureImageStorage, key_images)
 FOREMOST = Form("Secondary Capture of the foremost findings", SecondaryCaptureImageStorage, foremost_key_images)
 
+PICTURE = Form("Picture", SecondaryCaptureImageStorage, lambda picture, results, pixels: [picture])
+
 CHAINS: dict[str, tuple[Form, ...]] = {  # SOP Class of a result -> its forms
     SegmentationStorage: (
         SEGMENTATION,
@@ -121,6 +123,7 @@ CHAINS: dict[str, tuple[Form, ...]] = {  # SOP Class of a result -> its forms
         Form("Basic Text SR", BasicTextSRStorage, lambda report, results, pixels: basic_text_sr(report)),
         Form("Secondary Capture", SecondaryCaptureImageStorage, lambda report, results, pixels: pages(report, results)),
     ),
+    SecondaryCaptureImageStorage: (PICTURE,),
 }
 REPORTS = (Comprehensive3DSRStorage, ComprehensiveSRStorage)  # as which reports are, or were, stored
 REFER_TO_SEGMENTS = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage)

@@ -8,6 +8,7 @@ from datetime import datetime
 from pydicom.dataset import Dataset
 
 from dicom_sr import attributes
+from dicom_sr.capture import pictures
 from dicom_sr.copies import ratio_and_method, remarks
 from dicom_sr.findings import Findings
 from dicom_sr.report import report
@@ -28,7 +29,8 @@ def encode(
     omit_empty_frames: bool = True,
     replaces: Sequence[Written] = (),
 ) -> list[Dataset]:
-    """Segmentations, then the report that refers to them: the order to send them in. Checked; ready for save_as.
+    """Segmentations, then the report that refers to them, then pictures: the order to send them in. Checked; ready for
+    save_as.
 
     sources             headers of the images (read with stop_before_pixels), in any order
     when                goes into the dates; the clock is not looked at, so that equal arguments give equal bytes
@@ -61,7 +63,8 @@ def check_objects(
     segs = segmentations(findings, sources, when=when, revision=revision, omit_empty_frames=omit_empty_frames)
     document = report(findings, sources, when=when, revision=revision, segmentations=segs)
     name_predecessors(document, replaces)
-    finished = [*segs, document, *([rejection_note(document, replaces)] if note and replaces else [])]
+    drawn = pictures(findings, document, sources)
+    finished = [*segs, document, *drawn, *([rejection_note(document, replaces)] if note and replaces else [])]
     found = [
         Fault(fault.rule, fault.severity, f"{dataset.Modality}: {fault.text}")
         for dataset in finished

@@ -14,6 +14,7 @@ from pydicom.uid import (
     Comprehensive3DSRStorage,
     ComprehensiveSRStorage,
     KeyObjectSelectionDocumentStorage,
+    SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
 
@@ -29,7 +30,8 @@ __all__ = ["RULES", "Fault", "Rejected", "Rule", "faults", "problems"]
 SEG = frozenset({SegmentationStorage})
 SR = frozenset({ComprehensiveSRStorage, Comprehensive3DSRStorage})
 KO = frozenset({KeyObjectSelectionDocumentStorage})
-EVERY = SEG | SR | KO
+SC = frozenset({SecondaryCaptureImageStorage})  # pictures that a pipeline draws
+EVERY = SEG | SR | KO | SC
 
 
 class Rejected(EncodingError):

@@ -46,6 +46,7 @@ log = structlog.get_logger()
 REJECTION_NOTE = "rejection-note"  # in the file's name: it is sent only to peers that want one
 REASONS = "reasons.txt"  # beside rejected objects
 SYNTAX_NAMES: dict[str, str] = {ImplicitVRLittleEndian: "-implicit", RLELossless: "-rle"}  # in the names of folders
+AS_STORED = {each.name for each in (forms.SEGMENTATION, forms.REPORT, forms.COMPREHENSIVE, forms.PICTURE)}
 NOTE = Form("Rejection Note", KeyObjectSelectionDocumentStorage, ExplicitVRLittleEndian)
 
 
@@ -181,7 +182,8 @@ class ResultForms:
             if meta.MediaStorageSOPClassUID == NOTE.sop_class_uid:
                 continue
             known = forms.forms_of(meta.MediaStorageSOPClassUID, self.profile)
-            yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings(known))
+            drawn = meta.MediaStorageSOPClassUID == SecondaryCaptureImageStorage
+            yield Offer(path, meta.MediaStorageSOPInstanceUID, _encodings(known), optional=drawn)
         for path, meta in metas.items():
             captures = self._captures(path, meta.MediaStorageSOPClassUID)
             if captures is not None:
@@ -217,7 +219,7 @@ class ResultForms:
             return Prepared(tuple(sent[offer.path]))  # more of them have gone out in place of the Segmentation
         segments = _replaced(sent) if form.sop_class_uid in forms.REFER_TO_SEGMENTS else {}
         own_class = form.sop_class_uid == _meta(offer.path).MediaStorageSOPClassUID
-        own_name = form.name in (forms.SEGMENTATION.name, forms.REPORT.name, forms.COMPREHENSIVE.name)
+        own_name = form.name in AS_STORED
         as_it_is = own_class and own_name and not segments
         if as_it_is and form.transfer_syntax_uid == ExplicitVRLittleEndian:
             return Prepared((offer.path,))

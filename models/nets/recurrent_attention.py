@@ -24,6 +24,7 @@ SPIRAL = (  # (row, column) of the 4 x 4 blocks, clockwise from the upper left c
 )  # fmt: skip
 
 Attention = Literal["both", "none"]
+Divergence = Literal["mean", "per_step"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class RecurrentAttentionConfig:
     variance    of the Gaussians, in the square of a slice's or the sequence's length
     attention   "none": the mean over cells and slices at every step, for the ablation
     init_h      the encoder's last output starts the second layer's, too, not its cell state alone
+    outputs     of each step: 2 classes, or 1, a rating
     """
 
     features: int = 1280
@@ -48,6 +50,7 @@ class RecurrentAttentionConfig:
     variance: float = 0.1
     attention: Attention = "both"
     init_h: bool = False
+    outputs: int = 2
 
     def __post_init__(self) -> None:
         if self.slices % 2 == 0:
@@ -62,7 +65,7 @@ class RecurrentAttentionConfig:
 
 
 class Answer(NamedTuple):
-    """logits (B, steps, 2); spatial (B, steps, 64) and temporal (B, steps, slices), each step's weights sum to one"""
+    """logits (B, steps, outputs); spatial (B, steps, 64), temporal (B, steps, slices): weights of a step sum to one"""
 
     logits: Tensor
     spatial: Tensor
@@ -80,16 +83,16 @@ class RecurrentAttention(nn.Module):
         self.config = config
         embedding, hidden = config.embedding, config.hidden
         self.embed = nn.Conv2d(config.features, embedding, 1)
-        self.encoder = nn.ModuleList([nn.LSTMCell(embedding * BLOCK**2, hidden), nn.LSTMCell(hidden, hidden)])
+        self.encoder = nn.LSTM(embedding * BLOCK**2, hidden, num_layers=2, batch_first=True)
         self.decoder = nn.ModuleList([nn.LSTMCell(embedding, hidden), nn.LSTMCell(hidden, hidden)])
         self.locate, self.locate_norm = nn.Linear(hidden + embedding, 2), nn.BatchNorm1d(2)
         half = config.slices // 2
         if half:
             self.side, self.side_norm = nn.Linear(half * embedding, 2), nn.BatchNorm1d(1)
             self.middle = nn.Linear(embedding, 1)
-        self.head = nn.Linear(hidden, 2)
-        for cell in (*self.encoder, *self.decoder):
-            remember(cell)
+        self.head = nn.Linear(hidden, config.outputs)
+        for part in (self.encoder, *self.decoder):
+            remember(part)
         line = torch.linspace(0, 1, CELLS)
         y, x = torch.meshgrid(line, line, indexing="ij")
         self.register_buffer("places", torch.stack([x.flatten(), y.flatten()], dim=1), persistent=False)
@@ -120,15 +123,12 @@ class RecurrentAttention(nn.Module):
 
         An LSTM of its own reads the slice in 16 blocks along a spiral; its second layer's memory starts the decoder's.
         """
-        count = len(centre)
-        zero = centre.new_zeros(count, self.config.hidden)
-        state = [(zero, zero), (zero, zero)]
-        grid = centre.unflatten(1, (CELLS, CELLS))  # (B, 8, 8, embedding)
-        for row, column in SPIRAL:
-            rows, columns = (slice(BLOCK * at, BLOCK * at + BLOCK) for at in (row, column))
-            state = stepped(self.encoder, grid[:, rows, columns].flatten(1), state)
-        h, c = state[1]
-        return [(zero, zero), (h if self.config.init_h else zero, c)]
+        zero = centre.new_zeros(len(centre), self.config.hidden)
+        blocks = centre.unflatten(1, (CELLS // BLOCK, BLOCK, CELLS // BLOCK, BLOCK))  # (B, 4, 2, 4, 2, E)
+        blocks = blocks.transpose(2, 3)  # (B, 4, 4, 2, 2, E)
+        spiral = torch.stack([blocks[:, row, column].flatten(1) for row, column in SPIRAL], dim=1)  # (B, 16, 4 * E)
+        _, (h, c) = self.encoder(spiral)  # (2, B, hidden) each
+        return [(zero, zero), (h[1] if self.config.init_h else zero, c[1])]
 
     def where(self, memory: Tensor, glimpse: Tensor) -> Tensor:
         """(B, hidden), (B, embedding) -> weights (B, 64) of the cells"""
@@ -165,26 +165,41 @@ def stepped(cells: nn.ModuleList, given: Tensor, state: list[tuple[Tensor, Tenso
     return [first, cells[1](first[0], state[1])]
 
 
-def remember(cell: nn.LSTMCell) -> None:
+def remember(part: nn.Module) -> None:
     """Forget gates begin open: a bias of 1 (Jozefowicz 2015), where PyTorch adds two biases."""
-    quarter = cell.hidden_size
     with torch.no_grad():
-        for bias, value in ((cell.bias_ih, 1.0), (cell.bias_hh, 0.0)):
-            bias[quarter : 2 * quarter] = value
+        for name, bias in part.named_parameters():
+            if name.startswith("bias"):
+                quarter = len(bias) // 4
+                bias[quarter : 2 * quarter] = 1.0 if name.startswith("bias_ih") else 0.0
 
 
 def attention_loss(
-    model: RecurrentAttention, answer: Answer, truth: Tensor, *, converge: float = 1.0, diverge: float = 0.5
+    model: RecurrentAttention,
+    answer: Answer,
+    truth: Tensor,
+    *,
+    converge: float = 1.0,
+    diverge: float = 0.5,
+    divergence: Divergence = "mean",
 ) -> Tensor:
-    """answer, truth (B,) 0 or 1 -> scalar: cross-entropy of every step, and two terms that guide the looking.
+    """answer, truth (B,) -> scalar: the error of every step, and two terms that guide the looking.
 
-    converge   of the norms before each place: places gather round the middle, as those of a standard normal do
-    diverge    that the cells seen over all steps together are even: the steps must not all look at one place
+    truth        0 or 1, and cross-entropy; or a rating, and half the squared error
+    converge     of the norms before each place: places gather round the middle, as those of a standard normal do
+    diverge      that the cells seen over all steps together are even: the steps must not all look at one place
+    divergence   "per_step": that the cells of each step are even, as the source's sum over steps can be read, too
     """
     steps = answer.logits.shape[1]
-    classes = F.cross_entropy(answer.logits.flatten(0, 1), truth.repeat_interleave(steps), reduction="sum") / len(truth)
+    said, wanted = answer.logits.flatten(0, 1), truth.repeat_interleave(steps)
+    if model.config.outputs == 1:
+        error = 0.5 * (said[:, 0] - wanted).square().sum() / len(truth)
+    else:
+        error = F.cross_entropy(said, wanted, reduction="sum") / len(truth)
     norms = [model.locate_norm, *([model.side_norm] if model.config.slices > 1 else [])]
     gathered = sum(((norm.weight - 1).square() + norm.bias.square()).sum() for norm in norms)
-    seen = answer.spatial.mean(dim=1)  # (B, 64)
-    spread = 1 - seen.clamp_min(1e-12).log().mean(dim=1).mean()
-    return classes + converge * gathered + diverge * spread
+    if divergence == "mean":
+        spread = 1 - answer.spatial.mean(dim=1).clamp_min(1e-12).log().mean(dim=1).mean()
+    else:
+        spread = 1 - answer.spatial.clamp_min(1e-12).log().mean(dim=2).sum(dim=1).mean()
+    return error + converge * gathered + diverge * spread

@@ -128,14 +128,15 @@ def chest_ct(
         "shuffled": rng.permutation(slices),
     }[order]
     images = [ct_dicom(hu[z], affine, z, orientation, patient_id=patient_id, series=series) for z in range(slices)]
-    files = _written(folder, images, numbers, rng.permutation(slices), study_date)
+    files = written(folder, images, numbers, rng.permutation(slices), study_date)
     placed = moved if pose is None else moved @ pose
     return Truth(files, tuple(ball_lesion(ball, body, placed) for ball in balls))
 
 
-def _written(
+def written(
     folder: Path, images: Sequence[Dataset], numbers: np.ndarray, names: np.ndarray, study_date: str
 ) -> tuple[Path, ...]:
+    """Save images with these instance numbers and numbers in their names, from 0; the files in the images' order."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for image, number, name in zip(images, numbers.tolist(), names.tolist(), strict=True):
@@ -227,9 +228,14 @@ def chest_hu(
         paint(hu, grid, tube, BLOOD_HU)
     for ball in balls:
         paint(hu, grid, ball, ball.hu)
-    out = np.empty(grid.shape, np.int16)
-    for z in range(grid.shape[0]):
-        noise = rng.standard_normal(grid.shape[1:], np.float32)
+    return scanned(rng, hu, kernel)
+
+
+def scanned(rng: np.random.Generator, hu: np.ndarray, kernel: Kernel) -> np.ndarray:
+    """float (z, y, x) -> int16 in HU, as a scanner with this kernel shows it: blur in the plane, and noise."""
+    out = np.empty(hu.shape, np.int16)
+    for z in range(hu.shape[0]):
+        noise = rng.standard_normal(hu.shape[1:], np.float32)
         noise = ndimage.gaussian_filter(noise, kernel.grain_px)  # correlated, as after a reconstruction kernel
         if kernel.sharpen:
             noise -= np.float32(kernel.sharpen) * ndimage.gaussian_filter(noise, 3 * kernel.grain_px)

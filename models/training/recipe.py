@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-Schedule = Literal["cosine", "plateau"]
+Schedule = Literal["cosine", "plateau", "step"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class TrainConfig:
     warm_up_epochs: float = 1.0
     ema_decay: float = 0.999
     clip_norm: float = 5.0
-    schedule: Schedule = "cosine"  # with warm-up; "plateau": a tenth of the rate whenever the loss stops falling
-    lr_floor: float = 2e-8  # "plateau" stops here
+    # with warm-up; "plateau": a tenth of the rate whenever the loss stops falling; "step": a tenth every 25 epochs
+    schedule: Schedule = "cosine"
+    lr_floor: float = 2e-8  # "plateau" stops here, "step" falls no lower
     amp: bool = True  # half precision where the device has it: bfloat16, else float16 with a scaled loss
     patience: int = 0  # stop after so many epochs without a better score; 0: never
+    keep_last: ClassVar[bool] = False  # export the last epoch's weights instead of those of the best score
     distil: float = 0.5  # share of the loss that follows the teachers, when there are any
 
     def __post_init__(self) -> None:

@@ -30,6 +30,8 @@ RECIPES = {
     "ccfam_fpn": "models.training.lung_nodule.ccfam_fpn.recipe",
     "nodulenet": "models.training.lung_nodule.nodulenet.recipe",
     "residual_unet": "models.training.lung_nodule.residual_unet.recipe",
+    "malignancy": "models.training.lung_nodule.malignancy.recipe",
+    "lymph_node": "models.training.lymph_node.recipe",
     "breast_us": "models.training.breast_us.recipe",
     "breast_us_published": "models.training.breast_us.published",
 }

@@ -49,6 +49,14 @@ def rate(step: float, warm_up: float, total: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, total - warm_up)))
 
 
+STEP_EPOCHS = 25
+
+
+def stepped_rate(epoch: int, peak: float, floor: float) -> float:
+    """Factor on the peak learning rate: a tenth after every STEP_EPOCHS epochs, never below the floor."""
+    return max(0.1 ** (epoch // STEP_EPOCHS), min(1.0, floor / peak))
+
+
 def plateaus(optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
     """A tenth of the rate after more than eight epochs in which the training loss did not fall by 1e-4."""
     return torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -95,7 +103,7 @@ def train(
             figures = trainer.validate()
             row = {"epoch": epoch + 1, "loss": loss, **figures, "seconds": time.monotonic() - began}
             bar.console.print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-            if figures["score"] > trainer.best:
+            if recipe.config.keep_last or figures["score"] > trainer.best:
                 trainer.best, trainer.best_epoch = figures["score"], epoch
                 metrics = {f"val_{name}": value for name, value in figures.items()}
                 export(recipe, trainer.average.model, metrics, epoch, out, trainer.origin)
@@ -192,7 +200,7 @@ class Trainer:
         task = bar.add_task(what, total=count)
         self.model.train()
         for index, batch in enumerate(self.recipe.batches("train", epoch)):
-            loss = self._step(sum(self.counts[:epoch]) + index, on_device(batch, self.device))
+            loss = self._step(epoch, sum(self.counts[:epoch]) + index, on_device(batch, self.device))
             losses += loss
             if not math.isfinite(losses):
                 raise FloatingPointError(
@@ -204,12 +212,16 @@ class Trainer:
         bar.remove_task(task)
         return losses / count
 
-    def _step(self, step: int, batch: dict[str, Tensor]) -> float:
+    def _step(self, epoch: int, step: int, batch: dict[str, Tensor]) -> float:
         """Descend once; the loss."""
+        config = self.recipe.config
         if self.plateau is None:
-            warm_up, total = self.recipe.config.warm_up_epochs * self.counts[0], sum(self.counts)
+            warm_up, total = config.warm_up_epochs * self.counts[0], sum(self.counts)
             for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
-                group["lr"] = peak * rate(step, warm_up, total)
+                stepping = config.schedule == "step"
+                group["lr"] = peak * (
+                    stepped_rate(epoch, peak, config.lr_floor) if stepping else rate(step, warm_up, total)
+                )
         with self._precision():
             if self.tutors:
                 with torch.no_grad():
@@ -218,7 +230,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimiser)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.config.clip_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.average.update(self.model, step)

@@ -160,3 +160,29 @@ def test_it_learns_to_tell_bright_middles_from_bright_corners() -> None:
 def test_an_even_number_of_slices_has_no_middle() -> None:
     with pytest.raises(ValueError, match="an odd number is needed"):
         RecurrentAttentionConfig(slices=8)
+
+
+def test_a_rating_is_learnt_at_every_step() -> None:
+    net, features = made(dataclasses.replace(SMALL, outputs=1))
+    answer = net(features)
+    assert answer.logits.shape == (4, 8, 1)
+    truth = torch.tensor([1.0, 2.0, 4.0, 5.0])
+    by_hand = 0.5 * (answer.logits[..., 0] - truth[:, None]).square().sum(dim=1).mean()
+    loss = attention_loss(net, answer, truth, converge=0.0, diverge=0.0)
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_divergence_of_each_step_forbids_what_divergence_of_the_mean_allows() -> None:
+    """Steps that each stare at another half of the cells cover the map together; each by itself does not."""
+    net, features = made()
+    answer = net(features)
+    halves = torch.zeros(4, 8, 64)
+    halves[:, ::2, :32] = halves[:, 1::2, 32:] = 1 / 32
+    even = torch.full((4, 8, 64), 1 / 64)
+    truth = torch.tensor([0, 1, 0, 1])
+
+    def cost(spatial: torch.Tensor, divergence: str) -> float:
+        return float(attention_loss(net, answer._replace(spatial=spatial), truth, divergence=divergence))  # type: ignore[arg-type]
+
+    assert cost(halves, "mean") == pytest.approx(cost(even, "mean"), abs=1e-4)
+    assert cost(halves, "per_step") > cost(even, "per_step") + 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.lymph_node.patches import SIDE, SLICES, WINDOW_HU, patch
+from models.patches import SIDE, SLICES, SOFT_TISSUE, PatchConfig, patch
 
 
 def ramp(shape: tuple[int, int, int], axis: int, spacing_mm: float) -> np.ndarray:
@@ -17,7 +19,7 @@ def ramp(shape: tuple[int, int, int], axis: int, spacing_mm: float) -> np.ndarra
 
 
 def as_hu(values: np.ndarray) -> np.ndarray:
-    low, high = WINDOW_HU
+    low, high = SOFT_TISSUE.window_hu
     return values * (high - low) + low
 
 
@@ -37,7 +39,7 @@ def test_a_step_is_one_mm_along_every_axis(axis: int, spacing_mm: tuple[float, f
 
 def test_native_voxels_are_taken_as_they_are() -> None:
     hu = np.random.default_rng(1).integers(-150, 230, (20, 64, 64)).astype(np.int16)
-    seen = as_hu(patch(hu, (10, 31.5, 31.5), (3.0, 0.7, 0.7), mode="native"))
+    seen = as_hu(patch(hu, (10, 31.5, 31.5), (3.0, 0.7, 0.7), replace(SOFT_TISSUE, mode="native")))
     np.testing.assert_allclose(seen, hu[6:15, 16:48, 16:48], atol=0.01)
 
 
@@ -63,3 +65,24 @@ def test_outside_the_window_it_is_black_or_white() -> None:
     hu = np.full((12, 40, 40), -1000, np.int16)
     hu[:, :, 20:] = 1000
     assert set(np.unique(patch(hu, (6, 20, 19.5), (1, 1, 1)))) == {0.0, 1.0}
+
+
+def test_a_larger_patch_holds_the_smaller_in_its_middle() -> None:
+    hu = np.random.default_rng(2).integers(-300, 400, (30, 80, 80)).astype(np.int16)
+    config = PatchConfig((-1000.0, 400.0), (2.0, 1.0, 1.0))
+    small = patch(hu, (15, 40, 40), (1.5, 0.8, 0.7), config)
+    large = patch(hu, (15, 40, 40), (1.5, 0.8, 0.7), config, (13, 48, 48))
+    np.testing.assert_allclose(large[2:-2, 8:-8, 8:-8], small, atol=1e-6)
+
+
+def test_weights_remember_window_steps_and_mode() -> None:
+    names = {
+        each.preprocessing
+        for each in (
+            SOFT_TISSUE,
+            replace(SOFT_TISSUE, mode="native"),
+            replace(SOFT_TISSUE, step_mm=(2.0, 1.0, 1.0)),
+            replace(SOFT_TISSUE, window_hu=(-1000.0, 400.0)),
+        )
+    }
+    assert len(names) == 4

@@ -1,0 +1,1 @@
+"""How the recurrent-attention network is trained, whatever its candidates are."""
