@@ -123,7 +123,6 @@ CHAINS: dict[str, tuple[Form, ...]] = {  # SOP Class of a result -> its forms
         Form("Basic Text SR", BasicTextSRStorage, lambda report, results, pixels: basic_text_sr(report)),
         Form("Secondary Capture", SecondaryCaptureImageStorage, lambda report, results, pixels: pages(report, results)),
     ),
-    SecondaryCaptureImageStorage: (PICTURE,),
 }
 REPORTS = (Comprehensive3DSRStorage, ComprehensiveSRStorage)  # as which reports are, or were, stored
 REFER_TO_SEGMENTS = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage)
@@ -143,6 +142,8 @@ FOR_OHIF = {form.name: _for_ohif(form) for form in (REPORT, COMPREHENSIVE, ENHAN
 
 def forms_of(sop_class_uid: str, profile: Profile) -> tuple[Form, ...]:
     """The forms of a result of this SOP class, the best for such a destination first; none for a class not ours."""
+    if sop_class_uid == PICTURE.sop_class_uid:
+        return (PICTURE,)
     chain = CHAINS.get(sop_class_uid, ())
     if sop_class_uid == ComprehensiveSRStorage:  # a result of an earlier version, in the queue still
         chain = CHAINS[Comprehensive3DSRStorage][1:]

@@ -38,6 +38,11 @@ def mandatory(sop_class_uid: str) -> list[str]:
     ]
 
 
+def demands(module: str) -> bool:
+    """Whether it has an attribute that must be there, or be there with a value, whatever the others say."""
+    return any(attribute.type in ("1", "1C", "2", "2C") for attribute in _attributes(module).values())
+
+
 def missing(dataset: Dataset, module: str) -> Iterator[str]:
     """What the module wants and the object does not have: types 1 and 2, at every depth, PS3.5 7.4."""
     yield from _missing(dataset, _attributes(module), "")

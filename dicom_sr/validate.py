@@ -86,7 +86,7 @@ def problems(
 def _module_rules() -> Iterator[Rule]:
     kinds: dict[str, set[str]] = {}
     for sop_class in sorted(EVERY):
-        for module in modules.mandatory(sop_class):
+        for module in filter(modules.demands, modules.mandatory(sop_class)):
             kinds.setdefault(module, set()).add(sop_class)
     for module, objects in kinds.items():
         yield Rule(f"module {module}", "PS3.3", frozenset(objects), partial(every.module, module), 1)

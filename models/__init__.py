@@ -26,6 +26,7 @@ NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")  # of a pipeline: results are n
 
 PIPELINES = {
     "lung-nodule": "models.lung_nodule.card:PIPELINE",
+    "lymph-node": "models.lymph_node.card:PIPELINE",
     "breast-us": "models.breast_us.card:PIPELINE",
     "monai-bundle": "models.monai_bundle.card:PIPELINE",
     "command": "models.command.card:PIPELINE",

@@ -1,4 +1,4 @@
-"""`make demo`: a synthetic chest CT and a synthetic breast ultrasound go through the whole node, over real DICOM.
+"""`make demo`: two synthetic CTs and a synthetic breast ultrasound go through the whole node, over real DICOM.
 
 The node runs in a process of its own, exactly as a hospital would start it. Nothing here is shown that did not come
 back from it: the table compares the SEG and SR files it wrote with the truth of the phantoms. On a terminal its pages
@@ -35,10 +35,10 @@ from dicom_sr import codes
 from dicom_sr.findings import Finding, ImageRef
 from dicom_sr.outline import outlines
 from dicom_sr.read import findings
-from models.phantoms import Lesion, Truth, breast_ultrasound, chest_ct
+from models.phantoms import Lesion, Truth, breast_ultrasound, chest_ct, lymph_node_ct
 from models.read import LUNG_WINDOW_HU
 
-NOT_FOR_DIAGNOSIS = "Research use only, not for diagnostic use. Both patients are synthetic."
+NOT_FOR_DIAGNOSIS = "Research use only, not for diagnostic use. All patients are synthetic."
 SEED = 7
 GIVE_UP_AFTER_S = 1800.0
 
@@ -65,9 +65,16 @@ may_send = true
 
 [[route]]
 name = "chest CT"
-match = {{ Modality = "CT" }}
+match = {{ Modality = "CT", ContrastBolusAgent = {{ absent = true }} }}
 pipeline = "lung-nodule"
 send_to = ["results"]
+
+[[route]]
+name = "lymph nodes"
+match = {{ Modality = "CT", ContrastBolusAgent = {{ present = true }} }}
+pipeline = "lymph-node"
+send_to = ["results"]
+options = {{ experimental = true }}
 
 [[route]]
 name = "breast ultrasound"
@@ -95,7 +102,8 @@ viewer = "ohif"
 
 
 MARKER = ".pacs-node-demo"  # in a folder that a demo has made
-MADE = ("data", "images", "results", "orthanc", "node.toml", "node.log", "chest-CT.png", "breast-ultrasound.png")
+PICTURES = ("chest-CT.png", "mediastinum-CT.png", "breast-ultrasound.png")
+MADE = ("data", "images", "results", "orthanc", "node.toml", "node.log", *PICTURES)
 
 
 def run(folder: Path, console: Console, *, orthanc: bool = False, stay: bool = False) -> int:
@@ -106,9 +114,10 @@ def run(folder: Path, console: Console, *, orthanc: bool = False, stay: bool = F
     with _unwound_when_terminated(), own_folder(folder) as folder:
         console.print(f"[bold]pacs-node demo[/bold]: {NOT_FOR_DIAGNOSIS}")
 
-        console.print("1. Making a chest CT and a breast ultrasound with known truth ...")
+        console.print("1. Making a chest CT, a CT with lymph nodes and a breast ultrasound with known truth ...")
         truths = {
             "chest CT": chest_ct(folder / "images" / "ct", seed=SEED),
+            "mediastinum CT": lymph_node_ct(folder / "images" / "nodes", seed=SEED),
             "breast ultrasound": breast_ultrasound(folder / "images" / "us", seed=SEED),
         }
         with contextlib.ExitStack() as stack:
@@ -355,7 +364,7 @@ def _show(
                 continue
             found_count += 1
             long_mm = _long_axis(row.found)
-            if headers[0].Modality == "CT" and long_mm is not None:
+            if name == "chest CT" and long_mm is not None:
                 longer.append(long_mm - row.lesion.long_axis_mm)
             overlap = f"{row.overlap:.2f}"
             table.add_row(name, str(row.number), true, row.found.label, _mm(row.found), overlap, _sure(row.found))
@@ -472,12 +481,13 @@ def _tile(truth: Truth, row: Row) -> Image.Image:
 
 
 def _grey(file: Path) -> np.ndarray:
-    """uint8 (rows, columns); a CT in the lung window"""
+    """uint8 (rows, columns); a CT in its own window, where it is one of soft tissue, else in that of the lung"""
     dataset = pydicom.dcmread(file)
     pixels = dataset.pixel_array.astype(float)
     if dataset.Modality == "CT":
         hu = pixels * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-        centre, width = LUNG_WINDOW_HU
+        own = float(dataset.WindowCenter), float(dataset.WindowWidth)
+        centre, width = own if own[0] > 0 else LUNG_WINDOW_HU
         pixels = ((hu - centre) / width + 0.5) * 255
     return np.clip(pixels, 0, 255).astype(np.uint8)
 

@@ -183,6 +183,29 @@ def ct_two() -> Case:
     return Case(ct_findings(images, *found, warnings=("slices are thick",)), images)
 
 
+def ct_rated() -> Case:
+    """Nodules with how suspicious each is, and the sentence that says by whom."""
+    images = ct_series()
+    found = [
+        replace(one, measurements=(*one.measurements, Measurement(codes.PROBABILITY_OF_CANCER, chance, codes.PERCENT)))
+        for one, chance in ((nodule(1, (2, 5, 8)), 83.4), (nodule(2, (7, 20, 25)), 4.1))
+    ]
+    return Case(ct_findings(images, *found, warnings=("suspicion as radiologists rate it, not histology",)), images)
+
+
+def ct_lymph_nodes() -> Case:
+    """An anatomical structure, not an abnormality: nobody says that a lymph node is one."""
+    images = ct_series()
+    changes = {"category": codes.ANATOMICAL_STRUCTURE, "type": codes.LYMPH_NODE, "laterality": None}
+    found = (
+        nodule(1, (2, 5, 8), label="Lymph node 1", site=codes.MEDIASTINUM, **changes),
+        nodule(2, (7, 20, 25), label="Lymph node 2", site=codes.ABDOMEN, **changes),
+    )
+    said = {"pipeline": "lymph-node", "algorithm": Algorithm("pacs-node lymph-node", "0.1.0+1a2b3c4d")}
+    sought = {"sought": codes.LYMPH_NODE, "sought_site": codes.MEDIASTINUM}
+    return Case(ct_findings(images, *found, warnings=("experimental",), **said, **sought), images)
+
+
 def ct_compared() -> Case:
     """One of two nodules was smaller in an earlier study and one is new; a third is gone."""
     case = ct_two()
@@ -325,6 +348,8 @@ CASES = {
     case.__name__: case
     for case in (
         ct_two,
+        ct_rated,
+        ct_lymph_nodes,
         ct_compared,
         ct_overlapping,
         ct_many,

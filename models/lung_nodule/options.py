@@ -58,9 +58,12 @@ class Options(PipelineOptions):
     at_most: int = Field(default=30, ge=1)  # findings kept: the most certain and, one in ten, the largest of the others
     refine: bool = True  # outline every finding anew, in the middle of a crop of its own: better by 0.06 Dice, CARD.md
     refine_flips: bool = False  # ... averaged over the crop and its mirror images: four times the work
+    malignancy: bool = False  # how suspicious radiologists would rate each nodule, not histology: CARD.md
+    attention: bool = False  # with malignancy: a picture of each finding, nine slices and where the network looked
     purpose: Purpose | None = None  # of the study; without it nothing is suggested
     checkpoint: str | None = None  # path of other weights for the detector
     refine_checkpoint: str | None = None  # ... for the refinement
+    malignancy_checkpoint: str | None = None  # ... for the suspicion
 
     @field_validator("window")
     @classmethod
@@ -68,6 +71,13 @@ class Options(PipelineOptions):
         if 0 < window < LEAST_WINDOW:
             raise ValueError(f"must be 0 or at least {LEAST_WINDOW}")
         return window
+
+    @model_validator(mode="after")
+    def of_suspicion(self) -> Self:
+        for name in ("attention", "malignancy_checkpoint"):
+            if getattr(self, name) and not self.malignancy:
+                raise ValueError(f"{name} is without effect unless malignancy = true")
+        return self
 
     @model_validator(mode="after")
     def of_this_detector(self) -> Self:

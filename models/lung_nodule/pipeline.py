@@ -25,6 +25,7 @@ from models.lung_nodule.categories import with_suggestions
 from models.lung_nodule.detections import Candidate
 from models.lung_nodule.detectors import DETECTORS
 from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
+from models.lung_nodule.malignancy import Suspicion, pictures, with_suspicion
 from models.lung_nodule.options import Options
 from models.lung_nodule.refine import Mix, Refined, distinct, refine
 from models.lung_nodule.sliding_unet import BATCH, ServedUNet
@@ -47,7 +48,11 @@ class LungNodule:
         self.refiner = (
             ServedUNet.at(self.options.refine_checkpoint, REFINER, self.runtime) if self.options.refine else None
         )
+        self.suspicion = (
+            Suspicion(self.options.malignancy_checkpoint, self.runtime) if self.options.malignancy else None
+        )
         used = [self.detector.loaded, *([self.refiner.loaded] if self.refiner else [])]
+        used += self.suspicion.loaded if self.suspicion else []
         self.card = replace(
             CARD,
             algorithm=replace(CARD.algorithm, version="+".join([VERSION, *(one.sha256[:8] for one in used)])),
@@ -58,6 +63,8 @@ class LungNodule:
         self.detector.warm()
         if self.refiner is not None:
             self.refiner(torch.zeros(BATCH, 1, self.refiner.side, self.refiner.side))
+        if self.suspicion is not None:
+            self.suspicion.warm()
 
     def run(self, files: Sequence[Path], progress: Progress) -> Findings:
         started = time.monotonic()
@@ -69,25 +76,35 @@ class LungNodule:
         marked = self.detector(volume, lungs, lambda share, what: progress(0.1 + 0.8 * share, what))
         progress(0.9, "looking again at each nodule")
         found, warnings = self.findings(volume, lungs, marked.candidates)
+        rated = None
+        if self.suspicion is not None and found:
+            progress(0.97, "rating the suspicion of each nodule")
+            rated = self.suspicion(volume, found)
+            found = with_suspicion(found, rated)
+            warnings.append(self.suspicion.words)
         progress(1.0, "done")
-        result = Findings(
-            pipeline=self.card.name,
-            geometry="volume",
-            images=volume.images,
-            findings=tuple(found),
-            algorithm=self.card.algorithm,
-            warnings=(*volume.remarks, *marked.remarks, *warnings),
-            sought=codes.NODULE,
-            sought_site=codes.LUNG,
-            facts={
-                "seconds": round(time.monotonic() - started, 1),
-                "detector": self.options.detector,
-                "slices": len(volume.images),
-                "lungs_ml": round(lungs.volume_ml),
-                **marked.facts,
-            },
+        result = renumber(
+            Findings(
+                pipeline=self.card.name,
+                geometry="volume",
+                images=volume.images,
+                findings=tuple(found),
+                algorithm=self.card.algorithm,
+                warnings=(*volume.remarks, *marked.remarks, *warnings),
+                sought=codes.NODULE,
+                sought_site=codes.LUNG,
+                facts={
+                    "seconds": round(time.monotonic() - started, 1),
+                    "detector": self.options.detector,
+                    "slices": len(volume.images),
+                    "lungs_ml": round(lungs.volume_ml),
+                    **marked.facts,
+                },
+            )
         )
-        return renumber(result)
+        if rated is not None and self.options.attention:
+            return replace(result, pictures=pictures(result, rated, found))
+        return result
 
     # ------------------------------------------------------------------------------------------------ findings
 

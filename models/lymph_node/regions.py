@@ -87,8 +87,18 @@ def find_regions(volume: Volume) -> Searched:
         off = ndimage.distance_transform_edt(lungs[z]) * GRID_MM > MEDIASTINUM_EDGE_MM
         between[z] = convex_hull_image(lungs[z]) & ~off & body[z]
     inner = by_slice(lambda one: ndimage.distance_transform_edt(np.pad(one, 1))[1:-1, 1:-1] * GRID_MM > WALL_MM, body)
-    inner[chest] = False
+    inner[~below(chest, volume)] = False
     return Searched(hu, between, inner)
+
+
+def below(chest: np.ndarray, volume: Volume) -> np.ndarray:
+    """bool (z,): slices towards the feet of all that show the chest; every slice where none does. Above is the neck."""
+    if not chest.any():
+        return np.ones_like(chest)
+    towards_head = volume.affine[2, 0] > 0  # LPS: z grows to the head, PS3.3 C.7.6.2.1.1
+    places = np.flatnonzero(chest)
+    slices = np.arange(len(chest))
+    return slices < places[0] if towards_head else slices > places[-1]
 
 
 def lungs_in(hu: np.ndarray, body: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from models.training.files import replacing
+from models.training.files import replacing, write_text
 from models.training.recipe import Recipe
 from models.weights import WeightsError
 
@@ -82,3 +82,10 @@ def git_sha() -> str:
     here = Path(__file__).parent
     answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"
+
+
+def note(weights: Path, fields: Mapping[str, Any]) -> None:
+    """Add fields to the JSON beside weights, whole or not at all."""
+    sidecar = weights.with_suffix(".json")
+    about = {**json.loads(sidecar.read_text("utf-8")), **fields}
+    write_text(sidecar, json.dumps(about, indent=2) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pacs_node.demo import PICTURES
 from tests.harness import ROOT, need
 
 
@@ -21,7 +22,9 @@ def test_the_demo_finds_most_lesions_and_gets_its_results_from_orthanc(tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lesions found" in done.stdout
     assert "mm against the phantom" in done.stdout
-    for name in ("chest-CT.png", "breast-ultrasound.png"):
+    assert "mediastinum" in done.stdout
+    assert "Lymph" in done.stdout, "a node is found in the phantom's mediastinum"
+    for name in PICTURES:
         assert (tmp_path / "demo" / name).stat().st_size > 10_000
     kinds = {path.name.partition("-")[0] for path in (tmp_path / "demo" / "orthanc").glob("*.dcm")}
     assert kinds, "the results were read back from the PACS"

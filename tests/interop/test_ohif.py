@@ -19,13 +19,13 @@ from pydicom.sr.coding import Code
 
 from dicom_sr import codes, encode, read
 from dicom_sr.derived import Results
-from dicom_sr.findings import Finding, Findings
+from dicom_sr.findings import Algorithm, Finding, Findings
 from dicom_sr.hydratable import hydratable
 from dicom_sr.report import CALIPERS, CONTOUR
 from dicom_sr.seg import plane_mask
 from dicom_sr.source import headers_by_uid
 from models.measure import Sizes, measure_lesion, measure_nodule
-from models.phantoms import Lesion, chest_ct
+from models.phantoms import Lesion, chest_ct, lymph_node_ct
 from models.phantoms.breast import Ellipse, breast_picture, breast_ultrasound
 from models.read import read_ct
 from tests.factories import enhanced_ct, header, us_image
@@ -111,6 +111,26 @@ def ct_study(folder: Path, seed: int = 11, *, enhanced: bool = False) -> Study:
         images = [enhanced_ct(images, folder)]
         findings = replace(findings, images=refs(images))
     return written("ct", folder, images, window, spacing_mm[1:], findings)
+
+
+def lymph_node_study(folder: Path) -> Study:
+    """Two lymph nodes of a contrast-enhanced mediastinum: anatomical structures, in a soft tissue window."""
+    spacing_mm = (2.5, 1.2, 1.2)
+    truth = lymph_node_ct(folder, seed=4, slices=36, size=300, spacing_mm=spacing_mm, nodes=2)
+    images, volume = [pydicom.dcmread(file) for file in truth.files], read_ct(truth.files)
+    kind = {"category": codes.ANATOMICAL_STRUCTURE, "type": codes.LYMPH_NODE, "site": codes.MEDIASTINUM}
+    found = [
+        sized(
+            replace(nodule(n, lesion.offset_zyx, lesion.mask, laterality=None), label=f"Lymph node {n}", **kind),
+            measure_nodule(lesion.mask, lesion.offset_zyx, volume),
+        )
+        for n, lesion in enumerate(truth.lesions, 1)
+    ]
+    window = list(np.clip(volume.hu, 40 - 200, 40 + 200))
+    algorithm = Algorithm("pacs-node lymph-node", "0.1.0+1a2b3c4d")
+    said = {"pipeline": "lymph-node", "algorithm": algorithm, "sought": codes.LYMPH_NODE}
+    findings = replace(ct_findings(images, *found), sought_site=codes.MEDIASTINUM, **said)
+    return written("nodes", folder, images, window, spacing_mm[1:], findings)
 
 
 def ultrasound_study(folder: Path, patient_id: str = "PHANTOM-US-VIEWER") -> Study:
@@ -283,6 +303,15 @@ def test_nodules_of_a_ct_are_seen_and_measured(tmp_path: Path, pacs: Orthanc, vi
     for label, group in drawn(study, CALIPERS):
         long_mm, short_mm = (measurement.value for measurement in group.measurements)
         told(viewer, "ct-sr", rf"{label}\nL: {long_mm:.1f} mm\nW: {short_mm:.1f} mm")
+
+
+def test_lymph_nodes_are_seen_where_they_are(tmp_path: Path, pacs: Orthanc, viewer: Viewer) -> None:
+    study = opened(lymph_node_study, tmp_path, pacs, viewer)
+    sight_of_a_segment(viewer, study, "nodes-seg")
+    for finding in study.findings.findings:
+        overlaps = study.overlaps(turned_to(viewer, study, finding.key_image, f"nodes-seg-{finding.number}"))
+        assert finding.label in overlaps
+        assert min(overlaps.values()) > SAME
 
 
 def drawn(study: Study, tool: str) -> list[tuple[str, read.Group]]:

@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pydicom.dataset import Dataset
 
 from dicom_sr import Written, check_objects, encode, read
 from dicom_sr.derived import Results
+from dicom_sr.findings import Picture
 from dicom_sr.hydratable import hydratable
 from dicom_sr.not_run import not_run_report
 from dicom_sr.plain_sr import comprehensive_sr
@@ -133,6 +135,15 @@ def test_dciodvfy_accepts_every_orientation(orientation: str, tmp_path: Path) ->
     for dataset in encode(ct_findings(images, nodule(1, (2, 5, 8))), [header(i) for i in images], when=WHEN):
         _, output = run("dciodvfy", save(dataset, tmp_path))
         assert complaints("dciodvfy", output) == []
+
+
+def test_dciodvfy_accepts_a_picture(tmp_path: Path) -> None:
+    case = CASES["ct_two"]()
+    drawn = Picture(1, "Nodule 1: where it looked", np.zeros((31, 47, 3), np.uint8))
+    *_, picture = encode(replace(case.findings, pictures=(drawn,)), case.headers, when=WHEN)
+    _, output = run("dciodvfy", save(picture, tmp_path))
+    assert "SCImage" in output
+    assert complaints("dciodvfy", output) == []
 
 
 BEFORE = (

@@ -106,3 +106,22 @@ def test_pictures_of_the_documents_are_small() -> None:
         assert (ROOT / picture).stat().st_size < 200_000
         with Image.open(ROOT / picture) as image:
             assert image.width >= 800
+
+
+# Each model system beside its source ---------------------------------------------------------------------------------
+
+
+def test_no_system_lacks_an_answer_and_every_file_it_names_is_there() -> None:
+    text = (DOCS / "systems.md").read_text()
+    systems = text.split("\n## ")[1:]
+    assert len(systems) == 5
+    asked = ["The source says", "Built full-size", "Ships", "Trained", "Our figure", "What did not help"]
+    for system in systems:
+        rows = [line.strip("| ").split(" | ", 1) for line in system.splitlines() if line.startswith("| ")]
+        answers = dict(row for row in rows if len(row) == 2 and row[0] in asked)
+        assert list(answers) == asked, system.splitlines()[0]
+        assert all(len(answer.strip()) > 10 for answer in answers.values())
+    for name in re.findall(r"`((?:docs|models)/[\w./]+)`", text):
+        assert (ROOT / name).exists(), name
+    for weights in re.findall(r"`([a-z0-9_]+_w\d+)`", text):
+        assert list((ROOT / "models").glob(f"*/{weights}.safetensors")), weights

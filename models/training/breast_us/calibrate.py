@@ -25,8 +25,9 @@ from scipy.optimize import minimize_scalar
 from models.breast_us.birads import apply_temperature
 from models.breast_us.pipeline import WEIGHTS, BreastUltrasound
 from models.training.breast_us.data import Labelled, parts, read_busi
-from models.training.breast_us.triple_files import note, parts_for, strategy_of
+from models.training.breast_us.triple_files import parts_for, strategy_of
 from models.training.evaluation.metrics import calibration_error
+from models.training.export import note
 from models.weights import WeightsError, load, packed
 
 RANGE = (0.25, 10.0)  # few images that are all called right would ask for certainty without end

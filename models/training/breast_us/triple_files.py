@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from models.breast_us.letterbox import PREPROCESSING
 from models.training.breast_us.data import Labelled, Strategy, parts
-from models.training.files import replacing, write_text
+from models.training.export import note
+from models.training.files import replacing
 from models.weights import WeightsError, load
 
 
@@ -47,10 +47,3 @@ def attach(part: Path, to: Path, field: str) -> None:
             with replacing(to.parent / source.name) as new:
                 shutil.copyfile(source, new)
     note(to, {field: part.stem})
-
-
-def note(weights: Path, fields: Mapping[str, Any]) -> None:
-    """Add fields to the JSON beside weights, whole or not at all."""
-    sidecar = weights.with_suffix(".json")
-    about = {**json.loads(sidecar.read_text("utf-8")), **fields}
-    write_text(sidecar, json.dumps(about, indent=2) + "\n")

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.progress import track
@@ -25,7 +26,7 @@ from models.pipeline import UnfitInput
 from models.read import Volume, header_of, read_ct
 from models.training.files import write_text
 from models.training.layouts import UnknownLayout
-from models.training.lymph_node.tcia import Patient, Region, read_patients
+from models.training.lymph_node.tcia import REGIONS, Patient, Region, read_patients
 from models.training.recurrent_attention.candidates import STORED_SHAPE, Candidates
 
 VERSION = 1  # of the phantoms' candidates; change it with every change of what is made
@@ -163,9 +164,25 @@ def places_of(patient: Patient) -> list[Place]:
     return [Place(patient.name, patient.name, one.point_lps_mm, one.node_id) for one in patient.candidates]
 
 
-def read_any(path: Path, region: Region) -> Set:
-    """Phantoms that were made, or the collection. Raises UnknownLayout."""
-    return read_made(path) if (path / INDEX).is_file() else read_tcia(path, region)
+def read_any(path: Path, region: Region | Literal["pooled"]) -> Set:
+    """Phantoms that were made, or the collection. Raises UnknownLayout.
+
+    pooled: both regions together, of the collection, or of folders of phantoms that are called as the regions are.
+    """
+    if region != "pooled":
+        return read_made(path) if (path / INDEX).is_file() else read_tcia(path, region)
+    made = [path / each for each in REGIONS.values()]
+    if all((each / INDEX).is_file() for each in made):
+        return _joined([read_made(each) for each in made])
+    return _joined([read_tcia(path, each) for each in REGIONS.values()])
+
+
+def _joined(sets: Sequence[Set]) -> Set:
+    places = [place for each in sets for place in each.places]
+    nodes = {scan: count for each in sets for scan, count in each.nodes.items()}
+    digest = hashlib.sha256("".join(each.digest for each in sets).encode()).hexdigest()
+    patches = np.concatenate([each.candidates.patches for each in sets])
+    return _set(patches, places, nodes, semi_synthetic=sets[0].semi_synthetic, digest=digest)
 
 
 def _set(

@@ -10,13 +10,14 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from dicom_sr import EncodingError, encode
-from dicom_sr.findings import Algorithm, ImageRef
+from dicom_sr.findings import Algorithm, ImageRef, Picture
 from dicom_sr.header import series_description
 from dicom_sr.seg import segmentations
 from dicom_sr.uids import device_uid, result_uid
+from dicom_sr.validate import problems
 from tests.factories import ct_series, header, us_image
 from tests.results import CASES, WHEN, Case, ct_findings, encoded, mass, nodule, us_findings
 
@@ -231,3 +232,38 @@ def test_a_clip_without_named_frames_is_one_image() -> None:
     segmentation, _ = encode(findings, [header(image)], when=WHEN)
     source = segmentation.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0]
     assert "ReferencedFrameNumber" not in source
+
+
+def pictured() -> Case:
+    case = CASES["ct_two"]()
+    drawn = np.random.default_rng(1).integers(0, 255, (31, 47, 3)).astype(np.uint8)
+    pictures = tuple(Picture(one.number, f"{one.label}: where it looked", drawn) for one in case.findings.findings)
+    return Case(replace(case.findings, pictures=pictures), case.images)
+
+
+def test_what_a_pipeline_draws_comes_after_the_report_as_it_was_drawn() -> None:
+    case = pictured()
+    *others, first, second = objects(case)
+    assert [each.Modality for each in others] == ["SEG", "SR"]
+    assert [written(each) for each in others] == [written(each) for each in encoded("ct_two")[1]], (
+        "nothing else changes"
+    )
+    for capture, finding, picture in zip((first, second), case.findings.findings, case.findings.pictures, strict=True):
+        assert capture.SOPClassUID == SecondaryCaptureImageStorage
+        assert capture.StudyInstanceUID == case.images[0].StudyInstanceUID
+        assert (capture.PatientID, capture.PatientName) == (case.images[0].PatientID, case.images[0].PatientName)
+        assert capture.ImageComments == picture.title
+        np.testing.assert_array_equal(capture.pixel_array, picture.pixels)
+        key = case.findings.images[finding.key_image]
+        assert capture.SourceImageSequence[0].ReferencedSOPInstanceUID == key.sop_instance_uid
+    assert first.SeriesInstanceUID == second.SeriesInstanceUID
+    assert len({each.SOPInstanceUID for each in (*others, first, second)}) == 4
+    assert [written(each) for each in objects(pictured())] == [written(each) for each in (*others, first, second)]
+
+
+def test_a_picture_of_another_patient_would_not_leave() -> None:
+    case = pictured()
+    *_, capture = objects(case)
+    assert problems(capture, case.headers) == []
+    capture.PatientID = "another"
+    assert any("PatientID" in each for each in problems(capture, case.headers))

@@ -6,12 +6,13 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
 from dicom_sr import Fault, Rejected, Written, check_objects, codes, encode
 from dicom_sr.derived import Results
-from dicom_sr.findings import Measurement
+from dicom_sr.findings import Measurement, Picture
 from dicom_sr.hydratable import hydratable
 from dicom_sr.revision import rejection_note
 from dicom_sr.source import headers_by_uid
@@ -22,6 +23,8 @@ CT, (CT_SEG, CT_SR) = encoded("ct_two")
 CT_OHIF = hydratable(CT_SR, Results((CT_SEG,), CT_SR, headers_by_uid(CT.headers)))
 US, (US_SEG, US_SR) = encoded("us_one")
 BEFORE = Written("1.2.840.10008.5.1.4.1.1.88.33", "1.2.3", "1.2.4")
+DRAWN = replace(CT.findings, pictures=(Picture(1, "where it looked", np.zeros((8, 9, 3), np.uint8)),))
+(CT_SC,) = encode(DRAWN, CT.headers, when=WHEN)[2:]
 CT_KO = rejection_note(CT_SR, [BEFORE])
 
 
@@ -442,6 +445,8 @@ DAMAGE: dict[str, tuple[Dataset, Callable[[Dataset], None], str, str]] = {
     ),
     "one slice up": (CT_SEG, _move_everything, "geometry round trip", "its centroid 2.50 mm away"),
     "number changed": (CT_SR, _change_a_number, "says the same", "the measurements of Nodule 1 read back otherwise"),
+    "how a picture was made": (CT_SC, _without("ConversionType"), "module sc-equipment", "ConversionType is missing"),
+    "a picture without a scale": (CT_SC, _set("PixelSpacing", None), "module sc-image", "PixelSpacing has no value"),
     "a finding lost": (
         US_SR,
         lambda sr: _groups(sr).pop(0),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 
 from dicom_sr import codes
-from dicom_sr.findings import Measurement
+from dicom_sr.findings import Measurement, Picture
 from dicom_sr.forms import Profile
 from pacs_node.encode import REASONS, ResultForms, encode_results
 from pacs_node.errors import GiveUp
@@ -65,3 +66,21 @@ def test_the_rejection_note_is_offered_last_and_sent_as_it_is(tmp_path: Path) ->
     assert [offer.path for offer in others if not offer.optional] == [result.path for result in results[:-1]]
     assert (note.path, note.optional) == (results[-1].path, True)
     assert offering.prepare(package, note, note.forms[0], {}).paths == (note.path,)
+
+
+def test_pictures_are_offered_as_they_are_and_may_be_refused(tmp_path: Path) -> None:
+    """A destination without Secondary Capture still has the result: a picture is no reason for a failure."""
+    case = CASES["ct_two"]()
+    drawn = Picture(1, "Nodule 1: where it looked", np.zeros((8, 9, 3), np.uint8))
+    findings = replace(case.findings, pictures=(drawn,))
+    results = encode_results(findings, saved(case, tmp_path / "images"), tmp_path / "out", when=WHEN, revision=1)
+    assert [result.path.name for result in results] == ["01-SEG.dcm", "02-SR.dcm", "03-OT.dcm"]
+    package = Package("j1", tuple(result.path for result in results))
+    offering = ResultForms(Profile(key_images="none"))
+    offers = list(offering.offers(package))
+    assert [(offer.path.name, offer.optional) for offer in offers] == [
+        ("01-SEG.dcm", False),
+        ("02-SR.dcm", False),
+        ("03-OT.dcm", True),
+    ]
+    assert offering.prepare(package, offers[2], offers[2].forms[0], {}).paths == (results[2].path,)

@@ -32,6 +32,7 @@ def command(folder: Path) -> dict[str, Any]:
 
 OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "lung-nodule": lambda _: {"threads": 1, "views": 1},
+    "lymph-node": lambda _: {"threads": 1, "experimental": True},
     "breast-us": lambda _: {"threads": 1},
     "monai-bundle": bundle,
     "command": command,

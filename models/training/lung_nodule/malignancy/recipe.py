@@ -21,7 +21,7 @@ from models.training.recurrent_attention.recipe import Config as RecurrentConfig
 
 @dataclass(frozen=True)
 class Config(RecurrentConfig):
-    epochs: int = 20
+    epochs: int = 12
     lr: float = 1e-3
     schedule: Schedule = "cosine"
     optimiser: str = "adamw"

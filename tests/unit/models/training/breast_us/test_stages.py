@@ -24,7 +24,8 @@ from models.training.breast_us.data import Labelled, families, parts
 from models.training.breast_us.fold_splits import rotation
 from models.training.breast_us.recipe import BreastRecipe, Config
 from models.training.breast_us.stages import as_good, train_stages
-from models.training.breast_us.triple_files import attach, note
+from models.training.breast_us.triple_files import attach
+from models.training.export import note
 from models.training.trainer import train
 from models.weights import WeightsError, load
 
