@@ -84,12 +84,8 @@ def test_the_abdomen_lies_below_the_lungs_and_the_neck_is_not_looked_at(upside_d
     hu = volume.hu.copy()
     lungs = hu < -600
     lungs[20:50] = False  # these slices keep theirs
-    lungs[:, :40], lungs[:, 210:], lungs[:, :, :25], lungs[:, :, 225:] = (False,) * 4  # the air outside, too
-        False,
-        False,
-        False,
-        False,
-    )  # the air outside, too
+    for outside in (np.s_[:, :40], np.s_[:, 210:], np.s_[:, :, :25], np.s_[:, :, 225:]):
+        lungs[outside] = False
     hu[lungs] = -95
     affine = volume.affine.copy()
     if upside_down:
