@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pydicom.uid import UID
 
-from dicom_sr.forms import CHAINS, KEY_OBJECTS, LABEL_MAP, SEGMENTATION
+from dicom_sr.forms import CHAINS, KEY_OBJECTS, LABEL_MAP, PICTURE, SEGMENTATION
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node import __version__, priors
 from pacs_node.association import SUCCESS
@@ -169,12 +169,9 @@ def _sent() -> Iterator[tuple[str, str, str, str]]:
         for form in known:
             syntaxes = ", ".join(TRANSFER_SYNTAXES[uid] for uid in form.transfer_syntaxes)
             yield chain[0].name, form.name, form.sop_class_uid, syntaxes
-    yield (
-        "key objects",
-        KEY_OBJECTS.name,
-        KEY_OBJECTS.sop_class_uid,
-        "Explicit VR Little Endian, Implicit VR Little Endian",
-    )
+    both = "Explicit VR Little Endian, Implicit VR Little Endian"
+    yield "key objects", KEY_OBJECTS.name, KEY_OBJECTS.sop_class_uid, both
+    yield "what a model drew", PICTURE.name, PICTURE.sop_class_uid, both
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
