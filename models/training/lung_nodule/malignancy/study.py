@@ -200,6 +200,8 @@ def verdict(results: Mapping[str, Any]) -> str:
     """What follows, in words: against the goal, and against each other row."""
     rows = results["rows"]
     first = next(iter(ROWS))
+    if first not in rows:
+        return f"Without {first} nothing is compared."
     own = rows[first]["figures"]["AUC"]
     reached = "reached" if own["value"] >= GOAL_AUC else "not reached"
     words = [f"Recurrent attention: AUC {_cell(own)}; the goal of {GOAL_AUC} is {reached}."]

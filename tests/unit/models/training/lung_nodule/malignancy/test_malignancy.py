@@ -142,6 +142,13 @@ def test_five_folds_and_their_page(tmp_path: Path) -> None:
         study.study(data, tmp_path / "runs", {**small, "hidden": "8"}, "cpu", rows)
 
 
+def test_a_table_without_its_first_row_compares_nothing(tmp_path: Path) -> None:
+    small = {"epochs": "1", "width": "2", "batch": "8", "amp": "false"}
+    results = study.study(archive(tmp_path / "v.zip", people(60)), tmp_path / "runs", small, "cpu", ["3-D ResNet-18"])
+    assert set(results["rows"]) == {"diameter alone", "3-D ResNet-18"}
+    assert "nothing is compared" in study.page(results)
+
+
 def test_rows_are_named_as_in_the_table() -> None:
     names = list(study.ROWS)
     assert study.split_names(",".join(names)) == names
