@@ -59,10 +59,7 @@ def key_images(
         capture.PatientOrientation = patient_orientation(source, finding.key.frame)
         say_body_part(capture, [source])
         capture.SourceImageSequence = [_source(finding.key)]
-        if attributes.text(source, "LossyImageCompression") == "01":
-            capture.LossyImageCompression = "01"
-            for element in ratio_and_method(source)[0]:
-                capture.add(element)
+        _say_lossy(capture, source)
         captures.append(capture)
     return captures
 
@@ -191,13 +188,24 @@ def pictures(findings: Findings, report: Dataset, sources: Sequence[Dataset]) ->
     by_number = {finding.number: finding for finding in findings.findings}
     captures = []
     for number, picture in enumerate(findings.pictures, start=1):
-        key = findings.images[by_number[picture.finding].key_image]
-        capture = _capture(report, picture.pixels, "picture", 9600, number, picture.title)
+        finding = by_number[picture.finding]
+        key = findings.images[finding.key_image]
+        words = f"{finding.label}: {picture.title}"
+        capture = _capture(report, with_words(picture.pixels, [words]), "picture", 9600, number, words)
         capture.PatientOrientation = None  # several images side by side
         say_body_part(capture, [headers[key.sop_instance_uid]])
         capture.SourceImageSequence = [_source(key)]
+        _say_lossy(capture, headers[key.sop_instance_uid])
         captures.append(capture)
     return captures
+
+
+def _say_lossy(capture: Dataset, source: Dataset) -> None:
+    """What is drawn on or made of lossy pixels is lossy, PS3.3 C.7.6.1.1.5."""
+    if attributes.text(source, "LossyImageCompression") == "01":
+        capture.LossyImageCompression = "01"
+        for element in ratio_and_method(source)[0]:
+            capture.add(element)
 
 
 def _capture(original: Dataset, rgb: np.ndarray, role: str, series_number: int, number: int, note: str) -> Dataset:

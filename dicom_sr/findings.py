@@ -130,7 +130,7 @@ class Picture:
     """What a pipeline draws beside its findings: how it came to one of them. Sent as a Secondary Capture."""
 
     finding: int  # its number
-    title: str
+    title: str  # what it shows, without the finding's name: findings are numbered anew when they are compared
     pixels: np.ndarray  # uint8 (rows, columns, 3); it says on itself what it is not for
 
 

@@ -57,8 +57,10 @@ def by_importance(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def renumber(findings: Findings) -> Findings:
-    """The findings by importance, numbered so; labels that end in their number, and warnings that name them, follow."""
+    """The findings by importance, numbered so; labels that end in their number, warnings that name
+    them, and pictures of them follow."""
     ordered = by_importance(findings.findings)
+    places = {finding.number: number for number, finding in enumerate(ordered, start=1)}
     labels = {}
     numbered = []
     for number, finding in enumerate(ordered, start=1):
@@ -68,7 +70,8 @@ def renumber(findings: Findings) -> Findings:
         numbered.append(replace(finding, number=number, label=label))
     named = re.compile("|".join(rf"\b{re.escape(label)}\b" for label in labels) or "(?!)")
     warnings = tuple(named.sub(lambda found: labels[found[0]], warning) for warning in findings.warnings)
-    return replace(findings, findings=tuple(numbered), warnings=warnings)
+    pictures = sorted((replace(one, finding=places[one.finding]) for one in findings.pictures), key=lambda p: p.finding)
+    return replace(findings, findings=tuple(numbered), warnings=warnings, pictures=tuple(pictures))
 
 
 def _value(finding: Finding, name: Code) -> float | None:

@@ -16,20 +16,24 @@ from models.candidate_server import Said
 TILE = 72  # pixels
 GAP = 4
 LEFT, TOP, BOTTOM = 84, 56, 30
+NARROWEST = 520  # the words above fit in
 FONT = ImageFont.load_default(13)
+TITLE = "where the network looked"
 WHITE, GREY = (255, 255, 255), (170, 180, 185)
 
 
-def attention_picture(patch: np.ndarray, spatial: np.ndarray, temporal: np.ndarray, title: str) -> np.ndarray:
+def attention_picture(patch: np.ndarray, spatial: np.ndarray, temporal: np.ndarray) -> np.ndarray:
     """patch (slices, rows, columns) in [0, 1], spatial (steps, 8, 8), temporal (steps, slices) -> uint8 (h, w, 3)
 
     Orange is where a step looks; a frame's brightness, and the number in it, how much of its attention a slice has.
     """
-    slices, steps = len(patch), len(spatial)
-    size = (LEFT + slices * (TILE + GAP), TOP + (steps + 1) * (TILE + GAP) + BOTTOM)
+    slices, steps = temporal.shape[1], len(spatial)
+    beyond = (len(patch) - slices) // 2  # a network of fewer slices sees those in the middle
+    patch = patch[beyond : beyond + slices]
+    size = (max(LEFT + slices * (TILE + GAP), NARROWEST), TOP + (steps + 1) * (TILE + GAP) + BOTTOM)
     canvas = Image.new("RGB", size, (10, 14, 16))
     pen = ImageDraw.Draw(canvas)
-    pen.text((GAP, GAP), title, fill=WHITE, font=FONT)
+    pen.text((GAP, GAP), TITLE.capitalize(), fill=WHITE, font=FONT)
     pen.text((GAP, GAP + 18), "slices from left to right, steps from top to bottom; orange: where it looks", GREY, FONT)
     grey = [_large(one, Image.Resampling.BICUBIC) for one in patch]
     for step in range(-1, steps):
@@ -53,8 +57,7 @@ def attention_picture(patch: np.ndarray, spatial: np.ndarray, temporal: np.ndarr
 
 def explanation(finding: Finding, patch: np.ndarray, said: Said, at: int) -> Picture:
     """The picture of a finding that was candidate `at` of what the network said."""
-    words = f"{finding.label}: where the network looked"
-    return Picture(finding.number, words, attention_picture(patch, said.spatial[at], said.temporal[at], words))
+    return Picture(finding.number, TITLE, attention_picture(patch, said.spatial[at], said.temporal[at]))
 
 
 def _large(image: np.ndarray, resample: Image.Resampling) -> np.ndarray:

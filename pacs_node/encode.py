@@ -236,7 +236,8 @@ class ResultForms:
             raise TryAgain(f"{form.name} cannot be written to {folder}: {error.strerror}; free the disk") from error
         paths = tuple(sorted(folder.iterdir()))
         first = pydicom.dcmread(paths[0], stop_before_pixels=True, specific_tags=["ImageComments"])
-        return Prepared(paths, str(first.get("ImageComments", "")))
+        note = "" if form.name == forms.PICTURE.name else str(first.get("ImageComments", ""))  # of a picture: its title
+        return Prepared(paths, note)
 
     def _made(
         self, package: Package, offer: Offer, form: Form, segments: Mapping[str, pydicom.Dataset]

@@ -37,16 +37,21 @@ class Rated:
 
 
 class Suspicion:
-    """The shipped networks, or one at a path, with the calibration that stands beside them."""
+    """The shipped networks, or those at paths, with the calibration that stands beside them."""
 
-    def __init__(self, path: str | None, runtime: Runtime) -> None:
+    def __init__(self, paths: Sequence[Path] | None, runtime: Runtime) -> None:
         """Raises WeightsError when weights cannot be served, or are not calibrated."""
-        paths = [Path(path)] if path else [weights.packed("lung_nodule", name) for name in CHECKPOINTS]
+        paths = paths or [weights.packed("lung_nodule", name) for name in CHECKPOINTS]
         self.networks = [CandidateServer(one, NODULE, runtime) for one in paths]
         about = self.networks[0].loaded.about.get("calibration")
         if not about:
             raise WeightsError(
                 f"{paths[0]} is not calibrated; run models.training.lung_nodule.malignancy.evaluate --calibrate"
+            )
+        if sorted(one.loaded.sha256 for one in self.networks) != about["networks"]:
+            raise WeightsError(
+                f"{paths[0].name} is calibrated together with others, not by itself; calibrate it alone: "
+                "models.training.lung_nodule.malignancy.evaluate --calibrate"
             )
         self.fitted: list[float] = about["logistic"]
         self.words = f"{WORDS}; calibrated on {about['nodules']} nodules of LIDC-IDRI, of no hospital of yours"

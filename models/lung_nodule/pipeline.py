@@ -48,9 +48,8 @@ class LungNodule:
         self.refiner = (
             ServedUNet.at(self.options.refine_checkpoint, REFINER, self.runtime) if self.options.refine else None
         )
-        self.suspicion = (
-            Suspicion(self.options.malignancy_checkpoint, self.runtime) if self.options.malignancy else None
-        )
+        asked = self.options.malignancy_checkpoint
+        self.suspicion = Suspicion([Path(asked)] if asked else None, self.runtime) if self.options.malignancy else None
         used = [self.detector.loaded, *([self.refiner.loaded] if self.refiner else [])]
         used += self.suspicion.loaded if self.suspicion else []
         self.card = replace(

@@ -22,6 +22,7 @@ from dicom_sr.importance import renumber
 from models import weights
 from models.attention_picture import explanation
 from models.candidate_server import CandidateServer
+from models.grid import box_at, in_both
 from models.lymph_node.card import CARD, VERSION
 from models.lymph_node.options import Options
 from models.lymph_node.outline import outline
@@ -79,13 +80,21 @@ class LymphNode:
         kept = self.apart(proposals, scores)
         findings: list[Finding] = []
         seen: dict[tuple[int, int, int], int] = {}  # where a finding lies -> which candidate it was
-        for at in kept[: self.options.at_most]:
+        for at in kept:
             found = self.finding(volume, proposals[at], float(scores[at]), len(findings) + 1)
-            if found is not None:
+            if found is not None and not any(is_same(found, other) for other in findings):
                 findings.append(found)
                 seen[found.offset_zyx] = at
+        warnings = warnings_of(volume)
+        if len(findings) > self.options.at_most:
+            warnings.append(
+                f"{len(findings)} were found; only {self.options.at_most} are reported, the most certain. The image may"
+                " be unusual."
+            )
+            findings = findings[: self.options.at_most]
+        regions = searched.regions
+        warnings.append(f"looked at: {' and '.join(regions) or 'nothing'}")
         progress(1.0, "done")
-        regions = sorted({one.region for one in proposals})
         result = renumber(
             Findings(
                 pipeline=self.card.name,
@@ -93,9 +102,9 @@ class LymphNode:
                 images=volume.images,
                 findings=tuple(findings),
                 algorithm=self.card.algorithm,
-                warnings=(*volume.remarks, EXPERIMENTAL, *warnings_of(volume)),
+                warnings=(*volume.remarks, EXPERIMENTAL, *warnings),
                 sought=codes.LYMPH_NODE,
-                sought_site=SITES[searched.largest],
+                sought_site=SITES[searched.largest] if len(regions) == 1 else None,
                 facts={
                     "seconds": round(time.monotonic() - started, 1),
                     "device": str(self.network.device),
@@ -153,6 +162,16 @@ class LymphNode:
             short_axis=sizes.short_axis,
             measurements=sizes.measurements,
         )
+
+
+def is_same(one: Finding, other: Finding) -> bool:
+    """Half of the smaller mask, or more, is the other's, too."""
+    boxes = [box_at(each.offset_zyx, each.mask.shape) for each in (one, other)]
+    both = in_both(*boxes)
+    if both is None:
+        return False
+    shared = (one.mask[both[0]] & other.mask[both[1]]).sum()
+    return bool(2 * shared >= min(one.mask.sum(), other.mask.sum()))
 
 
 def refuse_unfit(volume: Volume) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
-from models.lung_nodule.lungs import AIR_BELOW_HU, LUNG_MEAN_HU, by_slice, eroded, filled, largest
+from models.lung_nodule.lungs import AIR_BELOW_HU, by_slice, eroded, filled, largest
 from models.pipeline import UnfitInput
 from models.read import Volume
 
 GRID_MM = 2.0
-WALL_MM = 18.0  # skin, fat and muscle of the abdomen: nodes of its wall are not looked for
+WALL_MM = 18.0  # below the skin nothing is looked for: skin, fat and, in the thin, muscle
+LUNG_HU = (-950.0, -400.0)  # median; gas is darker
 LUNG_ML = 60.0  # a component below this is no lung but bowel gas, or the windpipe
 LUNG_CM2 = 25.0  # a slice with less of both lungs shows the abdomen
 MEDIASTINUM_EDGE_MM = 3.0  # taken into the lung, so that a node at the pleura is seen whole
@@ -47,6 +48,12 @@ class Searched:
     @property
     def largest(self) -> Region:
         return "mediastinum" if self.mediastinum.sum() >= self.abdomen.sum() else "abdomen"
+
+    @property
+    def regions(self) -> list[Region]:
+        """Those that are in view."""
+        masks: dict[Region, np.ndarray] = {"mediastinum": self.mediastinum, "abdomen": self.abdomen}
+        return [name for name, mask in masks.items() if mask.any()]
 
     def region(self, place_zyx: tuple[int, int, int]) -> Region:
         """Of a voxel of the grid."""
@@ -106,5 +113,6 @@ def lungs_in(hu: np.ndarray, body: np.ndarray) -> np.ndarray:
     labels, _ = ndimage.label(body & (hu < AIR_BELOW_HU))
     sizes = np.bincount(labels.ravel())
     large = [label for label in range(1, len(sizes)) if sizes[label] * GRID_MM**3 / 1000 >= LUNG_ML]
-    keep = [label for label in large if LUNG_MEAN_HU[0] < hu[labels == label].mean() < LUNG_MEAN_HU[1]]
+    # the median, for the border of a gas pocket is neither gas nor tissue: it would make the mean that of a lung
+    keep = [label for label in large if LUNG_HU[0] < np.median(hu[labels == label]) < LUNG_HU[1]]
     return np.isin(labels, keep)

@@ -19,6 +19,7 @@ from models.nets.inception import CHANNELS as INCEPTION_CHANNELS
 from models.nets.inception import SIDE as INCEPTION_SIDE
 from models.nets.inception import InceptionV3
 from models.nets.recurrent_attention import Answer, Attention, RecurrentAttention, RecurrentAttentionConfig
+from models.patches import SLICES
 
 Backbone = Literal["small-cnn", "inception-v3"]
 
@@ -43,6 +44,10 @@ class CandidateNetConfig:
     attention: Attention = "both"
     init_h: bool = False
     outputs: int = 2
+
+    def __post_init__(self) -> None:
+        if self.slices > SLICES:
+            raise ValueError(f"slices={self.slices}: a patch has {SLICES}")
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> CandidateNetConfig:

@@ -139,7 +139,7 @@ def test_dciodvfy_accepts_every_orientation(orientation: str, tmp_path: Path) ->
 
 def test_dciodvfy_accepts_a_picture(tmp_path: Path) -> None:
     case = CASES["ct_two"]()
-    drawn = Picture(1, "Nodule 1: where it looked", np.zeros((31, 47, 3), np.uint8))
+    drawn = Picture(1, "where it looked", np.zeros((31, 47, 3), np.uint8))
     *_, picture = encode(replace(case.findings, pictures=(drawn,)), case.headers, when=WHEN)
     _, output = run("dciodvfy", save(picture, tmp_path))
     assert "SCImage" in output

@@ -170,6 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": rows,
     }
     given.out.mkdir(parents=True, exist_ok=True)
+    if not made.semi_synthetic:  # the page is of phantoms, and says so in every line
+        real = given.out / f"lymph_node_real_{given.region}.json"
+        write_text(real, json.dumps(results[given.region], indent=1) + "\n")
+        print(real)
+        return
     write_text(path, json.dumps(results, indent=1) + "\n")
     print(write_page(given.out, results))
 

@@ -61,6 +61,7 @@ def operating_point(data: Path, path: Path) -> float:
 
     about = weights.load(path).about["config"]
     recipe = build(data, Config(**{name: about[name] for name in ("region", "folds", "fold", "rating", "network")}))
+    weights.load(path, recipe.preprocessing, recipe.split_sha256)  # else it may have learnt from what it is judged on
     made = read_any(data, about["region"])
     rows = recipe.parts["test"]
     patches = cut(torch.from_numpy(made.candidates.patches[rows]), made.candidates.config).numpy()

@@ -12,9 +12,10 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, SecondaryCaptureImageStorage
 
-from dicom_sr import EncodingError, encode
-from dicom_sr.findings import Algorithm, ImageRef, Picture
+from dicom_sr import EncodingError, codes, encode
+from dicom_sr.findings import Algorithm, Evaluation, ImageRef, Picture
 from dicom_sr.header import series_description
+from dicom_sr.importance import renumber
 from dicom_sr.seg import segmentations
 from dicom_sr.uids import device_uid, result_uid
 from dicom_sr.validate import problems
@@ -237,7 +238,7 @@ def test_a_clip_without_named_frames_is_one_image() -> None:
 def pictured() -> Case:
     case = CASES["ct_two"]()
     drawn = np.random.default_rng(1).integers(0, 255, (31, 47, 3)).astype(np.uint8)
-    pictures = tuple(Picture(one.number, f"{one.label}: where it looked", drawn) for one in case.findings.findings)
+    pictures = tuple(Picture(one.number, "where it looked", drawn) for one in case.findings.findings)
     return Case(replace(case.findings, pictures=pictures), case.images)
 
 
@@ -252,13 +253,35 @@ def test_what_a_pipeline_draws_comes_after_the_report_as_it_was_drawn() -> None:
         assert capture.SOPClassUID == SecondaryCaptureImageStorage
         assert capture.StudyInstanceUID == case.images[0].StudyInstanceUID
         assert (capture.PatientID, capture.PatientName) == (case.images[0].PatientID, case.images[0].PatientName)
-        assert capture.ImageComments == picture.title
-        np.testing.assert_array_equal(capture.pixel_array, picture.pixels)
+        assert capture.ImageComments == f"{finding.label}: where it looked"
+        np.testing.assert_array_equal(capture.pixel_array[: len(picture.pixels)], picture.pixels)  # words are below
         key = case.findings.images[finding.key_image]
         assert capture.SourceImageSequence[0].ReferencedSOPInstanceUID == key.sop_instance_uid
     assert first.SeriesInstanceUID == second.SeriesInstanceUID
     assert len({each.SOPInstanceUID for each in (*others, first, second)}) == 4
     assert [written(each) for each in objects(pictured())] == [written(each) for each in (*others, first, second)]
+
+
+def test_pictures_follow_their_findings_when_those_are_numbered_anew() -> None:
+    """As a comparison with an earlier study does: what grew comes first."""
+    case = pictured()
+    first, second = case.findings.findings
+    drawn = {one.number: np.full((9, 9, 3), 50 * one.number, np.uint8) for one in (first, second)}
+    pictures = tuple(Picture(number, "where it looked", pixels) for number, pixels in drawn.items())
+    grew = replace(second, evaluations=(Evaluation(codes.QUALITATIVE_DIFFERENCE, codes.INCREASE_IN_SIZE),))
+    result = renumber(replace(case.findings, findings=(first, grew), pictures=pictures))
+    assert [one.offset_zyx for one in result.findings] == [second.offset_zyx, first.offset_zyx]
+    assert [one.finding for one in result.pictures] == [1, 2]
+    assert [int(one.pixels[0, 0, 0]) for one in result.pictures] == [100, 50]
+
+
+def test_a_picture_of_lossy_images_says_so() -> None:
+    case = pictured()
+    for image in case.images:
+        image.LossyImageCompression, image.LossyImageCompressionRatio = "01", "8.5"
+        image.LossyImageCompressionMethod = "ISO_10918_1"
+    *_, capture = objects(case)
+    assert capture.LossyImageCompression == "01"
 
 
 def test_a_picture_of_another_patient_would_not_leave() -> None:

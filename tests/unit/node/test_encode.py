@@ -71,7 +71,7 @@ def test_the_rejection_note_is_offered_last_and_sent_as_it_is(tmp_path: Path) ->
 def test_pictures_are_offered_as_they_are_and_may_be_refused(tmp_path: Path) -> None:
     """A destination without Secondary Capture still has the result: a picture is no reason for a failure."""
     case = CASES["ct_two"]()
-    drawn = Picture(1, "Nodule 1: where it looked", np.zeros((8, 9, 3), np.uint8))
+    drawn = Picture(1, "where it looked", np.zeros((8, 9, 3), np.uint8))
     findings = replace(case.findings, pictures=(drawn,))
     results = encode_results(findings, saved(case, tmp_path / "images"), tmp_path / "out", when=WHEN, revision=1)
     assert [result.path.name for result in results] == ["01-SEG.dcm", "02-SR.dcm", "03-OT.dcm"]
@@ -83,4 +83,7 @@ def test_pictures_are_offered_as_they_are_and_may_be_refused(tmp_path: Path) -> 
         ("02-SR.dcm", False),
         ("03-OT.dcm", True),
     ]
-    assert offering.prepare(package, offers[2], offers[2].forms[0], {}).paths == (results[2].path,)
+    prepared = offering.prepare(package, offers[2], offers[2].forms[0], {})
+    assert (prepared.paths, prepared.note) == ((results[2].path,), "")
+    implicit = offering.prepare(package, offers[2], offers[2].forms[1], {})
+    assert implicit.note == "", "its title is no limitation"

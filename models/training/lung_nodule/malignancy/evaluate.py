@@ -46,8 +46,12 @@ def diameters_mm(path: Path, names: Sequence[str]) -> np.ndarray:
     return np.array([found[name] for name in names])
 
 
-def scores_of(paths: Sequence[Path], candidates: Candidates, rows: np.ndarray, device: str) -> np.ndarray:
-    """(n,) the mean of what the networks say, as served."""
+def scores_of(
+    paths: Sequence[Path], candidates: Candidates, rows: np.ndarray, device: str, split_sha256: str
+) -> np.ndarray:
+    """(n,) the mean of what the networks say, as served. Raises WeightsError for those that learnt on another split."""
+    for path in paths:
+        weights.load(path, candidates.config.preprocessing, split_sha256)
     import torch
 
     from models.candidate_server import CandidateServer
@@ -99,9 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     split, split_sha256 = split_of(sorted(set(candidates.patients)))
     try:
         if given.calibrate:
-            calibrate(given.data, paths, candidates, split["val"], given.device)
+            calibrate(given.data, paths, candidates, split["val"], given.device, split_sha256)
             return
-        document = judge(given.data, paths, candidates, split[given.split], given.device)
+        document = judge(given.data, paths, candidates, split[given.split], given.device, split_sha256)
     except WeightsError as error:
         raise SystemExit(str(error)) from error
     show(f"malignancy, {given.split} split", {name: Interval(**one) for name, one in document["figures"].items()})
@@ -110,25 +114,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_text(given.out / "malignancy_served.json", json.dumps(document, indent=1) + "\n")
 
 
-def calibrate(data: Path, paths: Sequence[Path], candidates: Candidates, patients: Sequence[str], device: str) -> None:
+def calibrate(
+    data: Path, paths: Sequence[Path], candidates: Candidates, patients: Sequence[str], device: str, split_sha256: str
+) -> None:
     rows = in_part(candidates, patients)
-    scores = scores_of(paths, candidates, rows, device)
+    scores = scores_of(paths, candidates, rows, device, split_sha256)
     sizes = np.log(diameters_mm(data, [candidates.names[i] for i in rows.tolist()]))
     fitted = fit_logistic(scores, candidates.labels[rows], sizes)
+    together = sorted(weights.load(path).sha256 for path in paths)
     for path in paths:
-        note(path, {"calibration": {"logistic": [round(one, 5) for one in fitted], "nodules": len(rows)}})
+        note(
+            path,
+            {
+                "calibration": {
+                    "logistic": [round(one, 5) for one in fitted],
+                    "nodules": len(rows),
+                    "networks": together,  # whose mean it was fitted to, by SHA-256
+                }
+            },
+        )
     reached = auc(logistic(scores, fitted, sizes), candidates.labels[rows] == 1)
     print(f"{fitted} on {len(rows)} nodules of val, AUC {reached:.3f}")
 
 
 def judge(
-    data: Path, paths: Sequence[Path], candidates: Candidates, patients: Sequence[str], device: str
+    data: Path, paths: Sequence[Path], candidates: Candidates, patients: Sequence[str], device: str, split_sha256: str
 ) -> dict[str, Any]:
     rows = in_part(candidates, patients)
     names = [candidates.names[i] for i in rows.tolist()]
     whose = [candidates.patients[i] for i in rows.tolist()]
-    scores, sizes = scores_of(paths, candidates, rows, device), diameters_mm(data, names)
-    served = Suspicion(str(paths[0]), Runtime.choose(device))
+    scores = scores_of(paths, candidates, rows, device, split_sha256)
+    sizes = diameters_mm(data, names)
+    served = Suspicion(paths, Runtime.choose(device))
     chance = np.array([served.probability(float(a), float(b)) for a, b in zip(scores, sizes, strict=True)])
     found = figures(chance, scores, sizes, candidates.labels[rows] == 1, whose)
     return {

@@ -50,9 +50,9 @@ TCIA, CC BY 3.0), rated 1 to 5 by up to four radiologists; above 3 is suspicious
 volumes holds a whole number for each nodule, not the mean of the readers itself.
 
 Five folds by patient, three seeds; each nodule is scored by networks that never saw its patient, as served (the mean
-over eight mirrored views). Each cell: the mean of the seeds' figures with its 95 % interval over patients (1000 draws).
-The differences to recurrent attention are of the same draws. "Seeds together": the mean of the three networks'
-answers."""
+over eight mirrored views). AUC: the mean of the seeds' figures with its 95 % interval over patients (1000 draws).
+The differences to recurrent attention are of the same draws. "Seeds together", and all
+that follows it: of the mean of the three networks' answers. The settings were tried on folds of these patients."""
 
 
 def difference(one: np.ndarray, other: np.ndarray, labels: np.ndarray, patients: Sequence[str]) -> Interval:

@@ -86,7 +86,13 @@ def test_weights_without_a_calibration_are_not_served(tmp_path: Path) -> None:
     del about["calibration"]
     (tmp_path / f"{source.stem}.json").write_text(json.dumps(about))
     with pytest.raises(WeightsError, match="is not calibrated"):
-        Suspicion(str(tmp_path / source.name), CPU)
+        Suspicion([tmp_path / source.name], CPU)
+
+
+def test_one_of_several_is_not_served_with_the_calibration_of_all(tmp_path: Path) -> None:
+    source = weights.packed("lung_nodule", CHECKPOINTS[0])
+    with pytest.raises(WeightsError, match="calibrated together with others"):
+        Suspicion([source], CPU)
 
 
 def test_weights_of_other_patches_are_refused() -> None:
