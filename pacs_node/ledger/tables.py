@@ -43,7 +43,7 @@ instance_table = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("received_at", UtcDateTime, nullable=False),
-    sa.Column("association", sa.String(64), nullable=False),
+    sa.Column("association", sa.String(64), nullable=False, index=True),
     sa.Column("calling_ae", sa.String(16), nullable=False),
 )
 
