@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 LONGEST_REQUEST = 1 << 20  # bytes of an A-ASSOCIATE-RQ: 128 contexts of 40 syntaxes stay below half of it
 
+LONGEST_UNLIMITED = 1 << 28  # bytes of a PDU where none was agreed (max_pdu = 0): it is held in memory while it comes
+
 LOOK_ROUND_S = 0.02  # how long pynetdicom's loops may rest before they look at their timers again
 
 P_DATA_TF_TYPE = 0x04  # PS3.8 9.3.5
@@ -178,12 +180,16 @@ class _Socket(AssociationSocket):
             self.event_queue.put("Evt17")  # transport connection closed: PS3.8 Table 9-10
             return False
 
+    def _longest_unlimited(self) -> int:
+        """Only of an association that is there: who asks for one is not known yet."""
+        return LONGEST_UNLIMITED if self.assoc.is_established else 0
+
     def recv(self, nr_bytes: int) -> bytearray:
         """`nr_bytes`, or fewer when the peer is gone. Raises OSError for a PDU longer than was agreed, TimeoutError for
         one that trickles."""
         ae = self.assoc.ae
         connection, silence_s = cast(socket.socket, self.socket), ae.network_timeout or float("inf")
-        if nr_bytes > max(ae.maximum_pdu_size, LONGEST_REQUEST):
+        if nr_bytes > max(ae.maximum_pdu_size or self._longest_unlimited(), LONGEST_REQUEST):
             raise OSError(f"a PDU of {nr_bytes} bytes is longer than agreed")
         received, at = bytearray(nr_bytes), 0
         view = memoryview(received)

@@ -412,3 +412,26 @@ def test_nothing_is_left_of_many_connections(start: Start) -> None:
             elif number % 5 == 3:
                 parrot.release()
     until(lambda: all(now <= then for now, then in zip(in_use(), before, strict=True)))
+
+
+def test_without_a_limit_one_pdu_may_hold_a_whole_large_image(start: Start) -> None:
+    """max_pdu = 0 announces that any length will do; a sender that takes it at its word is not cut off."""
+    node = start(max_pdu=0)
+    large = copy.deepcopy(ct_series(shape=(1, 16, 16))[0])
+    large.Rows, large.Columns = 1200, 1300
+    large.PixelData = bytes(2 * 1200 * 1300)
+    data_set = encoded(large)
+    assert len(data_set) > 3_000_000
+    with Parrot(node.port) as parrot:
+        assert parrot.associate()[0] == ASSOCIATE_AC
+        parrot.say(pdata(1, COMMAND | LAST, c_store_rq(CT, large.SOPInstanceUID)))
+        parrot.say(pdata(1, DATA | LAST, data_set))
+        assert parrot.status() == 0x0000
+    assert node.stored[0].path.read_bytes().endswith(data_set)
+
+
+def test_without_a_limit_a_request_for_an_association_still_has_one(start: Start) -> None:
+    node = start(max_pdu=0)
+    with Parrot(node.port) as parrot:
+        parrot.say(pdu(1, b"", length=1 << 26))
+        assert parrot.hear()[0] in (ABORT, 0)
