@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import re2
 from pydantic import BaseModel, ValidationError
 from pydicom.datadict import DicomDictionary
 
@@ -312,7 +313,7 @@ def could_equal(condition: object, value: str) -> bool:
         case {"present": True}:
             return True
         case {"regex": str(pattern)}:
-            return re.search(pattern, value, re.IGNORECASE) is not None
+            return bool(re2.search(f"(?i){pattern}", value))
         case list():
             return any(could_equal(each, value) for each in condition)
         case str():

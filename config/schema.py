@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import re2
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -363,10 +364,20 @@ def _bad_table(keyword: str, table: dict[str, Any]) -> str | None:
     if "regex" in table:
         if not isinstance(table["regex"], str):
             return f"{keyword}: regex must be a text, not {table['regex']!r}"
-        try:
-            re.compile(table["regex"])
-        except re.error as error:
-            return f"{keyword}: regex '{table['regex']}' is not valid: {error}"
+        if why_not := why_no_expression(table["regex"]):
+            return f"{keyword}: regex '{table['regex']}' is not valid: {why_not}"
+    return None
+
+
+def why_no_expression(pattern: str) -> str | None:
+    """None, or why RE2 does not take it: an engine whose time grows with the text alone, whatever the pattern."""
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        re2.compile(f"(?i){pattern}", options)
+    except re2.error as error:
+        words = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+        return f"{words}; look-ahead, look-behind and back references are not known"
     return None
 
 

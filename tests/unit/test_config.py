@@ -471,6 +471,11 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
         ('Rows = { min = "3" }', "Rows: min must be a number, not '3'"),
         ("Rows = { absent = false }", "Rows: write {absent = true} or {present = true}"),
         ('Modality = { regex = "(" }', "Modality: regex '(' is not valid"),
+        (
+            'Modality = { regex = "(?=C)T" }',
+            "Modality: regex '(?=C)T' is not valid: invalid perl operator: (?=; look-ahead,",
+        ),
+        ("Modality = { regex = '(C)\\1' }", "Modality: regex '(C)\\1' is not valid: invalid escape sequence"),
         ("Modality = 2020-01-01", "Modality: a condition is a text, a number, a list or a table"),
     ],
 )

@@ -216,3 +216,19 @@ def test_numbers_match_themselves_however_they_are_written(number: float, keywor
     for condition in (written, str(written), [written], {"min": written}, {"max": written}):
         assert rule({keyword: condition}).why_not(image) is None
     assert rule({keyword: {"min": written + 1}}).why_not(image)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "^(a|a?)+$", "(.*a){25}$", "^([a-z]+)*$"])
+def test_an_expression_takes_no_longer_than_its_text_is_long(pattern: str) -> None:
+    """Each of these holds a backtracking engine for years; a sender chooses the text, an administrator the pattern."""
+    header = Dataset()
+    header.add_new("SeriesDescription", "UT", "a" * 60_000 + "!")
+    assert rule({"SeriesDescription": {"regex": pattern}}).why_not(header)
+
+
+@pytest.mark.parametrize("text", ["Größe", "GRÖSSE größe", "\udce4 größe", "größe\x00"])
+def test_any_text_can_be_searched(text: str) -> None:
+    header = Dataset()
+    header.add_new("SeriesDescription", "UT", text)
+    assert rule({"SeriesDescription": {"regex": "GRÖßE"}}).why_not(header) is None
