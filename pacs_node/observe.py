@@ -34,7 +34,9 @@ class StandardError:
 
 def start_logging(*, plain: bool) -> None:
     """Events to standard error: for people when `plain`, else one JSON object a line."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
+    told = logging.StreamHandler(cast(TextIO, StandardError()))  # what libraries say, through the same stream
+    told.setFormatter(logging.Formatter("%(name)s: %(message)s") if plain else _one_line())
+    logging.basicConfig(handlers=[told], level=logging.WARNING)
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it prints data sets; our own events say what matters
     logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote values
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -47,6 +49,19 @@ def start_logging(*, plain: bool) -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, StandardError())),
         cache_logger_on_first_use=True,
+    )
+
+
+def _one_line() -> logging.Formatter:
+    """What libraries log as one JSON object a line, a traceback within it."""
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+        ],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
     )
 
 

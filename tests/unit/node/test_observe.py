@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -59,3 +60,30 @@ def test_no_event_raises_whatever_its_stream_does(
     assert "disk.free" in good.getvalue(), "it writes again as soon as it can"
     if not plain:
         assert json.loads(good.getvalue())["series"] == "1.2.3"
+
+
+def test_a_library_that_logs_a_traceback_breaks_no_line_of_json(
+    configured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+    start_logging(plain=False)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    try:
+        raise RuntimeError("several\nlines")
+    except RuntimeError:
+        logging.getLogger("some.library").exception("it failed:\nbadly")
+    logging.getLogger("some.library").warning("a warning of %d", 7)
+    structlog.get_logger().info("ours")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["it failed:\nbadly", "a warning of 7", "ours"]
+    assert "RuntimeError: several" in lines[0]["exception"]
+    assert {line["level"] for line in lines} == {"error", "warning", "info"}
+    assert lines[0]["logger"] == "some.library"
+
+
+def test_a_library_may_log_to_a_full_disk(configured: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+    start_logging(plain=False)
+    monkeypatch.setattr(sys, "stderr", Broken(ERRORS[0]))
+    logging.getLogger("some.library").error("nobody reads it")
