@@ -380,3 +380,42 @@ class Orthanc:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class Postgres:
+    """A PostgreSQL server of its own on a free port (Debian package `postgresql`), with empty databases on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if not programs:
+            missing("PostgreSQL is not installed; see .ci/run for the Debian packages")
+        self.programs, self.folder, self.port = programs[-1].parent, folder / "postgres", free_port()
+        self.folder.mkdir()
+        for above in self.folder.parents:  # pytest's folders are the owner's alone; the server is somebody else
+            if above.stat().st_uid == os.getuid() and above.is_relative_to("/tmp") and above != Path("/tmp"):
+                above.chmod(0o755)
+        self.user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        if self.user:
+            shutil.chown(self.folder, "postgres")
+
+    def __enter__(self) -> Self:
+        self._run("initdb", "-D", str(self.folder / "data"), "-U", "node", "--auth=trust", "--no-sync")
+        settings = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run(
+            "pg_ctl", "-D", str(self.folder / "data"), "-o", settings, "-l", str(self.folder / "log"), "-w", "start"
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop")
+
+    def database(self, name: str) -> str:
+        """An empty one; its url."""
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "node", name)
+        return f"postgresql+psycopg://node@127.0.0.1:{self.port}/{name}"
+
+    def _run(self, program: str, *words: str) -> None:
+        subprocess.run(
+            [*self.user, str(self.programs / program), *words],
+            check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120,
+        )  # fmt: skip

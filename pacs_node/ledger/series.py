@@ -36,7 +36,9 @@ class SeriesRows(Jobs):
             row = {name: getattr(instance, name) for name in Instance.__dataclass_fields__} | {
                 "path": str(instance.path)
             }
-            if not db.execute(self._insert(instance_table).values(row).on_conflict_do_nothing()).rowcount:
+            # RETURNING, not rowcount: on PostgreSQL that says nothing of an INSERT, and each duplicate would count
+            once = self._insert(instance_table).values(row).on_conflict_do_nothing()
+            if db.execute(once.returning(instance_table.c.sop_instance_uid)).first() is None:
                 return False
             arrival = self._insert(series_table).values(
                 series_uid=instance.series_uid,
