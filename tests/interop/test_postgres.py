@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import pydicom
 import pytest
 import sqlalchemy as sa
 
+from models.phantoms import breast_ultrasound
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import metadata
-from tests.harness import ROOT, Postgres
+from tests.harness import ROOT, NodeProcess, Postgres, storescu, wait_for
 from tests.unit.node.test_ledger import *  # noqa: F403  the same tests, on the ledger below
 
 NUMBER = count(1)
@@ -58,3 +60,59 @@ def test_three_processes_start_at_once_on_an_empty_database(postgres: Postgres, 
     there = sa.inspect(engine)
     assert set(metadata.tables) <= set(there.get_table_names())
     engine.dispose()
+
+
+SETTINGS = """
+[receive]
+keep_free_gb = 0.1
+[assemble]
+quiet_s = 1.0
+[database]
+url = "{url}"
+[[peer]]
+name = "sender"
+ae_title = "SENDER"
+may_send = true
+[[peer]]
+name = "results"
+folder = "results"
+[[route]]
+name = "breast ultrasound"
+match = {{ Modality = "US" }}
+pipeline = "breast-us"
+send_to = ["results"]
+"""
+
+
+def test_two_workers_share_the_jobs_and_one_alone_ends_them(postgres: Postgres, tmp_path: Path) -> None:
+    """A listener without work, two workers, one of which is killed: every series has its result, and each image sent
+    twice is one image."""
+    node = NodeProcess(tmp_path / "node", SETTINGS.format(url=postgres.database("shared")))
+    command = [sys.executable, "-m", "pacs_node.cli", "worker", "--config", str(node.config)]
+    workers = []
+    try:
+        with node.start("--no-work"), (tmp_path / "workers.log").open("wb") as log:
+            workers += [subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) for _ in range(2)]
+
+            def answered(number: int) -> str:
+                folder = tmp_path / f"us{number}"
+                sent = breast_ultrasound(folder, seed=number, images=2, patient_id=f"PHANTOM-PG-{number}")
+                for _ in range(2):
+                    storescu(node, tmp_path / f"us{number}")
+                uid = str(pydicom.dcmread(sent.files[0], stop_before_pixels=True).SeriesInstanceUID)
+                why = f"a result of series {number}\n{node.log()}\n{(tmp_path / 'workers.log').read_text()[-3000:]}"
+                facts = wait_for(lambda: node.finished(uid), 180, why)
+                assert [job["state"] for job in facts["jobs"]] == ["done"] * len(facts["jobs"]), facts["jobs"]
+                assert facts["instances"] == 2
+                return uid
+
+            first = [answered(1), answered(2)]
+            workers[0].kill()
+            workers[0].wait()
+            first.append(answered(3))
+            studies = {str(pydicom.dcmread(path).StudyInstanceUID) for path in (tmp_path / "node").rglob("*SR*.dcm")}
+            assert len(studies) == len(first)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
