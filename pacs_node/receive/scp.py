@@ -121,7 +121,9 @@ class Listener:
                 (evt.EVT_N_EVENT_REPORT, self.commitment.on_event_report),
             ]
         address = self.settings.host, self.settings.port
-        self._server = Server(_application_entity(self.settings), address, handlers, self.on_ended)
+        self._server = Server(
+            _application_entity(self.settings), address, handlers, self.on_ended, self.settings.max_associations
+        )
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="dicom", daemon=True
         ).start()

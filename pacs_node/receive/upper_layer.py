@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Sequence
 from socketserver import BaseServer
@@ -29,6 +30,10 @@ LONGEST_REQUEST = 1 << 20  # bytes of an A-ASSOCIATE-RQ: 128 contexts of 40 synt
 
 LONGEST_UNLIMITED = 1 << 28  # bytes of a PDU where none was agreed (max_pdu = 0): it is held in memory while it comes
 
+# Connections that are no association yet cost a thread and a descriptor each, and nobody knows whose they are.
+MOST_WAITING, MOST_WAITING_OF_ONE = 64, 16  # in all, from one address, or as many as the settings let in
+TELL_EVERY_S = 10.0  # that some were closed: a stranger must not fill the log either
+
 LOOK_ROUND_S = 0.02  # how long pynetdicom's loops may rest before they look at their timers again
 
 P_DATA_TF_TYPE = 0x04  # PS3.8 9.3.5
@@ -45,9 +50,15 @@ class Server(ThreadedAssociationServer):
         address: tuple[str, int],
         handlers: Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]],
         on_end: Callable[[Association], None],
+        max_associations: int,
     ) -> None:
         """on_end: called when an association is over, however it ended. Raises OSError when the port is taken."""
+        self.most_of_one = max(MOST_WAITING_OF_ONE, max_associations)  # a sender may open all of its own at once
+        self.most = max(MOST_WAITING, 2 * max_associations)
         self.handlers, self.on_end = handlers, on_end
+        self._connected: dict[int, tuple[str, Association | None]] = {}  # id of the socket -> address, association
+        self._lock = threading.Lock()
+        self._closed, self._told = 0, -TELL_EVERY_S
         super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -55,6 +66,35 @@ class Server(ThreadedAssociationServer):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # responses are small: do not hold them back
         client.settimeout(self.ae.network_timeout)  # else half a PDU holds a thread for ever
         return client, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Is there room for a connection that has not said yet whose it is?"""
+        address = str(client_address[0])
+        with self._lock:
+            held = list(self._connected.values())
+            waiting = [where for where, association in held if association is None or not association.is_established]
+            if len(waiting) < self.most and waiting.count(address) < self.most_of_one:
+                self._connected[id(request)] = address, None
+                return True
+            self._closed += 1
+            if time.monotonic() - self._told >= TELL_EVERY_S:
+                log.warning("listener.connections-closed", address=address, closed=self._closed, waiting=len(waiting))
+                self._closed, self._told = 0, time.monotonic()
+        return False
+
+    def is_of(self, request: Any, association: Association) -> None:
+        """The association that a connection may become."""
+        with self._lock:
+            address, _ = self._connected[id(request)]
+            self._connected[id(request)] = address, association
+
+    def is_over(self, request: Any) -> None:
+        with self._lock:
+            self._connected.pop(id(request), None)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.is_over(request)
+        super().shutdown_request(request)
 
     def shutdown(self) -> None:
         """Stop listening; open associations go on."""
@@ -72,11 +112,13 @@ class _Handler(RequestHandler):
 
     def handle(self) -> None:
         association = self._create_association()
+        self.server.is_of(self.request, association)
         try:
             association.start()
             association.join()
         finally:
             cast(_UpperLayer, association.dul).bell.close()
+            self.server.is_over(self.request)
             self.server.on_end(association)
 
     def _create_association(self) -> Association:

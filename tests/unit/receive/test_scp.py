@@ -18,8 +18,10 @@ from pynetdicom import AE
 from pynetdicom.presentation import build_context
 
 from pacs_node.errors import NodeError
+from pacs_node.receive import upper_layer
 from pacs_node.receive.accept import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES
 from pacs_node.receive.spool import Spool
+from pacs_node.receive.upper_layer import MOST_WAITING_OF_ONE
 from tests.factories import ct_series
 from tests.parrot import (
     ABORT,
@@ -435,3 +437,65 @@ def test_without_a_limit_a_request_for_an_association_still_has_one(start: Start
     with Parrot(node.port) as parrot:
         parrot.say(pdu(1, b"", length=1 << 26))
         assert parrot.hear()[0] in (ABORT, 0)
+
+
+def half_open(node: Node, address: str) -> socket.socket:
+    """A connection that says nothing."""
+    return socket.create_connection(("127.0.0.1", node.port), timeout=10, source_address=(address, 0))
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.settimeout(5)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_a_stranger_who_says_nothing_takes_no_room_from_others(start: Start, image: Dataset, data_set: bytes) -> None:
+    """Sixteen silent connections of one address wait, the next is closed; another address is served meanwhile."""
+    node = start(max_associations=2)
+    silent = [half_open(node, "127.0.0.2") for _ in range(MOST_WAITING_OF_ONE)]
+    try:
+        until(lambda: len(node.listener._server._connected) == MOST_WAITING_OF_ONE)
+        assert is_closed(half_open(node, "127.0.0.2"))
+        with Parrot(node.port) as parrot:
+            assert parrot.associate()[0] == ASSOCIATE_AC
+            assert parrot.store(image.SOPInstanceUID, data_set) == 0x0000
+            assert parrot.release() == RELEASE_RP
+        silent.pop().close()
+        until(lambda: len(node.listener._server._connected) < MOST_WAITING_OF_ONE)
+        again = half_open(node, "127.0.0.2")
+        silent.append(again)
+        again.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            again.recv(1)  # it waits, as the others do
+    finally:
+        for each in silent:
+            each.close()
+
+
+def test_associations_do_not_count_among_those_that_wait(start: Start) -> None:
+    node, open_ones = start(max_associations=MOST_WAITING_OF_ONE + 2), []
+    try:
+        for _ in range(MOST_WAITING_OF_ONE + 2):
+            parrot = Parrot(node.port)
+            open_ones.append(parrot)
+            assert parrot.associate()[0] == ASSOCIATE_AC
+    finally:
+        for parrot in open_ones:
+            parrot.connection.close()
+
+
+def test_all_strangers_together_have_a_limit_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upper_layer, "MOST_WAITING", 6)
+    node = start(max_associations=2)
+    silent = [half_open(node, f"127.0.0.{number}") for number in range(2, 8)]
+    try:
+        until(lambda: len(node.listener._server._connected) == 6)
+        assert is_closed(half_open(node, "127.0.0.9"))
+    finally:
+        for each in silent:
+            each.close()
