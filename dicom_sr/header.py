@@ -19,6 +19,7 @@ RESEARCH_ONLY = "Research use only, not for diagnostic use"
 
 SERIES_NAMES = {  # pipeline -> what its series are called
     "lung-nodule": "AI lung nodules",
+    "lymph-node": "AI lymph nodes",
     "breast-us": "AI breast lesions",
 }
 SERIES_NUMBERS = {"SEG": 9100, "SR": 9200}  # far above the scanners' own

@@ -110,7 +110,7 @@ def test_two_pipelines_answer_for_one_series(tmp_path: Path) -> None:
         assert {job["state"] for job in facts["jobs"]} == {"done"}, facts
         reports = {str(d.SeriesDescription): d for d in pacs.instances("SR")}
         assert len(reports) == 2
-        nodes = next(d for name, d in reports.items() if "lymph-node" in name)
+        nodes = reports["AI lymph nodes SR"]
         assert any("experimental" in comment for comment in read.comments(nodes))
         marked = [group for group in read.groups(nodes) if group.type == codes.LYMPH_NODE]
         assert marked
@@ -118,7 +118,7 @@ def test_two_pipelines_answer_for_one_series(tmp_path: Path) -> None:
         drawn = [d for d in pacs.instances("OT") if "where the network looked" in str(d.get("ImageComments", ""))]
         of_nodes = [d for d in drawn if str(d.ImageComments).startswith("Lymph node")]
         assert len(of_nodes) == len(marked)
-        nodules = next(d for name, d in reports.items() if "lung-nodule" in name)
+        nodules = reports["AI lung nodules SR"]
         for group in read.groups(nodules):
             if group.type == codes.NODULE and group.template == "1411":
                 assert any(m.name == codes.PROBABILITY_OF_CANCER for m in group.measurements)
