@@ -61,6 +61,14 @@ def in_both(one: Sequence[slice], other: Sequence[slice]) -> tuple[tuple[slice, 
     return mine, theirs
 
 
+def in_common(one: np.ndarray, one_start: Sequence[int], other: np.ndarray, other_start: Sequence[int]) -> int:
+    """How many voxels two bool masks share, each in a box of its own that starts there."""
+    if not (both := in_both(box_at(one_start, one.shape), box_at(other_start, other.shape))):
+        return 0
+    mine, theirs = both
+    return int((one[mine] & other[theirs]).sum())
+
+
 def first_voxel(offset_zyx: Sequence[float], spacing_mm: Sequence[float]) -> tuple[int, int, int]:
     """The first voxel of 1 mm at or after voxel offset_zyx of the volume."""
     z, y, x = (int(np.ceil(o * mm - NEARLY)) for o, mm in zip(offset_zyx, spacing_mm, strict=True))

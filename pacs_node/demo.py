@@ -35,6 +35,7 @@ from dicom_sr import codes
 from dicom_sr.findings import Finding, ImageRef
 from dicom_sr.outline import outlines
 from dicom_sr.read import findings
+from models.grid import in_common
 from models.phantoms import Lesion, Truth, breast_ultrasound, chest_ct, lymph_node_ct
 from models.read import LUNG_WINDOW_HU
 
@@ -388,20 +389,8 @@ def _show(
 
 def dice(lesion: Lesion, finding: Finding) -> float:
     """Overlap of truth and answer, 0..1; both masks lie on the source grid with an offset of their own."""
-    true, said = _box(lesion), _box(finding)
-    both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(true, said, strict=True))
-    if any(part.stop <= part.start for part in both):
-        return 0.0
-    shared = np.logical_and(_part(lesion, both), _part(finding, both)).sum()
+    shared = in_common(lesion.mask, lesion.offset_zyx, finding.mask, finding.offset_zyx)
     return float(2 * shared / (lesion.mask.sum() + finding.mask.sum()))
-
-
-def _box(thing: Lesion | Finding) -> tuple[slice, ...]:
-    return tuple(slice(start, start + size) for start, size in zip(thing.offset_zyx, thing.mask.shape, strict=True))
-
-
-def _part(thing: Lesion | Finding, box: tuple[slice, ...]) -> np.ndarray:
-    return thing.mask[tuple(slice(b.start - o, b.stop - o) for b, o in zip(box, thing.offset_zyx, strict=True))]
 
 
 def _long_axis(finding: Finding) -> float | None:

@@ -15,12 +15,12 @@ from models import weights
 from models.attention_picture import explanation
 from models.candidate_server import CandidateServer, Said
 from models.lung_nodule.malignancy_patch import NODULE, nodule_patch
+from models.lung_nodule.odds import log_odds
 from models.read import Volume
 from models.runtime import Runtime
 from models.weights import Weights, WeightsError
 
 CHECKPOINTS = ("malignancy_1", "malignancy_2", "malignancy_3")  # seeds of one recipe; their mean is served
-SURE = 1e-4  # an answer nearer to 0 or 1 counts as this, before its log odds; as in the fit
 WORDS = (
     "Probability of cancer here is how suspicious radiologists would rate the nodule (LIDC-IDRI, above 3 of 5), not"
     " histology"
@@ -78,12 +78,8 @@ class Suspicion:
     def probability(self, score: float, diameter_mm: float) -> float:
         """The logistic of the network's log odds and the log of the mean diameter."""
         slope, of_size, offset = self.fitted
-        odds = score if self.networks[0].rating else log(_inside(score) / (1 - _inside(score)))
+        odds = score if self.networks[0].rating else float(log_odds(np.array(score)))
         return 1 / (1 + exp(-(slope * odds + of_size * log(diameter_mm) + offset)))
-
-
-def _inside(score: float) -> float:
-    return min(max(score, SURE), 1 - SURE)
 
 
 def mean_diameter_mm(finding: Finding) -> float:

@@ -22,7 +22,7 @@ from dicom_sr.importance import renumber
 from models import weights
 from models.attention_picture import explanation
 from models.candidate_server import CandidateServer
-from models.grid import box_at, in_both
+from models.grid import in_common
 from models.lymph_node.card import CARD, VERSION
 from models.lymph_node.options import Options
 from models.lymph_node.outline import outline
@@ -166,11 +166,7 @@ class LymphNode:
 
 def is_same(one: Finding, other: Finding) -> bool:
     """Half of the smaller mask, or more, is the other's, too."""
-    boxes = [box_at(each.offset_zyx, each.mask.shape) for each in (one, other)]
-    both = in_both(*boxes)
-    if both is None:
-        return False
-    shared = (one.mask[both[0]] & other.mask[both[1]]).sum()
+    shared = in_common(one.mask, one.offset_zyx, other.mask, other.offset_zyx)
     return bool(2 * shared >= min(one.mask.sum(), other.mask.sum()))
 
 

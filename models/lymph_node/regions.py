@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
+from models.grid import sampled
 from models.lung_nodule.lungs import AIR_BELOW_HU, by_slice, eroded, filled, largest
 from models.pipeline import UnfitInput
 from models.read import Volume
@@ -69,12 +70,7 @@ def coarse(volume: Volume) -> np.ndarray:
             hu = ndimage.uniform_filter1d(hu, max(1, round(1 / factor)), axis=axis, mode="nearest")
     sizes = [int((size - 1) * factor + 1e-6) + 1 for size, factor in zip(hu.shape, factors, strict=True)]
     places = [np.arange(size) / factor for size, factor in zip(sizes, factors, strict=True)]
-    for axis, place in enumerate(places):
-        below = np.minimum(place.astype(int), max(0, hu.shape[axis] - 2))
-        share = np.expand_dims((place - below).astype(np.float32), [a for a in range(3) if a != axis])
-        above = np.minimum(below + 1, hu.shape[axis] - 1)
-        hu = np.take(hu, below, axis) * (1 - share) + np.take(hu, above, axis) * share
-    return np.rint(hu).astype(np.int16)
+    return np.rint(sampled(hu, places)).astype(np.int16)
 
 
 def find_regions(volume: Volume) -> Searched:

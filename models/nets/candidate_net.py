@@ -6,10 +6,9 @@ small network learns features of as many cells from scratch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,15 @@ from torch.nn import functional as F
 from models.nets.inception import CHANNELS as INCEPTION_CHANNELS
 from models.nets.inception import SIDE as INCEPTION_SIDE
 from models.nets.inception import InceptionV3
-from models.nets.recurrent_attention import Answer, Attention, RecurrentAttention, RecurrentAttentionConfig
+from models.nets.recurrent_attention import Answer, RecurrentAttention, RecurrentAttentionConfig
 from models.patches import SLICES
 
 Backbone = Literal["small-cnn", "inception-v3"]
 
 
 @dataclass(frozen=True)
-class CandidateNetConfig:
-    """Feature extractor, and the fields of RecurrentAttentionConfig.
+class CandidateNetConfig(RecurrentAttentionConfig):
+    """The feature extractor, and what comes after it; `features` follows from the extractor.
 
     backbone   "inception-v3" is the source's; "small-cnn" is ours, 4 * width channels
     width      of small-cnn: channels at full resolution
@@ -36,32 +35,18 @@ class CandidateNetConfig:
     backbone: Backbone = "small-cnn"
     width: int = 16
     frozen: bool = False
-    embedding: int = 200
-    hidden: int = 256
-    slices: int = 9
-    steps: int = 8
-    variance: float = 0.1
-    attention: Attention = "both"
-    init_h: bool = False
-    outputs: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.slices > SLICES:
             raise ValueError(f"slices={self.slices}: a patch has {SLICES}")
 
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> CandidateNetConfig:
-        """From the JSON beside weights, which holds more."""
-        return cls(**{one.name: config[one.name] for one in fields(cls) if one.name in config})
-
     @property
     def recurrent(self) -> RecurrentAttentionConfig:
+        """Of what comes after the extractor, whose channels it knows."""
         features = INCEPTION_CHANNELS if self.backbone == "inception-v3" else 4 * self.width
-        shared = {one.name: getattr(self, one.name) for one in fields(self) if one.name in RECURRENT}
-        return RecurrentAttentionConfig(features=features, **shared)
-
-
-RECURRENT = {one.name for one in fields(RecurrentAttentionConfig)}
+        shared = {one.name: getattr(self, one.name) for one in fields(RecurrentAttentionConfig)}
+        return RecurrentAttentionConfig(**{**shared, "features": features})
 
 
 class SmallCNN(nn.Sequential):

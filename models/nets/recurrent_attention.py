@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class RecurrentAttentionConfig:
             )
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> RecurrentAttentionConfig:
+    def of(cls, config: Mapping[str, Any]) -> Self:
         """From the JSON beside weights, which holds more."""
         return cls(**{one.name: config[one.name] for one in fields(cls) if one.name in config})
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.grid import Soft, box_at, box_of, in_both
+from models.grid import Soft, box_at, box_of, in_common
 from models.layers.boxes import centres, clip, decode, nms
 from models.lung_nodule.detections import AROUND_MM, Detection3D, Detections, is_out_of_memory
 from models.lung_nodule.nodulenet.mirrored import MirroredViews
@@ -298,11 +298,3 @@ def mask_iou(one: Detection3D, other: Detection3D) -> float:
         return 0.0
     shared = in_common(one.mask, one.box[:3], other.mask, other.box[:3])
     return shared / float(one.mask.sum() + other.mask.sum() - shared)
-
-
-def in_common(one: np.ndarray, one_start: Sequence[int], other: np.ndarray, other_start: Sequence[int]) -> int:
-    """How many voxels two bool masks share, each in a box of its own that starts there."""
-    if not (both := in_both(box_at(one_start, one.shape), box_at(other_start, other.shape))):
-        return 0
-    mine, theirs = both
-    return int((one[mine] & other[theirs]).sum())

@@ -26,6 +26,7 @@ from dicom_sr import codes
 from dicom_sr.findings import Finding
 from models import weights
 from models.candidate_server import CandidateServer
+from models.grid import in_common
 from models.lymph_node.pipeline import CHECKPOINT, LymphNode
 from models.phantoms import Lesion, lymph_node_ct
 from models.phantoms.lymph_nodes import Region
@@ -35,10 +36,11 @@ from models.training.evaluation.tables import show
 from models.training.export import git_sha, note
 from models.training.files import write_text
 from models.training.lymph_node.evaluate import events_of
-from models.training.lymph_node.recipe import Config, build
+from models.training.lymph_node.recipe import Config
 from models.training.lymph_node.sources import read_any
 from models.training.lymph_node.tcia import REGIONS
 from models.training.recurrent_attention.candidates import cut
+from models.training.recurrent_attention.cross_validate import fold_recipe
 
 FIRST_SEED, PHANTOMS = 5000, 8  # of each region; trainings begin at 1000
 FALSE_POSITIVES = 3.0  # a scan
@@ -60,9 +62,10 @@ def operating_point(data: Path, path: Path) -> float:
     import torch
 
     about = weights.load(path).about["config"]
-    recipe = build(data, Config(**{name: about[name] for name in ("region", "folds", "fold", "rating", "network")}))
-    weights.load(path, recipe.preprocessing, recipe.split_sha256)  # else it may have learnt from what it is judged on
     made = read_any(data, about["region"])
+    config = Config(**{name: about[name] for name in ("region", "folds", "fold", "rating", "network")})
+    recipe = fold_recipe("lymph_node", made.candidates, config.folds, config.fold, config, made.digest)
+    weights.load(path, recipe.preprocessing, recipe.split_sha256)  # else it may have learnt from what it is judged on
     rows = recipe.parts["test"]
     patches = cut(torch.from_numpy(made.candidates.patches[rows]), made.candidates.config).numpy()
     scores = CandidateServer(path, made.candidates.config, Runtime.choose("cpu"))(patches).probability
@@ -100,17 +103,8 @@ def short_axis_mm(finding: Finding) -> float:
 
 def dice(lesion: Lesion, finding: Finding) -> float:
     """Overlap of two masks, each in a box of its own on the source grid."""
-    boxes = [
-        tuple(slice(o, o + n) for o, n in zip(one.offset_zyx, one.mask.shape, strict=True)) for one in (lesion, finding)
-    ]
-    both = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(*boxes, strict=True)]
-    if any(part.stop <= part.start for part in both):
-        return 0.0
-    parts = [
-        one.mask[tuple(slice(b.start - o, b.stop - o) for b, o in zip(both, one.offset_zyx, strict=True))]
-        for one in (lesion, finding)
-    ]
-    return float(2 * (parts[0] & parts[1]).sum() / (lesion.mask.sum() + finding.mask.sum()))
+    shared = in_common(lesion.mask, lesion.offset_zyx, finding.mask, finding.offset_zyx)
+    return float(2 * shared / (lesion.mask.sum() + finding.mask.sum()))
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, Interval]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.candidate_server import VIEWS
 from models.nets.candidate_net import Backbone, CandidateNet, CandidateNetConfig, probability
 from models.nets.recurrent_attention import Answer, Attention, Divergence, attention_loss
 from models.training.evaluation.metrics import auc
@@ -195,9 +196,8 @@ def in_a_class(candidates: Candidates, rows: np.ndarray) -> np.ndarray:
 
 def answer(model: nn.Module, patches: Tensor, *, flips: bool, rating: bool) -> Tensor:
     """(B, slices, 32, 32) -> (B,)"""
-    views = [()] if not flips else [(), (2,), (3,), (2, 3), (1,), (1, 2), (1, 3), (1, 2, 3)]
     said = []
-    for view in views:
+    for view in VIEWS if flips else VIEWS[:1]:
         output = model(patches.flip(view) if view else patches)
         if isinstance(output, Answer):
             said.append(output.logits[:, -1, 0].float() if rating else probability(output))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import expit
 
-EDGE = 1e-4  # probabilities nearer to 0 or 1 are taken as this, before their log odds
+from models.lung_nodule.odds import log_odds
+from models.training.evaluation.metrics import Interval, bootstrap, calibration_error
 
 
 def fit_logistic(scores: np.ndarray, labels: np.ndarray, *more: np.ndarray) -> tuple[float, ...]:
@@ -30,8 +31,23 @@ def logistic(scores: np.ndarray, fitted: Sequence[float], *more: np.ndarray) -> 
     return expit(_columns(scores, more) @ np.array(fitted))
 
 
+def decisions(chance: np.ndarray, truth: np.ndarray, patients: Sequence[str]) -> dict[str, Interval]:
+    """Probabilities (n,) at 0.5 against bool (n,), and how well calibrated they are; intervals over patients."""
+    said = chance >= 0.5
+
+    def ece(rows: np.ndarray) -> float:
+        return calibration_error(np.maximum(chance, 1 - chance)[rows], (said == truth)[rows])
+
+    return {
+        "accuracy": bootstrap(lambda rows: float((said == truth)[rows].mean()), patients),
+        "sensitivity": bootstrap(lambda rows: float(said[rows][truth[rows]].mean()), patients),
+        "specificity": bootstrap(lambda rows: float((~said)[rows][~truth[rows]].mean()), patients),
+        "calibration error": bootstrap(ece, patients),
+    }
+
+
 def _columns(scores: np.ndarray, more: Sequence[np.ndarray]) -> np.ndarray:
     scores = np.asarray(scores, float)
     if ((scores >= 0) & (scores <= 1)).all():
-        scores = logit(np.clip(scores, EDGE, 1 - EDGE))
+        scores = log_odds(scores)
     return np.column_stack([scores, *more, np.ones(len(scores))])

@@ -22,13 +22,13 @@ from models import weights
 from models.lung_nodule.malignancy import CHECKPOINTS, Suspicion
 from models.measure import axial
 from models.runtime import Runtime
-from models.training.evaluation.metrics import Interval, auc, bootstrap, calibration_error, rounded
+from models.training.evaluation.metrics import Interval, auc, bootstrap, rounded
 from models.training.evaluation.tables import show
 from models.training.export import git_sha, note
 from models.training.files import write_text
 from models.training.lung_nodule.data.semisynthetic import donor_names, read_donor
 from models.training.lung_nodule.data.slices import split_of
-from models.training.lung_nodule.malignancy.calibration import fit_logistic, logistic
+from models.training.lung_nodule.malignancy.calibration import decisions, fit_logistic, logistic
 from models.training.lung_nodule.malignancy.data import INDETERMINATE, read_nodules
 from models.training.recurrent_attention.candidates import NEITHER, Candidates, cut
 from models.weights import WeightsError
@@ -70,11 +70,6 @@ def figures(
     chance: np.ndarray, scores: np.ndarray, sizes: np.ndarray, truth: np.ndarray, patients: Sequence[str]
 ) -> dict[str, Interval]:
     """chance: as served; scores: of the networks alone; sizes: mean diameters. Each (n,), over nodules of one class."""
-    said = chance >= 0.5
-
-    def ece(rows: np.ndarray) -> float:
-        return calibration_error(np.maximum(chance, 1 - chance)[rows], (said == truth)[rows])
-
     return {
         "AUC": bootstrap(lambda rows: auc(chance[rows], truth[rows]), patients),
         "AUC, networks alone": bootstrap(lambda rows: auc(scores[rows], truth[rows]), patients),
@@ -82,10 +77,7 @@ def figures(
         "AUC less that of the diameter alone": bootstrap(
             lambda rows: auc(chance[rows], truth[rows]) - auc(sizes[rows], truth[rows]), patients
         ),
-        "accuracy": bootstrap(lambda rows: float((said == truth)[rows].mean()), patients),
-        "sensitivity": bootstrap(lambda rows: float(said[rows][truth[rows]].mean()), patients),
-        "specificity": bootstrap(lambda rows: float((~said)[rows][~truth[rows]].mean()), patients),
-        "calibration error": bootstrap(ece, patients),
+        **decisions(chance, truth, patients),
     }
 
 

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.training.evaluation.metrics import Interval, auc, bootstrap, calibration_error
+from models.training.evaluation.metrics import Interval, auc, bootstrap
 from models.training.evaluation.tables import sheet
 from models.training.export import git_sha
 from models.training.files import write_text
-from models.training.lung_nodule.malignancy.calibration import fit_logistic, logistic
+from models.training.lung_nodule.malignancy.calibration import decisions, fit_logistic, logistic
 from models.training.lung_nodule.malignancy.data import read_nodules
 from models.training.lung_nodule.malignancy.recipe import Config
 from models.training.recurrent_attention.candidates import NEITHER
@@ -96,19 +96,11 @@ def figures_of(
     """Of (seeds, n) scores of nodules that are in a class."""
     together = scores.mean(axis=0)
     chance = calibrated(together, labels, folds)
-    said = chance >= 0.5
     truth = labels == 1
-
-    def ece(rows: np.ndarray) -> float:
-        return calibration_error(np.maximum(chance, 1 - chance)[rows], (said == truth)[rows])
-
     return {
         "AUC": bootstrap(lambda rows: mean_auc(scores, labels, rows), patients),
         "AUC, seeds together": bootstrap(lambda rows: auc(together[rows], truth[rows]), patients),
-        "accuracy": bootstrap(lambda rows: float((said == truth)[rows].mean()), patients),
-        "sensitivity": bootstrap(lambda rows: float(said[rows][truth[rows]].mean()), patients),
-        "specificity": bootstrap(lambda rows: float((~said)[rows][~truth[rows]].mean()), patients),
-        "calibration error": bootstrap(ece, patients),
+        **decisions(chance, truth, patients),
     }
 
 

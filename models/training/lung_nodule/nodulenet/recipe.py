@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.grid import in_common
 from models.layers.boxes import decode, encode
 from models.lung_nodule.detections import Detection3D
-from models.lung_nodule.nodulenet.detect import DetectOptions, detect, in_common
+from models.lung_nodule.nodulenet.detect import DetectOptions, detect
 from models.lung_nodule.nodulenet.preprocess import PREPROCESSING
 from models.lung_nodule.nodulenet.proposals import proposals
 from models.nets.nodulenet import MASK, RCNN, RPN, Maps, NoduleNet, NoduleNetConfig, align_boxes, cut, flat

@@ -68,7 +68,9 @@ def test_published_weights_are_taken_and_what_comes_after_is_not(tmp_path: Path)
     there = InceptionV3().eval()
     tensors = {name: value.contiguous() for name, value in there.state_dict().items()}
     save_file({**tensors, "fc.weight": torch.zeros(1000, 2048)}, tmp_path / "inception.safetensors")
-    net = CandidateNet(CandidateNetConfig("inception-v3", frozen=True), tmp_path / "inception.safetensors").eval()
+    net = CandidateNet(
+        CandidateNetConfig(backbone="inception-v3", frozen=True), tmp_path / "inception.safetensors"
+    ).eval()
     assert isinstance(net.backbone, GreyInception)
     for name, value in net.backbone.state_dict().items():
         torch.testing.assert_close(value, tensors[name])
@@ -82,7 +84,7 @@ def test_weights_that_do_not_fit_are_refused_in_words(tmp_path: Path, what: str)
     elif what == "no safetensors":
         path.write_bytes(b"PK not weights")
     with pytest.raises(WeightsError, match=r"inception\.safetensors"):
-        CandidateNet(CandidateNetConfig("inception-v3"), path)
+        CandidateNet(CandidateNetConfig(backbone="inception-v3"), path)
 
 
 def test_only_inception_takes_published_weights(tmp_path: Path) -> None:
