@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from pydicom import Dataset
 
-from dicom_sr import read
-from models.phantoms import chest_ct
+from dicom_sr import codes, read
+from models.phantoms import chest_ct, lymph_node_ct
 from models.phantoms.breast import breast_ultrasound, ultrasound_dicom
 from tests.harness import NodeProcess, Orthanc, node_toml, storescu, wait_for
 
@@ -77,6 +77,51 @@ def test_a_phantom_ct_goes_round(hospital: Hospital, tmp_path: Path) -> None:
     assert facts["rules"][0]["why_not"] is None
     assert facts["rules"][1]["why_not"]
     assert facts["closed_because"]
+
+
+TWO = """
+[[route]]
+name = "nodules"
+match = { Modality = "CT" }
+pipeline = "lung-nodule"
+send_to = ["pacs"]
+options = { malignancy = true, attention = true, views = 1 }
+
+[[route]]
+name = "lymph nodes"
+match = { Modality = "CT", ContrastBolusAgent = { present = true } }
+pipeline = "lymph-node"
+send_to = ["pacs"]
+options = { experimental = true, attention = true }
+"""
+
+
+def test_two_pipelines_answer_for_one_series(tmp_path: Path) -> None:
+    """Nodules and lymph nodes of a contrast-enhanced chest: two reports, and pictures of where the networks looked."""
+    pacs = Orthanc(tmp_path / "orthanc", lua=FORWARD_EVERYTHING)
+    settings = node_toml(pacs.aet, pacs.dicom_port, assemble={"quiet_s": 3.0})
+    node = NodeProcess(tmp_path / "node", settings.partition("[[route]]")[0] + TWO)
+    truth = lymph_node_ct(tmp_path / "ct", seed=7)
+    with pacs, node.start():
+        pacs.register("ainode", node)
+        storescu(pacs, tmp_path / "ct")
+        uid = pydicom.dcmread(truth.files[0], stop_before_pixels=True).SeriesInstanceUID
+        facts = wait_for(lambda: node.finished(uid), 300, f"two results\n{node.log()}")
+        assert {job["state"] for job in facts["jobs"]} == {"done"}, facts
+        reports = {str(d.SeriesDescription): d for d in pacs.instances("SR")}
+        assert len(reports) == 2
+        nodes = reports["AI lymph nodes SR"]
+        assert any("experimental" in comment for comment in read.comments(nodes))
+        marked = [group for group in read.groups(nodes) if group.type == codes.LYMPH_NODE]
+        assert marked
+        assert all(any(m.name == codes.SHORT_AXIS for m in group.measurements) for group in marked)
+        drawn = [d for d in pacs.instances("OT") if "where the network looked" in str(d.get("ImageComments", ""))]
+        of_nodes = [d for d in drawn if str(d.ImageComments).startswith("Lymph node")]
+        assert len(of_nodes) == len(marked)
+        nodules = reports["AI lung nodules SR"]
+        for group in read.groups(nodules):
+            if group.type == codes.NODULE and group.template == "1411":
+                assert any(m.name == codes.PROBABILITY_OF_CANCER for m in group.measurements)
 
 
 def test_a_phantom_ultrasound_goes_round(hospital: Hospital, tmp_path: Path) -> None:
