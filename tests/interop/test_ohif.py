@@ -216,7 +216,7 @@ def sight_of_a_segment(viewer: Viewer, study: Study, name: str) -> Sight:
 
 
 def sight_of_numbers(viewer: Viewer, study: Study, image: int, name: str) -> Sight:
-    """The image with numbers drawn on it."""
+    """An image of the study with numbers drawn on it."""
 
     def look() -> Sight | None:
         sight = viewer.look(name)
@@ -224,7 +224,8 @@ def sight_of_numbers(viewer: Viewer, study: Study, image: int, name: str) -> Sig
             # now and then OHIF draws what belongs to a clip's frame only when the frame is turned to anew
             turned_to(viewer, study, image - 1, name)
             turned_to(viewer, study, image, name)
-        return sight if sight.written else None
+        # numbers may be there before the pixels that they are drawn on
+        return sight if sight.written and study.shown(sight) is not None else None
 
     return wait_for(look, GIVE_UP_AFTER_S, f"numbers drawn on image {image} of {study.name}; see {OUT / name}.png")
 
