@@ -243,12 +243,18 @@ def sight_of_numbers(viewer: Viewer, study: Study, image: int, name: str) -> Sig
 
 
 def turned_to(viewer: Viewer, study: Study, image: int, name: str) -> Sight:
-    """The sight of one image. A CT begins at the head, a clip with its first frame."""
+    """The sight of one image. A CT begins at the head, a clip with its first frame, the frames of a CT with either."""
+    down = -1 if study.findings.geometry == "volume" else 1
+    before: int | None = None
 
     def there(sight: Sight) -> bool:
+        nonlocal down, before
         at = study.shown(sight)
         if at not in (None, image) and study.shown(viewer.look(name)) == at:  # it stands still, keys may get lost
-            viewer.turn(at - image if study.findings.geometry == "volume" else image - at)
+            if before is not None and abs(at - image) >= abs(before - image):
+                down = -down
+            before = at
+            viewer.turn(down * (image - at))
         return at == image
 
     return sight_of(viewer, name, f"image {image} of {study.name}", there)
