@@ -25,6 +25,7 @@ from pacs_node.commitment import (
     read_request,
 )
 from pacs_node.errors import NodeError, TryAgain
+from pacs_node.receive.transfer import DataTransfer
 from pacs_node.records import CommitmentReport, CommitmentRequest
 
 # PS3.7 Annex C
@@ -92,10 +93,13 @@ class CommitmentService:
 
         Otherwise, or when the sender does not answer, the report is brought on a new association: see bring_report.
         """
+        transfer = cast(CommittingAssociation, caller).transfer
+        stores = transfer.stores if transfer is not None else 0
         deadline = time.monotonic() + BEFORE_REPORT_S
         while time.monotonic() < deadline:
             leaving = caller.dul.peek_next_pdu() is not None or not caller.dul.is_alive()
-            if leaving or not caller.dimse.msg_queue.empty():
+            goes_on = transfer is not None and transfer.stores != stores
+            if leaving or goes_on or not caller.dimse.msg_queue.empty():
                 return
             time.sleep(LOOK_ROUND_S)
         if caller.is_established and _report_on(caller, self.judge(request)) == SUCCESS:
@@ -106,6 +110,7 @@ class CommittingAssociation(Association):
     """pynetdicom's association of an acceptor that has something to say of its own once it has answered a request."""
 
     then: Callable[[], None] | None = None
+    transfer: DataTransfer | None = None  # once it has sent data
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         super()._serve_request(msg, context_id)

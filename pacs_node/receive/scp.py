@@ -5,17 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import structlog
-from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.service_class import StorageServiceClass
@@ -25,7 +22,7 @@ from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.association import SUCCESS
 from pacs_node.commitment import PUSH_MODEL
 from pacs_node.commitment import TRANSFER_SYNTAXES as COMMITMENT_SYNTAXES
-from pacs_node.errors import NodeError, NotReadable, ReceiveError, SpoolFull, WrongSopClass
+from pacs_node.errors import NodeError, NotReadable, ReceiveError, SpoolFull, Told, WrongSopClass
 from pacs_node.receive.accept import (
     TRANSFER_SYNTAXES,
     VERIFICATION,
@@ -36,6 +33,7 @@ from pacs_node.receive.accept import (
 )
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.spool import Fate, Kept, ReceivedInstance, Spool
+from pacs_node.receive.transfer import Answer, Incoming, ProtocolError, StoreRequest
 from pacs_node.receive.upper_layer import Server
 from pacs_node.records import AssociationEnd, Instance, Refusal
 
@@ -43,13 +41,14 @@ log = structlog.get_logger(__name__)
 
 _config.LOG_HANDLER_LEVEL = "none"  # pynetdicom would put every message into words, wanted or not
 
+CANNOT_UNDERSTAND = 0xC000  # PS3.4 Table B.2-1
 COERCION = 0xB000  # the one warning for "stored, but not as you sent it": PS3.4 Table B.2-1
 REFUSALS = {
     NotReadable.status: "unreadable",
     WrongSopClass.status: "wrong SOP class",
     SpoolFull.status: "not stored now",
+    CANNOT_UNDERSTAND: "not stored now",
 }
-LONGEST_COMMENT = 64  # Error Comment is LO: PS3.7 C.4.2
 AFTER_ABORT_S = 5.0  # what an aborted association gets to finish the instance in hand
 
 
@@ -113,7 +112,6 @@ class Listener:
         self._began = f"{self._now():%Y%m%dT%H%M%S%f}"
         handlers: list[tuple[evt.EventType, Callable[[evt.Event], Any]]] = [
             (evt.EVT_REQUESTED, self.on_requested),
-            (evt.EVT_C_STORE, self.on_store),
         ]
         if self.commitment is not None:
             handlers += [
@@ -122,7 +120,12 @@ class Listener:
             ]
         address = self.settings.host, self.settings.port
         self._server = Server(
-            _application_entity(self.settings), address, handlers, self.on_ended, self.settings.max_associations
+            _application_entity(self.settings),
+            address,
+            handlers,
+            self.on_store,
+            self.on_ended,
+            self.settings.max_associations,
         )
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="dicom", daemon=True
@@ -190,21 +193,33 @@ class Listener:
         address = str(association.requestor.address)
         self._on_refused(Refusal("association rejected", self._now(), calling, address, rejection.words))
 
-    def on_store(self, event: evt.Event) -> Dataset | int:
+    def on_store(self, association: Association, request: StoreRequest) -> Incoming:
+        """Take in the data set of one C-STORE. Raises ProtocolError where its presentation context was not accepted."""
+        contexts = {context.context_id: context for context in association.accepted_contexts}
+        if request.context_id not in contexts:
+            raise ProtocolError(f"a C-STORE in presentation context {request.context_id}, which was not accepted")
+        context = contexts[request.context_id]
+        return _Store(self, association, request, str(context.abstract_syntax), str(context.transfer_syntax[0]))
+
+    def answer(self, store: _Store) -> Answer:
         """Answer one C-STORE. 0x0000 is a promise: we will not lose this instance."""
         try:
-            kept = self._spool.keep(self._arrival(event))
+            kept = self._spool.keep(self._arrival(store))
             self._on_stored(kept.instance)
         except ReceiveError as error:
-            return self._refuse(event, error.status, str(error), error.kept, error.series_uid)
+            return self._refuse(store, error.status, str(error), error.kept, error.series_uid)
         except (NodeError, OSError) as error:  # ours, not the sender's: it may send again
-            return self._refuse(event, SpoolFull.status, f"cannot store now: {error}")
+            return self._refuse(store, SpoolFull.status, f"cannot store now: {error}")
+        except Exception as error:  # noqa: BLE001 - the edge of a room: whatever it is, the sender keeps its image
+            told = Told.of(error)
+            log.error("store failed", error=told.words, trace=told.trace)
+            return self._refuse(store, CANNOT_UNDERSTAND, f"cannot be stored: {told.words}")
         if kept.fate is Fate.ASIDE:
             facts = {"sop_instance_uid": kept.instance.sop_instance_uid, "file": kept.aside.name if kept.aside else ""}
-            self._audit("instance-kept-aside", {**facts, "calling_ae": self._open[event.assoc].calling_ae})
-            self._note(event, "kept aside", _why_aside(kept), kept.aside, kept.series_uid)
-            return _status(COERCION, "other data is stored under this UID; kept aside")
-        return SUCCESS
+            self._audit("instance-kept-aside", {**facts, "calling_ae": self._open[store.association].calling_ae})
+            self._note(store, "kept aside", _why_aside(kept), kept.aside, kept.series_uid)
+            return Answer(COERCION, "other data is stored under this UID; kept aside")
+        return Answer(SUCCESS)
 
     def on_ended(self, association: Association) -> None:
         """The thread of an association is through."""
@@ -225,45 +240,65 @@ class Listener:
     def _idle(self) -> bool:
         return not self._open and not self._ending
 
-    def _arrival(self, event: evt.Event) -> ReceivedInstance:
+    def _arrival(self, store: _Store) -> ReceivedInstance:
         """Raises WrongSopClass when the command leaves the presentation context it came in."""
-        request = cast(C_STORE, event.request)
-        sender = self._open[event.assoc]
-        sop_class_uid, negotiated = str(request.AffectedSOPClassUID), str(event.context.abstract_syntax)
-        if sop_class_uid != negotiated:
-            raise WrongSopClass(f"the command says {sop_class_uid} in a presentation context for {negotiated}")
+        request, sender = store.request, self._open[store.association]
+        if request.sop_class_uid != store.abstract_syntax:
+            raise WrongSopClass(
+                f"the command says {request.sop_class_uid} in a presentation context for {store.abstract_syntax}"
+            )
         return ReceivedInstance(
-            sop_class_uid=sop_class_uid,
-            sop_instance_uid=str(request.AffectedSOPInstanceUID),
-            transfer_syntax_uid=str(event.context.transfer_syntax),
-            # in memory: pynetdicom's way by temporary files took 15 to 25 % longer, and their head is not ours
-            data_set=cast(BytesIO, request.DataSet).getbuffer(),
+            sop_class_uid=request.sop_class_uid,
+            sop_instance_uid=request.sop_instance_uid,
+            transfer_syntax_uid=store.transfer_syntax_uid,
+            data_set=memoryview(store.data_set),
             association=sender.association,
             calling_ae=sender.calling_ae,
             received_at=self._now(),
         )
 
     def _refuse(
-        self, event: evt.Event, status: int, reason: str, kept: Path | None = None, series_uid: str = ""
-    ) -> Dataset:
-        self._note(event, REFUSALS[status], reason, kept, series_uid)
-        facts = {"calling_ae": self._open[event.assoc].calling_ae, "status": f"0x{status:04X}", "words": reason}
+        self, store: _Store, status: int, reason: str, kept: Path | None = None, series_uid: str = ""
+    ) -> Answer:
+        self._note(store, REFUSALS[status], reason, kept, series_uid)
+        facts = {"calling_ae": self._open[store.association].calling_ae, "status": f"0x{status:04X}", "words": reason}
         self._audit("instance-refused", facts)
-        return _status(status, reason)
+        return Answer(status, reason)
 
-    def _note(self, event: evt.Event, kind: str, reason: str, kept: Path | None, series_uid: str = "") -> None:
+    def _note(self, store: _Store, kind: str, reason: str, kept: Path | None, series_uid: str = "") -> None:
         self._on_refused(
             Refusal(
                 kind,
                 self._now(),
-                self._open[event.assoc].calling_ae,
-                str(event.assoc.requestor.address),
+                self._open[store.association].calling_ae,
+                str(store.association.requestor.address),
                 reason,
-                str(cast(C_STORE, event.request).AffectedSOPInstanceUID),
+                store.request.sop_instance_uid,
                 series_uid,
                 str(kept.relative_to(self._spool.root)) if kept is not None else "",
             )
         )
+
+
+@dataclass(frozen=True)
+class _Store:
+    """One C-STORE under way."""
+
+    listener: Listener
+    association: Association
+    request: StoreRequest
+    abstract_syntax: str
+    transfer_syntax_uid: str
+    data_set: bytearray = field(default_factory=bytearray)
+
+    def write(self, fragment: memoryview) -> None:
+        self.data_set.extend(fragment)
+
+    def end(self) -> Answer:
+        return self.listener.answer(self)
+
+    def drop(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -310,10 +345,3 @@ def _why_aside(kept: Kept) -> str:
     first = kept.instance.series_uid
     where = "in the same series" if first == kept.series_uid else f"in series {first}"
     return f"other data is stored under this SOP Instance UID, {where}; this object is kept aside and not used"
-
-
-def _status(status: int, comment: str) -> Dataset:
-    answer = Dataset()
-    answer.Status = status
-    answer.ErrorComment = comment[:LONGEST_COMMENT]
-    return answer

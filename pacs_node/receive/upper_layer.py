@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from socketserver import BaseServer
 from typing import Any, cast
 
@@ -17,12 +17,11 @@ from pynetdicom import AE, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.pdu import P_DATA_TF
-from pynetdicom.pdu_items import PresentationDataValueItem
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from pacs_node.association import Messages
 from pacs_node.receive.commitment import CommittingAssociation
+from pacs_node.receive.transfer import DataTransfer, Incoming, ProtocolError, StoreRequest
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +35,10 @@ TELL_EVERY_S = 10.0  # that some were closed: a stranger must not fill the log e
 
 LOOK_ROUND_S = 0.02  # how long pynetdicom's loops may rest before they look at their timers again
 
-P_DATA_TF_TYPE = 0x04  # PS3.8 9.3.5
+P_DATA_TF = 0x04  # PDU type: PS3.8 9.3.5
+DATA_TRANSFER = "Sta6"  # association established: PS3.8 Table 9-7
+
+READ_AHEAD = 1 << 18  # bytes read at once from an association that sends
 
 
 class Server(ThreadedAssociationServer):
@@ -49,13 +51,15 @@ class Server(ThreadedAssociationServer):
         ae: AE,
         address: tuple[str, int],
         handlers: Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]],
+        on_store: Callable[[Association, StoreRequest], Incoming],
         on_end: Callable[[Association], None],
         max_associations: int,
     ) -> None:
-        """on_end: called when an association is over, however it ended. Raises OSError when the port is taken."""
+        """on_store: called with each C-STORE-RQ, in the thread that reads, and by one message at a time. on_end: called
+        when an association is over, however it ended. Raises OSError when the port is taken."""
         self.most_of_one = max(MOST_WAITING_OF_ONE, max_associations)  # a sender may open all of its own at once
         self.most = max(MOST_WAITING, 2 * max_associations)
-        self.handlers, self.on_end = handlers, on_end
+        self.handlers, self.on_store, self.on_end = handlers, on_store, on_end
         self._connected: dict[int, tuple[str, Association | None]] = {}  # id of the socket -> address, association
         self._lock = threading.Lock()
         self._closed, self._told = 0, -TELL_EVERY_S
@@ -117,7 +121,7 @@ class _Handler(RequestHandler):
             association.start()
             association.join()
         finally:
-            cast(_UpperLayer, association.dul).bell.close()
+            cast(_UpperLayer, association.dul).close()
             self.server.is_over(self.request)
             self.server.on_end(association)
 
@@ -125,7 +129,8 @@ class _Handler(RequestHandler):
         """As the base does, but with our upper layer."""
         ae = self.server.ae
         association = CommittingAssociation(ae, MODE_ACCEPTOR)
-        association.dul, association.dimse = _UpperLayer(association), _Messages(association)
+        association.dul = _UpperLayer(association, lambda request: self.server.on_store(association, request))
+        association.dimse = _Messages(association)
         association.acse_timeout, association.network_timeout = ae.acse_timeout, ae.network_timeout  # its timers
         association._server = self.server  # noqa: SLF001  as pynetdicom does
         association.set_socket(_Socket(association, client_socket=cast(socket.socket, self.request)))
@@ -164,34 +169,60 @@ class _Bell:
 
 
 class _UpperLayer(DULServiceProvider):
-    """pynetdicom's upper layer, woken by what happens instead of looking every millisecond, and reading P-DATA-TF
-    without copying its fragments."""
+    """pynetdicom's upper layer, woken by what happens instead of looking every millisecond, and serving C-STORE in the
+    thread that reads."""
 
-    def __init__(self, association: Association) -> None:
+    def __init__(self, association: CommittingAssociation, on_store: Callable[[StoreRequest], Incoming]) -> None:
         super().__init__(association)
         self._run_loop_delay = 0.0001  # seconds; the waiting is done in _Socket.ready
         self.bell = _Bell()
+        self._on_store = on_store
+        self._transfer: DataTransfer | None = None  # once data has come
 
     def send_pdu(self, primitive: Any) -> None:
         super().send_pdu(primitive)
         self.bell.ring()
 
-    def _decode_pdu(self, bytestream: bytearray) -> tuple[Any, str]:
-        """(PDU, event of PS3.8 Table 9-10). An error raised here aborts the association."""
-        if bytestream[0] != P_DATA_TF_TYPE:
-            return super()._decode_pdu(bytestream)
-        pdu, body, at = P_DATA_TF(), memoryview(bytestream), 6
-        while at < len(body):
-            length, context_id = struct.unpack_from(">LB", body, at)  # PS3.8 Table 9-23
-            end = at + 4 + length
-            if length < 2 or end > len(body):
-                raise ValueError(f"a presentation data value of {length} bytes in a PDU of {len(body)}")
-            item = PresentationDataValueItem()
-            item.presentation_context_id = context_id
-            item.presentation_data_value = cast(bytes, body[at + 5 : end])  # a view: only written on, to the data set
-            pdu.presentation_data_value_items.append(item)
-            at = end
-        return pdu, "Evt10"
+    def close(self) -> None:
+        """The association is over, and its thread with it."""
+        self.join()
+        if self._transfer is not None:
+            self._transfer.close()
+        self.bell.close()
+
+    def _read_pdu_data(self) -> None:
+        """As pynetdicom's, but P-DATA-TF is read by DataTransfer, one after the other for as long as they come."""
+        connection = cast(_Socket, self.socket)
+        if self.state_machine.current_state != DATA_TRANSFER:
+            return super()._read_pdu_data()
+        if self._transfer is None:
+            association = cast(CommittingAssociation, self.assoc)
+            self._transfer = DataTransfer(connection, self._on_store, association.dimse.receive_primitive)
+            association.transfer = self._transfer
+        try:
+            while True:
+                connection.begin_pdu(0)
+                kind, length = struct.unpack(">BxL", connection.peek(6))
+                if kind != P_DATA_TF:
+                    return super()._read_pdu_data()
+                connection.take(6)
+                connection.begin_pdu(length)
+                self._transfer.receive(length)
+                self._idle_timer.restart()
+                if self._kill_thread or self.to_provider_queue.queue or not self.event_queue.empty():
+                    return None
+                if not connection.ready:
+                    return None
+        except ProtocolError as error:
+            self._log("listener.protocol-error", error)
+            self.event_queue.put("Evt19")  # unrecognized or invalid PDU: PS3.8 Table 9-10
+        except OSError as error:
+            self._log("listener.connection-lost", error)
+            self.event_queue.put("Evt17")  # transport connection closed
+        return None
+
+    def _log(self, event: str, error: Exception) -> None:
+        log.warning(event, address=str(self.assoc.requestor.address), error=str(error))
 
 
 class _Messages(Messages):
@@ -201,11 +232,19 @@ class _Messages(Messages):
 
 
 class _Socket(AssociationSocket):
-    """Waits for data or for something to send, and reads a PDU with as few calls as it takes."""
+    """Waits for data or for something to send, and reads with as few calls as it takes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._buffer = memoryview(b"")  # made when data comes
+        self._begin, self._end = 0, 0  # what is read and not yet taken
+        self._deadline = float("inf")
 
     @property
     def ready(self) -> bool:
         """Is there anything to read? Waits a little when there is nothing else to do."""
+        if self._begin < self._end:
+            return True
         connection, bell = self.socket, cast(_UpperLayer, self.assoc.dul).bell
         if connection is None or not self._is_connected:
             return False
@@ -226,21 +265,76 @@ class _Socket(AssociationSocket):
         """Only of an association that is there: who asks for one is not known yet."""
         return LONGEST_UNLIMITED if self.assoc.is_established else 0
 
+    @property
+    def _silence_s(self) -> float:
+        return self.assoc.ae.network_timeout or float("inf")
+
+    def begin_pdu(self, length: int) -> None:
+        """Raises OSError for a PDU longer than was agreed; from now on for one that trickles."""
+        if length > max(self.assoc.ae.maximum_pdu_size or self._longest_unlimited(), LONGEST_REQUEST):
+            raise OSError(f"a PDU of {length} bytes is longer than agreed")
+        self._deadline = time.monotonic() + self._silence_s
+
+    def peek(self, count: int) -> memoryview:
+        """The next `count` bytes, which stay. Raises OSError when they do not come in time."""
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(READ_AHEAD))
+        if self._end - self._begin < count:
+            if self._begin + count > len(self._buffer):
+                self._buffer[: self._end - self._begin] = self._buffer[self._begin : self._end]
+                self._begin, self._end = 0, self._end - self._begin
+            while self._end - self._begin < count:
+                self._fill()
+        return self._buffer[self._begin : self._begin + count]
+
+    def take(self, count: int) -> memoryview | bytes:
+        """The next `count` bytes, there until the next call."""
+        if count > READ_AHEAD:
+            return b"".join(bytes(some) for some in self._parts(count))
+        taken = self.peek(count)
+        self._begin += count
+        return taken
+
+    def some(self, most: int) -> memoryview:
+        """The next bytes as they come, at most so many, there until the next call."""
+        if self._begin == self._end:
+            self._begin = self._end = 0
+            self._fill()
+        some = self._buffer[self._begin : min(self._end, self._begin + most)]
+        self._begin += len(some)
+        return some
+
     def recv(self, nr_bytes: int) -> bytearray:
         """`nr_bytes`, or fewer when the peer is gone. Raises OSError for a PDU longer than was agreed, TimeoutError for
         one that trickles."""
-        ae = self.assoc.ae
-        connection, silence_s = cast(socket.socket, self.socket), ae.network_timeout or float("inf")
-        if nr_bytes > max(ae.maximum_pdu_size or self._longest_unlimited(), LONGEST_REQUEST):
-            raise OSError(f"a PDU of {nr_bytes} bytes is longer than agreed")
-        received, at = bytearray(nr_bytes), 0
+        self.begin_pdu(nr_bytes)
+        received, at = bytearray(nr_bytes), min(nr_bytes, self._end - self._begin)
+        received[:at] = self._buffer[self._begin : self._begin + at]
+        self._begin += at
         view = memoryview(received)
-        deadline = time.monotonic() + silence_s
         while at < nr_bytes:
-            count = connection.recv_into(view[at:])
+            count = cast(socket.socket, self.socket).recv_into(view[at:])
             if not count:
                 return received[:at]
             at += count
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{at} of {nr_bytes} bytes of a PDU came in {silence_s:g} s")
+            self._in_time()
         return received
+
+    def _parts(self, count: int) -> Iterator[memoryview]:
+        while count:
+            some = self.some(count)
+            count -= len(some)
+            yield some
+
+    def _fill(self) -> None:
+        """Read more behind what is there."""
+        connection = self.socket
+        count = connection.recv_into(self._buffer[self._end :]) if connection is not None else 0
+        if not count:
+            raise ConnectionResetError("the peer hung up")
+        self._end += count
+        self._in_time()
+
+    def _in_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError(f"a PDU was not whole after {self._silence_s:g} s")
