@@ -140,6 +140,7 @@ class Receive(Settings):
     acse_timeout_s: Seconds = 30.0  # ARTIM: waiting for an association request or its release
     dimse_timeout_s: Seconds = 30.0  # waiting for the rest of a message
     max_pdu: Annotated[int, Field(ge=0, le=2**32 - 1)] = 131072  # bytes; larger is faster; 0 is no limit (PS3.8 D.1)
+    largest_mb: Annotated[int, Field(ge=1, le=2**22)] = 2048  # a longer data set is refused as it passes this
     keep_free_gb: Annotated[float, Field(ge=0)] = 2.0  # less free space: C-STORE answers 0xA700 before writing
     drain_s: Seconds = 30.0  # how long a stop waits for open associations and running jobs
 

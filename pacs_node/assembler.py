@@ -26,7 +26,8 @@ SETTLED_S = 2.0  # of silence before the sender is asked: it may still be taking
 class Assembler:
     """Closes complete series, one at a time, in a loop of its own.
 
-    connected: ids of the associations that are open now. wake: called when there are new jobs.
+    connected: ids of the associations that are open now. wake: called when there are new jobs. settle: returns when the
+    ledger knows of all that has arrived.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class Assembler:
         now: Callable[[], datetime],
         connected: Callable[[], frozenset[str]],
         wake: Callable[[], None],
+        settle: Callable[[], None],
     ) -> None:
         self.config, self.ledger, self.flow, self.now = config, ledger, flow, now
-        self.connected, self.wake = connected, wake
+        self.connected, self.wake, self.settle = connected, wake, settle
         self.loop = Loop("assembler", self._assemble, ASSEMBLE_EVERY_S)
         self.asked: dict[str, int] = {}  # series -> instances that had arrived when its peer was asked
         self.closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="close")
@@ -51,6 +53,7 @@ class Assembler:
         self.askers.shutdown(wait=False, cancel_futures=True)
 
     def _assemble(self) -> None:
+        self.settle()
         if self.config.assemble.ask_peer:
             self._ask_peers()
         for series, because in self.flow.complete(self.connected()):

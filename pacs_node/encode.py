@@ -37,9 +37,10 @@ from dicom_sr.labelmap import SEGMENT_CLASSES, retarget
 from dicom_sr.not_run import not_run_reports
 from models.pipeline import UnfitInput
 from models.read import display
+from pacs_node import pack
 from pacs_node.durable import sync, write_whole
 from pacs_node.errors import GiveUp, TryAgain
-from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result
+from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result, Stored
 
 log = structlog.get_logger()
 
@@ -100,7 +101,7 @@ def encode_not_run(
 
     Raises GiveUp and TryAgain as `encode_results` does; GiveUp also when there is no image to say it of.
     """
-    sources = [header for instance in instances if (header := _header(instance.path)) is not None]
+    sources = [header for instance in instances if (header := _header(instance.stored)) is not None]
     try:
         documents = not_run_reports(
             pipeline,
@@ -119,9 +120,10 @@ def encode_not_run(
     return _written_down(documents, folder, ())
 
 
-def _header(path: Path) -> pydicom.Dataset | None:
+def _header(stored: Stored) -> pydicom.Dataset | None:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
+        with pack.opened(stored) as file:
+            return pydicom.dcmread(file, stop_before_pixels=True)
     except (InvalidDicomError, OSError, *UNREADABLE):
         return None
 
@@ -252,7 +254,9 @@ class ResultForms:
         def pixels(ref: ImageRef) -> np.ndarray:
             if ref.sop_instance_uid not in package.sources:
                 raise EncodingError(f"image {ref.sop_instance_uid}, which the results speak of, is not stored here")
-            return display(package.sources[ref.sop_instance_uid], ref.frame)
+            folder = offer.path.parent / f".image-{threading.get_ident()}"
+            with pack.unpacked([package.sources[ref.sop_instance_uid]], folder) as [path]:
+                return display(path, ref.frame)
 
         chain = forms.forms_of(every[offer.path].SOPClassUID, self.profile)
         known = (*chain, forms.FOREMOST, forms.BOXES, forms.KEY_OBJECTS)
@@ -270,23 +274,24 @@ class ResultForms:
 class _Headers(Mapping[str, pydicom.Dataset]):
     """SOP Instance UID -> header of an image, read when it is asked for."""
 
-    def __init__(self, paths: Mapping[str, Path]) -> None:
-        self.paths = paths
+    def __init__(self, images: Mapping[str, Stored]) -> None:
+        self.images = images
         self.read: dict[str, pydicom.Dataset] = {}
 
     def __getitem__(self, uid: str) -> pydicom.Dataset:
         if uid not in self.read:
-            self.read[uid] = pydicom.dcmread(self.paths[uid], stop_before_pixels=True)
+            with pack.opened(self.images[uid]) as file:
+                self.read[uid] = pydicom.dcmread(file, stop_before_pixels=True)
         return self.read[uid]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.paths)
+        return iter(self.images)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __contains__(self, uid: object) -> bool:
-        return uid in self.paths
+        return uid in self.images
 
 
 def _tells_of_findings(report: Path) -> bool:

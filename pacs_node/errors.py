@@ -65,6 +65,10 @@ class NotReadable(ReceiveError):
     status = 0xC000  # Error: Cannot understand, PS3.4 Table B.2-1
 
 
+class TooLarge(ReceiveError):
+    status = 0xC001  # of the same range: a sender that hears 0xA7xx would send it again
+
+
 class WrongSopClass(ReceiveError):
     status = 0xA900  # Error: Data Set does not match SOP Class, PS3.4 Table B.2-1
 

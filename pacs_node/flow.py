@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,7 +36,6 @@ from pacs_node.errors import (
     may_pass,
 )
 from pacs_node.records import (
-    AssociationEnd,
     CommitmentReport,
     CommitmentRequest,
     Edition,
@@ -47,6 +46,7 @@ from pacs_node.records import (
     Receipt,
     Result,
     Sent,
+    Stored,
     Verdict,
 )
 
@@ -60,7 +60,8 @@ log = structlog.get_logger()
 
 # Where a fault test may stop the process; each name is the moment just after (or before) a durable act.
 STEPS = (
-    "instance stored",  # the row of an instance is committed, its 0x0000 not yet sent
+    "instance stored",  # an instance is durable, its 0x0000 not yet sent
+    "instance indexed",  # its row is committed
     "closing",  # everything about the series is decided, nothing written
     "closed",  # verdict, rules and jobs are committed, no engine knows of them
     "infer begun",
@@ -88,7 +89,10 @@ class Stages(Protocol):
     def headers(self, instances: Sequence[Instance]) -> list[Dataset]: ...
     def judge(self, headers: Sequence[Dataset]) -> Verdict: ...
     def matches(self, header: Dataset) -> list[RouteMatch]: ...
-    def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings: ...
+    def unpacked(self, job: Job, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]: ...
+    def infer(
+        self, job: Job, images: Sequence[Stored], files: Sequence[Path], progress: Callable[[float, str], None]
+    ) -> Findings: ...
     def compare(self, job: Job, findings: Findings, files: Sequence[Path]) -> Findings: ...
     def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]: ...
     def reports_not_run(self, job: Job) -> bool: ...
@@ -149,16 +153,6 @@ class Flow:
         self.now, self.jitter, self.executor, self.at = now, jitter, executor, at
         self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
-
-    # ---- a sender brings an instance, and leaves
-
-    def take_in(self, instance: Instance) -> None:
-        """The spool has it on disk; now the ledger has its row. Only then may the sender hear 0x0000."""
-        self.ledger.take_in(instance)
-        self.at("instance stored")
-
-    def sender_left(self, end: AssociationEnd) -> None:
-        self.ledger.association_ended(end)
 
     # ---- a series closes, is judged and routed
 
@@ -319,18 +313,22 @@ class Flow:
     def _infer(self, job: Job) -> None:
         self.at("infer begun")
         try:
-            self._analyse(job, *self._input(job))
+            verdict, images = self._input(job)
+            with ExitStack() as stack:
+                with _step("unpacking"):
+                    files = stack.enter_context(self.stages.unpacked(job, images))
+                self._analyse(job, verdict, images, files)
         except Refused as refusal:
             self._refuse(job, str(refusal))
         self.at("infer done")
 
-    def _analyse(self, job: Job, verdict: Verdict, files: Sequence[Path]) -> None:
+    def _analyse(self, job: Job, verdict: Verdict, images: Sequence[Stored], files: Sequence[Path]) -> None:
         def progress(fraction: float, text: str) -> None:
             with suppress(LedgerUnavailable):  # nobody is harmed by a bar that stands still
                 self.ledger.progress(job, fraction, text)
 
         with _step("inference"):
-            findings = self.stages.infer(job, files, progress)
+            findings = self.stages.infer(job, images, files, progress)
         self.at("inferred")
         with _step("the comparison with an earlier study"):
             findings = verdict.told(self.stages.compare(job, findings, files))
@@ -402,20 +400,20 @@ class Flow:
                 continue  # a destination has got earlier results meanwhile: these replace them too
             return
 
-    def _input(self, job: Job) -> tuple[Verdict, list[Path]]:
+    def _input(self, job: Job) -> tuple[Verdict, list[Stored]]:
         """The verdict on the series, and the images that it lets through, in its order. Raises Refused."""
         verdict = self.ledger.verdict(job.series_uid, job.route)
         if verdict is None or not verdict.fit:
             raise Refused(f"not run: {verdict.reason if verdict else 'the series was never judged'}")
-        by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
+        by_uid = {instance.sop_instance_uid: instance.stored for instance in self.ledger.instances(job.series_uid)}
         gone = [uid for uid in verdict.use if uid not in by_uid]
         if gone:
             raise Refused(f"not run: {len(gone)} of its images are not stored here, the first is {gone[0]}")
         return verdict, [by_uid[uid] for uid in verdict.use]
 
-    def _sources(self, job: Job) -> dict[str, Path]:
+    def _sources(self, job: Job) -> dict[str, Stored]:
         """The images the results were made of: those that the verdict lets through, if it does."""
-        by_uid = {instance.sop_instance_uid: instance.path for instance in self.ledger.instances(job.series_uid)}
+        by_uid = {instance.sop_instance_uid: instance.stored for instance in self.ledger.instances(job.series_uid)}
         verdict = self.ledger.verdict(job.series_uid, job.route)
         if verdict is None or not verdict.fit:
             return by_uid

@@ -25,7 +25,9 @@ import structlog
 from pydicom.sr.coding import Code
 
 from dicom_sr.findings import Findings
+from pacs_node import pack
 from pacs_node.durable import write_whole
+from pacs_node.records import Stored
 
 log = structlog.get_logger()
 
@@ -33,13 +35,17 @@ FORM = 1  # of the file: another one is read as if there were none
 TEXT = "findings.json"
 
 
-def request_digest(pipeline: str, options: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """A digest of what was asked of which files. Stored images are never written again, so size and time tell them."""
-    told = json.dumps([FORM, pipeline, dict(options), [_known(path) for path in files]], sort_keys=True)
+def request_digest(pipeline: str, options: Mapping[str, Any], images: Sequence[Stored]) -> str:
+    """A digest of what was asked of which images. They are never written again: their place in a pack, or the size and
+    time of their file, tell them."""
+    told = json.dumps([FORM, pipeline, dict(options), [_known(each) for each in images]], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _known(path: Path) -> list[Any]:
+def _known(stored: Stored) -> list[Any]:
+    path = stored.path
+    if path.suffix == pack.SUFFIX:
+        return [str(path), stored.offset, stored.size]
     try:
         about = path.stat()
     except OSError:

@@ -23,6 +23,7 @@ from pacs_node.assembler import Assembler
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.facts import NodeFacts
 from pacs_node.flow import Flow, RetryPolicy
+from pacs_node.intake import Intake
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop
@@ -86,12 +87,17 @@ class Node:
             await_report_s=config.jobs.await_report_s,
             at=at,
         )
-        self.spool = Spool(data_dir / "spool", config.receive.keep_free_gb)
+        self.spool = Spool(
+            data_dir / "spool", config.receive.keep_free_gb, self.ledger.instance, config.receive.largest_mb << 20
+        )
+        self.intake = Intake(self.ledger, self.spool.indexed, at)
         self.listener: Listener | None = None
         self.engine: Engine | None = None
         self._web: uvicorn.Server | None = None
         self._threads: list[threading.Thread] = []
-        self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake)
+        self.assembler = Assembler(
+            config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.intake.flush
+        )
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
         self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
         self._lock: IO[str] | None = None
@@ -104,9 +110,10 @@ class Node:
             self._lock = hold(self.config.node.data_dir / "worker.lock") if self.ledger.embedded else None
         self.ledger.migrate()
         if listen:
-            for instance in self.spool.scan(self.ledger.known_paths(), self._damaged):
-                self.flow.take_in(instance)  # durable on disk, but its row was never written
+            for instance in self.spool.scan(self.ledger.indexed_up_to(), self._damaged):
+                self.intake.take_in([instance])  # durable on disk, but its row was never written
             self._start_listener()
+            self.intake.loop.start()
             self.assembler.loop.start()
         if web:
             self._start_web()
@@ -128,9 +135,12 @@ class Node:
         if self._web is not None:
             self._web.should_exit = True
         self.assembler.loop.stop()
+        self.intake.loop.stop()
         self._refusals.stop()
         with suppress(LedgerUnavailable):
             self._note_refusals()
+            self.intake.flush()
+        self.spool.close()
         for thread in self._threads:
             thread.join(timeout=10)
         self.assembler.shut_down()
@@ -161,7 +171,7 @@ class Node:
         )
         commitment = CommitmentService(
             on_request=self._commitment_asked,
-            judge=self.stages.judge_commitment,
+            judge=self._judge_commitment,
             on_reported=lambda request: self.ledger.mark_reported(request, self.now()),
             on_report=self._commitment_reported,
             audit=observe.audit,
@@ -169,7 +179,7 @@ class Node:
         self.listener = Listener(
             settings,
             self.spool,
-            self.flow.take_in,
+            self.intake.stored,
             self._sender_left,
             observe.audit,
             self.now,
@@ -217,7 +227,12 @@ class Node:
 
     def trouble(self) -> list[str]:
         """What makes the node unfit to receive or to work, in words; nothing of a node that is well."""
-        loops = [self.assembler.loop, self._refusals, *([self.engine.sweeper] if self.engine is not None else [])]
+        loops = [
+            self.intake.loop,
+            self.assembler.loop,
+            self._refusals,
+            *([self.engine.sweeper] if self.engine is not None else []),
+        ]
         said = [loop.trouble for loop in loops if loop.trouble is not None]
         free_gb = shutil.disk_usage(self.spool.root).free / 1e9
         if free_gb < self.config.receive.keep_free_gb:
@@ -264,10 +279,15 @@ class Node:
                 raise
 
     def _sender_left(self, end: AssociationEnd) -> None:
-        self.flow.sender_left(end)
+        self.intake.left(end)
         self.assembler.loop.wake()
 
+    def _judge_commitment(self, request: CommitmentRequest) -> CommitmentReport:
+        self.intake.flush()
+        return self.stages.judge_commitment(request)
+
     def _commitment_asked(self, request: CommitmentRequest) -> None:
+        self.intake.flush()
         self.flow.commitment_asked(request)
         self.wake()
 

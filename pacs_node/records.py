@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Where a DICOM file lies: in a file of its own, or among others in one. See pack.py."""
+
+    path: Path
+    offset: int = 0  # where it begins in the file
+    size: int = 0  # bytes of it, where it is not all of the file
+
+
+@dataclass(frozen=True)
 class Instance:
     """One stored SOP instance, durable on disk."""
 
@@ -21,12 +30,16 @@ class Instance:
     series_uid: str
     study_uid: str
     transfer_syntax_uid: str
-    path: Path
-    sha256: str  # of the data set as received, without preamble and file meta information
-    size: int  # bytes of the file
+    path: Path  # of the file that it lies in: see pack.py
+    size: int  # bytes of it as a DICOM file
     received_at: datetime  # UTC
     association: str  # id of the association that brought it
     calling_ae: str
+    offset: int = 0  # where it begins in the file
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(self.path, self.offset, self.size)
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,7 @@ class Package:
 
     job: str
     paths: tuple[Path, ...]
-    sources: Mapping[str, Path] = field(default_factory=dict)  # SOP Instance UID of each image -> its file
+    sources: Mapping[str, Stored] = field(default_factory=dict)  # by SOP Instance UID of the image
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from models.pixels import faults
 from pacs_node.assemble.geometry import judge
 from pacs_node.encode import ResultForms, encode_results, variant_of
 from pacs_node.errors import GiveUp, JobError, NodeError, Refused, Told, Unforeseen
-from pacs_node.records import Package, Verdict
+from pacs_node.records import Package, Stored, Verdict
 
 log = structlog.get_logger()
 
@@ -258,7 +258,9 @@ class _Analysis:
         results = encode_results(findings, files, folder / "results", when=when, revision=1, rejected=rejected)
         made = [(result.path, result.path.name) for result in results]
         warnings = [remark for result in results for remark in result.remarks]
-        package = Package("run", tuple(result.path for result in results), of)
+        package = Package(
+            "run", tuple(result.path for result in results), {uid: Stored(path) for uid, path in of.items()}
+        )
         try:
             captures = _captures(package)
         except GiveUp as failure:

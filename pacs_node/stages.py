@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from dicom_sr.findings import Findings
 from models import catalogue
 from models.pipeline import Card
 from models.pixels import faults
-from pacs_node import __version__, kept, priors
+from pacs_node import __version__, kept, pack, priors
 from pacs_node.assemble.geometry import card_for, judge
 from pacs_node.assemble.series import Close, decide
 from pacs_node.commitment import judge_request
@@ -52,6 +53,7 @@ from pacs_node.records import (
     Receipt,
     Result,
     Sent,
+    Stored,
     Verdict,
 )
 from pacs_node.route import Rule, route
@@ -117,10 +119,27 @@ class WiredStages:
             for rule, why_not in route(self.rules, header)
         ]
 
-    def infer(self, job: Job, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
+    @contextmanager
+    def unpacked(self, job: Job, images: Sequence[Stored]) -> Iterator[list[Path]]:
+        """The images of a job as files, for as long as it runs. Raises TryAgain where there is no room for them."""
+        root = self.config.node.data_dir / "work"
+        for left_behind in root.glob(f"{job.id}.*"):  # by a run of this job that was killed
+            shutil.rmtree(left_behind, ignore_errors=True)
+        with ExitStack() as stack:
+            try:
+                files = stack.enter_context(pack.unpacked(images, root / f"{job.id}.{job.generation}"))
+            except OSError as error:
+                raise TryAgain(
+                    f"its images cannot be unpacked below {root}: {error.strerror}; free the disk"
+                ) from error
+            yield files
+
+    def infer(
+        self, job: Job, images: Sequence[Stored], files: Sequence[Path], progress: Callable[[float, str], None]
+    ) -> Findings:
         """The findings, kept with the job: when it runs again they are inferred again only if what is asked, or the
         algorithm, is another."""
-        path = self.results / job.id / f"findings-{kept.request_digest(job.pipeline, job.options, files)[:16]}.npz"
+        path = self.results / job.id / f"findings-{kept.request_digest(job.pipeline, job.options, images)[:16]}.npz"
         known = self.unkept.get(path) or kept.load_kept(path)
         if known is not None and known.algorithm.version == self.inference.version(job.pipeline, job.options):
             return known
@@ -235,7 +254,7 @@ class WiredStages:
     def judge_commitment(self, request: CommitmentRequest) -> CommitmentReport:
         """What of it we hold durably: the row is committed and the file is there."""
         kept = self.ledger.kept_instances([uid for _, uid in request.wanted])
-        held = {each.sop_instance_uid: each.sop_class_uid for each in kept if each.path.is_file()}
+        held = {each.sop_instance_uid: each.sop_class_uid for each in kept if pack.is_there(each.stored)}
         return judge_request(request.transaction_uid, request.wanted, held)
 
     def report(self, calling_ae: str, report: CommitmentReport) -> None:
@@ -255,7 +274,8 @@ class WiredStages:
 def header_of(instance: Instance) -> Dataset:
     """Its header; of one that cannot be read, what the listener knew: the verdict will set it aside."""
     try:
-        return pydicom.dcmread(instance.path, stop_before_pixels=True)
+        with pack.opened(instance.stored) as file:
+            return pydicom.dcmread(file, stop_before_pixels=True)
     except (InvalidDicomError, OSError, *UNREADABLE) as error:
         log.warning("header unreadable", instance=instance.sop_instance_uid, error=type(error).__name__)
         known = Dataset()

@@ -407,15 +407,16 @@ class Postgres:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop")
+        # one whose folder was cleared away has ended by itself
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop", check=False)
 
     def database(self, name: str) -> str:
         """An empty one; its url."""
         self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "node", name)
         return f"postgresql+psycopg://node@127.0.0.1:{self.port}/{name}"
 
-    def _run(self, program: str, *words: str) -> None:
+    def _run(self, program: str, *words: str, check: bool = True) -> None:
         subprocess.run(
             [*self.user, str(self.programs / program), *words],
-            check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120,
+            check=check, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120,
         )  # fmt: skip

@@ -28,6 +28,7 @@ class Database:
             raise LedgerUnavailable(
                 "url in [database] names no database that can be used: it begins with sqlite:/// or postgresql+psycopg://"
             ) from error
+        self._reader = self.engine.execution_options(reading=True)
         self.embedded = self.engine.dialect.name == "sqlite"
 
     def migrate(self) -> None:
@@ -56,9 +57,19 @@ class Database:
 
     @contextmanager
     def _begin(self) -> Iterator[sa.Connection]:
+        with self._answering(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """For what is only read: waits for no writer, and holds none up."""
+        with self._answering(), self._reader.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
         try:
-            with self.engine.begin() as connection:
-                yield connection
+            yield
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
             raise LedgerUnavailable(
                 f"{self.engine.url.render_as_string()} does not answer; start the database or free its disk"
@@ -86,7 +97,8 @@ def _engine(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # writers queue here instead of failing at COMMIT
+        reading = connection.get_execution_options().get("reading")
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")  # writers queue here, not at COMMIT
 
     return engine
 

@@ -26,48 +26,84 @@ from pacs_node.records import (
     Verdict,
 )
 
+ONE_INSTANCE = sa.select(instance_table).where(instance_table.c.sop_instance_uid == sa.bindparam("uid"))
+
 
 class SeriesRows(Jobs):
     """Instances and series."""
 
     def take_in(self, instance: Instance) -> bool:
         """Index one durable instance. False when it was known already; a late one reopens its series."""
-        with self._begin() as db:
-            row = {name: getattr(instance, name) for name in Instance.__dataclass_fields__} | {
-                "path": str(instance.path)
-            }
-            # RETURNING, not rowcount: on PostgreSQL that says nothing of an INSERT, and each duplicate would count
-            once = self._insert(instance_table).values(row).on_conflict_do_nothing()
-            if db.execute(once.returning(instance_table.c.sop_instance_uid)).first() is None:
-                return False
-            arrival = self._insert(series_table).values(
-                series_uid=instance.series_uid,
-                study_uid=instance.study_uid,
-                state="receiving",
-                modality="",
-                description="",
-                arrived=1,
-                revision=0,
-                first_arrival=instance.received_at,
-                last_arrival=instance.received_at,
-            )
-            arrival = arrival.on_conflict_do_update(
-                index_elements=[series_table.c.series_uid],
-                set_={
-                    "state": "receiving",
-                    "arrived": series_table.c.arrived + 1,
-                    "last_arrival": instance.received_at,
-                    "expected": None,  # what the peer said was said before this one came: ask again
-                    "expected_from": None,
-                },
-            )
-            db.execute(arrival)
-            return True
+        return not self.take_in_all([instance])
 
-    def known_paths(self) -> set[Path]:
-        """Where every indexed instance lies; what the spool holds besides was stored without its row."""
+    def take_in_all(self, instances: Sequence[Instance]) -> list[Instance]:
+        """Index durable instances, all or none; those that were known already are told."""
+        rows = [
+            {name: getattr(instance, name) for name in Instance.__dataclass_fields__} | {"path": str(instance.path)}
+            for instance in instances
+        ]
         with self._begin() as db:
-            return {Path(path) for path in db.scalars(sa.select(instance_table.c.path))}
+            # RETURNING, not rowcount: on PostgreSQL that says nothing of an INSERT, and each duplicate would count
+            once = self._insert(instance_table).on_conflict_do_nothing()
+            new = set(db.scalars(once.returning(instance_table.c.sop_instance_uid), rows))
+            arrived: dict[str, list[Instance]] = {}
+            known = []
+            for instance in instances:
+                if instance.sop_instance_uid in new:
+                    new.discard(instance.sop_instance_uid)  # the same may be told twice
+                    arrived.setdefault(instance.series_uid, []).append(instance)
+                else:
+                    known.append(instance)
+            for some in arrived.values():
+                self._arrived(db, some)
+            return known
+
+    def _arrived(self, db: sa.Connection, instances: Sequence[Instance]) -> None:
+        """New instances of one series."""
+        came = [instance.received_at for instance in instances]
+        arrival = self._insert(series_table).values(
+            series_uid=instances[0].series_uid,
+            study_uid=instances[0].study_uid,
+            state="receiving",
+            modality="",
+            description="",
+            arrived=len(instances),
+            revision=0,
+            first_arrival=min(came),
+            last_arrival=max(came),
+        )
+        arrival = arrival.on_conflict_do_update(
+            index_elements=[series_table.c.series_uid],
+            set_={
+                "state": "receiving",
+                "arrived": series_table.c.arrived + len(instances),
+                "last_arrival": max(came),
+                "expected": None,  # what the peer said was said before these came: ask again
+                "expected_from": None,
+            },
+        )
+        db.execute(arrival)
+
+    def moved(self, instance: Instance) -> None:
+        """One that was known lies elsewhere: its file had been cleared away, and it was sent again."""
+        with self._begin() as db:
+            db.execute(
+                sa.update(instance_table)
+                .where(instance_table.c.sop_instance_uid == instance.sop_instance_uid)
+                .values(path=str(instance.path), offset=instance.offset, size=instance.size)
+            )
+
+    def instance(self, sop_instance_uid: str) -> Instance | None:
+        with self._reading() as db:
+            row = db.execute(ONE_INSTANCE, {"uid": sop_instance_uid}).mappings().first()
+            return _instance(row) if row is not None else None
+
+    def indexed_up_to(self) -> dict[Path, int]:
+        """Of every file that holds instances, the byte at which the last indexed one ends."""
+        end = sa.func.max(instance_table.c.offset + instance_table.c.size)
+        with self._reading() as db:
+            rows = db.execute(sa.select(instance_table.c.path, end).group_by(instance_table.c.path))
+            return {Path(path): int(end) for path, end in rows}
 
     def association_ended(self, end: AssociationEnd) -> list[str]:
         """Remember how a sender left; the series it brought."""
@@ -140,7 +176,7 @@ class SeriesRows(Jobs):
                 .where(instance_table.c.series_uid == series_uid)
                 .order_by(instance_table.c.sop_instance_uid)
             ).mappings()
-            return [Instance(**{**row, "path": Path(row["path"])}) for row in rows]
+            return [_instance(row) for row in rows]
 
     def close_series(
         self,
@@ -286,7 +322,7 @@ class SeriesRows(Jobs):
                         instance_table.c.sop_instance_uid.in_(sop_instance_uids[start : start + 500])
                     )
                 ).mappings()
-                kept += [Instance(**{**row, "path": Path(row["path"])}) for row in rows]
+                kept += [_instance(row) for row in rows]
         return kept
 
 
@@ -300,3 +336,7 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
         "remarks": list(verdict.remarks),
         **({"of_routes": {route: _verdict_row(own) for route, own in of.items()}} if (of := verdict.of_routes) else {}),
     }
+
+
+def _instance(row: Mapping[Any, Any]) -> Instance:
+    return Instance(**{**row, "path": Path(row["path"])})

@@ -40,7 +40,7 @@ instance_table = sa.Table(
     sa.Column("study_uid", sa.String(64), nullable=False),
     sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
     sa.Column("path", sa.Text, nullable=False),
-    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("offset", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("received_at", UtcDateTime, nullable=False),
     sa.Column("association", sa.String(64), nullable=False, index=True),

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -21,7 +23,7 @@ from pydicom.filereader import data_element_generator
 
 from pacs_node.errors import NotReadable
 
-Buffer = bytes | memoryview
+Buffer = bytes | bytearray | memoryview
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"  # PS3.5 A.1
 DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"  # PS3.5 A.5
@@ -60,6 +62,43 @@ class Identity:
     sop_instance_uid: str
     study_uid: str
     series_uid: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the first bytes of a data set tell of it, before the rest has come."""
+
+    found: Mapping[int, bytes]  # values of WANTED
+    pixels_end: int | None  # the byte at which Pixel Data of a known length ends
+
+    @classmethod
+    def of(cls, first_bytes: Buffer, transfer_syntax_uid: str) -> Start:
+        if transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
+            return cls({}, None)
+        found: dict[int, bytes] = {}
+        implicit = transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN
+        big_endian = transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN
+        with suppress(NotReadable):  # where it stumbles, or where these bytes end
+            for tag, start, length in elements(first_bytes, implicit=implicit, big_endian=big_endian, end=sys.maxsize):
+                if tag in WANTED and start + length <= len(first_bytes):
+                    found[tag] = bytes(first_bytes[start : start + min(length, LONGEST_UID)])
+                elif tag in PIXEL_DATA:
+                    return cls(found, start + length if start <= len(first_bytes) else None)
+        return cls(found, None)
+
+    @property
+    def series_uid(self) -> str | None:
+        value = self.found.get(SERIES_INSTANCE_UID, b"").strip(b"\0 ")
+        return value.decode("ascii") if UID.fullmatch(value) else None
+
+    def identity(self, size: int) -> Identity | None:
+        """What `identify` says of the whole data set of `size` bytes; None where it has to look itself."""
+        if self.pixels_end is None or self.pixels_end > size or len(self.found) < len(WANTED):
+            return None
+        try:
+            return _identity(dict(self.found))
+        except NotReadable:
+            return None
 
 
 def identify(data_set: Buffer, transfer_syntax_uid: str) -> Identity:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,8 @@ from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.association import SUCCESS
 from pacs_node.commitment import PUSH_MODEL
 from pacs_node.commitment import TRANSFER_SYNTAXES as COMMITMENT_SYNTAXES
-from pacs_node.errors import NodeError, NotReadable, ReceiveError, SpoolFull, Told, WrongSopClass
+from pacs_node.errors import NodeError, NotReadable, ReceiveError, SpoolFull, Told, TooLarge, WrongSopClass
+from pacs_node.receive import spool
 from pacs_node.receive.accept import (
     TRANSFER_SYNTAXES,
     VERIFICATION,
@@ -32,7 +33,7 @@ from pacs_node.receive.accept import (
     why_no_room,
 )
 from pacs_node.receive.commitment import CommitmentService
-from pacs_node.receive.spool import Fate, Kept, ReceivedInstance, Spool
+from pacs_node.receive.spool import Announced, Fate, Kept, Spool
 from pacs_node.receive.transfer import Answer, Incoming, ProtocolError, StoreRequest
 from pacs_node.receive.upper_layer import Server
 from pacs_node.records import AssociationEnd, Instance, Refusal
@@ -45,6 +46,7 @@ CANNOT_UNDERSTAND = 0xC000  # PS3.4 Table B.2-1
 COERCION = 0xB000  # the one warning for "stored, but not as you sent it": PS3.4 Table B.2-1
 REFUSALS = {
     NotReadable.status: "unreadable",
+    TooLarge.status: "too large",
     WrongSopClass.status: "wrong SOP class",
     SpoolFull.status: "not stored now",
     CANNOT_UNDERSTAND: "not stored now",
@@ -198,14 +200,25 @@ class Listener:
         contexts = {context.context_id: context for context in association.accepted_contexts}
         if request.context_id not in contexts:
             raise ProtocolError(f"a C-STORE in presentation context {request.context_id}, which was not accepted")
-        context = contexts[request.context_id]
-        return _Store(self, association, request, str(context.abstract_syntax), str(context.transfer_syntax[0]))
+        context, sender = contexts[request.context_id], self._open[association]
+        announced = Announced(
+            request.sop_class_uid,
+            request.sop_instance_uid,
+            str(context.transfer_syntax[0]),
+            sender.association,
+            sender.calling_ae,
+        )
+        return _Store(self, association, request, str(context.abstract_syntax), self._spool.begin(announced))
 
     def answer(self, store: _Store) -> Answer:
         """Answer one C-STORE. 0x0000 is a promise: we will not lose this instance."""
         try:
-            kept = self._spool.keep(self._arrival(store))
-            self._on_stored(kept.instance)
+            if store.request.sop_class_uid != store.abstract_syntax:
+                raise WrongSopClass(
+                    f"the command says {store.request.sop_class_uid} in a presentation context for "
+                    f"{store.abstract_syntax}"
+                )
+            kept = store.incoming.keep(self._now, self._on_stored)
         except ReceiveError as error:
             return self._refuse(store, error.status, str(error), error.kept, error.series_uid)
         except (NodeError, OSError) as error:  # ours, not the sender's: it may send again
@@ -214,6 +227,8 @@ class Listener:
             told = Told.of(error)
             log.error("store failed", error=told.words, trace=told.trace)
             return self._refuse(store, CANNOT_UNDERSTAND, f"cannot be stored: {told.words}")
+        finally:
+            store.incoming.drop()
         if kept.fate is Fate.ASIDE:
             facts = {"sop_instance_uid": kept.instance.sop_instance_uid, "file": kept.aside.name if kept.aside else ""}
             self._audit("instance-kept-aside", {**facts, "calling_ae": self._open[store.association].calling_ae})
@@ -239,23 +254,6 @@ class Listener:
 
     def _idle(self) -> bool:
         return not self._open and not self._ending
-
-    def _arrival(self, store: _Store) -> ReceivedInstance:
-        """Raises WrongSopClass when the command leaves the presentation context it came in."""
-        request, sender = store.request, self._open[store.association]
-        if request.sop_class_uid != store.abstract_syntax:
-            raise WrongSopClass(
-                f"the command says {request.sop_class_uid} in a presentation context for {store.abstract_syntax}"
-            )
-        return ReceivedInstance(
-            sop_class_uid=request.sop_class_uid,
-            sop_instance_uid=request.sop_instance_uid,
-            transfer_syntax_uid=store.transfer_syntax_uid,
-            data_set=memoryview(store.data_set),
-            association=sender.association,
-            calling_ae=sender.calling_ae,
-            received_at=self._now(),
-        )
 
     def _refuse(
         self, store: _Store, status: int, reason: str, kept: Path | None = None, series_uid: str = ""
@@ -288,17 +286,18 @@ class _Store:
     association: Association
     request: StoreRequest
     abstract_syntax: str
-    transfer_syntax_uid: str
-    data_set: bytearray = field(default_factory=bytearray)
+    incoming: spool.Incoming
 
     def write(self, fragment: memoryview) -> None:
-        self.data_set.extend(fragment)
+        self.incoming.write(fragment)
+        if self.incoming.size > 2 * self.incoming.largest:
+            raise ProtocolError("a data set without end")
 
     def end(self) -> Answer:
         return self.listener.answer(self)
 
     def drop(self) -> None:
-        pass
+        self.incoming.drop()
 
 
 @dataclass(frozen=True)

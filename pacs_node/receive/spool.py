@@ -1,6 +1,7 @@
 """The spool: where received instances lie. The folder is the truth, the ledger its index.
 
-    <root>/instances/<series>/<instance>.dcm   what 0x0000 was answered for
+    <root>/instances/<series>/<began>.pack     what 0x0000 was answered for: see pack.py
+    <root>/instances/<series>/<instance>.dcm   the same, as earlier versions kept it
     <root>/aside/<instance>.<bytes>.dcm        a second data set under a SOP Instance UID that is taken
     <root>/unreadable/<bytes>.dcm, .txt        what could not be read, and why
     <root>/unfinished/                         being written; whatever an interrupted write left here was never promised
@@ -16,18 +17,22 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 
 import structlog
 
+from pacs_node import pack
 from pacs_node.durable import sync
-from pacs_node.errors import NotReadable, ReceiveError, SpoolFull, WrongSopClass
+from pacs_node.errors import NotReadable, ReceiveError, SpoolFull, TooLarge, WrongSopClass
+from pacs_node.pack import Pack, Record
 from pacs_node.receive import part10
-from pacs_node.receive.header import Buffer, Identity, identify
+from pacs_node.receive.header import Buffer, Identity, Start, identify
 from pacs_node.records import Instance
 
 log = structlog.get_logger(__name__)
@@ -35,19 +40,19 @@ log = structlog.get_logger(__name__)
 GB = 1_000_000_000
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 LONGEST_HEAD = 4096  # bytes; a head that `part10.encode` wrote takes about 500
+EARLY = 1 << 16  # bytes of a data set that wait in memory until it is known which series they belong to
+MOST_OPEN = 64  # packs that nobody writes to just now are kept open for the next image
 
 
 @dataclass(frozen=True)
-class ReceivedInstance:
-    """One data set as a sender handed it over, with what the command and the association said about it."""
+class Announced:
+    """What a C-STORE and its association say of the data set that comes."""
 
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
-    data_set: Buffer
     association: str
     calling_ae: str
-    received_at: datetime  # UTC
 
 
 class Fate(Enum):
@@ -67,14 +72,22 @@ class Kept:
 
 
 class Spool:
-    """Keeps instances so that neither a crash nor a power cut loses one that `keep` has returned.
+    """Keeps instances so that neither a crash nor a power cut loses one that `Incoming.keep` has returned.
 
-    One process writes, from any number of threads; others may read.
+    Any number of threads write, each to packs of its own; others may read. find: the instance that the index has under
+    a SOP Instance UID. What is kept is remembered here until `indexed` says that the index has it.
     """
 
-    def __init__(self, root: Path, keep_free_gb: float) -> None:
+    def __init__(
+        self,
+        root: Path,
+        keep_free_gb: float,
+        find: Callable[[str], Instance | None] = lambda sop_instance_uid: None,
+        largest: int = 1 << 31,  # bytes of a data set
+    ) -> None:
         self.root = root
-        self.keep_free_gb = keep_free_gb
+        self.keep_free_gb, self.largest = keep_free_gb, largest
+        self._find = find
         self._instances = root / "instances"
         self._aside = root / "aside"
         self._unreadable = root / "unreadable"
@@ -84,158 +97,364 @@ class Spool:
         sync(root)
         self._leftovers = list(self._unfinished.iterdir())
         self._folders_on_disk: set[Path] = set()  # whose own names are known to be durable
-        self._series_of = {  # digest of SOP Instance UID -> digest of series UID
-            bytes.fromhex(file.stem): folder.name
-            for folder in self._instances.iterdir()
-            for file in folder.glob("*.dcm")
-        }
+        self._not_indexed: dict[str, Instance] = {}  # by SOP Instance UID
         self._one_writer_per_instance = tuple(threading.Lock() for _ in range(64))
+        self._idle: OrderedDict[str, list[Pack]] = OrderedDict()  # by series; the one used last is last
+        self._packs = threading.Lock()
         self._serial = itertools.count()
+        self._began = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}"
 
-    def keep(self, arrival: ReceivedInstance) -> Kept:
-        """Write, fsync, rename, fsync the folder; then return.
+    def begin(self, announced: Announced) -> Incoming:
+        """A data set is on its way."""
+        return Incoming(self, announced)
 
-        Raises SpoolFull before anything is written, NotReadable or WrongSopClass after the bytes are in unreadable/.
-        """
-        self._check_space(len(arrival.data_set))
-        try:
-            identity = identify(arrival.data_set, arrival.transfer_syntax_uid)
-            _check_against_command(identity, arrival)
-        except (NotReadable, WrongSopClass) as error:
-            error.kept = self._keep_unreadable(arrival, str(error))
-            raise
-        sha256 = hashlib.sha256(arrival.data_set).hexdigest()
-        digest = hashlib.sha256(identity.sop_instance_uid.encode()).digest()
-        with self._one_writer_per_instance[digest[0] % len(self._one_writer_per_instance)]:
-            first = self._path_of(digest)
-            if first is not None:
-                return self._keep_another(arrival, identity, first, sha256)
-            return self._keep_first(arrival, identity, sha256, digest)
+    def indexed(self, instances: Sequence[Instance]) -> None:
+        """The index has them."""
+        for instance in instances:
+            self._not_indexed.pop(instance.sop_instance_uid, None)
 
     def scan(
         self,
-        known: Container[Path] = frozenset(),
+        known: Mapping[Path, int] | None = None,
         on_damaged: Callable[[Path, str], None] = lambda path, reason: None,
     ) -> Iterator[Instance]:
-        """Every stored instance whose path is not `known`, made durable anew, as at start-up. Removes what interrupted
-        writes left behind; a file that cannot be read goes to unreadable/, and on_damaged is told where and why."""
+        """Every stored instance that the index does not know, as at start-up.
+
+        known: of each file, the byte at which what is indexed of it ends. Removes what interrupted writes left behind;
+        what cannot be read is copied to unreadable/, and on_damaged is told where and why.
+        """
         for leftover in self._leftovers:
             leftover.unlink(missing_ok=True)
         self._leftovers.clear()
+        known = known or {}
         for folder in self._instances.iterdir():
-            for path in folder.glob("*.dcm"):
-                if path in known:
+            for path in sorted(folder.iterdir()):
+                if path.suffix == ".dcm" and path not in known:
+                    found = self._own_file(path, on_damaged)
+                elif path.suffix == pack.SUFFIX and path.stat().st_size > known.get(path, 0):
+                    found = self._rest_of(path, known.get(path, 0), on_damaged)
+                else:
                     continue
+                for instance in found:
+                    self._not_indexed[instance.sop_instance_uid] = instance
+                    yield instance
+
+    def _own_file(self, path: Path, on_damaged: Callable[[Path, str], None]) -> Iterator[Instance]:
+        try:
+            instance = _read(path.read_bytes(), path, 0, datetime.fromtimestamp(path.stat().st_mtime, UTC), "")
+            if _digest(instance.sop_instance_uid) != path.stem:
+                raise NotReadable(f"{path.name} holds another instance than its name says")
+        except NotReadable as error:
+            log.warning("spool.file-unreadable", file=path.name, reason=str(error))
+            os.rename(path, self._unreadable / path.name)
+            on_damaged(self._unreadable / path.name, str(error))
+            return
+        self._sync_again(path)
+        yield instance
+
+    def _rest_of(self, path: Path, start: int, on_damaged: Callable[[Path, str], None]) -> Iterator[Instance]:
+        """An earlier process ended before the index had them, or before they were whole."""
+        synced = False
+        with path.open("rb") as file:
+            for record in pack.records(path, start):
+                file.seek(record.offset)
+                content = file.read(record.size)
                 try:
-                    instance = _read(path, association="")
+                    if not record.whole:
+                        raise NotReadable(f"the record at byte {record.offset} of {path.name} is damaged")
+                    instance = _read(content, path, record.offset, record.received_at, record.association)
                 except NotReadable as error:
-                    log.warning("spool.file-unreadable", file=path.name, reason=str(error))
-                    os.rename(path, self._unreadable / path.name)
-                    on_damaged(self._unreadable / path.name, str(error))
+                    log.warning("spool.record-unreadable", file=path.name, offset=record.offset, reason=str(error))
+                    damaged = self._unreadable / f"{hashlib.sha256(content).hexdigest()}.dcm"
+                    self._write(damaged, content)
+                    on_damaged(damaged, str(error))
                     continue
-                self._sync_again(path)
+                if not synced:
+                    self._sync_again(path)
+                    synced = True
                 yield instance
 
-    def _path_of(self, digest: bytes) -> Path | None:
-        """Where the instance lies, if it is here."""
-        series = self._series_of.get(digest)
-        if series is None:
-            return None
-        path = self._instances / series / f"{digest.hex()}.dcm"
-        return path if path.exists() else None
+    def held(self, sop_instance_uid: str) -> Instance | None:
+        """What is kept under a UID, if it is there still. Raises LedgerUnavailable."""
+        instance = self._not_indexed.get(sop_instance_uid) or self._find(sop_instance_uid)
+        return instance if instance is not None and pack.is_there(instance.stored) else None
 
-    def _keep_first(self, arrival: ReceivedInstance, identity: Identity, sha256: str, digest: bytes) -> Kept:
-        series = _digest(identity.series_uid)
-        path = self._instances / series / f"{digest.hex()}.dcm"
-        size = self._write(path, _head(arrival), arrival.data_set)
-        self._series_of[digest] = series
-        instance = Instance(
-            sop_instance_uid=identity.sop_instance_uid,
-            sop_class_uid=identity.sop_class_uid,
-            series_uid=identity.series_uid,
-            study_uid=identity.study_uid,
-            transfer_syntax_uid=arrival.transfer_syntax_uid,
-            path=path,
-            sha256=sha256,
-            size=size,
-            received_at=arrival.received_at,
-            association=arrival.association,
-            calling_ae=arrival.calling_ae,
-        )
+    def store(self, incoming: Incoming, identity: Identity, data_set: memoryview, received_at: datetime) -> Kept:
+        """Decide on a data set that is whole and readable, and keep it; durable when this returns."""
+        digest = hashlib.sha256(identity.sop_instance_uid.encode()).digest()
+        with self._one_writer_per_instance[digest[0] % len(self._one_writer_per_instance)]:
+            first = self.held(identity.sop_instance_uid)
+            if first is not None:
+                return self._keep_another(incoming.announced, identity, first, data_set)
+            record = incoming.record_in(_digest(identity.series_uid), data_set)
+            with _full_said(self.root):
+                record.keep(received_at, incoming.announced.association)
+            instance = Instance(
+                sop_instance_uid=identity.sop_instance_uid,
+                sop_class_uid=identity.sop_class_uid,
+                series_uid=identity.series_uid,
+                study_uid=identity.study_uid,
+                transfer_syntax_uid=incoming.announced.transfer_syntax_uid,
+                path=record.pack.path,
+                offset=record.offset,
+                size=record.size,
+                received_at=received_at,
+                association=incoming.announced.association,
+                calling_ae=incoming.announced.calling_ae,
+            )
+            self._not_indexed[instance.sop_instance_uid] = instance
         return Kept(instance, Fate.NEW)
 
-    def _keep_another(self, arrival: ReceivedInstance, identity: Identity, first: Path, sha256: str) -> Kept:
-        instance = _read(first, arrival.association)
-        if (instance.sha256, instance.transfer_syntax_uid) == (sha256, arrival.transfer_syntax_uid):
-            self._sync_again(first)
+    def _keep_another(self, announced: Announced, identity: Identity, first: Instance, data_set: memoryview) -> Kept:
+        """Under a UID that is taken."""
+        earlier = pack.content(first.stored)
+        head = part10.decode(earlier[:LONGEST_HEAD])
+        same = earlier[head.size :] == data_set and head.transfer_syntax_uid == announced.transfer_syntax_uid
+        instance = replace(first, association=announced.association)
+        if same:
+            self._sync_again(first.path)
             return Kept(instance, Fate.SAME)
-        aside = self._aside / f"{first.stem}.{sha256}.dcm"
+        name = f"{_digest(identity.sop_instance_uid)}.{hashlib.sha256(data_set).hexdigest()}.dcm"
+        aside = self._aside / name
         if aside.exists():
             self._sync_again(aside)
         else:
-            self._write(aside, _head(arrival), arrival.data_set)
-        log.warning("spool.kept-aside", sop_instance_uid=instance.sop_instance_uid, file=aside.name)
+            self._write(aside, _head(announced), data_set)
+        log.warning("spool.kept-aside", sop_instance_uid=instance.sop_instance_uid, file=name)
         return Kept(instance, Fate.ASIDE, aside, identity.series_uid)
 
-    def _keep_unreadable(self, arrival: ReceivedInstance, reason: str) -> Path:
-        path = self._unreadable / f"{hashlib.sha256(arrival.data_set).hexdigest()}.dcm"
+    def keep_unreadable(self, announced: Announced, data_set: memoryview, reason: str) -> Path:
+        path = self._unreadable / f"{hashlib.sha256(data_set).hexdigest()}.dcm"
         self._write(path.with_suffix(".txt"), f"{reason}\n".encode())
-        self._write(path, _head(arrival), arrival.data_set)
+        self._write(path, _head(announced), data_set)
         return path
 
-    def _check_space(self, size: int) -> None:
+    def check_space(self, size: int) -> None:
         disk = os.statvfs(self.root)
         if disk.f_bavail * disk.f_frsize - size < self.keep_free_gb * GB:
             raise SpoolFull(f"{self.root} has less than {self.keep_free_gb:g} GB free; free some space")
 
-    def _write(self, path: Path, *parts: Buffer) -> int:
-        """Put `parts` at `path`, durably: either all of it is there after a power cut, or nothing. Returns the size."""
-        self._make_durable_folder(path.parent)
-        unfinished = self._unfinished / f"{os.getpid()}-{next(self._serial)}"
-        file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    def borrow(self, series: str) -> Pack:
+        """A pack of a series for one writer alone. series: digest of its UID."""
+        with self._packs:
+            while idle := self._idle.get(series):
+                found = idle.pop()
+                if found.there:
+                    return found
+                found.close()
+        folder = self._instances / series
+        self._make_durable_folder(folder)
+        path = folder / f"{self._began}-{next(self._serial)}{pack.SUFFIX}"
+        new = Pack(path)
         try:
-            try:
-                size = _write_all(file, parts)
-                os.fsync(file)
-            finally:
-                os.close(file)
-            os.rename(unfinished, path)
-            sync(path.parent)  # the rename itself
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            if error.errno in NO_SPACE:
-                raise SpoolFull(f"{self.root} ran full while writing; free some space") from error
+            sync(folder)  # its name
+        except OSError:
+            self.discard(new)
             raise
-        return size
+        return new
+
+    def give_back(self, series: str, used: Pack) -> None:
+        if not used.usable:
+            used.close()  # what it holds stays; the next image goes to another
+            return
+        with self._packs:
+            self._idle.setdefault(series, []).append(used)
+            self._idle.move_to_end(series)
+            if sum(map(len, self._idle.values())) > MOST_OPEN:
+                oldest = next(series for series, packs in self._idle.items() if packs)
+                self._idle[oldest].pop(0).close()
+            for empty in [series for series, packs in self._idle.items() if not packs]:
+                del self._idle[empty]
+
+    def loose(self) -> Pack:
+        """A file for what is not known to belong to any series yet."""
+        return Pack(self._unfinished / f"{self._began}-{next(self._serial)}")
+
+    def discard(self, used: Pack) -> None:
+        used.close()
+        used.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Nobody writes any more."""
+        with self._packs:
+            for idle in self._idle.values():
+                for each in idle:
+                    each.close()
+            self._idle.clear()
+
+    def _write(self, path: Path, *parts: Buffer) -> None:
+        """Put `parts` at `path`, durably: either all of it is there after a power cut, or nothing."""
+        self._make_durable_folder(path.parent)
+        unfinished = self._unfinished / f"{self._began}-{next(self._serial)}"
+        with _full_said(self.root):
+            file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                try:
+                    pack.write_at(file, 0, parts)
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+                os.rename(unfinished, path)
+                sync(path.parent)  # the rename itself
+            except OSError:
+                unfinished.unlink(missing_ok=True)
+                raise
 
     def _make_durable_folder(self, folder: Path) -> None:
-        if folder not in self._folders_on_disk:
+        if folder not in self._folders_on_disk or not folder.is_dir():
             folder.mkdir(mode=0o700, exist_ok=True)
             sync(folder.parent)
             self._folders_on_disk.add(folder)
 
     def _sync_again(self, path: Path) -> None:
-        """A file that an earlier process renamed may not have reached the disk before that process ended."""
+        """What an earlier process wrote may not have reached the disk before that process ended."""
         sync(path)
         sync(path.parent)
         self._make_durable_folder(path.parent)
 
 
-def _head(arrival: ReceivedInstance) -> bytes:
+class Incoming:
+    """A data set on its way in. `write` raises nothing; what went wrong is said by `keep`. `keep` or `drop` ends it.
+
+    Its first bytes wait in memory until they say which series they belong to; from then on it is written as it comes.
+    """
+
+    def __init__(self, spool: Spool, announced: Announced) -> None:
+        self.announced = announced
+        self.size = 0  # bytes that have come
+        self._spool = spool
+        self._early = bytearray()
+        self._start: Start | None = None
+        self._record: Record | None = None
+        self._series: str | None = None  # the one whose pack that record is in, by digest; None: in a loose file
+        self._begun: list[tuple[Record, str | None]] = []  # every record that was begun for it
+        self._head = _head(announced)
+        self._failed: Exception | None = None
+
+    def write(self, fragment: Buffer) -> None:
+        self.size += len(fragment)
+        if self._failed is not None:
+            return
+        try:
+            if self.size > self._spool.largest:
+                raise TooLarge(
+                    f"the data set is longer than {self._spool.largest >> 20} MiB: largest_mb in [receive] says so"
+                )
+            if self._record is not None:
+                self._record.write(fragment)
+                return
+            self._early += fragment
+            if len(self._early) >= EARLY:
+                self._place()
+        except (ReceiveError, OSError) as error:
+            self._failed = error
+            self.drop()
+
+    def keep(self, now: Callable[[], datetime], then: Callable[[Instance], None] = lambda instance: None) -> Kept:
+        """Durable when it returns. then: told of the instance before another one can be written behind it, so that an
+        index which goes by what it is told knows of each pack up to some byte, and nothing beyond.
+
+        Raises SpoolFull, TooLarge, LedgerUnavailable and OSError when nothing was kept; NotReadable or WrongSopClass
+        once the bytes are in unreadable/.
+        """
+        try:
+            if self._failed is not None:
+                raise self._failed
+            self._spool.check_space(self.size)
+            with self._content() as data_set:
+                try:
+                    identity = self._identity(data_set)
+                    _check_against_command(identity, self.announced)
+                except (NotReadable, WrongSopClass) as error:
+                    error.kept = self._spool.keep_unreadable(self.announced, data_set, str(error))
+                    raise
+                kept = self._spool.store(self, identity, data_set, now())
+            then(kept.instance)
+            return kept
+        except OSError as error:
+            raise _said(error, self._spool.root) from error
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """What is not kept leaves nothing behind."""
+        self._record = None
+        while self._begun:
+            record, series = self._begun.pop()
+            record.undo()
+            if series is None:
+                self._spool.discard(record.pack)
+            else:
+                self._spool.give_back(series, record.pack)
+
+    def record_in(self, series: str, data_set: memoryview) -> Record:
+        """Its record in a pack of the series that it turned out to belong to."""
+        if self._record is None or self._series != series:
+            self._begin(series).write(self._head, data_set)
+        assert self._record is not None
+        return self._record
+
+    def _begin(self, series: str | None) -> Record:
+        record = (self._spool.borrow(series) if series is not None else self._spool.loose()).begin()
+        self._begun.append((record, series))
+        self._record, self._series = record, series
+        return record
+
+    def _place(self) -> None:
+        """It is long: from here on it goes to its file as it comes."""
+        self._spool.check_space(len(self._early))
+        self._start = Start.of(self._early, self.announced.transfer_syntax_uid)
+        uid = self._start.series_uid
+        self._begin(_digest(uid) if uid is not None else None).write(self._head, self._early)
+        self._early.clear()
+
+    @property
+    def largest(self) -> int:
+        """Bytes of a data set that is taken in."""
+        return self._spool.largest
+
+    @contextmanager
+    def _content(self) -> Iterator[memoryview]:
+        if self._record is None:
+            yield memoryview(self._early)
+        else:
+            with self._record.mapped(len(self._head)) as data_set:
+                yield data_set
+
+    def _identity(self, data_set: memoryview) -> Identity:
+        known = self._start.identity(self.size) if self._start is not None else None
+        return known or identify(data_set, self.announced.transfer_syntax_uid)
+
+
+@contextmanager
+def _full_said(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _said(error, root) from error
+
+
+def _said(error: OSError, root: Path) -> Exception:
+    if error.errno in NO_SPACE:
+        return SpoolFull(f"{root} ran full while writing; free some space")
+    return error
+
+
+def _head(announced: Announced) -> bytes:
     return part10.encode(
-        arrival.sop_class_uid, arrival.sop_instance_uid, arrival.transfer_syntax_uid, arrival.calling_ae
+        announced.sop_class_uid, announced.sop_instance_uid, announced.transfer_syntax_uid, announced.calling_ae
     )
 
 
-def _check_against_command(identity: Identity, arrival: ReceivedInstance) -> None:
+def _check_against_command(identity: Identity, announced: Announced) -> None:
     """PS3.7 9.1.1.1: what the C-STORE command names and what the data set holds must be one and the same."""
-    if identity.sop_class_uid != arrival.sop_class_uid:
+    if identity.sop_class_uid != announced.sop_class_uid:
         wrong: ReceiveError = WrongSopClass(
-            f"SOPClassUID is {identity.sop_class_uid}, the command says {arrival.sop_class_uid}"
+            f"SOPClassUID is {identity.sop_class_uid}, the command says {announced.sop_class_uid}"
         )
-    elif identity.sop_instance_uid != arrival.sop_instance_uid:
+    elif identity.sop_instance_uid != announced.sop_instance_uid:
         wrong = NotReadable(
-            f"SOPInstanceUID is {identity.sop_instance_uid}, the command says {arrival.sop_instance_uid}"
+            f"SOPInstanceUID is {identity.sop_instance_uid}, the command says {announced.sop_instance_uid}"
         )
     else:
         return
@@ -243,14 +462,10 @@ def _check_against_command(identity: Identity, arrival: ReceivedInstance) -> Non
     raise wrong
 
 
-def _read(path: Path, association: str) -> Instance:
-    """The Instance that a stored file is. Raises NotReadable."""
-    content = path.read_bytes()
+def _read(content: bytes, path: Path, offset: int, received_at: datetime, association: str) -> Instance:
+    """The Instance that a stored DICOM file is. Raises NotReadable."""
     head = part10.decode(content[:LONGEST_HEAD])
-    data_set = memoryview(content)[head.size :]
-    identity = identify(data_set, head.transfer_syntax_uid)
-    if _digest(identity.sop_instance_uid) != path.stem:
-        raise NotReadable(f"{path.name} holds another instance than its name says")
+    identity = identify(memoryview(content)[head.size :], head.transfer_syntax_uid)
     return Instance(
         sop_instance_uid=identity.sop_instance_uid,
         sop_class_uid=identity.sop_class_uid,
@@ -258,9 +473,9 @@ def _read(path: Path, association: str) -> Instance:
         study_uid=identity.study_uid,
         transfer_syntax_uid=head.transfer_syntax_uid,
         path=path,
-        sha256=hashlib.sha256(data_set).hexdigest(),
+        offset=offset,
         size=len(content),
-        received_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
+        received_at=received_at,
         association=association,
         calling_ae=head.source_ae,
     )
@@ -268,17 +483,3 @@ def _read(path: Path, association: str) -> Instance:
 
 def _digest(uid: str) -> str:
     return hashlib.sha256(uid.encode("ascii")).hexdigest()
-
-
-def _write_all(file: int, parts: tuple[Buffer, ...]) -> int:
-    """Hand all parts to the kernel without joining them first."""
-    views = [memoryview(part) for part in parts]
-    size = 0
-    while views:
-        written = os.writev(file, views)
-        size += written
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if views:
-            views[0] = views[0][written:]
-    return size

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pydicom
 import pytest
 
+from pacs_node import pack
 from pacs_node.assemble.evidence import expected_count
 from pacs_node.deliver.destination import Deferred, Undeliverable
 from pacs_node.deliver.dimse import DimseDestination, Peer, echo, send
@@ -96,6 +97,15 @@ def content(path: Path) -> bytes:
     return zlib.decompress(encoded, -zlib.MAX_WBITS) if deflated else encoded
 
 
+def alone(stored: Sequence[Instance], folder: Path) -> list[Path]:
+    """Each stored image as a file."""
+    files = []
+    for instance in stored:
+        files.append(folder / f"stored-{instance.sop_instance_uid}.dcm")
+        files[-1].write_bytes(pack.content(instance.stored))
+    return files
+
+
 def make(folder: Path, syntax: str) -> list[Path]:
     """A CT series of three images in a transfer syntax; the lossy ones want unsigned pixels, so ultrasound there."""
     plain = folder / "plain"
@@ -128,12 +138,14 @@ def test_bytes_on_disk_are_bytes_sent(node: Node, tmp_path: Path, syntax: str) -
     sent = run(*program, "-aet", "MODALITY", "-aec", "NODE", "127.0.0.1", str(listener.port), *map(str, paths))
     assert sent.returncode == 0, sent.stderr
     assert {instance.transfer_syntax_uid for instance in stored} == {syntax}
-    assert sorted(content(instance.path) for instance in stored) == sorted(map(content, paths))
+    assert sorted(map(content, alone(stored, tmp_path))) == sorted(map(content, paths))
     wait_for(lambda: ends, 5, "the end of the association")
     assert all(end.released for end in ends)
     pixels = {image.SOPInstanceUID: image.pixel_array for image in map(pydicom.dcmread, paths)}
     for instance in stored:
-        assert (pydicom.dcmread(instance.path).pixel_array == pixels[instance.sop_instance_uid]).all()
+        with pack.opened(instance.stored) as file:
+            read = pydicom.dcmread(file)
+        assert (read.pixel_array == pixels[instance.sop_instance_uid]).all()
 
 
 @pytest.mark.parametrize("syntax", [*ENCODINGS, *BY_PYDICOM])
@@ -142,7 +154,7 @@ def test_from_file_to_file_by_our_own_sender(node: Node, tmp_path: Path, syntax:
     listener, stored, _ = node
     paths = make(tmp_path / "made", syntax)
     send(paths, "127.0.0.1", listener.port, "MODALITY", "NODE", now)
-    assert sorted(data_set(instance.path) for instance in stored) == sorted(map(data_set, paths))
+    assert sorted(map(data_set, alone(stored, tmp_path))) == sorted(map(data_set, paths))
 
 
 @pytest.mark.parametrize("syntax", [syntax for syntax, (_, option) in ENCODINGS.items() if option])
@@ -181,7 +193,7 @@ def test_storescu_in_halves_of_a_series_at_the_same_time(node: Node, tmp_path: P
     to_us = [need("storescu"), "-aet", "MODALITY", "-aec", "NODE", "127.0.0.1", str(listener.port)]
     senders = [subprocess.Popen([*to_us, *map(str, half)], env=QUICK) for half in (paths[::2], paths[1::2])]
     assert [sender.wait(30) for sender in senders] == [0, 0]
-    assert sorted(data_set(instance.path) for instance in stored) == sorted(map(data_set, paths))
+    assert sorted(map(data_set, alone(stored, tmp_path))) == sorted(map(data_set, paths))
     wait_for(lambda: len(ends) == 2, 5, "the end of both associations")
     assert len({instance.association for instance in stored}) == 2
 

@@ -42,6 +42,7 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "commitment": {"receive", "deliver"},
     "association": {"receive", "assemble", "deliver", "priors"},  # every network error has the same words
     "durable": {"receive", "kept", "encode", "deliver", "priors"},
+    "pack": {"receive", "kept", "encode"},
     "privacy": {"route", "web"},
 }
 SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
@@ -50,6 +51,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "errors": {"records"},
     "commitment": {"records", "errors"},
     "durable": set(),
+    "pack": {"records"},
+    "intake": {"records", "errors", "ledger", "loop", "pack"},
     "new_pipeline": {"errors"},
     "association": {"errors"},
     "confirm": {"records", "errors", "commitment", "ledger"},
@@ -70,6 +73,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "pynetdicom": (
         "pacs_node/association.py",  # opens every association of ours; the others name services and events
         "pacs_node/receive/scp.py",
+        "pacs_node/receive/transfer.py",
         "pacs_node/receive/upper_layer.py",
         "pacs_node/receive/commitment.py",
         "pacs_node/deliver/dimse.py",

@@ -197,7 +197,7 @@ class Told:
             image.save_as(path, enforce_file_format=True)
             uids = f"2.25.{number}", str(image.SOPClassUID), self.uid, str(image.StudyInstanceUID)
             syntax = str(image.file_meta.TransferSyntaxUID)
-            self.ledger.take_in(Instance(*uids, syntax, path, "0", 1, self.now(), "a", "US1"))
+            self.ledger.take_in(Instance(*uids, syntax, path, 1, self.now(), "a", "US1"))
         path.write_bytes(b"")
         assert self.node.flow.close(OpenSeries(self.uid, uids[3], Evidence(self.now(), 3), ("US1",)), "quiet")
         self.ledger.note_refusal(Refusal("unreadable", self.now(), "US1", "127.0.0.1", "cut off"))

@@ -84,7 +84,7 @@ class Story:
 
     def sent(self, destination: str = "pacs") -> Job | None:
         """One series has been inferred and sent; the job that follows."""
-        self.ledger.take_in(Instance("1.1", "c", "1.9", "1.8", "t", Path("/x"), "0", 1, T0, "a", "CT1"))
+        self.ledger.take_in(Instance("1.1", "c", "1.9", "1.8", "t", Path("/x"), 1, T0, "a", "CT1"))
         job = Job("j", "infer", "1.9", "1.8", 1, "breast-us", "r", 5, T0, (destination,))
         self.ledger.close_series(
             "1.9", arrived=1, because="quiet", modality="US", description="", verdict=Verdict(True, "fit"), rules=[],

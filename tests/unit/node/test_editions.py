@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -25,6 +26,7 @@ from pydicom import Dataset
 
 from dicom_sr import read
 from dicom_sr.findings import Findings
+from pacs_node import pack
 from pacs_node.editions import merged, next_revision
 from pacs_node.encode import REJECTION_NOTE, encode_not_run, encode_results
 from pacs_node.errors import TryAgain
@@ -40,6 +42,7 @@ from pacs_node.records import (
     Package,
     Receipt,
     Result,
+    Stored,
     Verdict,
 )
 from tests.factories import us_image
@@ -77,7 +80,10 @@ class Scripted:
     def matches(self, header: Dataset) -> list[RouteMatch]:
         return [RouteMatch("r", None, "breast-us", self.send_to, 5, self.options)]
 
-    def infer(self, job: Job, files: Sequence[Path], progress: object) -> Findings:
+    def unpacked(self, job: Job, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
+        return pack.unpacked(images, self.folder / "work")
+
+    def infer(self, job: Job, stored: Sequence[Stored], files: Sequence[Path], progress: object) -> Findings:
         images = sorted((pydicom.dcmread(file) for file in files), key=lambda image: int(image.InstanceNumber))
         found = us_findings(images, mass(1, (0, 12, 20)))
         return replace(found, algorithm=replace(found.algorithm, version=self.version))
@@ -152,7 +158,7 @@ class Node:
         image.save_as(path, enforce_file_format=True)
         uid, study = str(image.SOPInstanceUID), str(image.StudyInstanceUID)
         self.ledger.take_in(
-            Instance(uid, str(image.SOPClassUID), self.series, study, "t", path, "0", 1, self.clock, "a", "US1")
+            Instance(uid, str(image.SOPClassUID), self.series, study, "t", path, 1, self.clock, "a", "US1")
         )
         self.ledger.association_ended(AssociationEnd("a", "US1", True, self.clock))
         open_series = OpenSeries(self.series, study, Evidence(self.clock, self.images), ("US1",))
@@ -473,7 +479,7 @@ from pacs_node.encode import encode_results
 from pacs_node.records import Result
 import tests.unit.node.test_editions as here
 folder, *files = map(Path, sys.argv[1:])
-findings = here.Scripted(folder).infer(None, files, None)
+findings = here.Scripted(folder).infer(None, [], files, None)
 before = Result("1.2.3.4", here.SR, Path("x"), "1.2.3")
 results = encode_results(findings, files, folder, when=here.T0, revision=2, replaces=[before], note=True)
 print(json.dumps([(r.sop_instance_uid, r.sha256) for r in results]))

@@ -61,7 +61,7 @@ class Story:
         image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"2.25.{number}"
         image.save_as(path, enforce_file_format=True)
         uids = f"2.25.{number}", str(image.SOPClassUID), self.uid, str(image.StudyInstanceUID)
-        self.ledger.take_in(Instance(*uids, "1.2.840.10008.1.2.1", path, "0", 1, self.now(), "a", "US1"))
+        self.ledger.take_in(Instance(*uids, "1.2.840.10008.1.2.1", path, 1, self.now(), "a", "US1"))
         series = OpenSeries(self.uid, uids[3], Evidence(self.now(), number), ("US1",))
         assert self.node.flow.close(series, "quiet")
 

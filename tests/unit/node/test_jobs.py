@@ -5,18 +5,20 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from dicom_sr.findings import Algorithm, Findings
+from pacs_node import pack
 from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain
 from pacs_node.flow import Flow, RetryPolicy
 from pacs_node.jobs import Engine
 from pacs_node.ledger import Ledger
-from pacs_node.records import Edition, Instance, Job, Package, Receipt, Result, Verdict
+from pacs_node.records import Edition, Instance, Job, Package, Receipt, Result, Stored, Verdict
 
 NOTHING_FOUND = Findings("lung-nodule", "volume", (), (), Algorithm("a", "1"))
 
@@ -36,7 +38,12 @@ class ScriptedRooms:
         self.refuse = False
         self.release = threading.Event()
 
-    def infer(self, job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
+    def unpacked(self, job: Job, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
+        return pack.unpacked(images, self.folder / "work")
+
+    def infer(
+        self, job: Job, images: Sequence[Stored], files: list[Path], progress: Callable[[float, str], None]
+    ) -> Findings:
         if self.refuse:
             raise Refused("gantry tilt of 12.0 degrees")
         progress(0.5, "half")
@@ -78,7 +85,7 @@ class Running:
 
     def add(self, name: str, *, send_to: tuple[str, ...] = ("pacs",), priority: int = 5) -> None:
         series = f"1.{name}"
-        self.ledger.take_in(Instance(f"{series}.1", "c", series, "1.8", "t", Path("/x"), "0", 1, now(), "a", "CT1"))
+        self.ledger.take_in(Instance(f"{series}.1", "c", series, "1.8", "t", Path("/x"), 1, now(), "a", "CT1"))
         job = Job(name, "infer", series, "1.8", 1, "lung-nodule", "r", priority, now(), send_to)
         assert self.ledger.close_series(
             series, arrived=1, because="quiet", modality="CT", description="", revision=1, now=now(),
@@ -159,10 +166,10 @@ def test_stat_overtakes_routine(running: Running) -> None:
     gate = threading.Event()
     infer = running.stages.infer
 
-    def slow(job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
+    def slow(job: Job, images: Sequence[Stored], files: list[Path], progress: Callable[[float, str], None]) -> Findings:
         order.append(job.id)
         gate.wait(20)
-        return infer(job, files, progress)
+        return infer(job, images, files, progress)
 
     running.stages.infer = slow  # type: ignore[method-assign]
     running.add("first")

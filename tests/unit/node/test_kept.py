@@ -24,6 +24,7 @@ from dicom_sr.findings import (
     Measurement,
 )
 from pacs_node import kept
+from pacs_node.records import Stored
 from tests.results import CASES, encoded
 
 ODD = (0.1, 1 / 3, 5e-324, 1.7976931348623157e308, 0.0, -0.0, 1e16, 123456.789012345, float("inf"))
@@ -155,7 +156,7 @@ def test_what_cannot_be_read_is_as_if_it_were_not_there(tmp_path: Path, damage: 
 def test_another_question_has_another_name(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"1")
-    files = [tmp_path / "a", tmp_path / "b"]
+    files = [Stored(tmp_path / "a"), Stored(tmp_path / "b")]
     first = kept.request_digest("lung-nodule", {"views": 1}, files)
     assert kept.request_digest("lung-nodule", {"views": 1}, files) == first
     others = [
@@ -164,8 +165,10 @@ def test_another_question_has_another_name(tmp_path: Path) -> None:
         kept.request_digest("lung-nodule", {}, files),
         kept.request_digest("lung-nodule", {"views": 1}, files[:1]),
         kept.request_digest("lung-nodule", {"views": 1}, files[::-1]),
-        kept.request_digest("lung-nodule", {"views": 1}, [*files, tmp_path / "gone"]),
+        kept.request_digest("lung-nodule", {"views": 1}, [*files, Stored(tmp_path / "gone")]),
+        kept.request_digest("lung-nodule", {"views": 1}, [Stored(tmp_path / "a.pack", 128, 10)]),
+        kept.request_digest("lung-nodule", {"views": 1}, [Stored(tmp_path / "a.pack", 266, 10)]),
     ]
     (tmp_path / "b").write_bytes(b"22")
     others.append(kept.request_digest("lung-nodule", {"views": 1}, files))
-    assert len({first, *others}) == 8
+    assert len({first, *others}) == 10

@@ -39,7 +39,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def instance(uid: str, *, series: str = "1.9", association: str = "a1", at: datetime = T0) -> Instance:
     return Instance(uid, "1.2.840.10008.5.1.4.1.1.2", series, "1.8", "1.2.840.10008.1.2.1", Path(f"/spool/{uid}"),
-                    "00", 10, at, association, "CT1")  # fmt: skip
+                    10, at, association, "CT1")  # fmt: skip
 
 
 def job(**changes: object) -> Job:

@@ -45,7 +45,7 @@ def node(tmp_path: Path) -> Node:
     image = us_image()
     image.save_as(tmp_path / "us.dcm", enforce_file_format=True)
     uids = str(image.SOPInstanceUID), str(image.SOPClassUID), str(image.SeriesInstanceUID), str(image.StudyInstanceUID)
-    node.ledger.take_in(Instance(*uids, "1.2.840.10008.1.2.1", tmp_path / "us.dcm", "0", 1, NOW, "a", "US1"))
+    node.ledger.take_in(Instance(*uids, "1.2.840.10008.1.2.1", tmp_path / "us.dcm", 1, NOW, "a", "US1"))
     [job] = node.flow.close(OpenSeries(uids[2], uids[3], Evidence(NOW, 1), ("US1",)), "quiet")
     assert node.ledger.begin(job, "w1", NOW)
     assert node.ledger.finish(job, "done", "1 finding", NOW)

@@ -13,9 +13,11 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
+from pacs_node import pack
+from pacs_node.receive.part10 import decode
 from pacs_node.receive.scp import Listener, ListenerSettings
-from pacs_node.receive.spool import ReceivedInstance, Spool
-from pacs_node.records import AssociationEnd, Instance
+from pacs_node.receive.spool import Announced, Kept, Spool
+from pacs_node.records import AssociationEnd, Instance, Refusal
 from tests.factories import ct_series
 from tests.parrot import EXPLICIT_LE
 
@@ -31,6 +33,7 @@ class Node:
     stored: list[Instance] = field(default_factory=list)
     ends: list[AssociationEnd] = field(default_factory=list)
     audit: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -55,8 +58,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     """start(on_stored=..., keep_free_gb=..., any ListenerSettings field=...) -> Node; stopped at the end."""
     nodes: list[Node] = []
 
-    def start(on_stored: Callable[[Instance], None] | None = None, keep_free_gb: float = 0, **settings: Any) -> Node:
-        spool = Spool(tmp_path / "spool", keep_free_gb)
+    def start(
+        on_stored: Callable[[Instance], None] | None = None,
+        keep_free_gb: float = 0,
+        largest: int = 1 << 30,
+        **settings: Any,
+    ) -> Node:
+        spool = Spool(tmp_path / "spool", keep_free_gb, largest=largest)
         node = Node(None, spool)  # type: ignore[arg-type]
 
         def stored(instance: Instance) -> None:
@@ -71,6 +79,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
             node.ends.append,
             lambda event, facts: node.audit.append((event, facts)),
             lambda: NOON,
+            on_refused=node.refused.append,
         )
         node.listener.start()
         nodes.append(node)
@@ -105,7 +114,26 @@ def encoded(image: Dataset, implicit: bool = False, little: bool = True) -> byte
     return bytes(buffer.getvalue())
 
 
-def arrival(image: Dataset, data_set: bytes, **changes: Any) -> ReceivedInstance:
-    return replace(
-        ReceivedInstance(image.SOPClassUID, image.SOPInstanceUID, EXPLICIT_LE, data_set, "a-1", "ME", NOON), **changes
-    )
+@dataclass(frozen=True)
+class Arrival:
+    """A data set as a sender brings it."""
+
+    announced: Announced
+    data_set: bytes
+
+    def brought_to(self, spool: Spool, fragment: int = 1 << 14) -> Kept:
+        incoming = spool.begin(self.announced)
+        for start in range(0, len(self.data_set), fragment):
+            incoming.write(memoryview(self.data_set)[start : start + fragment])
+        return incoming.keep(lambda: NOON)
+
+
+def arrival(image: Dataset, data_set: bytes, **changes: Any) -> Arrival:
+    announced = Announced(image.SOPClassUID, image.SOPInstanceUID, EXPLICIT_LE, "a-1", "ME")
+    return Arrival(replace(announced, **changes), data_set)
+
+
+def data_set_of(instance: Instance) -> bytes:
+    """What was sent, of what is stored."""
+    stored = pack.content(instance.stored)
+    return stored[decode(stored[:4096]).size :]

@@ -39,7 +39,7 @@ from tests.parrot import (
     pdata,
     pdu,
 )
-from tests.unit.receive.conftest import NOON, Node, encoded
+from tests.unit.receive.conftest import NOON, Node, data_set_of, encoded
 
 Start = Callable[..., Node]
 VERIFICATION = "1.2.840.10008.1.1"
@@ -67,7 +67,7 @@ def test_store(node: Node, image: Dataset, data_set: bytes) -> None:
         (instance,) = node.stored
         assert node.listener.open_associations == {instance.association}
         assert parrot.release() == RELEASE_RP
-    assert instance.path.read_bytes().endswith(data_set)
+    assert data_set_of(instance) == data_set
     assert (instance.calling_ae, instance.received_at) == ("ME", NOON)
     until(lambda: node.ends)
     (end,) = node.ends
@@ -95,7 +95,7 @@ def test_success_only_after_the_row(start: Start, image: Dataset, data_set: byte
         parrot.associate()
         sender = threading.Thread(target=lambda: answered.append(parrot.store(image.SOPInstanceUID, data_set)))
         sender.start()
-        until(lambda: list((node.spool.root / "instances").rglob("*.dcm")))
+        until(lambda: list((node.spool.root / "instances").rglob("*.pack")))
         time.sleep(0.05)
         assert answered == []
         may_commit.set()
@@ -153,7 +153,7 @@ def test_the_same_and_another_under_one_uid(node: Node, image: Dataset, data_set
         assert node.audit == []
         assert parrot.store(image.SOPInstanceUID, data_set[:-1] + b"\7") == 0xB000
     assert [event for event, _ in node.audit] == ["instance-kept-aside"]
-    assert len({instance.sha256 for instance in node.stored}) == 1
+    assert len({instance.stored for instance in node.stored}) == 1
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ def test_four_senders_at_once(node: Node) -> None:
         sender.join()
     assert statuses == [0x0000] * 24
     until(lambda: len(node.ends) == 4)
-    assert {instance.path for instance in Spool(node.spool.root, 0).scan()} == {each.path for each in node.stored}
+    assert {each.stored for each in Spool(node.spool.root, 0).scan()} == {each.stored for each in node.stored}
     assert len(node.stored) == 24
 
 
@@ -429,7 +429,7 @@ def test_without_a_limit_one_pdu_may_hold_a_whole_large_image(start: Start) -> N
         parrot.say(pdata(1, COMMAND | LAST, c_store_rq(CT, large.SOPInstanceUID)))
         parrot.say(pdata(1, DATA | LAST, data_set))
         assert parrot.status() == 0x0000
-    assert node.stored[0].path.read_bytes().endswith(data_set)
+    assert data_set_of(node.stored[0]) == data_set
 
 
 def test_without_a_limit_a_request_for_an_association_still_has_one(start: Start) -> None:

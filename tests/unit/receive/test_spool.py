@@ -6,8 +6,10 @@ import copy
 import hashlib
 import os
 import re
+import shutil
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID
-from pacs_node.errors import NotReadable, SpoolFull, WrongSopClass
+from pacs_node import pack
+from pacs_node.errors import LedgerUnavailable, NotReadable, ReceiveError, SpoolFull, TooLarge, WrongSopClass
+from pacs_node.ledger import Ledger
 from pacs_node.receive import part10
-from pacs_node.receive.spool import Fate, Spool
+from pacs_node.receive.header import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
+from pacs_node.receive.spool import EARLY, Fate, Spool
+from pacs_node.records import Instance
 from tests.factories import ct_series
-from tests.unit.receive.conftest import NOON, arrival, encoded
+from tests.unit.receive.conftest import NOON, arrival, data_set_of, encoded
 
 
 @pytest.fixture
@@ -28,32 +34,60 @@ def spool(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "spool", keep_free_gb=0)
 
 
+@pytest.fixture(scope="module")
+def large() -> Dataset:
+    """Longer than what waits in memory."""
+    [image] = ct_series(shape=(1, 256, 256), name="large")
+    assert len(encoded(image)) > EARLY
+    return image
+
+
+@pytest.fixture(params=["small", "large"])
+def sent(request: pytest.FixtureRequest, image: Dataset, large: Dataset) -> Dataset:
+    return image if request.param == "small" else large
+
+
 def digest(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """All that holds anything."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-def test_the_bytes_as_sent_in_a_valid_file(spool: Spool, image: Dataset, data_set: bytes) -> None:
-    kept = spool.keep(arrival(image, data_set, calling_ae="SCANNER_7"))
+def scanned(root: Path, **known: Any) -> tuple[Spool, list[Instance]]:
+    """A spool after a restart."""
+    spool = Spool(root, 0)
+    return spool, list(spool.scan(**known))
+
+
+def test_the_bytes_as_sent_in_a_valid_file(spool: Spool, sent: Dataset) -> None:
+    data_set = encoded(sent)
+    kept = arrival(sent, data_set, calling_ae="SCANNER_7").brought_to(spool)
     instance = kept.instance
     assert kept.fate is Fate.NEW
-    assert instance.path.read_bytes().endswith(data_set)
-    assert instance.path.name == f"{digest(image.SOPInstanceUID)}.dcm"
-    assert instance.path.parent.name == digest(image.SeriesInstanceUID)
-    assert instance.sha256 == hashlib.sha256(data_set).hexdigest()
-    assert instance.size == instance.path.stat().st_size
+    assert data_set_of(instance) == data_set
+    assert instance.path.parent.name == digest(sent.SeriesInstanceUID)
+    assert instance.offset + instance.size == instance.path.stat().st_size
     assert (instance.association, instance.calling_ae, instance.received_at) == ("a-1", "SCANNER_7", NOON)
-    assert (instance.series_uid, instance.study_uid) == (image.SeriesInstanceUID, image.StudyInstanceUID)
-    read = pydicom.dcmread(instance.path)
-    assert read == image
-    assert read.file_meta.TransferSyntaxUID == instance.transfer_syntax_uid == image.file_meta.TransferSyntaxUID
+    assert (instance.series_uid, instance.study_uid) == (sent.SeriesInstanceUID, sent.StudyInstanceUID)
+    with pack.opened(instance.stored) as file:
+        read = pydicom.dcmread(file)
+        assert read == sent
+    assert read.file_meta.TransferSyntaxUID == instance.transfer_syntax_uid == sent.file_meta.TransferSyntaxUID
     assert read.file_meta.SourceApplicationEntityTitle == "SCANNER_7"
     assert read.file_meta.ImplementationClassUID == IMPLEMENTATION_CLASS_UID
     pydicom.dataset.validate_file_meta(read.file_meta)
     assert read.file_meta.FileMetaInformationGroupLength == instance.size - len(data_set) - 132 - 12
+
+
+@pytest.mark.parametrize("fragment", [1, 7, 1000, EARLY - 1, EARLY, EARLY + 1, 1 << 20])
+def test_however_it_is_cut_into_fragments(spool: Spool, sent: Dataset, fragment: int) -> None:
+    if fragment < 1000 and sent.Rows > 100:
+        fragment += 500
+    data_set = encoded(sent)
+    assert data_set_of(arrival(sent, data_set).brought_to(spool, fragment).instance) == data_set
 
 
 def test_every_length_of_ae_title_and_uid_makes_a_head_that_reads_back() -> None:
@@ -63,72 +97,144 @@ def test_every_length_of_ae_title_and_uid_makes_a_head_that_reads_back() -> None
         assert head.size == len(part10.encode("1.2.3", uid, "1.2.840.10008.1.2.1", ae))
 
 
-def test_the_same_again_is_quiet(spool: Spool, image: Dataset, data_set: bytes) -> None:
-    first = spool.keep(arrival(image, data_set)).instance
-    again = spool.keep(arrival(image, data_set, association="a-2"))
+def test_a_series_is_one_file(spool: Spool) -> None:
+    images = ct_series(shape=(5, 16, 16)) + ct_series(shape=(3, 256, 256), name="other")
+    kept = [arrival(image, encoded(image)).brought_to(spool).instance for image in images]
+    assert len({instance.path for instance in kept}) == 2
+    assert [data_set_of(instance) for instance in kept] == [encoded(image) for image in images]
+
+
+def test_the_same_again_is_quiet(spool: Spool, sent: Dataset) -> None:
+    first = arrival(sent, encoded(sent)).brought_to(spool).instance
+    again = arrival(sent, encoded(sent), association="a-2").brought_to(spool)
     assert again.fate is Fate.SAME
-    assert (again.instance.path, again.instance.association) == (first.path, "a-2")
+    assert (again.instance.stored, again.instance.association) == (first.stored, "a-2")
     assert len(files(spool.root)) == 1
+    assert first.path.stat().st_size == first.offset + first.size
 
 
-def test_other_bytes_keep_the_first_and_put_the_second_aside(spool: Spool, image: Dataset, data_set: bytes) -> None:
-    first = spool.keep(arrival(image, data_set)).instance
+def test_other_bytes_keep_the_first_and_put_the_second_aside(spool: Spool, sent: Dataset) -> None:
+    data_set = encoded(sent)
+    first = arrival(sent, data_set).brought_to(spool).instance
     other = data_set[:-1] + b"\7"
-    second = spool.keep(arrival(image, other))
+    second = arrival(sent, other).brought_to(spool)
     assert second.fate is Fate.ASIDE
-    assert second.instance.sha256 == first.sha256
-    assert first.path.read_bytes().endswith(data_set)
+    assert second.instance.stored == first.stored
+    assert data_set_of(first) == data_set
     assert second.aside is not None
     assert second.aside.read_bytes().endswith(other)
     assert second.aside.parent.name == "aside"
-    assert spool.keep(arrival(image, other)).aside == second.aside
+    assert arrival(sent, other).brought_to(spool).aside == second.aside
     assert len(files(spool.root)) == 2
 
 
-def test_one_uid_in_two_series_is_put_aside_also_after_a_restart(spool: Spool, image: Dataset, data_set: bytes) -> None:
-    first = spool.keep(arrival(image, data_set)).instance
-    stray = copy.deepcopy(image)
+def test_the_same_bytes_in_another_syntax_are_other_ones(spool: Spool, image: Dataset) -> None:
+    """What they mean hangs on the syntax."""
+    data_set = encoded(image)
+    arrival(image, data_set).brought_to(spool)
+    other = arrival(image, data_set, transfer_syntax_uid="1.2.840.10008.1.2.4.70")
+    assert other.brought_to(spool).fate is Fate.ASIDE
+
+
+def test_one_uid_in_two_series_is_put_aside_also_after_a_restart(spool: Spool, sent: Dataset) -> None:
+    first = arrival(sent, encoded(sent)).brought_to(spool).instance
+    stray = copy.deepcopy(sent)
     stray.SeriesInstanceUID = "2.25.1"
-    assert Spool(spool.root, 0).keep(arrival(image, encoded(stray))).fate is Fate.ASIDE
-    assert [instance.path for instance in Spool(spool.root, 0).scan()] == [first.path]
+    again, found = scanned(spool.root)
+    assert [instance.stored for instance in found] == [first.stored]
+    assert arrival(sent, encoded(stray)).brought_to(again).fate is Fate.ASIDE
+    assert [instance.stored for instance in scanned(spool.root)[1]] == [first.stored]
 
 
-def test_an_instance_that_was_cleared_away_is_taken_in_again(spool: Spool, image: Dataset, data_set: bytes) -> None:
-    spool.keep(arrival(image, data_set)).instance.path.unlink()
-    assert spool.keep(arrival(image, data_set)).fate is Fate.NEW
+def test_what_the_index_has_is_known_without_a_scan(tmp_path: Path, sent: Dataset) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger.migrate()
+    spool = Spool(tmp_path / "spool", 0, ledger.instance)
+    first = arrival(sent, encoded(sent)).brought_to(spool).instance
+    ledger.take_in(first)
+    spool.indexed([first])
+    again = Spool(tmp_path / "spool", 0, ledger.instance)
+    assert list(again.scan(ledger.indexed_up_to())) == []
+    assert arrival(sent, encoded(sent)).brought_to(again).fate is Fate.SAME
+    assert arrival(sent, encoded(sent)[:-1] + b"\7").brought_to(again).fate is Fate.ASIDE
 
 
-def test_full_is_said_before_anything_is_written(tmp_path: Path, image: Dataset, data_set: bytes) -> None:
+def test_an_index_that_is_away_keeps_nothing(tmp_path: Path, sent: Dataset) -> None:
+    def away(uid: str) -> Instance | None:
+        raise LedgerUnavailable("it is away")
+
+    spool = Spool(tmp_path / "spool", 0, away)
+    with pytest.raises(LedgerUnavailable):
+        arrival(sent, encoded(sent)).brought_to(spool)
+    assert files(spool.root) == []
+
+
+@pytest.mark.parametrize("gone", ["file", "folder"])
+def test_an_instance_that_was_cleared_away_is_taken_in_again(spool: Spool, sent: Dataset, gone: str) -> None:
+    path = arrival(sent, encoded(sent)).brought_to(spool).instance.path
+    if gone == "file":
+        path.unlink()
+    else:
+        shutil.rmtree(path.parent)
+    kept = arrival(sent, encoded(sent)).brought_to(spool)
+    assert kept.fate is Fate.NEW
+    assert data_set_of(kept.instance) == encoded(sent)
+    assert len(scanned(spool.root)[1]) == 1
+
+
+def test_full_is_said_before_anything_is_written(tmp_path: Path, sent: Dataset) -> None:
     spool = Spool(tmp_path / "spool", keep_free_gb=1e9)
     with pytest.raises(SpoolFull, match="less than 1e\\+09 GB free; free some space"):
-        spool.keep(arrival(image, data_set))
+        arrival(sent, encoded(sent)).brought_to(spool)
     assert files(spool.root) == []
 
 
-def test_full_while_writing_leaves_nothing(
-    spool: Spool, image: Dataset, data_set: bytes, monkeypatch: pytest.MonkeyPatch
+FAULTS: dict[str, Callable[..., Any]] = {
+    name: getattr(os, name) for name in ("pwritev", "fdatasync", "fsync", "open", "ftruncate", "mkdir", "statvfs")
+}
+
+
+@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("code", [28, 5])  # ENOSPC, EIO
+def test_the_nth_call_fails(
+    tmp_path: Path, large: Dataset, image: Dataset, number: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = os.writev, 0
+    """Whatever was answered with success is there, and nothing else; and when the disk is well again, all goes on."""
+    spool = Spool(tmp_path / "spool", 0)
+    before = arrival(image, encoded(image)).brought_to(spool).instance
+    calls = 0
 
-    def writev(file: int, views: list[memoryview]) -> int:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            return real(file, [views[0][:10]])  # a short write first, as a nearly full disk does
-        raise OSError(28, "No space left on device")
+    def failing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > number:
+                raise OSError(code, os.strerror(code))
+            return real(*arguments, **options)
 
-    monkeypatch.setattr(os, "writev", writev)
-    with pytest.raises(SpoolFull, match="ran full"):
-        spool.keep(arrival(image, data_set))
-    assert files(spool.root) == []
+        return call
+
+    for name, real in FAULTS.items():
+        monkeypatch.setattr(os, name, failing(real))
+    sent = arrival(large, encoded(large))
+    kept, said = None, None
+    try:
+        kept = sent.brought_to(spool)
+    except (ReceiveError, OSError) as error:
+        said = error
+    monkeypatch.undo()
+    assert said is None or isinstance(said, SpoolFull) == (code == 28), said
+    there = [before] if kept is None else [before, kept.instance]
+    assert {data_set_of(each) for each in scanned(spool.root)[1]} >= {data_set_of(each) for each in there}
+    assert sent.brought_to(spool).fate is (Fate.NEW if kept is None else Fate.SAME)
+    [again] = [each for each in scanned(spool.root)[1] if each.sop_instance_uid == large.SOPInstanceUID][:1]
+    assert data_set_of(again) == encoded(large)
 
 
-def test_short_writes_are_gone_on_with(
-    spool: Spool, image: Dataset, data_set: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.writev
-    monkeypatch.setattr(os, "writev", lambda file, views: real(file, [views[0][:97]]))
-    assert spool.keep(arrival(image, data_set)).instance.path.read_bytes().endswith(data_set)
+def test_short_writes_are_gone_on_with(spool: Spool, sent: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda file, views, at: real(file, [views[0][:977]], at))
+    assert data_set_of(arrival(sent, encoded(sent)).brought_to(spool).instance) == encoded(sent)
 
 
 @pytest.mark.parametrize(
@@ -140,138 +246,244 @@ def test_short_writes_are_gone_on_with(
     ],
 )
 def test_what_cannot_be_read_is_kept_with_the_reason(
-    spool: Spool, image: Dataset, data_set: bytes, spoil: Callable[[bytes], bytes], error: type[Exception], words: str
+    spool: Spool, sent: Dataset, spoil: Callable[[bytes], bytes], error: type[Exception], words: str
 ) -> None:
-    spoilt = spoil(data_set)
+    spoilt = spoil(encoded(sent))
     with pytest.raises(error, match=words):
-        spool.keep(arrival(image, spoilt))
+        arrival(sent, spoilt).brought_to(spool)
     name = hashlib.sha256(spoilt).hexdigest()
     assert files(spool.root) == [f"unreadable/{name}.dcm", f"unreadable/{name}.txt"]
     assert (spool.root / "unreadable" / f"{name}.dcm").read_bytes().endswith(spoilt)
-    assert words in (spool.root / "unreadable" / f"{name}.txt").read_text() or "|" in words
+    assert words in (spool.root / "unreadable" / f"{name}.txt").read_text()
     assert list(spool.scan()) == []
 
 
-def test_the_command_must_name_the_same_instance(spool: Spool, image: Dataset, data_set: bytes) -> None:
+def test_the_command_must_name_the_same_instance(spool: Spool, sent: Dataset) -> None:
     with pytest.raises(NotReadable, match=r"the command says 1\.2\.3"):
-        spool.keep(arrival(image, data_set, sop_instance_uid="1.2.3"))
+        arrival(sent, encoded(sent), sop_instance_uid="1.2.3").brought_to(spool)
     with pytest.raises(WrongSopClass, match=r"the command says 1\.2\.840\.10008\.5\.1\.4\.1\.1\.7"):
-        spool.keep(arrival(image, data_set, sop_class_uid="1.2.840.10008.5.1.4.1.1.7"))
+        arrival(sent, encoded(sent), sop_class_uid="1.2.840.10008.5.1.4.1.1.7").brought_to(spool)
     assert list(spool.scan()) == []
 
 
-def test_no_text_from_the_network_becomes_a_path(spool: Spool, image: Dataset, data_set: bytes) -> None:
+def test_one_that_is_too_long_leaves_nothing(tmp_path: Path, large: Dataset) -> None:
+    spool = Spool(tmp_path / "spool", 0, largest=1 << 20)
+    incoming = spool.begin(arrival(large, b"").announced)
+    for fragment in [encoded(large), *[bytes(1 << 16)] * 64]:
+        incoming.write(fragment)
+    assert sum(path.stat().st_size for path in spool.root.rglob("*") if path.is_file()) == 0
+    with pytest.raises(TooLarge, match="longer than 1 MiB: largest_mb"):
+        incoming.keep(lambda: NOON)
+    assert files(spool.root) == []
+
+
+def test_what_ends_in_the_middle_leaves_nothing(spool: Spool, large: Dataset) -> None:
+    first = arrival(large, encoded(large)).brought_to(spool).instance
+    other = copy.deepcopy(large)
+    other.SOPInstanceUID = "2.25.77"
+    incoming = spool.begin(arrival(other, b"").announced)
+    incoming.write(encoded(other)[: EARLY + 100])
+    assert first.path.stat().st_size > first.offset + first.size
+    incoming.drop()
+    assert first.path.stat().st_size == first.offset + first.size
+    assert arrival(other, encoded(other)).brought_to(spool).instance.path == first.path
+
+
+@pytest.mark.parametrize("syntax", ["deflated", "first series is another", "series after the pixels"])
+def test_a_series_that_is_only_known_at_the_end(spool: Spool, large: Dataset, syntax: str) -> None:
+    data_set, options = encoded(large), {}
+    series = b"\x20\0\x0e\0UI"
+    at = data_set.index(series)
+    element = data_set[at : at + 8 + int.from_bytes(data_set[at + 6 : at + 8], "little")]
+    if syntax == "deflated":
+        noise = os.urandom(256 * 256 * 2)  # else it is short
+        data_set = data_set[: -len(noise)] + noise
+        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        data_set = compressor.compress(data_set) + compressor.flush()
+        data_set += b"\0" * (len(data_set) % 2)
+        options = {"transfer_syntax_uid": DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN}
+    elif syntax == "first series is another":
+        filler = b"\x29\0\x10\x10UN\0\0" + (1 << 17).to_bytes(4, "little") + bytes(1 << 17)
+        stray = element.replace(b"2.25", b"2.26", 1)
+        assert stray != element
+        data_set = data_set.replace(element, stray + filler + element)
+    else:
+        filler = b"\x09\0\x10\x10UN\0\0" + (1 << 17).to_bytes(4, "little") + bytes(1 << 17)
+        data_set = filler + data_set
+    kept = arrival(large, data_set, **options).brought_to(spool)
+    assert kept.fate is Fate.NEW
+    assert kept.instance.path.parent.name == digest(large.SeriesInstanceUID)
+    assert data_set_of(kept.instance) == data_set
+    assert len(files(spool.root)) == 1
+    assert len(scanned(spool.root)[1]) == 1
+
+
+def test_no_text_from_the_network_becomes_a_path(spool: Spool, sent: Dataset) -> None:
     with pytest.raises(NotReadable):
-        spool.keep(arrival(image, data_set, sop_instance_uid="../../../etc/passwd", calling_ae="../EVIL"))
-    spool.keep(arrival(image, data_set, calling_ae="../EVIL"))
-    shape = re.compile(r"(instances/[0-9a-f]{64}|unreadable)/[0-9a-f]{64}\.(dcm|txt)")
+        arrival(sent, encoded(sent), sop_instance_uid="../../../etc/passwd", calling_ae="../EVIL").brought_to(spool)
+    arrival(sent, encoded(sent), calling_ae="../EVIL").brought_to(spool)
+    shape = re.compile(r"instances/[0-9a-f]{64}/[0-9T]+-\d+-\d+\.pack|unreadable/[0-9a-f]{64}\.(dcm|txt)")
     assert [name for name in files(spool.root) if not shape.fullmatch(name)] == []
 
 
+def of(instance: Instance) -> tuple[Any, ...]:
+    return tuple(getattr(instance, name) for name in Instance.__dataclass_fields__)
+
+
 def test_scan_reads_everything_again(spool: Spool) -> None:
-    kept = {}
-    for image in ct_series(shape=(3, 8, 8)) + ct_series(shape=(2, 8, 8), name="other"):
-        kept[image.SOPInstanceUID] = spool.keep(arrival(image, encoded(image))).instance
+    images = ct_series(shape=(3, 8, 8)) + ct_series(shape=(2, 256, 256), name="other")
+    kept = [arrival(image, encoded(image)).brought_to(spool).instance for image in images]
     (spool.root / "unfinished" / "77-1").write_bytes(b"half an image")
-    again = Spool(spool.root, 0)
-    found = {instance.sop_instance_uid: instance for instance in again.scan()}
-    for uid, instance in kept.items():
-        for name in (
-            "series_uid",
-            "study_uid",
-            "sop_class_uid",
-            "transfer_syntax_uid",
-            "path",
-            "sha256",
-            "size",
-            "calling_ae",
-        ):
-            assert getattr(found[uid], name) == getattr(instance, name)
-    assert found.keys() == kept.keys()
+    again, found = scanned(spool.root)
+    assert sorted(map(of, found)) == sorted(map(of, kept))
     assert list((spool.root / "unfinished").iterdir()) == []
-    known = {instance.path for instance in list(kept.values())[:4]}
-    assert [instance.path for instance in again.scan(known)] == [list(kept.values())[4].path]
+    known = {instance.path: instance.offset + instance.size for instance in kept[:4]}
+    assert [instance.stored for instance in again.scan(known)] == [kept[4].stored]
 
 
-def test_scan_moves_damaged_files_out_of_the_way(spool: Spool, image: Dataset, data_set: bytes) -> None:
-    path = spool.keep(arrival(image, data_set)).instance.path
+def test_files_of_earlier_versions_are_taken_over(spool: Spool, image: Dataset) -> None:
+    """One file for each instance, named by digests."""
+    data_set = encoded(image)
+    head = part10.encode(image.SOPClassUID, image.SOPInstanceUID, image.file_meta.TransferSyntaxUID, "ME")
+    path = spool.root / "instances" / digest(image.SeriesInstanceUID) / f"{digest(image.SOPInstanceUID)}.dcm"
+    path.parent.mkdir()
+    path.write_bytes(head + data_set)
+    again, [found] = scanned(spool.root)
+    assert (found.path, found.offset, found.size) == (path, 0, len(head + data_set))
+    assert arrival(image, data_set).brought_to(again).fate is Fate.SAME
+    assert arrival(image, data_set[:-1] + b"\7").brought_to(again).fate is Fate.ASIDE
+    assert scanned(spool.root, known={path: found.size})[1] == []
     path.write_bytes(path.read_bytes()[:-100])
+    told: list[Path] = []
+    assert list(Spool(spool.root, 0).scan(on_damaged=lambda path, reason: told.append(path))) == []
+    assert told == [spool.root / "unreadable" / path.name]
+    assert told[0].exists()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("spoil", ["a bit of the image", "a bit of the head", "the end is missing"])
+def test_scan_passes_over_what_is_damaged(spool: Spool, spoil: str) -> None:
+    """And says so; what lies behind it is found."""
+    images = ct_series(shape=(3, 16, 16))
+    kept = [arrival(image, encoded(image)).brought_to(spool).instance for image in images]
+    path, damaged = kept[0].path, kept[1 if spoil != "the end is missing" else 2]
+    content = bytearray(path.read_bytes())
+    if spoil == "the end is missing":
+        del content[-100:]
+    else:
+        content[damaged.offset + (700 if spoil == "a bit of the image" else -60)] ^= 1
+    path.write_bytes(content)
+    told: list[Path] = []
     again = Spool(spool.root, 0)
-    assert list(again.scan()) == []
-    assert (spool.root / "unreadable" / path.name).exists()
-    assert again.keep(arrival(image, data_set)).fate is Fate.NEW
+    found = list(again.scan(on_damaged=lambda path, reason: told.append(path)))
+    assert [each.stored for each in found] == [each.stored for each in kept if each != damaged]
+    assert len(told) == (1 if spoil == "a bit of the image" else 0)
+    image = images[kept.index(damaged)]
+    assert arrival(image, encoded(image)).brought_to(again).fate is Fate.NEW
 
 
-def test_many_threads_one_instance(spool: Spool, image: Dataset, data_set: bytes) -> None:
+def test_many_threads_one_instance(spool: Spool, sent: Dataset) -> None:
     """Whoever comes first, exactly one data set is the stored one and every other is aside."""
-    sent = [data_set[:-1] + bytes([number % 4]) for number in range(16)]
+    data_set = encoded(sent)
+    brought = [data_set[:-1] + bytes([number % 4]) for number in range(16)]
     kept: list[Any] = []
-    threads = [threading.Thread(target=lambda d=each: kept.append(spool.keep(arrival(image, d)))) for each in sent]
+    _together([lambda d=each: kept.append(arrival(sent, d).brought_to(spool)) for each in brought])
+    assert [each.fate for each in kept].count(Fate.NEW) == 1
+    assert len({each.instance.stored for each in kept}) == 1
+    assert len([name for name in files(spool.root) if name.startswith("aside")]) == 3
+    assert len(scanned(spool.root)[1]) == 1
+
+
+def test_many_threads_many_instances_of_one_series(spool: Spool) -> None:
+    images = ct_series(shape=(24, 160, 160))
+    kept: list[Instance] = []
+    _together(
+        [lambda i=image: kept.append(arrival(i, encoded(i)).brought_to(spool, 9000).instance) for image in images]
+    )
+    by_uid = {instance.sop_instance_uid: instance for instance in kept}
+    assert all(data_set_of(by_uid[image.SOPInstanceUID]) == encoded(image) for image in images)
+    assert sorted(map(of, scanned(spool.root)[1])) == sorted(map(of, kept))
+
+
+def _together(work: Sequence[Callable[[], Any]]) -> None:
+    threads = [threading.Thread(target=each) for each in work]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [each.fate for each in kept].count(Fate.NEW) == 1
-    assert len({each.instance.sha256 for each in kept}) == 1
-    assert len(files(spool.root)) == 4
 
 
-def test_order_of_durability(spool: Spool, image: Dataset, data_set: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write, fsync the file, rename, fsync the folder: and the folder's own name before that."""
-    story = list(_story(spool, image, data_set, monkeypatch))
-    series = digest(image.SeriesInstanceUID)
-    assert story == [
-        f"mkdir {series}",
-        "fsync instances",
-        "open unfinished",
-        "write",
-        "fsync unfinished",
-        "rename",
-        f"fsync {series}",
-    ]
+def test_order_of_durability(spool: Spool, sent: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder, its own name, the pack, its name; then the image, its head, one sync. Then a sync each."""
+    story = list(_story(spool, sent, monkeypatch))
+    series = digest(sent.SeriesInstanceUID)
+    written = [each for each in story if each != "write"]
+    assert written == [f"mkdir {series}", "fsync instances", "open pack", f"fsync {series}", "sync pack"]
+    assert story[-2:] == ["write", "sync pack"]
+    other = copy.deepcopy(sent)
+    other.SOPInstanceUID = "2.25.78"
+    assert [each for each in _story(spool, other, monkeypatch) if each != "write"] == ["sync pack"]
 
 
-def _story(spool: Spool, image: Dataset, data_set: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def _story(spool: Spool, image: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     story: list[str] = []
     names: dict[int, str] = {}
-    real = {name: getattr(os, name) for name in ("open", "fsync", "rename", "mkdir", "writev")}
+    real = {name: getattr(os, name) for name in ("open", "fsync", "fdatasync", "mkdir", "pwritev")}
 
     def open_(path: Any, flags: int, *more: Any, **options: Any) -> int:
         file = real["open"](path, flags, *more, **options)
-        names[file] = "unfinished" if Path(path).parent.name == "unfinished" else Path(path).name
+        names[file] = "pack" if Path(path).suffix == ".pack" else Path(path).name
         if flags & os.O_CREAT:
             story.append(f"open {names[file]}")
-        return file
+        return int(file)
 
     def fsync(file: int) -> None:
         story.append(f"fsync {names[file]}")
         real["fsync"](file)
 
-    def rename(source: Any, target: Any) -> None:
-        story.append("rename")
-        real["rename"](source, target)
+    def fdatasync(file: int) -> None:
+        story.append("sync pack")
+        real["fdatasync"](file)
 
     def mkdir(path: Any, *more: Any) -> None:
         real["mkdir"](path, *more)
         story.append(f"mkdir {Path(path).name}")
 
-    def writev(file: int, views: list[memoryview]) -> int:
+    def pwritev(file: int, views: list[memoryview], at: int) -> int:
         story.append("write")
-        return real["writev"](file, views)
+        return int(real["pwritev"](file, views, at))
 
-    for name, stand_in in {"open": open_, "fsync": fsync, "rename": rename, "mkdir": mkdir, "writev": writev}.items():
+    instead = {"open": open_, "fsync": fsync, "fdatasync": fdatasync, "mkdir": mkdir, "pwritev": pwritev}
+    for name, stand_in in instead.items():
         monkeypatch.setattr(os, name, stand_in)
-    spool.keep(arrival(image, data_set))
+    arrival(image, encoded(image)).brought_to(spool)
     monkeypatch.undo()
     yield from story
 
 
-def test_what_only_pydicom_reads_is_kept_and_found_again(spool: Spool, image: Dataset, data_set: bytes) -> None:
+def test_what_only_pydicom_reads_is_kept_and_found_again(spool: Spool, sent: Dataset) -> None:
     """An implicit element inside an explicit data set, as scanners send it."""
+    data_set = encoded(sent)
     odd = b"\x29\0\x11\x10\x0a\0\0\0some text "
     at = data_set.index(b"\xe0\x7f\x10\0")
-    sent = data_set[:at] + odd + data_set[at:]
-    kept = spool.keep(arrival(image, sent)).instance
-    [found] = Spool(spool.root, 0).scan()
-    assert (found.path, found.series_uid, found.sha256) == (kept.path, image.SeriesInstanceUID, kept.sha256)
-    assert spool.keep(arrival(image, sent)).fate is Fate.SAME
+    brought = arrival(sent, data_set[:at] + odd + data_set[at:])
+    kept = brought.brought_to(spool).instance
+    _, [found] = scanned(spool.root)
+    assert (found.stored, found.series_uid) == (kept.stored, sent.SeriesInstanceUID)
+    assert brought.brought_to(spool).fate is Fate.SAME
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_packs_that_nobody_writes_to_are_closed_in_the_end(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pacs_node.receive.spool.MOST_OPEN", 3)
+    before = open_files()
+    for number in range(12):
+        [image] = ct_series(shape=(1, 8, 8), name=f"series {number}")
+        arrival(image, encoded(image)).brought_to(spool)
+    assert open_files() - before == 3
+    spool.close()
+    assert open_files() == before
+    assert len(scanned(spool.root)[1]) == 12

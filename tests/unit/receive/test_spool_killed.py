@@ -11,16 +11,25 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 
-from pacs_node.receive.spool import Fate, ReceivedInstance, Spool
-from tests.unit.receive.conftest import arrival
+from pacs_node.receive.spool import EARLY, Fate, Spool
+from tests.factories import ct_series
+from tests.unit.receive.conftest import Arrival, arrival, data_set_of, encoded
 
-CALLS = ("mkdir", "open", "writev", "fsync", "close", "rename")
-LAST = 11  # mkdir; open, fsync, close of instances/; open, writev, fsync, close of the file; rename; open, fsync
+CALLS = ("mkdir", "open", "pwritev", "fsync", "fdatasync", "close", "ftruncate")
+NEVER = 1 << 30
 
 
-def keep_until(call: int, when: str, spool: Spool, sent: ReceivedInstance) -> int:
+@pytest.fixture(scope="module")
+def large() -> Arrival:
+    """Longer than what waits in memory: it is written in two pieces and its head."""
+    [image] = ct_series(shape=(1, 256, 256), name="large")
+    assert len(encoded(image)) > EARLY
+    return arrival(image, encoded(image))
+
+
+def keep_until(call: int, when: str, spool: Spool, sent: Arrival) -> int:
     """Fork a process that keeps `sent` and dies at its `call`-th system call: before it, after it, or half way
-    through a write. Returns the signal that ended it, 0 when it lived."""
+    through a write. Returns the signal that ended it; the number of calls it made, when it lived."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -30,9 +39,10 @@ def keep_until(call: int, when: str, spool: Spool, sent: ReceivedInstance) -> in
         def made_mortal(*arguments: Any, **options: Any) -> Any:
             nonlocal made
             made += 1
-            if made == call and when == "half" and real.__name__ == "writev":
-                head, data_set = arguments[1]
-                real(arguments[0], [head, data_set[:100]])
+            if made == call and when == "half" and real.__name__ == "pwritev":
+                file, views, at = arguments
+                whole = b"".join(map(bytes, views))
+                real(file, [whole[: len(whole) // 2]], at)
             if made == call and when != "after":
                 os.kill(os.getpid(), signal.SIGKILL)
             result = real(*arguments, **options)
@@ -44,30 +54,35 @@ def keep_until(call: int, when: str, spool: Spool, sent: ReceivedInstance) -> in
 
     for name in CALLS:
         setattr(os, name, mortal(getattr(os, name)))
-    spool.keep(sent)
-    os._exit(0)
+    sent.brought_to(spool, 1 << 16)
+    os._exit(made)
 
 
-@pytest.mark.parametrize(
-    ("when", "calls"), [("before", range(1, LAST + 1)), ("half", [6]), ("after", range(1, LAST + 1))]
-)
-def test_killed_at_every_call(tmp_path: Path, image: Dataset, data_set: bytes, when: str, calls: list[int]) -> None:
+@pytest.mark.parametrize("when", ["before", "half", "after"])
+@pytest.mark.parametrize("second", [False, True])
+def test_killed_at_every_call(tmp_path: Path, image: Dataset, large: Arrival, when: str, second: bool) -> None:
+    """second: another image of the series is there already, in a pack that another process has written."""
+
+    def spool(name: str) -> Spool:
+        made = Spool(tmp_path / name, 0)
+        if second:
+            other = arrival(image, encoded(image)).brought_to(made)
+            assert other.fate is Fate.NEW
+        return made
+
+    last = keep_until(NEVER, when, spool("lived"), large)
+    assert last > 5
     there = []
-    for call in calls:
+    for call in range(1, last + 1):
         root = tmp_path / f"spool-{call}"
-        sent = arrival(image, data_set)
-        assert keep_until(call, when, Spool(root, 0), sent) == -signal.SIGKILL, f"call {call} did not kill it"
+        assert keep_until(call, when, spool(root.name), large) == -signal.SIGKILL, f"call {call} did not kill it"
         restarted = Spool(root, 0)
-        found = list(restarted.scan())
-        assert [instance.path.read_bytes()[-len(data_set) :] for instance in found] in ([], [data_set])
-        assert restarted.keep(sent).fate is (Fate.SAME if found else Fate.NEW)
+        found = {each.sop_instance_uid: data_set_of(each) for each in restarted.scan()}
+        assert found.pop(str(image.SOPInstanceUID), None) == (encoded(image) if second else None)
+        assert list(found.values()) in ([], [large.data_set])
+        assert large.brought_to(restarted).fate is (Fate.SAME if found else Fate.NEW)
         assert list((root / "unfinished").iterdir()) == list((root / "unreadable").iterdir()) == []
         there.append(bool(found))
     assert there == sorted(there), "once it is there, it stays"
-    assert set(there) == ({False} if when == "half" else {False, True})
-
-
-def test_the_calls_are_all_there_are(tmp_path: Path, image: Dataset, data_set: bytes) -> None:
-    """The last call but one closes the folder; killing after the end must find nothing more to kill at."""
-    spool = Spool(tmp_path / "spool", 0)
-    assert keep_until(LAST + 2, "before", spool, arrival(image, data_set)) == 0
+    assert there[0] is False
+    assert there[-1] is True

@@ -1,0 +1,77 @@
+"""From the spool into the ledger: what is durable gets its row, many at once, and no sender waits for it.
+
+The spool is the truth: what has no row when the node ends is found in its pack at the next start.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from pacs_node import pack
+from pacs_node.errors import LedgerUnavailable
+from pacs_node.ledger import Ledger
+from pacs_node.loop import Loop
+from pacs_node.records import AssociationEnd, Instance
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S = 0.1
+MOST_AT_ONCE = 500  # rows in one transaction
+MOST_WAITING = 20_000  # rows; a ledger that is away for longer holds senders up
+
+
+class Intake:
+    """Tells the ledger what the listener tells it, in that order.
+
+    indexed: called with what the ledger has from now on. at: called at each step.
+    """
+
+    def __init__(
+        self, ledger: Ledger, indexed: Callable[[Sequence[Instance]], None], at: Callable[[str], None]
+    ) -> None:
+        self.loop = Loop("intake", self.flush, LOOK_EVERY_S)
+        self._ledger, self._indexed, self._at = ledger, indexed, at
+        self._waiting: deque[Instance | AssociationEnd] = deque()
+        self._one_at_a_time = threading.Lock()
+
+    def stored(self, instance: Instance) -> None:
+        """Durable in the spool. Raises LedgerUnavailable when too many wait for their rows."""
+        if len(self._waiting) >= MOST_WAITING:
+            raise LedgerUnavailable(f"{MOST_WAITING} images wait for the ledger; start the database or free its disk")
+        self._waiting.append(instance)
+        self._at("instance stored")
+
+    def left(self, end: AssociationEnd) -> None:
+        self._waiting.append(end)
+
+    def flush(self) -> None:
+        """All that has been told by now is in the ledger when this returns. Raises LedgerUnavailable."""
+        with self._one_at_a_time:
+            while self._waiting:
+                first = self._waiting[0]
+                if isinstance(first, AssociationEnd):
+                    self._ledger.association_ended(first)
+                    self._waiting.popleft()
+                    continue
+                some = [first]
+                for number in range(1, min(len(self._waiting), MOST_AT_ONCE)):  # others append meanwhile
+                    each = self._waiting[number]
+                    if isinstance(each, AssociationEnd):
+                        break
+                    some.append(each)
+                self.take_in(some)
+                for _ in some:
+                    self._waiting.popleft()
+
+    def take_in(self, instances: Sequence[Instance]) -> None:
+        """Rows for instances that are durable in the spool."""
+        for each in self._ledger.take_in_all(instances):
+            earlier = self._ledger.instance(each.sop_instance_uid)
+            if earlier is not None and not pack.is_there(earlier.stored):
+                self._ledger.moved(each)  # cleared away since, and sent again
+        self._indexed(instances)
+        self._at("instance indexed")

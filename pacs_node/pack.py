@@ -1,0 +1,266 @@
+"""A series on disk: its images one after the other in one file, a pack, each in a record that says if it is whole.
+
+    record   a head of 128 bytes, then the image as a DICOM file (PS3.10 7.1), its data set as it came
+    head     MAGIC; size and CRC-32 of the DICOM file; when it came; the association that brought it; CRC-32 of the head
+
+The head is written last, then the file is synced once: one sync keeps an image, whatever its size. A record that was
+begun and not ended is cut off again, or, after a power cut, has no head. A pack has one writer, and none after a
+restart. An image that lies in a file of its own, as earlier versions wrote them, is read in the same way.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import mmap
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from pacs_node.records import Stored
+
+Buffer = bytes | bytearray | memoryview
+
+MAGIC = b"PNPACK1\n"
+_FACTS = struct.Struct("<8sQLQ64s32x")  # magic, size, CRC-32, microseconds since 1970, association
+_CHECK = struct.Struct("<L")  # of the facts
+HEAD = _FACTS.size + _CHECK.size
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MOST_VECTORS = 512  # of one writev; the system's own limit is 1024
+SUFFIX = ".pack"
+
+
+class Pack:
+    """A pack that is being written, one record at a time. Every error of the disk is an OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.end = 0  # of the last whole record
+        self.usable = True  # False once it cannot be known what is on the disk
+
+    @property
+    def there(self) -> bool:
+        """Nobody has deleted it meanwhile."""
+        return os.fstat(self._file).st_nlink > 0
+
+    def begin(self) -> Record:
+        return Record(self, self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Record:
+    """A record being written behind the last one. `keep` or `undo` ends it."""
+
+    def __init__(self, pack: Pack, file: int) -> None:
+        self.pack, self._file = pack, file
+        self.offset = pack.end + HEAD  # of the DICOM file
+        self.size, self._crc = 0, 0
+        self._kept = False
+
+    def write(self, *parts: Buffer) -> None:
+        write_at(self._file, self.offset + self.size, parts)
+        for part in parts:
+            self._crc = zlib.crc32(part, self._crc)
+            self.size += len(part)
+
+    @contextmanager
+    def mapped(self, skip: int = 0) -> Iterator[memoryview]:
+        """What was written, without its first `skip` bytes."""
+        with mapped(self._file, self.offset + skip, self.size - skip) as content:
+            yield content
+
+    def keep(self, received_at: datetime, association: str) -> None:
+        """Durable when it returns."""
+        try:
+            write_at(self._file, self.offset - HEAD, [_head(self.size, self._crc, received_at, association)])
+            os.fdatasync(self._file)
+        except OSError:
+            self.pack.usable = False  # after a failed sync the system may have forgotten what it could not write
+            raise
+        self.pack.end = self.offset + self.size
+        self._kept = True
+
+    def undo(self) -> None:
+        """Cut it off again, unless it was kept. Not while it is mapped."""
+        if self._kept:
+            return
+        try:
+            os.ftruncate(self._file, self.pack.end)
+        except OSError:
+            self.pack.usable = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record of a pack, as its head tells. `whole` is False where the bytes are not those that were written."""
+
+    offset: int
+    size: int
+    received_at: datetime
+    association: str
+    whole: bool
+
+
+def records(path: Path, start: int = 0) -> Iterator[Found]:
+    """The records from byte `start` on. What lies between them and is none is passed over: a write cut short."""
+    with path.open("rb") as file, mapped(file.fileno(), 0, os.fstat(file.fileno()).st_size) as content:
+        at = start
+        while at + HEAD <= len(content):
+            head = _read_head(content[at : at + HEAD])
+            if head is None or at + HEAD + head[0] > len(content):
+                at = _find(content, at + 1)
+                continue
+            size, crc, received_at, association = head
+            body = content[at + HEAD : at + HEAD + size]
+            whole = zlib.crc32(body) == crc
+            body.release()
+            yield Found(at + HEAD, size, received_at, association, whole)
+            at += HEAD + size
+
+
+def opened(stored: Stored) -> BinaryIO:
+    """A stored DICOM file, for reading. Raises OSError."""
+    file = stored.path.open("rb", buffering=0)
+    if stored.path.suffix != SUFFIX:
+        return io.BufferedReader(file)
+    return cast(BinaryIO, io.BufferedReader(_Slice(file, stored.offset, stored.size)))
+
+
+def content(stored: Stored) -> bytes:
+    """All of a stored DICOM file. Raises OSError."""
+    with opened(stored) as file:
+        return file.read()
+
+
+def is_there(stored: Stored) -> bool:
+    try:
+        return stored.path.stat().st_size >= stored.offset + stored.size
+    except OSError:
+        return False
+
+
+@contextmanager
+def unpacked(images: Sequence[Stored], folder: Path) -> Iterator[list[Path]]:
+    """Each image as a file of its own. Those in packs are copied into `folder`, not synced, and it is gone afterwards.
+    Raises OSError."""
+    try:
+        files = []
+        for number, stored in enumerate(images):
+            path = stored.path
+            if path.suffix == SUFFIX:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path = folder / f"{number:05d}.dcm"
+                _copy(stored, path)
+            files.append(path)
+        yield files
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy(stored: Stored, target: Path) -> None:
+    with stored.path.open("rb") as source, target.open("wb") as copy:
+        at, left = stored.offset, stored.size
+        while left:
+            copied = os.sendfile(copy.fileno(), source.fileno(), at, left)
+            if not copied:
+                raise OSError(errno.EIO, "ends in the middle of an image", str(stored.path))
+            at, left = at + copied, left - copied
+
+
+def write_at(file: int, at: int, parts: Sequence[Buffer]) -> None:
+    """Hand all parts to the kernel without joining them first."""
+    views = [memoryview(part) for part in parts if len(part)]
+    while views:
+        written = os.pwritev(file, views[:MOST_VECTORS], at)
+        at += written
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if views:
+            views[0] = views[0][written:]
+
+
+@contextmanager
+def mapped(file: int, offset: int, size: int) -> Iterator[memoryview]:
+    """Bytes of a file as memory; released at the end, however it comes."""
+    if not size:
+        yield memoryview(b"")
+        return
+    before = offset % mmap.ALLOCATIONGRANULARITY
+    mapping = mmap.mmap(file, before + size, access=mmap.ACCESS_READ, offset=offset - before)
+    try:
+        with memoryview(mapping) as whole, whole[before:] as content:
+            yield content
+    finally:
+        with suppress(BufferError):  # an error on its way up still holds a piece; it goes with it
+            mapping.close()
+
+
+class _Slice(io.RawIOBase):
+    """A part of a file, as a file."""
+
+    def __init__(self, file: io.FileIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    @property
+    def name(self) -> str:
+        return str(self._file.name)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, to: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + to)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, target: object) -> int:
+        view = memoryview(target).cast("B")  # type: ignore[arg-type]
+        wanted = max(0, min(len(view), self._size - self._at))
+        count = os.preadv(self._file.fileno(), [view[:wanted]], self._offset + self._at) if wanted else 0
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _head(size: int, crc: int, received_at: datetime, association: str) -> bytes:
+    microseconds = (received_at - EPOCH) // timedelta(microseconds=1)
+    facts = _FACTS.pack(MAGIC, size, crc, microseconds, association.encode("ascii"))
+    return facts + _CHECK.pack(zlib.crc32(facts))
+
+
+def _read_head(head: memoryview) -> tuple[int, int, datetime, str] | None:
+    """(size, CRC-32, when it came, association); None of what is no head."""
+    facts = bytes(head[: _FACTS.size])
+    magic, size, crc, microseconds, association = _FACTS.unpack(facts)
+    if magic != MAGIC or _CHECK.unpack(head[_FACTS.size :]) != (zlib.crc32(facts),):
+        return None
+    return size, crc, EPOCH + timedelta(microseconds=microseconds), association.rstrip(b"\0").decode("ascii")
+
+
+def _find(content: memoryview, start: int) -> int:
+    """Where the next head may begin; the end if nowhere."""
+    step = 1 << 20
+    for at in range(start, len(content), step):
+        found = bytes(content[at : at + step + len(MAGIC)]).find(MAGIC)
+        if found >= 0:
+            return at + found
+    return len(content)
