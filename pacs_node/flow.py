@@ -86,10 +86,10 @@ class Stages(Protocol):
     """
 
     def decide(self, series: OpenSeries, now: datetime) -> str | None: ...
-    def headers(self, instances: Sequence[Instance]) -> list[Dataset]: ...
+    def headers(self, instances: Sequence[Instance], files: Sequence[Path]) -> list[Dataset]: ...
     def judge(self, headers: Sequence[Dataset]) -> Verdict: ...
     def matches(self, header: Dataset) -> list[RouteMatch]: ...
-    def unpacked(self, job: Job, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]: ...
+    def unpacked(self, name: str, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]: ...
     def infer(
         self, job: Job, images: Sequence[Stored], files: Sequence[Path], progress: Callable[[float, str], None]
     ) -> Findings: ...
@@ -222,8 +222,10 @@ class Flow:
 
     def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         """The header that stands for the series, whether it is fit, and what the rules say."""
-        headers = self.stages.headers(instances)
-        verdict = self.stages.judge(headers)
+        name = f"{_id('judge', *(instance.series_uid for instance in instances[:1]))}.0"
+        with self.stages.unpacked(name, [instance.stored for instance in instances]) as files:
+            headers = self.stages.headers(instances, files)
+            verdict = self.stages.judge(headers)
         header = _foremost(headers, verdict)
         matches = {match.rule: match for match in self.stages.matches(header)}
         for route, own in verdict.of_routes.items():  # by the images that it would use
@@ -316,7 +318,7 @@ class Flow:
             verdict, images = self._input(job)
             with ExitStack() as stack:
                 with _step("unpacking"):
-                    files = stack.enter_context(self.stages.unpacked(job, images))
+                    files = stack.enter_context(self.stages.unpacked(f"{job.id}.{job.generation}", images))
                 self._analyse(job, verdict, images, files)
         except Refused as refusal:
             self._refuse(job, str(refusal))

@@ -98,8 +98,8 @@ class WiredStages:
         )
         return decision.because if isinstance(decision, Close) else None
 
-    def headers(self, instances: Sequence[Instance]) -> list[Dataset]:
-        return [header_of(instance) for instance in instances]
+    def headers(self, instances: Sequence[Instance], files: Sequence[Path]) -> list[Dataset]:
+        return [header_of(instance, path) for instance, path in zip(instances, files, strict=True)]
 
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
         """By the first pipeline of a route that takes such images; and for each route whose own says another thing."""
@@ -120,14 +120,14 @@ class WiredStages:
         ]
 
     @contextmanager
-    def unpacked(self, job: Job, images: Sequence[Stored]) -> Iterator[list[Path]]:
-        """The images of a job as files, for as long as it runs. Raises TryAgain where there is no room for them."""
+    def unpacked(self, name: str, images: Sequence[Stored]) -> Iterator[list[Path]]:
+        """Images as files, for as long as somebody works on them. Raises TryAgain where there is no room for them."""
         root = self.config.node.data_dir / "work"
-        for left_behind in root.glob(f"{job.id}.*"):  # by a run of this job that was killed
+        for left_behind in root.glob(f"{name.partition('.')[0]}.*"):  # by a process that was killed
             shutil.rmtree(left_behind, ignore_errors=True)
         with ExitStack() as stack:
             try:
-                files = stack.enter_context(pack.unpacked(images, root / f"{job.id}.{job.generation}"))
+                files = stack.enter_context(pack.unpacked(images, root / name))
             except OSError as error:
                 raise TryAgain(
                     f"its images cannot be unpacked below {root}: {error.strerror}; free the disk"
@@ -271,11 +271,10 @@ class WiredStages:
         )
 
 
-def header_of(instance: Instance) -> Dataset:
+def header_of(instance: Instance, path: Path) -> Dataset:
     """Its header; of one that cannot be read, what the listener knew: the verdict will set it aside."""
     try:
-        with pack.opened(instance.stored) as file:
-            return pydicom.dcmread(file, stop_before_pixels=True)
+        return pydicom.dcmread(path, stop_before_pixels=True)
     except (InvalidDicomError, OSError, *UNREADABLE) as error:
         log.warning("header unreadable", instance=instance.sop_instance_uid, error=type(error).__name__)
         known = Dataset()

@@ -70,8 +70,8 @@ class Scripted:
         self.sent = 0
         self.before_encode = lambda: None
 
-    def headers(self, instances: Sequence[Instance]) -> list[Dataset]:
-        return [pydicom.dcmread(instance.path, stop_before_pixels=True) for instance in instances]
+    def headers(self, instances: Sequence[Instance], files: Sequence[Path]) -> list[Dataset]:
+        return [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
 
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
         uids = tuple(str(header.SOPInstanceUID) for header in headers)
@@ -80,7 +80,7 @@ class Scripted:
     def matches(self, header: Dataset) -> list[RouteMatch]:
         return [RouteMatch("r", None, "breast-us", self.send_to, 5, self.options)]
 
-    def unpacked(self, job: Job, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
+    def unpacked(self, name: str, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
         return pack.unpacked(images, self.folder / "work")
 
     def infer(self, job: Job, stored: Sequence[Stored], files: Sequence[Path], progress: object) -> Findings:

@@ -38,7 +38,7 @@ class ScriptedRooms:
         self.refuse = False
         self.release = threading.Event()
 
-    def unpacked(self, job: Job, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
+    def unpacked(self, name: str, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
         return pack.unpacked(images, self.folder / "work")
 
     def infer(
