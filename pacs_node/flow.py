@@ -150,6 +150,13 @@ class Flow:
         self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
 
+    @property
+    def longest_wait_s(self) -> float:
+        """The longest that a job may be told to wait for its next attempt."""
+        return max(
+            REPORT_AFTER_S, self.confirm.await_report_s, *(policy.max_s for policy in self.retry_policies.values())
+        )
+
     # ---- a sender brings an instance, and leaves
 
     def take_in(self, instance: Instance) -> None:
@@ -224,7 +231,11 @@ class Flow:
             jobs=[self._infer_job(instances[0], match, revision, now, "again", now.isoformat()) for match in wanted],
             now=now,
         )
-        return None if started else "it still receives images, or is being worked on; ask again when that has ended"
+        return (
+            None
+            if started
+            else "it still receives images, or is being worked on; ask again when that has ended, or retry its jobs"
+        )
 
     def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         """The header that stands for the series, whether it is fit, and what the rules say."""

@@ -66,8 +66,8 @@ class ScriptedRooms:
 
 
 class Running:
-    def __init__(self, folder: Path, *, attempts: int = 50) -> None:
-        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+    def __init__(self, folder: Path, *, attempts: int = 50, url: str | None = None) -> None:
+        self.ledger = Ledger(url or f"sqlite:///{folder}/node.sqlite")
         self.ledger.migrate()
         self.stages = ScriptedRooms(folder)
         quick = RetryPolicy(0.05, 0.2, attempts)
@@ -77,12 +77,14 @@ class Running:
                              lease_s=30, poison_limit=5, poll_s=0.05, now=now)  # fmt: skip
 
     def add(self, name: str, *, send_to: tuple[str, ...] = ("pacs",), priority: int = 5) -> None:
+        self.close(name, [Job(name, "infer", f"1.{name}", "1.8", 1, "lung-nodule", "r", priority, now(), send_to)])
+
+    def close(self, name: str, jobs: list[Job]) -> None:
         series = f"1.{name}"
         self.ledger.take_in(Instance(f"{series}.1", "c", series, "1.8", "t", Path("/x"), "0", 1, now(), "a", "CT1"))
-        job = Job(name, "infer", series, "1.8", 1, "lung-nodule", "r", priority, now(), send_to)
         assert self.ledger.close_series(
             series, arrived=1, because="quiet", modality="CT", description="", revision=1, now=now(),
-            verdict=Verdict(True, "fit", use=(f"{series}.1",)), rules=[], jobs=[job],
+            verdict=Verdict(True, "fit", use=(f"{series}.1",)), rules=[], jobs=jobs,
         )  # fmt: skip
 
     def wait(self, until: Callable[[], bool], seconds: float = 20) -> None:
