@@ -201,3 +201,47 @@ def test_an_outcome_that_cannot_be_written_for_a_while(
     wait_for(lambda: watched.states() == {"done"}, 30, f"its end: {watched.ledger.series(f'1.{name}')['jobs']}")
     assert not watched.engine._here
     wait_for(lambda: watched.engine.sweeper.trouble is None, 30, "a sweeper that is well")
+
+
+@pytest.mark.parametrize("priority", [1, 5], ids=["STAT", "routine"])
+def test_thousands_of_waiting_jobs_hold_up_no_new_one(watched: Watched, priority: int) -> None:
+    """Whatever waits, for its destination or for its turn, a new job begins before it is handed on."""
+    number, name = 1000, f"new {priority}"
+    later = 9 if priority == 5 else 5
+    old = now() - timedelta(hours=1)
+
+    def waiting(kind: str, destination: str | None) -> list[Job]:
+        return [
+            Job(
+                f"{kind}{priority}.{n}",
+                kind,
+                "1.none",
+                "1.8",
+                1,
+                "p",
+                "r",
+                later,
+                old,
+                ("pacs",),
+                destination=destination,
+            )
+            for n in range(number)
+        ]
+
+    with watched.ledger._begin() as db:
+        for job in [*waiting("infer", None), *waiting("send", "dead"), *waiting("confirm", "dead")]:
+            watched.ledger._add_job(db, job)
+        db.execute(sa.update(job_table).where(job_table.c.kind == "send", OLD).values(state="waiting", not_before=old))
+    try:
+        watched.add(name, priority=priority)
+        wait_for(lambda: watched.states() == {"done"}, 30, f"its end: {watched.ledger.series(f'1.{name}')['jobs']}")
+        with watched.memory.begin() as db:
+            given = db.scalar(sa.text("SELECT count(*) FROM workflow_status WHERE status = 'ENQUEUED'"))
+        assert 0 < given <= 40, "the engine is given a window"
+        assert len(watched.ledger.open_jobs()) > 2.5 * number
+    finally:
+        with watched.ledger._begin() as db:
+            db.execute(sa.update(job_table).where(OLD).values(state="superseded"))
+
+
+OLD = sa.and_(job_table.c.series_uid == "1.none", job_table.c.state.in_(("queued", "waiting")))
