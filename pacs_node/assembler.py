@@ -83,7 +83,7 @@ class Assembler:
     def _ask_peers(self) -> None:
         """How many images has the series? Asked beside the assembler, so that a dead peer holds nothing up."""
         by_title = {peer.ae_title: peer for peer in self.config.peers if peer.host is not None}
-        for series in self.ledger.open_series(self.connected()):
+        for series in self.flow.receiving(self.connected()):
             evidence = series.evidence
             settled = (self.now() - evidence.last_arrival).total_seconds() >= SETTLED_S
             if not settled or self.asked.get(series.series_uid) == evidence.arrived:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -49,6 +50,7 @@ from pacs_node.records import (
     Sent,
     Verdict,
 )
+from pacs_node.silence import Silence
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -144,9 +146,11 @@ class Flow:
         executor: str,
         await_report_s: float = 900.0,
         at: Callable[[str], None] = lambda step: None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger, self.stages, self.retry_policies, self.poison_limit = ledger, stages, retry_policies, poison_limit
         self.now, self.jitter, self.executor, self.at = now, jitter, executor, at
+        self.silence = Silence(monotonic)
         self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
 
@@ -169,9 +173,13 @@ class Flow:
 
     # ---- a series closes, is judged and routed
 
+    def receiving(self, connected: frozenset[str]) -> list[OpenSeries]:
+        """The open series, and what is known of each now. `connected`: ids of the associations that are open."""
+        return self.silence.measured(self.ledger.open_series(connected), self.now())
+
     def complete(self, connected: frozenset[str]) -> list[tuple[OpenSeries, str]]:
         """The open series whose evidence says that they are complete, and why."""
-        decided = [(each, self._why_complete(each)) for each in self.ledger.open_series(connected)]
+        decided = [(each, self._why_complete(each)) for each in self.receiving(connected)]
         return [(each, because) for each, because in decided if because is not None]
 
     def _why_complete(self, series: OpenSeries) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +130,21 @@ def test_what_a_living_worker_runs_is_left_to_it(watched: Watched) -> None:
     assert [watched.ledger.job(name).generation for name in ("theirs", "begins")] == [1, 1]
     watched.ledger.give_up_lease("other")
     wait_for(lambda: watched.states() == {"done"}, 30, "the jobs of the worker that is gone")
+
+
+def test_a_lease_that_goes_on_no_more_has_run_out_whatever_the_clock_says(watched: Watched) -> None:
+    """Its worker died before the clock of the database was set back by hours."""
+    at = [0.0]
+    beside: Any = SimpleNamespace(  # the sweeper of the running node looks, too
+        ledger=watched.ledger, monotonic=lambda: at[0], lease_s=30, executor="w1", _leases={}
+    )
+    watched.ledger.renew_lease("stays", 5 * 3600)
+    for living in ({"w1", "stays", "goes on"}, {"w1", "stays", "goes on"}, {"w1", "goes on"}):
+        watched.ledger.renew_lease("goes on", 60)
+        assert jobs.Engine._living(beside) == living
+        at[0] += 40
+    for executor in ("stays", "goes on"):
+        watched.ledger.give_up_lease(executor)
 
 
 def test_what_runs_here_is_left_alone(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
