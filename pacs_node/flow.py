@@ -30,6 +30,7 @@ from pacs_node.errors import (
     Interrupted,
     JobError,
     LedgerUnavailable,
+    NotJudged,
     Refused,
     Told,
     TryAgain,
@@ -189,11 +190,16 @@ class Flow:
         except Exception as error:  # noqa: BLE001 - the edge of a room: whatever it is, it is this series' own
             told = Told.of(error)
             log.error("series undecided", series=series.series_uid, error=told.words, trace=told.trace)
-            self.set_aside(series, "it cannot be decided whether it is complete", f"could not be judged: {told.words}")
+            with suppress(Exception):  # else it is undecided again at the next look, and the next series decided now
+                because = "it cannot be decided whether it is complete"
+                self.set_aside(series, because, f"could not be judged: {told.words}")
             return None
 
     def close(self, series: OpenSeries, because: str) -> list[Job]:
-        """Judge and route a complete series; the jobs that follow, none if another image came meanwhile."""
+        """Judge and route a complete series; the jobs that follow, none if another image came meanwhile.
+
+        Raises NotJudged for what nobody foresaw in its images. Of any other error waiting may cure it.
+        """
         instances = self.ledger.instances(series.series_uid)
         header, verdict, matches = self._judged(instances)
         revision = self.ledger.revision(series.series_uid) + 1
@@ -246,7 +252,15 @@ class Flow:
         )
 
     def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
-        """The header that stands for the series, whether it is fit, and what the rules say."""
+        """The header that stands for the series, whether it is fit, and what the rules say. Raises NotJudged."""
+        try:
+            return self._judge(instances)
+        except Exception as error:  # the edge of judging: whatever a header holds, it is this series' own
+            if isinstance(error, LedgerUnavailable) or (isinstance(error, OSError) and may_pass(error)):
+                raise
+            raise NotJudged("the series could not be judged") from error
+
+    def _judge(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         headers = self.stages.headers(instances)
         verdict = self.stages.judge(headers)
         header = _foremost(headers, verdict)
