@@ -74,9 +74,8 @@ class Loop:
             self._wake.wait(wait_s)
 
     def _failed(self, error: Exception) -> None:
-        self._failure = f"{self.name} fails: {type(error).__name__}"
-        with suppress(Exception):  # whatever it holds: what tells of an error must not end the loop
-            self._failure = f"{self.name} fails: {describe(error)}"
+        self._failure = f"{self.name} fails: {describe(error)}"
+        with suppress(Exception):  # whatever the error holds: what tells of it must not end the loop
             told = Told.of(error)
             log.error("loop failed, goes on", loop=self.name, error=told.words, trace=told.trace)
 
