@@ -86,7 +86,7 @@ class Engine:
         self.ledger.renew_lease(self.executor, self.lease_s)
         for job in self.ledger.running_jobs():
             if job.executor == self.executor:
-                self._take_over(job, "the node ended while it ran")
+                self.ledger.take_over(job, "the node ended while it ran", self.now())  # the sweeper submits it
         DBOS.launch()
         DBOS.register_queue("infer", worker_concurrency=self.infer_slots, polling_interval_sec=self.poll_s)
         # One partition per destination: a dead one fills its own slots, never those of another.

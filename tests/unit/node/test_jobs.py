@@ -186,13 +186,17 @@ def test_the_engine_may_lose_its_memory(tmp_path: Path) -> None:
     first.add("7")
     first.wait(lambda: any(job["state"] == "waiting" for job in first.ledger.series("1.7")["jobs"]))
     first.engine.stop(1)
+    first.add("8")
+    assert first.ledger.begin(first.ledger.job("8"), "w1", now())  # it was killed while this ran
     for file in tmp_path.glob("node-jobs.sqlite*"):
         file.unlink()
     second = Running(tmp_path)
     second.engine.start()
     try:
         second.wait(lambda: second.states() == {"done"})
-        assert len(second.stages.sent) == 1
+        assert len(second.stages.sent) == 2
+        taken = [event["text"] for event in second.ledger.series("1.8")["timeline"] if event["event"] == "taken over"]
+        assert taken == ["infer lung-nodule: the node ended while it ran"]
     finally:
         second.engine.stop(1)
 
