@@ -122,8 +122,12 @@ class Confirm:
             known = self.ledger.take_reports(job.id)
         mine = known[-1]
         if mine.open and mine.accepted_at is not None:
-            until = mine.accepted_at + timedelta(seconds=self.await_report_s)
-            if self.now() < until:
+            accepted_at, now = mine.accepted_at, self.now()
+            if accepted_at > now:  # the clock was set back since: the wait begins now
+                self.ledger.commitment_accepted(mine.transaction_uid, now)
+                accepted_at = now
+            until = accepted_at + timedelta(seconds=self.await_report_s)
+            if now < until:
                 raise Await(f"{job.destination} was asked for storage commitment and will report", until)
             self.ledger.commitment_over(mine.transaction_uid, f"no report within {self.await_report_s:g} s")
             mine = self.ledger.take_reports(job.id)[-1]

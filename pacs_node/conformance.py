@@ -64,7 +64,7 @@ def _lines() -> Iterator[str]:
     yield ""
     yield (
         "An association is accepted when the called AE title is the node's and the calling one a peer with `may_send`. "
-        "Success (0x0000) is answered when the object is durable: it and the folders above it are synchronised to disk. "
+        "Success (0x0000) is answered when the object is durable: it is synchronised to disk, and so is its folder. "
         "Objects are kept in the transfer syntax they were sent in; nothing is decoded or converted."
     )
     yield ""

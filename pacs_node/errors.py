@@ -15,6 +15,7 @@ NodeError
 │   │   └── Unforeseen      ... because of an error in a step that nobody foresaw: its kind, words and place
 │   ├── NotOffered          the peer has no such service: the job goes on without it
 │   └── Interrupted         the node is stopping: the job is put back as if it had not begun
+├── NotJudged               an error nobody foresaw in judging a series: it is set aside, in the error's words
 ├── EditionChanged          a destination got earlier results meanwhile: the new ones are written once more
 └── StartError              start-up stops, with a sentence that says what to do
     ├── LedgerTooOld        the database was written by a newer node
@@ -119,6 +120,10 @@ class NotOffered(JobError):
 
 class Interrupted(JobError):
     pass
+
+
+class NotJudged(NodeError):
+    """Its cause is the error."""
 
 
 class EditionChanged(NodeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,9 +14,12 @@ from pacs_node import __version__
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
 from pacs_node.peers import LedgerMemory
-from pacs_node.records import REFUSAL_KINDS
+from pacs_node.records import JOB_KINDS, REFUSAL_KINDS
 
 OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is named by /health
+RUNNING_SLACK_S = 900.0  # and so is one whose attempt runs for this much longer than its limits add up to
+STANDING_S = 60.0  # or that has not begun for so long, and two sweeps, though nothing of its queue runs
+AHEAD_S = 60.0  # times so far in the future were not measured by another clock: ours was set back
 
 ATTENTION = 20  # jobs that /health names one by one
 
@@ -60,8 +64,8 @@ class Running(Protocol):
 class NodeFacts:
     """What the web pages ask. Nothing of it names a path of this machine."""
 
-    def __init__(self, node: Running) -> None:
-        self.node = node
+    def __init__(self, node: Running, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.node, self.monotonic, self.since = node, monotonic, monotonic()
         config = node.config
         named = [(config.node.data_dir, "data_dir"), (Path(config.database.url.partition(":///")[2]), "the database")]
         named += [(peer.folder, f"the folder of '{peer.name}'") for peer in config.peers if peer.folder is not None]
@@ -86,9 +90,13 @@ class NodeFacts:
         counts: dict[str, Any] = {}
         try:
             counts = node.ledger.counts()
-            failed, late = node.ledger.unresolved(), node.ledger.overdue(self._due())
-            needs = [*in_need(failed, "has failed for good"), *in_need(late, "is overdue")]
-            attention = [*failed, *late][:ATTENTION]
+            named: dict[str, dict[str, Any]] = {}
+            for said, jobs in self._in_need().items():
+                new = {job["job"]: job for job in jobs if job["job"] not in named}
+                needs += in_need(list(new.values()), said)
+                named |= new
+            attention = list(named.values())[:ATTENTION]
+            needs += self._clock()
         except LedgerUnavailable as error:
             trouble.append(str(error))
         facts = {
@@ -105,6 +113,37 @@ class NodeFacts:
             **counts,
         }
         return self._without_paths(facts)
+
+    def _in_need(self) -> dict[str, list[dict[str, Any]]]:
+        """Jobs that need a person, by what is wrong with them."""
+        ledger, now = self.node.ledger, self.node.now()
+        standing_s = STANDING_S + 2 * self.node.config.jobs.sweep_s
+        settled = self.monotonic() - self.since > standing_s  # before that, what was left is still being taken up
+        still = now - timedelta(seconds=standing_s)
+        return {
+            "has failed for good": ledger.unresolved(),
+            "runs for longer than it may": ledger.running_too_long(self._limits(), ledger.living(), still),
+            "stands still": ledger.standing_still(still) if settled else [],
+            "is overdue": ledger.overdue(self._due()),
+        }
+
+    def _limits(self) -> dict[str, datetime]:
+        """For each kind of job: an attempt that began before this should have ended by now."""
+        config = self.node.config
+        own_s = config.jobs.infer_timeout_s + 2 * config.priors.timeout_s
+        limits_s = {kind: RUNNING_SLACK_S + (own_s if kind == "infer" else 0.0) for kind in JOB_KINDS}
+        return {kind: self.node.now() - timedelta(seconds=s) for kind, s in limits_s.items()}
+
+    def _clock(self) -> list[str]:
+        """What is said of a clock that was set back while there was work."""
+        now = self.node.now()
+        number, latest = self.node.ledger.of_the_future(now + timedelta(seconds=AHEAD_S))
+        if latest is None:
+            return []
+        ahead = f"up to {(latest - now).total_seconds() / 3600:.1f} h ahead"
+        return [
+            f"{number} times of open series and jobs lie {ahead}: the clock was set back; they are worked on as ever"
+        ]
 
     def _due(self) -> dict[str, datetime]:
         """For each kind of job: made before this, it should have ended by now."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from pacs_node.errors import (
     Interrupted,
     JobError,
     LedgerUnavailable,
+    NotJudged,
     Refused,
     Told,
     TryAgain,
@@ -49,6 +51,7 @@ from pacs_node.records import (
     Stored,
     Verdict,
 )
+from pacs_node.silence import Silence
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -148,17 +151,30 @@ class Flow:
         executor: str,
         await_report_s: float = 900.0,
         at: Callable[[str], None] = lambda step: None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger, self.stages, self.retry_policies, self.poison_limit = ledger, stages, retry_policies, poison_limit
         self.now, self.jitter, self.executor, self.at = now, jitter, executor, at
+        self.silence = Silence(monotonic)
         self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
 
+    @property
+    def longest_wait_s(self) -> float:
+        """The longest that a job may be told to wait for its next attempt."""
+        return max(
+            REPORT_AFTER_S, self.confirm.await_report_s, *(policy.max_s for policy in self.retry_policies.values())
+        )
+
     # ---- a series closes, is judged and routed
+
+    def receiving(self, connected: frozenset[str]) -> list[OpenSeries]:
+        """The open series, and what is known of each now. `connected`: ids of the associations that are open."""
+        return self.silence.measured(self.ledger.open_series(connected), self.now())
 
     def complete(self, connected: frozenset[str]) -> list[tuple[OpenSeries, str]]:
         """The open series whose evidence says that they are complete, and why."""
-        decided = [(each, self._why_complete(each)) for each in self.ledger.open_series(connected)]
+        decided = [(each, self._why_complete(each)) for each in self.receiving(connected)]
         return [(each, because) for each, because in decided if because is not None]
 
     def _why_complete(self, series: OpenSeries) -> str | None:
@@ -168,11 +184,16 @@ class Flow:
         except Exception as error:  # noqa: BLE001 - the edge of a room: whatever it is, it is this series' own
             told = Told.of(error)
             log.error("series undecided", series=series.series_uid, error=told.words, trace=told.trace)
-            self.set_aside(series, "it cannot be decided whether it is complete", f"could not be judged: {told.words}")
+            with suppress(Exception):  # else it is undecided again at the next look, and the next series decided now
+                because = "it cannot be decided whether it is complete"
+                self.set_aside(series, because, f"could not be judged: {told.words}")
             return None
 
     def close(self, series: OpenSeries, because: str) -> list[Job]:
-        """Judge and route a complete series; the jobs that follow, none if another image came meanwhile."""
+        """Judge and route a complete series; the jobs that follow, none if another image came meanwhile.
+
+        Raises NotJudged for what nobody foresaw in its images. Of any other error waiting may cure it.
+        """
         instances = self.ledger.instances(series.series_uid)
         header, verdict, matches = self._judged(instances)
         revision = self.ledger.revision(series.series_uid) + 1
@@ -218,10 +239,24 @@ class Flow:
             jobs=[self._infer_job(instances[0], match, revision, now, "again", now.isoformat()) for match in wanted],
             now=now,
         )
-        return None if started else "it still receives images, or is being worked on; ask again when that has ended"
+        return (
+            None
+            if started
+            else "it still receives images, or is being worked on; ask again when that has ended, or retry its jobs"
+        )
 
     def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
-        """The header that stands for the series, whether it is fit, and what the rules say."""
+        """The header that stands for the series, whether it is fit, and what the rules say. Raises NotJudged."""
+        try:
+            return self._judge(instances)
+        except (LedgerUnavailable, TryAgain):
+            raise
+        except Exception as error:  # the edge of judging: whatever a header holds, it is this series' own
+            if isinstance(error, OSError) and may_pass(error):
+                raise
+            raise NotJudged("the series could not be judged") from error
+
+    def _judge(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         name = f"{_id('judge', *(instance.series_uid for instance in instances[:1]))}.0"
         with self.stages.unpacked(name, [instance.stored for instance in instances]) as files:
             headers = self.stages.headers(instances, files)

@@ -1,20 +1,24 @@
 """The durable work: DBOS runs what the ledger's job rows say. The only file that talks to DBOS.
 
 The job row is the truth; a workflow carries a job id and two numbers. A workflow's id is `job#generation.attempt`,
-so submitting twice is one workflow. A sweeper submits every open row whose workflow is missing or has ended, and
-takes over the jobs of workers whose lease ran out. Backoff is a row with a time in it, never a sleeping thread.
+so submitting twice is one workflow. What runs in this process is known here, whatever the engine says of it. A sweeper
+submits the most urgent rows whose time has come, and takes over whatever no living worker runs. Backoff is a row with
+a time in it, never a sleeping thread.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
 import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetEnqueueOptions, SetWorkflowID
 
+from pacs_node.errors import LedgerUnavailable
 from pacs_node.flow import Flow
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.engine import engine_for_jobs
@@ -25,10 +29,11 @@ log = structlog.get_logger()
 
 WORKFLOW = "pacs-node.job"  # constant, like the version below: an upgrade must not strand the jobs in flight
 APPLICATION_VERSION = "1"
-ENDED_WITHOUT_RESULT = {"CANCELLED", "SUCCESS"}  # while the row is still open: run it again
-RAISED = "ERROR"
 PARTITIONED = ("send", "confirm", "report")  # kinds of jobs that talk to a destination
-POISONED = "MAX_RECOVERY_ATTEMPTS_EXCEEDED"
+WINDOW = 4  # jobs that the engine is given for each slot: enough that none idles, few enough that urgent ones overtake
+NOWHERE = ("", None)  # no workflow, no worker
+BEGIN_WITHIN_S = 10.0  # what the engine has given to this worker begins at once; after this it never will
+MOST_CORRECTED = 64  # rows in one sweep whose time the wall clock has spoilt
 
 
 class Engine:
@@ -47,11 +52,17 @@ class Engine:
         poison_limit: int,
         poll_s: float,
         now: Callable[[], datetime],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.ledger, self.flow, self.executor, self.now = ledger, flow, executor, now
+        self.ledger, self.flow, self.executor, self.now, self.monotonic = ledger, flow, executor, now, monotonic
         self.infer_slots, self.send_slots = infer_slots, send_slots
         self.lease_s, self.poll_s = lease_s, poll_s
         self.sweeper = Loop("sweeper", self.sweep, sweep_s)
+        self._lock = threading.Lock()
+        self._here: set[str] = set()  # workflows whose job this process runs now
+        self._due: dict[str, float] = {}  # job -> when, by a clock that nobody sets, its next attempt is due
+        self._unbegun: dict[str, float] = {}  # workflow that is ours and has not begun -> since when
+        self._leases: dict[str, tuple[datetime, float]] = {}  # worker -> its lease, and since when it is this one
         settings: DBOSConfig = {
             "name": "pacs-node",
             "system_database_url": ledger.url,
@@ -67,15 +78,15 @@ class Engine:
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=poison_limit)
         def run_job(job_id: str, generation: int, attempt: int) -> None:
-            delay_s = DBOS.run_step({"name": "attempt"}, flow.run, job_id, generation, attempt)
-            if delay_s is not None:
-                self._submit(job_id, generation, attempt + 1, delay_s)  # in the body: DBOS forbids it in a step
-            self.wake()  # a finished inference has left send jobs behind
+            DBOS.run_step({"name": "attempt"}, self._attempt, job_id, generation, attempt)
 
         self._run_job = run_job
 
     def start(self) -> None:
         self.ledger.renew_lease(self.executor, self.lease_s)
+        for job in self.ledger.running_jobs():
+            if job.executor == self.executor:
+                self.ledger.take_over(job, "the node ended while it ran", self.now())  # the sweeper submits it
         DBOS.launch()
         DBOS.register_queue("infer", worker_concurrency=self.infer_slots, polling_interval_sec=self.poll_s)
         # One partition per destination: a dead one fills its own slots, never those of another.
@@ -93,57 +104,140 @@ class Engine:
         """There is new work: sweep now instead of at the next tick."""
         self.sweeper.wake()
 
-    def sweep(self) -> None:
-        """Make the engine agree with the ledger: every open job has a live workflow. Says "I am alive", too."""
+    def _attempt(self, job_id: str, generation: int, attempt: int) -> None:
+        """One attempt of one job, known to run here for as long as it does."""
+        workflow = _workflow_id(job_id, generation, attempt)
+        with self._lock:
+            self._here.add(workflow)
+        try:
+            delay_s = self.flow.run(job_id, generation, attempt)
+        finally:
+            with self._lock:
+                self._here.discard(workflow)
+        if delay_s is not None:
+            with self._lock:
+                self._due[job_id] = self.monotonic() + delay_s
+        self.wake()  # a finished inference has left send jobs behind; and there is room for the next one
+
+    # ---- the sweeper
+
+    def sweep(self) -> float | None:
+        """Make the engine agree with the ledger; the seconds until a job is due, if one is. Says "I am alive", too."""
         self.ledger.renew_lease(self.executor, self.lease_s)
-        jobs = self.ledger.open_jobs()
-        if not jobs:
-            return
-        states = {
-            status.workflow_id: status.status
-            for status in DBOS.list_workflows(
-                workflow_ids=[_workflow_id(job.id, job.generation, job.attempt) for job in jobs],
-                load_input=False,
-                load_output=False,
-            )
-        }
-        living = self.ledger.living()
+        living = self._living()
+        self._correct_times()
+        failures = self._each(self.ledger.running_jobs(), lambda job: self._see_to_running(job, living))
+        jobs = self.ledger.due_jobs(self.now(), self._windows(len(living)))
+        states = self._states(jobs)
+        before, self._unbegun = self._unbegun, {}
+        failures += self._each(jobs, lambda job: self._see_to_due(job, states.get(_of(job), NOWHERE), living, before))
+        if failures:
+            raise failures[0]
+        with self._lock:
+            return min(self._due.values()) - self.monotonic() if self._due else None
+
+    def _each(self, jobs: Iterable[Job], see_to: Callable[[Job], None]) -> list[Exception]:
+        """One job that cannot be seen to holds up no other; a ledger that does not answer holds up all."""
+        failures: list[Exception] = []
         for job in jobs:
-            state = states.get(_workflow_id(job.id, job.generation, job.attempt))
-            if state is None:
-                self._submit_row(job)
-            elif state == POISONED:
-                self.ledger.give_up(job, "the worker died every time it ran this job", self.now())
-            elif state == RAISED:  # the ledger could not be written to: nobody died, so it is no crash
+            try:
+                see_to(job)
+            except LedgerUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - the edge of one job: the loop tells of it once all are seen to
+                failures.append(error)
+        return failures
+
+    def _windows(self, workers: int) -> dict[str, int]:
+        """How many jobs of each queue the engine is given at a time. All others wait in the ledger."""
+        slots = {"infer": self.infer_slots} | dict.fromkeys(PARTITIONED, self.send_slots)
+        return {kind: WINDOW * number * workers for kind, number in slots.items()}
+
+    def _states(self, jobs: Iterable[Job]) -> dict[str, tuple[str, str | None]]:
+        """Workflow -> what the engine says of it, and which worker it gave it to."""
+        ids = [_of(job) for job in jobs]
+        if not ids:
+            return {}
+        found = DBOS.list_workflows(workflow_ids=ids, load_input=False, load_output=False)
+        return {each.workflow_id: (each.status, each.executor_id) for each in found}
+
+    def _living(self) -> set[str]:
+        """Workers whose lease has not run out by the database's clock, and goes on by one that nobody sets."""
+        now = self.monotonic()
+        before, self._leases = self._leases, {}
+        for executor, expires_at in self.ledger.living().items():
+            known = before.get(executor)
+            self._leases[executor] = known if known is not None and known[0] == expires_at else (expires_at, now)
+        moving = {executor for executor, (_, since) in self._leases.items() if now - since <= 2 * self.lease_s}
+        return moving | {self.executor}
+
+    def _correct_times(self) -> None:
+        """A wait is over when it has lasted as long as it should: the wall clock may have been set back meanwhile."""
+        for early in self.ledger.end_impossible_waits(self.now(), self.flow.longest_wait_s):
+            log.warning("clock was set back", job=early.id, due=str(early.not_before))
+        monotonic = self.monotonic()
+        with self._lock:
+            over = [job_id for job_id, due in self._due.items() if due <= monotonic][:MOST_CORRECTED]
+        for job_id in over:
+            job = self.ledger.job(job_id)
+            if job is not None:
+                self.ledger.due_now(job, self.now())
+            with self._lock:
+                self._due.pop(job_id, None)
+
+    def _see_to_running(self, job: Job, living: set[str]) -> None:
+        """A row says that this job runs. Does it?"""
+        if job.executor == self.executor:
+            reason = "its last run ended, and nothing could be written down about that"
+            self._submit(self._unless_here(job, lambda: self.ledger.put_back(job, reason, self.now())))
+        elif job.executor not in living:
+            self._take_over(job, f"worker {job.executor} has not been heard of for {self.lease_s:g} s")
+
+    def _see_to_due(self, job: Job, said: tuple[str, str | None], living: set[str], before: dict[str, float]) -> None:
+        """A job may begin now. What has the engine said of it, and is that so?"""
+        state, executor = said
+        if state == NOWHERE[0]:
+            self._submit(job)
+        elif state == "ENQUEUED":
+            pass  # its turn will come
+        elif state == "PENDING" and executor == self.executor:  # it is about to begin here, or never will
+            since = self._unbegun[_of(job)] = before.get(_of(job), self.monotonic())
+            if self.monotonic() - since > BEGIN_WITHIN_S:
+                self._take_over(job, "it was given to this worker, and has not begun")
+        elif state == "PENDING" and executor in living:
+            pass  # that worker sees to it
+        elif state == "PENDING":
+            self._take_over(job, f"worker {executor} was given it and has not been heard of for {self.lease_s:g} s")
+        elif state == "ERROR":  # the ledger could not be written to: nobody died, so it is no crash
+            self._submit(
                 self.ledger.put_back(job, "the ledger could not be written when its last run ended", self.now())
-            elif state in ENDED_WITHOUT_RESULT:
-                self._take_over(job, "its last run ended without a result")
-            elif job.state == "running" and job.executor not in living:
-                self._take_over(job, f"worker {job.executor} has not been heard of for {self.lease_s:g} s")
+            )
+        else:
+            self._take_over(job, "its last run ended without a result")
 
     def _take_over(self, job: Job, reason: str) -> None:
-        mine = self.ledger.take_over(job, reason, self.now())
+        mine = self._unless_here(job, lambda: self.ledger.take_over(job, reason, self.now()))
         if mine is not None:
             log.warning("job taken over", job=job.id, reason=reason)
-            self._submit_row(mine)
+            self._submit(mine)
 
-    def _submit_row(self, job: Job) -> None:
-        delay_s = (job.not_before - self.now()).total_seconds() if job.not_before else None
-        self._submit(job.id, job.generation, job.attempt, delay_s if delay_s and delay_s > 0 else None, job)
+    def _unless_here(self, job: Job, change: Callable[[], Job | None]) -> Job | None:
+        """Change the job's generation, unless this process runs it: none can begin while that is looked up."""
+        with self._lock:
+            return None if _of(job) in self._here else change()
 
-    def _submit(
-        self, job_id: str, generation: int, attempt: int, delay_s: float | None, job: Job | None = None
-    ) -> None:
-        job = job or self.ledger.job(job_id)
+    def _submit(self, job: Job | None) -> None:
         if job is None:
             return
         options: dict[str, Any] = {"priority": job.priority}  # always set: an unset one sorts first
-        if delay_s is not None:
-            options["delay_seconds"] = delay_s
         if job.kind in PARTITIONED:
             options["queue_partition_key"] = job.destination
-        with SetWorkflowID(_workflow_id(job_id, generation, attempt)), SetEnqueueOptions(**options):
-            DBOS.enqueue_workflow(job.kind, self._run_job, job_id, generation, attempt)
+        with SetWorkflowID(_of(job)), SetEnqueueOptions(**options):
+            DBOS.enqueue_workflow(job.kind, self._run_job, job.id, job.generation, job.attempt)
+
+
+def _of(job: Job) -> str:
+    return _workflow_id(job.id, job.generation, job.attempt)
 
 
 def _workflow_id(job_id: str, generation: int, attempt: int) -> str:

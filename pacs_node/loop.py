@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import structlog
 
@@ -19,9 +20,12 @@ OVERDUE_S = 60.0
 
 
 class Loop:
-    """Calls `tick` every `every_s` seconds, or sooner when woken. One that raises is logged, and the next one comes."""
+    """Calls `tick` every `every_s` seconds; sooner when woken, or when the tick answers after how many seconds.
 
-    def __init__(self, name: str, tick: Callable[[], None], every_s: float) -> None:
+    One that raises is logged, and the next one comes.
+    """
+
+    def __init__(self, name: str, tick: Callable[[], float | None], every_s: float) -> None:
         self.name, self._tick, self._every_s = name, tick, every_s
         self._stop, self._wake = threading.Event(), threading.Event()
         self._ticker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -57,16 +61,23 @@ class Loop:
     def _run(self) -> None:
         while not self._stop.is_set():
             self._wake.clear()
+            wait_s = self._every_s
             try:
-                self._ticker.submit(self._tick).result()
+                sooner_s = self._ticker.submit(self._tick).result()
+                if sooner_s is not None:
+                    wait_s = min(wait_s, max(0.0, sooner_s))
             except Exception as error:  # noqa: BLE001 - the edge of the loop: it goes on, and /health says what fails
-                told = Told.of(error)
-                log.error("loop failed, goes on", loop=self.name, error=told.words, trace=told.trace)
-                self._failure = f"{self.name} fails: {describe(error)}"
+                self._failed(error)
             else:
                 self._failure = None
             self._last = time.monotonic()
-            self._wake.wait(self._every_s)
+            self._wake.wait(wait_s)
+
+    def _failed(self, error: Exception) -> None:
+        self._failure = f"{self.name} fails: {describe(error)}"
+        with suppress(Exception):  # whatever the error holds: what tells of it must not end the loop
+            told = Told.of(error)
+            log.error("loop failed, goes on", loop=self.name, error=told.words, trace=told.trace)
 
 
 def describe(error: BaseException) -> str:

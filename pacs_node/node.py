@@ -227,13 +227,11 @@ class Node:
 
     def trouble(self) -> list[str]:
         """What makes the node unfit to receive or to work, in words; nothing of a node that is well."""
-        loops = [
-            self.intake.loop,
-            self.assembler.loop,
-            self._refusals,
-            *([self.engine.sweeper] if self.engine is not None else []),
+        loops = [self.intake.loop, self.assembler.loop, self._refusals]
+        loops += [self.engine.sweeper] if self.engine is not None else []
+        said = [
+            trouble for trouble in (*(loop.trouble for loop in loops), self.assembler.trouble) if trouble is not None
         ]
-        said = [loop.trouble for loop in loops if loop.trouble is not None]
         free_gb = shutil.disk_usage(self.spool.root).free / 1e9
         if free_gb < self.config.receive.keep_free_gb:
             said.append(f"{free_gb:.1f} GB are free where images are kept: senders are answered 0xA700")
@@ -274,8 +272,8 @@ class Node:
             refusal = self._not_noted.popleft()
             try:
                 self.ledger.note_refusal(refusal)
-            except LedgerUnavailable:
-                self._not_noted.appendleft(refusal)
+            except Exception:
+                self._not_noted.append(refusal)  # behind the others, so that it cannot hold them up
                 raise
 
     def _sender_left(self, end: AssociationEnd) -> None:

@@ -10,6 +10,7 @@ restart. An image that lies in a file of its own, as earlier versions wrote them
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
 import os
@@ -23,7 +24,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import structlog
+
 from pacs_node.records import Stored
+
+log = structlog.get_logger(__name__)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -32,6 +37,7 @@ _FACTS = struct.Struct("<8sQLQ64s32x")  # magic, size, CRC-32, microseconds sinc
 _CHECK = struct.Struct("<L")  # of the facts
 HEAD = _FACTS.size + _CHECK.size
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 MOST_VECTORS = 512  # of one writev; the system's own limit is 1024
 SUFFIX = ".pack"
 
@@ -151,7 +157,7 @@ def is_there(stored: Stored) -> bool:
 @contextmanager
 def unpacked(images: Sequence[Stored], folder: Path) -> Iterator[list[Path]]:
     """Each image as a file of its own. Those in packs are copied into `folder`, not synced, and it is gone afterwards.
-    Of one that is not there any more there is no file, or a shorter one. Raises OSError."""
+    Of one that cannot be read there is no file, or a shorter one. Raises OSError when there is no space."""
     try:
         files = []
         for number, stored in enumerate(images):
@@ -159,8 +165,12 @@ def unpacked(images: Sequence[Stored], folder: Path) -> Iterator[list[Path]]:
             if path.suffix == SUFFIX:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 path = folder / f"{number:05d}.dcm"
-                with suppress(FileNotFoundError):
+                try:
                     _copy(stored, path)
+                except OSError as error:
+                    if error.errno in NO_SPACE:
+                        raise
+                    log.warning("pack.not-copied", file=stored.path.name, offset=stored.offset, error=error.strerror)
             files.append(path)
         yield files
     finally:

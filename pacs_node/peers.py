@@ -43,7 +43,8 @@ class LedgerMemory:
         return {
             (answer.sop_class_uid, answer.transfer_syntax_uid): f"{answer.refused} (asked {answer.at:%Y-%m-%d %H:%M})"
             for answer in self.answers()
-            if answer.refused is not None and now < self.asked_again_at(answer)
+            # an answer of the future was given before the clock was set back: nobody knows how old it is
+            if answer.refused is not None and answer.at <= now < self.asked_again_at(answer)
         }
 
     def remember(self, answers: Sequence[Answer]) -> None:

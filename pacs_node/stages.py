@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +38,7 @@ from pacs_node.errors import (
     Told,
     TryAgain,
     Unforeseen,
+    may_pass,
 )
 from pacs_node.flow import RouteMatch
 from pacs_node.infer import Inference
@@ -60,6 +63,7 @@ from pacs_node.route import Rule, route
 
 log = structlog.get_logger()
 
+PATIENCE = 5  # times that a series is closed later because the disk fails; then it is judged without those images
 MOST_UNKEPT = 32  # jobs whose findings are held in memory while no disk takes them
 
 
@@ -85,6 +89,7 @@ class WiredStages:
         self.modalities = frozenset(each for card in (*self.cards.values(), *known.cards) for each in card.modality)
         self.results = config.node.data_dir / "results"
         self.rejected = config.node.data_dir / "rejected"
+        self.patience: dict[str, int] = {}  # with the disk, for each series
         self.unkept: dict[Path, Findings] = {}  # that could not be written down
 
     def decide(self, series: OpenSeries, now: datetime) -> str | None:
@@ -99,16 +104,28 @@ class WiredStages:
         return decision.because if isinstance(decision, Close) else None
 
     def headers(self, instances: Sequence[Instance], files: Sequence[Path]) -> list[Dataset]:
-        return [header_of(instance, path) for instance, path in zip(instances, files, strict=True)]
+        """Of the images that can be read, then of those that cannot. Raises OSError while waiting may cure that."""
+        known = [header_of(instance, path) for instance, path in zip(instances, files, strict=True)]
+        unread = [header for header in known if isinstance(header, Unread)]
+        series_uid = instances[0].series_uid if instances else ""
+        patience = self.patience.get(series_uid, PATIENCE)
+        if patience and (passing := next(filter(None, (each.passing for each in unread)), None)):
+            self.patience[series_uid] = patience - 1
+            raise passing
+        self.patience.pop(series_uid, None)
+        return [*(header for header in known if not isinstance(header, Unread)), *unread]
 
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
         """By the first pipeline of a route that takes such images; and for each route whose own says another thing."""
+        unread = {str(each.SOPInstanceUID): each.why for each in headers if isinstance(each, Unread)}
+        headers = [header for header in headers if not isinstance(header, Unread)]
         broken = faults(headers)
         cards = [*self.cards.values(), *self.other_cards]
         verdict, judged_by = self._verdict(headers, cards, broken), card_for(headers, cards)
         others = {route: card for route, card in self.cards.items() if card != judged_by}
         own = {route: self._verdict(headers, [card], broken) for route, card in others.items()}
-        return replace(verdict, of_routes={route: said for route, said in own.items() if said != verdict})
+        of_routes = {route: without(unread, said) for route, said in own.items() if said != verdict}
+        return replace(without(unread, verdict), of_routes=of_routes)
 
     def _verdict(self, headers: Sequence[Dataset], cards: Sequence[Card], broken: Mapping[str, str]) -> Verdict:
         return judge(headers, cards, min_slices=self.config.assemble.min_slices or None, faults=broken)
@@ -271,13 +288,39 @@ class WiredStages:
         )
 
 
+class Unread(Dataset):
+    """What the listener knew of an image whose file cannot be read, and why not."""
+
+    def __init__(self, instance: Instance, why: str, passing: OSError | None = None) -> None:
+        """passing: the error, if waiting may cure it"""
+        super().__init__()
+        self.SOPClassUID, self.SOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid
+        self.StudyInstanceUID, self.SeriesInstanceUID = instance.study_uid, instance.series_uid
+        self.why, self.passing = f"its stored file cannot be read: {why}", passing
+
+
 def header_of(instance: Instance, path: Path) -> Dataset:
-    """Its header; of one that cannot be read, what the listener knew: the verdict will set it aside."""
+    """Its header; Unread of one that cannot be read: the verdict sets it aside. path: its file, or a copy."""
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, OSError, *UNREADABLE) as error:
-        log.warning("header unreadable", instance=instance.sop_instance_uid, error=type(error).__name__)
-        known = Dataset()
-        known.SOPClassUID, known.SOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid
-        known.StudyInstanceUID, known.SeriesInstanceUID = instance.study_uid, instance.series_uid
-        return known
+        there = path.stat().st_size
+        header = pydicom.dcmread(path, stop_before_pixels=True) if there >= instance.size else None
+    except OSError as error:
+        unread = Unread(instance, error.strerror or type(error).__name__, error if may_pass(error) else None)
+    except (InvalidDicomError, *UNREADABLE):
+        unread = Unread(instance, "it is no DICOM file any more")
+    else:
+        if header is not None:
+            return header
+        # a part may read as a whole one; where all is stored, the disk would not give it just now
+        passing = OSError(errno.EIO, os.strerror(errno.EIO)) if pack.is_there(instance.stored) else None
+        unread = Unread(instance, f"of {instance.size} bytes {there} are there", passing)
+    log.warning("header unreadable", instance=instance.sop_instance_uid, why=unread.why)
+    return unread
+
+
+def without(unread: Mapping[str, str], verdict: Verdict) -> Verdict:
+    """The verdict on the images that can be read, and what is said of the others."""
+    if not unread:
+        return verdict
+    why = f"{len(unread)} set aside: {next(iter(unread.values()))}"
+    return replace(verdict, reason=f"{verdict.reason}; {why}", set_aside={**verdict.set_aside, **unread})

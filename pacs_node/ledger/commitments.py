@@ -28,7 +28,9 @@ class Commitments(Jobs):
         """The storage commitments this job asked for, the latest last. From now on the job knows of their reports."""
         with self._begin() as db:
             mine = commitment_table.c.job == job_id
-            rows = db.execute(sa.select(commitment_table).where(mine).order_by(commitment_table.c.begun_at)).mappings()
+            # one that is to be asked for again is older than the last, whatever the clock said meanwhile
+            age = commitment_table.c.again.desc(), commitment_table.c.begun_at
+            rows = db.execute(sa.select(commitment_table).where(mine).order_by(*age)).mappings()
             commitments = [_commitment(row) for row in rows]
             db.execute(
                 sa.update(commitment_table).where(mine, commitment_table.c.reported_at.is_not(None)).values(heeded=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pacs_node.records import (
 )
 
 BELONGS_TO = {"send": "infer_job", "confirm": "send_job", "report": "transaction_uid"}  # the column `parent`, by kind
+BEGINNABLE = ("queued", "waiting")
 _JOB_FIELDS = tuple(name for name in Job.__dataclass_fields__ if name not in BELONGS_TO.values())
 
 
@@ -64,6 +65,70 @@ class Jobs(Editions):
                 .order_by(job_table.c.priority, job_table.c.created_at)
             ).mappings()
             return [job_of(row) for row in rows]
+
+    def running_jobs(self) -> list[Job]:
+        """Jobs whose rows say that a worker runs them."""
+        with self._begin() as db:
+            rows = db.execute(sa.select(job_table).where(job_table.c.state == "running")).mappings()
+            return [job_of(row) for row in rows]
+
+    def due_jobs(self, now: datetime, most: Mapping[str, int]) -> list[Job]:
+        """Jobs that may begin now, the most urgent first: `most[kind]` of each queue (a kind and a destination).
+
+        However many wait: only the first of each queue are read.
+        """
+        due = sa.or_(job_table.c.not_before.is_(None), job_table.c.not_before <= now)
+        found: list[Job] = []
+        with self._begin() as db:
+            queue = job_table.c.kind, job_table.c.destination
+            for kind, destination in db.execute(sa.select(*queue).where(job_table.c.state.in_(BEGINNABLE)).distinct()):
+                rows: list[Any] = []
+                for state in BEGINNABLE:  # one at a time: the index has each in this order
+                    rows += db.execute(
+                        sa.select(job_table)
+                        .where(
+                            job_table.c.state == state,
+                            job_table.c.kind == kind,
+                            job_table.c.destination.is_(None)
+                            if destination is None
+                            else job_table.c.destination == destination,
+                            due,
+                        )
+                        .order_by(job_table.c.priority, job_table.c.created_at)
+                        .limit(most[kind])
+                    ).mappings()
+                found += sorted((job_of(row) for row in rows), key=_urgency)[: most[kind]]
+        return sorted(found, key=_urgency)
+
+    def due_now(self, job: Job, now: datetime) -> None:
+        """The wait of this attempt is over, whatever time its row names."""
+        with self._begin() as db:
+            db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.id == job.id,
+                    job_table.c.generation == job.generation,
+                    job_table.c.attempt == job.attempt,
+                    job_table.c.state.in_(BEGINNABLE),
+                    job_table.c.not_before > now,
+                )
+                .values(not_before=now)
+            )
+
+    def end_impossible_waits(self, now: datetime, longest_s: float) -> list[Job]:
+        """Let jobs begin now that wait for longer than any job may: the clock was set back. It is said at each."""
+        beyond = job_table.c.not_before > now + timedelta(seconds=longest_s)
+        with self._begin() as db:
+            rows = db.execute(sa.select(job_table).where(beyond)).mappings()  # by its index: there are hardly any
+            jobs = [job_of(row) for row in rows if row["state"] in BEGINNABLE]
+            for job in jobs:
+                assert job.not_before is not None
+                ahead = f"{(job.not_before - now).total_seconds():.0f} s ahead"
+                said = f"{task_of(job)}: its time lay {ahead}, so the clock was set back; it runs now"
+                self._note(db, job.series_uid, now, "clock", said)
+            if jobs:
+                db.execute(sa.update(job_table).where(beyond, job_table.c.state.in_(BEGINNABLE)).values(not_before=now))
+        return jobs
 
     def _move(self, db: sa.Connection, job: Job, state: str, **values: Any) -> bool:
         """Change a job's state if the table of transitions allows it and the job is still ours (fencing)."""
@@ -205,13 +270,14 @@ class Jobs(Editions):
             self._note(db, job.series_uid, now, "taken over", f"{task_of(job)}: {reason}")
         return replace(job, generation=job.generation + 1, state="queued")
 
-    def put_back(self, job: Job, reason: str, now: datetime) -> bool:
-        """An attempt that was cut short on purpose does not count: neither as an attempt nor as a crash."""
+    def put_back(self, job: Job, reason: str, now: datetime) -> Job | None:
+        """A new generation, as in `take_over`; but nobody died: the attempt counts neither as one nor as a crash."""
+        crashes = _may_have_sent(job.kind)
         with self._begin() as db:
-            moved = self._move(db, job, "queued", generation=job.generation + 1, crashes=0, reason=reason)
-            if moved:
-                self._note(db, job.series_uid, now, "put back", f"{task_of(job)}: {reason}")
-            return moved
+            if not self._move(db, job, "queued", generation=job.generation + 1, crashes=crashes, reason=reason):
+                return None
+            self._note(db, job.series_uid, now, "put back", f"{task_of(job)}: {reason}")
+        return replace(job, generation=job.generation + 1, crashes=crashes, state="queued")
 
     def give_up(self, job: Job, reason: str, now: datetime) -> bool:
         """End a job that must not run again, whichever worker holds it."""
@@ -230,35 +296,47 @@ class Jobs(Editions):
             return bool(ended)
 
     def run_again(self, job_id: str, now: datetime) -> bool:
-        """An operator's "retry now": a waiting, failed or refused job starts afresh."""
+        """An operator's "retry now": an open, failed or refused job starts afresh, whoever holds it.
+
+        False: there is none, it has ended well, or newer jobs are in its place.
+        """
         with self._begin() as db:
             row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
-            if row is None or row["state"] not in ("waiting", "failed", "refused"):
+            if row is None or not (row["state"] in OPEN_JOB_STATES or self._may_be_reopened(db, row)):
                 return False
-            revision = db.scalar(
-                sa.select(series_table.c.revision).where(series_table.c.series_uid == row["series_uid"])
-            )
-            if row["revision"] != revision:  # late images have come since: their revision has jobs of its own
-                return False
-            if db.scalar(sa.select(edition_table.c.job).where(edition_table.c.job == job_id)) is not None:
-                return False  # it has said why it was refused: the series is run again, with jobs of their own
             job = job_of(row)
-            db.execute(
+            again = db.execute(
                 sa.update(job_table)
-                .where(job_table.c.id == job_id, job_table.c.generation == job.generation)
+                .where(
+                    job_table.c.id == job_id,
+                    job_table.c.generation == job.generation,
+                    job_table.c.state == job.state,
+                )
                 .values(
                     state="queued",
                     generation=job.generation + 1,
                     attempt=1,
-                    crashes=0,
+                    crashes=_may_have_sent(job.kind) if job.crashes else 0,
                     not_before=None,
                     finished_at=None,
                     reason="asked to run again",
                 )
-            )
+            ).rowcount
+            if not again:
+                return False
             db.execute(sa.update(commitment_table).where(commitment_table.c.job == job_id).values(again=True))
             self._note(db, job.series_uid, now, "retry now", f"{task_of(job)}: asked to run again")
             return True
+
+    def _may_be_reopened(self, db: sa.Connection, row: Any) -> bool:
+        """Whether a job that has ended without a result may begin again."""
+        if row["state"] not in ("failed", "refused"):
+            return False
+        revision = db.scalar(sa.select(series_table.c.revision).where(series_table.c.series_uid == row["series_uid"]))
+        if revision not in (None, row["revision"]):  # late images have come since: their revision has jobs of its own
+            return False
+        # what has said why it was refused is left: the series is run again, with jobs of their own
+        return db.scalar(sa.select(edition_table.c.job).where(edition_table.c.job == row["id"])) is None
 
     def dismiss(self, job_id: str, now: datetime) -> bool:
         """An operator's "leave it": a failed job is no trouble any more. False: it has not failed."""
@@ -347,6 +425,15 @@ def job_of(row: Any) -> Job:
     if row["kind"] in BELONGS_TO:
         values[BELONGS_TO[row["kind"]]] = row["parent"]
     return Job(**{**values, "send_to": tuple(values["send_to"]), "options": dict(values["options"])})
+
+
+def _may_have_sent(kind: str) -> int:
+    """The crashes of a job that lost an attempt without its worker's death: a send's results may have arrived."""
+    return 1 if kind == "send" else 0
+
+
+def _urgency(job: Job) -> tuple[int, datetime]:
+    return job.priority, job.created_at
 
 
 def task_of(job: Job) -> str:

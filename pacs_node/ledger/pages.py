@@ -25,6 +25,8 @@ from pacs_node.records import (
     OPEN_JOB_STATES,
 )
 
+RECENT = 20  # jobs of a queue that began last: what of it runs is among them
+
 
 class Pages(Database):
     """Questions that change nothing."""
@@ -155,6 +157,65 @@ class Pages(Database):
         )
         with self._begin() as db:
             return [_trouble(row) for row in db.execute(query).mappings()]
+
+    def running_too_long(
+        self, begun_before: Mapping[str, datetime], living: Iterable[str], unattended_before: datetime
+    ) -> list[dict[str, Any]]:
+        """Jobs that began before the time of their kind; before the other one, if their worker is not among the living.
+        The oldest first."""
+        old = [
+            sa.and_(job_table.c.kind == kind, job_table.c.started_at < before) for kind, before in begun_before.items()
+        ]
+        gone = sa.and_(job_table.c.executor.not_in(list(living)), job_table.c.started_at < unattended_before)
+        query = (
+            sa.select(job_table)
+            .where(job_table.c.state == "running", sa.or_(gone, *old))
+            .order_by(job_table.c.started_at)
+        )
+        with self._begin() as db:
+            return [_trouble(row) for row in db.execute(query).mappings()]
+
+    def standing_still(self, since: datetime) -> list[dict[str, Any]]:
+        """Jobs that might have begun before then, of queues in which nothing runs or has begun or ended since."""
+        waits = (
+            job_table.c.state.in_(("queued", "waiting")),
+            sa.func.coalesce(job_table.c.not_before, job_table.c.created_at) < since,
+        )
+        standing: list[dict[str, Any]] = []
+        with self._begin() as db:
+            queues = db.execute(sa.select(job_table.c.kind, job_table.c.destination).where(*waits).distinct()).all()
+            for kind, destination in queues:
+                same = job_table.c.destination
+                queue = job_table.c.kind == kind, same.is_(None) if destination is None else same == destination
+                latest = (
+                    sa.select(job_table.c.state, job_table.c.started_at, job_table.c.finished_at)
+                    .where(*queue, job_table.c.started_at.is_not(None))
+                    .order_by(job_table.c.started_at.desc())
+                    .limit(RECENT)
+                )
+                if not any(
+                    state == "running" or (finished_at or started_at) >= since
+                    for state, started_at, finished_at in db.execute(latest)
+                ):
+                    rows = db.execute(sa.select(job_table).where(*queue, *waits).order_by(job_table.c.created_at))
+                    standing += [_trouble(row) for row in rows.mappings()]
+        return standing
+
+    def of_the_future(self, after: datetime) -> tuple[int, datetime | None]:
+        """How many open series and jobs bear times after this one, and the latest of these times."""
+        times = (
+            sa.select(series_table.c.last_arrival.label("at")).where(series_table.c.state == "receiving"),
+            *(
+                sa.select(time.label("at")).where(job_table.c.state.in_(OPEN_JOB_STATES))
+                for time in (job_table.c.created_at, job_table.c.started_at)
+            ),
+        )
+        found = sa.union_all(*times).subquery()
+        with self._begin() as db:
+            number, latest = db.execute(
+                sa.select(sa.func.count(), sa.func.max(found.c.at)).where(found.c.at > after)
+            ).one()
+            return number, latest
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Series and jobs by state, for /health and /metrics."""

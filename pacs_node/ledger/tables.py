@@ -120,6 +120,10 @@ job_table = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime),
+    # the most urgent of each queue, jobs whose time lies ahead, and whether a queue moves: however many jobs there are
+    sa.Index("ix_job_queue", "state", "kind", "destination", "priority", "created_at", "not_before"),
+    sa.Index("ix_job_not_before", "not_before"),
+    sa.Index("ix_job_started", "kind", "destination", "started_at"),
 )
 
 

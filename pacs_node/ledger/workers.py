@@ -58,10 +58,11 @@ class Workers(Database):
         with self._begin() as db:
             db.execute(sa.delete(lease_table).where(lease_table.c.executor == executor))
 
-    def living(self) -> set[str]:
-        """Executors whose lease has not run out."""
+    def living(self) -> dict[str, datetime]:
+        """Executors whose lease has not run out, and when it will."""
         with self._begin() as db:
-            return set(db.scalars(sa.select(lease_table.c.executor).where(lease_table.c.expires_at > self._clock(db))))
+            rows = db.execute(sa.select(lease_table).where(lease_table.c.expires_at > self._clock(db))).mappings()
+            return {row["executor"]: row["expires_at"] for row in rows}
 
     def _clock(self, db: sa.Connection) -> datetime:
         """The database's clock, so that machines need not agree on the time."""

@@ -12,7 +12,6 @@ file name.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import os
@@ -38,7 +37,6 @@ from pacs_node.records import Instance
 log = structlog.get_logger(__name__)
 
 GB = 1_000_000_000
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 LONGEST_HEAD = 4096  # bytes; a head that `part10.encode` wrote takes about 500
 EARLY = 1 << 16  # bytes of a data set that wait in memory until it is known which series they belong to
 MOST_OPEN = 64  # packs that nobody writes to just now are kept open for the next image
@@ -435,7 +433,7 @@ def _full_said(root: Path) -> Iterator[None]:
 
 
 def _said(error: OSError, root: Path) -> Exception:
-    if error.errno in NO_SPACE:
+    if error.errno in pack.NO_SPACE:
         return SpoolFull(f"{root} ran full while writing; free some space")
     return error
 

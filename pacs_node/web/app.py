@@ -11,7 +11,7 @@
     GET  /api/series/{uid}
     GET  /api/destinations
     GET  /api/refusals            {"counts": of each kind, "refusals": the newest}
-    POST /api/jobs/{id}/retry     run a waiting or ended job now
+    POST /api/jobs/{id}/retry     run an open, failed or refused job now, afresh
     POST /api/jobs/{id}/dismiss   a job that failed for good is no trouble any more
     POST /api/series/{uid}/rerun  run a closed series again, with today's models and rules
     POST /api/rerun               the same for many: ?since=2026-03-01, ?route=..., or both

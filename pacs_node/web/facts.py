@@ -30,7 +30,7 @@ class Facts(Protocol):
         {"counts": {kind: {"number", "latest", "means"}}, "refusals": [...]}"""
 
     def retry(self, job_id: str) -> bool:
-        """Run this job now. False: there is no such job, or it is not in a state that can be run again."""
+        """Run this job afresh, whoever holds it. False: there is none, it has ended well, or a newer one is there."""
 
     def dismiss(self, job_id: str) -> bool:
         """Count this failed job as dealt with. False: there is no such job, or it has not failed."""

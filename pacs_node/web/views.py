@@ -39,7 +39,7 @@ TONES = {  # state of a series or job -> its colour on the page
     "failed": "bad",
 }
 UNFINISHED = {"receiving", "queued", "running", "waiting"}
-AGAIN = {"waiting", "failed", "refused"}  # jobs with a "Retry now" button
+AGAIN = {"queued", "running", "waiting", "failed", "refused"}  # jobs with a "Retry now" button
 
 
 class Views:

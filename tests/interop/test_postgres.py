@@ -14,8 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from models.phantoms import breast_ultrasound
+from pacs_node import jobs
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import metadata
+from tests.fault.test_standing import Watched, every_job_ends
 from tests.harness import ROOT, NodeProcess, Postgres, storescu, wait_for
 from tests.unit.node.test_ledger import *  # noqa: F403  the same tests, on the ledger below
 
@@ -116,3 +118,13 @@ def test_two_workers_share_the_jobs_and_one_alone_ends_them(postgres: Postgres, 
         for worker in workers:
             worker.kill()
             worker.wait()
+
+
+def test_no_job_stands_still_there_either(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Least of all one whose worker was killed between the engine's row and ours."""
+    monkeypatch.setattr(jobs, "BEGIN_WITHIN_S", 0.5)
+    watched = Watched(tmp_path, postgres.database("standing"))
+    try:
+        every_job_ends(watched)
+    finally:
+        watched.stop()

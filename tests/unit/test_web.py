@@ -607,7 +607,7 @@ def test_the_series_page_tells_the_whole_story(web: TestClient) -> None:
         "2026-03-01 13:00:20 closed revision 1: nothing came for 10 s",
     ):
         assert words in visible(html), words
-    assert re.findall(r'action="/api/jobs/([^/]+)/retry"', html) == ["job-send"]
+    assert re.findall(r'action="/api/jobs/([^/]+)/retry"', html) == ["job-send", "job-running"]
 
 
 def test_the_series_page_says_what_arrived_and_how(web: TestClient, facts: InMemory) -> None:

@@ -319,3 +319,31 @@ def test_a_sender_is_answered_once(story: Story) -> None:
     assert [report.transaction_uid for report in told] == ["5.5"]
     reasons = [job["reason"] for job in story.ledger.series("1.9")["jobs"] if job["kind"] == "report"]
     assert reasons == ["reported on the sender's own association", "reported: 2 instances kept, 0 not"]
+
+
+@pytest.mark.parametrize("hours", [5, -5])
+def test_a_report_is_not_awaited_for_hours_because_the_clock_was_set(story: Story, hours: int) -> None:
+    story.sent()
+    assert story.run()["state"] == "waiting"
+    story.clock += timedelta(hours=hours)
+    for _ in range(3):
+        facts = story.run()
+        if facts["state"] != "waiting":
+            break
+        until = datetime.fromisoformat(facts["not_before"])
+        assert until - story.clock <= timedelta(seconds=100), "await_report_s"
+        story.clock = until
+    assert facts["state"] == "done"
+
+
+def test_an_operator_who_asks_again_is_answered_by_the_new_report_whatever_the_clock_said(story: Story) -> None:
+    story.sent()
+    story.stages.answer = (BOTH[:1], ((SR, "2.2", 0x0112),))
+    story.stages.has = set()
+    while (facts := story.run())["state"] == "waiting":
+        pass
+    story.clock -= timedelta(hours=5)
+    assert story.ledger.run_again(facts["id"], story.clock)
+    story.stages.answer = (BOTH,)
+    assert story.run()["reason"] == "arrived: storage commitment"
+    assert len(set(story.stages.asked)) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -68,8 +69,17 @@ class Story:
     def one(self, kind: str) -> Job:
         return next(job for job in self.ledger.open_jobs() if job.kind == kind)
 
-    def end(self, job: Job, state: str, reason: str, *follow: Job) -> None:
+    def add(self, job: Job) -> None:
+        with self.ledger._begin() as db:
+            self.ledger._add_job(db, job)
+
+    def begin(self, job: Job) -> None:
+        self.ledger.renew_lease("w1", 3600)
         assert self.ledger.begin(job, "w1", self.now())
+
+    def end(self, job: Job, state: str, reason: str, *follow: Job, begun: bool = False) -> None:
+        if not begun:
+            self.begin(job)
         made = [Result("2.25.9", "1.2.840.10008.5.1.4.1.1.66.4", self.folder / "store" / "x.dcm")] if follow else []
         assert self.ledger.finish(job, state, reason, self.now(), results=made, follow_up=follow)
 
@@ -155,20 +165,98 @@ def test_a_refusal_is_no_trouble(story: Story) -> None:
 
 
 def test_overdue_jobs_are_named(story: Story) -> None:
-    assert set(story.facts._due()) == set(JOB_KINDS)
+    assert set(story.facts._due()) == set(story.facts._limits()) == set(JOB_KINDS)
     infer = story.one("infer")
-    story.now.time += timedelta(hours=1, minutes=29)
-    assert story.status == "ok", "an inference may take infer_timeout_s, half an hour by default"
+    story.begin(infer)
+    story.now.time += timedelta(minutes=48)
+    assert story.status == "ok", "an inference may take infer_timeout_s, half an hour by default, and a comparison more"
     story.now.time += timedelta(minutes=2)
     health = story.facts.health()
-    assert (health["status"], health["reasons"]) == ("degraded", ["breast-us is overdue (1 job): queued"])
+    assert health["status"] == "degraded"
+    assert health["reasons"] == ["breast-us runs for longer than it may (1 job): running"]
     send = story.node.flow._send_job(infer, "results")
     story.end(infer, "done", "1 finding", send)
     assert story.status == "ok"
     story.now.time += timedelta(minutes=61)
-    assert story.ledger.begin(send, "w1", story.now())
-    assert story.ledger.retry_later(send, "results does not answer", story.now(), (), story.now())
+    story.begin(send)
+    assert story.ledger.retry_later(send, "results does not answer", story.now() + timedelta(hours=1), (), story.now())
     assert story.facts.health()["reasons"] == ["sending to results is overdue (1 job): results does not answer"]
+
+
+def other(kind: str, destination: str | None) -> Job:
+    return Job(
+        "other", kind, "1.2", "1.3", 1, "p", "r", 5, datetime(2026, 1, 2, 3, tzinfo=UTC), destination=destination
+    )
+
+
+@pytest.mark.parametrize("kind", JOB_KINDS)
+def test_a_job_whose_queue_does_not_explain_why_it_waits_is_named(story: Story, kind: str) -> None:
+    """It stands still: it may begin, nothing of its queue runs, and nothing has begun since."""
+    destination = None if kind == "infer" else "results"
+    story.end(story.one("infer"), "done", "1 finding")
+    waits = replace(other(kind, destination), id="waits", created_at=story.now())
+    story.add(waits)
+    story.facts.since -= 1000
+    assert story.status == "ok", "just made"
+    story.now.time += timedelta(minutes=2)
+    assert story.facts.health()["attention"][0]["job"] == "waits"
+    [reason] = story.facts.health()["reasons"]
+    assert "stands still (1 job): queued" in reason
+    story.facts.since += 1000
+    assert story.status == "ok", "the node has just started: it takes up what was left"
+    story.facts.since -= 1000
+    elsewhere = replace(other(kind, "elsewhere"), id="elsewhere")
+    story.add(elsewhere)
+    story.begin(elsewhere)
+    assert story.status == "degraded", "another queue moves"
+    before = other(kind, destination)
+    story.add(before)
+    story.begin(before)
+    assert story.status == "ok", "its turn will come"
+    story.now.time += timedelta(minutes=10)
+    assert story.status == "ok", "that one takes long"
+    story.end(before, "failed", "so", begun=True)
+    assert story.facts.dismiss("other")
+    assert story.status == "ok", "its turn has just come"
+    story.now.time += timedelta(minutes=2)
+    story.ledger.renew_lease("w1", 60)
+    assert story.status == "degraded"
+    story.begin(waits)
+    assert story.status == "ok"
+    story.ledger.retry_later(waits, "down", story.now() + timedelta(minutes=9), (), story.now())
+    assert story.status == "ok", "its time has not come"
+    story.end(elsewhere, "done", "so", begun=True)
+    story.now.time += timedelta(minutes=20)
+    assert story.facts.health()["attention"][0]["job"] == "waits"
+
+
+def test_a_job_whose_worker_is_gone_is_named(story: Story) -> None:
+    """There is no other that would take it over."""
+    story.begin(story.one("infer"))
+    story.ledger.give_up_lease("w1")
+    assert story.status == "ok", "somebody may still take it over"
+    story.now.time += timedelta(minutes=2)
+    assert story.facts.health()["reasons"] == ["breast-us runs for longer than it may (1 job): running"]
+    story.ledger.renew_lease("w1", 60)
+    assert story.status == "ok"
+
+
+@pytest.mark.parametrize("what", ["series", "queued", "running"])
+def test_a_clock_that_was_set_back_is_said_as_long_as_there_is_work_of_the_future(story: Story, what: str) -> None:
+    infer = story.one("infer")
+    if what == "series":
+        image = Instance("2.25.2", "c", story.uid, "1.3", "t", Path("/x"), 1, story.now(), "a", "US1")
+        story.end(infer, "done", "1 finding")
+        story.ledger.take_in(image)
+    elif what == "running":
+        story.begin(infer)
+    story.now.time -= timedelta(hours=5)
+    health = story.facts.health()
+    assert health["status"] == "degraded"
+    [reason] = health["reasons"]
+    assert reason.endswith("lie up to 5.0 h ahead: the clock was set back; they are worked on as ever")
+    story.now.time += timedelta(hours=5)
+    assert story.status == "ok"
 
 
 def test_trouble_is_what_makes_the_node_unfit(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

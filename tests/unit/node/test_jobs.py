@@ -73,8 +73,8 @@ class ScriptedRooms:
 
 
 class Running:
-    def __init__(self, folder: Path, *, attempts: int = 50) -> None:
-        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+    def __init__(self, folder: Path, *, attempts: int = 50, url: str | None = None) -> None:
+        self.ledger = Ledger(url or f"sqlite:///{folder}/node.sqlite")
         self.ledger.migrate()
         self.stages = ScriptedRooms(folder)
         quick = RetryPolicy(0.05, 0.2, attempts)
@@ -84,12 +84,14 @@ class Running:
                              lease_s=30, poison_limit=5, poll_s=0.05, now=now)  # fmt: skip
 
     def add(self, name: str, *, send_to: tuple[str, ...] = ("pacs",), priority: int = 5) -> None:
+        self.close(name, [Job(name, "infer", f"1.{name}", "1.8", 1, "lung-nodule", "r", priority, now(), send_to)])
+
+    def close(self, name: str, jobs: list[Job]) -> None:
         series = f"1.{name}"
         self.ledger.take_in(Instance(f"{series}.1", "c", series, "1.8", "t", Path("/x"), 1, now(), "a", "CT1"))
-        job = Job(name, "infer", series, "1.8", 1, "lung-nodule", "r", priority, now(), send_to)
         assert self.ledger.close_series(
             series, arrived=1, because="quiet", modality="CT", description="", revision=1, now=now(),
-            verdict=Verdict(True, "fit", use=(f"{series}.1",)), rules=[], jobs=[job],
+            verdict=Verdict(True, "fit", use=(f"{series}.1",)), rules=[], jobs=jobs,
         )  # fmt: skip
 
     def wait(self, until: Callable[[], bool], seconds: float = 20) -> None:
@@ -191,13 +193,17 @@ def test_the_engine_may_lose_its_memory(tmp_path: Path) -> None:
     first.add("7")
     first.wait(lambda: any(job["state"] == "waiting" for job in first.ledger.series("1.7")["jobs"]))
     first.engine.stop(1)
+    first.add("8")
+    assert first.ledger.begin(first.ledger.job("8"), "w1", now())  # it was killed while this ran
     for file in tmp_path.glob("node-jobs.sqlite*"):
         file.unlink()
     second = Running(tmp_path)
     second.engine.start()
     try:
         second.wait(lambda: second.states() == {"done"})
-        assert len(second.stages.sent) == 1
+        assert len(second.stages.sent) == 2
+        taken = [event["text"] for event in second.ledger.series("1.8")["timeline"] if event["event"] == "taken over"]
+        assert taken == ["infer lung-nodule: the node ended while it ran"]
     finally:
         second.engine.stop(1)
 

@@ -12,10 +12,12 @@ from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import metadata
 from pacs_node.records import (
+    JOB_KINDS,
     OPEN_JOB_STATES,
     TRANSITIONS,
     Answer,
     AssociationEnd,
+    Edition,
     Instance,
     Job,
     Receipt,
@@ -151,6 +153,46 @@ def test_a_finished_job_stays_finished(ledger: Ledger, end: str) -> None:
     assert ledger.run_again("j1", T0) is (end != "done")
 
 
+@pytest.mark.parametrize("kind", JOB_KINDS)
+@pytest.mark.parametrize("state", OPEN_JOB_STATES)
+def test_any_open_job_may_be_retried(ledger: Ledger, kind: str, state: str) -> None:
+    """Whatever holds it, and whatever has come since; what still runs of it counts no more."""
+    ledger.take_in(instance("1.2.1"))
+    ledger.take_in(instance("1.2.2"))
+    close(ledger, 2, [job(kind=kind, destination="pacs" if kind != "infer" else None)], revision=2)
+    mine = ledger.job("j1")
+    if state != "queued":
+        assert ledger.begin(mine, "w1", T0)
+    if state == "waiting":
+        assert ledger.retry_later(mine, "down", T0 + timedelta(hours=9), [], T0)
+    held = ledger.job("j1")
+    assert held.state == state
+    assert ledger.run_again("j1", T0)
+    again = ledger.job("j1")
+    assert (again.state, again.generation, again.attempt, again.not_before) == ("queued", 2, 1, None)
+    assert again in ledger.due_jobs(T0, dict.fromkeys(JOB_KINDS, 1))
+    assert not ledger.finish(held, "done", "too late", T0)
+    assert not ledger.begin(held, "w1", T0)
+    assert ledger.begin(again, "w2", T0)
+
+
+def test_a_send_that_may_have_arrived_is_remembered_when_it_is_retried_or_put_back(ledger: Ledger) -> None:
+    """Or later results would not replace it there."""
+    ledger.take_in(instance("1.2.1"))
+    close(ledger, 1, [job(id="i1")])
+    infer = ledger.job("i1")
+    ledger.begin(infer, "w1", T0)
+    send = job(id="s1", kind="send", destination="pacs", send_to=(), infer_job="i1")
+    edition = Edition(1, 1, "v", True, T0, objects=(Result("2.1", "c", Path("x")),))
+    assert ledger.finish(infer, "done", "so", T0, results=edition.objects, follow_up=[send], edition=edition)
+    assert ledger.editions(infer)[0].released_to == frozenset()
+    assert ledger.begin(ledger.job("s1"), "w1", T0)
+    assert ledger.put_back(ledger.job("s1"), "its outcome could not be written", T0)
+    assert ledger.editions(infer)[0].released_to == {"pacs"}
+    assert ledger.run_again("s1", T0)
+    assert ledger.editions(infer)[0].released_to == {"pacs"}
+
+
 def test_retry_keeps_the_receipts_of_a_partial_success(ledger: Ledger) -> None:
     ledger.take_in(instance("1.2.1"))
     close(ledger, 1, [job(kind="send", destination="pacs")])
@@ -180,9 +222,9 @@ def test_crashes_are_counted_only_without_an_outcome(ledger: Ledger) -> None:
 def test_leases_run_out(ledger: Ledger) -> None:
     ledger.renew_lease("w1", 60)
     ledger.renew_lease("w2", -1)
-    assert ledger.living() == {"w1"}
+    assert ledger.living().keys() == {"w1"}
     ledger.give_up_lease("w1")
-    assert ledger.living() == set()
+    assert ledger.living() == {}
 
 
 def test_only_open_states_can_be_left() -> None:

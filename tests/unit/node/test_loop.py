@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from pacs_node.loop import Loop
 from tests.harness import wait_for
 
@@ -41,3 +43,43 @@ def test_trouble_is_told_without_the_error_text() -> None:
     loop.stop()
     assert said.startswith("sweeper fails: RuntimeError at test_loop.py:")
     assert "Doe" not in said
+
+
+class Unspeakable(Exception):
+    """Not even its words can be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("what", ["its words", "the log"])
+def test_what_cannot_be_told_ends_no_loop(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if what == "the log":
+        monkeypatch.setattr("pacs_node.loop.log.error", full)
+    ticks = []
+
+    def tick() -> None:
+        ticks.append(1)
+        raise Unspeakable if what == "its words" else RuntimeError("the engine is cold")
+
+    loop = Loop("sweeper", tick, 0.02)
+    loop.start()
+    wait_for(lambda: len(ticks) > 3, 10, "ticks after the failing ones")
+    assert loop.trouble is not None
+    loop.stop()
+
+
+def test_a_tick_may_ask_for_the_next_one() -> None:
+    ticks = []
+
+    def tick() -> float | None:
+        ticks.append(1)
+        return 0.01 if len(ticks) < 3 else None
+
+    loop = Loop("sweeper", tick, 600)
+    loop.start()
+    wait_for(lambda: len(ticks) == 3, 10, "the ticks asked for")
+    loop.stop()
