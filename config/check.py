@@ -480,6 +480,10 @@ def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Pl
         yield (), "no [[route]]: series are received and kept, but nothing is inferred"
     if not any(peer.get("may_send") is True for _, peer in _tables(raw, "peer")):
         yield (), "no [[peer]] with may_send = true: every sender is rejected"
+    for i, peer in _tables(raw, "peer"):
+        if peer.get("may_send") is True and isinstance(peer.get("ae_title"), str) and not peer.get("calls_from"):
+            text = f"{_table_name(('peer', i), raw)} may send, and its AE title alone says who it is: whoever knows the"
+            yield ("peer", i, "may_send"), f"{text} title gets in from any address; name its hosts in calls_from"
     used = {
         name
         for _, route in _tables(raw, "route")

@@ -221,6 +221,8 @@ class Peer(Settings):
     host: Host | None = None  # needed to send to it, or to ask it
     port: Port | None = None
     may_send: bool = False  # may it send images to us? Others are rejected: calling AE title not recognized
+    # host names and addresses that its AE title may be used at; none: at any
+    calls_from: Annotated[tuple[Host, ...], Field(strict=False)] = ()
     confirm: Literal["auto", "commitment", "query", "none"] = "auto"  # how to prove that results arrived
     dicomweb_url: str | None = None  # results go here by STOW-RS: the address of its /studies without that word
     dicomweb_token: SecretStr | None = None  # sent as a bearer token; or a user and a password:
@@ -252,9 +254,10 @@ class Peer(Settings):
     @model_validator(mode="after")
     def _one_kind(self) -> Peer:
         if self.folder is not None:
-            if self.ae_title or self.host or self.port or self.may_send or self.dicomweb_url:
+            if self.ae_title or self.host or self.port or self.may_send or self.calls_from or self.dicomweb_url:
                 raise ValueError(
-                    "a peer with a folder takes no ae_title, host, port, may_send or dicomweb_url; make two peers of it"
+                    "a peer with a folder takes no ae_title, host, port, may_send, calls_from or dicomweb_url; "
+                    "make two peers of it"
                 )
         elif self.ae_title is None and self.dicomweb_url is None:
             raise ValueError("needs an ae_title (a DICOM peer), a dicomweb_url or a folder")
@@ -264,6 +267,8 @@ class Peer(Settings):
             raise ValueError("needs both host and port, or neither (a peer that only sends to us)")
         elif self.host is None and not self.may_send and self.dicomweb_url is None:
             raise ValueError("can neither be called (no host and port) nor may it send (may_send = false)")
+        elif self.calls_from and self.ae_title is None:
+            raise ValueError("calls_from needs an ae_title")
         elif self.confirm == "commitment" and (self.host is None or self.dicomweb_url is not None):
             raise ValueError("confirm = 'commitment' needs a peer that takes results by C-STORE: host and port")
         return self

@@ -33,6 +33,7 @@ ae_title = "ORTHANC"
 host = "10.0.0.5"
 port = 4242
 may_send = true
+calls_from = ["10.0.0.5"]
 
 [[peer]]
 name = "files"
@@ -162,7 +163,9 @@ ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
         (WEB + 'dicomweb_verify = false\ndicomweb_ca = "ca.pem"', "dicomweb_ca is of no use with dicomweb_verify"),
         (WEB + "may_send = true", "[[peer]] 'w': host, port and may_send need an ae_title"),
         (WEB + 'confirm = "commitment"', "confirm = 'commitment' needs a peer that takes results by C-STORE"),
-        (WEB + 'folder = "f"', "a peer with a folder takes no ae_title, host, port, may_send or dicomweb_url"),
+        (WEB + 'folder = "f"', "a peer with a folder takes no ae_title, host, port, may_send, calls_from"),
+        (WEB + 'calls_from = ["a"]', "calls_from needs an ae_title"),
+        ('[[peer]]\nname = "a"\nae_title = "A"\nmay_send = true\ncalls_from = ["10.0.0"]', "is no IP address"),
         (PEER + 'dicomweb_token = "t"', "[[peer]] 'a': dicomweb_token needs a dicomweb_url"),
         (
             PEER + 'confirm = "yes"',
@@ -537,6 +540,10 @@ def test_an_empty_file_loads_and_warns(tmp_path: Path) -> None:
     warnings = said(tmp_path, "", "warning")
     assert any("no [[route]]" in line for line in warnings)
     assert any("every sender is rejected" in line for line in warnings)
+    anywhere = '[[peer]]\nname = "ct"\nae_title = "CT1"\nmay_send = true\n'
+    [line] = [line for line in said(tmp_path, anywhere, "warning") if "calls_from" in line]
+    assert line.startswith("node.toml:4: warning: [[peer]] 'ct' may send, and its AE title alone says who it is")
+    assert not any("calls_from" in line for line in said(tmp_path, anywhere + 'calls_from = ["a"]', "warning"))
     idle = PEER.replace("true", "false") + '[[peer]]\nname = "b"\nfolder = "f"'
     assert "node.toml:8: warning: peer 'b' may not send and no route sends to it" in said(tmp_path, idle, "warning")
 
