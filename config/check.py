@@ -14,6 +14,7 @@ from difflib import SequenceMatcher, get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 import re2
 from pydantic import BaseModel, ValidationError
@@ -94,6 +95,7 @@ def check(path: Path, pipelines: Known | None) -> tuple[Config | None, list[Prob
     found += [(place, words, "warning") for place, words in _warnings(raw, pipelines)]
     config = config.resolved(path.resolve().parent) if config else None
     found += _place_problems(config, raw) if config else []
+    found += _open_to_others(path, config, raw) if config else []
     result = [Problem(path, _line(lines, place), words, severity) for place, words, severity in found]
     result.sort(key=lambda problem: problem.line or 0)
     return config, result
@@ -436,6 +438,29 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
             f"{text} may use them; keep 127.0.0.1, or put a proxy with a login before it",
             "warning",
         )
+
+
+def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator[Found]:
+    """What other users can read though it holds secrets or patients; what they cannot, and may want to."""
+    secret = any(peer.dicomweb_token or peer.dicomweb_password for peer in config.peers)
+    status = path.stat()
+    others = status.st_mode & 0o004 or (status.st_mode & 0o040 and status.st_gid != os.getegid())
+    if others and (secret or urlsplit(config.database.url).password):
+        words = f"holds a secret, and other users can read it: make it the node's own user's, and chmod 600 {path}"
+        yield (), words, "warning"
+    data_dir = config.node.data_dir
+    if data_dir.is_dir() and data_dir.stat().st_mode & 0o077:
+        words = f"data_dir in [node]: {data_dir} holds images and names of patients, and is open to other users of this"
+        yield ("node", "data_dir"), f"{words} machine: chmod -R go= {data_dir}", "warning"
+    for i, peer in enumerate(config.peers):
+        folder, undecided = peer.folder, "readable_by" not in peer.model_fields_set
+        if undecided and folder is not None and folder.is_dir() and folder.stat().st_mode & 0o077:
+            words = f"'folder' in {_table_name(('peer', i), raw)}: {folder} is open to others, what the node writes"
+            yield (
+                ("peer", i, "folder"),
+                f"{words} into it is not; if they are to read it, set readable_by",
+                "warning",
+            )
 
 
 def _existing(folder: Path) -> Path:

@@ -231,6 +231,7 @@ class Peer(Settings):
     dicomweb_verify: bool = True  # check its TLS certificate
     dicomweb_ca: RelativePath | None = None  # certificates that may have signed it; default: whom the machine trusts
     folder: RelativePath | None = None  # results are written here as files; instead of all of the above
+    readable_by: Literal["owner", "group", "everyone"] = "owner"  # who besides the node may read what it writes
     segmentation: Literal["BINARY", "LABELMAP"] = "BINARY"  # Segmentation Type it is sent, PS3.3 C.8.20.2
     omit_empty_frames: bool = True  # false: a frame for every image, for viewers that misplace a Segmentation with gaps
     # of which findings captures are sent beside the Segmentation; largest: of clips, and of the first three of a CT
@@ -275,6 +276,8 @@ class Peer(Settings):
 
     @model_validator(mode="after")
     def _web_settings_fit(self) -> Peer:
+        if "readable_by" in self.model_fields_set and self.folder is None:
+            raise ValueError("readable_by needs a folder")
         given = [name for name in Peer.model_fields if name.startswith("dicomweb_") and name in self.model_fields_set]
         if given and self.dicomweb_url is None:
             raise ValueError(f"{given[0]} needs a dicomweb_url")

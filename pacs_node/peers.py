@@ -67,7 +67,7 @@ def destination_of(config: Config, name: str, ledger: Ledger) -> Destination:
     peer = config.peer(name)
     forms = ResultForms(_profile(peer))
     if peer.folder is not None:
-        return FolderDestination(name, peer.folder, forms)
+        return FolderDestination(name, peer.folder, forms, peer.readable_by)
     if peer.dicomweb_url is not None:
         with _certificates(peer):
             return StowDestination(_web_peer(config, peer), forms)
