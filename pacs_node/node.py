@@ -208,7 +208,9 @@ class Node:
             self.ledger.refusal_counts,
         )
         node = self.config.node
-        app = create_app(NodeFacts(self), observe.registry(collector), (node.web_host, *node.web_names))
+        machine = socket.gethostname()
+        names = (node.web_host, machine, machine.partition(".")[0], *node.web_names)
+        app = create_app(NodeFacts(self), observe.registry(collector), names)
         with listening_on(
             "web_port", node.web_port, "web_host", node.web_host
         ):  # here, so that a taken port stops start-up
