@@ -356,6 +356,7 @@ def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
 
     keep_private()
     observe.start_logging(plain=sys.stderr.isatty())
+    observe.hear_everything()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
