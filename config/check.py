@@ -443,24 +443,31 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
 def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator[Found]:
     """What other users can read though it holds secrets or patients; what they cannot, and may want to."""
     secret = any(peer.dicomweb_token or peer.dicomweb_password for peer in config.peers)
-    status = path.stat()
-    others = status.st_mode & 0o004 or (status.st_mode & 0o040 and status.st_gid != os.getegid())
-    if others and (secret or urlsplit(config.database.url).password):
+    secret = secret or bool(urlsplit(config.database.url).password) or "password=" in config.database.url
+    if secret and (_bits(path, 0o004) or (_bits(path, 0o040) and path.stat().st_gid != os.getegid())):
         words = f"holds a secret, and other users can read it: make it the node's own user's, and chmod 600 {path}"
         yield (), words, "warning"
     data_dir = config.node.data_dir
-    if data_dir.is_dir() and data_dir.stat().st_mode & 0o077:
+    if _bits(data_dir, 0o077):
         words = f"data_dir in [node]: {data_dir} holds images and names of patients, and is open to other users of this"
         yield ("node", "data_dir"), f"{words} machine: chmod -R go= {data_dir}", "warning"
     for i, peer in enumerate(config.peers):
         folder, undecided = peer.folder, "readable_by" not in peer.model_fields_set
-        if undecided and folder is not None and folder.is_dir() and folder.stat().st_mode & 0o077:
+        if undecided and folder is not None and _bits(folder, 0o077):
             words = f"'folder' in {_table_name(('peer', i), raw)}: {folder} is open to others, what the node writes"
             yield (
                 ("peer", i, "folder"),
                 f"{words} into it is not; if they are to read it, set readable_by",
                 "warning",
             )
+
+
+def _bits(path: Path, bits: int) -> int:
+    """Those of its permission bits; none of what is not there, or cannot be looked at."""
+    try:
+        return path.stat().st_mode & bits
+    except OSError:
+        return 0
 
 
 def _existing(folder: Path) -> Path:

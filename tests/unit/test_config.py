@@ -393,6 +393,7 @@ SECRETS = {  # settings -> do they hold a secret?
         True,
     ),
     "database": ('[database]\nurl = "postgresql+psycopg://node:secret@db/node"', True),
+    "database, in its query": ('[database]\nurl = "postgresql+psycopg://db/node?user=node&password=secret"', True),
     "database without one": ('[database]\nurl = "postgresql+psycopg://node@db/node"', False),
     "none": ("", False),
 }
@@ -426,6 +427,18 @@ def test_folders_that_are_open_to_others_are_warned_of(tmp_path: Path, mode: int
     if warned:
         assert f"chmod -R go= {tmp_path / 'store'}" in lines[0]
         assert "set readable_by" in lines[1]
+
+
+def test_a_folder_that_cannot_be_looked_at_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, status = written(tmp_path, GOOD), Path.stat
+
+    def forbidden(path: Path, **how: Any) -> os.stat_result:
+        if path in (tmp_path / "store", tmp_path / "out"):
+            raise PermissionError(13, "Permission denied")
+        return status(path, **how)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    assert not [each for each in config.problems(file, catalogue()) if "open to" in each.text]
 
 
 def test_more_free_space_than_the_disk_has_is_an_error(tmp_path: Path) -> None:
