@@ -14,6 +14,7 @@ from difflib import SequenceMatcher, get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 import re2
 from pydantic import BaseModel, ValidationError
@@ -94,6 +95,7 @@ def check(path: Path, pipelines: Known | None) -> tuple[Config | None, list[Prob
     found += [(place, words, "warning") for place, words in _warnings(raw, pipelines)]
     config = config.resolved(path.resolve().parent) if config else None
     found += _place_problems(config, raw) if config else []
+    found += _open_to_others(path, config, raw) if config else []
     result = [Problem(path, _line(lines, place), words, severity) for place, words, severity in found]
     result.sort(key=lambda problem: problem.line or 0)
     return config, result
@@ -438,6 +440,36 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
         )
 
 
+def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator[Found]:
+    """What other users can read though it holds secrets or patients; what they cannot, and may want to."""
+    secret = any(peer.dicomweb_token or peer.dicomweb_password for peer in config.peers)
+    secret = secret or bool(urlsplit(config.database.url).password) or "password=" in config.database.url
+    if secret and (_bits(path, 0o004) or (_bits(path, 0o040) and path.stat().st_gid != os.getegid())):
+        words = f"holds a secret, and other users can read it: make it the node's own user's, and chmod 600 {path}"
+        yield (), words, "warning"
+    data_dir = config.node.data_dir
+    if _bits(data_dir, 0o077):
+        words = f"data_dir in [node]: {data_dir} holds images and names of patients, and is open to other users of this"
+        yield ("node", "data_dir"), f"{words} machine: chmod -R go= {data_dir}", "warning"
+    for i, peer in enumerate(config.peers):
+        folder, undecided = peer.folder, "readable_by" not in peer.model_fields_set
+        if undecided and folder is not None and _bits(folder, 0o077):
+            words = f"'folder' in {_table_name(('peer', i), raw)}: {folder} is open to others, what the node writes"
+            yield (
+                ("peer", i, "folder"),
+                f"{words} into it is not; if they are to read it, set readable_by",
+                "warning",
+            )
+
+
+def _bits(path: Path, bits: int) -> int:
+    """Those of its permission bits; none of what is not there, or cannot be looked at."""
+    try:
+        return path.stat().st_mode & bits
+    except OSError:
+        return 0
+
+
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     above = (folder, *folder.parents)  # Path.exists raises where a folder on the way may not be read
@@ -480,6 +512,10 @@ def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Pl
         yield (), "no [[route]]: series are received and kept, but nothing is inferred"
     if not any(peer.get("may_send") is True for _, peer in _tables(raw, "peer")):
         yield (), "no [[peer]] with may_send = true: every sender is rejected"
+    for i, peer in _tables(raw, "peer"):
+        if peer.get("may_send") is True and isinstance(peer.get("ae_title"), str) and not peer.get("calls_from"):
+            text = f"{_table_name(('peer', i), raw)} may send, and its AE title alone says who it is: whoever knows the"
+            yield ("peer", i, "may_send"), f"{text} title gets in from any address; name its hosts in calls_from"
     used = {
         name
         for _, route in _tables(raw, "route")

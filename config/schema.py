@@ -222,6 +222,8 @@ class Peer(Settings):
     host: Host | None = None  # needed to send to it, or to ask it
     port: Port | None = None
     may_send: bool = False  # may it send images to us? Others are rejected: calling AE title not recognized
+    # host names and addresses that its AE title may be used at; none: at any
+    calls_from: Annotated[tuple[Host, ...], Field(strict=False)] = ()
     confirm: Literal["auto", "commitment", "query", "none"] = "auto"  # how to prove that results arrived
     dicomweb_url: str | None = None  # results go here by STOW-RS: the address of its /studies without that word
     dicomweb_token: SecretStr | None = None  # sent as a bearer token; or a user and a password:
@@ -230,6 +232,7 @@ class Peer(Settings):
     dicomweb_verify: bool = True  # check its TLS certificate
     dicomweb_ca: RelativePath | None = None  # certificates that may have signed it; default: whom the machine trusts
     folder: RelativePath | None = None  # results are written here as files; instead of all of the above
+    readable_by: Literal["owner", "group", "everyone"] = "owner"  # who besides the node may read what it writes
     segmentation: Literal["BINARY", "LABELMAP"] = "BINARY"  # Segmentation Type it is sent, PS3.3 C.8.20.2
     omit_empty_frames: bool = True  # false: a frame for every image, for viewers that misplace a Segmentation with gaps
     # of which findings captures are sent beside the Segmentation; largest: of clips, and of the first three of a CT
@@ -253,9 +256,10 @@ class Peer(Settings):
     @model_validator(mode="after")
     def _one_kind(self) -> Peer:
         if self.folder is not None:
-            if self.ae_title or self.host or self.port or self.may_send or self.dicomweb_url:
+            if self.ae_title or self.host or self.port or self.may_send or self.calls_from or self.dicomweb_url:
                 raise ValueError(
-                    "a peer with a folder takes no ae_title, host, port, may_send or dicomweb_url; make two peers of it"
+                    "a peer with a folder takes no ae_title, host, port, may_send, calls_from or dicomweb_url; "
+                    "make two peers of it"
                 )
         elif self.ae_title is None and self.dicomweb_url is None:
             raise ValueError("needs an ae_title (a DICOM peer), a dicomweb_url or a folder")
@@ -265,12 +269,16 @@ class Peer(Settings):
             raise ValueError("needs both host and port, or neither (a peer that only sends to us)")
         elif self.host is None and not self.may_send and self.dicomweb_url is None:
             raise ValueError("can neither be called (no host and port) nor may it send (may_send = false)")
+        elif self.calls_from and self.ae_title is None:
+            raise ValueError("calls_from needs an ae_title")
         elif self.confirm == "commitment" and (self.host is None or self.dicomweb_url is not None):
             raise ValueError("confirm = 'commitment' needs a peer that takes results by C-STORE: host and port")
         return self
 
     @model_validator(mode="after")
     def _web_settings_fit(self) -> Peer:
+        if "readable_by" in self.model_fields_set and self.folder is None:
+            raise ValueError("readable_by needs a folder")
         given = [name for name in Peer.model_fields if name.startswith("dicomweb_") and name in self.model_fields_set]
         if given and self.dicomweb_url is None:
             raise ValueError(f"{given[0]} needs a dicomweb_url")

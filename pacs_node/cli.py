@@ -146,7 +146,9 @@ def rerun(
     """Run series again with today's models, rules and settings; a running node or worker takes the jobs up."""
     from config import load
     from pacs_node.node import Node
+    from pacs_node.start_up import keep_private
 
+    keep_private()
     if not (series or route or since) or (series and since):
         _fail("name series, or ask for many by --route, --since or both")
     failed = 0
@@ -350,8 +352,11 @@ def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
     from config import load
     from pacs_node import observe
     from pacs_node.node import Node
+    from pacs_node.start_up import keep_private
 
+    keep_private()
     observe.start_logging(plain=sys.stderr.isatty())
+    observe.hear_everything()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -2,13 +2,14 @@
 
     asked for storage commitment -> its report, on this association, on a later one, or never -> else a query
 
-The request's Transaction UID is in the ledger before the peer hears of it, and derives from the job: a node that dies
-between the two asks again with the same one, so that nothing is lost and nothing asked for twice.
+The request's Transaction UID is in the ledger before the peer hears of it: a node that dies between the two asks again
+with the same one, so that nothing is lost and nothing asked for twice. It is random, and shown nowhere: only
+who was asked can report on it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Confirm:
         """(SOP Instance UIDs the peer answers for, why not the others). Raises TryAgain, Await."""
         known = self.ledger.take_reports(job.id)
         if not known or known[-1].again:
-            self.ledger.begin_commitment(job, _transaction_uid(job.id, len(known)), self.now())
+            self.ledger.begin_commitment(job, _transaction_uid(), self.now())
             known = self.ledger.take_reports(job.id)
         if known[-1].open and known[-1].accepted_at is None:
             self._ask(known[-1], sent, arrival_check, last)
@@ -131,18 +132,18 @@ class Confirm:
                 raise Await(f"{job.destination} was asked for storage commitment and will report", until)
             self.ledger.commitment_over(mine.transaction_uid, f"no report within {self.await_report_s:g} s")
             mine = self.ledger.take_reports(job.id)[-1]
-        committed = {uid for each in known if each.report for _, uid in each.report.committed}
+        committed: set[str] = set()
+        for each in known:  # the peer's last word counts
+            said = each.report.said() if each.report is not None else {}
+            committed = (committed | said.keys()) - {uid for uid, there in said.items() if not there} - each.disputed
         failed = {uid: reason for _, uid, reason in mine.report.failed} if mine.report else {}
-        committed -= failed.keys()  # the peer's last word counts
-        doubts = {
-            each.sop_instance_uid: f"{COMMITMENT}: "
-            + (
-                reason_words(failed[each.sop_instance_uid])
-                if each.sop_instance_uid in failed
-                else mine.over or "the report does not name it"
-            )
-            for each in sent
-        }
+
+        def doubt(uid: str) -> str:
+            if uid in mine.disputed:
+                return "the peer's reports contradict each other"
+            return reason_words(failed[uid]) if uid in failed else mine.over or "the report does not name it"
+
+        doubts = {each.sop_instance_uid: f"{COMMITMENT}: {doubt(each.sop_instance_uid)}" for each in sent}
         return committed & set(doubts), doubts
 
     def _ask(self, commitment: Commitment, sent: list[Sent], arrival_check: ArrivalCheck, last: bool) -> None:
@@ -188,7 +189,6 @@ def _ending(arrivals: list[ArrivalProof]) -> Ending:
     return Ending("done", "; ".join(f"{number} {text}" for text, number in texts.items()), arrivals)
 
 
-def _transaction_uid(job_id: str, number: int) -> str:
-    """A UID by the form of PS3.5 B.2, the same for the same request."""
-    digest = hashlib.sha256(f"storage commitment|{job_id}|{number}".encode()).digest()
-    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
+def _transaction_uid() -> str:
+    """A UID by the form of PS3.5 B.2 that nobody can guess: 122 bits of it are random."""
+    return f"2.25.{uuid.uuid4().int}"

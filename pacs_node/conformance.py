@@ -21,6 +21,7 @@ from pacs_node.receive.accept import (
     DECODED,
     FURTHER_SOP_CLASSES,
     LOCAL_LIMIT_EXCEEDED,
+    NO_REASON_GIVEN_NOW,
     STORAGE_SOP_CLASSES,
     TEMPORARY_CONGESTION,
     TRANSFER_SYNTAXES,
@@ -29,16 +30,19 @@ from pacs_node.receive.accept import (
 
 REJECTIONS = {
     CALLED_AE_TITLE_NOT_RECOGNIZED: "another AE title is called than the node's",
-    CALLING_AE_TITLE_NOT_RECOGNIZED: "the calling AE title is no peer with `may_send`",
+    CALLING_AE_TITLE_NOT_RECOGNIZED: "the calling AE title is no peer with `may_send`, or calls from no host of its "
+    "`calls_from`",
+    NO_REASON_GIVEN_NOW: "a host name in `calls_from` cannot be resolved: come again",
     TEMPORARY_CONGESTION: "the node is stopping: come again",
     LOCAL_LIMIT_EXCEEDED: "`max_associations` are open: come again",
 }
 COMMITMENT_STATUSES = {
     SUCCESS: "the request is durable and a report follows; the report is durable",
     commitment.NO_SUCH_INSTANCE: "the action is asked of another instance than the Standard's one",
-    commitment.INVALID_ARGUMENT: "the data set is not what the Standard wants, or names a Transaction UID not ours",
+    commitment.INVALID_ARGUMENT: "the data set is not what the Standard wants, or names a Transaction UID "
+    "that this peer was not asked for",
     commitment.NO_SUCH_ACTION: "an action other than the request",
-    commitment.RESOURCE_LIMITATION: "the database does not answer: ask again",
+    commitment.RESOURCE_LIMITATION: "the database does not answer, or the peer's host cannot be resolved: again later",
 }
 
 
@@ -63,7 +67,8 @@ def _lines() -> Iterator[str]:
     yield "## Receives (SCP)"
     yield ""
     yield (
-        "An association is accepted when the called AE title is the node's and the calling one a peer with `may_send`. "
+        "An association is accepted when the called AE title is the node's and the calling one a peer with `may_send`, "
+        "from one of the hosts in its `calls_from` if it has any. "
         "Success (0x0000) is answered when the object is durable: it is synchronised to disk, and so is its folder. "
         "Objects are kept in the transfer syntax they were sent in; nothing is decoded or converted."
     )
@@ -122,7 +127,7 @@ def _lines() -> Iterator[str]:
         "level and C-GET (Study Root, in the SCP role for the classes listed) for routes with `priors`. After each "
         "send the peer is asked for storage commitment, else by C-FIND at image level, as `confirm` says; "
         "N-EVENT-REPORT is taken on the same association for two seconds, and on any later one, with or without role "
-        "selection."
+        "selection, from the AE title that was asked, at its `calls_from` or else its `host`."
     )
     yield ""
     yield from _table(("result", "sent as", "SOP Class UID", "transfer syntaxes"), list(_sent()))

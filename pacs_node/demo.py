@@ -61,6 +61,7 @@ quiet_s = 1.0
 name = "scanner"
 ae_title = "SCANNER"
 may_send = true
+calls_from = ["127.0.0.1"]
 
 {destination}
 
@@ -98,6 +99,7 @@ ae_title = "ORTHANC"
 host = "127.0.0.1"
 port = {port}
 may_send = true
+calls_from = ["127.0.0.1"]
 viewer = "ohif"
 """
 

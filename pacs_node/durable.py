@@ -19,11 +19,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = True) -> None:
+def write_whole(
+    path: Path, write: Callable[[BinaryIO], object], *, replace: bool = True, mode: int | None = None
+) -> None:
     """All that `write` puts into the file is at `path`, for good, or nothing of it. Raises OSError.
 
     It is written beside, under a name that begins with a dot and ends in .part, synced, renamed, and the names of the
     file and of its folder are synced. Folders are made. With `replace` false a file that is there already stays.
+
+    mode    its permission bits, before it has its name; None: what the process's umask leaves
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
@@ -31,6 +35,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, replace: boo
         with unfinished.open("wb") as file:
             write(file)
             file.flush()
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         if replace:
             os.replace(unfinished, path)

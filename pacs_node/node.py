@@ -27,6 +27,7 @@ from pacs_node.intake import Intake
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop
+from pacs_node.peers import calls_from, why_not_believed
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
@@ -167,6 +168,7 @@ class Node:
             network_timeout_s=receive.network_timeout_s,
             acse_timeout_s=receive.acse_timeout_s,
             dimse_timeout_s=receive.dimse_timeout_s,
+            calls_from=calls_from(self.config),
             modalities=self.stages.modalities,
         )
         commitment = CommitmentService(
@@ -216,7 +218,9 @@ class Node:
             self.ledger.refusal_counts,
         )
         node = self.config.node
-        app = create_app(NodeFacts(self), observe.registry(collector), (node.web_host, *node.web_names))
+        machine = socket.gethostname()
+        names = (node.web_host, machine, machine.partition(".")[0], *node.web_names)
+        app = create_app(NodeFacts(self), observe.registry(collector), names)
         with listening_on(
             "web_port", node.web_port, "web_host", node.web_host
         ):  # here, so that a taken port stops start-up
@@ -289,7 +293,15 @@ class Node:
         self.flow.commitment_asked(request)
         self.wake()
 
-    def _commitment_reported(self, report: CommitmentReport, calling_ae: str) -> bool:
+    def _commitment_reported(self, report: CommitmentReport, calling_ae: str, address: str) -> bool:
+        """Raises TryAgain when it cannot be said now whether it comes from where the destination is."""
+        job = self.ledger.asked_for(report.transaction_uid)
+        if job is None:
+            return False
+        why_not = why_not_believed(self.config, job.destination or "", calling_ae, address)
+        if why_not is not None:
+            self.ledger.report_not_believed(job, why_not, self.now())
+            return False
         known = self.ledger.commitment_reported(report, calling_ae, self.now())
         self.wake()
         return known

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO, cast
 
 import structlog
@@ -14,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pacs_node.errors import Told
 from pacs_node.records import REFUSAL_KINDS
 
 log = structlog.get_logger()
@@ -52,6 +56,43 @@ def start_logging(*, plain: bool) -> None:
     )
 
 
+def hear_everything() -> None:
+    """What Python itself would print becomes an event, too: an error that nobody catches, what a library warns of."""
+    threading.excepthook, sys.excepthook, sys.unraisablehook = _thread_ended, _ended, _unraisable
+    warnings.showwarning = _warned
+
+
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is not None and not isinstance(ended.exc_value, SystemExit):
+        _tell("thread ended", ended.exc_value, thread=ended.thread.name if ended.thread is not None else "")
+
+
+def _ended(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
+    _tell("node ended", error)
+
+
+def _unraisable(args: sys.UnraisableHookArgs) -> None:
+    if args.exc_value is not None:
+        _tell("error passed over", args.exc_value)
+
+
+def _tell(event: str, error: BaseException, **facts: str) -> None:
+    told = Told.of(error)
+    log.error(event, error=told.words, trace=told.trace, **facts)
+
+
+def _warned(  # its signature is that of warnings.showwarning
+    message: Warning | str,  # noqa: ARG001
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    """What a library warns of, without its words: pydicom's quote the value of the element."""
+    log.warning("a library warned", kind=category.__name__, place=f"{Path(filename).name}:{lineno}")
+
+
 def _one_line() -> logging.Formatter:
     """What libraries log as one JSON object a line, a traceback within it."""
     return structlog.stdlib.ProcessorFormatter(
@@ -59,10 +100,20 @@ def _one_line() -> logging.Formatter:
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            _told,
         ],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
     )
+
+
+def _told(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A processor: an exception as words that quote no value, and the lines that it came through."""
+    info = event.pop("exc_info", None)
+    error = info[1] if isinstance(info, tuple) else info if isinstance(info, BaseException) else None
+    if error is not None:
+        told = Told.of(error)
+        event["exception"], event["trace"] = told.words, told.trace
+    return event
 
 
 def audit(event: str, facts: Mapping[str, Any]) -> None:

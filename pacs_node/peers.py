@@ -20,8 +20,10 @@ from pacs_node.encode import ResultForms
 from pacs_node.errors import (
     CannotStart,
     LedgerUnavailable,
+    TryAgain,
 )
 from pacs_node.ledger import Ledger
+from pacs_node.receive.address import why_elsewhere
 from pacs_node.records import Answer
 
 
@@ -66,7 +68,7 @@ def destination_of(config: Config, name: str, ledger: Ledger) -> Destination:
     peer = config.peer(name)
     forms = ResultForms(_profile(peer))
     if peer.folder is not None:
-        return FolderDestination(name, peer.folder, forms)
+        return FolderDestination(name, peer.folder, forms, peer.readable_by)
     if peer.dicomweb_url is not None:
         with _certificates(peer):
             return StowDestination(_web_peer(config, peer), forms)
@@ -83,6 +85,32 @@ def arrival_check_of(config: Config, peer: Peer) -> ArrivalCheck | None:
     ways = {"auto": (True, True), "commitment": (True, False), "query": (False, True)}
     commits, queries = ways[peer.confirm]
     return DimseArrivalCheck(_dicom_peer(config, peer), commits=commits, queries=queries)
+
+
+def calls_from(config: Config) -> dict[str, tuple[str, ...]]:
+    """AE title -> the hosts that the settings say it calls from. Peers that share a title share them."""
+    hosts: dict[str, tuple[str, ...]] = {}
+    for peer in config.peers:
+        if peer.ae_title is not None and peer.calls_from:
+            hosts[peer.ae_title] = (*hosts.get(peer.ae_title, ()), *peer.calls_from)
+    return hosts
+
+
+def why_not_believed(config: Config, destination: str, calling_ae: str, address: str) -> str | None:
+    """None: a report on a storage commitment comes from the destination that was asked for it.
+
+    Raises TryAgain when its host cannot be resolved now.
+    """
+    peer = next((peer for peer in config.peers if peer.name == destination), None)
+    if peer is None or peer.ae_title != calling_ae or peer.host is None:
+        return f"{calling_ae!r} at {address} reported on what '{destination}' was asked"
+    elsewhere = why_elsewhere(address, peer.calls_from or (peer.host,))
+    if elsewhere is None:
+        return None
+    words = f"a report of '{destination}' came {elsewhere.words}"
+    if not elsewhere.sure:
+        raise TryAgain(words)
+    return f"{words}; if it is one of its addresses, add it to calls_from"
 
 
 def _dicom_peer(config: Config, peer: Peer) -> DicomPeer:

@@ -307,6 +307,10 @@ class CommitmentReport:
     committed: tuple[tuple[str, str], ...]  # (SOP Class UID, SOP Instance UID)
     failed: tuple[tuple[str, str, int], ...] = ()  # and the Failure Reason (0008,1197)
 
+    def said(self) -> dict[str, bool]:
+        """SOP Instance UID -> is it committed? What is named twice is not."""
+        return {uid: True for _, uid in self.committed} | {uid: False for _, uid, _ in self.failed}
+
 
 @dataclass(frozen=True)
 class Commitment:
@@ -317,6 +321,7 @@ class Commitment:
     over: str = ""  # why no report is awaited (any more); a late one is taken all the same
     again: bool = False  # an operator wants another one to be asked for
     report: CommitmentReport | None = None
+    disputed: frozenset[str] = frozenset()  # SOP Instance UIDs of which a later report said something else
 
     @property
     def open(self) -> bool:

@@ -17,6 +17,11 @@ from pacs_node.errors import (
 )
 
 
+def keep_private() -> None:
+    """From now on, what this process writes is its own user's alone: images, results and the ledger name patients."""
+    os.umask(0o077)
+
+
 @contextmanager
 def listening_on(port_key: str, port: int, host_key: str, host: str) -> Iterator[None]:
     """Raises CannotStart with the setting to change when a port cannot be listened on."""

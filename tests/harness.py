@@ -131,7 +131,7 @@ class NodeProcess:
         self.config.write_text(head + toml)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: str, wait: bool = True) -> NodeProcess:
+    def start(self, *arguments: str, wait: bool = True, umask: int = -1) -> NodeProcess:
         with (self.folder / "node.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, "--config", str(self.config), *arguments],
@@ -139,6 +139,7 @@ class NodeProcess:
                 stderr=log,
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(self.paths)},
+                umask=umask,
             )
         if wait:
             wait_for(lambda: self.healthy() or not self.alive, 60, f"node healthy:\n{self.log()}")

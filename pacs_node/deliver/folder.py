@@ -16,6 +16,7 @@ from pacs_node.durable import write_whole
 from pacs_node.records import Package, Receipt
 
 NEEDED = ["SOPInstanceUID", "StudyInstanceUID", "Modality"]
+READABLE_BY = {"owner": 0o700, "group": 0o750, "everyone": 0o755}  # a folder's permission bits
 CODE = re.compile(r"[A-Z]{2,16}")  # a Modality that can stand in a file name
 
 
@@ -23,12 +24,15 @@ class FolderDestination:
     """Copies each object to <root>/<study>/<modality>-<instance>.dcm, <study> and <instance> being digests of UIDs.
 
     A copy appears under its name only when it is whole and on the disk; an older one of the same instance is replaced.
+
+    readable_by: a key of READABLE_BY, whatever the process's umask; the folders that it makes, and their files.
     """
 
-    def __init__(self, name: str, root: Path, forms: Forms | None = None) -> None:
+    def __init__(self, name: str, root: Path, forms: Forms | None = None, readable_by: str = "owner") -> None:
         self.name = name
         self.root = root
         self.forms: Forms = forms or Verbatim()
+        self.folder_mode = READABLE_BY[readable_by]
 
     def deliver(self, package: Package, now: Now) -> list[Receipt]:
         """See Destination."""
@@ -55,16 +59,22 @@ class FolderDestination:
         modality = str(header.get("Modality", ""))
         kind = modality if CODE.fullmatch(modality) else "OT"
         target = self.root / f"study-{_short(study_uid)}" / f"{kind}-{_short(sop_instance_uid)}.dcm"
-        _copy_durably(path, target)
+        self._make(target.parent)
+        _copy_durably(path, target, self.folder_mode & 0o666)
         words = f"written to {target}{instead}"
         return Receipt(sop_instance_uid, True, None, words, now(), str(header.file_meta.MediaStorageSOPClassUID))
 
+    def _make(self, folder: Path) -> None:
+        for each in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+            each.mkdir(exist_ok=True)
+            each.chmod(self.folder_mode)
 
-def _copy_durably(source: Path, target: Path) -> None:
+
+def _copy_durably(source: Path, target: Path, mode: int) -> None:
     if target.exists() and filecmp.cmp(source, target, shallow=False):
         return
     with source.open("rb") as read:
-        write_whole(target, lambda file: shutil.copyfileobj(read, file))
+        write_whole(target, lambda file: shutil.copyfileobj(read, file), mode=mode)
 
 
 def _short(uid: str) -> str:

@@ -38,11 +38,10 @@ class Commitments(Jobs):
             return commitments
 
     def begin_commitment(self, job: Job, transaction_uid: str, now: datetime) -> None:
-        """Remember that this is going to be asked for; doing so twice is doing it once."""
+        """Remember that this is going to be asked for, before the peer hears of it."""
         with self._begin() as db:
             db.execute(
-                self._insert(commitment_table)
-                .values(
+                sa.insert(commitment_table).values(
                     transaction_uid=transaction_uid,
                     job=job.id,
                     begun_at=now,
@@ -51,9 +50,9 @@ class Commitments(Jobs):
                     reported_by="",
                     committed=[],
                     failed=[],
+                    disputed=[],
                     heeded=False,
                 )
-                .on_conflict_do_nothing()
             )
 
     def commitment_accepted(self, transaction_uid: str, now: datetime) -> None:
@@ -67,25 +66,51 @@ class Commitments(Jobs):
             ours = commitment_table.c.transaction_uid == transaction_uid
             db.execute(sa.update(commitment_table).where(ours).values(**values))
 
+    def asked_for(self, transaction_uid: str) -> Job | None:
+        """The confirm job that asked its destination for this storage commitment."""
+        with self._begin() as db:
+            mine = sa.select(commitment_table.c.job).where(commitment_table.c.transaction_uid == transaction_uid)
+            row = db.execute(sa.select(job_table).where(job_table.c.id.in_(mine))).mappings().first()
+            return None if row is None else job_of(row)
+
+    def report_not_believed(self, job: Job, why: str, now: datetime) -> None:
+        """Somebody else than the destination has reported on what this job asked."""
+        with self._begin() as db:
+            self._note(db, job.series_uid, now, "report not believed", f"{task_of(job)}: {why}")
+
     def commitment_reported(self, report: CommitmentReport, calling_ae: str, now: datetime) -> bool:
-        """Keep a destination's report, and wake the job that waits for it. False: nobody asked for this one."""
+        """Keep a destination's report, and wake the job that waits for it. False: nobody asked for this one.
+
+        A second report does not overturn the first: of what it says otherwise neither is believed from now on.
+        """
         with self._begin() as db:
             ours = commitment_table.c.transaction_uid == report.transaction_uid
-            row = db.execute(sa.select(commitment_table).where(ours)).mappings().first()
+            row = db.execute(sa.select(commitment_table).where(ours).with_for_update()).mappings().first()
             if row is None:
                 return False
-            if row["reported_at"] is None:  # else it is told again
+            job = job_of(db.execute(sa.select(job_table).where(job_table.c.id == row["job"])).mappings().one())
+            first = _commitment(row).report
+            if first is None:
                 values = {
                     "reported_at": now,
                     "reported_by": calling_ae,
                     "committed": [list(each) for each in report.committed],
                     "failed": [list(each) for each in report.failed],
                 }
-                db.execute(sa.update(commitment_table).where(ours).values(**values))
-                job = job_of(db.execute(sa.select(job_table).where(job_table.c.id == row["job"])).mappings().one())
-                said = f"{len(report.committed)} objects committed, {len(report.failed)} not"
-                self._note(db, job.series_uid, now, "committed", f"{task_of(job)}: {said}")
-                self._wake_for_report(db, job)
+                event, said = "committed", f"{len(report.committed)} objects committed, {len(report.failed)} not"
+            else:
+                sent = frozenset[str](db.scalars(self._stored(job.send_job or "")))
+                disputed = {
+                    uid for uid, there in report.said().items() if uid in sent and first.said().get(uid) != there
+                }
+                if disputed <= set(row["disputed"]):
+                    return True  # it is told again
+                values = {"disputed": sorted(disputed | set(row["disputed"])), "heeded": False}
+                event = "report contradicted"
+                said = f"a later report says something else of {len(disputed)} objects; neither is believed"
+            db.execute(sa.update(commitment_table).where(ours).values(**values))
+            self._note(db, job.series_uid, now, event, f"{task_of(job)}: {said}")
+            self._wake_for_report(db, job)
             return True
 
     def commitment_asked(self, request: CommitmentRequest, job: Job, now: datetime) -> None:
@@ -137,4 +162,5 @@ def _commitment(row: Any) -> Commitment:
     if row["reported_at"] is not None:
         committed, failed = ([tuple(each) for each in row[name]] for name in ("committed", "failed"))
         report = CommitmentReport(row["transaction_uid"], tuple(committed), tuple(failed))
-    return Commitment(row["transaction_uid"], row["accepted_at"], row["over"], row["again"], report)
+    disputed = frozenset(row["disputed"])
+    return Commitment(row["transaction_uid"], row["accepted_at"], row["over"], row["again"], report, disputed)

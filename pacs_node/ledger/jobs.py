@@ -393,10 +393,10 @@ class Jobs(Editions):
     def stored_uids(self, job_id: str) -> frozenset[str]:
         """The SOP Instance UIDs that the destination of a send job says it has stored."""
         with self._begin() as db:
-            rows = sa.select(receipt_table.c.sop_instance_uid).where(
-                receipt_table.c.job == job_id, receipt_table.c.stored
-            )
-            return frozenset(db.scalars(rows))
+            return frozenset(db.scalars(self._stored(job_id)))
+
+    def _stored(self, job_id: str) -> sa.Select[tuple[str]]:
+        return sa.select(receipt_table.c.sop_instance_uid).where(receipt_table.c.job == job_id, receipt_table.c.stored)
 
     def _wake_for_report(self, db: sa.Connection, job: Job) -> None:
         """A confirm job that a report has come for runs again, unless it runs now and looks for itself."""

@@ -194,7 +194,8 @@ commitment_table = sa.Table(
     sa.Column("reported_by", sa.String(16), nullable=False, default=""),  # "": on the association of the request
     sa.Column("committed", sa.JSON, nullable=False),
     sa.Column("failed", sa.JSON, nullable=False),
-    sa.Column("heeded", sa.Boolean, nullable=False, default=False),  # an attempt of the job knows the report
+    sa.Column("disputed", sa.JSON, nullable=False, server_default="[]"),  # SOP Instance UIDs a later report denies
+    sa.Column("heeded", sa.Boolean, nullable=False, default=False),  # an attempt of the job knows the reports
 )
 
 

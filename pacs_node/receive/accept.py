@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pacs_node.receive.address import Address, resolved, why_elsewhere
 
 VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 A.4
 
@@ -151,6 +153,7 @@ PERMANENT, TRANSIENT = 1, 2
 SERVICE_USER, PRESENTATION = 1, 3
 
 # result, source, reason: PS3.8 Table 9-21
+NO_REASON_GIVEN_NOW = (TRANSIENT, SERVICE_USER, 1)
 CALLING_AE_TITLE_NOT_RECOGNIZED = (PERMANENT, SERVICE_USER, 3)
 CALLED_AE_TITLE_NOT_RECOGNIZED = (PERMANENT, SERVICE_USER, 7)
 TEMPORARY_CONGESTION = (TRANSIENT, PRESENTATION, 1)
@@ -159,13 +162,19 @@ LOCAL_LIMIT_EXCEEDED = (TRANSIENT, PRESENTATION, 2)
 
 @dataclass(frozen=True)
 class Callers:
-    """Who may send to us: the AE title they must call, and the AE titles they may call from."""
+    """Who may send to us: the AE title they must call, the AE titles they may call from, and the hosts that a title
+    may be used at (a title without: at any)."""
 
     called_ae: str
     allowed: frozenset[str]
+    calls_from: Mapping[str, Collection[str]] = field(default_factory=dict)
+    resolve: Callable[[str], frozenset[Address]] = resolved
 
-    def why_rejected(self, calling: str, called: str) -> Rejection | None:
-        """None, or the A-ASSOCIATE-RJ to answer. AE titles are compared without surrounding spaces: PS3.5 6.2."""
+    def why_rejected(self, calling: str, called: str, address: str) -> Rejection | None:
+        """None, or the A-ASSOCIATE-RJ to answer. AE titles are compared without surrounding spaces: PS3.5 6.2.
+
+        May wait for a name to be resolved: hold no lock.
+        """
         calling, called = calling.strip(), called.strip()
         if called != self.called_ae.strip():
             words = f"{calling!r} calls {called!r}; this node is {self.called_ae!r}"
@@ -173,7 +182,12 @@ class Callers:
         if calling not in self.allowed:
             words = f"{calling!r} is no peer that may send"
             return Rejection(*CALLING_AE_TITLE_NOT_RECOGNIZED, words)
-        return None
+        hosts = self.calls_from.get(calling)
+        elsewhere = why_elsewhere(address, hosts, self.resolve) if hosts else None
+        if elsewhere is None:
+            return None
+        codes = CALLING_AE_TITLE_NOT_RECOGNIZED if elsewhere.sure else NO_REASON_GIVEN_NOW
+        return Rejection(*codes, f"{calling!r} calls {elsewhere.words} (calls_from)")
 
 
 def why_no_room(open_associations: int, max_associations: int, draining: bool) -> Rejection | None:

@@ -46,13 +46,14 @@ class CommitmentService:
     """Answers N-ACTION and N-EVENT-REPORT. What it is told is durable before it answers success.
 
     on_request: keep the request; it is reported on, be it after a restart. judge: what of it we keep, as of now.
-    on_reported: the sender has the report. on_report: keep the report of a destination; False when nothing was asked.
+    on_reported: the sender has the report. on_report: keep the report of a destination (its AE title, its address);
+    False when that one was not asked for it.
     """
 
     on_request: Callable[[CommitmentRequest], None]
     judge: Callable[[CommitmentRequest], CommitmentReport]
     on_reported: Callable[[CommitmentRequest], None]
-    on_report: Callable[[CommitmentReport, str], bool]
+    on_report: Callable[[CommitmentReport, str, str], bool]
     audit: Callable[[str, Mapping[str, Any]], None]
 
     def on_action(self, event: evt.Event) -> Answer:
@@ -76,15 +77,20 @@ class CommitmentService:
 
     def on_event_report(self, event: evt.Event) -> Answer:
         """Answer one N-EVENT-REPORT. 0x0000 is a promise: we shall not ask for this again."""
-        calling_ae = _calling_ae(event.assoc)
+        calling_ae, address = _calling_ae(event.assoc), str(event.assoc.requestor.address)
         try:
             report = read_report(event.event_information)
-            known = self.on_report(report, calling_ae)
+            known = self.on_report(report, calling_ae, address)
         except Malformed as error:
             return _failure(INVALID_ARGUMENT, str(error))
         except NodeError as error:
             return _failure(RESOURCE_LIMITATION, str(error))
-        facts = {"calling_ae": calling_ae, "transaction_uid": report.transaction_uid, "known": known}
+        facts = {
+            "calling_ae": calling_ae,
+            "from": address,
+            "transaction_uid": report.transaction_uid,
+            "known": known,
+        }
         self.audit("commitment-reported", facts)
         return (SUCCESS, None) if known else _failure(INVALID_ARGUMENT, "this Transaction UID is not one of ours")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -67,6 +67,7 @@ class ListenerSettings:
     network_timeout_s: float  # of silence on an open association, and for one PDU to come in whole
     acse_timeout_s: float  # from connection to A-ASSOCIATE-RQ: the ARTIM timer of PS3.8 9.1.5
     dimse_timeout_s: float
+    calls_from: Mapping[str, Collection[str]] = field(default_factory=dict)  # AE title -> its hosts; without: from any
     modalities: frozenset[str] = frozenset()  # whose images are accepted besides those of CT and ultrasound
 
 
@@ -93,8 +94,8 @@ class Listener:
         self.settings = settings
         self.commitment = commitment
         self._accepted = frozenset(accepted_for(settings.modalities))
-        self._callers = Callers(settings.ae_title, settings.allowed)
-        self._reporters = Callers(settings.ae_title, settings.allowed | settings.reporters)
+        self._callers = Callers(settings.ae_title, settings.allowed, settings.calls_from)
+        self._reporters = Callers(settings.ae_title, settings.allowed | settings.reporters, settings.calls_from)
         self._spool = spool
         self._on_stored = on_stored
         self._on_association_end = on_association_end
@@ -168,10 +169,11 @@ class Listener:
         calling, called = str(request.calling_ae_title).strip(), str(request.called_ae_title).strip()
         proposed = {str(context.abstract_syntax) for context in request.presentation_context_definition_list}
         reports = self.commitment is not None and PUSH_MODEL in proposed
+        address = str(association.requestor.address)
+        # before the lock is taken: a host name may have to be resolved
+        rejection = (self._reporters if reports else self._callers).why_rejected(calling, called, address)
         with self._change:
-            rejection = (self._reporters if reports else self._callers).why_rejected(calling, called) or why_no_room(
-                len(self._open), self.settings.max_associations, self._draining
-            )
+            rejection = rejection or why_no_room(len(self._open), self.settings.max_associations, self._draining)
             if rejection is None:
                 self._open[association] = _Sender(f"{self._began}-{next(self._serial)}", calling)
                 offered = self._accepted if calling in self.settings.allowed else frozenset()
@@ -185,14 +187,13 @@ class Listener:
             {
                 "calling_ae": calling,
                 "called_ae": called,
-                "from": association.requestor.address,
+                "from": address,
                 "result": rejection.result,
                 "source": rejection.source,
                 "reason": rejection.reason,
                 "words": rejection.words,
             },
         )
-        address = str(association.requestor.address)
         self._on_refused(Refusal("association rejected", self._now(), calling, address, rejection.words))
 
     def on_store(self, association: Association, request: StoreRequest) -> Incoming:

@@ -110,11 +110,12 @@ class SecurityHeaders:
         host = headers.get("host")
         if host is not None and not self._ours(host):  # DNS rebinding: a stranger's name that leads to us
             text = f"the node is asked under the name {host[:80]!r}; if it is one of its names, add it to web_names"
-            return JSONResponse({"error": text}, status_code=400)
+            return JSONResponse({"error": text}, status_code=421)  # Misdirected Request: RFC 9110 15.5.20
         if method in ("GET", "HEAD"):
             return None
-        site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
-        if site not in ("same-origin", "none") or (origin is not None and not self._same(origin, host or "")):
+        # not every browser says all of them, and of plain http some say the Referer alone
+        site, asker = headers.get("sec-fetch-site", "none"), headers.get("origin", _origin(headers.get("referer")))
+        if site not in ("same-origin", "none") or (asker is not None and not self._same(asker, host or "")):
             return JSONResponse({"error": "asked for by a page of another site"}, status_code=403)
         return None
 
@@ -133,6 +134,17 @@ class SecurityHeaders:
         """Did a page of ours ask? A proxy may have put another Host in place of the name that the browser knows."""
         _, known, place = origin.partition("://")  # "null": of a page that has none
         return (bool(known) and place.lower() == host.lower()) or _host_name(origin) in self.names - {"localhost"}
+
+
+def _origin(referer: str | None) -> str | None:
+    """The origin of a page; None where no page is named, "null" where what is named is none."""
+    if referer is None:
+        return None
+    try:
+        page = urlsplit(referer)
+    except ValueError:
+        return "null"
+    return f"{page.scheme}://{page.netloc}" if page.scheme and page.netloc else "null"
 
 
 def _host_name(address: str) -> str | None:

@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from pydicom.uid import UID
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.templating import Jinja2Templates
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PAGE = 50  # series on one page
 MOST = 1000  # series in one answer
+LONGEST_FORM = 8192  # bytes
 REFUSALS_SHOWN = 200  # on their page; the JSON has all that are kept
 
 TONES = {  # state of a series or job -> its colour on the page
@@ -100,8 +101,8 @@ class Views:
 
     async def rerun_many(self, request: Request) -> Response:
         """Asked by the query (programs) or by a form (the page)."""
-        body = (await request.body()).decode("utf-8", "replace")
-        asked = _once([*request.query_params.multi_items(), *parse_qsl(body)], ("route", "since"))
+        form = parse_qsl(await _form(request))
+        asked = _once([*request.query_params.multi_items(), *form], ("route", "since"))
         return await run_in_threadpool(self._rerun_many, request, asked)
 
     def _rerun_many(self, request: Request, asked: Mapping[str, str]) -> Response:
@@ -196,6 +197,19 @@ def knowing(view: View, *keys: str) -> View:
     return asked
 
 
+async def _form(request: Request) -> str:
+    """What a form sends. Raises HTTPException: 413 for more than any of ours can say, 400 for one that is cut off."""
+    body = b""
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > LONGEST_FORM:
+                raise HTTPException(413, f"a form is at most {LONGEST_FORM} bytes")
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the request is cut off") from error
+    return body.decode("utf-8", "replace")
+
+
 def _once(items: list[tuple[str, str]], known: tuple[str, ...]) -> dict[str, str]:
     """Raises HTTPException 400 for a key that is not known or comes twice."""
     asked: dict[str, str] = {}
@@ -228,7 +242,7 @@ def _for_people(request: Request) -> bool:
 def _back(request: Request) -> Response | None:
     """To the page whose button was pressed; None for a program."""
     if _for_people(request) and "referer" in request.headers:
-        page = urlsplit(request.headers["referer"])
+        page = urlsplit(request.headers["referer"])  # the application has seen that it is an address
         if re.match(r"/(?![/\\])", page.path):  # its path alone: never to another site
             return RedirectResponse(page.path + (f"?{page.query}" if page.query else ""), status_code=303)
     return None

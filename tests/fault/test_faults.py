@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -52,6 +53,12 @@ def test_a_destination_that_is_down_gets_everything_when_it_is_up(
     assert {job["state"] for job in facts["jobs"]} == {"done"}
     arrived_once(pacs, facts)
     assert any(event["event"] == "retry" for event in facts["timeline"])
+
+
+def test_the_pages_answer_to_the_machines_own_name_and_to_no_strangers(node: NodeProcess) -> None:
+    for name, status in ((socket.gethostname(), 200), ("localhost", 200), ("evil.example", 421)):
+        answer = httpx.get(f"http://127.0.0.1:{node.web_port}/health", headers={"host": f"{name}:{node.web_port}"})
+        assert answer.status_code == status, name
 
 
 def test_the_same_image_again_starts_nothing(node: NodeProcess, pacs: Receiver, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_orthanc_answers_for_what_it_has_and_no_more(pacs: Orthanc, tmp_path: Pa
     """It reports on a new association, to our listener; its C-FIND and QIDO-RS say the same."""
     told: queue.Queue[tuple[CommitmentReport, str]] = queue.Queue()
 
-    def tell(report: CommitmentReport, calling_ae: str) -> bool:
+    def tell(report: CommitmentReport, calling_ae: str, address: str) -> bool:
         told.put((report, calling_ae))
         return True
 

@@ -45,6 +45,7 @@ SET_UPS = {
             "dicom_port = 11112": "dicom_port = {dicom}\nweb_port = {web}",
             '"/var/lib/pacs-node"': '"{folder}/data"',
             'host = "10.0.0.5"': 'host = "127.0.0.1"',
+            'calls_from = ["10.0.0.5"]': 'calls_from = ["127.0.0.1"]',
             "port = 4242": "port = {pacs}",
         },
         in_orthanc={'"10.0.0.9", 11112': '"127.0.0.1", {dicom}', "/etc/orthanc/": "{folder}/"},
@@ -57,6 +58,7 @@ SET_UPS = {
             'ae_title = "PACSNODE"': 'ae_title = "PACSNODE"\ndicom_port = {dicom}\nweb_port = {web}',
             '"/var/lib/pacs-node"': '"{folder}/data"',
             'host = "orthanc"': 'host = "127.0.0.1"',
+            'calls_from = ["orthanc"]': 'calls_from = ["127.0.0.1"]',
             "port = 4242": "port = {pacs}",
         },
         in_orthanc={

@@ -33,6 +33,7 @@ ae_title = "ORTHANC"
 host = "10.0.0.5"
 port = 4242
 may_send = true
+calls_from = ["10.0.0.5"]
 
 [[peer]]
 name = "files"
@@ -162,7 +163,10 @@ ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
         (WEB + 'dicomweb_verify = false\ndicomweb_ca = "ca.pem"', "dicomweb_ca is of no use with dicomweb_verify"),
         (WEB + "may_send = true", "[[peer]] 'w': host, port and may_send need an ae_title"),
         (WEB + 'confirm = "commitment"', "confirm = 'commitment' needs a peer that takes results by C-STORE"),
-        (WEB + 'folder = "f"', "a peer with a folder takes no ae_title, host, port, may_send or dicomweb_url"),
+        (WEB + 'folder = "f"', "a peer with a folder takes no ae_title, host, port, may_send, calls_from"),
+        (WEB + 'calls_from = ["a"]', "calls_from needs an ae_title"),
+        (WEB + 'readable_by = "group"', "readable_by needs a folder"),
+        ('[[peer]]\nname = "a"\nae_title = "A"\nmay_send = true\ncalls_from = ["10.0.0"]', "is no IP address"),
         (PEER + 'dicomweb_token = "t"', "[[peer]] 'a': dicomweb_token needs a dicomweb_url"),
         (
             PEER + 'confirm = "yes"',
@@ -382,6 +386,61 @@ def test_files_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
     assert said(tmp_path, text) == []
 
 
+SECRETS = {  # settings -> do they hold a secret?
+    "token": ('[[peer]]\nname = "a"\ndicomweb_url = "https://a/b"\ndicomweb_token = "t"', True),
+    "password": (
+        '[[peer]]\nname = "a"\ndicomweb_url = "https://a/b"\ndicomweb_user = "u"\ndicomweb_password = "p"',
+        True,
+    ),
+    "database": ('[database]\nurl = "postgresql+psycopg://node:secret@db/node"', True),
+    "database, in its query": ('[database]\nurl = "postgresql+psycopg://db/node?user=node&password=secret"', True),
+    "database without one": ('[database]\nurl = "postgresql+psycopg://node@db/node"', False),
+    "none": ("", False),
+}
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o644, 0o604, 0o666])
+@pytest.mark.parametrize(("text", "secret"), SECRETS.values(), ids=SECRETS)
+def test_a_settings_file_with_secrets_that_others_can_read_is_warned_of(
+    tmp_path: Path, text: str, secret: bool, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, text).chmod(mode)
+    file = tmp_path / "node.toml"
+    for group, foreign in ((file.stat().st_gid, False), (file.stat().st_gid + 1, True)):
+        monkeypatch.setattr(os, "getegid", lambda group=group: group)  # its own group: root:pacs-node 0640 is good
+        lines = [str(each) for each in config.problems(file, catalogue()) if "holds a secret" in each.text]
+        assert bool(lines) is (secret and bool(mode & 0o004 or (foreign and mode & 0o040)))
+        assert all(f"chmod 600 {file}" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("mode", "warned"), [(0o700, False), (0o750, True), (0o701, True), (0o755, True), (0o777, True)]
+)
+def test_folders_that_are_open_to_others_are_warned_of(tmp_path: Path, mode: int, warned: bool) -> None:
+    for name in ("store", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "asked").mkdir(mode=0o755)
+    asked = '[[peer]]\nname = "asked"\nfolder = "asked"\nreadable_by = "owner"\n'
+    lines = [line for line in said(tmp_path, GOOD + asked, "warning") if "open to other" in line]
+    assert len(lines) == 2 * warned
+    if warned:
+        assert f"chmod -R go= {tmp_path / 'store'}" in lines[0]
+        assert "set readable_by" in lines[1]
+
+
+def test_a_folder_that_cannot_be_looked_at_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, status = written(tmp_path, GOOD), Path.stat
+
+    def forbidden(path: Path, **how: Any) -> os.stat_result:
+        if path in (tmp_path / "store", tmp_path / "out"):
+            raise PermissionError(13, "Permission denied")
+        return status(path, **how)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    assert not [each for each in config.problems(file, catalogue()) if "open to" in each.text]
+
+
 def test_more_free_space_than_the_disk_has_is_an_error(tmp_path: Path) -> None:
     (line,) = said(tmp_path, "[receive]\nkeep_free_gb = 1e9")
     assert "more than the disk of data_dir has in all: every image would be refused" in line
@@ -537,6 +596,10 @@ def test_an_empty_file_loads_and_warns(tmp_path: Path) -> None:
     warnings = said(tmp_path, "", "warning")
     assert any("no [[route]]" in line for line in warnings)
     assert any("every sender is rejected" in line for line in warnings)
+    anywhere = '[[peer]]\nname = "ct"\nae_title = "CT1"\nmay_send = true\n'
+    [line] = [line for line in said(tmp_path, anywhere, "warning") if "calls_from" in line]
+    assert line.startswith("node.toml:4: warning: [[peer]] 'ct' may send, and its AE title alone says who it is")
+    assert not any("calls_from" in line for line in said(tmp_path, anywhere + 'calls_from = ["a"]', "warning"))
     idle = PEER.replace("true", "false") + '[[peer]]\nname = "b"\nfolder = "f"'
     assert "node.toml:8: warning: peer 'b' may not send and no route sends to it" in said(tmp_path, idle, "warning")
 
@@ -572,6 +635,7 @@ def test_node_toml_is_valid_as_it_stands_and_with_its_examples(tmp_path: Path) -
     assert config.load(SHOWN).peers == ()
     text = re.sub(r"(?m)^#(?=\w+ = |\[\[)", "", SHOWN.read_text(encoding="utf-8"))
     (tmp_path / "hospital-ca.pem").write_text("")
+    (tmp_path / "node.toml").touch(mode=0o600)
     assert said(tmp_path, text) == []
     assert said(tmp_path, text, "warning") == []
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
-from config import load, problems
+import pytest
+
+from config import Receive, load, problems
 from models import catalogue
+from pacs_node.node import AFTER_CUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -48,3 +53,75 @@ def test_every_package_of_the_distribution_is_in_the_image() -> None:
     copied = (DEPLOY / "Dockerfile").read_text()
     for package in packages:
         assert f"COPY {package.rstrip('*')} " in copied
+
+
+UNIT = DEPLOY / "node.service"
+SHUT = {  # what the unit must say, read by hand from systemd.exec(5) and systemd.resource-control(5)
+    "NoNewPrivileges": "yes",
+    "CapabilityBoundingSet": "",
+    "ProtectSystem": "strict",
+    "ProtectHome": "yes",
+    "PrivateTmp": "yes",
+    "UMask": "0077",
+    "StateDirectoryMode": "0700",
+    "LimitCORE": "0",
+    "RestrictSUIDSGID": "yes",
+    "SystemCallArchitectures": "native",
+    "SystemCallFilter": "@system-service",
+    "RestrictAddressFamilies": "AF_INET AF_INET6 AF_UNIX",
+    "OOMPolicy": "continue",
+}
+
+
+def service(file: Path) -> dict[str, str]:
+    """The [Service] settings of a unit; each key stands once, but for what is said of ExecStart."""
+    text = file.read_text().partition("[Service]\n")[2].partition("\n[")[0]
+    pairs = [line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#")]
+    assert len({key for key, _ in pairs}) == len(pairs)
+    return dict(pairs)
+
+
+def test_the_unit_shuts_the_node_in_and_sets_limits() -> None:
+    unit = service(UNIT)
+    assert SHUT.items() <= unit.items()
+    assert int(unit["LimitNOFILE"]) >= 4096
+    assert {"MemoryMax", "TasksMax"} <= unit.keys()
+    assert "MemoryDenyWriteExecute" not in unit, "OpenVINO writes the code that it runs"
+    assert float(unit["TimeoutStopSec"]) > Receive().drain_s + AFTER_CUT_S + 30
+
+
+@pytest.mark.parametrize("with_command", [False, True])
+def test_systemd_takes_the_unit(tmp_path: Path, with_command: bool) -> None:
+    """As it stands, with a program and a user that are there; `verify` says every key that it does not know."""
+    analyze = systemd_analyze()
+    text = UNIT.read_text().replace("/opt/pacs-node/venv/bin/pacs-node", "/bin/true")
+    (tmp_path / "node.service").write_text(text.replace("User=pacs-node", "User=root"))
+    if with_command:
+        (tmp_path / "node.service.d").mkdir()
+        shutil.copy(DEPLOY / "command.conf", tmp_path / "node.service.d")
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", tmp_path / "node.service"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_unit_exposes_little() -> None:
+    """2.2 of 10 with systemd 252; a unit that says nothing has 9.6."""
+    done = subprocess.run(
+        [systemd_analyze(), "security", "--offline=yes", "--no-pager", "--threshold=25", str(UNIT)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "Overall exposure level" in done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def systemd_analyze() -> str:
+    """Skips where it is missing, or older than what is asked of it: it is no part of what a node needs."""
+    path = shutil.which("systemd-analyze")
+    if path is None:
+        pytest.skip("systemd-analyze is not installed")
+    told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    if int(told.split()[1]) < 250:
+        pytest.skip(f"{told.splitlines()[0]} knows no --offline")
+    return path

@@ -310,10 +310,21 @@ def test_retry(web: TestClient, facts: InMemory) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["http://testserver", "https://node.hospital.example/ai", "//evil.example", "http://x"]
+    ("prefix", "origin"),
+    [
+        ("http://testserver", None),
+        ("https://node.hospital.example/ai", None),
+        ("https://node.hospital.example/ai", "https://node.hospital.example"),
+        ("//evil.example", "http://testserver"),
+        ("http://x", "http://testserver"),
+    ],
 )
-def test_the_button_comes_back_to_its_page_and_never_to_another_site(web: TestClient, prefix: str) -> None:
+def test_the_button_comes_back_to_its_page_and_never_to_another_site(
+    facts: InMemory, prefix: str, origin: str | None
+) -> None:
+    web = TestClient(create_app(facts, CollectorRegistry(), ("testserver", "node.hospital.example")))
     headers = {"accept": "text/html,*/*", "referer": f"{prefix}/series/1.2.826.7?a=b"}
+    headers |= {"origin": origin} if origin is not None else {}
     answer = web.post("/api/jobs/job-send/retry", headers=headers, follow_redirects=False)
     path = "/ai" if prefix.endswith("/ai") else ""
     assert (answer.status_code, answer.headers["location"]) == (303, f"{path}/series/1.2.826.7?a=b")
@@ -349,6 +360,20 @@ SENDERS = [  # headers of the one who asks -> whether the node does what is aske
     ({"origin": ""}, False),
     ({"origin": "http://"}, False),
     ({"origin": "http://testserver", "sec-fetch-site": "cross-site"}, False),
+    ({"referer": "http://testserver/series/1.2.826.7?before=x"}, True),
+    ({"referer": "https://node.hospital.example/rerun"}, True),  # a proxy's page
+    ({"referer": "http://evil.example/"}, False),
+    ({"referer": "http://evil.example/?http://testserver/"}, False),
+    ({"referer": "http://testserver@evil.example/"}, False),
+    ({"referer": "http://testserver:81/", "host": "10.0.0.9:80"}, True),
+    ({"referer": "http://localhost:3000/", "host": "localhost:8080"}, False),
+    ({"referer": "http://10.0.0.9:81/", "host": "10.0.0.9:80"}, False),
+    ({"referer": "http://[::1"}, False),
+    ({"referer": "/series/1.2.826.7"}, False),
+    ({"referer": "about:blank"}, False),
+    ({"referer": ""}, False),
+    ({"origin": "http://testserver", "referer": "http://evil.example/"}, True),  # Origin cannot be left out by a page
+    ({"origin": "http://evil.example", "referer": "http://testserver/"}, False),
 ]
 
 
@@ -400,10 +425,10 @@ def test_the_node_answers_to_its_own_names_only(facts: InMemory, host: str, serv
     web = TestClient(create_app(facts, CollectorRegistry(), ("0.0.0.0", "Node.hospital.example")))
     for address in ("/", "/health", "/metrics", "/api/series", "/api/series/1.2.826.7", "/static/style.css"):
         answer = web.get(address, headers={"host": host})
-        assert answer.status_code == (200 if served else 400), address
+        assert answer.status_code == (200 if served else 421), address
         assert served or "add it to web_names" in answer.json()["error"]
         assert "default-src 'self'" in answer.headers["content-security-policy"]
-    assert web.post("/api/series/1.2.826.7/rerun", headers={"host": host}).status_code == (200 if served else 400)
+    assert web.post("/api/series/1.2.826.7/rerun", headers={"host": host}).status_code == (200 if served else 421)
 
 
 def addresses(web: TestClient) -> list[tuple[str, str]]:

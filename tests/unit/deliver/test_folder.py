@@ -37,6 +37,31 @@ def test_copies_by_study_and_modality(tmp_path: Path, images: list[Path]) -> Non
         )
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
+@pytest.mark.parametrize(
+    ("readable_by", "folders", "files"),
+    [("owner", 0o700, 0o600), ("group", 0o750, 0o640), ("everyone", 0o755, 0o644)],
+)
+def test_who_may_read_is_what_the_settings_say(
+    tmp_path: Path, images: list[Path], readable_by: str, folders: int, files: int, umask: int
+) -> None:
+    root, before = tmp_path / "above" / "out", os.umask(umask)
+    try:
+        FolderDestination("folder", root, readable_by=readable_by).deliver(Package("job", tuple(images)), now)
+    finally:
+        os.umask(before)
+    for each in (root.parent, root, *root.rglob("*")):
+        assert each.stat().st_mode & 0o777 == (folders if each.is_dir() else files), each
+
+
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path, images: list[Path]) -> None:
+    root = tmp_path / "out"
+    root.mkdir()
+    root.chmod(0o2775)
+    deliver(root, images)
+    assert root.stat().st_mode & 0o7777 == 0o2775
+
+
 def test_the_same_again_writes_nothing(tmp_path: Path, images: list[Path]) -> None:
     first = deliver(tmp_path / "out", images)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.dcm")}

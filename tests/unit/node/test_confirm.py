@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -111,8 +114,17 @@ class Story:
         return self.ledger.commitment_reported(CommitmentReport(self.stages.asked[0], committed, failed), "PACS", T0)
 
 
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger in which nothing has happened: a copy is had sooner than another one."""
+    folder = tmp_path_factory.mktemp("migrated")
+    Story(folder).ledger.close()
+    return folder / "node.sqlite"
+
+
 @pytest.fixture
-def story(tmp_path: Path) -> Story:
+def story(tmp_path: Path, migrated: Path) -> Story:
+    shutil.copy(migrated, tmp_path)
     return Story(tmp_path)
 
 
@@ -158,15 +170,77 @@ def test_without_a_report_in_time_it_is_queried_and_a_late_one_still_counts(stor
     assert len(story.stages.asked) == 1
 
 
-def test_the_first_report_counts(story: Story) -> None:
-    """Told twice, it wakes nobody twice; a second one that says something else changes nothing."""
-    job = story.sent()
+SAID = list(itertools.product((True, False, None), repeat=2))  # of one object, by a first report and a second
+
+
+def half(told: Sequence[bool | None]) -> tuple[tuple, tuple]:
+    """What a report commits to and what it does not, of the two objects: True, False, or nothing said."""
+    both = list(zip(BOTH, told, strict=True))
+    return tuple(o for o, there in both if there is True), tuple((*o, 0x0110) for o, there in both if there is False)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("found", [{"2.1"}, None], ids=str)
+@pytest.mark.parametrize(("one", "other"), zip(SAID, SAID[4:] + SAID[:4], strict=True), ids=str)
+def test_a_second_report_that_says_something_else_overturns_nothing_and_is_not_passed_over(
+    story: Story, one: tuple, other: tuple, found: set[str] | None, ended: bool
+) -> None:
+    """Of an object that two reports disagree about neither is believed: a query decides, or nothing is proven."""
+
+    def finish() -> None:
+        while story.facts()["state"] in ("queued", "waiting"):
+            story.run()
+
+    def contradictions() -> int:
+        timeline = story.ledger.series("1.9")["timeline"]
+        return sum(event["event"] == "report contradicted" for event in timeline)
+
+    first, second = zip(one, other, strict=True)
+    story.stages.silent = found is None
+    story.stages.has = found or set()
+    story.sent()
     story.run()
-    assert story.report()
+    assert story.report(*half(first))
+    if ended:
+        finish()
+    for _ in range(2):  # told again it is no news
+        assert story.report(*half(second))
+        finish()
+        disputed = [said is not None and said != before for before, said in (one, other)]
+        assert contradictions() == any(disputed)
+    known = {each["sop_instance_uid"]: (each["arrived"], each["how"]) for each in story.facts()["arrivals"]}
+    for uid, (before, _), doubted in zip(("2.1", "2.2"), (one, other), disputed, strict=True):
+        if before is True and not doubted:
+            assert known[uid] == (True, "storage commitment")
+        else:
+            assert known[uid] == ((None, "") if found is None else (uid in found, "C-FIND"))
+    assert len(story.stages.asked) == 1
+
+
+def test_what_is_in_doubt_is_said(story: Story) -> None:
+    story.stages.silent = True
+    story.sent()
     story.run()
-    assert story.report(committed=(), failed=((SR, "2.2", 0x0110),))
-    assert story.facts()["state"] == "done"
-    assert story.ledger.take_reports(job.id)[-1].report.committed == BOTH
+    story.report()
+    story.report(committed=(), failed=((SR, "2.2", 0x0110),))
+    facts = story.run()
+    assert arrived(facts) == [("2.1", True, "storage commitment"), ("2.2", None, "")]
+    assert facts["reason"] == (
+        "not proven: storage commitment: the peer's reports contradict each other; C-FIND: pacs does not offer C-FIND"
+    )
+
+
+def test_no_two_requests_can_be_told_from_each_other(tmp_path: Path) -> None:
+    """The same job in two nodes asks under two Transaction UIDs: they come from nowhere but the ledger."""
+    uids = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        story = Story(tmp_path / name)
+        story.sent()
+        story.run()
+        uids |= set(story.stages.asked)
+    assert len(uids) == 2
+    assert all(re.fullmatch(r"2\.25\.[1-9][0-9]{30,38}", uid) for uid in uids)
 
 
 def test_a_report_nobody_asked_for_is_not_known(story: Story) -> None:

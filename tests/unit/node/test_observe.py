@@ -7,12 +7,14 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 
 import pytest
 import structlog
 
-from pacs_node.observe import start_logging
+from pacs_node.observe import hear_everything, start_logging
 
 
 class Broken(io.StringIO):
@@ -30,10 +32,15 @@ class Broken(io.StringIO):
 
 
 @pytest.fixture
-def configured() -> Iterator[None]:
+def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for module, name in HOOKS:
+        monkeypatch.setattr(module, name, getattr(module, name))
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+HOOKS = ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (warnings, "showwarning"))
 
 
 ERRORS = [
@@ -87,3 +94,74 @@ def test_a_library_may_log_to_a_full_disk(configured: None, monkeypatch: pytest.
     start_logging(plain=False)
     monkeypatch.setattr(sys, "stderr", Broken(ERRORS[0]))
     logging.getLogger("some.library").error("nobody reads it")
+
+
+PATIENT, BORN = "Doe^Jane".upper(), 1955_02_03  # as no line of code has them
+
+
+class Falls:
+    """Its end raises, which Python can only print."""
+
+    def __del__(self) -> None:
+        fail()
+
+
+def fail() -> None:
+    raise ValueError(f"PatientName is '{PATIENT}', born {BORN}")
+
+
+def in_a_thread() -> None:
+    thread = threading.Thread(target=fail, name="assembler")
+    thread.start()
+    thread.join()
+
+
+def at_the_top() -> None:
+    try:
+        fail()
+    except ValueError as error:
+        sys.excepthook(ValueError, error, error.__traceback__)  # as Python does when nobody catches it
+
+
+def logged() -> None:
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("some.library").exception("it failed")
+
+
+def fallen() -> None:
+    Falls()
+
+
+def warned() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(f"Invalid value for VR PN: '{PATIENT}'", UserWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize(
+    ("happens", "event"),
+    [
+        (in_a_thread, "thread ended"),
+        (at_the_top, "node ended"),
+        (fallen, "error passed over"),
+        (logged, "it failed"),
+        (warned, "a library warned"),
+    ],
+)
+def test_what_nobody_catches_is_one_line_that_quotes_no_patient(
+    happens: Callable[[], None], event: str, configured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+    start_logging(plain=False)
+    hear_everything()
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    happens()
+    [line] = stream.getvalue().splitlines()
+    said = json.loads(line)
+    assert said["event"] == event
+    assert "test_observe.py" in line, "where it was"
+    assert not any(word in line for word in (*PATIENT.split("^"), str(BORN)))
+    assert event == "a library warned" or "ValueError: PatientName is" in line

@@ -1,5 +1,7 @@
 """The tables against pydicom's decoders and against lists written by hand from the Standard."""
 
+from ipaddress import ip_address
+
 import pytest
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, AllTransferSyntaxes
@@ -18,6 +20,7 @@ from pacs_node.receive.accept import (
     preferred,
     why_no_room,
 )
+from pacs_node.receive.address import resolved
 
 # PS3.6 Table A-1, read by hand: every transfer syntax but JPIP, JPEG 2000 Part 2, SMPTE ST 2110 and retired JPEGs
 FROM_PS3_6 = {
@@ -137,14 +140,75 @@ def test_names_are_those_of_the_registry(uid: str) -> None:
     ],
 )
 def test_callers(calling: str, called: str, expected: tuple[int, int, int] | None) -> None:
-    rejection = Callers("NODE", frozenset({"ME"})).why_rejected(calling, called)
+    rejection = Callers("NODE", frozenset({"ME"})).why_rejected(calling, called, "10.0.0.5")
     assert codes(rejection) == expected
     if rejection:
         assert repr(calling.strip()) in rejection.words
 
 
 def test_nobody_may_send_when_nobody_is_listed() -> None:
-    assert codes(Callers("NODE", frozenset()).why_rejected("ME", "NODE")) == (1, 1, 3)
+    assert codes(Callers("NODE", frozenset()).why_rejected("ME", "NODE", "10.0.0.5")) == (1, 1, 3)
+
+
+PLACES = {  # where a call comes from -> is it one of the hosts below?
+    "10.0.0.5": True,
+    "::ffff:10.0.0.5": True,  # as a socket of both families writes it
+    "2001:db8::5": True,
+    "2001:DB8:0:0::5": True,
+    "fe80::1%eth0": True,
+    "10.0.0.6": False,
+    "::ffff:10.0.0.6": False,
+    "110.0.0.5": False,
+    "2001:db8::50": False,
+    "": False,
+    "not an address": False,
+}
+HOSTS = {  # what the settings name -> whether that can be compared now
+    "nothing": ((), True),
+    "addresses": (("10.0.0.5", "2001:db8::5", "fe80::1"), True),
+    "mapped": (("::ffff:10.0.0.5", "2001:db8:0::5", "fe80::1"), True),
+    "a name": (("pacs.example",), True),
+    "a name that does not resolve": (("gone.example",), False),
+    "that and an address": (("gone.example", "10.0.0.5", "2001:db8::5", "fe80::1"), False),
+    "two names": (("other.example", "pacs.example"), True),
+}
+NAMES = {
+    "pacs.example": {"10.0.0.5", "2001:db8::5", "fe80::1"},
+    "other.example": {"10.1.1.1"},
+    "gone.example": set[str](),
+}
+
+
+@pytest.mark.parametrize("calling", ["ME", "ME ", "OTHER", "STRANGER"])
+@pytest.mark.parametrize(("hosts", "sure"), HOSTS.values(), ids=HOSTS)
+@pytest.mark.parametrize(("address", "there"), PLACES.items())
+def test_a_title_counts_only_at_its_hosts(
+    calling: str, hosts: tuple[str, ...], sure: bool, address: str, there: bool
+) -> None:
+    """Title known or not, address right, wrong or not to be compared now, setting on or off."""
+    callers = Callers(
+        "NODE",
+        frozenset({"ME", "OTHER"}),
+        {"ME": hosts, "STRANGER": ("10.0.0.5",)},
+        lambda name: frozenset(map(ip_address, NAMES[name])),
+    )
+    rejection = callers.why_rejected(calling, "NODE", address)
+    if calling == "STRANGER":
+        expected: tuple[int, int, int] | None = (1, 1, 3)
+    elif calling == "OTHER" or not hosts or (there and hosts != ("gone.example",)):
+        expected = None
+    else:
+        expected = (1, 1, 3) if sure else (2, 1, 1)
+    assert codes(rejection) == expected
+    if rejection and calling != "STRANGER":
+        assert f"calls from {address}, not from {' or '.join(hosts)}" in rejection.words
+        assert ("cannot be resolved now" in rejection.words) is not sure
+    assert codes(callers.why_rejected(calling, "NOBODY", address)) == (1, 1, 7)
+
+
+def test_names_are_those_of_this_machine() -> None:
+    assert ip_address("127.0.0.1") in resolved("localhost")
+    assert resolved("no.such.name.invalid") == resolved("a" * 300) == resolved("..") == frozenset()
 
 
 def test_room() -> None:

@@ -36,7 +36,7 @@ class Door:
     listener: Listener
     asked: list[CommitmentRequest] = field(default_factory=list)
     answered: list[CommitmentRequest] = field(default_factory=list)
-    told: list[tuple[CommitmentReport, str]] = field(default_factory=list)
+    told: list[tuple[CommitmentReport, str, str]] = field(default_factory=list)
     error: Exception | None = None
 
     def ask(self, request: CommitmentRequest) -> None:
@@ -44,10 +44,10 @@ class Door:
             raise self.error
         self.asked.append(request)
 
-    def tell(self, report: CommitmentReport, calling_ae: str) -> bool:
+    def tell(self, report: CommitmentReport, calling_ae: str, address: str) -> bool:
         if self.error:
             raise self.error
-        self.told.append((report, calling_ae))
+        self.told.append((report, calling_ae, address))
         return report.transaction_uid == REPORT.transaction_uid
 
 
@@ -248,7 +248,7 @@ def as_scp(port: int, calling: str, report: CommitmentReport, *, roles: bool = T
 @pytest.mark.parametrize("roles", [True, False])
 def test_a_destination_reports_on_an_association_of_its_own(door: Door, roles: bool) -> None:
     assert as_scp(door.listener.port, "PACS", REPORT, roles=roles) == 0x0000
-    assert door.told == [(REPORT, "PACS")]
+    assert door.told == [(REPORT, "PACS", "127.0.0.1")]
 
 
 def test_a_report_on_what_was_not_asked_is_refused(door: Door) -> None:
