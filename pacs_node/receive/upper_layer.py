@@ -184,8 +184,11 @@ class _UpperLayer(DULServiceProvider):
         self.bell.ring()
 
     def close(self) -> None:
-        """The association is over, and its thread with it."""
-        self.join()
+        """The association is over, and its thread with it: at the latest when the peer has been silent for too long."""
+        self.kill_dul()  # pynetdicom's own thread may have ended by an error, and told nobody
+        self.bell.ring()
+        if self.ident is not None:
+            self.join()
         if self._transfer is not None:
             self._transfer.close()
         self.bell.close()

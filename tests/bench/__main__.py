@@ -12,7 +12,7 @@ if sys.argv[1:2] == ["nets"]:
 elif sys.argv[1:2] == ["chest"]:
     chest.run()
 else:
-    receive.main()
+    receive.main(quick=False)
     flow.run()
     nets.main([])
     chest.run()
