@@ -35,6 +35,7 @@ from dicom_sr.derived import Results
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.labelmap import SEGMENT_CLASSES, retarget
 from dicom_sr.not_run import not_run_reports
+from dicom_sr.reading import read_header
 from models.pipeline import UnfitInput
 from models.read import display
 from pacs_node.durable import sync, write_whole
@@ -75,7 +76,7 @@ def encode_results(
     Raises GiveUp when an object does not pass the checks: it is not sent, and the reason names the rule; TryAgain when
     the disk is full or gone.
     """
-    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    sources = [read_header(file) for file in files]
     before = _written(replaces)
     try:
         objects, warnings = check_objects(findings, sources, when=when, revision=revision, replaces=before, note=note)
@@ -121,7 +122,7 @@ def encode_not_run(
 
 def _header(path: Path) -> pydicom.Dataset | None:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
+        return read_header(path)
     except (InvalidDicomError, OSError, *UNREADABLE):
         return None
 
@@ -276,7 +277,7 @@ class _Headers(Mapping[str, pydicom.Dataset]):
 
     def __getitem__(self, uid: str) -> pydicom.Dataset:
         if uid not in self.read:
-            self.read[uid] = pydicom.dcmread(self.paths[uid], stop_before_pixels=True)
+            self.read[uid] = read_header(self.paths[uid])
         return self.read[uid]
 
     def __iter__(self) -> Iterator[str]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import pydicom
 import structlog
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
@@ -17,6 +16,7 @@ from config import Config
 from dicom_sr.attributes import UNREADABLE
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
+from dicom_sr.reading import TooMuch, read_header
 from models import catalogue
 from models.pipeline import Card
 from models.pixels import faults
@@ -101,7 +101,7 @@ class WiredStages:
 
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
         """By the first pipeline of a route that takes such images; and for each route whose own says another thing."""
-        broken = faults(headers)
+        broken = faults(headers) | unread(headers)
         cards = [*self.cards.values(), *self.other_cards]
         verdict, judged_by = self._verdict(headers, cards, broken), card_for(headers, cards)
         others = {route: card for route, card in self.cards.items() if card != judged_by}
@@ -164,11 +164,11 @@ class WiredStages:
             shutil.rmtree(left_behind, ignore_errors=True)
         try:
             folder.mkdir(parents=True)
-            header = pydicom.dcmread(files[0], stop_before_pixels=True)
+            header = read_header(files[0])
             prior = priors.fetch(
                 archive, header, job.pipeline, folder, max_age_days=limits.max_age_days, timeout_s=limits.timeout_s
             )
-            headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in prior.images]
+            headers = [read_header(path) for path in prior.images]
             verdict = self._verdict(headers, [self.known.card(job.pipeline, job.options)], {})
             if not verdict.fit:
                 raise priors.NoComparison(f"the earlier CT is not fit: {verdict.reason}")
@@ -252,13 +252,27 @@ class WiredStages:
         )
 
 
+class Unread(Dataset):
+    """What the listener knew of an image whose header cannot be read; and why it cannot."""
+
+    why_not: str
+
+
+def unread(headers: Sequence[Dataset]) -> dict[str, str]:
+    """SOP Instance UID -> why its header could not be read."""
+    return {str(each.SOPInstanceUID): each.why_not for each in headers if isinstance(each, Unread)}
+
+
 def header_of(instance: Instance) -> Dataset:
     """Its header; of one that cannot be read, what the listener knew: the verdict will set it aside."""
     try:
-        return pydicom.dcmread(instance.path, stop_before_pixels=True)
+        return read_header(instance.path)
     except (InvalidDicomError, OSError, *UNREADABLE) as error:
         log.warning("header unreadable", instance=instance.sop_instance_uid, error=type(error).__name__)
-        known = Dataset()
+        known = Unread()
+        known.why_not = (
+            str(error) if isinstance(error, TooMuch) else f"the header cannot be read: {Told.of(error).words}"
+        )
         known.SOPClassUID, known.SOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid
         known.StudyInstanceUID, known.SeriesInstanceUID = instance.study_uid, instance.series_uid
         return known

@@ -20,7 +20,7 @@ from dicom_sr.attributes import BadAttribute
 from dicom_sr.frames import count as frame_count
 from dicom_sr.image_type import why_no_picture
 from dicom_sr.modalities import CALLED, IMAGE_CLASSES, VOLUME_CLASSES
-from dicom_sr.regions import calibration_problems, largest_spacing, measured_at_detector, why_no_tissue
+from dicom_sr.regions import calibration_problems, largest_spacing, measured_at_detector, regions, why_no_tissue
 from dicom_sr.slices import (
     MOST_VOXELS,
     OBLIQUE_DEGREES,
@@ -60,6 +60,8 @@ def judge(
     """
     modality = _modality(headers)
     card = card_for(headers, cards)
+    if card is None and not modality and faults:
+        return Verdict(False, f"no usable images{_aside(dict(faults))}", (), dict(faults))
     if card is None:
         taken = " and ".join(sorted({each for card in cards for each in card.modality}))
         only = f"{cards[0].name} takes {taken} only" if len(cards) == 1 else f"only {taken} can be judged"
@@ -84,9 +86,9 @@ def card_for(headers: Sequence[Dataset], cards: Sequence[Card]) -> Card | None:
 
 
 def _modality(headers: Sequence[Dataset]) -> str:
-    """That of most images; of equally many the first in the alphabet."""
-    modalities = Counter(attributes.text(header, "Modality") for header in headers).most_common()
-    return min((-count, name) for name, count in modalities)[1] if modalities else ""
+    """That of most images that say one; of equally many the first in the alphabet."""
+    modalities = Counter(said for header in headers if (said := attributes.text(header, "Modality")))
+    return min((-count, name) for name, count in modalities.items())[1] if modalities else ""
 
 
 def _outside(header: Dataset, card: Card, modality: str) -> str | None:
@@ -109,7 +111,7 @@ def _judge_images(
     headers: Sequence[Dataset], modality: str, requires: Requirements, faults: Mapping[str, str]
 ) -> Verdict:
     """Every image or clip that has pixels can be used. `use` is in order of time, then of UID."""
-    set_aside = {uid_of(h): why for h in headers if (why := _not_a_picture(h, modality) or faults.get(uid_of(h)))}
+    set_aside = {uid_of(h): why for h in headers if (why := _unfit(h, modality, faults))}
     if requires.calibrated:
         bare = {uid_of(h) for h in headers if uid_of(h) not in set_aside and largest_spacing(h) is None}
         set_aside |= dict.fromkeys(bare, "nothing says how large its pixels are, and that is needed")
@@ -129,11 +131,18 @@ def _judge_images(
     return Verdict(True, reason, use, set_aside, facts, at_detector)  # of problems the pipeline tells its readers
 
 
+def _unfit(header: Dataset, modality: str, faults: Mapping[str, str]) -> str | None:
+    """None, or why an image is none. What has no Modality was not read, and what kept it from that is the reason."""
+    of_bytes = faults.get(uid_of(header))
+    return (of_bytes if "Modality" not in header else None) or _not_a_picture(header, modality) or of_bytes
+
+
 def _not_a_picture(header: Dataset, modality: str) -> str | None:
     try:
         if why := why_no_image(header, modality, IMAGE_CLASSES[modality], CALLED[modality]):
             return why
         frame_count(header)
+        regions(header)
         return why_no_picture(header) or (why_no_tissue(header) if modality == "US" else None)
     except BadAttribute as bad:
         return str(bad)
@@ -208,6 +217,9 @@ def _slices(
     slices: list[Slice] = []
     for header in headers:
         uid = uid_of(header)
+        if uid in faults and "Modality" not in header:  # it was not read: what kept it from that is the reason
+            set_aside[uid] = faults[uid]
+            continue
         try:
             found = slices_of(header, modality, hounsfield=requires.hounsfield and modality == "CT")
         except NotASlice as why:
