@@ -180,8 +180,8 @@ class Assemble(Settings):
 class Jobs(Settings):
     """[jobs]: the durable work."""
 
-    infer_timeout_s: Seconds = 1800.0  # one inference; then its process is killed and the job tried again
-    infer_attempts: Count = 3  # then the inference is given up
+    infer_timeout_s: Seconds = 1800.0  # one inference; then its process is killed and the job failed
+    infer_attempts: Count = 3  # of one inference whose process died; for want of memory 2 at most
     send_backoff_s: Seconds = 10.0  # wait after a first failed send or inference; doubles with every further one
     send_backoff_max_s: Seconds = 900.0  # the longest wait between two attempts
     max_attempts: Count = 100  # sends to one destination; then the job is failed until "retry now"

@@ -23,7 +23,7 @@ from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
 from models import catalogue
 from models.pipeline import Card, Declaration, Prior
-from pacs_node.errors import GiveUp, Interrupted, JobError, Refused, Told, TryAgain, Unforeseen
+from pacs_node.errors import GiveUp, Interrupted, JobError, OutOfMemory, Refused, Told, TryAgain, Unforeseen
 
 log = structlog.get_logger()
 
@@ -84,8 +84,8 @@ class Inference:
         self._closing = False
 
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> Findings:
-        """Raises Refused (unfit input), TryAgain (the process died, timed out or ran out of memory), GiveUp; Unforeseen
-        for any other error in the process, which does not die of it."""
+        """Raises Refused (unfit input), TryAgain (the process died), OutOfMemory, GiveUp (no answer in time: it would
+        take as long again); Unforeseen for any other error in the process, which does not die of it."""
         return self._ask(Analyse(pipeline, dict(options), tuple(files)), pipeline, self.timeout_s, progress)
 
     def compare(
@@ -114,7 +114,9 @@ class Inference:
             except (EOFError, BrokenPipeError, ConnectionResetError) as error:
                 if self._closing:
                     raise Interrupted(f"{what} was stopped with the node") from error
-                raise TryAgain(f"the inference process ended while running {what} ({self._ended()})") from error
+                code, how = self._ended()
+                kind_of = OutOfMemory if code == -signal.SIGKILL else TryAgain
+                raise kind_of(f"the inference process ended while running {what} ({how})") from error
             finally:
                 if not answered:
                     self.stop()  # or the next job would be given this one's answer
@@ -123,14 +125,14 @@ class Inference:
             raise self._failure(what, kind, content)
 
     def _answer(self, pipe: Connection, what: str, timeout_s: float, progress: Progress) -> tuple[str, Any]:
-        """The child's last word on the job; its progress on the way. Raises TryAgain when none comes in time."""
+        """The child's last word on the job; its progress on the way. Raises GiveUp when none comes in time."""
         deadline = time.monotonic() + timeout_s
         while pipe.poll(max(0.0, deadline - time.monotonic())):
             kind, content = pipe.recv()
             if kind != "progress":
                 return kind, content
             progress(*content)
-        raise TryAgain(f"{what} gave no answer within {timeout_s:g} s; its process was ended")
+        raise GiveUp(f"{what} gave no answer within {timeout_s:g} s; its process was ended")
 
     def warm(self, pipelines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Start the child and load these pipelines with their options, so that the first patient does not wait."""
@@ -177,23 +179,25 @@ class Inference:
             log.info("inference process started", device=self.device, pid=self._child.pid)
         return self._pipe
 
-    def _ended(self) -> str:
+    def _ended(self) -> tuple[int | None, str]:
+        """The exit code of the child, and in words."""
         child = self._child
         if child is None:
-            return "stopped"
+            return None, "stopped"
         child.join(5)
         code = child.exitcode
         self.stop()
         if code is not None and code < 0:
-            return f"signal {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")
-        return f"exit code {code}"
+            hint = "; out of memory?" if code == -signal.SIGKILL else ""
+            return code, f"signal {signal.Signals(-code).name}{hint}"
+        return code, f"exit code {code}"
 
     def _failure(self, what: str, kind: str, content: Any) -> JobError:
         if kind == "unfit":
             return Refused(content)
         if kind == "memory":
             self.stop()  # a process that ran out of memory keeps what it had
-            return TryAgain(f"out of memory on {self.device}: {content}; the inference process was restarted")
+            return OutOfMemory(f"out of memory on {self.device}: {content}; the inference process was restarted")
         if kind == "unforeseen":
             told, spoilt = content
             if spoilt:

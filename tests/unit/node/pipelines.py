@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ class Pipeline:
         progress(0.5, "half")
         if self.does == "hang":
             time.sleep(60)
+        if self.does == "be killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.does == "die":
             os._exit(3)
         if self.does == "break":

@@ -11,7 +11,7 @@ import pytest
 from dicom_sr.findings import Findings
 from models import PIPELINES
 from models.pipeline import Prior
-from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain, Unforeseen
+from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, OutOfMemory, Refused, TryAgain, Unforeseen
 from pacs_node.infer import Inference
 
 HERE = "tests.unit.node.pipelines:PIPELINE"
@@ -68,7 +68,7 @@ def test_options_that_a_pipeline_does_not_take_fail_the_job_in_words() -> None:
 
 def test_out_of_memory_gives_the_memory_back(inference: Inference) -> None:
     before = ask(inference, "answer").facts["pid"]
-    with pytest.raises(TryAgain, match=r"out of memory on cpu: 8 GB wanted"):
+    with pytest.raises(OutOfMemory, match=r"out of memory on cpu: 8 GB wanted"):
         ask(inference, "eat")
     assert ask(inference, "answer").facts["pid"] != before
 
@@ -134,11 +134,17 @@ def test_a_process_that_dies_is_replaced(inference: Inference, does: str, said: 
     assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
 
 
+def test_a_process_that_is_killed_for_memory_is_told_apart(inference: Inference) -> None:
+    with pytest.raises(OutOfMemory, match=r"signal SIGKILL; out of memory\?"):
+        ask(inference, "be killed")
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
 def test_a_job_that_hangs_is_ended(inference: Inference) -> None:
     ask(inference, "answer")
     inference.timeout_s = 1
     try:
-        with pytest.raises(TryAgain, match="no answer within 1 s"):
+        with pytest.raises(GiveUp, match="no answer within 1 s"):
             ask(inference, "hang")
     finally:
         inference.timeout_s = 30
@@ -167,7 +173,7 @@ def test_a_comparison_answers_as_an_inference_does(inference: Inference, tmp_pat
         inference.compare("breast-us", findings, [], prior, 30)
     assert ask(inference, "answer").facts["pid"] == findings.facts["pid"]
     os.mkfifo(tmp_path / "slow.dcm")  # whoever opens it waits for a writer, and there is none
-    with pytest.raises(TryAgain, match="the comparison of lung-nodule gave no answer"):
+    with pytest.raises(GiveUp, match="the comparison of lung-nodule gave no answer"):
         inference.compare("lung-nodule", findings, [], Prior(tmp_path / "slow.dcm", (), (), 184), 0.5)
     assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
 
