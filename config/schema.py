@@ -211,6 +211,9 @@ class Infer(Settings):
     """[infer]: where the models run."""
 
     device: Device = "auto"  # auto: the first CUDA device, else the CPU
+    # that the inference process may take; 0: nine tenths of what the machine, or the container, has
+    memory_gb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    confine: bool = True  # it has no network and writes nowhere but into scratch folders, where the system allows it
 
 
 class Peer(Settings):

@@ -76,7 +76,12 @@ class WiredStages:
         self.arrival_checks = {
             name: arrival_check for name, arrival_check in arrival_checks.items() if arrival_check is not None
         }
-        self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
+        self.inference = Inference(
+            config.infer.device,
+            config.jobs.infer_timeout_s,
+            memory_gb=config.infer.memory_gb,
+            confined=config.infer.confine,
+        )
         known = self.known = catalogue()
         self.cards = {route.name: known.card(route.pipeline, route.options) for route in config.routes}
         self.other_cards = known.cards

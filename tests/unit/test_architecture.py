@@ -43,6 +43,7 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "association": {"receive", "assemble", "deliver", "priors"},  # every network error has the same words
     "durable": {"receive", "kept", "encode", "deliver", "priors"},
     "privacy": {"route", "web"},
+    "messages": {"infer"},
 }
 SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
     "__init__": set(),
@@ -51,6 +52,9 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "commitment": {"records", "errors"},
     "durable": set(),
     "new_pipeline": {"errors"},
+    "messages": {"errors"},  # between the node and its inference process
+    "confine": set(),
+    "inference_process": {"confine", "infer"},
     "association": {"errors"},
     "confirm": {"records", "errors", "commitment", "ledger"},
     "editions": {"records"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from dicom_sr.findings import Findings
 from models import PIPELINES
 from models.pipeline import Prior
+from pacs_node import confine, infer
 from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, OutOfMemory, Refused, TryAgain, Unforeseen
 from pacs_node.infer import Inference
 
@@ -176,6 +179,97 @@ def test_a_comparison_answers_as_an_inference_does(inference: Inference, tmp_pat
     with pytest.raises(GiveUp, match="the comparison of lung-nodule gave no answer"):
         inference.compare("lung-nodule", findings, [], Prior(tmp_path / "slow.dcm", (), (), 184), 0.5)
     assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+def test_what_the_process_says_is_not_believed(inference: Inference) -> None:
+    with pytest.raises(GiveUp, match=r"test failed: what its process answered cannot be used: .+; it was ended"):
+        ask(inference, "speak a pickle")
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+def test_a_process_that_says_it_works_on_is_ended_in_time_all_the_same(inference: Inference) -> None:
+    ask(inference, "answer")
+    heard: list[float] = []
+    inference.timeout_s = 1.5
+    try:
+        with pytest.raises(GiveUp, match=r"no answer within 1\.5 s"):
+            ask(inference, "flood", heard=heard)
+    finally:
+        inference.timeout_s = 30
+    assert len(heard) < 20, "a row of the ledger is written for each"
+
+
+def test_a_process_that_closes_its_end_is_ended(inference: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infer, "ENDS_WITHIN_S", 0.2)
+    with pytest.raises(TryAgain, match="it closed its end and stayed"):
+        ask(inference, "close and stay")
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+def test_a_process_that_takes_more_than_it_may_is_ended(inference: Inference) -> None:
+    ask(inference, "answer")
+    whole, inference.memory_bytes = inference.memory_bytes, 900_000_000
+    try:
+        with pytest.raises(OutOfMemory, match=r"test took [\d.]+ GB of memory, more than 0\.9 GB \(memory_gb in"):
+            ask(inference, "grow")
+    finally:
+        inference.memory_bytes = whole
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+LET = {"connect": "done", "write_beside": "done", "remove": "done", "change": "done"}
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder where nothing of a library's belongs."""
+    with tempfile.TemporaryDirectory(dir=Path.home(), prefix=".pacs-node-test-") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("confined", [True, False])
+def test_the_process_reaches_neither_the_network_nor_the_files_of_the_node(elsewhere: Path, confined: bool) -> None:
+    if confined and confine.tried():
+        pytest.skip(f"this machine does not let it be confined: {'; '.join(confine.tried())}")
+    inference = Inference("cpu", 30, TABLE, confined=confined)
+    file = elsewhere / "image.dcm"
+    with socket.create_server(("127.0.0.1", 0)) as node:
+        file.write_text(str(node.getsockname()[1]))
+        try:
+            facts = ask(inference, "reach", str(file)).facts
+        finally:
+            inference.stop()
+    assert (facts["no_new_privileges"], facts["core"]) == ((1, 0) if confined else (0, facts["core"]))
+    if confined:
+        assert {facts[what] for what in ("write_beside", "remove", "change")} == {"PermissionError"}
+        assert facts["connect"] == "OSError"  # the network is unreachable
+        assert [each.name for each in elsewhere.iterdir()] == ["image.dcm"]
+    else:
+        assert {what: facts[what] for what in LET} == LET
+
+
+@pytest.mark.parametrize("name", confine.UNLESS_PROGRAMS | confine.ALWAYS)
+def test_what_cannot_be_given_up_is_told_and_is_no_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def fails() -> None:
+        raise confine.Unavailable("Operation not permitted")
+
+    every = dict.fromkeys(confine.UNLESS_PROGRAMS, lambda: None)
+    monkeypatch.setattr(confine, "UNLESS_PROGRAMS", {each: fails if each == name else do for each, do in every.items()})
+    every = dict.fromkeys(confine.ALWAYS, lambda: None)
+    monkeypatch.setattr(confine, "ALWAYS", {each: fails if each == name else do for each, do in every.items()})
+    assert confine.confine() == [f"{name}: Operation not permitted"]
+    assert confine.confine(programs=True) == ([f"{name}: Operation not permitted"] if name in confine.ALWAYS else [])
+
+
+def test_a_pipeline_that_starts_programs_has_a_process_of_its_own() -> None:
+    inference = Inference("cpu", 30)
+    try:
+        assert [inference._starts_programs(name) for name in ("command", "breast-us", "nosuch")] == [True, False, False]
+        first, second = inference._ready("breast-us"), inference._ready("command")
+        assert (inference._ready("lung-nodule"), inference._ready("command")) == (first, second)
+        assert first.process.pid != second.process.pid
+    finally:
+        inference.stop()
 
 
 def test_a_stopping_node_interrupts() -> None:
