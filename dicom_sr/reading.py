@@ -34,6 +34,9 @@ FREELY_INFLATED = 1 << 26  # bytes; beyond, a data set may be only MOST_RATIO ti
 MOST_RATIO = 100  # images deflate to a half or a third, black ones to a thousandth
 CHUNK = 1 << 20  # bytes inflated at a time
 
+MOST_TOGETHER = 1 << 31  # bytes in memory of all headers of one series; those of a CT of 4000 slices take a tenth
+ELEMENT = 400  # bytes in memory of an element, beside its value
+
 PREAMBLE = 128  # PS3.10 7.1
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 Table 7.5-1
 UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1
@@ -50,17 +53,33 @@ class NoEnd(ValueError):
     """A deflated stream that is damaged or cut off."""
 
 
-def read_header(path: Path) -> FileDataset:
+class Room:
+    """What the headers that are held together may take in memory."""
+
+    def __init__(self, left: int = MOST_TOGETHER) -> None:
+        self.left = left
+
+    def take(self, size: int) -> None:
+        """Raises TooMuch, and leaves the rest to smaller ones."""
+        if size > self.left:
+            raise TooMuch(f"the headers of its series take more than {size_words(MOST_TOGETHER)} of memory")
+        self.left -= size
+
+
+def read_header(path: Path, room: Room | None = None) -> FileDataset:
     """The data set of a file without its pixels, as `pydicom.dcmread` reads it. Raises TooMuch before memory is taken;
     for a file that is no DICOM or cannot be read what pydicom raises."""
+    room = room or Room()
     syntax, at = _beginning(path)
     try:
         if syntax == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
-            return _deflated(path, at)
+            return _deflated(path, at, room)
         if at:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 implicit, big_endian = syntax == IMPLICIT_VR_LITTLE_ENDIAN, syntax == EXPLICIT_VR_BIG_ENDIAN
-                pixels_at(content, at, implicit=implicit, big_endian=big_endian)
+                counted = _Count(content, big_endian)
+                end = counted.header(at, len(content), implicit)
+            room.take(end - at + ELEMENT * counted.elements)
         return pydicom.dcmread(path, stop_before_pixels=True)
     except RecursionError as error:
         raise TooMuch(f"the header holds sequences nested deeper than {DEEPEST}") from error
@@ -85,13 +104,15 @@ def _beginning(path: Path) -> tuple[str, int]:
     return syntax, at
 
 
-def _deflated(path: Path, at: int) -> FileDataset:
+def _deflated(path: Path, at: int, room: Room) -> FileDataset:
     with path.open("rb") as file:
         file.seek(at)
         head = b"".join(_inflated_chunks(file.read(), MOST_HEADER))[:MOST_HEADER]
-    end = pixels_at(head, 0, implicit=False, big_endian=False)
+    counted = _Count(head, big_endian=False)
+    end = counted.header(0, len(head), implicit=False)
     if end == MOST_HEADER:
         raise TooMuch(f"the header has more than {size_words(MOST_HEADER)} before Pixel Data")
+    room.take(end + ELEMENT * counted.elements)
     dataset = read_dataset(BytesIO(head[:end]), False, True)
     header = FileDataset(str(path), dataset, b"\0" * PREAMBLE, read_file_meta_info(path), False, True)
     header.set_original_encoding(False, True, dataset.original_character_set)

@@ -16,7 +16,7 @@ from config import Config
 from dicom_sr.attributes import UNREADABLE
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
-from dicom_sr.reading import TooMuch, read_header
+from dicom_sr.reading import Room, TooMuch, read_header
 from models import catalogue
 from models.pipeline import Card
 from models.pixels import faults
@@ -102,7 +102,8 @@ class WiredStages:
         return decision.because if isinstance(decision, Close) else None
 
     def headers(self, instances: Sequence[Instance]) -> list[Dataset]:
-        return [header_of(instance) for instance in instances]
+        room = Room()
+        return [header_of(instance, room) for instance in instances]
 
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
         """By the first pipeline of a route that takes such images; and for each route whose own says another thing."""
@@ -268,10 +269,10 @@ def unread(headers: Sequence[Dataset]) -> dict[str, str]:
     return {str(each.SOPInstanceUID): each.why_not for each in headers if isinstance(each, Unread)}
 
 
-def header_of(instance: Instance) -> Dataset:
+def header_of(instance: Instance, room: Room | None = None) -> Dataset:
     """Its header; of one that cannot be read, what the listener knew: the verdict will set it aside."""
     try:
-        return read_header(instance.path)
+        return read_header(instance.path, room)
     except (InvalidDicomError, OSError, *UNREADABLE) as error:
         log.warning("header unreadable", instance=instance.sop_instance_uid, error=type(error).__name__)
         known = Unread()

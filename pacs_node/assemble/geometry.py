@@ -41,6 +41,7 @@ from pacs_node.records import Verdict
 
 CROOKED_MM = 1.0  # how far a slice may leave the straight line of the others
 LEAST_RIVAL = 2  # slices that make another volume: one alone is a stray image
+MOST_VOLUMES = 100  # that slices of one series may form: each slice is held against each
 GAP = 1.5  # a step of this many spacings or more means that a position is missing
 FEW_DOUBLES = 0.1  # of the positions; with more, the series holds several phases or reconstructions
 
@@ -256,12 +257,17 @@ def _one_acquisition(slices: Sequence[Slice], set_aside: dict[str, str], remarks
 
 
 def _alike(planes: Sequence[Slice]) -> list[list[Slice]]:
-    """The planes in groups without a difference, the largest first; the same groups for any order of the planes."""
+    """The planes in groups without a difference, the largest first; the same groups for any order of the planes.
+
+    Raises Unfit when there are more groups than anybody could have meant.
+    """
     groups: list[list[Slice]] = []
     for plane in sorted(planes, key=lambda p: (p.uid, p.ref.frame or 0)):
         home = next((group for group in groups if difference(plane, group[0]) is None), None)
         if home is None:
             groups.append([plane])
+            if len(groups) > MOST_VOLUMES:
+                raise Unfit(f"more than {MOST_VOLUMES} volumes in one series: {difference(plane, groups[0][0])}")
         else:
             home.append(plane)
     return sorted(groups, key=lambda group: -len(group))  # sorted is stable: ties stay in order of UID

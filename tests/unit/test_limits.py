@@ -21,6 +21,7 @@ MODULES = [
     *("dicom_sr.reading", "dicom_sr.attributes", "dicom_sr.frames", "dicom_sr.regions", "dicom_sr.slices"),
     *("models.frames", "models.palette", "models.pixels", "models.command.results"),
     *("pacs_node.messages", "pacs_node.confine", "pacs_node.route", "pacs_node.receive.upper_layer"),
+    "pacs_node.assemble.geometry",
 ]
 LIMIT = re.compile(r"(MOST|LONGEST|FREELY)(_[A-Z]+)*|DEEPEST")
 NO_LIMITS = {

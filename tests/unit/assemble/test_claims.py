@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from pydicom.dataelem import DataElement
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
-from dicom_sr.reading import MOST_HEADER, read_header
+from dicom_sr.findings import ImageRef
+from dicom_sr.reading import MOST_HEADER, Room, read_header
 from dicom_sr.regions import MOST_REGIONS
+from dicom_sr.slices import slices_of
 from models import catalogue
 from models.pixels import faults
-from pacs_node.assemble.geometry import judge
+from pacs_node.assemble.geometry import Unfit, _alike, judge
+from pacs_node.errors import NotReadable
+from pacs_node.receive.header import identify
 from pacs_node.records import Instance, Verdict
 from pacs_node.stages import header_of, unread
 from tests.factories import ct_series, us_image
@@ -180,3 +185,52 @@ def test_an_image_that_cannot_be_read_is_set_aside_for_that_and_the_others_are_j
 def instance_of(image: Dataset, path: Path) -> Instance:
     uids = image.SOPInstanceUID, image.SOPClassUID, image.SeriesInstanceUID, image.StudyInstanceUID
     return Instance(*uids, "", path, "", 0, datetime(2026, 3, 14, tzinfo=UTC), "", "")
+
+
+def test_a_bomb_in_the_pixels_is_refused_at_receipt_and_at_the_verdict(tmp_path: Path) -> None:
+    """It may lie in the spool since before there were limits: the node that finds it there goes on."""
+    image = us_image(shape=(64, 64), transfer_syntax=DeflatedExplicitVRLittleEndian)
+    path = tmp_path / "a.dcm"
+    image.save_as(path, enforce_file_format=True)
+    content = path.read_bytes()
+    at = 144 + int.from_bytes(content[140:144], "little")
+    data_set = zlib.decompress(content[at:], -zlib.MAX_WBITS)
+    pixels = data_set.index(b"\xe0\x7f\x10\0OB")
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    size = 100 << 20
+    bomb = squeeze.compress(data_set[: pixels + 8] + size.to_bytes(4, "little"))
+    bomb += b"".join(squeeze.compress(bytes(1 << 20)) for _ in range(100)) + squeeze.flush()
+    path.write_bytes(content[:at] + bomb)
+    with pytest.raises(NotReadable, match="inflates to more than 100 times its size"):
+        identify(bomb, DeflatedExplicitVRLittleEndian)
+    header = header_of(instance_of(image, path))
+    verdict = judge([header], CARDS, faults=faults([header]))
+    assert "PixelData inflates to more than 100 times its size" in verdict.reason
+    assert not verdict.fit
+
+
+def test_headers_of_a_series_that_together_take_too_much_are_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [us_image(number=number) for number in range(1, 6)]
+    paths = [tmp_path / f"{number}.dcm" for number in range(5)]
+    for image, path in zip(images, paths, strict=True):
+        image.save_as(path, enforce_file_format=True)
+    one = Room(1 << 30)
+    header_of(instance_of(images[0], paths[0]), one)
+    room = Room(3 * ((1 << 30) - one.left) + 1000)
+    headers = [header_of(instance_of(image, path), room) for image, path in zip(images, paths, strict=True)]
+    verdict = judge(headers, CARDS, faults=faults(headers) | unread(headers))
+    assert len(verdict.use) == 3
+    assert set(verdict.set_aside.values()) == {"the headers of its series take more than 2048 MiB of memory"}
+
+
+def test_slices_that_lie_in_every_direction_are_not_held_against_each_other_for_ever() -> None:
+    header = ct_series(shape=(1, 8, 8))[0]
+    slices = slices_of(header)
+    turned = [
+        replace(slices[0], pixel_spacing_mm=(1 + number, 1.0), ref=ImageRef("1.2", f"1.{number}"))
+        for number in range(50_000)
+    ]
+    with pytest.raises(Unfit, match=r"more than 100 volumes in one series: another pixel spacing \(PixelSpacing\)"):
+        _alike(turned)
