@@ -277,7 +277,7 @@ class Inference:
                 return said
             elif time.monotonic() - heard >= _PROGRESS_EVERY_S / 2:
                 heard = time.monotonic()
-                progress(min(max(said.fraction, 0.0), 1.0), said.text[:200])
+                progress(min(max(0.0, said.fraction), 1.0), said.text[:200])  # a NaN is nothing
 
     def _within_memory(self, child: Child, what: str) -> None:
         """Before the kernel ends it, or something else in its place. Raises OutOfMemory."""
@@ -324,6 +324,9 @@ class Inference:
                 self._children.pop(programs).end()
             child = Child(self.device, self.pipelines, confined=self.confined, programs=programs)
             self._children[programs] = child
+            if self._closing:  # since it was looked at: `close` has not seen this one
+                self.stop()
+                raise Interrupted("the node is stopping")
         return child
 
     def _starts_programs(self, pipeline: str) -> bool:
