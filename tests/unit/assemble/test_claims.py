@@ -15,7 +15,13 @@ import pytest
 from pydicom import Dataset
 from pydicom.dataelem import DataElement
 from pydicom.encaps import encapsulate
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from dicom_sr.findings import ImageRef
 from dicom_sr.reading import MOST_HEADER, Room, read_header
@@ -107,6 +113,19 @@ def test_a_palette_of_more_entries_than_there_are_is_refused_by_name(
     verdict = judged(image, tmp_path / "b.dcm")
     assert not verdict.fit
     assert "PaletteColorLookupTable" in verdict.reason
+
+
+@pytest.mark.parametrize("vr", ["OW", "US"])
+@pytest.mark.parametrize("what", ["PaletteColorLookupTableData", "PaletteColorLookupTableDescriptor"])
+def test_a_palette_of_megabytes_is_refused_by_name(tmp_path: Path, what: str, vr: str) -> None:
+    image = palette_image(ImplicitVRLittleEndian)
+    keyword = f"Green{what}"
+    image[keyword] = DataElement(keyword, "OW", b"\1\0" * (1 << 20))
+    if vr == "US":  # as numbers, each of which becomes an object
+        image[keyword] = DataElement(keyword, "US", [1] * (1 << 20))
+    verdict = judged(image, tmp_path / "a.dcm")
+    assert not verdict.fit
+    assert f"{keyword} has" in verdict.reason
 
 
 @pytest.mark.parametrize("modality", ["US", "DX", "CT"])
