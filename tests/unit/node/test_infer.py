@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
 
 from dicom_sr.findings import Findings
 from models import PIPELINES
 from models.pipeline import Prior
 from pacs_node import confine, infer
+from pacs_node.cli import app
 from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, OutOfMemory, Refused, TryAgain, Unforeseen
 from pacs_node.infer import Inference
+from pacs_node.messages import Messages
+from tests.unit.node.pipelines import Pipeline
 
 HERE = "tests.unit.node.pipelines:PIPELINE"
 TABLE = {**PIPELINES, **dict.fromkeys(("test", "warm", "card", "compare"), HERE)}
@@ -259,6 +265,38 @@ def test_what_cannot_be_given_up_is_told_and_is_no_error(monkeypatch: pytest.Mon
     monkeypatch.setattr(confine, "ALWAYS", {each: fails if each == name else do for each, do in every.items()})
     assert confine.confine() == [f"{name}: Operation not permitted"]
     assert confine.confine(programs=True) == ([f"{name}: Operation not permitted"] if name in confine.ALWAYS else [])
+
+
+@pytest.mark.parametrize(("asked", "told"), [("true", True), ("false", False)])
+def test_check_says_what_this_machine_does_not_let_it_give_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, told: bool
+) -> None:
+    monkeypatch.setattr(confine, "tried", lambda: ("it can reach the network: Operation not permitted",))
+    settings = tmp_path / "node.toml"
+    settings.write_text(f'[node]\ndata_dir = "data"\n[infer]\nconfine = {asked}\n')
+    done = CliRunner().invoke(app, ["check", "--config", str(settings)])
+    assert done.exit_code == 0
+    words = "warning: the inference process is not confined as it should be: it can reach the network"
+    assert (words in done.output) == told
+
+
+def test_a_machine_that_confines_nothing_still_infers(inference: Inference) -> None:
+    """The process says so as the first thing; the node logs it and goes on."""
+    ours, theirs = socket.socketpair()
+    with capture_logs() as events, ours, theirs:
+        child = inference._ready("test")
+        monkey, child.messages = child.messages, Messages(ours)
+        child.begun = False
+        try:
+            infer._say(Messages(theirs), infer.Begun(("it can reach the network: Operation not permitted",)))
+            infer._say(Messages(theirs), Pipeline.card)
+            request = infer.Describe("test", {})
+            assert inference._answer(child, request, time.monotonic() + 20, lambda *_: None) == Pipeline.card
+        finally:
+            child.messages = monkey
+    [event] = [each for each in events if each["log_level"] == "warning"]
+    assert event["event"] == "inference process not confined"
+    assert event["lacking"] == ["it can reach the network: Operation not permitted"]
 
 
 def test_a_pipeline_that_starts_programs_has_a_process_of_its_own() -> None:
