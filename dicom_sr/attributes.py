@@ -31,7 +31,7 @@ UNREADABLE = (
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # PS3.5 Table 6.2-1, DS; float() takes more
 LONGEST_SHOWN = 40  # characters of a value in a sentence
-LONGEST_VALUE = 1 << 18  # bytes of an attribute that is read here: of a vector of 65536 frames, 4 for each
+LONGEST_VALUE = 1 << 19  # bytes of an attribute that is decoded: numbers of 65536 frames take 7 each
 LONGEST_TEXT = 10240  # characters: those of the longest VR that people fill in, LT, PS3.5 Table 6.2-1
 WHOLE = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"} | {"SQ"})  # VRs that stay bytes; and items, counted before
 
