@@ -181,8 +181,8 @@ class Assemble(Settings):
 class Jobs(Settings):
     """[jobs]: the durable work."""
 
-    infer_timeout_s: Seconds = 1800.0  # one inference; then its process is killed and the job tried again
-    infer_attempts: Count = 3  # then the inference is given up
+    infer_timeout_s: Seconds = 1800.0  # one inference; then its process is killed and the job failed
+    infer_attempts: Count = 3  # of one inference whose process died; for want of memory 2 at most
     send_backoff_s: Seconds = 10.0  # wait after a first failed send or inference; doubles with every further one
     send_backoff_max_s: Seconds = 900.0  # the longest wait between two attempts
     max_attempts: Count = 100  # sends to one destination; then the job is failed until "retry now"
@@ -212,6 +212,9 @@ class Infer(Settings):
     """[infer]: where the models run."""
 
     device: Device = "auto"  # auto: the first CUDA device, else the CPU
+    # that the inference process may take; 0: nine tenths of what the machine, or the container, has
+    memory_gb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    confine: bool = True  # it has no network and writes nowhere but into scratch folders, where the system allows it
 
 
 class Peer(Settings):

@@ -13,6 +13,8 @@ import struct
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
@@ -29,6 +31,9 @@ UNREADABLE = (
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # PS3.5 Table 6.2-1, DS; float() takes more
 LONGEST_SHOWN = 40  # characters of a value in a sentence
+LONGEST_VALUE = 1 << 19  # bytes of an attribute that is decoded: numbers of 65536 frames take 7 each
+LONGEST_TEXT = 10240  # characters: those of the longest VR that people fill in, LT, PS3.5 Table 6.2-1
+WHOLE = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"} | {"SQ"})  # VRs that stay bytes; and items, counted before
 
 
 class BadAttribute(Exception):
@@ -41,18 +46,35 @@ class BadAttribute(Exception):
 
 def values(item: Dataset, keyword: str) -> list[Any]:
     """Every value of an attribute; none if it is missing or empty. Raises BadAttribute for bytes that are none."""
-    tag = Tag(keyword)
-    if tag not in item:
+    found = element(item, keyword)
+    if found is None:
         return []
-    try:
-        value = item[tag].value
-    except UNREADABLE as error:
-        raise BadAttribute(keyword, "cannot be read") from error
+    value = found.value
     if value is None or (isinstance(value, str | bytes) and not value.strip()):
         return []
     if isinstance(value, bytes):
         raise BadAttribute(keyword, "cannot be read")
     return list(value) if isinstance(value, MultiValue | Sequence | list | tuple) else [value]
+
+
+def element(item: Dataset, keyword: str) -> DataElement | None:
+    """The element, decoded; None if it is missing. Raises BadAttribute for bytes that are none, and for too many."""
+    tag = Tag(keyword)
+    if tag not in item:
+        return None
+    try:
+        raw = item.get_item(tag)
+        if isinstance(raw, RawDataElement) and len(raw.value or b"") > LONGEST_VALUE and _becomes_many(raw):
+            raise BadAttribute(keyword, f"has {len(raw.value or b'')} bytes; at most {LONGEST_VALUE} are read")
+        return item[tag]
+    except UNREADABLE as error:
+        raise BadAttribute(keyword, "cannot be read") from error
+
+
+def _becomes_many(raw: RawDataElement) -> bool:
+    """Whether each few bytes of it become a value of its own: texts and numbers, under UN those that have a keyword."""
+    vr = raw.VR if raw.VR not in (None, "UN") else dictionary_VR(raw.tag) if dictionary_has_tag(raw.tag) else "UN"
+    return vr not in WHOLE
 
 
 def items(item: Dataset, keyword: str) -> list[Dataset]:
@@ -79,7 +101,7 @@ def text(item: Dataset, keyword: str) -> str:
 def texts(item: Dataset, keyword: str) -> list[str]:
     """Every value as text, without the spaces round it; none if there is none, or none that can be read."""
     try:
-        return [str(value).strip(" \0") for value in values(item, keyword)]
+        return [str(value).strip(" \0")[:LONGEST_TEXT] for value in values(item, keyword)]
     except BadAttribute:
         return []
 

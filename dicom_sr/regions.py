@@ -17,10 +17,12 @@ from dicom_sr.attributes import BadAttribute
 from dicom_sr.frames import rows_and_columns
 from dicom_sr.modalities import PROJECTION
 
+MOST_REGIONS = 100  # of one image: a screen shows two pictures, a few traces and their scales
 CM = 3  # Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
 LOW_PRIORITY = 1  # bit 0 of Region Flags, PS3.3 C.8.5.5.1.3: 1 is low, and what it overlaps with lies on top
 CORNERS = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
 PIXEL_MM = 0.0001, 100.0  # smallest and largest that a pixel of an ultrasound image can be
+SEQUENCE = "SequenceOfUltrasoundRegions"
 TWO_D, TISSUE, COLOUR_FLOW = 1, 1, 2
 FORMATS = {1: "2-D", 2: "M-mode", 3: "spectrum", 4: "waveform", 5: "graphics"}  # PS3.3 C.8.5.5.1.1
 DATA = {  # PS3.3 C.8.5.5.1.2
@@ -78,6 +80,7 @@ class Region:
 
 def regions(header: Dataset) -> list[Region]:
     """Every region of which the header says something: place, kind, and mm per pixel where the units are cm.
+    Raises BadAttribute when there are more than MOST_REGIONS.
 
     PhysicalDeltaX and PhysicalDeltaY may differ, and may be negative. Boxes are cut to the image; those that lie
     outside it, say neither format nor data, or cannot be read are left out.
@@ -98,8 +101,14 @@ def calibration_problems(header: Dataset) -> list[str]:
 
 
 def _told(header: Dataset) -> Iterator[tuple[Region | None, BadAttribute | None]]:
-    """Each region with what is wrong with its calibration; no region where what is wrong is place or kind."""
-    for item in attributes.items(header, "SequenceOfUltrasoundRegions"):
+    """Each region with what is wrong with its calibration; no region where what is wrong is place or kind.
+
+    Raises BadAttribute for more than a screen can show: each is held against all others.
+    """
+    items = attributes.items(header, SEQUENCE)
+    if len(items) > MOST_REGIONS:
+        raise BadAttribute(SEQUENCE, f"has {len(items)} items; no screen shows more than {MOST_REGIONS} regions")
+    for item in items:
         try:
             corners = tuple(attributes.whole(item, keyword) for keyword in CORNERS)
             kind = _kind(item, "RegionSpatialFormat"), _kind(item, "RegionDataType")

@@ -128,12 +128,12 @@ def identity_differs(headers: Sequence[Dataset]) -> str | None:
 
 def group_by_instance(images: Sequence[ImageRef]) -> dict[tuple[str, str], list[int]]:
     """(SOP Class UID, SOP Instance UID) -> the frames named, in order; no frames for a whole image."""
-    instances: dict[tuple[str, str], list[int]] = {}
+    instances: dict[tuple[str, str], dict[int, None]] = {}
     for ref in images:
-        frames = instances.setdefault((ref.sop_class_uid, ref.sop_instance_uid), [])
-        if ref.frame is not None and ref.frame not in frames:
-            frames.append(ref.frame)
-    return instances
+        frames = instances.setdefault((ref.sop_class_uid, ref.sop_instance_uid), {})
+        if ref.frame is not None:
+            frames[ref.frame] = None
+    return {instance: list(frames) for instance, frames in instances.items()}
 
 
 def _spacing_mm(frame: Frame, at: tuple[int, int] | None) -> tuple[str, str] | None:

@@ -153,3 +153,13 @@ def rle(data: Buffer) -> list[Buffer]:
     if bounds[0] < 64 or any(end < begin for begin, end in pairwise(bounds)):
         raise ValueError("the offsets of its RLE header lie outside it")
     return [data[begin:end] for begin, end in pairwise(bounds)]
+
+
+def unpacked(segment: Buffer, enough: int) -> int:
+    """The bytes that an RLE segment becomes, counted no further than `enough`: two of it can become 128."""
+    at = size = 0
+    while at < len(segment) and size < enough:
+        control = segment[at]
+        at += control + 2 if control < 128 else 1 if control == 128 else 2
+        size += control + 1 if control < 128 else 0 if control == 128 else 257 - control
+    return size

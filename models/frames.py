@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,9 +14,11 @@ from typing import Any, BinaryIO
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag, Tag
 
+from dicom_sr.frames import MOST_FRAMES
+from dicom_sr.reading import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, MOST_HEADER, MOST_INFLATED, NoEnd, TooMuch
+from dicom_sr.reading import inflate as inflated
 from models.codestream import begins_j2k, begins_jpeg
 from models.image_pixel import (
-    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
     JPEG,
     JPEG_2000,
     JPEG_LS,
@@ -31,8 +32,8 @@ ITEM, SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD  # PS3.5 Table 7.5-1
 UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1
 OFFSETS = ["ExtendedOffsetTable", "ExtendedOffsetTableLengths"]  # PS3.3 C.7.6.3.1.8
 OFFSET_TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in OFFSETS]
-MOST_INFLATED = 1 << 30  # bytes: an Enhanced CT of 2000 slices of 512 x 512; one megabyte can inflate to as much
-CHUNK = 1 << 20  # bytes inflated at a time
+MOST_TABLE = 4 * MOST_FRAMES  # bytes of a Basic Offset Table; a longer one tells of no frames that can be
+MOST_FRAGMENTS = 4 * MOST_FRAMES  # of one image; each takes memory of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ def locate(path: Path, syntax: str) -> Located:
 
     if syntax == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
         content = memoryview(_inflated(path))
-        stream: BinaryIO = BytesIO(content)
+        stream: BinaryIO = BytesIO(content[:MOST_HEADER])
         offsets: Any = read_dataset(stream, False, True, stop_when=at_pixels(stream), specific_tags=OFFSET_TAGS)
     else:
         with path.open("rb") as stream:
@@ -81,7 +82,7 @@ def locate(path: Path, syntax: str) -> Located:
     return Located(keyword, vr, data, encapsulated, extended)
 
 
-def _inflated(path: Path) -> bytes:
+def _inflated(path: Path) -> bytearray:
     """The data set of a file in Deflated Explicit VR Little Endian: PS3.5 A.5, a raw RFC 1951 stream."""
     content = path.read_bytes()
     at = 132
@@ -94,21 +95,12 @@ def _inflated(path: Path) -> bytes:
     return inflate(content[at:], MOST_INFLATED)
 
 
-def inflate(data: bytes | memoryview, most: int) -> bytes:
+def inflate(data: bytes | memoryview, most: int) -> bytearray:
     """Inflate a raw RFC 1951 stream. Raises Unusable when it has no end, or would become longer than `most` bytes."""
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    out, left = bytearray(), bytes(data)
     try:
-        while not stream.eof and left:
-            out += stream.decompress(left, min(CHUNK, most + 1 - len(out)))
-            left = stream.unconsumed_tail
-            if len(out) > most:
-                raise Unusable(f"PixelData inflates to more than {most} bytes")
-    except zlib.error as error:
-        raise Unusable(f"PixelData cannot be inflated: {error}") from error
-    if not stream.eof:
-        raise Unusable("PixelData is cut off: its deflated stream has no end")
-    return bytes(out)
+        return inflated(data, most)
+    except (TooMuch, NoEnd) as error:
+        raise Unusable(f"PixelData {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------ encapsulated frames
@@ -144,8 +136,11 @@ def _fragments(data: memoryview) -> tuple[list[int], list[tuple[int, memoryview]
     """(the Basic Offset Table, each fragment with its offset): PS3.5 Table A.4-1. Empty fragments are left out."""
     table: list[int] = []
     fragments: list[tuple[int, memoryview]] = []
-    at, begin = 0, None
+    at, begin, count = 0, None, 0
     while at + 8 <= len(data):
+        count += 1
+        if count > MOST_FRAGMENTS:
+            raise Unusable(f"PixelData has more than {MOST_FRAGMENTS} fragments")
         group, element, length = struct.unpack_from("<HHL", data, at)
         tag = group << 16 | element
         if tag == SEQUENCE_END:
@@ -160,7 +155,7 @@ def _fragments(data: memoryview) -> tuple[list[int], list[tuple[int, memoryview]
         at += 8 + length
         if begin is None:
             begin = at
-            table = list(struct.unpack(f"<{length // 4}L", value[: length // 4 * 4]))
+            table = list(struct.unpack(f"<{length // 4}L", value[: length // 4 * 4])) if length <= MOST_TABLE else []
         elif length:
             fragments.append((at - 8 - length - begin, value))
     if any(data[at:]):
@@ -169,7 +164,9 @@ def _fragments(data: memoryview) -> tuple[list[int], list[tuple[int, memoryview]
 
 
 def _extended(tables: tuple[bytes, bytes] | None) -> list[int]:
-    return list(struct.unpack(f"<{len(tables[0]) // 8}Q", tables[0][: len(tables[0]) // 8 * 8])) if tables else []
+    if tables is None or len(tables[0]) > 2 * MOST_TABLE:
+        return []
+    return list(struct.unpack(f"<{len(tables[0]) // 8}Q", tables[0][: len(tables[0]) // 8 * 8]))
 
 
 def _ascending(table: list[int]) -> bool:

@@ -10,6 +10,8 @@ from pydicom.uid import UID
 
 from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
+from dicom_sr.frames import count as frame_count
+from dicom_sr.reading import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from dicom_sr.slices import MOST_PIXELS
 
 # What pydicom and its plugins raise on what they cannot read: damaged, truncated, of a syntax without a plugin, or a
@@ -19,9 +21,6 @@ UNREADABLE = (
     *(EOFError, OSError, NotImplementedError, OverflowError),
 )
 
-IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"  # PS3.5 A.1
-EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"  # PS3.5 A.3, retired
-DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"  # PS3.5 A.5
 RLE_LOSSLESS = "1.2.840.10008.1.2.5"  # PS3.5 A.4.2
 ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"  # PS3.5 A.4
 DEFLATED_IMAGE_FRAME = "1.2.840.10008.1.2.8.1"  # PS3.5 A.4
@@ -149,9 +148,10 @@ def image_pixel(header: Dataset, *, floats: int = 0) -> ImagePixel:
             f"Rows x Columns is {rows} x {columns}, at most {MOST_PIXELS} pixels can be held;"
             " send the picture in the size of the screen"
         )
-    frames = whole(header, "NumberOfFrames", 1)
-    if frames < 1:
-        raise Unusable(f"NumberOfFrames is {frames}")
+    try:
+        frames = frame_count(header) or 1
+    except BadAttribute as bad:
+        raise Unusable(str(bad)) from bad
     samples, colours = whole(header, "SamplesPerPixel"), text(header, "PhotometricInterpretation")
     if colours not in COLOURS:
         raise Unusable(f"PhotometricInterpretation is none of {', '.join(COLOURS)}")

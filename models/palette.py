@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom import Dataset
 
+from dicom_sr import attributes
+from dicom_sr.attributes import BadAttribute
 from models.image_pixel import UNREADABLE, Unusable
 
 COLOURS = ("Red", "Green", "Blue")
 DISCRETE, LINEAR, INDIRECT = 0, 1, 2  # PS3.3 C.7.9.2
 MOST_ENTRIES = 1 << 16
+MOST_BYTES = 8 * MOST_ENTRIES  # of one colour, segments included
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +50,10 @@ def _descriptor(header: Dataset, colour: str, signed: bool) -> tuple[int, int, i
     """(entries, first stored value mapped, bits of an entry)"""
     keyword = f"{colour}PaletteColorLookupTableDescriptor"
     try:
-        values = header.get(keyword)
-        numbers = [int(one) for one in values] if values is not None else []
+        element = attributes.element(header, keyword)
+        numbers = [int(one) for one in element.value] if element is not None and element.value is not None else []
+    except BadAttribute as bad:
+        raise Unusable(str(bad)) from bad
     except UNREADABLE as error:
         raise Unusable(f"{keyword} cannot be read") from error
     if len(numbers) != 3:
@@ -64,9 +69,12 @@ def _table(header: Dataset, colour: str, entries: int, bits: int, big_endian: bo
     plain, segmented = f"{colour}PaletteColorLookupTableData", f"Segmented{colour}PaletteColorLookupTableData"
     keyword = plain if plain in header or segmented not in header else segmented
     try:
-        data = header.get(keyword)
-    except UNREADABLE as error:
-        raise Unusable(f"{keyword} cannot be read") from error
+        element = attributes.element(header, keyword)
+    except BadAttribute as bad:
+        raise Unusable(str(bad)) from bad
+    data = element.value if element is not None else None
+    if isinstance(data, bytes) and len(data) > MOST_BYTES:
+        raise Unusable(f"{keyword} has {len(data)} bytes; at most {MOST_BYTES} are read")
     if data is None or (isinstance(data, bytes | str) and not data):
         raise Unusable(f"{keyword} is {'empty' if keyword in header else 'missing'}")
     if isinstance(data, bytes):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import convert_color_space, get_decoder
@@ -22,13 +22,13 @@ from rle.rle import decode_segment
 
 from dicom_sr import attributes
 from dicom_sr.modalities import VOLUME_CLASSES
+from dicom_sr.reading import EXPLICIT_VR_BIG_ENDIAN, read_header
 from models import codestream
 from models.frames import FLOAT_BITS, Located, frames_of, inflate, joined, locate
 from models.image_pixel import (
     DECODED,
     DEFLATED_IMAGE_FRAME,
     ENCAPSULATED_UNCOMPRESSED,
-    EXPLICIT_VR_BIG_ENDIAN,
     JPEG,
     JPEG_2000,
     JPEG_LS,
@@ -53,6 +53,7 @@ __all__ = ["AIR_HU", "DECODED", "UNREADABLE", "Frame", "faults", "name_image", "
 # components of JPEG 2000, and CharLS (pyjpegls) takes an eighth of libjpeg's time and notices what is cut off.
 PLUGINS = dict.fromkeys(JPEG_2000, ("pylibjpeg",)) | dict.fromkeys(JPEG_LS, ("pyjpegls", "pylibjpeg"))
 
+FREELY_UNPACKED = 1 << 26  # bytes that an RLE segment may become before they are counted
 AIR_HU = -1024  # what padding outside the reconstruction circle is set to
 
 
@@ -284,7 +285,7 @@ class Pixels:
         """The bytes of a frame in Encapsulated Uncompressed or Deflated Image Frame."""
         size, frame = self.frame_bytes, self._frame(index)
         if self.says.syntax == DEFLATED_IMAGE_FRAME:
-            frame = inflate(frame, size + 2)
+            frame = memoryview(inflate(frame, size + 2))
             self._sized(index, len(frame))
         if self.says.allocated == 1:
             bits = np.unpackbits(np.frombuffer(frame, np.uint8), bitorder="little")[: self.says.pixels]
@@ -301,8 +302,20 @@ class Pixels:
     def _run_length(self, index: int) -> np.ndarray:
         """PS3.5 Annex G: a segment for each byte of each sample, the most significant first."""
         says, spare = self.says, max(2, min(self.says.rows, self.says.columns))
+        segments = codestream.rle(self._frame(index))
+        for segment in segments:  # before memory is taken: two bytes of one become at most 128 pixels
+            most = 64 * len(segment)
+            if most > FREELY_UNPACKED:
+                most = codestream.unpacked(segment, says.pixels + spare)
+                if most >= says.pixels + spare:
+                    raise Unusable(f"PixelData {self._of(index)} has an RLE segment of more than Rows x Columns pixels")
+            if most < says.pixels:
+                raise Unusable(
+                    f"PixelData {self._of(index)} has at most {most} pixels in an RLE segment, Rows x Columns make"
+                    f" {says.rows} x {says.columns}"
+                )
         out = np.zeros((says.samples, says.pixels), f"u{says.allocated // 8}")
-        for number, segment in enumerate(codestream.rle(self._frame(index))):
+        for number, segment in enumerate(segments):
             plane = np.frombuffer(decode_segment(bytes(segment)), np.uint8)
             if not says.pixels <= len(plane) < says.pixels + spare:
                 raise Unusable(
@@ -399,7 +412,7 @@ def stored_values(path: Path, frames: list[int]) -> Iterator[np.ndarray]:
     """Stored pixel values, frame by frame: unsigned words of Bits Allocated as in native Pixel Data, or floats; what
     they mean, `rescaled` knows. frames: from 0; none: the only one. Raises UnfitInput when they cannot be decoded."""
     try:
-        header = dcmread(path, stop_before_pixels=True)
+        header = read_header(path)
     except (InvalidDicomError, *UNREADABLE) as error:
         raise UnfitInput(f"{path.name} cannot be read as DICOM: {_words(error)}") from error
     pixels = _opened(path, header)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from dicom_sr import attributes
@@ -23,6 +23,7 @@ from dicom_sr.frames import Frame
 from dicom_sr.frames import count as frame_count
 from dicom_sr.frames import frame as frame_of
 from dicom_sr.modalities import PROJECTION, VOLUME_CLASSES
+from dicom_sr.reading import read_header
 from dicom_sr.regions import Region, tissue_regions
 from dicom_sr.slices import (
     MOST_VOXELS,
@@ -152,7 +153,7 @@ def _volume(files: Sequence[Path], kind: np.dtype, *, hounsfield: bool) -> Volum
 def header_of(path: Path) -> Dataset:
     """The data set without its pixels; `filename` stays known."""
     try:
-        return dcmread(path, stop_before_pixels=True)
+        return read_header(path)
     except (InvalidDicomError, *UNREADABLE) as error:
         raise UnfitInput(f"{path.name} cannot be read as DICOM: {error}") from error
 
@@ -262,6 +263,7 @@ def clip_of(path: Path, header: Dataset) -> Clip:
         size_of(header)
         count = frame_count(header)
         sop = sop_of(header)
+        regions = tissue_regions(header)
     except BadAttribute as bad:
         raise UnfitInput(f"{name_image(header)}: {bad}") from bad
     colours = attributes.text(header, "PhotometricInterpretation")
@@ -271,7 +273,7 @@ def clip_of(path: Path, header: Dataset) -> Clip:
             f" one of {', '.join(COLOURS)} is needed"
         )
     images = tuple(ImageRef(*sop, None if count is None else frame + 1) for frame in range(count or 1))
-    return Clip(path, images, tissue_regions(header), header)
+    return Clip(path, images, regions, header)
 
 
 # -------------------------------------------------------------------------------------------------- for people to see

@@ -188,7 +188,8 @@ def _time(text: str) -> datetime:
 @app.command()
 def check(config: ConfigFile) -> None:
     """Say what is wrong with a settings file: file, line, key and the nearest valid key."""
-    from config import problems
+    from config import load, problems
+    from pacs_node import confine
 
     with _in_words():
         found = problems(config, catalogue())
@@ -196,6 +197,11 @@ def check(config: ConfigFile) -> None:
         console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
     if any(problem.severity == "error" for problem in found):
         raise typer.Exit(1)
+    with _in_words():
+        asked = load(config, catalogue()).infer.confine
+    for lacking in confine.tried() if asked else ():
+        text = f"warning: the inference process is not confined as it should be: {lacking}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{config}: good", markup=False, highlight=False)
 
 

@@ -35,6 +35,7 @@ from dicom_sr.derived import Results
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.labelmap import SEGMENT_CLASSES, retarget
 from dicom_sr.not_run import not_run_reports
+from dicom_sr.reading import read_header
 from models.pipeline import UnfitInput
 from models.read import display
 from pacs_node import pack
@@ -76,7 +77,7 @@ def encode_results(
     Raises GiveUp when an object does not pass the checks: it is not sent, and the reason names the rule; TryAgain when
     the disk is full or gone.
     """
-    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    sources = [read_header(file) for file in files]
     before = _written(replaces)
     try:
         objects, warnings = check_objects(findings, sources, when=when, revision=revision, replaces=before, note=note)
@@ -101,7 +102,7 @@ def encode_not_run(
 
     Raises GiveUp and TryAgain as `encode_results` does; GiveUp also when there is no image to say it of.
     """
-    sources = [header for instance in instances if (header := _header(instance.stored)) is not None]
+    sources = [header for instance in instances if (header := _header(instance.stored, folder)) is not None]
     try:
         documents = not_run_reports(
             pipeline,
@@ -120,10 +121,15 @@ def encode_not_run(
     return _written_down(documents, folder, ())
 
 
-def _header(stored: Stored) -> pydicom.Dataset | None:
+def _read(stored: Stored, folder: Path) -> pydicom.Dataset:
+    """The header of an image. folder: for a copy of it meanwhile."""
+    with pack.unpacked([stored], folder / f".image-{threading.get_ident()}") as [path]:
+        return read_header(path)
+
+
+def _header(stored: Stored, folder: Path) -> pydicom.Dataset | None:
     try:
-        with pack.opened(stored) as file:
-            return pydicom.dcmread(file, stop_before_pixels=True)
+        return _read(stored, folder)
     except (InvalidDicomError, OSError, *UNREADABLE):
         return None
 
@@ -248,7 +254,7 @@ class ResultForms:
         results = Results(
             segmentations=tuple(each for each in every.values() if each.SOPClassUID == SegmentationStorage),
             report=next(each for each in every.values() if each.SOPClassUID in forms.REPORTS),
-            sources=_Headers(package.sources),
+            sources=_Headers(package.sources, offer.path.parent),
         )
 
         def pixels(ref: ImageRef) -> np.ndarray:
@@ -274,14 +280,13 @@ class ResultForms:
 class _Headers(Mapping[str, pydicom.Dataset]):
     """SOP Instance UID -> header of an image, read when it is asked for."""
 
-    def __init__(self, images: Mapping[str, Stored]) -> None:
-        self.images = images
+    def __init__(self, images: Mapping[str, Stored], folder: Path) -> None:
+        self.images, self.folder = images, folder
         self.read: dict[str, pydicom.Dataset] = {}
 
     def __getitem__(self, uid: str) -> pydicom.Dataset:
         if uid not in self.read:
-            with pack.opened(self.images[uid]) as file:
-                self.read[uid] = pydicom.dcmread(file, stop_before_pixels=True)
+            self.read[uid] = _read(self.images[uid], self.folder)
         return self.read[uid]
 
     def __iter__(self) -> Iterator[str]:

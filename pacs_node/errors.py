@@ -8,8 +8,9 @@ NodeError
 │   └── WrongSopClass       0xA900  Error: Data Set does not match SOP Class
 ├── JobError                what the job does next
 │   ├── Refused             the job ends "refused": the input is not fit; the reason is shown
-│   ├── TryAgain            the job waits and runs again (destination down, device out of memory)
+│   ├── TryAgain            the job waits and runs again (destination down, inference process died)
 │   │   ├── Await           the job waits for something that wakes it, at the latest until a stated time
+│   │   ├── OutOfMemory     the process or device had no more: once more, in a process of its own, and no further
 │   │   └── Unreachable     no connection, or one that broke: what every network error is
 │   ├── GiveUp              the job ends "failed": trying again would not help
 │   │   └── Unforeseen      ... because of an error in a step that nobody foresaw: its kind, words and place
@@ -96,6 +97,10 @@ class Await(TryAgain):
     def __init__(self, message: str, until: datetime) -> None:
         super().__init__(message)
         self.until = until
+
+
+class OutOfMemory(TryAgain):
+    """It takes more than there is. Models that were warm for others may have been in its way: they are gone now."""
 
 
 class Unreachable(TryAgain):

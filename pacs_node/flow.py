@@ -31,6 +31,7 @@ from pacs_node.errors import (
     JobError,
     LedgerUnavailable,
     NotJudged,
+    OutOfMemory,
     Refused,
     Told,
     TryAgain,
@@ -79,6 +80,8 @@ STEPS = (
     "commitment asked",  # the peer has our N-ACTION, no row says so
     "confirm done",
 )
+# kinds of failure that more attempts do not cure, whatever the settings allow -> attempts in all
+MOST_ATTEMPTS: Mapping[type[TryAgain], int] = {OutOfMemory: 2}
 REPORT_AFTER_S = 2.0  # a sender that asks for storage commitment may be told on its own association until then
 
 
@@ -556,7 +559,8 @@ class Flow:
             self.ledger.retry_later(job, str(failure), failure.until, (), self.now())
             return (failure.until - self.now()).total_seconds()
         policy = self.retry_policies[job.kind]
-        if job.attempt >= policy.max_attempts:
+        most = min(policy.max_attempts, MOST_ATTEMPTS.get(type(failure), policy.max_attempts))
+        if job.attempt >= most:
             self.ledger.finish(
                 job, "failed", f"gave up after {job.attempt} attempts: {failure}", self.now(), receipts=failure.receipts
             )

@@ -1,19 +1,23 @@
 """Job -> Findings: one child process per device, with warm models and a time limit; when it ends, its memory is free.
 
-The child is spawned, never forked (CUDA and threads do not survive a fork). It dies with its parent.
+The child is a program of its own, never forked (CUDA and threads do not survive a fork), and dies with its parent. It
+is confined (`confine.py`), and what it says are plain messages (`messages.py`): nothing of it runs in the parent.
+Pipelines that start programs of other makers have a child of their own, for those need what they need.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import json
+import math
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +25,20 @@ import structlog
 
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
-from models import catalogue
+from dicom_sr.typed import WrongType, made, plain
+from models import catalogue, declaration_at
 from models.pipeline import Card, Declaration, Prior
-from pacs_node.errors import GiveUp, Interrupted, JobError, Refused, Told, TryAgain, Unforeseen
+from pacs_node.errors import GiveUp, Interrupted, JobError, OutOfMemory, Refused, Told, TryAgain, Unforeseen
+from pacs_node.messages import BadMessage, Late, Messages
 
 log = structlog.get_logger()
 
 Progress = Callable[[float, str], None]
 
-_SPAWN = multiprocessing.get_context("spawn")
+PROGRAM = Path(__file__).with_name("inference_process.py")
+MOST_OF_MEMORY = 0.9  # of the machine, or the container, where the settings name no limit
+LONGEST_WORDS, LONGEST_TRACE = 4000, 40_000  # characters of what the child says of an error
+ENDS_WITHIN_S = 5.0  # a child that has closed its end
 _PROGRESS_EVERY_S = 0.5  # at most; a row is written for each
 
 
@@ -70,22 +79,143 @@ class Compare:
 
 Request = Load | Describe | Analyse | Compare
 
+REQUESTS: dict[str, type[Request]] = {kind.__name__: kind for kind in (Load, Describe, Analyse, Compare)}
+ANSWERS: dict[type[Request], type] = {Describe: Card, Analyse: Findings, Compare: Comparison}
+
+
+# What the child says besides an answer
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The first it says. lacking: what it could not give up."""
+
+    lacking: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class At:
+    fraction: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Unfit:
+    words: str
+
+
+@dataclass(frozen=True)
+class NoMemory:
+    words: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Foreseen, and no fault of the images."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """By an error that nobody foresaw. spoilt: nothing may work any more on its device."""
+
+    words: str
+    trace: str
+    spoilt: bool
+
+
+Said = Begun | At | Unfit | NoMemory | Failed | Broken
+SAID: dict[str, type[Said]] = {kind.__name__: kind for kind in (Begun, At, Unfit, NoMemory, Failed, Broken)}
+ANSWER = "Answer"
+
+
+class Child:
+    """A running child process, and the parent's ends of what joins them."""
+
+    def __init__(self, device: str, pipelines: Mapping[str, str], *, confined: bool, programs: bool) -> None:
+        ours, theirs = socket.socketpair()
+        line, self._life_line = os.pipe()
+        told = {
+            "path": sys.path,
+            "messages": theirs.fileno(),
+            "life_line": line,
+            "device": device,
+            "pipelines": dict(pipelines),
+            "confine": confined,
+            "programs": programs,
+        }
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", str(PROGRAM), json.dumps(told)],
+                pass_fds=(theirs.fileno(), line),
+                stdin=subprocess.DEVNULL,
+            )
+        finally:
+            theirs.close()
+            os.close(line)
+        self.messages = Messages(ours)
+        self.begun = False
+        log.info("inference process started", device=device, pid=self.process.pid)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def memory_bytes(self, *fields: str) -> int | None:
+        """The sum of these lines of its status; None where the system does not say."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return None
+        found = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.partition(":")[0] in fields]
+        return sum(found) if found else None
+
+    def end(self) -> None:
+        """Kill it; all memory of the device and the models is given back. Harmless when it has ended."""
+        self.process.kill()
+        self.process.wait()
+        self.messages.end.close()
+        line, self._life_line = self._life_line, -1
+        if line >= 0:
+            os.close(line)
+
+    def ended(self) -> tuple[int, str]:
+        """Of one that has closed its end: its exit code, and in words."""
+        try:
+            code = self.process.wait(ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            return 0, "it closed its end and stayed"
+        if code < 0:
+            hint = "; out of memory?" if code == -signal.SIGKILL else ""
+            return code, f"signal {signal.Signals(-code).name}{hint}"
+        return code, f"exit code {code}"
+
 
 class Inference:
-    """One device's child process. Thread-safe: one job at a time, the others wait."""
+    """The child processes of one device. Thread-safe: one job at a time, the others wait."""
 
-    def __init__(self, device: str, timeout_s: float, pipelines: Mapping[str, str] | None = None) -> None:
-        """pipelines: name -> "module:DECLARATION"; when not given, all that are here."""
-        self.device, self.timeout_s = device, timeout_s
+    def __init__(
+        self,
+        device: str,
+        timeout_s: float,
+        pipelines: Mapping[str, str] | None = None,
+        *,
+        memory_gb: float = 0.0,
+        confined: bool = True,
+    ) -> None:
+        """pipelines: name -> "module:DECLARATION"; when not given, all that are here. memory_gb: 0: as MOST_OF_MEMORY
+        says."""
+        self.device, self.timeout_s, self.confined = device, timeout_s, confined
+        self.memory_bytes = int(memory_gb * 1e9) or int(MOST_OF_MEMORY * machine_bytes())
         self.pipelines = dict(catalogue().targets if pipelines is None else pipelines)
         self._lock = threading.Lock()
-        self._child: SpawnProcess | None = None
-        self._pipe: Connection | None = None
+        self._children: dict[bool, Child] = {}  # by whether it starts programs of others
         self._closing = False
 
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> Findings:
-        """Raises Refused (unfit input), TryAgain (the process died, timed out or ran out of memory), GiveUp; Unforeseen
-        for any other error in the process, which does not die of it."""
+        """Raises Refused (unfit input), TryAgain (the process died), OutOfMemory, GiveUp (no answer in time: it would
+        take as long again); Unforeseen for any other error in the process, which does not die of it."""
         return self._ask(Analyse(pipeline, dict(options), tuple(files)), pipeline, self.timeout_s, progress)
 
     def compare(
@@ -105,101 +235,152 @@ class Inference:
 
     def _ask(self, request: Request, what: str, timeout_s: float, progress: Progress) -> Any:
         with self._lock:
-            pipe = self._ready()
+            deadline = time.monotonic() + timeout_s
+            child = self._ready(request.pipeline)
+            child.messages.meanwhile = lambda: self._within_memory(child, what)
             answered = False
             try:
-                pipe.send(request)
-                kind, content = self._answer(pipe, what, timeout_s, progress)
+                _send_request(child.messages, request, deadline)
+                said = self._answer(child, request, deadline, progress)
                 answered = True
+            except Late as late:
+                raise GiveUp(f"{what} gave no answer within {timeout_s:g} s; its process was ended") from late
+            except BadMessage as bad:
+                raise GiveUp(f"{what} failed: what its process answered cannot be used: {bad}; it was ended") from bad
             except (EOFError, BrokenPipeError, ConnectionResetError) as error:
                 if self._closing:
                     raise Interrupted(f"{what} was stopped with the node") from error
-                raise TryAgain(f"the inference process ended while running {what} ({self._ended()})") from error
+                code, how = child.ended()
+                kind = OutOfMemory if code == -signal.SIGKILL else TryAgain
+                raise kind(f"the inference process ended while running {what} ({how})") from error
             finally:
+                child.messages.meanwhile = lambda: None
                 if not answered:
                     self.stop()  # or the next job would be given this one's answer
-            if kind == "done":
-                return content
-            raise self._failure(what, kind, content)
+            if isinstance(said, Said):
+                raise self._failure(what, said)
+            return said
 
-    def _answer(self, pipe: Connection, what: str, timeout_s: float, progress: Progress) -> tuple[str, Any]:
-        """The child's last word on the job; its progress on the way. Raises TryAgain when none comes in time."""
-        deadline = time.monotonic() + timeout_s
-        while pipe.poll(max(0.0, deadline - time.monotonic())):
-            kind, content = pipe.recv()
-            if kind != "progress":
-                return kind, content
-            progress(*content)
-        raise TryAgain(f"{what} gave no answer within {timeout_s:g} s; its process was ended")
+    def _answer(self, child: Child, request: Request, deadline: float, progress: Progress) -> Any:
+        """What the child answers, or its last word on the job; its progress on the way. Raises Late, BadMessage."""
+        heard = -math.inf
+        while True:
+            told, arrays = child.messages.receive(deadline)
+            said = _read(told, arrays, ANSWERS.get(type(request)))
+            if isinstance(said, Begun):
+                if child.begun:
+                    raise BadMessage("it begins twice")
+                child.begun = True
+                if said.lacking:
+                    log.warning("inference process not confined", lacking=[each[:200] for each in said.lacking[:10]])
+            elif not isinstance(said, At):
+                return said
+            elif time.monotonic() - heard >= _PROGRESS_EVERY_S / 2:
+                heard = time.monotonic()
+                progress(min(max(0.0, said.fraction), 1.0), said.text[:200])  # a NaN is nothing
+
+    def _within_memory(self, child: Child, what: str) -> None:
+        """Before the kernel ends it, or something else in its place. Raises OutOfMemory."""
+        held = child.memory_bytes("RssAnon", "RssShmem") or 0
+        if held > self.memory_bytes:
+            raise OutOfMemory(
+                f"{what} took {held / 1e9:.1f} GB of memory, more than {self.memory_bytes / 1e9:.1f} GB (memory_gb in"
+                " [infer]); its process was ended"
+            )
 
     def warm(self, pipelines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Start the child and load these pipelines with their options, so that the first patient does not wait."""
         with self._lock:
             for name, options in pipelines:
-                self._ready().send(Load(name, dict(options)))
+                child = self._ready(name)
+                try:
+                    _send_request(child.messages, Load(name, dict(options)), time.monotonic() + self.timeout_s)
+                except (Late, OSError) as error:  # the job that needs it is told, by the next process
+                    log.warning("pipeline not warmed", pipeline=name, error=type(error).__name__)
 
     def peak_memory_bytes(self) -> int | None:
-        """The most memory that the child has held; None where the system does not say, or there is no child."""
-        child = self._child
-        try:
-            status = Path(f"/proc/{child.pid}/status").read_text() if child is not None else ""
-        except OSError:
-            return None
-        found = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
-        return int(found.split()[1]) * 1024 if found else None
+        """The most memory that a child has held; None where the system does not say, or there is none."""
+        peaks = [child.memory_bytes("VmHWM") for child in self._children.values()]
+        return max((peak for peak in peaks if peak is not None), default=None)
 
     def stop(self) -> None:
-        """End the child; all memory of the device and the models is given back."""
-        child, self._child, self._pipe = self._child, None, None
-        if child is not None:
-            child.kill()
-            child.join()
+        """End the children; all memory of the device and the models is given back."""
+        while self._children:
+            self._children.popitem()[1].end()
 
     def close(self) -> None:
-        """The node is stopping: end the child now; whoever waits for it hears Interrupted."""
+        """The node is stopping: end the children now; whoever waits for one hears Interrupted."""
         self._closing = True
-        child = self._child
-        if child is not None:
-            child.kill()
+        for child in list(self._children.values()):
+            child.process.kill()
 
-    def _ready(self) -> Connection:
+    def _ready(self, pipeline: str) -> Child:
         if self._closing:
             raise Interrupted("the node is stopping")
-        if self._child is None or not self._child.is_alive() or self._pipe is None:
-            self.stop()
-            ours, theirs = _SPAWN.Pipe()
-            self._child = _SPAWN.Process(
-                target=_serve, args=(theirs, self.device, self.pipelines), name="inference", daemon=True
-            )
-            self._child.start()
-            theirs.close()
-            self._pipe = ours
-            log.info("inference process started", device=self.device, pid=self._child.pid)
-        return self._pipe
-
-    def _ended(self) -> str:
-        child = self._child
-        if child is None:
-            return "stopped"
-        child.join(5)
-        code = child.exitcode
-        self.stop()
-        if code is not None and code < 0:
-            return f"signal {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")
-        return f"exit code {code}"
-
-    def _failure(self, what: str, kind: str, content: Any) -> JobError:
-        if kind == "unfit":
-            return Refused(content)
-        if kind == "memory":
-            self.stop()  # a process that ran out of memory keeps what it had
-            return TryAgain(f"out of memory on {self.device}: {content}; the inference process was restarted")
-        if kind == "unforeseen":
-            told, spoilt = content
-            if spoilt:
+        programs = self._starts_programs(pipeline)
+        child = self._children.get(programs)
+        if child is None or not child.is_alive:
+            if child is not None:
+                self._children.pop(programs).end()
+            child = Child(self.device, self.pipelines, confined=self.confined, programs=programs)
+            self._children[programs] = child
+            if self._closing:  # since it was looked at: `close` has not seen this one
                 self.stop()
-            return Unforeseen(what, told)
-        return GiveUp(content)
+                raise Interrupted("the node is stopping")
+        return child
+
+    def _starts_programs(self, pipeline: str) -> bool:
+        """Whether it does; a pipeline that cannot be loaded says so in the child."""
+        try:
+            return declaration_at(self.pipelines[pipeline]).options.starts_programs
+        except Exception:  # noqa: BLE001  the edge of another's package
+            return False
+
+    def _failure(self, what: str, said: Said) -> JobError:
+        match said:
+            case Unfit(words):
+                return Refused(words)
+            case NoMemory(words):
+                self.stop()  # a process that ran out of memory keeps what it had
+                return OutOfMemory(f"out of memory on {self.device}: {words}; the inference process was restarted")
+            case Broken(words, trace, spoilt):
+                if spoilt:
+                    self.stop()
+                return Unforeseen(what, Told(words, trace))
+            case Failed(words):
+                return GiveUp(words)
+            case _:
+                raise AssertionError(said)
+
+
+def _send_request(messages: Messages, request: Request, deadline: float) -> None:
+    arrays: list[Any] = []
+    told = plain(request, arrays)
+    messages.send([type(request).__name__, told], arrays, deadline)
+
+
+def _read(told: Any, arrays: Mapping[str, Any], answer: type | None) -> Any:
+    """What the child says, as one of SAID or as the answer that was asked for. Raises BadMessage."""
+    if not isinstance(told, list) or len(told) != 2 or not isinstance(told[0], str):
+        raise BadMessage("it is none of ours")
+    kind, content = told
+    wanted = answer if kind == ANSWER else SAID.get(kind)
+    if wanted is None:
+        raise BadMessage(f"it is called {kind[:40]!r}")
+    try:
+        return made(wanted, content, arrays)
+    except (WrongType, RecursionError) as error:
+        raise BadMessage(str(error)[:200]) from error
+
+
+def machine_bytes() -> int:
+    """The memory of this machine, or of the container that we are in."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def choose_device(wanted: str) -> str:
@@ -211,26 +392,43 @@ def choose_device(wanted: str) -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def _serve(pipe: Connection, device: str, pipelines: Mapping[str, str]) -> None:
+# ------------------------------------------------------------------------------------------------- in the child
+
+
+def serve(descriptor: int, device: str, pipelines: Mapping[str, str], lacking: Sequence[str]) -> None:
     """The child: answer one request after the other, end with the parent. No error of a request ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    messages = Messages(socket.socket(fileno=descriptor))
+    _say(messages, Begun(tuple(lacking)))
     models: _Models | None = None
     while True:
         try:
-            request: Request = pipe.recv()
+            (name, told), arrays = messages.receive()
         except EOFError:
             return
+        request: Request = made(REQUESTS[name], told, arrays)
         try:
             models = models or _Models(device, pipelines)
-            answer = models.answer(request, lambda *said: pipe.send(("progress", said)))
+            answer = models.answer(request, lambda fraction, text: _say(messages, At(float(fraction), str(text))))
             if not isinstance(request, Load):
-                pipe.send(answer)
+                _say(messages, answer)
         except Exception as error:  # noqa: BLE001  the edge of the child: it answers in words instead of dying
             if not isinstance(request, Load):
+                told_of = Told.of(error)
                 # an error on a device may leave that in a state in which nothing works any more
-                pipe.send(("unforeseen", (Told.of(error), models is not None and models.on_a_device)))
+                spoilt = models is not None and models.on_a_device
+                _say(messages, Broken(told_of.words[:LONGEST_WORDS], told_of.trace[-LONGEST_TRACE:], spoilt))
+
+
+def _say(messages: Messages, said: Any) -> None:
+    """One of SAID, or an answer. Raises TypeError and ValueError for an answer that holds what nobody can send."""
+    kind = type(said).__name__
+    arrays: list[Any] = []
+    told = [kind if kind in SAID else ANSWER, plain(said, arrays)]
+    try:
+        messages.send(told, arrays)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"the answer holds what cannot be sent: {error}") from error
 
 
 class _Models:
@@ -244,21 +442,19 @@ class _Models:
     def on_a_device(self) -> bool:
         return self.device != "cpu"
 
-    def answer(self, request: Request, progress: Progress) -> tuple[str, Any]:
-        """(kind, content). Errors that are foreseen are answers, too."""
-        import torch
-
+    def answer(self, request: Request, progress: Progress) -> Any:
+        """What was asked for, or one of SAID: errors that are foreseen are answers, too."""
         from models.options import BadOptions, WeightsError
         from models.pipeline import BadOutput, BadPipeline, UnfitInput
 
         try:
-            return "done", self._answer(request, progress)
+            return self._answer(request, progress)
         except UnfitInput as refusal:
-            return "unfit", str(refusal)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            return "memory", (str(error).splitlines() or ["no more memory"])[0]
+            return Unfit(str(refusal)[:LONGEST_WORDS])
+        except _out_of_memory() as error:
+            return NoMemory((str(error).splitlines() or ["no more memory"])[0][:LONGEST_WORDS])
         except (WeightsError, BadOptions, BadOutput, BadPipeline) as error:
-            return "failed", str(error)
+            return Failed(str(error)[:LONGEST_WORDS])
 
     def _answer(self, request: Request, progress: Progress) -> Any:
         match request:
@@ -302,6 +498,12 @@ class _Models:
         return self.loaded[key]
 
 
+def _out_of_memory() -> tuple[type[Exception], ...]:
+    """The errors that say so. A pipeline without torch has no need to wait for it."""
+    torch = sys.modules.get("torch")
+    return (MemoryError, torch.OutOfMemoryError) if torch is not None else (MemoryError,)
+
+
 def _seldom(progress: Progress) -> Progress:
     last = 0.0
 
@@ -318,10 +520,3 @@ def _timed(findings: Findings, seconds: float, device: str) -> Findings:
     from dataclasses import replace
 
     return replace(findings, facts={**findings.facts, "seconds": round(seconds, 3), "device": device})
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # whatever is running: nobody waits for the answer any more

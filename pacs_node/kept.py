@@ -10,21 +10,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import types
-import typing
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from datetime import date
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import structlog
-from pydicom.sr.coding import Code
 
 from dicom_sr.findings import Findings
+from dicom_sr.typed import made, plain
 from pacs_node import pack
 from pacs_node.durable import write_whole
 from pacs_node.records import Stored
@@ -73,7 +68,7 @@ def keep(path: Path, findings: Findings) -> Findings:
 
 def dump(findings: Findings) -> bytes:
     masks: list[np.ndarray] = []
-    text = json.dumps(_plain(findings, masks), allow_nan=True).encode()
+    text = json.dumps(plain(findings, masks), allow_nan=True).encode()
     file = io.BytesIO()
     arrays: dict[str, Any] = {f"mask{number}": mask for number, mask in enumerate(masks)}
     arrays[TEXT] = np.frombuffer(text, np.uint8)
@@ -85,51 +80,5 @@ def load(content: bytes) -> Findings:
     """Raises ValueError, KeyError, TypeError or BadZipFile for what `dump` has not written."""
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         told = json.loads(arrays[TEXT].tobytes())
-        return typing.cast(Findings, _made(Findings, told, arrays))
-
-
-def _plain(value: Any, masks: list[np.ndarray]) -> Any:
-    if isinstance(value, np.ndarray):
-        masks.append(value)
-        return f"mask{len(masks) - 1}"
-    if isinstance(value, Code):
-        return list(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name), masks) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each, masks) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(each, masks) for each in value]
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
-
-
-def _made(kind: Any, told: Any, masks: Mapping[str, np.ndarray]) -> Any:
-    """The value of a declared type that `_plain` has told."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if told is None:
-        return None
-    if kind is np.ndarray:
-        return masks[told]
-    if kind is Code:
-        return Code(*told)
-    if kind is date:
-        return date.fromisoformat(told)
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = _hints(kind)
-        return kind(**{name: _made(hints[name], each, masks) for name, each in told.items()})
-    if origin is tuple:
-        each_kind = [inner[0]] * len(told) if inner[-1] is Ellipsis else inner
-        return tuple(_made(one, each, masks) for one, each in zip(each_kind, told, strict=True))
-    if origin is types.UnionType or origin is typing.Union:
-        options = [option for option in inner if option is not types.NoneType]
-        return _made(options[0], told, masks) if len(options) == 1 else told
-    return told
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+        findings: Findings = made(Findings, told, arrays)
+        return findings

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import pydicom
 import structlog
 from pydantic import TypeAdapter
 from pydicom.dataset import Dataset
@@ -36,6 +35,7 @@ from dicom_sr import read
 from dicom_sr.changes import Comparison, with_comparison
 from dicom_sr.findings import Findings
 from dicom_sr.hierarchy import named_in
+from dicom_sr.reading import read_header
 from models.pipeline import Prior
 from pacs_node.association import PENDING, SUCCESS, NoneAccepted, Peer, Rejected, association
 from pacs_node.durable import write_whole
@@ -436,7 +436,7 @@ class _Peer:
 def _header(path: Path) -> Dataset | None:
     """None, with a line in the log, when it cannot be read: it is then missing, and counted so."""
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
+        return read_header(path)
     except (InvalidDicomError, EOFError, ValueError, NotImplementedError) as error:
         log.warning("prior unreadable", file=path.name, error=type(error).__name__)
         return None

@@ -20,7 +20,7 @@ from typing import Any
 
 import re2
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import Tag
@@ -36,6 +36,12 @@ RESULT_CLASSES = {  # by the root of the SOP Class UID, PS3.4 Table B.5-1; for a
     "1.2.840.10008.5.1.4.1.1.66.": "a segmentation or registration",
     "1.2.840.10008.5.1.4.1.1.88.": "a structured report or key object",
 }
+
+# VR -> most characters of a value, PS3.5 Table 6.2-1: an expression sees no more of it
+LONGEST = {"AE": 16, "AS": 4, "CS": 16, "DA": 8, "DT": 26, "LO": 64, "LT": 10240, "PN": 3 * 64 + 2}
+LONGEST |= {"SH": 16, "ST": 1024, "TM": 14, "UI": 64}
+LONGEST_OF_OTHERS = 10240  # UC, UT and UR may be as long as anybody likes; a number whose end is cut is another one
+MOST_SHOWN, LONGEST_SHOWN = 8, 64  # values in a reason, and characters of each
 
 YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  # VR AS, PS3.5 Table 6.2-1
 
@@ -83,9 +89,11 @@ def not_ours(header: Dataset) -> str | None:
 
 def _why_not(header: Dataset, path: str, condition: Any) -> str | None:
     try:
-        values = _values([header], path.split("."))
+        values = _values([header], path.split("."), cut=isinstance(condition, Mapping) and "regex" in condition)
     except attributes.UNREADABLE:
         return f"{path} cannot be read"
+    except attributes.BadAttribute as bad:
+        return str(bad)
     if _holds(values, condition):
         return None
     if condition == {"absent": True}:
@@ -94,20 +102,36 @@ def _why_not(header: Dataset, path: str, condition: Any) -> str | None:
         return f"{path} is missing, rule wants {'any value' if _identifying(path) else _wish(condition)}"
     if _identifying(path):
         return f"{path} differs from what the rule wants"
-    return f"{path} is {', '.join(str(value).strip() for value in values)}, rule wants {_wish(condition)}"
+    shown = ", ".join(_cut(str(value), LONGEST_SHOWN) for value in values[:MOST_SHOWN])
+    more = f" and {len(values) - MOST_SHOWN} more" if len(values) > MOST_SHOWN else ""
+    return f"{path} is {shown}{more}, rule wants {_wish(condition)}"
 
 
-def _values(items: Sequence[Dataset], keywords: Sequence[str]) -> list[Any]:
-    """Every value at a path, through all items of the sequences on the way; empty ones are left out."""
+def _values(items: Sequence[Dataset], keywords: Sequence[str], *, cut: bool) -> list[Any]:
+    """Every value at a path, through all items of the sequences on the way; empty ones are left out.
+
+    cut   as texts, none longer than its VR allows
+    """
     found: list[Any] = []
     for item in items:
-        value = item.get(keywords[0])
+        element = attributes.element(item, keywords[0])
+        if element is None:
+            continue
+        value = element.value
         if isinstance(value, Items):
-            found += _values(value, keywords[1:]) if len(keywords) > 1 else list(value)
+            found += _values(value, keywords[1:], cut=cut) if len(keywords) > 1 else list(value)
         elif len(keywords) == 1:
             several = isinstance(value, MultiValue | list | tuple)
-            found += [v for v in (value if several else [value]) if v is not None and str(v).strip()]
+            here = [each for each in (value if several else [value]) if each is not None and str(each).strip()]
+            vr = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else element.VR  # not what a sender says
+            most = LONGEST.get(vr, LONGEST_OF_OTHERS)
+            found += [_cut(str(each), most) for each in here] if cut else here
     return found
+
+
+def _cut(text: str, most: int) -> str:
+    """Without the spaces round it, which do not count."""
+    return text.strip()[:most]
 
 
 def _holds(values: Sequence[Any], condition: Any) -> bool:

@@ -30,6 +30,7 @@ from pydicom.errors import InvalidDicomError
 from dicom_sr import attributes, codes
 from dicom_sr.findings import Finding, Findings
 from dicom_sr.forms import BOXES, KEY_IMAGES, Profile
+from dicom_sr.reading import read_header
 from dicom_sr.source import headers_by_uid, plane
 from models import catalogue
 from models.pipeline import Card
@@ -169,7 +170,7 @@ def _files(paths: Iterable[Path], out: Path | None) -> Iterator[Path]:
 
 def _header(path: Path) -> Dataset | None:
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header = read_header(path)
         needed = (attributes.text(header, name) for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"))
         return header if all(needed) else None
     except (InvalidDicomError, OSError, *attributes.UNREADABLE):

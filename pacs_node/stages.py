@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import pydicom
 import structlog
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
@@ -20,6 +19,7 @@ from config import Config
 from dicom_sr.attributes import UNREADABLE
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
+from dicom_sr.reading import Room, TooMuch, read_header
 from models import catalogue
 from models.pipeline import Card
 from models.pixels import faults
@@ -82,7 +82,12 @@ class WiredStages:
         self.arrival_checks = {
             name: arrival_check for name, arrival_check in arrival_checks.items() if arrival_check is not None
         }
-        self.inference = Inference(config.infer.device, config.jobs.infer_timeout_s)
+        self.inference = Inference(
+            config.infer.device,
+            config.jobs.infer_timeout_s,
+            memory_gb=config.infer.memory_gb,
+            confined=config.infer.confine,
+        )
         known = self.known = catalogue()
         self.cards = {route.name: known.card(route.pipeline, route.options) for route in config.routes}
         self.other_cards = known.cards
@@ -105,7 +110,8 @@ class WiredStages:
 
     def headers(self, instances: Sequence[Instance], files: Sequence[Path]) -> list[Dataset]:
         """Of the images that can be read, then of those that cannot. Raises OSError while waiting may cure that."""
-        known = [header_of(instance, path) for instance, path in zip(instances, files, strict=True)]
+        room = Room()
+        known = [header_of(instance, path, room) for instance, path in zip(instances, files, strict=True)]
         unread = [header for header in known if isinstance(header, Unread)]
         series_uid = instances[0].series_uid if instances else ""
         patience = self.patience.get(series_uid, PATIENCE)
@@ -117,15 +123,15 @@ class WiredStages:
 
     def judge(self, headers: Sequence[Dataset]) -> Verdict:
         """By the first pipeline of a route that takes such images; and for each route whose own says another thing."""
-        unread = {str(each.SOPInstanceUID): each.why for each in headers if isinstance(each, Unread)}
+        not_read = unread(headers)
         headers = [header for header in headers if not isinstance(header, Unread)]
         broken = faults(headers)
         cards = [*self.cards.values(), *self.other_cards]
         verdict, judged_by = self._verdict(headers, cards, broken), card_for(headers, cards)
         others = {route: card for route, card in self.cards.items() if card != judged_by}
         own = {route: self._verdict(headers, [card], broken) for route, card in others.items()}
-        of_routes = {route: without(unread, said) for route, said in own.items() if said != verdict}
-        return replace(without(unread, verdict), of_routes=of_routes)
+        of_routes = {route: without(not_read, said) for route, said in own.items() if said != verdict}
+        return replace(without(not_read, verdict), of_routes=of_routes)
 
     def _verdict(self, headers: Sequence[Dataset], cards: Sequence[Card], broken: Mapping[str, str]) -> Verdict:
         return judge(headers, cards, min_slices=self.config.assemble.min_slices or None, faults=broken)
@@ -200,11 +206,11 @@ class WiredStages:
             shutil.rmtree(left_behind, ignore_errors=True)
         try:
             folder.mkdir(parents=True)
-            header = pydicom.dcmread(files[0], stop_before_pixels=True)
+            header = read_header(files[0])
             prior = priors.fetch(
                 archive, header, job.pipeline, folder, max_age_days=limits.max_age_days, timeout_s=limits.timeout_s
             )
-            headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in prior.images]
+            headers = [read_header(path) for path in prior.images]
             verdict = self._verdict(headers, [self.known.card(job.pipeline, job.options)], {})
             if not verdict.fit:
                 raise priors.NoComparison(f"the earlier CT is not fit: {verdict.reason}")
@@ -296,26 +302,35 @@ class Unread(Dataset):
         super().__init__()
         self.SOPClassUID, self.SOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid
         self.StudyInstanceUID, self.SeriesInstanceUID = instance.study_uid, instance.series_uid
-        self.why, self.passing = f"its stored file cannot be read: {why}", passing
+        self.why, self.passing = why, passing
 
 
-def header_of(instance: Instance, path: Path) -> Dataset:
+def unread(headers: Sequence[Dataset]) -> dict[str, str]:
+    """SOP Instance UID -> why its header could not be read."""
+    return {str(each.SOPInstanceUID): each.why for each in headers if isinstance(each, Unread)}
+
+
+def header_of(instance: Instance, path: Path, room: Room | None = None) -> Dataset:
     """Its header; Unread of one that cannot be read: the verdict sets it aside. path: its file, or a copy."""
+    why, passing = "its stored file cannot be read: ", None
     try:
         there = path.stat().st_size
-        header = pydicom.dcmread(path, stop_before_pixels=True) if there >= instance.size else None
-    except OSError as error:
-        unread = Unread(instance, error.strerror or type(error).__name__, error if may_pass(error) else None)
-    except (InvalidDicomError, *UNREADABLE):
-        unread = Unread(instance, "it is no DICOM file any more")
-    else:
-        if header is not None:
-            return header
+        if there >= instance.size:
+            return read_header(path, room)
         # a part may read as a whole one; where all is stored, the disk would not give it just now
+        why += f"of {instance.size} bytes {there} are there"
         passing = OSError(errno.EIO, os.strerror(errno.EIO)) if pack.is_there(instance.stored) else None
-        unread = Unread(instance, f"of {instance.size} bytes {there} are there", passing)
-    log.warning("header unreadable", instance=instance.sop_instance_uid, why=unread.why)
-    return unread
+    except OSError as error:
+        why += error.strerror or type(error).__name__
+        passing = error if may_pass(error) else None
+    except TooMuch as error:
+        why = str(error)
+    except InvalidDicomError:
+        why += "it is no DICOM file any more"
+    except UNREADABLE as error:
+        why += Told.of(error).words
+    log.warning("header unreadable", instance=instance.sop_instance_uid, why=why)
+    return Unread(instance, why, passing)
 
 
 def without(unread: Mapping[str, str], verdict: Verdict) -> Verdict:

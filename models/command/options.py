@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,8 @@ INPUT, OUTPUT = "{input}", "{output}"  # in the words of the command: its two fo
 
 
 class Options(LabelledOptions):
+    starts_programs: ClassVar[bool] = True
+
     command: list[str] = Field(min_length=1)  # word by word, no shell: ["/opt/tool/run", "{input}", "{output}"]
     name: str = Field(min_length=1, max_length=48)  # of the tool, in every result
     version: str = Field(min_length=1, max_length=32)  # of the tool: another version gives results of its own

@@ -17,6 +17,7 @@ from dicom_sr import attributes
 from dicom_sr.attributes import BadAttribute
 from dicom_sr.slices import SAME_PLACE_MM, Slice
 
+MOST_NAMED, LONGEST_LABEL = 10, 64  # acquisitions that a reason names, and characters of each name
 CLEAR = 2  # times as many slices as any other: then it is clear which acquisition is meant
 SEQUENTIAL = 4  # more acquisitions than this in a row: a scanner that counts each rotation, nothing to say
 PAUSE_S = 10.0  # without a slice: another pass of the scanner; a chest takes less in one
@@ -50,7 +51,8 @@ def one_acquisition(slices: Sequence[Slice]) -> Chosen:
         counts = Counter(labels[id(one)] for one in slices if id(one) in labels).most_common()
         if len(counts) < 2:
             continue
-        named = ", ".join(f"{label} ({count} slices)" for label, count in sorted(counts))
+        named = ", ".join(f"{label[:LONGEST_LABEL]} ({count} slices)" for label, count in sorted(counts)[:MOST_NAMED])
+        named += f" and {len(counts) - MOST_NAMED} more" if len(counts) > MOST_NAMED else ""
         runs = _runs(slices, labels)
         if runs <= len(counts):
             if len(counts) <= SEQUENTIAL:

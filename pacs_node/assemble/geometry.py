@@ -20,7 +20,7 @@ from dicom_sr.attributes import BadAttribute
 from dicom_sr.frames import count as frame_count
 from dicom_sr.image_type import why_no_picture
 from dicom_sr.modalities import CALLED, IMAGE_CLASSES, VOLUME_CLASSES
-from dicom_sr.regions import calibration_problems, largest_spacing, measured_at_detector, why_no_tissue
+from dicom_sr.regions import calibration_problems, largest_spacing, measured_at_detector, regions, why_no_tissue
 from dicom_sr.slices import (
     MOST_VOXELS,
     OBLIQUE_DEGREES,
@@ -41,6 +41,7 @@ from pacs_node.records import Verdict
 
 CROOKED_MM = 1.0  # how far a slice may leave the straight line of the others
 LEAST_RIVAL = 2  # slices that make another volume: one alone is a stray image
+MOST_VOLUMES = 100  # that slices of one series may form: each slice is held against each
 GAP = 1.5  # a step of this many spacings or more means that a position is missing
 FEW_DOUBLES = 0.1  # of the positions; with more, the series holds several phases or reconstructions
 
@@ -60,6 +61,8 @@ def judge(
     """
     modality = _modality(headers)
     card = card_for(headers, cards)
+    if card is None and not modality and faults:
+        return Verdict(False, f"no usable images{_aside(dict(faults))}", (), dict(faults))
     if card is None:
         taken = " and ".join(sorted({each for card in cards for each in card.modality}))
         only = f"{cards[0].name} takes {taken} only" if len(cards) == 1 else f"only {taken} can be judged"
@@ -84,9 +87,9 @@ def card_for(headers: Sequence[Dataset], cards: Sequence[Card]) -> Card | None:
 
 
 def _modality(headers: Sequence[Dataset]) -> str:
-    """That of most images; of equally many the first in the alphabet."""
-    modalities = Counter(attributes.text(header, "Modality") for header in headers).most_common()
-    return min((-count, name) for name, count in modalities)[1] if modalities else ""
+    """That of most images that say one; of equally many the first in the alphabet."""
+    modalities = Counter(said for header in headers if (said := attributes.text(header, "Modality")))
+    return min((-count, name) for name, count in modalities.items())[1] if modalities else ""
 
 
 def _outside(header: Dataset, card: Card, modality: str) -> str | None:
@@ -109,7 +112,7 @@ def _judge_images(
     headers: Sequence[Dataset], modality: str, requires: Requirements, faults: Mapping[str, str]
 ) -> Verdict:
     """Every image or clip that has pixels can be used. `use` is in order of time, then of UID."""
-    set_aside = {uid_of(h): why for h in headers if (why := _not_a_picture(h, modality) or faults.get(uid_of(h)))}
+    set_aside = {uid_of(h): why for h in headers if (why := _unfit(h, modality, faults))}
     if requires.calibrated:
         bare = {uid_of(h) for h in headers if uid_of(h) not in set_aside and largest_spacing(h) is None}
         set_aside |= dict.fromkeys(bare, "nothing says how large its pixels are, and that is needed")
@@ -129,11 +132,18 @@ def _judge_images(
     return Verdict(True, reason, use, set_aside, facts, at_detector)  # of problems the pipeline tells its readers
 
 
+def _unfit(header: Dataset, modality: str, faults: Mapping[str, str]) -> str | None:
+    """None, or why an image is none. What has no Modality was not read, and what kept it from that is the reason."""
+    of_bytes = faults.get(uid_of(header))
+    return (of_bytes if "Modality" not in header else None) or _not_a_picture(header, modality) or of_bytes
+
+
 def _not_a_picture(header: Dataset, modality: str) -> str | None:
     try:
         if why := why_no_image(header, modality, IMAGE_CLASSES[modality], CALLED[modality]):
             return why
         frame_count(header)
+        regions(header)
         return why_no_picture(header) or (why_no_tissue(header) if modality == "US" else None)
     except BadAttribute as bad:
         return str(bad)
@@ -208,6 +218,9 @@ def _slices(
     slices: list[Slice] = []
     for header in headers:
         uid = uid_of(header)
+        if uid in faults and "Modality" not in header:  # it was not read: what kept it from that is the reason
+            set_aside[uid] = faults[uid]
+            continue
         try:
             found = slices_of(header, modality, hounsfield=requires.hounsfield and modality == "CT")
         except NotASlice as why:
@@ -244,12 +257,17 @@ def _one_acquisition(slices: Sequence[Slice], set_aside: dict[str, str], remarks
 
 
 def _alike(planes: Sequence[Slice]) -> list[list[Slice]]:
-    """The planes in groups without a difference, the largest first; the same groups for any order of the planes."""
+    """The planes in groups without a difference, the largest first; the same groups for any order of the planes.
+
+    Raises Unfit when there are more groups than anybody could have meant.
+    """
     groups: list[list[Slice]] = []
     for plane in sorted(planes, key=lambda p: (p.uid, p.ref.frame or 0)):
         home = next((group for group in groups if difference(plane, group[0]) is None), None)
         if home is None:
             groups.append([plane])
+            if len(groups) > MOST_VOLUMES:
+                raise Unfit(f"more than {MOST_VOLUMES} volumes in one series: {difference(plane, groups[0][0])}")
         else:
             home.append(plane)
     return sorted(groups, key=lambda group: -len(group))  # sorted is stable: ties stay in order of UID

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import struct
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,27 +20,34 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.filereader import data_element_generator
 
+from dicom_sr.reading import (
+    DEEPEST,
+    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    EXPLICIT_VR_BIG_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    ITEM,
+    ITEM_END,
+    MOST_ELEMENTS,
+    MOST_INFLATED,
+    MOST_ITEMS,
+    SEQUENCE_END,
+    UNDEFINED,
+    NoEnd,
+    TooMuch,
+    inflated_chunks,
+    pixels_at,
+)
+from dicom_sr.reading import PIXELS as PIXEL_DATA
 from pacs_node.errors import NotReadable
 
 Buffer = bytes | bytearray | memoryview
 
-IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"  # PS3.5 A.1
-DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"  # PS3.5 A.5
-EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"  # PS3.5 A.3, retired
-
-ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 Table 7.5-1
-UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1
-PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # Float, Double Float, Pixel Data: PS3.3 C.7.6.3, C.7.6.24
-
 # VRs whose explicit length takes two bytes; all others, future ones included, take four after two reserved: PS3.5 7.1.2
 SHORT_LENGTH = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 
-DEEPEST = 64  # nested sequences; a real report stays below 20, and a reader that recurses dies of thousands
-CHUNK = 1 << 20  # bytes inflated at a time
 HEAD_OF_DEFLATED = 1 << 24  # bytes of an inflated data set that are kept to find the UIDs; the rest is only counted
-MOST_INFLATED = (
-    1 << 30
-)  # bytes: an Enhanced CT of 2000 slices of 512 x 512; a megabyte can be made to inflate to as much
+HEAD_OF_DEFLATED = 1 << 24  # bytes of an inflated data set that are kept to find the UIDs; the rest is only counted
+SMALL_HEADER = 8 * MOST_ITEMS  # bytes; what is shorter cannot hold more items or elements than are allowed
 SEEN_ONLY = 4096  # bytes; longer values need not be held to know where they end
 
 SERIES_INSTANCE_UID = 0x0020000E
@@ -115,7 +121,7 @@ def identify(data_set: Buffer, transfer_syntax_uid: str) -> Identity:
     big_endian = transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN
     try:
         return _identity(_walked(data_set, size, implicit, big_endian))
-    except NestedTooDeep:
+    except Beyond:
         raise
     except NotReadable as stumble:
         found = _as_pydicom_reads(data_set, size, big_endian)
@@ -127,24 +133,37 @@ def identify(data_set: Buffer, transfer_syntax_uid: str) -> Identity:
             raise error from stumble
 
 
-class NestedTooDeep(NotReadable):
-    pass
+class Beyond(NotReadable):
+    """Beyond the limits of dicom_sr/reading.py: no reader is asked a second time."""
 
 
 def _walked(data_set: Buffer, size: int, implicit: bool, big_endian: bool) -> dict[int, bytes]:
     """The values of WANTED. Raises NotReadable."""
     found: dict[int, bytes] = {}
+    headed = 0  # bytes that are no pixels
     try:
         for tag, start, length in elements(data_set, implicit=implicit, big_endian=big_endian, end=size):
             if tag in WANTED:
                 found[tag] = bytes(data_set[start : start + min(length, LONGEST_UID)])
-            elif tag in PIXEL_DATA and len(found) == len(WANTED):
+            if tag not in PIXEL_DATA:
+                headed = start + length
+            elif len(found) == len(WANTED):
                 break  # what follows is padding, or nothing that a receiver needs
+        if headed > SMALL_HEADER:
+            _counted(data_set, implicit, big_endian)
     except NotReadable as error:
         series = found.get(SERIES_INSTANCE_UID, b"").strip(b"\0 ")
         error.series_uid = series.decode("ascii") if UID.fullmatch(series) else ""
         raise
     return found
+
+
+def _counted(data_set: Buffer, implicit: bool, big_endian: bool) -> None:
+    """Raises Beyond for a header with more in it than is read."""
+    try:
+        pixels_at(data_set, 0, implicit=implicit, big_endian=big_endian)
+    except TooMuch as error:
+        raise Beyond(str(error)) from error
 
 
 def _as_pydicom_reads(data_set: Buffer, size: int, big_endian: bool) -> dict[int, bytes]:
@@ -153,6 +172,7 @@ def _as_pydicom_reads(data_set: Buffer, size: int, big_endian: bool) -> dict[int
     if size > len(data_set):
         return {}  # a deflated one of which only the head is here
     implicit = _looks_implicit(data_set)
+    _counted(data_set, implicit, big_endian)
     stream = BytesIO(data_set)
     found: dict[int, bytes] = {}
     pixels: list[tuple[int, int, int, bytes]] = []
@@ -220,8 +240,11 @@ def elements(
     Up to seven bytes that no element can begin in are let go: some writers pad the end.
     """
     walk = _Walk(data, implicit, big_endian)
-    at, end = start, len(data) if end is None else end
+    at, end, count = start, len(data) if end is None else end, 0
     while at + 8 <= end:
+        count += 1
+        if count > MOST_ELEMENTS:
+            raise Beyond(f"the data set has more than {MOST_ELEMENTS} elements")
         tag, length, value, vr = walk.header(at, implicit)
         at = walk.skip_undefined(tag, value, vr) if length == UNDEFINED else value + length
         if at > end:
@@ -265,7 +288,11 @@ class _Walk:
         outer = tag
         # innermost last: (True inside a sequence, False inside an item; are its elements implicit VR)
         inside = [(True, self._implicit or vr == b"UN")]  # UN of undefined length is implicit VR: PS3.5 6.2.2
+        count = 0
         while inside:
+            count += 1
+            if count > MOST_ELEMENTS:
+                raise Beyond(f"{_named(outer)} holds more than {MOST_ELEMENTS} items and elements")
             in_sequence, implicit = inside[-1]
             tag, length, value, vr = self.header(at, implicit)
             at = value
@@ -276,7 +303,7 @@ class _Walk:
             elif length == UNDEFINED:
                 inside.append((not in_sequence, implicit or vr == b"UN"))
                 if len(inside) > 2 * DEEPEST:
-                    raise NestedTooDeep(f"{_named(outer)} holds sequences nested deeper than {DEEPEST}")
+                    raise Beyond(f"{_named(outer)} holds sequences nested deeper than {DEEPEST}")
             elif (at := value + length) > len(self._data):
                 raise NotReadable(f"the data set is cut off inside {_named(outer)}")
         return at
@@ -285,24 +312,18 @@ class _Walk:
 def _inflated(data_set: Buffer) -> tuple[Buffer, int]:
     """The first bytes of a deflated data set, and how many all are. PS3.5 A.5: a raw RFC 1951 stream.
 
-    Raises NotReadable for one that is cut off, or that inflates to more than MOST_INFLATED.
+    Raises NotReadable for one that is cut off, or that inflates to more than is allowed.
     """
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
     head, size = bytearray(), 0
-    left: Buffer = data_set
     try:
-        while not stream.eof and len(left):
-            inflated = stream.decompress(left, CHUNK)
-            left = stream.unconsumed_tail
+        for inflated in inflated_chunks(data_set, MOST_INFLATED):
             size += len(inflated)
             if len(head) < HEAD_OF_DEFLATED:
                 head += inflated
-            if size > MOST_INFLATED:
-                raise NotReadable(f"the data set inflates to more than {MOST_INFLATED >> 20} MiB; send it uncompressed")
-    except zlib.error as error:
-        raise NotReadable(f"the data set cannot be inflated: {error}") from error
-    if not stream.eof:
-        raise NotReadable("the data set is cut off: its deflated stream has no end")
+    except TooMuch as error:
+        raise Beyond(f"the data set {error}; send it uncompressed") from error
+    except NoEnd as error:
+        raise NotReadable(f"the data set {error}") from error
     return bytes(head), size
 
 

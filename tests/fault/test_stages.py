@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from config import load
 from dicom_sr.findings import Findings
 from models import catalogue
-from pacs_node.errors import LedgerUnavailable, Refused
+from pacs_node.errors import GiveUp, JobError, LedgerUnavailable, OutOfMemory, Refused, TryAgain
 from pacs_node.flow import RouteMatch, Stages
 from pacs_node.node import Node
 from pacs_node.records import CommitmentRequest, Evidence, Instance, Job, OpenSeries, Verdict
@@ -203,6 +203,25 @@ def test_an_error_ends_its_job_at_once_and_no_other(bench: Bench, room: str, err
         ("infer", "send", "confirm"), "done"
     )
     assert len(bench.inference.runs) == (1 if room in ("unpacked", "infer") else 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "said"),
+    [
+        (GiveUp("breast-us gave no answer within 1800 s"), 1, "breast-us gave no answer within 1800 s"),
+        (OutOfMemory("it took more than 8 GB"), 2, "gave up after 2 attempts: it took more than 8 GB"),
+        (TryAgain("exit code 3"), 3, "gave up after 3 attempts: exit code 3"),
+    ],
+)
+def test_what_would_end_alike_is_not_tried_as_often_as_what_may_not(
+    bench: Bench, error: JobError, attempts: int, said: str
+) -> None:
+    series = bench.take_in("first")
+    bench.close(series)
+    bench.inference.run = raising(error)  # type: ignore[method-assign]
+    bench.run_all(("infer",), attempts=4)
+    job = bench.jobs(series)["infer"]
+    assert (job["state"], job["attempts"], job["reason"]) == ("failed", attempts, said)
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: f"{type(error).__name__}-{error.errno}")

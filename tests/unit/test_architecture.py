@@ -44,6 +44,7 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "durable": {"receive", "kept", "encode", "deliver", "priors"},
     "pack": {"receive", "kept", "encode"},
     "privacy": {"route", "web"},
+    "messages": {"infer"},
 }
 SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
     "__init__": set(),
@@ -54,6 +55,9 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "pack": {"records"},
     "intake": {"records", "errors", "ledger", "loop", "pack"},
     "new_pipeline": {"errors"},
+    "messages": {"errors"},  # between the node and its inference process
+    "confine": set(),
+    "inference_process": {"confine", "infer"},
     "association": {"errors"},
     "confirm": {"records", "errors", "commitment", "ledger"},
     "editions": {"records"},

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
+import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
-from pydicom.uid import CTImageStorage, EnhancedSRStorage, SegmentationStorage
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedSRStorage, ImplicitVRLittleEndian, SegmentationStorage
 
 from config.schema import bad_condition
 from pacs_node.route import Rule, not_ours, route
@@ -223,7 +226,7 @@ def test_numbers_match_themselves_however_they_are_written(number: float, keywor
 def test_an_expression_takes_no_longer_than_its_text_is_long(pattern: str) -> None:
     """Each of these holds a backtracking engine for years; a sender chooses the text, an administrator the pattern."""
     header = Dataset()
-    header.add_new("SeriesDescription", "UT", "a" * 60_000 + "!")
+    header.add_new("SeriesDescription", "UT", "a" * 63 + "!" + "a" * 60_000)
     assert rule({"SeriesDescription": {"regex": pattern}}).why_not(header)
 
 
@@ -232,3 +235,37 @@ def test_any_text_can_be_searched(text: str) -> None:
     header = Dataset()
     header.add_new("SeriesDescription", "UT", text)
     assert rule({"SeriesDescription": {"regex": "GRÖßE"}}).why_not(header) is None
+
+
+MOST = {"SeriesDescription": 64, "StationName": 16, "ImageComments": 10240}
+
+
+@pytest.mark.parametrize(("keyword", "most"), MOST.items())
+def test_an_expression_sees_no_more_of_a_text_than_its_vr_allows(keyword: str, most: int) -> None:
+    image = Dataset()
+    setattr(image, keyword, " " + "a" * most + "b" * 60_000)
+    assert rule({keyword: {"regex": f"^a{{{min(most, 900)}}}"}}).why_not(image) is None
+    said = rule({keyword: {"regex": "b"}}).why_not(image)
+    assert said is not None
+    assert len(said) < 200
+
+
+@pytest.mark.parametrize("condition", ["x", ["x", "y"], {"regex": "x"}, {"min": 3}, 3])
+def test_a_text_of_many_values_is_looked_through_and_not_all_told(condition: Any) -> None:
+    image = Dataset()
+    image.ImageType = ["b"] * 30_000
+    said = rule({"ImageType": condition}).why_not(image)
+    assert said is not None
+    assert said.startswith("ImageType is b, b, b, b, b, b, b, b and 29992 more, rule wants")
+    image.ImageType = ["b"] * 300_000
+    image = pydicom.dcmread(in_a_file(image))
+    assert rule({"ImageType": condition}).why_not(image) == "ImageType has 600000 bytes; at most 524288 are read"
+
+
+def in_a_file(image: Dataset) -> BytesIO:
+    image.SOPClassUID, image.SOPInstanceUID, image.file_meta = CTImageStorage, "1.2", FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    file = BytesIO()
+    image.save_as(file, enforce_file_format=True)
+    file.seek(0)
+    return file

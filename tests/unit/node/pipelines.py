@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +18,81 @@ from typing import Any
 
 from dicom_sr.findings import Algorithm, Findings
 from models.pipeline import Card, Declaration, UnfitInput
+
+
+def our_end() -> int:
+    """Of the messages to the node."""
+    return int(json.loads(sys.argv[1])["messages"])
+
+
+def speak(content: bytes) -> dict[str, Any]:
+    os.write(our_end(), content)
+    time.sleep(60)
+    return {}
+
+
+def flood(file: Path) -> dict[str, Any]:
+    text = json.dumps([["At", {"fraction": 0.5, "text": "half"}], []]).encode()
+    with socket.socket(fileno=os.dup(our_end())) as end:
+        end.settimeout(60)
+        while True:
+            end.sendall(struct.pack("<4sLQ", b"PN-1", len(text), 0) + text)
+
+
+def grow(file: Path) -> dict[str, Any]:
+    held = bytearray(b"x") * (1 << 30)  # every page of it is written to
+    time.sleep(60)
+    return {"held": len(held)}
+
+
+def close_and_stay(file: Path) -> dict[str, Any]:
+    os.close(our_end())
+    time.sleep(60)
+    return {}
+
+
+def reach(file: Path) -> dict[str, Any]:
+    """What of all this could be done."""
+    done: dict[str, Any] = {}
+
+    def connect() -> None:
+        socket.create_connection(("127.0.0.1", int(file.read_text())), timeout=5).close()
+
+    def write_beside() -> None:
+        file.with_suffix(".written").write_text("x")
+
+    def remove() -> None:
+        file.unlink()
+
+    def change() -> None:
+        file.write_text("x")
+
+    for what in (connect, write_beside, remove, change):
+        try:
+            what()
+        except OSError as error:
+            done[what.__name__] = type(error).__name__
+        else:
+            done[what.__name__] = "done"
+    with tempfile.TemporaryFile() as scratch:
+        scratch.write(b"x")
+    status = Path("/proc/self/status").read_text()
+    done["no_new_privileges"] = int("NoNewPrivs:\t1" in status)
+    done["core"] = resource.getrlimit(resource.RLIMIT_CORE)[0]
+    return done
+
+
+MISDEEDS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "speak a pickle": lambda file: speak(pickle.dumps(("done", None)) * 10),
+    "flood": flood,
+    "grow": grow,
+    "close and stay": close_and_stay,
+    "reach": reach,
+}
+
+
+def answered(**facts: Any) -> Findings:
+    return Findings("t", "volume", (), (), Algorithm("t", "1"), facts=facts)
 
 
 class Pipeline:
@@ -28,8 +111,12 @@ class Pipeline:
 
     def run(self, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
         progress(0.5, "half")
+        if self.does in MISDEEDS:
+            return answered(**MISDEEDS[self.does](files[0]))
         if self.does == "hang":
             time.sleep(60)
+        if self.does == "be killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.does == "die":
             os._exit(3)
         if self.does == "break":

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
 
 from dicom_sr.findings import Findings
 from models import PIPELINES
 from models.pipeline import Prior
-from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, Refused, TryAgain, Unforeseen
+from pacs_node import confine, infer
+from pacs_node.cli import app
+from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, OutOfMemory, Refused, TryAgain, Unforeseen
 from pacs_node.infer import Inference
+from pacs_node.messages import Messages
+from tests.unit.node.pipelines import Pipeline
 
 HERE = "tests.unit.node.pipelines:PIPELINE"
 TABLE = {**PIPELINES, **dict.fromkeys(("test", "warm", "card", "compare"), HERE)}
@@ -68,7 +77,7 @@ def test_options_that_a_pipeline_does_not_take_fail_the_job_in_words() -> None:
 
 def test_out_of_memory_gives_the_memory_back(inference: Inference) -> None:
     before = ask(inference, "answer").facts["pid"]
-    with pytest.raises(TryAgain, match=r"out of memory on cpu: 8 GB wanted"):
+    with pytest.raises(OutOfMemory, match=r"out of memory on cpu: 8 GB wanted"):
         ask(inference, "eat")
     assert ask(inference, "answer").facts["pid"] != before
 
@@ -134,11 +143,17 @@ def test_a_process_that_dies_is_replaced(inference: Inference, does: str, said: 
     assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
 
 
+def test_a_process_that_is_killed_for_memory_is_told_apart(inference: Inference) -> None:
+    with pytest.raises(OutOfMemory, match=r"signal SIGKILL; out of memory\?"):
+        ask(inference, "be killed")
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
 def test_a_job_that_hangs_is_ended(inference: Inference) -> None:
     ask(inference, "answer")
     inference.timeout_s = 1
     try:
-        with pytest.raises(TryAgain, match="no answer within 1 s"):
+        with pytest.raises(GiveUp, match="no answer within 1 s"):
             ask(inference, "hang")
     finally:
         inference.timeout_s = 30
@@ -167,9 +182,132 @@ def test_a_comparison_answers_as_an_inference_does(inference: Inference, tmp_pat
         inference.compare("breast-us", findings, [], prior, 30)
     assert ask(inference, "answer").facts["pid"] == findings.facts["pid"]
     os.mkfifo(tmp_path / "slow.dcm")  # whoever opens it waits for a writer, and there is none
-    with pytest.raises(TryAgain, match="the comparison of lung-nodule gave no answer"):
+    with pytest.raises(GiveUp, match="the comparison of lung-nodule gave no answer"):
         inference.compare("lung-nodule", findings, [], Prior(tmp_path / "slow.dcm", (), (), 184), 0.5)
     assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+def test_what_the_process_says_is_not_believed(inference: Inference) -> None:
+    with pytest.raises(GiveUp, match=r"test failed: what its process answered cannot be used: .+; it was ended"):
+        ask(inference, "speak a pickle")
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+def test_a_process_that_says_it_works_on_is_ended_in_time_all_the_same(inference: Inference) -> None:
+    ask(inference, "answer")
+    heard: list[float] = []
+    inference.timeout_s = 1.5
+    try:
+        with pytest.raises(GiveUp, match=r"no answer within 1\.5 s"):
+            ask(inference, "flood", heard=heard)
+    finally:
+        inference.timeout_s = 30
+    assert len(heard) < 20, "a row of the ledger is written for each"
+
+
+def test_a_process_that_closes_its_end_is_ended(inference: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infer, "ENDS_WITHIN_S", 0.2)
+    with pytest.raises(TryAgain, match="it closed its end and stayed"):
+        ask(inference, "close and stay")
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+def test_a_process_that_takes_more_than_it_may_is_ended(inference: Inference) -> None:
+    ask(inference, "answer")
+    whole, inference.memory_bytes = inference.memory_bytes, 900_000_000
+    try:
+        with pytest.raises(OutOfMemory, match=r"test took [\d.]+ GB of memory, more than 0\.9 GB \(memory_gb in"):
+            ask(inference, "grow")
+    finally:
+        inference.memory_bytes = whole
+    assert ask(inference, "answer", "next.dcm").facts["file"] == "next.dcm"
+
+
+LET = {"connect": "done", "write_beside": "done", "remove": "done", "change": "done"}
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder where nothing of a library's belongs."""
+    with tempfile.TemporaryDirectory(dir=Path.home(), prefix=".pacs-node-test-") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("confined", [True, False])
+def test_the_process_reaches_neither_the_network_nor_the_files_of_the_node(elsewhere: Path, confined: bool) -> None:
+    if confined and confine.tried():
+        pytest.skip(f"this machine does not let it be confined: {'; '.join(confine.tried())}")
+    inference = Inference("cpu", 30, TABLE, confined=confined)
+    file = elsewhere / "image.dcm"
+    with socket.create_server(("127.0.0.1", 0)) as node:
+        file.write_text(str(node.getsockname()[1]))
+        try:
+            facts = ask(inference, "reach", str(file)).facts
+        finally:
+            inference.stop()
+    assert (facts["no_new_privileges"], facts["core"]) == ((1, 0) if confined else (0, facts["core"]))
+    if confined:
+        assert {facts[what] for what in ("write_beside", "remove", "change")} == {"PermissionError"}
+        assert facts["connect"] == "OSError"  # the network is unreachable
+        assert [each.name for each in elsewhere.iterdir()] == ["image.dcm"]
+    else:
+        assert {what: facts[what] for what in LET} == LET
+
+
+@pytest.mark.parametrize("name", confine.UNLESS_PROGRAMS | confine.ALWAYS)
+def test_what_cannot_be_given_up_is_told_and_is_no_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def fails() -> None:
+        raise confine.Unavailable("Operation not permitted")
+
+    every = dict.fromkeys(confine.UNLESS_PROGRAMS, lambda: None)
+    monkeypatch.setattr(confine, "UNLESS_PROGRAMS", {each: fails if each == name else do for each, do in every.items()})
+    every = dict.fromkeys(confine.ALWAYS, lambda: None)
+    monkeypatch.setattr(confine, "ALWAYS", {each: fails if each == name else do for each, do in every.items()})
+    assert confine.confine() == [f"{name}: Operation not permitted"]
+    assert confine.confine(programs=True) == ([f"{name}: Operation not permitted"] if name in confine.ALWAYS else [])
+
+
+@pytest.mark.parametrize(("asked", "told"), [("true", True), ("false", False)])
+def test_check_says_what_this_machine_does_not_let_it_give_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, told: bool
+) -> None:
+    monkeypatch.setattr(confine, "tried", lambda: ("it can reach the network: Operation not permitted",))
+    settings = tmp_path / "node.toml"
+    settings.write_text(f'[node]\ndata_dir = "data"\n[infer]\nconfine = {asked}\n')
+    done = CliRunner().invoke(app, ["check", "--config", str(settings)])
+    assert done.exit_code == 0
+    words = "warning: the inference process is not confined as it should be: it can reach the network"
+    assert (words in done.output) == told
+
+
+def test_a_machine_that_confines_nothing_still_infers(inference: Inference) -> None:
+    """The process says so as the first thing; the node logs it and goes on."""
+    ours, theirs = socket.socketpair()
+    with capture_logs() as events, ours, theirs:
+        child = inference._ready("test")
+        monkey, child.messages = child.messages, Messages(ours)
+        child.begun = False
+        try:
+            infer._say(Messages(theirs), infer.Begun(("it can reach the network: Operation not permitted",)))
+            infer._say(Messages(theirs), Pipeline.card)
+            request = infer.Describe("test", {})
+            assert inference._answer(child, request, time.monotonic() + 20, lambda *_: None) == Pipeline.card
+        finally:
+            child.messages = monkey
+    [event] = [each for each in events if each["log_level"] == "warning"]
+    assert event["event"] == "inference process not confined"
+    assert event["lacking"] == ["it can reach the network: Operation not permitted"]
+
+
+def test_a_pipeline_that_starts_programs_has_a_process_of_its_own() -> None:
+    inference = Inference("cpu", 30)
+    try:
+        assert [inference._starts_programs(name) for name in ("command", "breast-us", "nosuch")] == [True, False, False]
+        first, second = inference._ready("breast-us"), inference._ready("command")
+        assert (inference._ready("lung-nodule"), inference._ready("command")) == (first, second)
+        assert first.process.pid != second.process.pid
+    finally:
+        inference.stop()
 
 
 def test_a_stopping_node_interrupts() -> None:

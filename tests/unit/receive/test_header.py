@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from dicom_sr import reading
 from pacs_node.errors import NotReadable
 from pacs_node.receive import header
 from pacs_node.receive.header import Identity, elements, identify
@@ -347,7 +348,7 @@ def test_a_deflated_data_set_is_inflated_to_its_end_and_no_further(
     odd = data_set[:at] + ODDITIES["an implicit element"] + data_set[at:]
     assert identify(deflate(odd), DEFLATED) == identity(image)
     monkeypatch.setattr(header, "HEAD_OF_DEFLATED", at + 20)  # what is behind it is only counted
-    monkeypatch.setattr(header, "CHUNK", 1 << 8)
+    monkeypatch.setattr(reading, "CHUNK", 1 << 8)
     assert identify(whole, DEFLATED) == identity(image)
     monkeypatch.setattr(header, "MOST_INFLATED", 1 << 20)
     with pytest.raises(NotReadable, match="inflates to more than 1 MiB"):

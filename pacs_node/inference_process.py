@@ -1,0 +1,36 @@
+"""The inference process: gives up what it does not need, then answers one request after the other.
+
+A program of its own, started by `infer.py` with one argument, JSON: which file descriptors are its end of the messages
+and of the life line, and what else it must know. Nothing is loaded before it is confined.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+
+
+def main() -> None:
+    told = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
+    sys.path[:] = told["path"]
+    from pacs_node.confine import confine
+
+    lacking = confine(programs=told["programs"]) if told["confine"] else []
+    threading.Thread(target=_end_with_parent, args=(told["life_line"],), daemon=True).start()
+    from pacs_node.infer import serve
+
+    serve(told["messages"], told["device"], told["pipelines"], lacking)
+
+
+def _end_with_parent(life_line: int) -> None:
+    """The parent holds the other end and never writes: it can only close, for whatever reason the parent ends."""
+    os.read(life_line, 1)
+    os._exit(1)  # whatever is running: nobody waits for the answer any more
+
+
+if __name__ == "__main__":
+    main()
