@@ -212,6 +212,8 @@ class Engine:
             self._submit(
                 self.ledger.put_back(job, "the ledger could not be written when its last run ended", self.now())
             )
+        elif state == "DELAYED":  # by an earlier version, until a time of the wall clock
+            self._take_over(job, "its time has come")
         else:
             self._take_over(job, "its last run ended without a result")
 
