@@ -97,6 +97,7 @@ def _lines() -> Iterator[str]:
             ("0xB000", "another object under a known SOP Instance UID: the first is used, this one is kept aside"),
             ("0xA700", "less free disk space than `keep_free_gb`, or the database does not answer: send it again"),
             ("0xA900", "the SOP class in the data set is not the one of the command"),
+            ("0xC001", "the data set is longer than `largest_mb`"),
             (
                 "0xC000",
                 "the data set is cut off, or neither the node nor pydicom can read it; its bytes are kept aside",

@@ -66,14 +66,31 @@ class Database:
         with self._answering(), self._reader.begin() as connection:
             yield connection
 
+    def _has(self, query: str, value: str) -> bool:
+        """Whether there is a row; past SQLAlchemy, which takes ten times as long as SQLite to answer."""
+        driver = self.engine.dialect.loaded_dbapi
+        try:
+            connection = self.engine.raw_connection()
+            try:
+                cursor = connection.cursor()
+                cursor.execute(query + ("?" if self.embedded else "%s"), (value,))
+                return cursor.fetchone() is not None
+            finally:
+                connection.close()
+        except driver.Error as error:
+            raise self._away() from error
+
+    def _away(self) -> LedgerUnavailable:
+        return LedgerUnavailable(
+            f"{self.engine.url.render_as_string()} does not answer; start the database or free its disk"
+        )
+
     @contextmanager
     def _answering(self) -> Iterator[None]:
         try:
             yield
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
-            raise LedgerUnavailable(
-                f"{self.engine.url.render_as_string()} does not answer; start the database or free its disk"
-            ) from error
+            raise self._away() from error
 
     def _insert(self, table: sa.Table) -> Any:
         return (sqlite if self.embedded else postgresql).insert(table)

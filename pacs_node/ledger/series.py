@@ -26,6 +26,7 @@ from pacs_node.records import (
     Verdict,
 )
 
+IS_KNOWN = "SELECT 1 FROM instance WHERE sop_instance_uid = "
 ONE_INSTANCE = sa.select(instance_table).where(instance_table.c.sop_instance_uid == sa.bindparam("uid"))
 
 
@@ -94,6 +95,8 @@ class SeriesRows(Jobs):
             )
 
     def instance(self, sop_instance_uid: str) -> Instance | None:
+        if not self._has(IS_KNOWN, sop_instance_uid):  # asked of every image that comes, and nearly always so
+            return None
         with self._reading() as db:
             row = db.execute(ONE_INSTANCE, {"uid": sop_instance_uid}).mappings().first()
             return _instance(row) if row is not None else None

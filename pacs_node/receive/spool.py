@@ -177,14 +177,15 @@ class Spool:
         instance = self._not_indexed.get(sop_instance_uid) or self._find(sop_instance_uid)
         return instance if instance is not None and pack.is_there(instance.stored) else None
 
-    def store(self, incoming: Incoming, identity: Identity, data_set: memoryview, received_at: datetime) -> Kept:
+    def store(self, incoming: Incoming, identity: Identity, received_at: datetime) -> Kept:
         """Decide on a data set that is whole and readable, and keep it; durable when this returns."""
         digest = hashlib.sha256(identity.sop_instance_uid.encode()).digest()
         with self._one_writer_per_instance[digest[0] % len(self._one_writer_per_instance)]:
             first = self.held(identity.sop_instance_uid)
             if first is not None:
-                return self._keep_another(incoming.announced, identity, first, data_set)
-            record = incoming.record_in(_digest(identity.series_uid), data_set)
+                with incoming.content() as data_set:
+                    return self._keep_another(incoming.announced, identity, first, data_set)
+            record = incoming.record_in(_digest(identity.series_uid))
             with _full_said(self.root):
                 record.keep(received_at, incoming.announced.association)
             instance = Instance(
@@ -359,14 +360,14 @@ class Incoming:
             if self._failed is not None:
                 raise self._failed
             self._spool.check_space(self.size)
-            with self._content() as data_set:
-                try:
-                    identity = self._identity(data_set)
-                    _check_against_command(identity, self.announced)
-                except (NotReadable, WrongSopClass) as error:
+            try:
+                identity = self._identity()
+                _check_against_command(identity, self.announced)
+            except (NotReadable, WrongSopClass) as error:
+                with self.content() as data_set:
                     error.kept = self._spool.keep_unreadable(self.announced, data_set, str(error))
-                    raise
-                kept = self._spool.store(self, identity, data_set, now())
+                raise
+            kept = self._spool.store(self, identity, now())
             then(kept.instance)
             return kept
         except OSError as error:
@@ -385,10 +386,11 @@ class Incoming:
             else:
                 self._spool.give_back(series, record.pack)
 
-    def record_in(self, series: str, data_set: memoryview) -> Record:
+    def record_in(self, series: str) -> Record:
         """Its record in a pack of the series that it turned out to belong to."""
         if self._record is None or self._series != series:
-            self._begin(series).write(self._head, data_set)
+            with self.content() as data_set:
+                self._begin(series).write(self._head, data_set)
         assert self._record is not None
         return self._record
 
@@ -412,16 +414,20 @@ class Incoming:
         return self._spool.largest
 
     @contextmanager
-    def _content(self) -> Iterator[memoryview]:
+    def content(self) -> Iterator[memoryview]:
+        """All that has come."""
         if self._record is None:
             yield memoryview(self._early)
         else:
             with self._record.mapped(len(self._head)) as data_set:
                 yield data_set
 
-    def _identity(self, data_set: memoryview) -> Identity:
+    def _identity(self) -> Identity:
         known = self._start.identity(self.size) if self._start is not None else None
-        return known or identify(data_set, self.announced.transfer_syntax_uid)
+        if known is not None:
+            return known
+        with self.content() as data_set:
+            return identify(data_set, self.announced.transfer_syntax_uid)
 
 
 @contextmanager

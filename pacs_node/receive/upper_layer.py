@@ -25,7 +25,8 @@ from pacs_node.receive.transfer import DataTransfer, Incoming, ProtocolError, St
 
 log = structlog.get_logger(__name__)
 
-LONGEST_REQUEST = 1 << 20  # bytes of an A-ASSOCIATE-RQ: 128 contexts of 40 syntaxes stay below half of it
+LONGEST_REQUEST = 1 << 18  # bytes of an A-ASSOCIATE-RQ: 128 contexts of 40 syntaxes stay below it
+MOST_CONTEXTS = 128  # in one: their numbers are odd and go up to 255, PS3.8 9.3.2.2
 
 LONGEST_UNLIMITED = 1 << 28  # bytes of a PDU where none was agreed (max_pdu = 0): it is held in memory while it comes
 
@@ -35,8 +36,9 @@ TELL_EVERY_S = 10.0  # that some were closed: a stranger must not fill the log e
 
 LOOK_ROUND_S = 0.02  # how long pynetdicom's loops may rest before they look at their timers again
 
-P_DATA_TF = 0x04  # PDU type: PS3.8 9.3.5
-DATA_TRANSFER = "Sta6"  # association established: PS3.8 Table 9-7
+A_ASSOCIATE_RQ, P_DATA_TF = 0x01, 0x04  # PDU types: PS3.8 9.3.2, 9.3.5
+CONTEXT_ITEM, BEFORE_ITEMS = 0x20, 74  # an item of the former, and the byte where its items begin
+REQUEST_AWAITED, DATA_TRANSFER = ("Sta1", "Sta2", "Sta3"), "Sta6"  # PS3.8 Tables 9-1, 9-2, 9-4
 
 READ_AHEAD = 1 << 18  # bytes read at once from an association that sends
 
@@ -193,6 +195,14 @@ class _UpperLayer(DULServiceProvider):
             self._transfer.close()
         self.bell.close()
 
+    def _decode_pdu(self, bytestream: bytearray) -> tuple[Any, str]:
+        """(PDU, event of PS3.8 Table 9-10). An error raised here aborts the association."""
+        if bytestream[0] == A_ASSOCIATE_RQ:  # each context costs pynetdicom a tenth of a millisecond
+            contexts = sum(1 for kind in items(bytestream) if kind == CONTEXT_ITEM)
+            if contexts > MOST_CONTEXTS:
+                raise ValueError(f"an association request with {contexts} presentation contexts")
+        return super()._decode_pdu(bytestream)
+
     def _read_pdu_data(self) -> None:
         """As pynetdicom's, but P-DATA-TF is read by DataTransfer, one after the other for as long as they come."""
         connection = cast(_Socket, self.socket)
@@ -228,6 +238,15 @@ class _UpperLayer(DULServiceProvider):
         log.warning(event, address=str(self.assoc.requestor.address), error=str(error))
 
 
+def items(request: bytes | bytearray) -> Iterator[int]:
+    """The type of each item of an A-ASSOCIATE-RQ: PS3.8 9.3.2."""
+    at = BEFORE_ITEMS
+    while at + 4 <= len(request):
+        kind, length = struct.unpack_from(">BxH", request, at)
+        yield kind
+        at += 4 + length
+
+
 class _Messages(Messages):
     """The same queue, waited for instead of looked into."""
 
@@ -242,6 +261,7 @@ class _Socket(AssociationSocket):
         self._buffer = memoryview(b"")  # made when data comes
         self._begin, self._end = 0, 0  # what is read and not yet taken
         self._deadline = float("inf")
+        self._connected_at = time.monotonic()
 
     @property
     def ready(self) -> bool:
@@ -264,19 +284,21 @@ class _Socket(AssociationSocket):
             self.event_queue.put("Evt17")  # transport connection closed: PS3.8 Table 9-10
             return False
 
-    def _longest_unlimited(self) -> int:
-        """Only of an association that is there: who asks for one is not known yet."""
-        return LONGEST_UNLIMITED if self.assoc.is_established else 0
-
     @property
     def _silence_s(self) -> float:
         return self.assoc.ae.network_timeout or float("inf")
 
     def begin_pdu(self, length: int) -> None:
         """Raises OSError for a PDU longer than was agreed; from now on for one that trickles."""
-        if length > max(self.assoc.ae.maximum_pdu_size or self._longest_unlimited(), LONGEST_REQUEST):
+        ae = self.assoc.ae
+        if self.assoc.dul.state_machine.current_state in REQUEST_AWAITED:
+            longest = LONGEST_REQUEST  # whose it is, is not known yet; ARTIM runs over the whole of it: PS3.8 9.1.5
+            self._deadline = self._connected_at + (ae.acse_timeout or float("inf"))
+        else:
+            longest = ae.maximum_pdu_size or LONGEST_UNLIMITED
+            self._deadline = time.monotonic() + self._silence_s
+        if length > longest:
             raise OSError(f"a PDU of {length} bytes is longer than agreed")
-        self._deadline = time.monotonic() + self._silence_s
 
     def peek(self, count: int) -> memoryview:
         """The next `count` bytes, which stay. Raises OSError when they do not come in time."""

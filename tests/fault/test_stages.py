@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from config import load
 from dicom_sr.findings import Findings
+from dicom_sr.reading import Room, read_header
 from models import catalogue
 from pacs_node.errors import GiveUp, JobError, LedgerUnavailable, OutOfMemory, Refused, TryAgain
 from pacs_node.flow import RouteMatch, Stages
@@ -343,16 +344,15 @@ def test_an_image_that_cannot_be_read_for_a_while_is_not_set_aside(
     monkeypatch.setattr("pacs_node.assembler.RETRY_S", 0.0)
     series = bench.take_in("first")
     bench.take_in("first", number=2)
-    read = pydicom.dcmread
 
-    def busy(path: object, **named: Any) -> Dataset:
-        if str(path).endswith("first2.dcm"):
+    def busy(path: Path, room: Room | None = None) -> Dataset:
+        if path.name in ("first2.dcm", "second2.dcm"):
             raise OSError(24, "Too many open files")
-        return read(path, **named)
+        return read_header(path, room)
 
     series = replace(series, evidence=Evidence(NOW, 2))
     with monkeypatch.context() as failing:
-        failing.setattr("pacs_node.stages.pydicom.dcmread", busy)
+        failing.setattr("pacs_node.stages.read_header", busy)
         for _ in range(3):
             bench.close(series)
         assert bench.node.ledger.series(series.series_uid)["state"] == "receiving"
@@ -360,7 +360,7 @@ def test_an_image_that_cannot_be_read_for_a_while_is_not_set_aside(
     assert bench.node.ledger.series(series.series_uid)["verdict"]["set_aside"] == {}
     late = replace(bench.take_in("second"), evidence=Evidence(NOW, 2))
     bench.take_in("second", number=2)
-    monkeypatch.setattr(pydicom, "dcmread", lambda path, **named: busy(f"{path}".replace("second", "first"), **named))
+    monkeypatch.setattr("pacs_node.stages.read_header", busy)
     for _ in range(6):
         bench.close(late)
     [reason] = bench.node.ledger.series(late.series_uid)["verdict"]["set_aside"].values()

@@ -20,12 +20,15 @@ ROWS = re.findall(r"(?m)^\| .+ \| `([\w.]+)` \| `([^`]+)` \|", PAGE)
 MODULES = [
     *("dicom_sr.reading", "dicom_sr.attributes", "dicom_sr.frames", "dicom_sr.regions", "dicom_sr.slices"),
     *("models.frames", "models.palette", "models.pixels", "models.command.results"),
-    *("pacs_node.messages", "pacs_node.confine", "pacs_node.route", "pacs_node.receive.upper_layer"),
+    *("pacs_node.messages", "pacs_node.confine", "pacs_node.route", "pacs_node.intake"),
+    *("pacs_node.receive.upper_layer", "pacs_node.receive.transfer"),
     "pacs_node.assemble.geometry",
 ]
 LIMIT = re.compile(r"(MOST|LONGEST|FREELY)(_[A-Z]+)*|DEEPEST")
 NO_LIMITS = {
     "dicom_sr.attributes.LONGEST_SHOWN",  # how much of a value a sentence quotes
+    "pacs_node.intake.MOST_AT_ONCE",  # rows in one transaction
+    "pacs_node.receive.transfer.LONGEST_COMMENT",  # what an answer has room for
     "pacs_node.messages.MOST_AXES",  # of an array: there is none of more
     "pacs_node.route.LONGEST",  # a table of the Standard
 }

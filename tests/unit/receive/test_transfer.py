@@ -17,7 +17,19 @@ from pynetdicom.presentation import build_context
 
 from pacs_node.receive import transfer
 from pacs_node.receive.transfer import Answer, DataTransfer, ProtocolError, StoreRequest, command_elements
-from tests.parrot import ASSOCIATE_AC, COMMAND, CT, DATA, LAST, RELEASE_RP, Parrot, c_store_rq, command, pdata
+from tests.parrot import (
+    ASSOCIATE_AC,
+    COMMAND,
+    CT,
+    DATA,
+    LAST,
+    RELEASE_RP,
+    Parrot,
+    associate_rq,
+    c_store_rq,
+    command,
+    pdata,
+)
 from tests.unit.receive.conftest import Node, data_set_of
 
 ECHO = command(*{0x0002: b"1.2.840.10008.1.1\0", 0x0100: b"\x30\0", 0x0110: b"\7\0", 0x0800: b"\x01\x01"}.items())
@@ -220,6 +232,28 @@ def test_a_data_set_without_end(start: Callable[..., Node], image: Dataset, data
     assert [refusal.kind for refusal in node.refused] == ["too large"]
     packs = [path for path in node.spool.root.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in packs) == node.stored[0].offset + node.stored[0].size
+
+
+@pytest.mark.parametrize(
+    ("contexts", "syntaxes", "accepted"),
+    [(1, 1, True), (128, 1, True), (128, 35, True), (129, 1, False), (16_000, 1, False), (128, 400, False)],
+)
+def test_a_request_has_at_most_128_contexts_and_a_length(
+    node: Node, contexts: int, syntaxes: int, accepted: bool
+) -> None:
+    """Whoever asks is not known yet: what is too much is not looked at."""
+    one = associate_rq("ME", "NODE", CT, ("1.2.840.10008.1.2.1",) * syntaxes)
+    at = one.index(b"\x20\0", 74)
+    length = 4 + int.from_bytes(one[at + 2 : at + 4], "big")
+    context = one[at : at + length]
+    many = b"".join(context[:4] + bytes([(2 * n + 1) % 256]) + context[5:] for n in range(contexts))
+    body = one[6:at] + many + one[at + length :]
+    with Parrot(node.port) as parrot:
+        parrot.say(struct.pack(">BxL", 1, len(body)) + body)
+        kind, _ = parrot.hear()
+        assert kind == ASSOCIATE_AC if accepted else kind in (0, 7)
+    with Parrot(node.port) as honest:
+        assert honest.associate()[0] == ASSOCIATE_AC
 
 
 def test_one_association_may_store_and_echo_in_turn(node: Node, image: Dataset, data_set: bytes) -> None:
