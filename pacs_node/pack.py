@@ -92,11 +92,12 @@ class Record:
 
     def keep(self, received_at: datetime, association: str) -> None:
         """Durable when it returns."""
+        head = _head(self.size, self._digest.intdigest(), received_at, association)
         try:
-            write_at(
-                self._file, self.offset - HEAD, [_head(self.size, self._digest.intdigest(), received_at, association)]
-            )
+            write_at(self._file, self.offset - HEAD, [head])
             os.fdatasync(self._file)
+            if not self.pack.there:
+                raise FileNotFoundError(errno.ENOENT, "deleted while an image was written to it", self.pack.path.name)
         except OSError:
             self.pack.usable = False  # after a failed sync the system may have forgotten what it could not write
             raise

@@ -186,8 +186,7 @@ class Spool:
                 with incoming.content() as data_set:
                     return self._keep_another(incoming.announced, identity, first, data_set)
             record = incoming.record_in(_digest(identity.series_uid))
-            with _full_said(self.root):
-                record.keep(received_at, incoming.announced.association)
+            record.keep(received_at, incoming.announced.association)
             instance = Instance(
                 sop_instance_uid=identity.sop_instance_uid,
                 sop_class_uid=identity.sop_class_uid,
@@ -232,6 +231,9 @@ class Spool:
         disk = os.statvfs(self.root)
         if disk.f_bavail * disk.f_frsize - size < self.keep_free_gb * GB:
             raise SpoolFull(f"{self.root} has less than {self.keep_free_gb:g} GB free; free some space")
+
+    def full(self) -> SpoolFull:
+        return SpoolFull(f"{self.root} ran full while writing; free some space")
 
     def borrow(self, series: str) -> Pack:
         """A pack of a series for one writer alone. series: digest of its UID."""
@@ -285,19 +287,18 @@ class Spool:
         """Put `parts` at `path`, durably: either all of it is there after a power cut, or nothing."""
         self._make_durable_folder(path.parent)
         unfinished = self._unfinished / f"{self._began}-{next(self._serial)}"
-        with _full_said(self.root):
-            file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
             try:
-                try:
-                    pack.write_at(file, 0, parts)
-                    os.fsync(file)
-                finally:
-                    os.close(file)
-                os.rename(unfinished, path)
-                sync(path.parent)  # the rename itself
-            except OSError:
-                unfinished.unlink(missing_ok=True)
-                raise
+                pack.write_at(file, 0, parts)
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.rename(unfinished, path)
+            sync(path.parent)  # the rename itself
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
 
     def _make_durable_folder(self, folder: Path) -> None:
         if folder not in self._folders_on_disk or not folder.is_dir():
@@ -371,7 +372,9 @@ class Incoming:
             then(kept.instance)
             return kept
         except OSError as error:
-            raise _said(error, self._spool.root) from error
+            if error.errno in pack.NO_SPACE:
+                raise self._spool.full() from error
+            raise
         finally:
             self.drop()
 
@@ -428,20 +431,6 @@ class Incoming:
             return known
         with self.content() as data_set:
             return identify(data_set, self.announced.transfer_syntax_uid)
-
-
-@contextmanager
-def _full_said(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _said(error, root) from error
-
-
-def _said(error: OSError, root: Path) -> Exception:
-    if error.errno in pack.NO_SPACE:
-        return SpoolFull(f"{root} ran full while writing; free some space")
-    return error
 
 
 def _head(announced: Announced) -> bytes:

@@ -182,6 +182,17 @@ def test_an_instance_that_was_cleared_away_is_taken_in_again(spool: Spool, sent:
     assert len(scanned(spool.root)[1]) == 1
 
 
+def test_a_pack_that_is_deleted_under_an_image_is_no_success(spool: Spool, large: Dataset) -> None:
+    incoming = spool.begin(arrival(large, b"").announced)
+    incoming.write(encoded(large))
+    [path] = spool.root.rglob("*.pack")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="deleted while"):
+        incoming.keep(lambda: NOON)
+    assert arrival(large, encoded(large)).brought_to(spool).fate is Fate.NEW
+    assert len(scanned(spool.root)[1]) == 1
+
+
 def test_full_is_said_before_anything_is_written(tmp_path: Path, sent: Dataset) -> None:
     spool = Spool(tmp_path / "spool", keep_free_gb=1e9)
     with pytest.raises(SpoolFull, match="less than 1e\\+09 GB free; free some space"):
