@@ -252,6 +252,43 @@ def echo(
 
 
 @app.command()
+def fsck(
+    config: Annotated[Path, typer.Option(help="The settings file.")],
+    mend: Annotated[
+        bool, typer.Option(help="Index what has no row, clear away what was left; no node may run.")
+    ] = False,
+) -> None:
+    """Hold received images, database and results against each other; every stored byte is read.
+
+    Exit code 1 if something is lost or damaged.
+    """
+    from config import load
+    from pacs_node import fsck as checks
+    from pacs_node.ledger import Ledger
+    from pacs_node.start_up import hold, keep_private
+
+    keep_private()
+    with _in_words():
+        settings = load(config, catalogue())
+        data_dir = settings.node.data_dir
+        ledger = Ledger(settings.database.url)
+        ledger.migrate()
+        if mend:
+            with hold(data_dir / "worker.lock"):
+                for done in checks.mend(data_dir, ledger):
+                    console.print(done, markup=False, highlight=False, soft_wrap=True)
+        found = list(checks.faults(data_dir, ledger))
+        for fault in found:
+            told = f"{fault.kind}: {fault.what}: {fault.words}"
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
+        ledger.close()
+    harm = sum(fault.kind in checks.HARM for fault in found)
+    console.print(f"{harm} lost or damaged, {len(found) - harm} other remarks", highlight=False)
+    if harm:
+        raise typer.Exit(1)
+
+
+@app.command()
 def pipelines() -> None:
     """What can be named in a route."""
     known = catalogue()

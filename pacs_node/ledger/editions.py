@@ -65,6 +65,11 @@ class Editions(Database):
             )
         )
 
+    def every_object(self) -> list[Result]:
+        """What every edition consists of, with the SHA-256 of its files."""
+        with self._reading() as db:
+            return [each for objects in db.scalars(sa.select(edition_table.c.objects)) for each in _objects(objects)]
+
     def _add_edition(self, db: sa.Connection, job: Job, edition: Edition, now: datetime) -> None:
         known = self._editions(db, job)
         if all(edition.result_revision != each.result_revision for each in known):

@@ -101,6 +101,10 @@ class SeriesRows(Jobs):
             row = db.execute(ONE_INSTANCE, {"uid": sop_instance_uid}).mappings().first()
             return _instance(row) if row is not None else None
 
+    def series_uids(self) -> list[str]:
+        with self._reading() as db:
+            return list(db.scalars(sa.select(series_table.c.series_uid).order_by(series_table.c.series_uid)))
+
     def indexed_up_to(self) -> dict[Path, int]:
         """Of every file that holds instances, the byte at which the last indexed one ends."""
         end = sa.func.max(instance_table.c.offset + instance_table.c.size)

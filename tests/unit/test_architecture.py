@@ -25,6 +25,7 @@ PACKAGES = {  # package -> our packages it may import besides itself
 WIRING = {
     *("node", "stages", "peers", "facts", "assembler", "cli", "run", "demo", "conformance", "inputs", "__main__"),
     "check_pipeline",
+    "fsck",
 }
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself: the same on the network and in files

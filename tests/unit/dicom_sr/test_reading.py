@@ -53,7 +53,9 @@ def nested() -> Dataset:
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG, DEFLATED])
 @pytest.mark.parametrize(
-    "make", [nested, lambda: us_image(frames=3), lambda: enhanced_ct(ct_series(shape=(3, 8, 8)))], ids=str
+    "make",
+    [nested, lambda: us_image(frames=3), lambda: enhanced_ct(ct_series(shape=(3, 8, 8)))],
+    ids=["nested", "frames", "enhanced"],
 )
 def test_it_reads_what_pydicom_reads(tmp_path: Path, make: Callable[[], Dataset], syntax: str) -> None:
     path = written(make(), tmp_path / "a.dcm", syntax)

@@ -156,9 +156,9 @@ class Node:
         image = us_image(name="revised", number=self.images)
         path = self.folder / f"{self.images}.dcm"
         image.save_as(path, enforce_file_format=True)
-        uid, study = str(image.SOPInstanceUID), str(image.StudyInstanceUID)
+        uid, study, size = str(image.SOPInstanceUID), str(image.StudyInstanceUID), path.stat().st_size
         self.ledger.take_in(
-            Instance(uid, str(image.SOPClassUID), self.series, study, "t", path, 1, self.clock, "a", "US1")
+            Instance(uid, str(image.SOPClassUID), self.series, study, "t", path, size, self.clock, "a", "US1")
         )
         self.ledger.association_ended(AssociationEnd("a", "US1", True, self.clock))
         open_series = OpenSeries(self.series, study, Evidence(self.clock, self.images), ("US1",))

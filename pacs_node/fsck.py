@@ -1,0 +1,92 @@
+"""Packs, ledger and results held against each other: is everything that was promised still there, and as it was?"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pacs_node import pack
+from pacs_node.ledger import Ledger
+from pacs_node.receive.spool import Spool
+from pacs_node.records import Instance
+
+LOST, DAMAGED, NOT_INDEXED, LEFT_BEHIND = "lost", "damaged", "not indexed", "left behind"
+HARM = frozenset({LOST, DAMAGED})  # nothing here can mend it: the image, or the result, has to come again
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str
+    what: str  # a file below data_dir, or an image by its SOP Instance UID
+    words: str
+
+
+def faults(data_dir: Path, ledger: Ledger) -> Iterator[Fault]:
+    """All that is wrong. Reads every byte that is stored; changes nothing. A node may run meanwhile."""
+    spool = data_dir / "spool"
+    yield from _of_images(spool / "instances", ledger)
+    for result in ledger.every_object():
+        name = _name(result.path, data_dir)
+        if not result.path.is_file():
+            yield Fault(LOST, name, f"result {result.sop_instance_uid} is not there; run the series again")
+        elif hashlib.sha256(result.path.read_bytes()).hexdigest() != result.sha256:
+            yield Fault(
+                DAMAGED, name, f"result {result.sop_instance_uid} is not what was written; run the series again"
+            )
+    for folder in (spool / "unfinished", data_dir / "work", data_dir / "priors"):
+        for each in sorted(folder.iterdir()) if folder.is_dir() else ():
+            yield Fault(LEFT_BEHIND, _name(each, data_dir), "belongs to nothing, unless a node is at work")
+
+
+def _of_images(folder: Path, ledger: Ledger) -> Iterator[Fault]:
+    """Series by series: a million images do not lie in memory at once."""
+    known = set()
+    for series_uid in ledger.series_uids():
+        of_series = folder / hashlib.sha256(series_uid.encode()).hexdigest()
+        known.add(of_series)
+        yield from _of_series(of_series, ledger.instances(series_uid))
+    for other in sorted(set(folder.iterdir()) - known) if folder.is_dir() else ():
+        yield from _of_series(other, [])
+
+
+def _of_series(folder: Path, instances: Sequence[Instance]) -> Iterator[Fault]:
+    rows = {(instance.path, instance.offset): instance for instance in instances}
+    for path in sorted(folder.glob(f"*{pack.SUFFIX}")):
+        for record in pack.records(path):
+            row = rows.pop((path, record.offset), None)
+            if not record.whole:
+                uid = row.sop_instance_uid if row is not None else path.name
+                yield Fault(DAMAGED, uid, f"the record at byte {record.offset} of {path.name} is not what was written")
+            elif row is None:
+                words = f"the image at byte {record.offset} has no row; taken in at the next start, or sent twice"
+                yield Fault(NOT_INDEXED, path.name, words)
+    for path in sorted(folder.glob("*.dcm")):
+        if (path, 0) not in rows:
+            yield Fault(NOT_INDEXED, path.name, "has no row; taken in at the next start")
+    for row in rows.values():
+        if row.path.suffix == pack.SUFFIX or not row.path.is_file():
+            where = f"{row.path.name} has no record at byte {row.offset}" if row.path.is_file() else "its file is gone"
+            yield Fault(LOST, row.sop_instance_uid, f"{where}; send it again")
+        elif (size := row.path.stat().st_size) != row.size:
+            words = f"{row.path.name} has {size} bytes instead of {row.size}; send it again"
+            yield Fault(DAMAGED, row.sop_instance_uid, words)
+
+
+def mend(data_dir: Path, ledger: Ledger) -> list[str]:
+    """Index what has no row, and clear away what was left behind. No node may be at work. What was done, in words."""
+    spool = Spool(data_dir / "spool", 0, ledger.instance)
+    taken = list(spool.scan(ledger.indexed_up_to()))
+    new = len(taken) - len(ledger.take_in_all(taken)) if taken else 0
+    done = [f"{new} images indexed"] if new else []
+    for folder in (data_dir / "work", data_dir / "priors"):
+        for each in sorted(folder.iterdir()) if folder.is_dir() else ():
+            shutil.rmtree(each, ignore_errors=True)
+            done.append(f"{_name(each, data_dir)} removed")
+    return done
+
+
+def _name(path: Path, data_dir: Path) -> str:
+    return str(path.relative_to(data_dir)) if path.is_relative_to(data_dir) else path.name
