@@ -13,7 +13,7 @@ import structlog
 
 from config import Config
 from pacs_node.assemble.evidence import expected_count
-from pacs_node.errors import LedgerUnavailable, NotJudged, Told
+from pacs_node.errors import LedgerUnavailable, NotJudged, Told, TryAgain
 from pacs_node.flow import Flow
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop, describe
@@ -22,6 +22,7 @@ from pacs_node.records import OpenSeries
 log = structlog.get_logger()
 
 ASSEMBLE_EVERY_S = 0.5
+FULL_DISK_S = 5.0  # before a series is tried again for which there was no space
 RETRY_S = 0.5  # before a series that could not be closed is tried again; each time twice as long
 TRIES = 9  # in two minutes; then it is set aside, in the words of its error
 SETTLED_S = 2.0  # of silence before the sender is asked: it may still be taking in the series itself
@@ -73,8 +74,9 @@ class Assembler:
         return f"{len(later)} complete series cannot be closed: {later[0].error}; it is tried again" if later else None
 
     def _assemble(self) -> None:
+        connected = self.connected()  # before: who leaves in between counts as there, not as gone without its images
         self.settle()
-        complete = self.flow.complete(self.connected())
+        complete = self.flow.complete(connected)
         for gone in self._later.keys() - {series.series_uid for series, _ in complete}:
             del self._later[gone]
         for series, because in complete:
@@ -92,6 +94,9 @@ class Assembler:
             raise
         except NotJudged as error:
             self._set_aside(series, because, error)
+        except TryAgain as error:  # a full disk: however long it takes
+            log.warning("series not closed", series=series.series_uid, error=str(error))
+            self._later[series.series_uid] = Later(0, time.monotonic() + FULL_DISK_S, str(error))
         except Exception as error:  # noqa: BLE001 - the edge of one series: of its images nothing is known yet
             tries = self._later[series.series_uid].tries + 1 if series.series_uid in self._later else 1
             if tries > TRIES:

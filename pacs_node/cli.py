@@ -274,7 +274,7 @@ def fsck(
         ledger = Ledger(settings.database.url)
         ledger.migrate()
         if mend:
-            with hold(data_dir / "worker.lock"):
+            with hold(data_dir / "worker.lock"), hold(data_dir / "spool.lock"):
                 for done in checks.mend(data_dir, ledger):
                     console.print(done, markup=False, highlight=False, soft_wrap=True)
         found = list(checks.faults(data_dir, ledger))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pacs_node import pack
+from pacs_node.intake import Intake
 from pacs_node.ledger import Ledger
 from pacs_node.receive.spool import Spool
 from pacs_node.records import Instance
@@ -78,9 +79,8 @@ def _of_series(folder: Path, instances: Sequence[Instance]) -> Iterator[Fault]:
 def mend(data_dir: Path, ledger: Ledger) -> list[str]:
     """Index what has no row, and clear away what was left behind. No node may be at work. What was done, in words."""
     spool = Spool(data_dir / "spool", 0, ledger.instance)
-    taken = list(spool.scan(ledger.indexed_up_to()))
-    new = len(taken) - len(ledger.take_in_all(taken)) if taken else 0
-    done = [f"{new} images indexed"] if new else []
+    found = Intake(ledger, spool.indexed, lambda step: None).take_in_found(spool.scan(ledger.indexed_up_to()))
+    done = [f"{found} images indexed"] if found else []
     for folder in (data_dir / "work", data_dir / "priors"):
         for each in sorted(folder.iterdir()) if folder.is_dir() else ():
             shutil.rmtree(each, ignore_errors=True)

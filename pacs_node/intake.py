@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -38,10 +38,15 @@ class Intake:
         self._waiting: deque[Instance | AssociationEnd] = deque()
         self._one_at_a_time = threading.Lock()
 
-    def stored(self, instance: Instance) -> None:
-        """Durable in the spool. Raises LedgerUnavailable when too many wait for their rows."""
+    def find(self, sop_instance_uid: str) -> Instance | None:
+        """What the ledger has. Raises LedgerUnavailable, also when too many wait for their rows: before another is
+        kept."""
         if len(self._waiting) >= MOST_WAITING:
             raise LedgerUnavailable(f"{MOST_WAITING} images wait for the ledger; start the database or free its disk")
+        return self._ledger.instance(sop_instance_uid)
+
+    def stored(self, instance: Instance) -> None:
+        """Durable in the spool."""
         self._waiting.append(instance)
         self._at("instance stored")
 
@@ -67,11 +72,21 @@ class Intake:
                 for _ in some:
                     self._waiting.popleft()
 
+    def take_in_found(self, instances: Iterable[Instance]) -> int:
+        """Rows for what lies in the spool since before; how many instances there were."""
+        count, some = 0, []
+        for instance in instances:
+            some.append(instance)
+            if len(some) == MOST_AT_ONCE:
+                self.take_in(some)
+                count, some = count + len(some), []
+        self.take_in(some)
+        return count + len(some)
+
     def take_in(self, instances: Sequence[Instance]) -> None:
         """Rows for instances that are durable in the spool."""
-        for each in self._ledger.take_in_all(instances):
-            earlier = self._ledger.instance(each.sop_instance_uid)
-            if earlier is not None and not pack.is_there(earlier.stored):
-                self._ledger.moved(each)  # cleared away since, and sent again
+        if not instances:
+            return
+        self._ledger.take_in_all(instances, pack.is_there)
         self._indexed(instances)
         self._at("instance indexed")

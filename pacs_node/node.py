@@ -88,10 +88,9 @@ class Node:
             await_report_s=config.jobs.await_report_s,
             at=at,
         )
-        self.spool = Spool(
-            data_dir / "spool", config.receive.keep_free_gb, self.ledger.instance, config.receive.largest_mb << 20
-        )
-        self.intake = Intake(self.ledger, self.spool.indexed, at)
+        self.intake = Intake(self.ledger, lambda instances: self.spool.indexed(instances), at)
+        receive = config.receive
+        self.spool = Spool(data_dir / "spool", receive.keep_free_gb, self.intake.find, receive.largest_mb << 20)
         self.listener: Listener | None = None
         self.engine: Engine | None = None
         self._web: uvicorn.Server | None = None
@@ -101,7 +100,8 @@ class Node:
         )
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
         self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
-        self._lock: IO[str] | None = None
+        self._lock: IO[str] | None = None  # of the jobs, and of what is received
+        self._receiving: IO[str] | None = None
 
     # ---- start and stop
 
@@ -111,8 +111,9 @@ class Node:
             self._lock = hold(self.config.node.data_dir / "worker.lock") if self.ledger.embedded else None
         self.ledger.migrate()
         if listen:
-            for instance in self.spool.scan(self.ledger.indexed_up_to(), self._damaged):
-                self.intake.take_in([instance])  # durable on disk, but its row was never written
+            self._receiving = hold(self.config.node.data_dir / "spool.lock")
+            # durable on disk, but its row was never written
+            self.intake.take_in_found(self.spool.scan(self.ledger.indexed_up_to(), self._damaged))
             self._start_listener()
             self.intake.loop.start()
             self.assembler.loop.start()
@@ -146,8 +147,9 @@ class Node:
             thread.join(timeout=10)
         self.assembler.shut_down()
         self.ledger.close()
-        if self._lock is not None:
-            self._lock.close()
+        for lock in (self._lock, self._receiving):
+            if lock is not None:
+                lock.close()
         log.info("node stopped")
 
     def _thread(self, name: str, target: Callable[[], None]) -> None:

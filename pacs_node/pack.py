@@ -39,6 +39,7 @@ _CHECK = struct.Struct("<Q")  # of the facts
 HEAD = _FACTS.size + _CHECK.size
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+PIECE = 1 << 20  # bytes read at a time
 WRITE_BACK_EVERY = 1 << 17  # bytes
 MOST_VECTORS = 512  # of one writev; the system's own limit is 1024
 SUFFIX = ".pack"
@@ -55,8 +56,12 @@ class Pack:
 
     @property
     def there(self) -> bool:
-        """Nobody has deleted it meanwhile."""
-        return os.fstat(self._file).st_nlink > 0
+        """Nobody has deleted it or moved it away meanwhile."""
+        try:
+            named, own = self.path.stat(), os.fstat(self._file)
+        except FileNotFoundError:
+            return False
+        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
 
     def begin(self) -> Record:
         return Record(self, self._file)
@@ -126,20 +131,31 @@ class Found:
 
 
 def records(path: Path, start: int = 0) -> Iterator[Found]:
-    """The records from byte `start` on. What lies between them and is none is passed over: a write cut short."""
-    with path.open("rb") as file, mapped(file.fileno(), 0, os.fstat(file.fileno()).st_size) as content:
-        at = start
-        while at + HEAD <= len(content):
-            head = _read_head(content[at : at + HEAD])
-            if head is None or at + HEAD + head[0] > len(content):
-                at = _find(content, at + 1)
+    """The records from byte `start` on. What lies between them and is none is passed over: a write cut short.
+
+    Read, not mapped: a pack that is being written may be cut off meanwhile. Raises OSError.
+    """
+    with path.open("rb", buffering=0) as file:
+        at, end = start, os.fstat(file.fileno()).st_size
+        while at + HEAD <= end:
+            head = _read_head(os.pread(file.fileno(), HEAD, at))
+            if head is None or at + HEAD + head[0] > end:
+                at = _find(file.fileno(), at + 1, end)
                 continue
             size, digest, received_at, association = head
-            body = content[at + HEAD : at + HEAD + size]
-            whole = xxh3_64(body).intdigest() == digest
-            body.release()
-            yield Found(at + HEAD, size, received_at, association, whole)
+            found = xxh3_64()
+            for some in _pieces(file.fileno(), at + HEAD, size):
+                found.update(some)
+            yield Found(at + HEAD, size, received_at, association, found.intdigest() == digest)
             at += HEAD + size
+
+
+def _pieces(file: int, at: int, size: int) -> Iterator[bytes]:
+    """Bytes of a file; fewer where it ends."""
+    end = at + size
+    while at < end and (some := os.pread(file, min(PIECE, end - at), at)):
+        yield some
+        at += len(some)
 
 
 def opened(stored: Stored) -> BinaryIO:
@@ -281,20 +297,34 @@ def _head(size: int, digest: int, received_at: datetime, association: str) -> by
     return facts + _CHECK.pack(xxh3_64(facts).intdigest())
 
 
-def _read_head(head: memoryview) -> tuple[int, int, datetime, str] | None:
+def _read_head(head: bytes) -> tuple[int, int, datetime, str] | None:
     """(size, XXH3, when it came, association); None of what is no head."""
-    facts = bytes(head[: _FACTS.size])
+    if len(head) < HEAD:
+        return None
+    facts = head[: _FACTS.size]
     magic, size, digest, microseconds, association = _FACTS.unpack(facts)
     if magic != MAGIC or _CHECK.unpack(head[_FACTS.size :]) != (xxh3_64(facts).intdigest(),):
         return None
     return size, digest, EPOCH + timedelta(microseconds=microseconds), association.rstrip(b"\0").decode("ascii")
 
 
-def _find(content: memoryview, start: int) -> int:
+def _find(file: int, start: int, end: int) -> int:
     """Where the next head may begin; the end if nowhere."""
-    step = 1 << 20
-    for at in range(start, len(content), step):
-        found = bytes(content[at : at + step + len(MAGIC)]).find(MAGIC)
+    for at in range(start, end, PIECE):
+        found = os.pread(file, PIECE + len(MAGIC) - 1, at).find(MAGIC)
         if found >= 0:
             return at + found
-    return len(content)
+    return end
+
+
+def same(stored: Stored, skip: int, data_set: memoryview) -> bool:
+    """Whether a stored DICOM file, without its first `skip` bytes, is a data set. Raises OSError."""
+    if stored.size - skip != len(data_set):
+        return False
+    at = 0
+    with stored.path.open("rb", buffering=0) as file:
+        for some in _pieces(file.fileno(), stored.offset + skip, len(data_set)):
+            if some != bytes(data_set[at : at + len(some)]):
+                return False
+            at += len(some)
+    return at == len(data_set)

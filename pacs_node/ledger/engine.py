@@ -77,7 +77,7 @@ class Database:
                 return cursor.fetchone() is not None
             finally:
                 connection.close()
-        except driver.Error as error:
+        except (driver.Error, sa.exc.SQLAlchemyError) as error:
             raise self._away() from error
 
     def _away(self) -> LedgerUnavailable:

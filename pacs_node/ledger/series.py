@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pacs_node.records import (
     Instance,
     Job,
     OpenSeries,
+    Stored,
     Verdict,
 )
 
@@ -37,12 +38,12 @@ class SeriesRows(Jobs):
         """Index one durable instance. False when it was known already; a late one reopens its series."""
         return not self.take_in_all([instance])
 
-    def take_in_all(self, instances: Sequence[Instance]) -> list[Instance]:
-        """Index durable instances, all or none; those that were known already are told."""
-        rows = [
-            {name: getattr(instance, name) for name in Instance.__dataclass_fields__} | {"path": str(instance.path)}
-            for instance in instances
-        ]
+    def take_in_all(
+        self, instances: Sequence[Instance], is_there: Callable[[Stored], bool] = lambda stored: True
+    ) -> list[Instance]:
+        """Index durable instances, all or none; those that were known already are told. One that is known and not there
+        any more, because its file was cleared away, lies where it lies now."""
+        rows = [_row(instance) for instance in instances]
         with self._begin() as db:
             # RETURNING, not rowcount: on PostgreSQL that says nothing of an INSERT, and each duplicate would count
             once = self._insert(instance_table).on_conflict_do_nothing()
@@ -55,6 +56,7 @@ class SeriesRows(Jobs):
                     arrived.setdefault(instance.series_uid, []).append(instance)
                 else:
                     known.append(instance)
+                    self._moved(db, instance, is_there, arrived)
             for some in arrived.values():
                 self._arrived(db, some)
             return known
@@ -85,14 +87,22 @@ class SeriesRows(Jobs):
         )
         db.execute(arrival)
 
-    def moved(self, instance: Instance) -> None:
-        """One that was known lies elsewhere: its file had been cleared away, and it was sent again."""
-        with self._begin() as db:
-            db.execute(
-                sa.update(instance_table)
-                .where(instance_table.c.sop_instance_uid == instance.sop_instance_uid)
-                .values(path=str(instance.path), offset=instance.offset, size=instance.size)
-            )
+    def _moved(
+        self,
+        db: sa.Connection,
+        instance: Instance,
+        is_there: Callable[[Stored], bool],
+        arrived: dict[str, list[Instance]],
+    ) -> None:
+        """In the same transaction: of each file all is indexed up to some byte, and nothing behind it."""
+        row = db.execute(ONE_INSTANCE, {"uid": instance.sop_instance_uid}).mappings().one()
+        earlier = _instance(row)
+        if earlier.stored == instance.stored or is_there(earlier.stored):
+            return
+        uid = instance_table.c.sop_instance_uid
+        db.execute(sa.update(instance_table).where(uid == instance.sop_instance_uid).values(**_row(instance)))
+        if earlier.series_uid != instance.series_uid:
+            arrived.setdefault(instance.series_uid, []).append(instance)
 
     def instance(self, sop_instance_uid: str) -> Instance | None:
         if not self._has(IS_KNOWN, sop_instance_uid):  # asked of every image that comes, and nearly always so
@@ -347,3 +357,7 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
 
 def _instance(row: Mapping[Any, Any]) -> Instance:
     return Instance(**{**row, "path": Path(row["path"])})
+
+
+def _row(instance: Instance) -> dict[str, Any]:
+    return {name: getattr(instance, name) for name in Instance.__dataclass_fields__} | {"path": str(instance.path)}

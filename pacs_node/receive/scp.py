@@ -35,7 +35,7 @@ from pacs_node.receive.accept import (
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.spool import Announced, Fate, Kept, Spool
 from pacs_node.receive.transfer import Answer, Incoming, ProtocolError, StoreRequest
-from pacs_node.receive.upper_layer import Server
+from pacs_node.receive.upper_layer import Server, hang_up
 from pacs_node.records import AssociationEnd, Instance, Refusal
 
 log = structlog.get_logger(__name__)
@@ -158,7 +158,10 @@ class Listener:
             if not self._change.wait_for(self._idle, timeout=drain_s):
                 for association in list(self._open):
                     association.abort(block=False)
-                self._change.wait_for(self._idle, timeout=AFTER_ABORT_S)
+                if not self._change.wait_for(self._idle, timeout=AFTER_ABORT_S):
+                    for association in list(self._open):  # they wait for a peer that is silent midway
+                        hang_up(association)
+                    self._change.wait_for(self._idle, timeout=AFTER_ABORT_S)
         log.info("listener.stopped", aborted=len(self._open))
         self._server = None
 
@@ -202,6 +205,8 @@ class Listener:
         if request.context_id not in contexts:
             raise ProtocolError(f"a C-STORE in presentation context {request.context_id}, which was not accepted")
         context, sender = contexts[request.context_id], self._open[association]
+        if str(context.abstract_syntax) not in self._accepted:
+            raise ProtocolError(f"a C-STORE in a presentation context for {context.abstract_syntax}")
         announced = Announced(
             request.sop_class_uid,
             request.sop_instance_uid,

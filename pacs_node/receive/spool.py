@@ -93,6 +93,7 @@ class Spool:
         for folder in (self._instances, self._aside, self._unreadable, self._unfinished):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync(root)
+        sync(root.parent)
         self._leftovers = list(self._unfinished.iterdir())
         self._folders_on_disk: set[Path] = set()  # whose own names are known to be durable
         self._not_indexed: dict[str, Instance] = {}  # by SOP Instance UID
@@ -109,7 +110,9 @@ class Spool:
     def indexed(self, instances: Sequence[Instance]) -> None:
         """The index has them."""
         for instance in instances:
-            self._not_indexed.pop(instance.sop_instance_uid, None)
+            waiting = self._not_indexed.get(instance.sop_instance_uid)
+            if waiting is not None and waiting.stored == instance.stored:  # else it was sent again meanwhile
+                del self._not_indexed[instance.sop_instance_uid]
 
     def scan(
         self,
@@ -133,9 +136,13 @@ class Spool:
                     found = self._rest_of(path, known.get(path, 0), on_damaged)
                 else:
                     continue
-                for instance in found:
-                    self._not_indexed[instance.sop_instance_uid] = instance
-                    yield instance
+                try:
+                    for instance in found:
+                        self._not_indexed[instance.sop_instance_uid] = instance
+                        yield instance
+                except OSError as error:  # of one file: the others are needed, and it may be read at the next start
+                    log.error("spool.file-not-read", file=path.name, error=error.strerror)
+                    on_damaged(path, f"it cannot be read: {error.strerror}")
 
     def _own_file(self, path: Path, on_damaged: Callable[[Path, str], None]) -> Iterator[Instance]:
         try:
@@ -164,8 +171,9 @@ class Spool:
                 except NotReadable as error:
                     log.warning("spool.record-unreadable", file=path.name, offset=record.offset, reason=str(error))
                     damaged = self._unreadable / f"{hashlib.sha256(content).hexdigest()}.dcm"
-                    self._write(damaged, content)
-                    on_damaged(damaged, str(error))
+                    if not damaged.exists():  # an earlier start has said so
+                        self._write(damaged, content)
+                        on_damaged(damaged, str(error))
                     continue
                 if not synced:
                     self._sync_again(path)
@@ -205,10 +213,15 @@ class Spool:
 
     def _keep_another(self, announced: Announced, identity: Identity, first: Instance, data_set: memoryview) -> Kept:
         """Under a UID that is taken."""
-        earlier = pack.content(first.stored)
-        head = part10.decode(earlier[:LONGEST_HEAD])
-        same = earlier[head.size :] == data_set and head.transfer_syntax_uid == announced.transfer_syntax_uid
         instance = replace(first, association=announced.association)
+        try:
+            with pack.opened(first.stored) as file:
+                head = part10.decode(file.read(LONGEST_HEAD))
+            same = head.transfer_syntax_uid == announced.transfer_syntax_uid
+            same = same and pack.same(first.stored, head.size, data_set)
+        except (NotReadable, OSError) as error:  # no fault of who sends it again: his is kept beside it
+            log.warning("spool.earlier-unreadable", sop_instance_uid=first.sop_instance_uid, error=str(error))
+            same = False
         if same:
             self._sync_again(first.path)
             return Kept(instance, Fate.SAME)
@@ -273,7 +286,10 @@ class Spool:
 
     def discard(self, used: Pack) -> None:
         used.close()
-        used.path.unlink(missing_ok=True)
+        try:
+            used.path.unlink(missing_ok=True)
+        except OSError as error:  # it promises nothing: the next start clears it away
+            log.warning("spool.not-removed", file=used.path.name, error=error.strerror)
 
     def close(self) -> None:
         """Nobody writes any more."""

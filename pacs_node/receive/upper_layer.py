@@ -17,6 +17,7 @@ from pynetdicom import AE, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from pacs_node.association import Messages
@@ -70,7 +71,7 @@ class Server(ThreadedAssociationServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         client, address = super().get_request()
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # responses are small: do not hold them back
-        client.settimeout(self.ae.network_timeout)  # else half a PDU holds a thread for ever
+        client.settimeout(self.ae.acse_timeout)  # else half a request holds a thread for ever
         return client, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -123,9 +124,11 @@ class _Handler(RequestHandler):
             association.start()
             association.join()
         finally:
-            cast(_UpperLayer, association.dul).close()
-            self.server.is_over(self.request)
-            self.server.on_end(association)
+            try:
+                cast(_UpperLayer, association.dul).close()
+            finally:
+                self.server.is_over(self.request)
+                self.server.on_end(association)
 
     def _create_association(self) -> Association:
         """As the base does, but with our upper layer."""
@@ -145,6 +148,14 @@ class _Handler(RequestHandler):
         for event, handler in self.server.handlers:
             association.bind(event, handler)
         return association
+
+
+def hang_up(association: Association) -> None:
+    """Whoever reads from the connection hears its end."""
+    connection = association.dul.socket.socket if association.dul.socket is not None else None
+    if connection is not None:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Bell:
@@ -170,6 +181,24 @@ class _Bell:
         self._hear.close()
 
 
+class _Timer(Timer):
+    """pynetdicom's, by a clock that nobody sets."""
+
+    @property
+    def remaining(self) -> float:
+        if self.timeout is None:
+            return 1.0
+        if self._start_time is None:
+            return self.timeout
+        return self.timeout - ((self._end_time or time.monotonic()) - self._start_time)
+
+    def start(self) -> None:
+        self._start_time, self._end_time = time.monotonic(), None
+
+    def stop(self) -> None:
+        self._end_time = time.monotonic()
+
+
 class _UpperLayer(DULServiceProvider):
     """pynetdicom's upper layer, woken by what happens instead of looking every millisecond, and serving C-STORE in the
     thread that reads."""
@@ -177,6 +206,7 @@ class _UpperLayer(DULServiceProvider):
     def __init__(self, association: CommittingAssociation, on_store: Callable[[StoreRequest], Incoming]) -> None:
         super().__init__(association)
         self._run_loop_delay = 0.0001  # seconds; the waiting is done in _Socket.ready
+        self._idle_timer, self.artim_timer = _Timer(60), _Timer(30)  # their timeouts are set by the association
         self.bell = _Bell()
         self._on_store = on_store
         self._transfer: DataTransfer | None = None  # once data has come
@@ -191,9 +221,11 @@ class _UpperLayer(DULServiceProvider):
         self.bell.ring()
         if self.ident is not None:
             self.join()
-        if self._transfer is not None:
-            self._transfer.close()
-        self.bell.close()
+        try:
+            if self._transfer is not None:
+                self._transfer.close()
+        finally:
+            self.bell.close()
 
     def _decode_pdu(self, bytestream: bytearray) -> tuple[Any, str]:
         """(PDU, event of PS3.8 Table 9-10). An error raised here aborts the association."""
@@ -212,6 +244,8 @@ class _UpperLayer(DULServiceProvider):
             association = cast(CommittingAssociation, self.assoc)
             self._transfer = DataTransfer(connection, self._on_store, association.dimse.receive_primitive)
             association.transfer = self._transfer
+            if connection.socket is not None:
+                connection.socket.settimeout(association.network_timeout)
         try:
             while True:
                 connection.begin_pdu(0)

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID
 from pacs_node import pack
 from pacs_node.errors import LedgerUnavailable, NotReadable, ReceiveError, SpoolFull, TooLarge, WrongSopClass
+from pacs_node.intake import Intake
 from pacs_node.ledger import Ledger
 from pacs_node.receive import part10
 from pacs_node.receive.header import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
@@ -167,6 +168,47 @@ def test_an_index_that_is_away_keeps_nothing(tmp_path: Path, sent: Dataset) -> N
     with pytest.raises(LedgerUnavailable):
         arrival(sent, encoded(sent)).brought_to(spool)
     assert files(spool.root) == []
+
+
+def test_one_that_was_cleared_away_and_sent_again_is_found_beside_a_new_one(tmp_path: Path) -> None:
+    """Both lie in one pack, and the process ends before either has its row: what is indexed of a pack has no holes."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger.migrate()
+    first, second = ct_series(shape=(2, 16, 16))
+    spool = Spool(tmp_path / "spool", 0, ledger.instance)
+    intake = Intake(ledger, spool.indexed, lambda step: None)
+    gone = arrival(first, encoded(first)).brought_to(spool).instance
+    intake.take_in([gone])
+    gone.path.unlink()
+    for image in (first, second):
+        assert arrival(image, encoded(image)).brought_to(spool).fate is Fate.NEW
+    again = Spool(tmp_path / "spool", 0, ledger.instance)
+    assert Intake(ledger, again.indexed, lambda step: None).take_in_found(again.scan(ledger.indexed_up_to())) == 2
+    for image in (first, second):
+        known = ledger.instance(image.SOPInstanceUID)
+        assert known is not None
+        assert data_set_of(known) == encoded(image)
+    assert list(again.scan(ledger.indexed_up_to())) == []
+
+
+def test_a_pack_that_was_moved_away_is_not_written_to(spool: Spool) -> None:
+    first, second = ct_series(shape=(2, 16, 16))
+    folder = arrival(first, encoded(first)).brought_to(spool).instance.path.parent
+    folder.rename(spool.root / "trash")
+    kept = arrival(second, encoded(second)).brought_to(spool).instance
+    assert data_set_of(kept) == encoded(second)
+    assert [each.stored for each in scanned(spool.root)[1]] == [kept.stored]
+
+
+def test_what_is_sent_again_over_a_damaged_copy_is_kept(spool: Spool, sent: Dataset) -> None:
+    first = arrival(sent, encoded(sent)).brought_to(spool).instance
+    content = bytearray(first.path.read_bytes())
+    content[first.offset + 128 : first.offset + 300] = bytes(172)
+    first.path.write_bytes(content)
+    again = arrival(sent, encoded(sent)).brought_to(spool)
+    assert again.fate is Fate.ASIDE
+    assert again.aside is not None
+    assert again.aside.read_bytes().endswith(encoded(sent))
 
 
 @pytest.mark.parametrize("gone", ["file", "folder"])
@@ -370,6 +412,19 @@ def test_files_of_earlier_versions_are_taken_over(spool: Spool, image: Dataset) 
     assert told == [spool.root / "unreadable" / path.name]
     assert told[0].exists()
     assert not path.exists()
+
+
+def test_a_pack_may_be_cut_off_while_it_is_read(spool: Spool, large: Dataset) -> None:
+    first = arrival(large, encoded(large)).brought_to(spool).instance
+    other = copy.deepcopy(large)
+    other.SOPInstanceUID = "2.25.79"
+    incoming = spool.begin(arrival(other, b"").announced)
+    for _ in range(40):
+        incoming.write(encoded(other))
+    found = pack.records(first.path)
+    assert next(found).offset == first.offset
+    incoming.drop()
+    assert list(found) == []
 
 
 @pytest.mark.parametrize("spoil", ["a bit of the image", "a bit of the head", "the end is missing"])

@@ -17,6 +17,7 @@ from pynetdicom.presentation import build_context
 
 from pacs_node.receive import transfer
 from pacs_node.receive.transfer import Answer, DataTransfer, ProtocolError, StoreRequest, command_elements
+from tests.harness import wait_for
 from tests.parrot import (
     ASSOCIATE_AC,
     COMMAND,
@@ -216,6 +217,28 @@ def test_a_context_that_was_not_accepted(node: Node) -> None:
         parrot.associate()
         parrot.say(pdata(9, COMMAND | LAST, c_store_rq(CT, "1.2.3")))
         assert parrot.hear()[0] == 7
+
+
+@pytest.mark.parametrize("sop_class", ["1.2.840.10008.1.1", "1.2.840.10008.1.20.1"])
+def test_a_store_in_a_context_for_something_else(node: Node, data_set: bytes, sop_class: str) -> None:
+    with Parrot(node.port) as parrot:
+        parrot.associate(sop_class=sop_class)
+        parrot.say(pdata(1, COMMAND | LAST, c_store_rq(sop_class, "1.2.3")) + pdata(1, LAST, data_set))
+        assert parrot.hear()[0] == 7
+    assert node.stored == []
+    assert not list((node.spool.root / "unreadable").iterdir())
+
+
+def test_a_stop_ends_those_that_wait_for_a_silent_peer(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pacs_node.receive.scp.AFTER_ABORT_S", 1.0)
+    with Parrot(node.port) as parrot:
+        parrot.associate()
+        parrot.say(pdata(1, COMMAND | LAST, c_store_rq(CT, "1.2.3")))
+        parrot.say(pdata(1, DATA, bytes(1000))[:500])
+        wait_for(lambda: node.listener.open_associations, 10, "the association")
+        node.listener.stop(drain_s=0)
+    assert node.listener.open_associations == frozenset()
+    assert [end.released for end in node.ends] == [False]
 
 
 def test_a_data_set_without_end(start: Callable[..., Node], image: Dataset, data_set: bytes) -> None:
