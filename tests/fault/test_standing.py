@@ -48,9 +48,9 @@ class Watched(Running):
         self.inferred: list[str] = []
         infer = self.stages.infer
 
-        def counted(job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
+        def counted(job: Job, *asked: Any) -> Findings:
             self.inferred.append(job.id)
-            return infer(job, files, progress)
+            return infer(job, *asked)
 
         self.stages.infer = counted  # type: ignore[method-assign]
         self.engine.start()
@@ -152,10 +152,10 @@ def test_what_runs_here_is_left_alone(watched: Watched, monkeypatch: pytest.Monk
     begun, end = threading.Event(), threading.Event()
     infer = watched.stages.infer
 
-    def slow(job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
+    def slow(job: Job, *asked: Any) -> Findings:
         begun.set()
         assert end.wait(30)
-        return infer(job, files, progress)
+        return infer(job, *asked)
 
     monkeypatch.setattr(watched.stages, "infer", slow)
     watched.add("long")

@@ -25,7 +25,7 @@ from pacs_node.deliver.folder import FolderDestination
 from pacs_node.encode import ResultForms, encode_results
 from pacs_node.errors import TryAgain
 from pacs_node.receive.accept import STORAGE_SOP_CLASSES
-from pacs_node.records import Answer, Package, Receipt
+from pacs_node.records import Answer, Package, Receipt, Stored
 from pacs_node.route import not_ours
 from tests.factories import ct_series, us_image
 from tests.results import WHEN, ct_findings, mass, nodule, us_findings
@@ -62,7 +62,7 @@ class Remembered:
 def package(folder: Path, findings: Findings, images: Sequence[Dataset]) -> Package:
     files = [Path(image.filename) for image in images]
     results = encode_results(findings, files, folder / "results" / "job" / "1", when=WHEN, revision=1)
-    sources = {str(image.SOPInstanceUID): file for image, file in zip(images, files, strict=True)}
+    sources = {str(image.SOPInstanceUID): Stored(file) for image, file in zip(images, files, strict=True)}
     return Package("job", tuple(result.path for result in results), sources)
 
 

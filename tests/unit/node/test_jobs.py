@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -224,11 +225,11 @@ def test_gives_up_after_the_last_attempt(tmp_path: Path) -> None:
 def test_a_stopping_node_puts_its_job_back_and_counts_nothing(running: Running) -> None:
     infer = running.stages.infer
 
-    def cut_short(job: Job, files: list[Path], progress: Callable[[float, str], None]) -> Findings:
+    def cut_short(job: Job, *asked: Any) -> Findings:
         if job.generation == 1:
             raise Interrupted("stopped with the node")
         assert (job.attempt, job.crashes) == (1, 0)
-        return infer(job, files, progress)
+        return infer(job, *asked)
 
     running.stages.infer = cut_short  # type: ignore[method-assign]
     running.add("7")
