@@ -278,6 +278,9 @@ class Node:
             refusal = self._not_noted.popleft()
             try:
                 self.ledger.note_refusal(refusal)
+            except LedgerUnavailable:
+                self._not_noted.appendleft(refusal)
+                raise
             except Exception:
                 self._not_noted.append(refusal)  # behind the others, so that it cannot hold them up
                 raise

@@ -55,6 +55,7 @@ class AssociationEnd:
 REFUSAL_KINDS = {  # what happened at receipt -> in words
     "association rejected": "the sender was not let in",
     "unreadable": "the data set is cut off or cannot be read; its bytes are kept",
+    "too large": "the data set is longer than largest_mb allows; nothing of it is kept",
     "wrong SOP class": "the data set is not what the command said; its bytes are kept",
     "not stored now": "it could not be stored then; the sender was asked to send it again",
     "kept aside": "another object has its SOP Instance UID; that one is used, this one is kept",

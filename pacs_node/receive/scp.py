@@ -49,7 +49,6 @@ REFUSALS = {
     TooLarge.status: "too large",
     WrongSopClass.status: "wrong SOP class",
     SpoolFull.status: "not stored now",
-    CANNOT_UNDERSTAND: "not stored now",
 }
 AFTER_ABORT_S = 5.0  # what an aborted association gets to finish the instance in hand
 
@@ -232,7 +231,7 @@ class Listener:
         except Exception as error:  # noqa: BLE001 - the edge of a room: whatever it is, the sender keeps its image
             told = Told.of(error)
             log.error("store failed", error=told.words, trace=told.trace)
-            return self._refuse(store, CANNOT_UNDERSTAND, f"cannot be stored: {told.words}")
+            return self._refuse(store, CANNOT_UNDERSTAND, f"cannot be stored: {told.words}", kind="not stored now")
         finally:
             store.incoming.drop()
         if kept.fate is Fate.ASIDE:
@@ -262,9 +261,15 @@ class Listener:
         return not self._open and not self._ending
 
     def _refuse(
-        self, store: _Store, status: int, reason: str, kept: Path | None = None, series_uid: str = ""
+        self,
+        store: _Store,
+        status: int,
+        reason: str,
+        kept: Path | None = None,
+        series_uid: str = "",
+        kind: str | None = None,
     ) -> Answer:
-        self._note(store, REFUSALS[status], reason, kept, series_uid)
+        self._note(store, kind or REFUSALS[status], reason, kept, series_uid)
         facts = {"calling_ae": self._open[store.association].calling_ae, "status": f"0x{status:04X}", "words": reason}
         self._audit("instance-refused", facts)
         return Answer(status, reason)

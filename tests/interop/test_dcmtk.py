@@ -200,7 +200,7 @@ def test_storescu_in_halves_of_a_series_at_the_same_time(node: Node, tmp_path: P
 
 def test_a_sender_killed_in_the_middle_is_no_release(node: Node, tmp_path: Path) -> None:
     listener, stored, ends = node
-    paths = [Path(image.filename) for image in ct_series(tmp_path / "ct", shape=(60, 256, 256))]
+    paths = [Path(image.filename) for image in ct_series(tmp_path / "ct", shape=(400, 256, 256))]
     to_us = [need("storescu"), "-aet", "MODALITY", "-aec", "NODE", "127.0.0.1", str(listener.port)]
     sender = subprocess.Popen([*to_us, *map(str, paths)], env=QUICK)
     wait_for(lambda: len(stored) >= 3, 10, "three images")

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from config import load
 from models import catalogue
-from pacs_node import observe
+from pacs_node import observe, pack
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.facts import NodeFacts
 from pacs_node.ledger import Ledger
@@ -99,7 +99,9 @@ def test_each_kind_stands_with_peer_reason_and_time(make: Callable[[], Node], im
         assert parrot.store(image.SOPInstanceUID, encoded(image).replace(b"4.1.1.2\0", b"4.1.1.4\0")) == 0xA900
         node.spool.keep_free_gb = 1e9
         assert parrot.store("1.2.98", encoded(image)) == 0xA700
-    until(lambda: len(node.ledger.refusals(10)) == 5)
+        node.spool.largest = len(encoded(image)) - 10
+        assert parrot.store("1.2.97", encoded(image)) == 0xC001
+    until(lambda: len(node.ledger.refusals(10)) == 6)
     shown = NodeFacts(node).refusals(10)
     newest = {refusal["kind"]: refusal for refusal in shown["refusals"]}
     assert set(newest) == set(REFUSAL_KINDS) - {"damaged"}
@@ -137,9 +139,11 @@ def test_a_damaged_file_is_told_at_start_up(make: Callable[[], Node], image: Dat
     with Parrot(node.listener.port) as parrot:
         parrot.associate()
         assert parrot.store(image.SOPInstanceUID, encoded(image)) == 0x0000
+    until(lambda: node.ledger.instances(image.SeriesInstanceUID))
     [kept] = node.ledger.instances(image.SeriesInstanceUID)
     node.stop()
-    kept.path.rename(kept.path.with_name("0" * 64 + ".dcm"))  # holds another instance than its name says
+    spoilt = kept.path.with_name("0" * 64 + ".dcm")  # holds another instance than its name says
+    spoilt.write_bytes(pack.content(kept.stored))
     node = make()
     until(lambda: node.ledger.refusals(10))
     [refusal] = node.ledger.refusals(10)
