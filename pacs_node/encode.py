@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -121,9 +122,15 @@ def encode_not_run(
     return _written_down(documents, folder, ())
 
 
-def _read(stored: Stored, folder: Path) -> pydicom.Dataset:
-    """The header of an image. folder: for a copy of it meanwhile."""
+@contextmanager
+def _file_of(stored: Stored, folder: Path) -> Iterator[Path]:
+    """An image as a file of its own. folder: for a copy of it meanwhile."""
     with pack.unpacked([stored], folder / f".image-{threading.get_ident()}") as [path]:
+        yield path
+
+
+def _read(stored: Stored, folder: Path) -> pydicom.Dataset:
+    with _file_of(stored, folder) as path:
         return read_header(path)
 
 
@@ -260,8 +267,7 @@ class ResultForms:
         def pixels(ref: ImageRef) -> np.ndarray:
             if ref.sop_instance_uid not in package.sources:
                 raise EncodingError(f"image {ref.sop_instance_uid}, which the results speak of, is not stored here")
-            folder = offer.path.parent / f".image-{threading.get_ident()}"
-            with pack.unpacked([package.sources[ref.sop_instance_uid]], folder) as [path]:
+            with _file_of(package.sources[ref.sop_instance_uid], offer.path.parent) as path:
                 return display(path, ref.frame)
 
         chain = forms.forms_of(every[offer.path].SOPClassUID, self.profile)

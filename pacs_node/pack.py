@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import io
 import mmap
 import os
 import shutil
@@ -22,7 +21,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import structlog
 from xxhash import xxh3_64
@@ -158,18 +156,13 @@ def _pieces(file: int, at: int, size: int) -> Iterator[bytes]:
         at += len(some)
 
 
-def opened(stored: Stored) -> BinaryIO:
-    """A stored DICOM file, for reading. Raises OSError."""
-    file = stored.path.open("rb", buffering=0)
-    if stored.path.suffix != SUFFIX:
-        return io.BufferedReader(file)
-    return cast(BinaryIO, io.BufferedReader(_Slice(file, stored.offset, stored.size)))
-
-
-def content(stored: Stored) -> bytes:
-    """All of a stored DICOM file. Raises OSError."""
-    with opened(stored) as file:
-        return file.read()
+def content(stored: Stored, most: int = -1) -> bytes:
+    """A stored DICOM file, or its first `most` bytes. Raises OSError."""
+    with stored.path.open("rb") as file:
+        file.seek(stored.offset)
+        if stored.path.suffix != SUFFIX:
+            return file.read(most)
+        return file.read(stored.size if most < 0 else min(most, stored.size))
 
 
 def is_there(stored: Stored) -> bool:
@@ -253,42 +246,6 @@ def mapped(file: int, offset: int, size: int) -> Iterator[memoryview]:
     finally:
         with suppress(BufferError):  # an error on its way up still holds a piece; it goes with it
             mapping.close()
-
-
-class _Slice(io.RawIOBase):
-    """A part of a file, as a file."""
-
-    def __init__(self, file: io.FileIO, offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._at = file, offset, size, 0
-
-    @property
-    def name(self) -> str:
-        return str(self._file.name)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, to: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, base + to)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, target: object) -> int:
-        view = memoryview(target).cast("B")  # type: ignore[arg-type]
-        wanted = max(0, min(len(view), self._size - self._at))
-        count = os.preadv(self._file.fileno(), [view[:wanted]], self._offset + self._at) if wanted else 0
-        self._at += count
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def _head(size: int, digest: int, received_at: datetime, association: str) -> bytes:

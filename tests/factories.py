@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence as ItemSequence
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -425,3 +426,19 @@ def _body(shape: tuple[int, int, int]) -> np.ndarray:
 
 def _speckle(shape: tuple[int, int, int]) -> np.ndarray:
     return np.clip(np.random.default_rng(0).rayleigh(40, shape), 0, 255).astype(np.uint8)
+
+
+def nested_image() -> Dataset:
+    """Sequences of every kind: defined and undefined lengths, private, UN, empty, one within the other."""
+    image = ct_series(shape=(2, 8, 8))[0]
+    item, inner = Dataset(), Dataset()
+    inner.CodeValue, inner.CodeMeaning = "T-28000", "Lung"
+    item.PurposeOfReferenceCodeSequence = ItemSequence([inner, inner])
+    item.ReferencedSOPInstanceUID = "9.9.9"
+    image.ReferencedImageSequence = ItemSequence([item, Dataset(), item])
+    for sequence in (image["ReferencedImageSequence"], item["PurposeOfReferenceCodeSequence"]):
+        sequence.is_undefined_length = True
+    item.is_undefined_length_sequence_item = True
+    image.SourceImageSequence = ItemSequence([inner])
+    image.private_block(0x0009, "PACS NODE TEST", create=True).add_new(0x01, "UN", b"private")
+    return image

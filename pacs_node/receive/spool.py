@@ -215,8 +215,7 @@ class Spool:
         """Under a UID that is taken."""
         instance = replace(first, association=announced.association)
         try:
-            with pack.opened(first.stored) as file:
-                head = part10.decode(file.read(LONGEST_HEAD))
+            head = part10.decode(pack.content(first.stored, LONGEST_HEAD))
             same = head.transfer_syntax_uid == announced.transfer_syntax_uid
             same = same and pack.same(first.stored, head.size, data_set)
         except (NotReadable, OSError) as error:  # no fault of who sends it again: his is kept beside it

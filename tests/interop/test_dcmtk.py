@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
@@ -143,8 +144,7 @@ def test_bytes_on_disk_are_bytes_sent(node: Node, tmp_path: Path, syntax: str) -
     assert all(end.released for end in ends)
     pixels = {image.SOPInstanceUID: image.pixel_array for image in map(pydicom.dcmread, paths)}
     for instance in stored:
-        with pack.opened(instance.stored) as file:
-            read = pydicom.dcmread(file)
+        read = pydicom.dcmread(BytesIO(pack.content(instance.stored)))
         assert (read.pixel_array == pixels[instance.sop_instance_uid]).all()
 
 

@@ -14,7 +14,6 @@ import pydicom
 import pytest
 from pydicom import Dataset
 from pydicom.filewriter import dcmwrite
-from pydicom.sequence import Sequence
 
 from dicom_sr import attributes, reading
 from dicom_sr.attributes import BadAttribute
@@ -22,7 +21,7 @@ from dicom_sr.reading import TooMuch, inflate, pixels_at, read_header
 from pacs_node.errors import NotReadable
 from pacs_node.receive import header
 from pacs_node.receive.header import identify
-from tests.factories import ct_series, enhanced_ct, us_image
+from tests.factories import ct_series, enhanced_ct, nested_image, us_image
 
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
 PIXEL_DATA = struct.pack("<HH", 0x7FE0, 0x0010)
@@ -35,26 +34,10 @@ def written(image: Dataset, path: Path, syntax: str = EXPLICIT) -> Path:
     return path
 
 
-def nested() -> Dataset:
-    """Sequences of every kind: defined and undefined lengths, private, UN, empty, one within the other."""
-    image = ct_series(shape=(2, 8, 8))[0]
-    item, inner = Dataset(), Dataset()
-    inner.CodeValue, inner.CodeMeaning = "T-28000", "Lung"
-    item.PurposeOfReferenceCodeSequence = Sequence([inner, inner])
-    item.ReferencedSOPInstanceUID = "9.9.9"
-    image.ReferencedImageSequence = Sequence([item, Dataset(), item])
-    for sequence in (image["ReferencedImageSequence"], item["PurposeOfReferenceCodeSequence"]):
-        sequence.is_undefined_length = True
-    item.is_undefined_length_sequence_item = True
-    image.SourceImageSequence = Sequence([inner])
-    image.private_block(0x0009, "PACS NODE TEST", create=True).add_new(0x01, "UN", b"private")
-    return image
-
-
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG, DEFLATED])
 @pytest.mark.parametrize(
     "make",
-    [nested, lambda: us_image(frames=3), lambda: enhanced_ct(ct_series(shape=(3, 8, 8)))],
+    [nested_image, lambda: us_image(frames=3), lambda: enhanced_ct(ct_series(shape=(3, 8, 8)))],
     ids=["nested", "frames", "enhanced"],
 )
 def test_it_reads_what_pydicom_reads(tmp_path: Path, make: Callable[[], Dataset], syntax: str) -> None:
@@ -83,7 +66,7 @@ def parsed(header: Dataset) -> int:
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
 def test_every_element_and_item_counts(tmp_path: Path, syntax: str) -> None:
-    path = written(nested(), tmp_path / "a.dcm", syntax)
+    path = written(nested_image(), tmp_path / "a.dcm", syntax)
     _, at = reading._beginning(path)
     delimiters = 1  # of the one item of undefined length is counted too; the one that ends a header is Pixel Data
     found = counted(path.read_bytes(), at, syntax) - parsed(pydicom.dcmread(path, stop_before_pixels=True))
@@ -95,7 +78,7 @@ def test_every_element_and_item_counts(tmp_path: Path, syntax: str) -> None:
 def test_whatever_pydicom_makes_of_damaged_bytes_it_was_counted(tmp_path: Path, seed: int) -> None:
     """The count follows lengths that lie and VRs that change as pydicom does, or counts more: never less."""
     jitter = random.Random(seed)
-    path = written(nested(), tmp_path / "a.dcm", jitter.choice([EXPLICIT, IMPLICIT]))
+    path = written(nested_image(), tmp_path / "a.dcm", jitter.choice([EXPLICIT, IMPLICIT]))
     content = bytearray(path.read_bytes())
     syntax, at = reading._beginning(path)
     for _ in range(jitter.randrange(1, 5)):

@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 
 from dicom_sr import reading
 from pacs_node.errors import NotReadable
 from pacs_node.receive import header
 from pacs_node.receive.header import Identity, elements, identify
-from tests.factories import ct_series, us_image
+from tests.factories import nested_image, us_image
 from tests.unit.receive.conftest import encoded
 
 EXPLICIT, IMPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in (".1", "", ".2", ".1.99"))
@@ -39,19 +38,7 @@ def deflate(data: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def nested() -> Dataset:
     """An image with sequences of every kind: defined and undefined lengths, private, UN, nested."""
-    image = ct_series(shape=(2, 8, 8))[0]
-    item, inner = Dataset(), Dataset()
-    inner.CodeValue, inner.CodeMeaning = "T-28000", "Lung"
-    item.PurposeOfReferenceCodeSequence = Sequence([inner, inner])
-    item.ReferencedSOPInstanceUID = "9.9.9"
-    image.ReferencedImageSequence = Sequence([item, Dataset(), item])
-    for sequence in (image["ReferencedImageSequence"], item["PurposeOfReferenceCodeSequence"]):
-        sequence.is_undefined_length = True
-    item.is_undefined_length_sequence_item = True
-    image.SourceImageSequence = Sequence([inner])
-    block = image.private_block(0x0009, "PACS NODE TEST", create=True)
-    block.add_new(0x01, "UN", b"private")
-    return image
+    return nested_image()
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG, DEFLATED])

@@ -10,6 +10,7 @@ import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,8 @@ def test_the_bytes_as_sent_in_a_valid_file(spool: Spool, sent: Dataset) -> None:
     assert instance.offset + instance.size == instance.path.stat().st_size
     assert (instance.association, instance.calling_ae, instance.received_at) == ("a-1", "SCANNER_7", NOON)
     assert (instance.series_uid, instance.study_uid) == (sent.SeriesInstanceUID, sent.StudyInstanceUID)
-    with pack.opened(instance.stored) as file:
-        read = pydicom.dcmread(file)
-        assert read == sent
+    read = pydicom.dcmread(BytesIO(pack.content(instance.stored)))
+    assert read == sent
     assert read.file_meta.TransferSyntaxUID == instance.transfer_syntax_uid == sent.file_meta.TransferSyntaxUID
     assert read.file_meta.SourceApplicationEntityTitle == "SCANNER_7"
     assert read.file_meta.ImplementationClassUID == IMPLEMENTATION_CLASS_UID
