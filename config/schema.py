@@ -138,7 +138,7 @@ class Receive(Settings):
     max_associations: Count = 10  # more are rejected: transient, local limit exceeded
     network_timeout_s: Seconds = 60.0  # an idle association is aborted after this
     acse_timeout_s: Seconds = 30.0  # ARTIM: waiting for an association request or its release
-    dimse_timeout_s: Seconds = 30.0  # waiting for the rest of a message
+    dimse_timeout_s: Seconds = 30.0  # waiting for the answer to a message of ours
     max_pdu: Annotated[int, Field(ge=0, le=2**32 - 1)] = 131072  # bytes; larger is faster; 0 is no limit (PS3.8 D.1)
     largest_mb: Annotated[int, Field(ge=1, le=2**22)] = 2048  # a longer data set is refused as it passes this
     keep_free_gb: Annotated[float, Field(ge=0)] = 2.0  # less free space: C-STORE answers 0xA700 before writing

@@ -396,4 +396,4 @@ class _Socket(AssociationSocket):
 
     def _in_time(self) -> None:
         if time.monotonic() > self._deadline:
-            raise TimeoutError(f"a PDU was not whole after {self._silence_s:g} s")
+            raise TimeoutError("a PDU did not become whole in time")
