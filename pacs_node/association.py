@@ -238,12 +238,10 @@ class Messages(DIMSEServiceProvider):
     queue once more just then; the answer that it took would be missed until the DIMSE timeout.
     """
 
-    look_s = 0.0  # how long the reactor waits in the queue at each look
-
     def get_msg(self, block: bool = False) -> Any:
         """(presentation context id, message), or (None, None) when nothing has come."""
         try:
-            message = self.msg_queue.get(block or self.look_s > 0, self.dimse_timeout if block else self.look_s)
+            message = self.msg_queue.get(block, self.dimse_timeout if block else None)
         except queue.Empty:
             return None, None
         if block or self.assoc._reactor_checkpoint.is_set():  # noqa: SLF001  of pynetdicom 3.0.4, pinned

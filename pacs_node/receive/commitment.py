@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,7 +24,7 @@ from pacs_node.commitment import (
     read_request,
 )
 from pacs_node.errors import NodeError, TryAgain
-from pacs_node.receive.transfer import DataTransfer
+from pacs_node.receive.upper_layer import AcceptedAssociation
 from pacs_node.records import CommitmentReport, CommitmentRequest
 
 # PS3.7 Annex C
@@ -36,7 +35,6 @@ RESOURCE_LIMITATION = 0x0213
 
 LONGEST_COMMENT = 64  # Error Comment is LO: PS3.7 C.4.2
 BEFORE_REPORT_S = 0.5  # a sender that will not wait for the report has released by then
-LOOK_ROUND_S = 0.02
 
 Answer = tuple[int | Dataset, None]
 
@@ -71,7 +69,8 @@ class CommitmentService:
             return _failure(INVALID_ARGUMENT, str(error))
         except NodeError as error:
             return _failure(RESOURCE_LIMITATION, str(error))
-        cast(CommittingAssociation, event.assoc).then = lambda: self._answer_here(event.assoc, request)
+        caller = cast(AcceptedAssociation, event.assoc)
+        caller.then = lambda: self._answer_here(caller, request)
         self.audit("commitment-asked", {"calling_ae": calling_ae, "instances": len(wanted)})
         return SUCCESS, None
 
@@ -94,37 +93,13 @@ class CommitmentService:
         self.audit("commitment-reported", facts)
         return (SUCCESS, None) if known else _failure(INVALID_ARGUMENT, "this Transaction UID is not one of ours")
 
-    def _answer_here(self, caller: Association, request: CommitmentRequest) -> None:
+    def _answer_here(self, caller: AcceptedAssociation, request: CommitmentRequest) -> None:
         """Report on the sender's own association while it is open and silent.
 
         Otherwise, or when the sender does not answer, the report is brought on a new association: see bring_report.
         """
-        transfer = cast(CommittingAssociation, caller).transfer
-        stores = transfer.stores if transfer is not None else 0
-        deadline = time.monotonic() + BEFORE_REPORT_S
-        while time.monotonic() < deadline:
-            leaving = caller.dul.peek_next_pdu() is not None or not caller.dul.is_alive()
-            goes_on = transfer is not None and transfer.stores != stores
-            if leaving or goes_on or not caller.dimse.msg_queue.empty():
-                return
-            time.sleep(LOOK_ROUND_S)
-        if caller.is_established and _report_on(caller, self.judge(request)) == SUCCESS:
+        if caller.upper_layer.quiet(BEFORE_REPORT_S) and _report_on(caller, self.judge(request)) == SUCCESS:
             self.on_reported(request)
-
-
-class CommittingAssociation(Association):
-    """pynetdicom's association of an acceptor that has something to say of its own once it has answered a request."""
-
-    then: Callable[[], None] | None = None
-    transfer: DataTransfer | None = None  # once it has sent data
-
-    def _serve_request(self, msg: Any, context_id: int) -> None:
-        super()._serve_request(msg, context_id)
-        then, self.then = self.then, None
-        if then is not None and self.is_established:
-            self._is_paused = True  # this is the reactor's own thread: what is sent now must not wait for it
-            then()
-            self._is_paused = False
 
 
 def bring_report(

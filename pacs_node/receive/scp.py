@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import structlog
 from pynetdicom import AE, _config, evt
-from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.service_class import StorageServiceClass
@@ -35,7 +34,7 @@ from pacs_node.receive.accept import (
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.spool import Announced, Fate, Kept, Spool
 from pacs_node.receive.transfer import Answer, Incoming, ProtocolError, StoreRequest
-from pacs_node.receive.upper_layer import Server, hang_up
+from pacs_node.receive.upper_layer import AcceptedAssociation, Server
 from pacs_node.records import AssociationEnd, Instance, Refusal
 
 log = structlog.get_logger(__name__)
@@ -102,8 +101,8 @@ class Listener:
         self._on_refused = on_refused
         self._now = now
         self._draining = False
-        self._open: dict[Association, _Sender] = {}
-        self._ending: set[Association] = set()  # no longer open, on_association_end still to be told
+        self._open: dict[AcceptedAssociation, _Sender] = {}
+        self._ending: set[AcceptedAssociation] = set()  # no longer open, on_association_end still to be told
         self._change = threading.Condition()
         self._serial = itertools.count(1)
         self._server: Server | None = None
@@ -159,14 +158,14 @@ class Listener:
                     association.abort(block=False)
                 if not self._change.wait_for(self._idle, timeout=AFTER_ABORT_S):
                     for association in list(self._open):  # they wait for a peer that is silent midway
-                        hang_up(association)
+                        association.upper_layer.connection.hang_up()
                     self._change.wait_for(self._idle, timeout=AFTER_ABORT_S)
         log.info("listener.stopped", aborted=len(self._open))
         self._server = None
 
     def on_requested(self, event: evt.Event) -> None:
         """Accept or reject an association before anything else is negotiated."""
-        association = event.assoc
+        association = cast(AcceptedAssociation, event.assoc)
         request = cast(A_ASSOCIATE, association.requestor.primitive)
         calling, called = str(request.calling_ae_title).strip(), str(request.called_ae_title).strip()
         proposed = {str(context.abstract_syntax) for context in request.presentation_context_definition_list}
@@ -183,7 +182,6 @@ class Listener:
                 association.acceptor.supported_contexts = _supported(request, offered)
                 return
         association.acse.send_reject(rejection.result, rejection.source, rejection.reason)
-        association.kill()  # returns when the rejection is on the wire
         self._audit(
             "association-rejected",
             {
@@ -198,7 +196,7 @@ class Listener:
         )
         self._on_refused(Refusal("association rejected", self._now(), calling, address, rejection.words))
 
-    def on_store(self, association: Association, request: StoreRequest) -> Incoming:
+    def on_store(self, association: AcceptedAssociation, request: StoreRequest) -> Incoming:
         """Take in the data set of one C-STORE. Raises ProtocolError where its presentation context was not accepted."""
         contexts = {context.context_id: context for context in association.accepted_contexts}
         if request.context_id not in contexts:
@@ -241,7 +239,7 @@ class Listener:
             return Answer(COERCION, "other data is stored under this UID; kept aside")
         return Answer(SUCCESS)
 
-    def on_ended(self, association: Association) -> None:
+    def on_ended(self, association: AcceptedAssociation) -> None:
         """The thread of an association is through."""
         with self._change:
             sender = self._open.pop(association, None)
@@ -294,7 +292,7 @@ class _Store:
     """One C-STORE under way."""
 
     listener: Listener
-    association: Association
+    association: AcceptedAssociation
     request: StoreRequest
     abstract_syntax: str
     incoming: spool.Incoming

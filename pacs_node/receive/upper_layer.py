@@ -1,13 +1,16 @@
-"""pynetdicom's upper layer (PS3.8) for a listener: no polling, and no message longer than memory allows."""
+"""The upper layer (PS3.8) of a listener: an association is served from its request to its end in the thread that reads.
+
+pynetdicom encodes, decodes and negotiates, and serves every message that is no C-STORE. Its own upper layer, with two
+threads for each association that look every few milliseconds if there is anything to do, is not started.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import select
 import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from socketserver import BaseServer
 from typing import Any, cast
@@ -16,12 +19,15 @@ import structlog
 from pynetdicom import AE, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
-from pynetdicom.dul import DULServiceProvider
-from pynetdicom.timer import Timer
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ, P_DATA_TF, PDU
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
+from pynetdicom.transport import AddressInformation, RequestHandler, ThreadedAssociationServer
 
-from pacs_node.association import Messages
-from pacs_node.receive.commitment import CommittingAssociation
+from pacs_node.errors import Told
+from pacs_node.receive.connection import Connection
 from pacs_node.receive.transfer import DataTransfer, Incoming, ProtocolError, StoreRequest
 
 log = structlog.get_logger(__name__)
@@ -35,17 +41,32 @@ LONGEST_UNLIMITED = 1 << 28  # bytes of a PDU where none was agreed (max_pdu = 0
 MOST_WAITING, MOST_WAITING_OF_ONE = 64, 16  # in all, from one address, or as many as the settings let in
 TELL_EVERY_S = 10.0  # that some were closed: a stranger must not fill the log either
 
-LOOK_ROUND_S = 0.02  # how long pynetdicom's loops may rest before they look at their timers again
+# PDU types: PS3.8 9.3
+REQUEST, ACCEPT, REJECT, DATA, RELEASE, RELEASED, ABORT = 1, 2, 3, 4, 5, 6, 7
+KINDS = range(REQUEST, ABORT + 1)
+RELEASE_RP = struct.pack(">BxLxxxx", RELEASED, 4)  # PS3.8 9.3.7
+CONTEXT_ITEM, BEFORE_ITEMS = 0x20, 74  # an item of the request, and the byte where its items begin
 
-A_ASSOCIATE_RQ, P_DATA_TF = 0x01, 0x04  # PDU types: PS3.8 9.3.2, 9.3.5
-CONTEXT_ITEM, BEFORE_ITEMS = 0x20, 74  # an item of the former, and the byte where its items begin
-REQUEST_AWAITED, DATA_TRANSFER = ("Sta1", "Sta2", "Sta3"), "Sta6"  # PS3.8 Tables 9-1, 9-2, 9-4
+# source and reason of an A-ABORT: PS3.8 Table 9-26
+USER, PROVIDER = 0, 2
+NOT_SPECIFIED, UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_VALUE = 0, 1, 2, 6
+NOT_OUR_VERSION = (1, 2, 2)  # result, source, reason of an A-ASSOCIATE-RJ: PS3.8 Table 9-21
 
-READ_AHEAD = 1 << 18  # bytes read at once from an association that sends
+
+class Aborted(Exception):
+    """The peer has ended the association."""
+
+
+class Misplaced(ProtocolError):
+    """A PDU that is none, or that may not come now; `reason` is what the A-ABORT says."""
+
+    def __init__(self, words: str, reason: int) -> None:
+        super().__init__(words)
+        self.reason = reason
 
 
 class Server(ThreadedAssociationServer):
-    """pynetdicom's server, with sockets that neither stall nor wait for ever."""
+    """pynetdicom's server: a thread for each connection, and no more connections than there is room for."""
 
     daemon_threads = True  # `_Handler.handle` lasts as long as its association
 
@@ -54,8 +75,8 @@ class Server(ThreadedAssociationServer):
         ae: AE,
         address: tuple[str, int],
         handlers: Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]],
-        on_store: Callable[[Association, StoreRequest], Incoming],
-        on_end: Callable[[Association], None],
+        on_store: Callable[[AcceptedAssociation, StoreRequest], Incoming],
+        on_end: Callable[[AcceptedAssociation], None],
         max_associations: int,
     ) -> None:
         """on_store: called with each C-STORE-RQ, in the thread that reads, and by one message at a time. on_end: called
@@ -67,12 +88,6 @@ class Server(ThreadedAssociationServer):
         self._lock = threading.Lock()
         self._closed, self._told = 0, -TELL_EVERY_S
         super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        client, address = super().get_request()
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # responses are small: do not hold them back
-        client.settimeout(self.ae.acse_timeout)  # else half a request holds a thread for ever
-        return client, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Is there room for a connection that has not said yet whose it is?"""
@@ -95,12 +110,9 @@ class Server(ThreadedAssociationServer):
             address, _ = self._connected[id(request)]
             self._connected[id(request)] = address, association
 
-    def is_over(self, request: Any) -> None:
+    def shutdown_request(self, request: Any) -> None:
         with self._lock:
             self._connected.pop(id(request), None)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.is_over(request)
         super().shutdown_request(request)
 
     def shutdown(self) -> None:
@@ -118,282 +130,272 @@ class _Handler(RequestHandler):
     server: Server
 
     def handle(self) -> None:
-        association = self._create_association()
+        connected = time.monotonic()
+        association = AcceptedAssociation(self.server, self.request, self.local, self.remote)
         self.server.is_of(self.request, association)
         try:
-            association.start()
-            association.join()
+            association.upper_layer.serve(connected)
         finally:
             try:
-                cast(_UpperLayer, association.dul).close()
-            finally:
-                self.server.is_over(self.request)
                 self.server.on_end(association)
+                if association.upper_layer.had_the_last_word:
+                    association.upper_layer.connection.see_off()
+            finally:
+                self.server.shutdown_request(self.request)  # pynetdicom's server leaves that to the association
 
-    def _create_association(self) -> Association:
-        """As the base does, but with our upper layer."""
-        ae = self.server.ae
-        association = CommittingAssociation(ae, MODE_ACCEPTOR)
-        association.dul = _UpperLayer(association, lambda request: self.server.on_store(association, request))
-        association.dimse = _Messages(association)
-        association.acse_timeout, association.network_timeout = ae.acse_timeout, ae.network_timeout  # its timers
-        association._server = self.server  # noqa: SLF001  as pynetdicom does
-        association.set_socket(_Socket(association, client_socket=cast(socket.socket, self.request)))
-        acceptor = association.acceptor
-        acceptor.ae_title, acceptor.address_info, acceptor.maximum_length = ae.ae_title, self.local, ae.maximum_pdu_size
+
+class AcceptedAssociation(Association):
+    """pynetdicom's association of an acceptor: who calls, what is agreed, and how it ended. Its thread never starts."""
+
+    then: Callable[[], None] | None = None  # done once the request in hand is answered
+
+    def __init__(
+        self, server: Server, request: socket.socket, ours: AddressInformation, theirs: AddressInformation
+    ) -> None:
+        ae = server.ae
+        super().__init__(ae, MODE_ACCEPTOR)
+        self._server = server
+        self.upper_layer = UpperLayer(
+            self, Connection(request), lambda store: server.on_store(self, store), ae.network_timeout or float("inf")
+        )
+        self.dul = cast(Any, self.upper_layer)
+        self.dimse = _Messages(self)
+        acceptor = self.acceptor
+        acceptor.ae_title, acceptor.maximum_length = ae.ae_title, ae.maximum_pdu_size
+        acceptor.address_info, self.requestor.address_info = ours, theirs
         acceptor.implementation_class_uid = ae.implementation_class_uid
         acceptor.implementation_version_name = ae.implementation_version_name
-        acceptor.supported_contexts = self.server.contexts
-        association.requestor.address_info = self.remote
-        for event, handler in self.server.handlers:
-            association.bind(event, handler)
-        return association
+        acceptor.supported_contexts = server.contexts
+        for event, handler in server.handlers:
+            self.bind(event, handler)
+
+    def _abort_blocking(self, block: bool = True) -> None:
+        """Its thread says so to the peer, as soon as it may."""
+        self.upper_layer.end_it()
+
+    def kill(self) -> None:
+        self._kill = True
+        self.is_established = False
 
 
-def hang_up(association: Association) -> None:
-    """Whoever reads from the connection hears its end."""
-    connection = association.dul.socket.socket if association.dul.socket is not None else None
-    if connection is not None:
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+class _Messages(DIMSEServiceProvider):
+    """pynetdicom's side of DIMSE; what comes is read when it is wanted."""
+
+    def get_msg(self, block: bool = False) -> Any:
+        """(presentation context id, response) to what was just sent; (None, None) without one."""
+        upper_layer = cast(AcceptedAssociation, self.assoc).upper_layer
+        return upper_layer.response(self.dimse_timeout or float("inf")) if block else (None, None)
 
 
-class _Bell:
-    """Ends another thread's wait in select."""
+class UpperLayer:
+    """PS3.8 9.2 for an acceptor. What pynetdicom gives it to send is sent when `send_pdu` returns.
 
-    def __init__(self) -> None:
-        self._ring, self._hear = socket.socketpair()
-        self._ring.setblocking(False)
-        self._hear.setblocking(False)
+    silence_s: how long the peer may say nothing, or take over one PDU.
+    """
 
-    def fileno(self) -> int:
-        return self._hear.fileno()
+    def __init__(
+        self,
+        association: AcceptedAssociation,
+        connection: Connection,
+        on_store: Callable[[StoreRequest], Incoming],
+        silence_s: float,
+    ) -> None:
+        self.association, self.connection = association, connection
+        self._silence_s = silence_s
+        self._longest = association.ae.maximum_pdu_size or LONGEST_UNLIMITED
+        self._transfer = DataTransfer(connection, on_store, self._other)
+        self._coming: DIMSEMessage | None = None  # a message that is no C-STORE, not yet whole
+        self._whole: deque[tuple[int, Any]] = deque()  # such messages, in the order in which they came
+        self._end_it = self._begun = False
+        self.had_the_last_word = False  # the peer is to hang up
 
-    def ring(self) -> None:
-        with contextlib.suppress(OSError):  # full: it rings already; closed: nobody waits
-            self._ring.send(b"!")
+    # ---- what pynetdicom calls
 
-    def silence(self) -> None:
-        self._hear.recv(4096)
+    def send_pdu(self, primitive: A_ASSOCIATE | P_DATA) -> None:
+        """Raises OSError."""
+        if isinstance(primitive, A_ASSOCIATE):
+            self.had_the_last_word = bool(primitive.result)
+            pdu: PDU = A_ASSOCIATE_RJ(primitive) if primitive.result else A_ASSOCIATE_AC(primitive)
+        else:
+            pdu = P_DATA_TF(primitive)
+        self.connection.send(pdu.encode())
 
-    def close(self) -> None:
-        self._ring.close()
-        self._hear.close()
+    def peek_next_pdu(self) -> None:
+        """What ends an association is seen here, and by nobody else."""
+        return
 
+    # ---- from the request to the end
 
-class _Timer(Timer):
-    """pynetdicom's, by a clock that nobody sets."""
-
-    @property
-    def remaining(self) -> float:
-        if self.timeout is None:
-            return 1.0
-        if self._start_time is None:
-            return self.timeout
-        return self.timeout - ((self._end_time or time.monotonic()) - self._start_time)
-
-    def start(self) -> None:
-        self._start_time, self._end_time = time.monotonic(), None
-
-    def stop(self) -> None:
-        self._end_time = time.monotonic()
-
-
-class _UpperLayer(DULServiceProvider):
-    """pynetdicom's upper layer, woken by what happens instead of looking every millisecond, and serving C-STORE in the
-    thread that reads."""
-
-    def __init__(self, association: CommittingAssociation, on_store: Callable[[StoreRequest], Incoming]) -> None:
-        super().__init__(association)
-        self._run_loop_delay = 0.0001  # seconds; the waiting is done in _Socket.ready
-        self._idle_timer, self.artim_timer = _Timer(60), _Timer(30)  # their timeouts are set by the association
-        self.bell = _Bell()
-        self._on_store = on_store
-        self._transfer: DataTransfer | None = None  # once data has come
-
-    def send_pdu(self, primitive: Any) -> None:
-        super().send_pdu(primitive)
-        self.bell.ring()
-
-    def close(self) -> None:
-        """The association is over, and its thread with it: at the latest when the peer has been silent for too long."""
-        self.kill_dul()  # pynetdicom's own thread may have ended by an error, and told nobody
-        self.bell.ring()
-        if self.ident is not None:
-            self.join()
+    def serve(self, connected: float) -> None:
+        """Returns when the association is over. connected: when the connection was made, by the monotonic clock."""
+        association = self.association
         try:
-            if self._transfer is not None:
-                self._transfer.close()
-        finally:
-            self.bell.close()
-
-    def _decode_pdu(self, bytestream: bytearray) -> tuple[Any, str]:
-        """(PDU, event of PS3.8 Table 9-10). An error raised here aborts the association."""
-        if bytestream[0] == A_ASSOCIATE_RQ:  # each context costs pynetdicom a tenth of a millisecond
-            contexts = sum(1 for kind in items(bytestream) if kind == CONTEXT_ITEM)
-            if contexts > MOST_CONTEXTS:
-                raise ValueError(f"an association request with {contexts} presentation contexts")
-        return super()._decode_pdu(bytestream)
-
-    def _read_pdu_data(self) -> None:
-        """As pynetdicom's, but P-DATA-TF is read by DataTransfer, one after the other for as long as they come."""
-        connection = cast(_Socket, self.socket)
-        if self.state_machine.current_state != DATA_TRANSFER:
-            return super()._read_pdu_data()
-        if self._transfer is None:
-            association = cast(CommittingAssociation, self.assoc)
-            self._transfer = DataTransfer(connection, self._on_store, association.dimse.receive_primitive)
-            association.transfer = self._transfer
-            if connection.socket is not None:
-                connection.socket.settimeout(association.network_timeout)
-        try:
-            while True:
-                connection.begin_pdu(0)
-                kind, length = struct.unpack(">BxL", connection.peek(6))
-                if kind != P_DATA_TF:
-                    return super()._read_pdu_data()
-                connection.take(6)
-                connection.begin_pdu(length)
-                self._transfer.receive(length)
-                self._idle_timer.restart()
-                if self._kill_thread or self.to_provider_queue.queue or not self.event_queue.empty():
-                    return None
-                if not connection.ready:
-                    return None
+            self._negotiate(connected)
+            while association.is_established:
+                self._serve_next()
+        except Aborted:
+            association.is_aborted = True
         except ProtocolError as error:
             self._log("listener.protocol-error", error)
-            self.event_queue.put("Evt19")  # unrecognized or invalid PDU: PS3.8 Table 9-10
+            reason = error.reason if isinstance(error, Misplaced) else INVALID_VALUE
+            self._abort(PROVIDER, reason)
+        except TimeoutError as error:  # where nothing was agreed yet, hanging up says it: PS3.8 Table 9-10, Evt18
+            self._log("listener.peer-silent", error)
+            if association.is_established:
+                self._abort(USER, NOT_SPECIFIED)
+        except OSError as error:
+            if self._end_it:
+                self._abort(USER, NOT_SPECIFIED)
+            elif association.is_established or self._begun:
+                self._log("listener.connection-lost", error)
+                association.is_aborted = True
+        finally:
+            association.is_established = False
+            self._transfer.close()
+
+    def end_it(self) -> None:
+        """Abort: from another thread, or from what is being served here."""
+        self._end_it = True
+        self.connection.stop_reading()
+
+    def quiet(self, seconds: float) -> bool:
+        """The peer says nothing for so long, and is there."""
+        return not self.connection.waits(seconds)
+
+    def response(self, within_s: float) -> tuple[int, Any] | tuple[None, None]:
+        """What the peer answers to what it was just sent. Its own requests meanwhile are served afterwards, its images
+        at once."""
+        until = time.monotonic() + within_s
+        requests: list[tuple[int, Any]] = []
+        try:
+            while self.association.is_established and (left_s := until - time.monotonic()) > 0:
+                while self._whole:
+                    context_id, message = self._whole.popleft()
+                    if message.MessageIDBeingRespondedTo is not None:
+                        return context_id, message
+                    requests.append((context_id, message))
+                if self.connection.waits(left_s):
+                    self._read()
+            return None, None
+        finally:
+            self._whole.extendleft(reversed(requests))
+
+    def _negotiate(self, connected: float) -> None:
+        association = self.association
+        association.requestor.primitive = self._request(connected)
+        self.connection.patience(self._silence_s)
+        if association.is_rejected:
+            return
+        evt.trigger(association, evt.EVT_REQUESTED, {})
+        if not association.is_rejected:
+            association.acse.negotiate_association()
+
+    def _request(self, connected: float) -> A_ASSOCIATE:
+        """The A-ASSOCIATE-RQ. The ARTIM timer of PS3.8 9.1.5 runs until it is whole."""
+        artim_s = self.association.acse_timeout or float("inf")
+        self.connection.patience(artim_s)
+        self.connection.allow(max(0.0, connected + artim_s - time.monotonic()))
+        self.connection.peek(1)  # who only looks if the port is open is not worth a word
+        self._begun = True
+        kind, length = self._head(LONGEST_REQUEST)
+        body = bytes(self.connection.take(length))
+        if kind == ABORT:
+            raise Aborted
+        if kind != REQUEST:
+            raise Misplaced(f"a PDU of type {kind} before an association was asked for", UNEXPECTED_PDU)
+        contexts = sum(1 for item in items(body) if item == CONTEXT_ITEM)
+        if contexts > MOST_CONTEXTS:  # each costs pynetdicom a tenth of a millisecond
+            raise ProtocolError(f"an association request with {contexts} presentation contexts")
+        request = A_ASSOCIATE_RQ()
+        try:
+            request.decode(struct.pack(">BxL", kind, length) + body)
+            primitive = request.to_primitive()
+            version = request.protocol_version
+        except Exception as error:
+            raise ProtocolError(f"an association request that cannot be read: {Told.of(error).words}") from error
+        if not version & 1:  # other versions are other bits: PS3.8 Table 9-11
+            self.association.acse.send_reject(*NOT_OUR_VERSION)
+        return primitive
+
+    def _serve_next(self) -> None:
+        """One PDU, and what it completes."""
+        if self._end_it:
+            self._abort(USER, NOT_SPECIFIED)
+            return
+        self._read()
+        while self._whole and self.association.is_established and not self._end_it:
+            self._serve_message(*self._whole.popleft())
+
+    def _read(self) -> None:
+        """One PDU of an open association: PS3.8 Table 9-10, Sta6."""
+        self.connection.allow(self._silence_s)
+        kind, length = self._head(self._longest)
+        if kind == DATA:
+            self._transfer.receive(length)
+            return
+        self.connection.take(length)
+        if kind == ABORT:
+            raise Aborted
+        if kind != RELEASE:
+            raise Misplaced(f"a PDU of type {kind} within an association", UNEXPECTED_PDU)
+        self.association.is_released = True
+        self.association.is_established = False
+        self.had_the_last_word = True
+        self.connection.send(RELEASE_RP)
+
+    def _head(self, longest: int) -> tuple[int, int]:
+        """Type and length of the PDU that begins."""
+        kind, length = struct.unpack(">BxL", self.connection.take(6))
+        if kind not in KINDS:
+            raise Misplaced(f"a PDU of the unknown type {kind}", UNRECOGNIZED_PDU)
+        if length > longest:
+            raise ProtocolError(f"a PDU of {length} bytes is longer than agreed")
+        return kind, length
+
+    def _other(self, fragment: P_DATA) -> None:
+        """A part of a message that is no C-STORE. Raises ProtocolError."""
+        try:
+            self._coming = self._coming or DIMSEMessage()
+            if not self._coming.decode_msg(fragment, self.association):
+                return
+            message, context_id = self._coming.message_to_primitive(), self._coming.context_id
+        except Exception as error:
+            raise ProtocolError(f"a message that cannot be read: {Told.of(error).words}") from error
+        self._coming = None
+        if not isinstance(message, C_CANCEL):  # nothing here takes long enough to be cancelled
+            self._whole.append((cast(int, context_id), message))
+
+    def _serve_message(self, context_id: int, message: Any) -> None:
+        association = self.association
+        try:
+            association._serve_request(message, context_id)  # noqa: SLF001  of pynetdicom 3.0.4, pinned
+            then, association.then = association.then, None
+            if then is not None and association.is_established and not self._end_it:
+                association._is_paused = True  # noqa: SLF001  no thread of its own stands in the way of what is sent
+                then()
+        except (ProtocolError, OSError, Aborted):
+            raise
+        except Exception as error:  # noqa: BLE001  the edge of a room: the peer hears that it was not served
+            told = Told.of(error)
+            log.error("listener.message-not-served", error=told.words, trace=told.trace)
+            self._end_it = True
+
+    def _abort(self, source: int, reason: int) -> None:
+        self.association.is_aborted = self.had_the_last_word = True
+        self.association.is_established = False
+        try:
+            self.connection.send(struct.pack(">BxLxxBB", ABORT, 4, source, reason))
         except OSError as error:
             self._log("listener.connection-lost", error)
-            self.event_queue.put("Evt17")  # transport connection closed
-        return None
 
     def _log(self, event: str, error: Exception) -> None:
-        log.warning(event, address=str(self.assoc.requestor.address), error=str(error))
+        log.warning(event, address=str(self.association.requestor.address), error=str(error))
 
 
-def items(request: bytes | bytearray) -> Iterator[int]:
-    """The type of each item of an A-ASSOCIATE-RQ: PS3.8 9.3.2."""
-    at = BEFORE_ITEMS
-    while at + 4 <= len(request):
-        kind, length = struct.unpack_from(">BxH", request, at)
+def items(body: bytes) -> Iterator[int]:
+    """The type of each item of an A-ASSOCIATE-RQ, without its first six bytes: PS3.8 9.3.2."""
+    at = BEFORE_ITEMS - 6
+    while at + 4 <= len(body):
+        kind, length = struct.unpack_from(">BxH", body, at)
         yield kind
         at += 4 + length
-
-
-class _Messages(Messages):
-    """The same queue, waited for instead of looked into."""
-
-    look_s = LOOK_ROUND_S
-
-
-class _Socket(AssociationSocket):
-    """Waits for data or for something to send, and reads with as few calls as it takes."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._buffer = memoryview(b"")  # made when data comes
-        self._begin, self._end = 0, 0  # what is read and not yet taken
-        self._deadline = float("inf")
-        self._connected_at = time.monotonic()
-
-    @property
-    def ready(self) -> bool:
-        """Is there anything to read? Waits a little when there is nothing else to do."""
-        if self._begin < self._end:
-            return True
-        connection, bell = self.socket, cast(_UpperLayer, self.assoc.dul).bell
-        if connection is None or not self._is_connected:
-            return False
-        wait_ms = LOOK_ROUND_S * 1000 if self.event_queue.empty() else 0
-        try:
-            waiting = select.poll()  # not select, which knows no file descriptor beyond 1023
-            waiting.register(connection, select.POLLIN)
-            waiting.register(bell, select.POLLIN)
-            stirred = [descriptor for descriptor, _ in waiting.poll(wait_ms)]
-            if bell.fileno() in stirred:
-                bell.silence()
-            return connection.fileno() in stirred
-        except (OSError, ValueError):
-            self.event_queue.put("Evt17")  # transport connection closed: PS3.8 Table 9-10
-            return False
-
-    @property
-    def _silence_s(self) -> float:
-        return self.assoc.ae.network_timeout or float("inf")
-
-    def begin_pdu(self, length: int) -> None:
-        """Raises OSError for a PDU longer than was agreed; from now on for one that trickles."""
-        ae = self.assoc.ae
-        if self.assoc.dul.state_machine.current_state in REQUEST_AWAITED:
-            longest = LONGEST_REQUEST  # whose it is, is not known yet; ARTIM runs over the whole of it: PS3.8 9.1.5
-            self._deadline = self._connected_at + (ae.acse_timeout or float("inf"))
-        else:
-            longest = ae.maximum_pdu_size or LONGEST_UNLIMITED
-            self._deadline = time.monotonic() + self._silence_s
-        if length > longest:
-            raise OSError(f"a PDU of {length} bytes is longer than agreed")
-
-    def peek(self, count: int) -> memoryview:
-        """The next `count` bytes, which stay. Raises OSError when they do not come in time."""
-        if not self._buffer:
-            self._buffer = memoryview(bytearray(READ_AHEAD))
-        if self._end - self._begin < count:
-            if self._begin + count > len(self._buffer):
-                self._buffer[: self._end - self._begin] = self._buffer[self._begin : self._end]
-                self._begin, self._end = 0, self._end - self._begin
-            while self._end - self._begin < count:
-                self._fill()
-        return self._buffer[self._begin : self._begin + count]
-
-    def take(self, count: int) -> memoryview | bytes:
-        """The next `count` bytes, there until the next call."""
-        if count > READ_AHEAD:
-            return b"".join(bytes(some) for some in self._parts(count))
-        taken = self.peek(count)
-        self._begin += count
-        return taken
-
-    def some(self, most: int) -> memoryview:
-        """The next bytes as they come, at most so many, there until the next call."""
-        if self._begin == self._end:
-            self._begin = self._end = 0
-            self._fill()
-        some = self._buffer[self._begin : min(self._end, self._begin + most)]
-        self._begin += len(some)
-        return some
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """`nr_bytes`, or fewer when the peer is gone. Raises OSError for a PDU longer than was agreed, TimeoutError for
-        one that trickles."""
-        self.begin_pdu(nr_bytes)
-        received, at = bytearray(nr_bytes), min(nr_bytes, self._end - self._begin)
-        received[:at] = self._buffer[self._begin : self._begin + at]
-        self._begin += at
-        view = memoryview(received)
-        while at < nr_bytes:
-            count = cast(socket.socket, self.socket).recv_into(view[at:])
-            if not count:
-                return received[:at]
-            at += count
-            self._in_time()
-        return received
-
-    def _parts(self, count: int) -> Iterator[memoryview]:
-        while count:
-            some = self.some(count)
-            count -= len(some)
-            yield some
-
-    def _fill(self) -> None:
-        """Read more behind what is there."""
-        connection = self.socket
-        count = connection.recv_into(self._buffer[self._end :]) if connection is not None else 0
-        if not count:
-            raise ConnectionResetError("the peer hung up")
-        self._end += count
-        self._in_time()
-
-    def _in_time(self) -> None:
-        if time.monotonic() > self._deadline:
-            raise TimeoutError("a PDU did not become whole in time")

@@ -10,12 +10,11 @@ import pytest
 from pynetdicom.dimse import DIMSEServiceProvider
 
 from pacs_node.association import Messages
-from pacs_node.receive.upper_layer import _Messages
 
 ANSWER = 1, object()
 
 
-@pytest.mark.parametrize("queue", [Messages, _Messages])
+@pytest.mark.parametrize("queue", [Messages])
 def test_a_reactor_that_is_told_to_pause_leaves_the_answer_to_the_one_who_asked(queue: type[Messages]) -> None:
     checkpoint = threading.Event()  # cleared: a request of ours is about to go out
     messages = made(queue, checkpoint)

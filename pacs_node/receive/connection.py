@@ -1,0 +1,140 @@
+"""A connection that is read with as few calls as it takes, and waited for no longer than agreed."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+READ_AHEAD = 1 << 18  # bytes read at once from an association that sends
+LINGER_S = 2.0  # for the peer to close first: what we said last would be lost if we hung up on what it still sends
+
+
+class Connection:
+    """One thread reads and writes; any may `hang_up`. Every failure is an OSError.
+
+    Only the time that is spent waiting for the peer counts: what is done with its bytes may take as long as it takes.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._buffer = memoryview(b"")  # made when data comes
+        self._begin, self._end = 0, 0  # what is read and not yet taken
+        self._left_s = self._wait_s = 0.0
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # responses are small: do not hold them back
+        connected.settimeout(None)  # the system waits, in the one call that reads
+
+    def allow(self, seconds: float) -> None:
+        """From now on the peer may keep us waiting for so long, all waits together."""
+        self._left_s = seconds
+        if seconds != self._wait_s:
+            self._wait_at_most(seconds)
+
+    def patience(self, seconds: float) -> None:
+        """How long it may take the peer to read what we send."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
+
+    def waits(self, seconds: float) -> bool:
+        """Is there something to read, within so many seconds? True, too, when the peer has hung up."""
+        if self._begin < self._end:
+            return True
+        self.allow(seconds)
+        try:
+            self.peek(1)
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def peek(self, count: int) -> memoryview:
+        """The next `count` bytes, which stay."""
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(READ_AHEAD))
+        if self._end - self._begin < count:
+            if self._begin + count > len(self._buffer):
+                self._buffer[: self._end - self._begin] = self._buffer[self._begin : self._end]
+                self._begin, self._end = 0, self._end - self._begin
+            while self._end - self._begin < count:
+                self._fill()
+        return self._buffer[self._begin : self._begin + count]
+
+    def take(self, count: int) -> memoryview | bytes:
+        """The next `count` bytes, there until the next call."""
+        if count > READ_AHEAD:
+            return b"".join(bytes(some) for some in self._parts(count))
+        taken = self.peek(count)
+        self._begin += count
+        return taken
+
+    def some(self, most: int) -> memoryview:
+        """The next bytes as they come, at most so many, there until the next call."""
+        if self._begin == self._end:
+            self._begin = self._end = 0
+            self._fill()
+        some = self._buffer[self._begin : min(self._end, self._begin + most)]
+        self._begin += len(some)
+        return some
+
+    def send(self, encoded: bytes) -> None:
+        try:
+            self._socket.sendall(encoded)
+        except BlockingIOError as error:
+            raise TimeoutError("the peer does not read what it is answered") from error
+
+    def stop_reading(self) -> None:
+        """Whoever waits for bytes hears that there are no more."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def hang_up(self) -> None:
+        """Whoever reads or writes hears the end."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def see_off(self) -> None:
+        """Nothing more will be said: what the peer still says is passed over until it closes, for a little while."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            self.allow(LINGER_S)
+            until = time.monotonic() + LINGER_S
+            while time.monotonic() < until:
+                self.some(READ_AHEAD)
+
+    def _parts(self, count: int) -> Iterator[memoryview]:
+        while count:
+            some = self.some(count)
+            count -= len(some)
+            yield some
+
+    def _fill(self) -> None:
+        """Read more behind what is there."""
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(READ_AHEAD))
+        if self._left_s < self._wait_s / 2:
+            self._wait_at_most(self._left_s)
+        began = time.monotonic()
+        try:
+            count = self._socket.recv_into(self._buffer[self._end :])
+        except BlockingIOError as error:  # SO_RCVTIMEO
+            raise TimeoutError("nothing came in time") from error
+        self._left_s -= time.monotonic() - began
+        if not count:
+            raise ConnectionResetError("the peer hung up")
+        self._end += count
+        if self._left_s < 0:
+            raise TimeoutError("a PDU did not become whole in time")
+
+    def _wait_at_most(self, seconds: float) -> None:
+        self._wait_s = seconds
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+
+
+def _timeval(seconds: float) -> bytes:
+    """struct timeval: zero would mean for ever, and so does what is beyond all patience."""
+    if seconds == float("inf"):
+        return struct.pack("@ll", 0, 0)
+    microseconds = max(1, int(seconds * 1e6))
+    return struct.pack("@ll", microseconds // 1_000_000, microseconds % 1_000_000)
