@@ -135,7 +135,8 @@ class Node(Settings):
 class Receive(Settings):
     """[receive]: the DICOM listener."""
 
-    max_associations: Count = 10  # more are rejected: transient, local limit exceeded
+    processes: Annotated[int, Field(ge=1, le=64)] = 1  # that receive, behind the one port
+    max_associations: Count = 10  # of all of them; more are rejected: transient, local limit exceeded
     network_timeout_s: Seconds = 60.0  # an idle association is aborted after this
     acse_timeout_s: Seconds = 30.0  # ARTIM: waiting for an association request or its release
     dimse_timeout_s: Seconds = 30.0  # waiting for the answer to a message of ours

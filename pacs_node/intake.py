@@ -27,14 +27,19 @@ MOST_WAITING = 20_000  # rows; a ledger that is away for longer holds senders up
 class Intake:
     """Tells the ledger what the listener tells it, in that order.
 
-    indexed: called with what the ledger has from now on. at: called at each step.
+    indexed: called with what the ledger has from now on. at: called at each step. twice: called with what the ledger
+    knew already, of which another process may have kept other bytes.
     """
 
     def __init__(
-        self, ledger: Ledger, indexed: Callable[[Sequence[Instance]], None], at: Callable[[str], None]
+        self,
+        ledger: Ledger,
+        indexed: Callable[[Sequence[Instance]], None],
+        at: Callable[[str], None],
+        twice: Callable[[Instance], None] = lambda instance: None,
     ) -> None:
         self.loop = Loop("intake", self.flush, LOOK_EVERY_S)
-        self._ledger, self._indexed, self._at = ledger, indexed, at
+        self._ledger, self._indexed, self._at, self._twice = ledger, indexed, at, twice
         self._waiting: deque[Instance | AssociationEnd] = deque()
         self._one_at_a_time = threading.Lock()
 
@@ -87,6 +92,7 @@ class Intake:
         """Rows for instances that are durable in the spool."""
         if not instances:
             return
-        self._ledger.take_in_all(instances, pack.is_there)
+        for known in self._ledger.take_in_all(instances, pack.is_there):
+            self._twice(known)
         self._indexed(instances)
         self._at("instance indexed")

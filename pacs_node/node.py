@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -29,12 +30,14 @@ from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop
 from pacs_node.peers import calls_from, why_not_believed
 from pacs_node.receive.commitment import CommitmentService
-from pacs_node.receive.scp import Listener, ListenerSettings
+from pacs_node.receive.scp import Listener, ListenerSettings, why_aside
 from pacs_node.receive.spool import Spool
+from pacs_node.receivers import ASSEMBLER, ENGINE, Counts, Receivers
 from pacs_node.records import (
     AssociationEnd,
     CommitmentReport,
     CommitmentRequest,
+    Instance,
     Refusal,
 )
 from pacs_node.stages import WiredStages
@@ -45,6 +48,7 @@ log = structlog.get_logger()
 
 AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
 NOTE_EVERY_S = 5.0  # what was refused while the ledger was away is noted this often
+LISTEN_BACKLOG = 128  # connections that wait to be taken, where several processes receive
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 
 
@@ -88,16 +92,16 @@ class Node:
             await_report_s=config.jobs.await_report_s,
             at=at,
         )
-        self.intake = Intake(self.ledger, lambda instances: self.spool.indexed(instances), at)
+        self.intake = Intake(self.ledger, lambda instances: self.spool.indexed(instances), at, self._kept_twice)
         receive = config.receive
         self.spool = Spool(data_dir / "spool", receive.keep_free_gb, self.intake.find, receive.largest_mb << 20)
         self.listener: Listener | None = None
+        self.receivers: Receivers | None = None  # instead of it, where several processes receive
+        self._woken: Callable[[str], None] = self._wake_here
         self.engine: Engine | None = None
         self._web: uvicorn.Server | None = None
         self._threads: list[threading.Thread] = []
-        self.assembler = Assembler(
-            config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.intake.flush
-        )
+        self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
         self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
         self._lock: IO[str] | None = None  # of the jobs, and of what is received
@@ -114,8 +118,10 @@ class Node:
             self._receiving = hold(self.config.node.data_dir / "spool.lock")
             # durable on disk, but its row was never written
             self.intake.take_in_found(self.spool.scan(self.ledger.indexed_up_to(), self._damaged))
-            self._start_listener()
-            self.intake.loop.start()
+            if self.config.receive.processes == 1:
+                self.start_receiving()
+            else:
+                self._start_receivers(self._receiving.fileno())
             self.assembler.loop.start()
         if web:
             self._start_web()
@@ -128,6 +134,8 @@ class Node:
         drain_s = self.config.receive.drain_s
         if self.listener is not None:
             self.listener.stop(drain_s)
+        if self.receivers is not None:
+            self.receivers.stop(drain_s)
         if self.engine is not None:
             cut_short = threading.Timer(drain_s, self.stages.inference.close)
             cut_short.start()
@@ -157,7 +165,52 @@ class Node:
         thread.start()
         self._threads.append(thread)
 
-    def _start_listener(self) -> None:
+    def start_receiving(
+        self,
+        door: socket.socket | None = None,
+        counts: Counts | None = None,
+        woken: Callable[[str], None] | None = None,
+    ) -> None:
+        """In this process. Of one among several: door is where all of them listen, counts of the associations in all of
+        them, woken is called when something is for the ASSEMBLER or the ENGINE of the parent."""
+        self._woken = woken or self._wake_here
+        self._start_listener(door, counts)
+        self.intake.loop.start()
+
+    def stop_receiving(self, drain_s: float) -> None:
+        if self.listener is not None:
+            self.listener.stop(drain_s)
+        for loop in (self.intake.loop, self._refusals):
+            loop.stop()
+        with suppress(LedgerUnavailable):
+            self._note_refusals()
+            self.intake.flush()
+        self.spool.close()
+        self.ledger.close()
+
+    def _start_receivers(self, lock: int) -> None:
+        node = self.config.node
+        self.receivers = Receivers(
+            partial(Node, self.config), self.config.receive.processes, self._wake_here, self._receiver_ended
+        )
+        with listening_on("dicom_port", node.dicom_port, "dicom_host", node.dicom_host):
+            door = socket.create_server((node.dicom_host, node.dicom_port), backlog=LISTEN_BACKLOG)
+        self.receivers.start(door, lock)
+        self._refusals.start()
+
+    def _receiver_ended(self, pid: int) -> None:
+        """What it promised and had no time to index."""
+        known = self.ledger.indexed_up_to()
+        self.intake.take_in_found(self.spool.scan(known, self._damaged, of_process=pid))
+        self.assembler.loop.wake()
+
+    def _wake_here(self, whom: str) -> None:
+        if whom == ASSEMBLER:
+            self.assembler.loop.wake()
+        else:
+            self.wake()
+
+    def _start_listener(self, door: socket.socket | None, counts: Counts | None) -> None:
         node, receive = self.config.node, self.config.receive
         settings = ListenerSettings(
             ae_title=node.ae_title,
@@ -189,9 +242,10 @@ class Node:
             self.now,
             commitment,
             self._refused,
+            elsewhere=counts.elsewhere if counts is not None else lambda here: 0,
         )
         with listening_on("dicom_port", node.dicom_port, "dicom_host", node.dicom_host):
-            self.listener.start()
+            self.listener.start(door)
         self._refusals.start()
 
     def _start_engine(self) -> None:
@@ -233,21 +287,24 @@ class Node:
 
     def trouble(self) -> list[str]:
         """What makes the node unfit to receive or to work, in words; nothing of a node that is well."""
-        loops = [self.intake.loop, self.assembler.loop, self._refusals]
-        loops += [self.engine.sweeper] if self.engine is not None else []
-        said = [
-            trouble for trouble in (*(loop.trouble for loop in loops), self.assembler.trouble) if trouble is not None
-        ]
+        loops = [self.assembler.loop] + ([self.engine.sweeper] if self.engine is not None else [])
+        own = (*(loop.trouble for loop in loops), self.assembler.trouble)
+        said = [*self.trouble_of_receiving(), *(trouble for trouble in own if trouble is not None)]
+        said += self.receivers.trouble if self.receivers is not None else []
         free_gb = shutil.disk_usage(self.spool.root).free / 1e9
         if free_gb < self.config.receive.keep_free_gb:
             said.append(f"{free_gb:.1f} GB are free where images are kept: senders are answered 0xA700")
         return said
 
+    def trouble_of_receiving(self) -> list[str]:
+        """In this process."""
+        return [trouble for loop in (self.intake.loop, self._refusals) if (trouble := loop.trouble) is not None]
+
     # ---- what drives the flow, and what is told of it
 
     @property
     def listening(self) -> bool:
-        return self.listener is not None
+        return self.listener is not None or self.receivers is not None
 
     @property
     def working(self) -> bool:
@@ -262,12 +319,32 @@ class Node:
         return self.assembler.rerun(series_uid, route)
 
     def connected(self) -> frozenset[str]:
+        if self.receivers is not None:
+            return self.receivers.connected()
         return self.listener.open_associations if self.listener is not None else frozenset()
+
+    def settle(self) -> None:
+        """The ledger has all that has come by now. Raises LedgerUnavailable."""
+        self.intake.flush()
+        if self.receivers is not None:
+            self.receivers.settle()
 
     def _refused(self, refusal: Refusal) -> None:
         """Noted for a thread of its own: a ledger that is slow or away must not hold a sender up."""
         self._not_noted.append(refusal)
         self._refusals.wake()
+
+    def _kept_twice(self, second: Instance) -> None:
+        """Two processes that receive were sent images under one UID at the same time, or one was killed in between."""
+        first = self.ledger.instance(second.sop_instance_uid)
+        if first is None or first.stored == second.stored:
+            return
+        kept = self.spool.compare(first, second)
+        if kept.aside is not None:
+            file = str(kept.aside.relative_to(self.spool.root))
+            words = why_aside(kept)
+            uids = second.sop_instance_uid, second.series_uid
+            self._refused(Refusal("kept aside", self.now(), second.calling_ae, "", words, *uids, file))
 
     def _damaged(self, path: Path, reason: str) -> None:
         file = str(path.relative_to(self.spool.root))
@@ -287,7 +364,7 @@ class Node:
 
     def _sender_left(self, end: AssociationEnd) -> None:
         self.intake.left(end)
-        self.assembler.loop.wake()
+        self._woken(ASSEMBLER)
 
     def _judge_commitment(self, request: CommitmentRequest) -> CommitmentReport:
         self.intake.flush()
@@ -296,7 +373,7 @@ class Node:
     def _commitment_asked(self, request: CommitmentRequest) -> None:
         self.intake.flush()
         self.flow.commitment_asked(request)
-        self.wake()
+        self._woken(ENGINE)
 
     def _commitment_reported(self, report: CommitmentReport, calling_ae: str, address: str) -> bool:
         """Raises TryAgain when it cannot be said now whether it comes from where the destination is."""
@@ -308,7 +385,7 @@ class Node:
             self.ledger.report_not_believed(job, why_not, self.now())
             return False
         known = self.ledger.commitment_reported(report, calling_ae, self.now())
-        self.wake()
+        self._woken(ENGINE)
         return known
 
     def wake(self) -> None:

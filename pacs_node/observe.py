@@ -56,6 +56,11 @@ def start_logging(*, plain: bool) -> None:
     )
 
 
+def is_plain() -> bool:
+    """Whether events are told for people."""
+    return isinstance(structlog.get_config()["processors"][-1], structlog.dev.ConsoleRenderer)
+
+
 def hear_everything() -> None:
     """What Python itself would print becomes an event, too: an error that nobody catches, what a library warns of."""
     threading.excepthook, sys.excepthook, sys.unraisablehook = _thread_ended, _ended, _unraisable

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -76,6 +78,7 @@ class Listener:
     A NodeError from it is answered as a failure. on_association_end: after the last on_stored of that association.
     audit: name of the event and its facts, no patient values. now: UTC, aware. commitment: None: not offered.
     on_refused: called with what was not taken in, before the sender hears of it; it must neither raise nor block.
+    elsewhere: told how many associations are open here; how many are in other processes of the same node.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Listener:
         now: Callable[[], datetime],
         commitment: CommitmentService | None = None,
         on_refused: Callable[[Refusal], None] = lambda refusal: None,
+        elsewhere: Callable[[int], int] = lambda here: 0,
     ) -> None:
         self.settings = settings
         self.commitment = commitment
@@ -99,6 +103,7 @@ class Listener:
         self._on_association_end = on_association_end
         self._audit = audit
         self._on_refused = on_refused
+        self._elsewhere = elsewhere
         self._now = now
         self._draining = False
         self._open: dict[AcceptedAssociation, _Sender] = {}
@@ -107,10 +112,10 @@ class Listener:
         self._serial = itertools.count(1)
         self._server: Server | None = None
 
-    def start(self) -> None:
-        """Bind and listen. Raises OSError when the port is taken."""
+    def start(self, door: socket.socket | None = None) -> None:
+        """Bind and listen, or wait at a door that listens already. Raises OSError when the port is taken."""
         self._draining = False
-        self._began = f"{self._now():%Y%m%dT%H%M%S%f}"
+        self._began = f"{self._now():%Y%m%dT%H%M%S%f}-{os.getpid()}"
         handlers: list[tuple[evt.EventType, Callable[[evt.Event], Any]]] = [
             (evt.EVT_REQUESTED, self.on_requested),
         ]
@@ -127,6 +132,7 @@ class Listener:
             self.on_store,
             self.on_ended,
             self.settings.max_associations,
+            door,
         )
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="dicom", daemon=True
@@ -174,9 +180,11 @@ class Listener:
         # before the lock is taken: a host name may have to be resolved
         rejection = (self._reporters if reports else self._callers).why_rejected(calling, called, address)
         with self._change:
-            rejection = rejection or why_no_room(len(self._open), self.settings.max_associations, self._draining)
+            held = len(self._open) + self._elsewhere(len(self._open))
+            rejection = rejection or why_no_room(held, self.settings.max_associations, self._draining)
             if rejection is None:
                 self._open[association] = _Sender(f"{self._began}-{next(self._serial)}", calling)
+                self._elsewhere(len(self._open))
                 offered = self._accepted if calling in self.settings.allowed else frozenset()
                 offered = offered | ({VERIFICATION, PUSH_MODEL} if reports else {VERIFICATION})
                 association.acceptor.supported_contexts = _supported(request, offered)
@@ -235,7 +243,7 @@ class Listener:
         if kept.fate is Fate.ASIDE:
             facts = {"sop_instance_uid": kept.instance.sop_instance_uid, "file": kept.aside.name if kept.aside else ""}
             self._audit("instance-kept-aside", {**facts, "calling_ae": self._open[store.association].calling_ae})
-            self._note(store, "kept aside", _why_aside(kept), kept.aside, kept.series_uid)
+            self._note(store, "kept aside", why_aside(kept), kept.aside, kept.series_uid)
             return Answer(COERCION, "other data is stored under this UID; kept aside")
         return Answer(SUCCESS)
 
@@ -245,6 +253,7 @@ class Listener:
             sender = self._open.pop(association, None)
             if sender is None:
                 return
+            self._elsewhere(len(self._open))
             self._ending.add(association)
         try:
             self._on_association_end(
@@ -349,7 +358,7 @@ def _supported(request: A_ASSOCIATE, offered: Collection[str]) -> list[Presentat
     return supported
 
 
-def _why_aside(kept: Kept) -> str:
+def why_aside(kept: Kept) -> str:
     first = kept.instance.series_uid
     where = "in the same series" if first == kept.series_uid else f"in series {first}"
     return f"other data is stored under this SOP Instance UID, {where}; this object is kept aside and not used"

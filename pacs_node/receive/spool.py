@@ -118,8 +118,9 @@ class Spool:
         self,
         known: Mapping[Path, int] | None = None,
         on_damaged: Callable[[Path, str], None] = lambda path, reason: None,
+        of_process: int | None = None,
     ) -> Iterator[Instance]:
-        """Every stored instance that the index does not know, as at start-up.
+        """Every stored instance that the index does not know, as at start-up; or of one process that has ended.
 
         known: of each file, the byte at which what is indexed of it ends. Removes what interrupted writes left behind;
         what cannot be read is copied to unreadable/, and on_damaged is told where and why.
@@ -130,6 +131,8 @@ class Spool:
         known = known or {}
         for folder in self._instances.iterdir():
             for path in sorted(folder.iterdir()):
+                if of_process is not None and path.name.split("-")[1:2] != [str(of_process)]:
+                    continue  # whoever writes it is at work
                 if path.suffix == ".dcm" and path not in known:
                     found = self._own_file(path, on_damaged)
                 elif path.suffix == pack.SUFFIX and path.stat().st_size > known.get(path, 0):
@@ -232,6 +235,16 @@ class Spool:
             self._write(aside, _head(announced), data_set)
         log.warning("spool.kept-aside", sop_instance_uid=instance.sop_instance_uid, file=name)
         return Kept(instance, Fate.ASIDE, aside, identity.series_uid)
+
+    def compare(self, first: Instance, second: Instance) -> Kept:
+        """Both were kept under one UID: other bytes are kept aside, as they would have been, had the second come later.
+        Raises OSError, NotReadable."""
+        content = pack.content(second.stored)
+        head = part10.decode(content[:LONGEST_HEAD])
+        uids = head.sop_class_uid, head.sop_instance_uid
+        announced = Announced(*uids, head.transfer_syntax_uid, second.association, second.calling_ae)
+        identity = Identity(*uids, second.study_uid, second.series_uid)
+        return self._keep_another(announced, identity, first, memoryview(content)[head.size :])
 
     def keep_unreadable(self, announced: Announced, data_set: memoryview, reason: str) -> Path:
         path = self._unreadable / f"{hashlib.sha256(data_set).hexdigest()}.dcm"

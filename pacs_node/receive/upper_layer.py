@@ -78,16 +78,29 @@ class Server(ThreadedAssociationServer):
         on_store: Callable[[AcceptedAssociation, StoreRequest], Incoming],
         on_end: Callable[[AcceptedAssociation], None],
         max_associations: int,
+        door: socket.socket | None = None,
     ) -> None:
         """on_store: called with each C-STORE-RQ, in the thread that reads, and by one message at a time. on_end: called
-        when an association is over, however it ended. Raises OSError when the port is taken."""
+        when an association is over, however it ended. door: where other processes listen as well. Raises OSError when
+        the port is taken."""
         self.most_of_one = max(MOST_WAITING_OF_ONE, max_associations)  # a sender may open all of its own at once
         self.most = max(MOST_WAITING, 2 * max_associations)
         self.handlers, self.on_store, self.on_end = handlers, on_store, on_end
         self._connected: dict[int, tuple[str, Association | None]] = {}  # id of the socket -> address, association
         self._lock = threading.Lock()
         self._closed, self._told = 0, -TELL_EVERY_S
+        self._door = door
         super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
+
+    def server_bind(self) -> None:
+        if self._door is None:
+            return super().server_bind()
+        self.socket, self.server_address = self._door, self._door.getsockname()[:2]
+        return None
+
+    def server_activate(self) -> None:
+        if self._door is None:
+            super().server_activate()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Is there room for a connection that has not said yet whose it is?"""

@@ -55,6 +55,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "durable": set(),
     "pack": {"records"},
     "intake": {"records", "errors", "ledger", "loop", "pack"},
+    "receivers": {"errors", "loop", "observe", "start_up"},
     "new_pipeline": {"errors"},
     "messages": {"errors"},  # between the node and its inference process
     "confine": set(),

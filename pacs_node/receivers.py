@@ -1,0 +1,258 @@
+"""Several processes that receive, behind one port: each with a listener, packs and rows of its own.
+
+They wait at the same socket, so whichever is free takes the next association. The parent asks them who is connected,
+has their rows written before it decides on a series, and starts one that ended again. They end with their parent.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from typing import Any, Protocol
+
+import structlog
+
+from pacs_node import observe
+from pacs_node.errors import LedgerUnavailable, NodeError
+from pacs_node.loop import describe
+from pacs_node.start_up import keep_private
+
+log = structlog.get_logger()
+
+ANSWER_S = 30.0  # what a process gets to answer its parent
+START_S = 60.0
+AGAIN_AFTER_S = 1.0  # before one that ended is started again
+ASSEMBLER, ENGINE = "assembler", "engine"  # whom something is for
+
+
+class NoAnswer(NodeError):
+    """A receiving process does not answer, or answered with an error."""
+
+
+class Counts:
+    """How many associations each process holds open: what one counts, all see."""
+
+    def __init__(self, shared: Any, own: int) -> None:
+        self._shared, self._own = shared, own
+
+    def elsewhere(self, here: int) -> int:
+        """Those of the other processes; they learn of ours."""
+        self._shared[self._own] = here
+        return sum(self._shared) - here
+
+
+class Receives(Protocol):
+    """A node, of which nothing but receiving is started."""
+
+    def start_receiving(self, door: socket.socket, counts: Counts, woken: Callable[[str], None]) -> None: ...
+    def stop_receiving(self, drain_s: float) -> None: ...
+    def connected(self) -> frozenset[str]: ...
+    def settle(self) -> None: ...
+    def trouble_of_receiving(self) -> list[str]: ...
+
+
+class _Handed:
+    """An open file that the process keeps which gets it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __getstate__(self) -> Any:
+        return DupFd(self.descriptor)
+
+    def __setstate__(self, handed: Any) -> None:
+        self.descriptor = handed.detach()
+
+
+class Receivers:
+    """make: what receives in each of so many processes. woken: called when something is for ASSEMBLER or ENGINE. ended:
+    called after one has ended by itself, before it is started again: what it promised and did not index is to be looked
+    for."""
+
+    def __init__(
+        self,
+        make: Callable[[], Receives],
+        processes: int,
+        woken: Callable[[str], None],
+        ended: Callable[[int], None],
+    ) -> None:
+        self._make, self._processes, self._woken, self._ended = make, processes, woken, ended
+        self._context = multiprocessing.get_context("spawn")
+        self._shared = self._context.RawArray("i", processes)
+        self._children: list[_Receiver] = []
+        self._stopping = threading.Event()
+        self._trouble: dict[int, str] = {}
+
+    def start(self, door: socket.socket, lock: int) -> None:
+        """door: listens already. lock: descriptor of the lock of the spool, held until the last of them has ended."""
+        door.setblocking(False)  # another may have been quicker
+        self._door, self._lock = door, lock
+        self._children = [self._started(number) for number in range(self._processes)]
+        for child in self._children:
+            child.answer("ready", START_S)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return tuple(child.process.pid or 0 for child in self._children)
+
+    def connected(self) -> frozenset[str]:
+        """The associations that are open in any of them."""
+        return frozenset(one for child in self._children for one in child.ask("connected"))
+
+    def settle(self) -> None:
+        """The ledger has all that they were sent by now. Raises LedgerUnavailable."""
+        for child in self._children:
+            child.ask("settle")
+
+    @property
+    def trouble(self) -> list[str]:
+        said = list(self._trouble.values())
+        for child in self._children:
+            try:
+                said += child.ask("trouble")
+            except NodeError as error:
+                said.append(str(error))
+        return said
+
+    def stop(self, drain_s: float) -> None:
+        """As Listener.stop, of all of them at once."""
+        self._stopping.set()
+        self._door.close()
+        for child in self._children:
+            child.tell("stop", drain_s)
+        for child in self._children:
+            child.process.join(drain_s + ANSWER_S)
+            child.process.kill()
+
+    def _started(self, number: int) -> _Receiver:
+        asked, theirs = self._context.Pipe()
+        events, tells = self._context.Pipe(duplex=False)
+        told = self._make, self._door, _Handed(self._lock), self._shared, number, observe.is_plain()
+        process = self._context.Process(target=receive, args=(*told, theirs, tells), name=f"receive-{number}")
+        process.start()
+        theirs.close()
+        tells.close()
+        child = _Receiver(number, process, asked)
+        threading.Thread(target=self._listen, args=(child, events), name=f"receive-{number}", daemon=True).start()
+        return child
+
+    def _listen(self, child: _Receiver, events: Connection) -> None:
+        """Until the process has ended; then another takes its place."""
+        with suppress(EOFError, OSError), events:
+            while True:
+                self._woken(events.recv())
+        child.process.join()
+        if self._stopping.is_set():
+            return
+        words = f"receiving process {child.number} ended (exit code {child.process.exitcode})"
+        log.error("listener.process-ended", number=child.number, exit_code=child.process.exitcode)
+        self._trouble[child.number] = f"{words}; another takes its place"
+        self._shared[child.number] = 0
+        while not self._stopping.wait(AGAIN_AFTER_S):
+            try:
+                self._ended(child.process.pid or 0)
+                new = self._started(child.number)
+                new.answer("ready", START_S)
+            except Exception as error:  # noqa: BLE001 - the edge of a thread: it is tried until it can be done
+                self._trouble[child.number] = f"{words}; another cannot be started: {describe(error)}"
+                continue
+            self._children[child.number] = new
+            del self._trouble[child.number]
+            return
+
+
+class _Receiver:
+    """The parent's view of one of them."""
+
+    def __init__(self, number: int, process: BaseProcess, asked: Connection) -> None:
+        self.number, self.process = number, process
+        self._asked = asked
+        self._one_at_a_time = threading.Lock()
+
+    def ask(self, what: str) -> Any:
+        with self._one_at_a_time:
+            self._send(what, None)
+            return self.answer(what, ANSWER_S)
+
+    def tell(self, what: str, with_it: Any) -> None:
+        with suppress(NoAnswer), self._one_at_a_time:
+            self._send(what, with_it)
+
+    def answer(self, what: str, within_s: float) -> Any:
+        """Raises LedgerUnavailable, as the process did, and NoAnswer."""
+        try:
+            until = time.monotonic() + within_s
+            while self._asked.poll(max(0.0, until - time.monotonic())):
+                asked, kind, said = self._asked.recv()
+                if asked != what:
+                    continue  # it came too late for the one who asked
+                if kind == "ledger":
+                    raise LedgerUnavailable(said)
+                if kind == "failed":
+                    raise NoAnswer(f"receiving process {self.number} fails: {said}")
+                return said
+        except (EOFError, OSError) as error:
+            raise NoAnswer(f"receiving process {self.number} has ended") from error
+        raise NoAnswer(f"receiving process {self.number} did not answer within {within_s:g} s")
+
+    def _send(self, what: str, with_it: Any) -> None:
+        try:
+            self._asked.send((what, with_it))
+        except OSError as error:
+            raise NoAnswer(f"receiving process {self.number} has ended") from error
+
+
+def receive(
+    make: Callable[[], Receives],
+    door: socket.socket,
+    lock: _Handed,
+    shared: Sequence[int],
+    number: int,
+    plain: bool,
+    asked: Connection,
+    tells: Connection,
+) -> None:
+    """One of them: until it is told to stop, or nobody is there to tell it."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)  # they are for the parent, which drains
+    keep_private()
+    observe.start_logging(plain=plain)
+    observe.hear_everything()
+    assert lock.descriptor  # held for as long as this process lives
+    one_at_a_time = threading.Lock()
+
+    def woken(whom: str) -> None:
+        with suppress(OSError), one_at_a_time:
+            tells.send(whom)
+
+    node = make()
+    node.start_receiving(door, Counts(shared, number), woken)
+    asked.send(("ready", "said", None))
+    answers: dict[str, Callable[[], Any]] = {
+        "connected": node.connected,
+        "settle": node.settle,
+        "trouble": node.trouble_of_receiving,
+    }
+    drain_s = 0.0
+    with suppress(EOFError, OSError):
+        while (ask := asked.recv())[0] != "stop":
+            asked.send(_answered(ask[0], answers[ask[0]]))
+        drain_s = ask[1]
+    node.stop_receiving(drain_s)
+
+
+def _answered(what: str, answer: Callable[[], Any]) -> tuple[str, str, Any]:
+    try:
+        return what, "said", answer()
+    except LedgerUnavailable as error:
+        return what, "ledger", str(error)
+    except Exception as error:  # noqa: BLE001 - the edge of the process: the parent says what fails
+        return what, "failed", describe(error)

@@ -1,0 +1,176 @@
+"""PS3.8 Table 9-10 from outside: each PDU in each state; and that one thread does not keep the peer waiting for itself,
+nor lets it pile up what it does not wait for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from pydicom.dataset import Dataset
+
+from pacs_node.receive.connection import Connection
+from pacs_node.receive.scp import VERIFICATION
+from tests.parrot import (
+    ABORT,
+    ASSOCIATE_AC,
+    CT,
+    EXPLICIT_LE,
+    LAST,
+    RELEASE_RP,
+    Parrot,
+    associate_rq,
+    command,
+    pdata,
+    pdu,
+)
+from tests.unit.receive.conftest import Node
+
+Start = Callable[..., Node]
+
+REQUEST, REJECT, RELEASE_RQ, UNKNOWN = 1, 3, 5, 9
+BODIES = {
+    REQUEST: associate_rq("ME", "NODE", CT, (EXPLICIT_LE,))[6:],
+    ASSOCIATE_AC: associate_rq("ME", "NODE", CT, (EXPLICIT_LE,))[6:],
+    REJECT: b"\0\1\1\1",
+    4: b"",
+    RELEASE_RQ: bytes(4),
+    RELEASE_RP: bytes(4),
+    ABORT: bytes(4),
+    UNKNOWN: bytes(4),
+}
+UNRECOGNIZED, UNEXPECTED = 1, 2  # reasons of an A-ABORT of the service provider: PS3.8 Table 9-26
+
+# what is answered: the type of a PDU, and the reason in an A-ABORT; (0, None): the connection is closed
+BEFORE = {
+    REQUEST: (ASSOCIATE_AC, None),
+    **dict.fromkeys((ASSOCIATE_AC, REJECT, 4, RELEASE_RQ, RELEASE_RP), (ABORT, UNEXPECTED)),
+    ABORT: (0, None),
+    UNKNOWN: (ABORT, UNRECOGNIZED),
+}
+WITHIN = {
+    **dict.fromkeys((REQUEST, ASSOCIATE_AC, REJECT, RELEASE_RP), (ABORT, UNEXPECTED)),
+    RELEASE_RQ: (RELEASE_RP, None),
+    ABORT: (0, None),
+    UNKNOWN: (ABORT, UNRECOGNIZED),
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_what_is_answered_before_there_is_an_association(node: Node, kind: int) -> None:
+    with Parrot(node.port) as parrot:
+        parrot.say(pdu(kind, BODIES[kind]))
+        assert answered(parrot) == BEFORE[kind]
+
+
+@pytest.mark.parametrize("kind", WITHIN)
+def test_what_is_answered_within_an_association(node: Node, kind: int) -> None:
+    with Parrot(node.port) as parrot:
+        assert parrot.associate()[0] == ASSOCIATE_AC
+        parrot.say(pdu(kind, BODIES[kind]))
+        assert answered(parrot) == WITHIN[kind]
+    deadline = time.monotonic() + 10
+    while not node.ends:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [end.released for end in node.ends] == [kind == RELEASE_RQ]
+
+
+def answered(parrot: Parrot) -> tuple[int, int | None]:
+    kind, body = parrot.hear()
+    return kind, body[3] if kind == ABORT else None
+
+
+def test_after_an_abort_the_peer_hears_it_though_it_goes_on_sending(node: Node) -> None:
+    """Closing at once would take the A-ABORT away with it: what is unread makes the system reset the connection."""
+    with Parrot(node.port) as parrot:
+        parrot.associate()
+        parrot.say(pdu(UNKNOWN, bytes(4)) + bytes(1 << 19))
+        assert answered(parrot) == (ABORT, UNRECOGNIZED)
+
+
+def test_messages_that_nobody_waits_for_are_answered_one_by_one(node: Node) -> None:
+    """A thousand C-ECHO before the first answer is read: as many answers, and no more in memory than one PDU holds."""
+    echoes = [pdata(1, 1 | LAST, echo(number)) for number in range(1000)]
+    with Parrot(node.port) as parrot:
+        parrot.associate(sop_class=VERIFICATION, syntaxes=("1.2.840.10008.1.2",))
+        parrot.say(b"".join(echoes))
+        assert [parrot.status() for _ in echoes] == [0x0000] * 1000
+        together = b"".join(each[6:] for each in echoes[:100])
+        parrot.say(pdu(4, together))
+        assert [parrot.status() for _ in range(100)] == [0x0000] * 100
+        assert parrot.release() == RELEASE_RP
+
+
+def echo(number: int) -> bytes:
+    uid = VERIFICATION.encode() + b"\0" * (len(VERIFICATION) % 2)
+    us = struct.Struct("<H").pack
+    return command((0x0002, uid), (0x0100, us(0x0030)), (0x0110, us(number)), (0x0800, us(0x0101)))
+
+
+def test_a_disk_that_is_slower_than_any_timeout_cuts_nobody_off(
+    start: Start, image: Dataset, data_set: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start(network_timeout_s=0.4)
+    sync = os.fdatasync
+
+    def slow(file: int) -> None:
+        time.sleep(0.8)
+        sync(file)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    with Parrot(node.port) as parrot:
+        parrot.associate()
+        assert parrot.store(image.SOPInstanceUID, data_set) == 0x0000
+        assert parrot.store(image.SOPInstanceUID, data_set) == 0x0000
+        assert parrot.release() == RELEASE_RP
+
+
+def test_who_does_not_read_the_answers_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()):
+        ours, _ = door.accept()
+        with ours:
+            connection = Connection(ours)
+            connection.patience(0.2)
+            with pytest.raises(TimeoutError, match="does not read"):
+                connection.send(bytes(1 << 26))
+
+
+@pytest.mark.parametrize("step", [1, 1000, 100_000])
+def test_bytes_come_out_as_they_went_in(step: int) -> None:
+    """However they were cut on the way, and whichever way they are taken."""
+    sent = os.urandom(5000 if step == 1 else 700_001)
+    with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()) as theirs:
+        ours, _ = door.accept()
+
+        def send() -> None:
+            for start in range(0, len(sent), step):
+                theirs.sendall(sent[start : start + step])
+            theirs.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        connection, taken = Connection(ours), b""
+        connection.allow(20)
+        with ours:
+            for count in (1, 6, 1000, 300_000, 17):
+                if len(taken) + count < len(sent):
+                    ahead = min(count, 200_000)
+                    assert bytes(connection.peek(ahead)) == sent[len(taken) : len(taken) + ahead]
+                    taken += bytes(connection.take(count))
+            taken += rest(connection)
+        sender.join()
+    assert taken == sent
+
+
+def rest(connection: Connection) -> bytes:
+    taken = bytearray()
+    try:
+        while True:
+            taken += connection.some(4096)
+    except ConnectionResetError:
+        return bytes(taken)
