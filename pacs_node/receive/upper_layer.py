@@ -150,9 +150,8 @@ class _Handler(RequestHandler):
             association.upper_layer.serve(connected)
         finally:
             try:
-                self.server.on_end(association)
-                if association.upper_layer.had_the_last_word:
-                    association.upper_layer.connection.see_off()
+                self.server.on_end(association)  # before the peer hears that there is room for its next one
+                association.upper_layer.take_leave()
             finally:
                 self.server.shutdown_request(self.request)  # pynetdicom's server leaves that to the association
 
@@ -201,7 +200,8 @@ class _Messages(DIMSEServiceProvider):
 
 
 class UpperLayer:
-    """PS3.8 9.2 for an acceptor. What pynetdicom gives it to send is sent when `send_pdu` returns.
+    """PS3.8 9.2 for an acceptor. What pynetdicom gives it to send is sent when `send_pdu` returns; a rejection, in the
+    end.
 
     silence_s: how long the peer may say nothing, or take over one PDU.
     """
@@ -220,15 +220,17 @@ class UpperLayer:
         self._coming: DIMSEMessage | None = None  # a message that is no C-STORE, not yet whole
         self._whole: deque[tuple[int, Any]] = deque()  # such messages, in the order in which they came
         self._end_it = self._begun = False
-        self.had_the_last_word = False  # the peer is to hang up
+        self._last_word = b""  # said when the association is over; then the peer is to hang up
 
     # ---- what pynetdicom calls
 
     def send_pdu(self, primitive: A_ASSOCIATE | P_DATA) -> None:
         """Raises OSError."""
         if isinstance(primitive, A_ASSOCIATE):
-            self.had_the_last_word = bool(primitive.result)
-            pdu: PDU = A_ASSOCIATE_RJ(primitive) if primitive.result else A_ASSOCIATE_AC(primitive)
+            if primitive.result:
+                self._last_word = A_ASSOCIATE_RJ(primitive).encode()
+                return
+            pdu: PDU = A_ASSOCIATE_AC(primitive)
         else:
             pdu = P_DATA_TF(primitive)
         self.connection.send(pdu.encode())
@@ -265,6 +267,17 @@ class UpperLayer:
         finally:
             association.is_established = False
             self._transfer.close()
+
+    def take_leave(self) -> None:
+        """Say how it ended, once, and wait a little for the peer to close."""
+        if not self._last_word:
+            return
+        try:
+            self.connection.send(self._last_word)
+        except OSError as error:
+            self._log("listener.connection-lost", error)
+        else:
+            self.connection.see_off()
 
     def end_it(self) -> None:
         """Abort: from another thread, or from what is being served here."""
@@ -353,8 +366,7 @@ class UpperLayer:
             raise Misplaced(f"a PDU of type {kind} within an association", UNEXPECTED_PDU)
         self.association.is_released = True
         self.association.is_established = False
-        self.had_the_last_word = True
-        self.connection.send(RELEASE_RP)
+        self._last_word = RELEASE_RP
 
     def _head(self, longest: int) -> tuple[int, int]:
         """Type and length of the PDU that begins."""
@@ -394,12 +406,9 @@ class UpperLayer:
             self._end_it = True
 
     def _abort(self, source: int, reason: int) -> None:
-        self.association.is_aborted = self.had_the_last_word = True
+        self.association.is_aborted = True
         self.association.is_established = False
-        try:
-            self.connection.send(struct.pack(">BxLxxBB", ABORT, 4, source, reason))
-        except OSError as error:
-            self._log("listener.connection-lost", error)
+        self._last_word = struct.pack(">BxLxxBB", ABORT, 4, source, reason)
 
     def _log(self, event: str, error: Exception) -> None:
         log.warning(event, address=str(self.association.requestor.address), error=str(error))
