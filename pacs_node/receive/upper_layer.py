@@ -255,7 +255,8 @@ class UpperLayer:
             reason = error.reason if isinstance(error, Misplaced) else INVALID_VALUE
             self._abort(PROVIDER, reason)
         except TimeoutError as error:  # where nothing was agreed yet, hanging up says it: PS3.8 Table 9-10, Evt18
-            self._log("listener.peer-silent", error)
+            if self._begun:  # a stranger who says nothing at all is not worth a line either
+                self._log("listener.peer-silent", error)
             if association.is_established:
                 self._abort(USER, NOT_SPECIFIED)
         except OSError as error:
@@ -323,7 +324,7 @@ class UpperLayer:
         self.connection.allow(max(0.0, connected + artim_s - time.monotonic()))
         self.connection.peek(1)  # who only looks if the port is open is not worth a word
         self._begun = True
-        kind, length = self._head(LONGEST_REQUEST)
+        kind, length = self._head()
         body = bytes(self.connection.take(length))
         if kind == ABORT:
             raise Aborted
@@ -355,7 +356,7 @@ class UpperLayer:
     def _read(self) -> None:
         """One PDU of an open association: PS3.8 Table 9-10, Sta6."""
         self.connection.allow(self._silence_s)
-        kind, length = self._head(self._longest)
+        kind, length = self._head()
         if kind == DATA:
             self._transfer.receive(length)
             return
@@ -368,12 +369,12 @@ class UpperLayer:
         self.association.is_established = False
         self._last_word = RELEASE_RP
 
-    def _head(self, longest: int) -> tuple[int, int]:
+    def _head(self) -> tuple[int, int]:
         """Type and length of the PDU that begins."""
         kind, length = struct.unpack(">BxL", self.connection.take(6))
         if kind not in KINDS:
             raise Misplaced(f"a PDU of the unknown type {kind}", UNRECOGNIZED_PDU)
-        if length > longest:
+        if length > (self._longest if kind == DATA else LONGEST_REQUEST):  # what was agreed is about data: PS3.8 D.1
             raise ProtocolError(f"a PDU of {length} bytes is longer than agreed")
         return kind, length
 
