@@ -68,7 +68,7 @@ class Commitments(Jobs):
 
     def asked_for(self, transaction_uid: str) -> Job | None:
         """The confirm job that asked its destination for this storage commitment."""
-        with self._begin() as db:
+        with self._reading() as db:
             mine = sa.select(commitment_table.c.job).where(commitment_table.c.transaction_uid == transaction_uid)
             row = db.execute(sa.select(job_table).where(job_table.c.id.in_(mine))).mappings().first()
             return None if row is None else job_of(row)
@@ -128,7 +128,7 @@ class Commitments(Jobs):
 
     def unreported(self, calling_ae: str, transaction_uid: str) -> CommitmentRequest | None:
         """A sender's request that it has no report on yet."""
-        with self._begin() as db:
+        with self._reading() as db:
             row = (
                 db.execute(
                     sa.select(commitment_request_table).where(

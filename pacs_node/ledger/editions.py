@@ -30,7 +30,7 @@ class Editions(Database):
 
     def editions(self, job: Job) -> list[Edition]:
         """What this job's pipeline, with its options, has said about its series so far, the oldest first."""
-        with self._begin() as db:
+        with self._reading() as db:
             return self._editions(db, job)
 
     def _editions(self, db: sa.Connection, job: Job) -> list[Edition]:

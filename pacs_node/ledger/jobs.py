@@ -52,13 +52,13 @@ class Jobs(Editions):
         db.execute(self._insert(job_table).values(row).on_conflict_do_nothing())
 
     def job(self, job_id: str) -> Job | None:
-        with self._begin() as db:
+        with self._reading() as db:
             row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
             return None if row is None else job_of(row)
 
     def open_jobs(self) -> list[Job]:
         """Jobs that are not finished, the most urgent first."""
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(
                 sa.select(job_table)
                 .where(job_table.c.state.in_(OPEN_JOB_STATES))
@@ -68,7 +68,7 @@ class Jobs(Editions):
 
     def running_jobs(self) -> list[Job]:
         """Jobs whose rows say that a worker runs them."""
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(sa.select(job_table).where(job_table.c.state == "running")).mappings()
             return [job_of(row) for row in rows]
 
@@ -79,7 +79,7 @@ class Jobs(Editions):
         """
         due = sa.or_(job_table.c.not_before.is_(None), job_table.c.not_before <= now)
         found: list[Job] = []
-        with self._begin() as db:
+        with self._reading() as db:
             queue = job_table.c.kind, job_table.c.destination
             for kind, destination in db.execute(sa.select(*queue).where(job_table.c.state.in_(BEGINNABLE)).distinct()):
                 rows: list[Any] = []
@@ -256,7 +256,7 @@ class Jobs(Editions):
             return True
 
     def results(self, job_id: str) -> list[Result]:
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(
                 sa.select(result_table).where(result_table.c.job == job_id).order_by(result_table.c.position)
             ).mappings()
@@ -392,7 +392,7 @@ class Jobs(Editions):
 
     def stored_uids(self, job_id: str) -> frozenset[str]:
         """The SOP Instance UIDs that the destination of a send job says it has stored."""
-        with self._begin() as db:
+        with self._reading() as db:
             return frozenset(db.scalars(self._stored(job_id)))
 
     def _stored(self, job_id: str) -> sa.Select[tuple[str]]:

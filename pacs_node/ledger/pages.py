@@ -33,7 +33,7 @@ class Pages(Database):
 
     def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
         """The latest series first, as plain values."""
-        with self._begin() as db:
+        with self._reading() as db:
             query = sa.select(series_table).order_by(series_table.c.first_arrival.desc()).limit(limit)
             if before is not None:
                 query = query.where(series_table.c.first_arrival < before)
@@ -57,7 +57,7 @@ class Pages(Database):
 
     def series(self, series_uid: str) -> dict[str, Any] | None:
         """Everything about one series, as plain values."""
-        with self._begin() as db:
+        with self._reading() as db:
             row = db.execute(sa.select(series_table).where(series_table.c.series_uid == series_uid)).mappings().first()
             if row is None:
                 return None
@@ -142,7 +142,7 @@ class Pages(Database):
             .where(job_table.c.state == "failed", current, ~again)
             .order_by(job_table.c.finished_at.desc())
         )
-        with self._begin() as db:
+        with self._reading() as db:
             return [_trouble(row) for row in db.execute(query).mappings()]
 
     def overdue(self, made_before: Mapping[str, datetime]) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ class Pages(Database):
             .where(job_table.c.state.in_(OPEN_JOB_STATES), sa.or_(*old))
             .order_by(job_table.c.created_at)
         )
-        with self._begin() as db:
+        with self._reading() as db:
             return [_trouble(row) for row in db.execute(query).mappings()]
 
     def running_too_long(
@@ -172,7 +172,7 @@ class Pages(Database):
             .where(job_table.c.state == "running", sa.or_(gone, *old))
             .order_by(job_table.c.started_at)
         )
-        with self._begin() as db:
+        with self._reading() as db:
             return [_trouble(row) for row in db.execute(query).mappings()]
 
     def standing_still(self, since: datetime) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ class Pages(Database):
             sa.func.coalesce(job_table.c.not_before, job_table.c.created_at) < since,
         )
         standing: list[dict[str, Any]] = []
-        with self._begin() as db:
+        with self._reading() as db:
             queues = db.execute(sa.select(job_table.c.kind, job_table.c.destination).where(*waits).distinct()).all()
             for kind, destination in queues:
                 same = job_table.c.destination
@@ -211,7 +211,7 @@ class Pages(Database):
             ),
         )
         found = sa.union_all(*times).subquery()
-        with self._begin() as db:
+        with self._reading() as db:
             number, latest = db.execute(
                 sa.select(sa.func.count(), sa.func.max(found.c.at)).where(found.c.at > after)
             ).one()
@@ -219,7 +219,7 @@ class Pages(Database):
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Series and jobs by state, for /health and /metrics."""
-        with self._begin() as db:
+        with self._reading() as db:
             series = db.execute(sa.select(series_table.c.state, sa.func.count()).group_by(series_table.c.state)).all()
             jobs = db.execute(
                 sa.select(job_table.c.kind, job_table.c.state, sa.func.count()).group_by(
@@ -238,7 +238,7 @@ class Pages(Database):
         """(destination, "yes" | "no" | "not proven", how, number) of what is known about arrivals, for /metrics."""
         words = {True: "yes", False: "no", None: "not proven"}
         kinds = arrival_table.c.destination, arrival_table.c.arrived, arrival_table.c.how
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(sa.select(*kinds, sa.func.count()).group_by(*kinds)).all()
             return [(destination, words[arrived], how, number) for destination, arrived, how, number in rows]
 

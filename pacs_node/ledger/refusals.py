@@ -40,12 +40,12 @@ class Refusals(Database):
 
     def refusals(self, limit: int) -> list[dict[str, Any]]:
         """The newest first."""
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(sa.select(refusal_table).order_by(refusal_table.c.id.desc()).limit(limit)).mappings()
             return [{**row, "at": _iso(row["at"])} for row in rows]
 
     def refusal_counts(self) -> dict[str, dict[str, Any]]:
         """kind -> {"number": since the ledger began, "latest": when}"""
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(sa.select(refusal_count_table).order_by(refusal_count_table.c.kind)).mappings()
             return {row["kind"]: {"number": row["number"], "latest": _iso(row["latest"])} for row in rows}

@@ -147,7 +147,7 @@ class SeriesRows(Jobs):
 
     def open_series(self, connected: frozenset[str]) -> list[OpenSeries]:
         """The series that still receive. `connected`: ids of the associations that are open now."""
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(sa.select(series_table).where(series_table.c.state == "receiving")).mappings().all()
             answer = []
             for row in rows:
@@ -187,7 +187,7 @@ class SeriesRows(Jobs):
             )
 
     def instances(self, series_uid: str) -> list[Instance]:
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(
                 sa.select(instance_table)
                 .where(instance_table.c.series_uid == series_uid)
@@ -294,7 +294,7 @@ class SeriesRows(Jobs):
 
     def series_of_route(self, route: str) -> list[str]:
         """Series that a route has made a job for, the oldest first."""
-        with self._begin() as db:
+        with self._reading() as db:
             return list(
                 db.scalars(
                     sa.select(job_table.c.series_uid)
@@ -306,7 +306,7 @@ class SeriesRows(Jobs):
 
     def series_since(self, since: datetime) -> list[str]:
         """Closed series whose last image came at that time or later, the oldest first."""
-        with self._begin() as db:
+        with self._reading() as db:
             return list(
                 db.scalars(
                     sa.select(series_table.c.series_uid)
@@ -316,12 +316,12 @@ class SeriesRows(Jobs):
             )
 
     def revision(self, series_uid: str) -> int:
-        with self._begin() as db:
+        with self._reading() as db:
             return db.scalar(sa.select(series_table.c.revision).where(series_table.c.series_uid == series_uid)) or 0
 
     def verdict(self, series_uid: str, route: str = "") -> Verdict | None:
         """What the geometry gate said, for a route if it said another thing to it, when the series last closed."""
-        with self._begin() as db:
+        with self._reading() as db:
             said = db.scalar(sa.select(series_table.c.verdict).where(series_table.c.series_uid == series_uid))
             if said is None:
                 return None
@@ -332,7 +332,7 @@ class SeriesRows(Jobs):
     def kept_instances(self, sop_instance_uids: Sequence[str]) -> list[Instance]:
         """Those of these instances that we took in."""
         kept: list[Instance] = []
-        with self._begin() as db:
+        with self._reading() as db:
             for start in range(0, len(sop_instance_uids), 500):  # SQLite takes 999 parameters, if it is old
                 rows = db.execute(
                     sa.select(instance_table).where(

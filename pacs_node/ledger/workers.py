@@ -36,7 +36,7 @@ class Workers(Database):
 
     def answers(self, destination: str, settings: str) -> list[Answer]:
         """What a destination said under these settings, by SOP class."""
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(
                 sa.select(answer_table)
                 .where(answer_table.c.destination == destination, answer_table.c.settings == settings)
@@ -60,7 +60,7 @@ class Workers(Database):
 
     def living(self) -> dict[str, datetime]:
         """Executors whose lease has not run out, and when it will."""
-        with self._begin() as db:
+        with self._reading() as db:
             rows = db.execute(sa.select(lease_table).where(lease_table.c.expires_at > self._clock(db))).mappings()
             return {row["executor"]: row["expires_at"] for row in rows}
 
