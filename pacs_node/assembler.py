@@ -21,7 +21,8 @@ from pacs_node.records import OpenSeries
 
 log = structlog.get_logger()
 
-ASSEMBLE_EVERY_S = 0.5
+ASSEMBLE_EVERY_S = 0.5  # while a series is open
+DOZE_S = 5.0  # while none is
 FULL_DISK_S = 5.0  # before a series is tried again for which there was no space
 RETRY_S = 0.5  # before a series that could not be closed is tried again; each time twice as long
 TRIES = 9  # in two minutes; then it is set aside, in the words of its error
@@ -56,7 +57,8 @@ class Assembler:
     ) -> None:
         self.config, self.ledger, self.flow, self.now = config, ledger, flow, now
         self.connected, self.wake, self.settle = connected, wake, settle
-        self.loop = Loop("assembler", self._assemble, ASSEMBLE_EVERY_S)
+        self.loop = Loop("assembler", self._look, DOZE_S)
+        self._dozes = False
         self._later: dict[str, Later] = {}  # series that could not be closed
         self.asked: dict[str, int] = {}  # series -> instances that had arrived when its peer was asked
         self.closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="close")
@@ -72,6 +74,21 @@ class Assembler:
         """None, or which series cannot be closed now, for /health."""
         later = list(self._later.values())
         return f"{len(later)} complete series cannot be closed: {later[0].error}; it is tried again" if later else None
+
+    def arrived(self) -> None:
+        """The ledger has new images."""
+        if self._dozes:  # else the loop comes round soon
+            self._dozes = False
+            self.loop.wake()
+
+    def _look(self) -> float | None:
+        """The seconds until the next look, if it is to come soon."""
+        self._dozes = True  # before: what comes while we look wakes us
+        self._assemble()
+        if not self.flow.silence.listens:
+            return None
+        self._dozes = False
+        return ASSEMBLE_EVERY_S
 
     def _assemble(self) -> None:
         connected = self.connected()  # before: who leaves in between counts as there, not as gone without its images

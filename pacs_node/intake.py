@@ -19,7 +19,8 @@ from pacs_node.records import AssociationEnd, Instance
 
 log = structlog.get_logger()
 
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S = 0.1  # while images come
+DOZE_S = 5.0  # while none do
 MOST_AT_ONCE = 500  # rows in one transaction
 MOST_WAITING = 20_000  # rows; a ledger that is away for longer holds senders up
 
@@ -38,10 +39,11 @@ class Intake:
         at: Callable[[str], None],
         twice: Callable[[Instance], None] = lambda instance: None,
     ) -> None:
-        self.loop = Loop("intake", self.flush, LOOK_EVERY_S)
+        self.loop = Loop("intake", self._look, DOZE_S)
         self._ledger, self._indexed, self._at, self._twice = ledger, indexed, at, twice
         self._waiting: deque[Instance | AssociationEnd] = deque()
         self._one_at_a_time = threading.Lock()
+        self._dozes = False
 
     def find(self, sop_instance_uid: str) -> Instance | None:
         """What the ledger has. Raises LedgerUnavailable, also when too many wait for their rows: before another is
@@ -52,11 +54,26 @@ class Intake:
 
     def stored(self, instance: Instance) -> None:
         """Durable in the spool."""
-        self._waiting.append(instance)
+        self._tell(instance)
         self._at("instance stored")
 
     def left(self, end: AssociationEnd) -> None:
-        self._waiting.append(end)
+        self._tell(end)
+
+    def _tell(self, told: Instance | AssociationEnd) -> None:
+        self._waiting.append(told)
+        if self._dozes:  # else the loop comes round soon, and takes many at once
+            self._dozes = False
+            self.loop.wake()
+
+    def _look(self) -> float | None:
+        """The seconds until the next look, if it is to come soon."""
+        self._dozes = not self._waiting
+        if self._dozes and not self._waiting:  # asked again: one that came in between has woken nobody
+            return None
+        self._dozes = False
+        self.flush()
+        return LOOK_EVERY_S
 
     def flush(self) -> None:
         """All that has been told by now is in the ledger when this returns. Raises LedgerUnavailable."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -33,7 +34,48 @@ PARTITIONED = ("send", "confirm", "report")  # kinds of jobs that talk to a dest
 WINDOW = 4  # jobs that the engine is given for each slot: enough that none idles, few enough that urgent ones overtake
 NOWHERE = ("", None)  # no workflow, no worker
 BEGIN_WITHIN_S = 10.0  # what the engine has given to this worker begins at once; after this it never will
+DOZE_S = 5.0  # how often the engine looks for work while there is none
 MOST_CORRECTED = 64  # rows in one sweep whose time the wall clock has spoilt
+
+
+class Pace:
+    """When the engine's pollers look again: at once for what was submitted here, soon while there is work, else seldom.
+
+    Each of their looks is a transaction, and they wait for nothing but the event that ends them: so it waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._change = threading.Condition()
+        self._submitted, self._idle, self._over = 0, False, False
+        self._seen = threading.local()  # by each poller: how many had been submitted when it last looked
+
+    def set_for(self, stopped: threading.Event) -> None:
+        """For whoever waits for this event between two looks."""
+        setattr(stopped, "wait", partial(self._wait, stopped.wait))
+
+    def submitted(self) -> None:
+        with self._change:
+            self._submitted += 1
+            self._change.notify_all()
+
+    def idle(self, idle: bool) -> None:
+        with self._change:
+            self._idle = idle
+
+    def end(self) -> None:
+        """The event itself is waited for from now on."""
+        with self._change:
+            self._over = True
+            self._change.notify_all()
+
+    def _wait(self, stopped: Callable[[float | None], bool], timeout: float | None = None) -> bool:
+        if timeout is None or timeout > DOZE_S:
+            return stopped(timeout)
+        with self._change:
+            wait_s = DOZE_S if self._idle else timeout
+            self._change.wait_for(lambda: self._over or self._submitted != getattr(self._seen, "submitted", 0), wait_s)
+            self._seen.submitted = self._submitted
+        return stopped(0)
 
 
 class Engine:
@@ -74,7 +116,8 @@ class Engine:
             "use_listen_notify": not ledger.embedded,
         }
         logging.getLogger("dbos").setLevel(logging.ERROR)
-        DBOS(config=settings)
+        self._dbos = DBOS(config=settings)
+        self._pace = Pace()
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=poison_limit)
         def run_job(job_id: str, generation: int, attempt: int) -> None:
@@ -88,6 +131,8 @@ class Engine:
             if job.executor == self.executor:
                 self.ledger.take_over(job, "the node ended while it ran", self.now())  # the sweeper submits it
         DBOS.launch()
+        for stopped in self._dbos.background_thread_stop_events:
+            self._pace.set_for(stopped)
         DBOS.register_queue("infer", worker_concurrency=self.infer_slots, polling_interval_sec=self.poll_s)
         # One partition per destination: a dead one fills its own slots, never those of another.
         for kind in PARTITIONED:
@@ -97,6 +142,7 @@ class Engine:
     def stop(self, drain_s: float) -> None:
         """Take no new job, give the running ones `drain_s` to end; what is left is taken up at the next start."""
         self.sweeper.stop()
+        self._pace.end()
         DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=max(1, int(drain_s)))
         self.ledger.give_up_lease(self.executor)
 
@@ -126,9 +172,11 @@ class Engine:
         self.ledger.renew_lease(self.executor, self.lease_s)
         living = self._living()
         self._correct_times()
-        failures = self._each(self.ledger.running_jobs(), lambda job: self._see_to_running(job, living))
+        running = self.ledger.running_jobs()
+        failures = self._each(running, lambda job: self._see_to_running(job, living))
         jobs = self.ledger.due_jobs(self.now(), self._windows(len(living)))
         states = self._states(jobs)
+        self._pace.idle(not running and not jobs)
         before, self._unbegun = self._unbegun, {}
         failures += self._each(jobs, lambda job: self._see_to_due(job, states.get(_of(job), NOWHERE), living, before))
         if failures:
@@ -236,6 +284,7 @@ class Engine:
             options["queue_partition_key"] = job.destination
         with SetWorkflowID(_of(job)), SetEnqueueOptions(**options):
             DBOS.enqueue_workflow(job.kind, self._run_job, job.id, job.generation, job.attempt)
+        self._pace.submitted()
 
 
 def _of(job: Job) -> str:

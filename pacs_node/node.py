@@ -8,7 +8,7 @@ import socket
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -92,7 +92,7 @@ class Node:
             await_report_s=config.jobs.await_report_s,
             at=at,
         )
-        self.intake = Intake(self.ledger, lambda instances: self.spool.indexed(instances), at, self._kept_twice)
+        self.intake = Intake(self.ledger, self._indexed, at, self._kept_twice)
         receive = config.receive
         self.spool = Spool(data_dir / "spool", receive.keep_free_gb, self.intake.find, receive.largest_mb << 20)
         self.listener: Listener | None = None
@@ -328,6 +328,10 @@ class Node:
         self.intake.flush()
         if self.receivers is not None:
             self.receivers.settle()
+
+    def _indexed(self, instances: Sequence[Instance]) -> None:
+        self.spool.indexed(instances)
+        self.assembler.arrived()
 
     def _refused(self, refusal: Refusal) -> None:
         """Noted for a thread of its own: a ledger that is slow or away must not hold a sender up."""

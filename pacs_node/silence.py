@@ -28,6 +28,11 @@ class Silence:
         self._since: dict[str, tuple[int, float]] = {}  # series -> its images, and when the last one came
         self._looked: float | None = None
 
+    @property
+    def listens(self) -> bool:
+        """Whether any series was open at the last look."""
+        return bool(self._since)
+
     def measured(self, open_series: Iterable[OpenSeries], now: datetime) -> list[OpenSeries]:
         """All series that are open now, each with its last arrival as far before `now` as it really was."""
         monotonic, before, self._since = self.monotonic(), self._since, {}

@@ -90,6 +90,7 @@ class Server(ThreadedAssociationServer):
         self._lock = threading.Lock()
         self._closed, self._told = 0, -TELL_EVERY_S
         self._door = door
+        self._ended = False  # an association, since garbage was last collected
         super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
 
     def server_bind(self) -> None:
@@ -126,7 +127,14 @@ class Server(ThreadedAssociationServer):
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
             self._connected.pop(id(request), None)
+            self._ended = True
         super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """The base collects garbage every sixty rounds: of associations, so not where nobody calls."""
+        if self._ended:
+            super().service_actions()
+            self._ended = self._gc[0] != 0
 
     def shutdown(self) -> None:
         """Stop listening; open associations go on."""
