@@ -51,7 +51,7 @@ class Pace:
 
     def set_for(self, stopped: threading.Event) -> None:
         """For whoever waits for this event between two looks."""
-        setattr(stopped, "wait", partial(self._wait, stopped.wait))
+        stopped.wait = partial(self._wait, stopped.wait)
 
     def submitted(self) -> None:
         with self._change:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
 
 from config import Config, Peer
-from dicom_sr.forms import Profile
 from pacs_node.association import Peer as DicomPeer
 from pacs_node.confirm import ArrivalCheck
 from pacs_node.deliver.arrival import DimseArrivalCheck
-from pacs_node.deliver.destination import Destination
+from pacs_node.deliver.destination import Destination, Forms
 from pacs_node.deliver.dimse import DimseDestination
 from pacs_node.deliver.folder import FolderDestination
 from pacs_node.deliver.stow import QidoArrivalCheck, StowDestination, WebPeer
-from pacs_node.encode import ResultForms
 from pacs_node.errors import (
     CannotStart,
     LedgerUnavailable,
@@ -24,7 +24,7 @@ from pacs_node.errors import (
 )
 from pacs_node.ledger import Ledger
 from pacs_node.receive.address import why_elsewhere
-from pacs_node.records import Answer
+from pacs_node.records import Answer, Form, Offer, Package, Prepared
 
 
 class LedgerMemory:
@@ -54,19 +54,37 @@ class LedgerMemory:
             self.ledger.remember_answers(self.peer.name, self.settings, answers)
 
 
-def _profile(peer: Peer) -> Profile:
-    return Profile(
-        label_map=peer.segmentation == "LABELMAP",
-        omit_empty_frames=peer.omit_empty_frames,
-        key_objects=peer.key_objects,
-        key_images=peer.key_images,
-        viewer=peer.viewer,
-    )
+class FormsFor:
+    """The forms of our results for one peer. What makes them takes 30 MB: it is loaded for the first that is sent."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+
+    @cached_property
+    def _forms(self) -> Forms:
+        from dicom_sr.forms import Profile
+        from pacs_node.encode import ResultForms
+
+        return ResultForms(
+            Profile(
+                label_map=self.peer.segmentation == "LABELMAP",
+                omit_empty_frames=self.peer.omit_empty_frames,
+                key_objects=self.peer.key_objects,
+                key_images=self.peer.key_images,
+                viewer=self.peer.viewer,
+            )
+        )
+
+    def offers(self, package: Package) -> Iterator[Offer]:
+        return self._forms.offers(package)
+
+    def prepare(self, package: Package, offer: Offer, form: Form, sent: Mapping[Path, Sequence[Path]]) -> Prepared:
+        return self._forms.prepare(package, offer, form, sent)
 
 
 def destination_of(config: Config, name: str, ledger: Ledger) -> Destination:
     peer = config.peer(name)
-    forms = ResultForms(_profile(peer))
+    forms = FormsFor(peer)
     if peer.folder is not None:
         return FolderDestination(name, peer.folder, forms, peer.readable_by)
     if peer.dicomweb_url is not None:

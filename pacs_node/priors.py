@@ -31,7 +31,6 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import PresentationContext, build_context
 
-from dicom_sr import read
 from dicom_sr.changes import Comparison, with_comparison
 from dicom_sr.findings import Findings
 from dicom_sr.hierarchy import named_in
@@ -242,6 +241,8 @@ def _confirm(patient: Patient, study: Study, fetched: Iterable[Dataset]) -> None
 
 def is_ours(report: Dataset, pipeline: str) -> bool:
     """A whole report that this node's software made with this pipeline."""
+    from dicom_sr import read  # 50 MB, for who compares
+
     return (
         report.get("Manufacturer") == "pacs-node"
         and report.get("CompletionFlag") == "COMPLETE"

@@ -29,7 +29,6 @@ from pacs_node.assemble.series import Close, decide
 from pacs_node.commitment import judge_request
 from pacs_node.confirm import ArrivalCheck
 from pacs_node.deliver.arrival import sent_objects
-from pacs_node.encode import REJECTION_NOTE, encode_not_run, encode_results, variant_of
 from pacs_node.errors import (
     GiveUp,
     JobError,
@@ -227,6 +226,8 @@ class WiredStages:
             shutil.rmtree(folder, ignore_errors=True)
 
     def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]:
+        from pacs_node.encode import encode_results, variant_of  # 30 MB, for who has a result
+
         return encode_results(
             replace(findings, variant=variant_of(job.asked)),
             files,
@@ -242,6 +243,8 @@ class WiredStages:
         return any(route.name == job.route and route.report_not_run for route in self.config.routes)
 
     def encode_not_run(self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition) -> list[Result]:
+        from pacs_node.encode import encode_not_run, variant_of
+
         return encode_not_run(
             job.pipeline,
             variant_of(job.asked),
@@ -257,6 +260,8 @@ class WiredStages:
         if destination not in self.destinations:
             raise GiveUp(f"the settings have no peer '{destination}' that results can be sent to")
         if not self._wants_note(destination):
+            from pacs_node.encode import REJECTION_NOTE
+
             package = replace(package, paths=tuple(path for path in package.paths if REJECTION_NOTE not in path.name))
         return self.destinations[destination].deliver(package, self.now)
 

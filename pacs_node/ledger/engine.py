@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config as AlembicConfig
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pacs_node.errors import LedgerTooOld, LedgerUnavailable
 from pacs_node.ledger.tables import event_table
+
+MIGRATIONS = Path(__file__).with_name("migrations")
 
 
 class Database:
@@ -33,8 +33,13 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema up to date (Alembic). Raises LedgerTooOld when the database is newer than this node."""
+        if self._is_up_to_date():
+            return
+        from alembic import command  # 10 MB, for one start in many
+        from alembic.config import Config as AlembicConfig
+
         settings = AlembicConfig()
-        settings.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+        settings.set_main_option("script_location", str(MIGRATIONS))
         settings.attributes["engine"] = self.engine
         try:
             command.upgrade(settings, "head")
@@ -51,6 +56,14 @@ class Database:
                 f"{self.engine.url.render_as_string()} cannot be used ({said}): start the database, or correct url in "
                 "[database]; without a database of your own, see that data_dir holds a whole node.sqlite"
             ) from error
+
+    def _is_up_to_date(self) -> bool:
+        newest = max(path.stem.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+        try:
+            with self._reader.begin() as db:
+                return db.scalars(sa.text("SELECT version_num FROM alembic_version")).all() == [newest]
+        except sa.exc.SQLAlchemyError:  # an empty database, or one that does not answer: `migrate` finds out
+            return False
 
     def close(self) -> None:
         self.engine.dispose()
