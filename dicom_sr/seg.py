@@ -240,14 +240,21 @@ def _indicator(source: Dataset) -> str | None:
 
 
 def _overlap(frames: Sequence[_Frame]) -> bool:
-    taken: dict[int, np.ndarray] = {}
+    of_image: dict[int, list[_Frame]] = {}
     for frame in frames:
-        place = frame.image.plane
+        of_image.setdefault(frame.image.index, []).append(frame)
+    return any(_share_a_pixel(together) for together in of_image.values() if len(together) > 1)
+
+
+def _share_a_pixel(frames: Sequence[_Frame]) -> bool:
+    """Of one image."""
+    place = frames[0].image.plane
+    taken = np.zeros((place.rows, place.columns), dtype=bool)
+    for frame in frames:
         mask = plane_mask(frame.finding, frame.image.index, place.rows, place.columns)
-        before = taken.get(frame.image.index)
-        if before is not None and (before & mask).any():
+        if (taken & mask).any():
             return True
-        taken[frame.image.index] = mask if before is None else before | mask
+        taken |= mask
     return False
 
 

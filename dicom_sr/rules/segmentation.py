@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
@@ -210,10 +211,10 @@ def round_trip(subject: Subject) -> Iterator[str]:
     series_uid = str(subject.known[findings.images[0].sop_instance_uid].SeriesInstanceUID)
     meant = {tracking_uid(findings, f, series_uid, int(dataset.InstanceNumber)): f for f in findings.findings}
     places = [plane(subject.known[ref.sop_instance_uid], ref.frame) for ref in findings.images]
-    drawn: dict[str, dict[int, np.ndarray]] = {}
+    drawn: dict[str, dict[int, _Part]] = {}
     for segmentation in subject.segmentations or [dataset]:
         for tracked, index, mask in _drawn(_from_bytes(segmentation), places, findings.images):
-            drawn.setdefault(tracked, {})[index] = mask
+            drawn.setdefault(tracked, {})[index] = _part(mask)
     for segment in dataset.SegmentSequence:
         name = f"segment {segment.SegmentNumber} ({segment.SegmentLabel})"
         finding = meant.get(segment.TrackingUID)
@@ -258,25 +259,41 @@ def _corners(place: Plane) -> np.ndarray:
     return np.array([place.point_lps_mm(*c) for c in ((0, 0), (0, last_column), (last_row, 0))])
 
 
-def _same_mask(drawn: dict[int, np.ndarray], finding: Finding) -> bool:
+class _Part(NamedTuple):
+    """What is set of a mask, and where that begins: of hundreds of frames no more is held."""
+
+    row: int
+    column: int
+    pixels: np.ndarray
+
+    def indices(self) -> np.ndarray:
+        """(n, 2): row and column of every pixel that is set."""
+        return np.argwhere(self.pixels) + np.array([self.row, self.column])
+
+
+def _part(mask: np.ndarray, row: int = 0, column: int = 0) -> _Part:
+    """Of a mask with a pixel set, whose first pixel is at (row, column)."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return _Part(row + int(rows[0]), column + int(columns[0]), box.copy())
+
+
+def _same_mask(drawn: dict[int, _Part], finding: Finding) -> bool:
     z, y, x = finding.offset_zyx
-    _, height, width = finding.mask.shape
-    if set(drawn) != {z + k for k, plane_ in enumerate(finding.mask) if plane_.any()}:
-        return False
-    return all(
-        np.array_equal(mask[y : y + height, x : x + width], finding.mask[k - z])
-        and np.count_nonzero(mask) == np.count_nonzero(finding.mask[k - z])
-        for k, mask in drawn.items()
+    meant = {z + k: _part(mask, y, x) for k, mask in enumerate(finding.mask) if mask.any()}
+    return set(drawn) == set(meant) and all(
+        (part.row, part.column) == (meant[k].row, meant[k].column) and np.array_equal(part.pixels, meant[k].pixels)
+        for k, part in drawn.items()
     )
 
 
-def _moved(drawn: dict[int, np.ndarray], finding: Finding | None, places: Sequence[Plane]) -> str:
+def _moved(drawn: dict[int, _Part], finding: Finding | None, places: Sequence[Plane]) -> str:
     """By how much, where both lie in space: voxels, and mm between the centroids."""
-    placed = {k: mask for k, mask in drawn.items() if k >= 0}
+    placed = {k: part for k, part in drawn.items() if k >= 0}
     if finding is None or not placed or not places[0].is_in_space:
         return ""
     z, y, x = finding.offset_zyx
     was = [places[z + k].point_lps_mm(y + r, x + c) for k, r, c in np.argwhere(finding.mask)]
-    is_now = [places[k].point_lps_mm(r, c) for k, mask in placed.items() for r, c in np.argwhere(mask)]
+    is_now = [places[k].point_lps_mm(r, c) for k, part in placed.items() for r, c in part.indices()]
     off_mm = float(np.linalg.norm(np.mean(was, axis=0) - np.mean(is_now, axis=0)))
     return f": {len(is_now)} voxels instead of {len(was)}, its centroid {off_mm:.2f} mm away"

@@ -118,6 +118,9 @@ class Jobs(Editions):
     def end_impossible_waits(self, now: datetime, longest_s: float) -> list[Job]:
         """Let jobs begin now that wait for longer than any job may: the clock was set back. It is said at each."""
         beyond = job_table.c.not_before > now + timedelta(seconds=longest_s)
+        with self._reading() as db:  # first, and nearly always only this: asked at every sweep
+            if db.scalar(sa.select(job_table.c.id).where(beyond).limit(1)) is None:
+                return []
         with self._begin() as db:
             rows = db.execute(sa.select(job_table).where(beyond)).mappings()  # by its index: there are hardly any
             jobs = [job_of(row) for row in rows if row["state"] in BEGINNABLE]

@@ -25,6 +25,11 @@ from pacs_node.records import (
     OPEN_JOB_STATES,
 )
 
+# not the verdict, which names every image
+SUMMARY = [series_table.c[name] for name in (
+    "series_uid", "study_uid", "modality", "description", "state", "arrived", "revision", "closed_because",
+    "first_arrival", "last_arrival",
+)]  # fmt: skip
 RECENT = 20  # jobs of a queue that began last: what of it runs is among them
 
 
@@ -34,7 +39,7 @@ class Pages(Database):
     def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
         """The latest series first, as plain values."""
         with self._reading() as db:
-            query = sa.select(series_table).order_by(series_table.c.first_arrival.desc()).limit(limit)
+            query = sa.select(*SUMMARY).order_by(series_table.c.first_arrival.desc()).limit(limit)
             if before is not None:
                 query = query.where(series_table.c.first_arrival < before)
             rows = db.execute(query).mappings().all()
@@ -53,7 +58,10 @@ class Pages(Database):
                 .mappings()
                 .all()
             )
-            return [_summary(row, jobs) for row in rows]
+            of: dict[str, list[Any]] = {}
+            for job in jobs:
+                of.setdefault(job["series_uid"], []).append(job)
+            return [_summary(row, of.get(row["series_uid"], ())) for row in rows]
 
     def series(self, series_uid: str) -> dict[str, Any] | None:
         """Everything about one series, as plain values."""
@@ -244,7 +252,7 @@ class Pages(Database):
 
 
 def _summary(row: Any, jobs: Iterable[Any]) -> dict[str, Any]:
-    own = [job for job in jobs if job["series_uid"] == row["series_uid"]]
+    """jobs: those of this series"""
     return {
         "series_uid": row["series_uid"],
         "study_uid": row["study_uid"],
@@ -258,7 +266,7 @@ def _summary(row: Any, jobs: Iterable[Any]) -> dict[str, Any]:
         "last_arrival": _iso(row["last_arrival"]),
         "jobs": [
             {"pipeline": job["pipeline"], "kind": job["kind"], "state": job["state"], "revision": job["revision"]}
-            for job in own
+            for job in jobs
         ],
     }
 

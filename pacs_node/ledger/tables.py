@@ -210,6 +210,7 @@ arrival_table = sa.Table(
     sa.Column("how", sa.String(32), nullable=False),
     sa.Column("text", sa.Text, nullable=False),
     sa.Column("at", UtcDateTime, nullable=False),
+    sa.Index("ix_arrival_counts", "destination", "arrived", "how"),
 )
 
 

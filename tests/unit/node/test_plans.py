@@ -1,0 +1,177 @@
+"""No question that is asked again and again reads a table that grows: every statement of a run, as SQLite plans it.
+
+And none that only reads waits for who writes.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pydicom
+import pytest
+import sqlalchemy as sa
+
+from config import load
+from dicom_sr.findings import Findings
+from models import catalogue
+from pacs_node.node import Node
+from tests.factories import us_image
+from tests.harness import free_port, storescu, wait_for
+from tests.results import us_findings
+
+GROWING = ("instance", "series", "association", "job", "event", "result", "receipt", "arrival", "edition",
+           "commitment", "commitment_request", "refusal")  # fmt: skip
+MAY_SCAN = {  # what begins so -> why
+    "SELECT instance.path, max(instance.offset + instance.size)": "once, when the node starts",
+    "SELECT series.state, count(*)": "by the index of the states alone: a few bytes for each series",
+    "SELECT job.kind, job.state, count(*)": "by the index of the queues alone",
+    "SELECT arrival.destination, arrival.arrived, arrival.how, count(*)": "by an index of its own, for /metrics",
+}
+TOML = """
+[node]
+data_dir = "data"
+dicom_host = "127.0.0.1"
+dicom_port = {dicom}
+web_port = {web}
+[assemble]
+quiet_s = 0.2
+[receive]
+keep_free_gb = 0.1
+[[peer]]
+name = "sender"
+ae_title = "SENDER"
+may_send = true
+[[peer]]
+name = "results"
+folder = "results"
+[[route]]
+name = "breast"
+match = {{ Modality = "US" }}
+pipeline = "breast-us"
+send_to = ["results"]
+"""
+
+
+class Inference:
+    """In the place of the child process."""
+
+    def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Any) -> Findings:
+        progress(0.5, "half")
+        return us_findings([pydicom.dcmread(file, stop_before_pixels=True) for file in files])
+
+    def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
+        return ""
+
+    def warm(self, pipelines: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Asking:
+    """A destination that knows of everything."""
+
+    commits, query = False, "C-FIND"
+
+    def find(self, sent: Sequence[Any]) -> set[str]:
+        return {each.sop_instance_uid for each in sent}
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], Path]:
+    """Every transaction of a node that starts, receives, infers, sends, asks, and shows its pages: its statements, with
+    their values; and the ledger."""
+    folder = tmp_path_factory.mktemp("plans")
+    ports = {"dicom": free_port(), "web": free_port()}
+    (folder / "node.toml").write_text(TOML.format(**ports))
+    node = Node(load(folder / "node.toml", catalogue()))
+    node.stages.inference = Inference()  # type: ignore[assignment]
+    node.stages.arrival_check = lambda destination: Asking()  # type: ignore[method-assign,assignment,return-value]
+    transactions = trace(node.ledger.engine)
+    node.start()
+    try:
+        image = us_image()
+        image.save_as(folder / "us.dcm", enforce_file_format=True)
+        door = SimpleNamespace(aet=node.config.node.ae_title, dicom_port=ports["dicom"])
+        storescu(door, folder / "us.dcm")  # type: ignore[arg-type]
+        storescu(door, folder / "us.dcm")  # type: ignore[arg-type]
+        uid = str(image.SeriesInstanceUID)
+        with httpx.Client(base_url=f"http://127.0.0.1:{ports['web']}", timeout=20) as client:
+            wait_for(lambda: ended(client, uid), 60, "the results to be sent and to have arrived")
+            listed = client.get("/api/series").json()[0]["first_arrival"].replace("+", "%2B")
+            for page in ("/", f"/?before={listed}", f"/series/{uid}", "/refusals", "/destinations", "/rerun", "/health",
+                         "/metrics", "/api/series", f"/api/series/{uid}", "/api/refusals"):  # fmt: skip
+                assert client.get(page).status_code == 200, page
+    finally:
+        node.stop()
+    return transactions, folder / "data" / "node.sqlite"
+
+
+def trace(engine: sa.Engine) -> list[list[str]]:
+    transactions: list[list[str]] = []
+    lock = threading.Lock()
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        mine: list[str] = []
+
+        def told(statement: str) -> None:
+            mine.append(statement)
+            if statement in ("COMMIT", "ROLLBACK") or not mine[0].startswith("BEGIN"):
+                with lock:
+                    transactions.append(mine.copy())
+                mine.clear()
+
+        connection.set_trace_callback(told)
+
+    return transactions
+
+
+def ended(client: httpx.Client, uid: str) -> bool:
+    answer = client.get(f"/api/series/{uid}")
+    jobs = answer.json()["jobs"] if answer.status_code == 200 else []
+    return [job["state"] for job in jobs if job["kind"] == "confirm"] == ["done"]
+
+
+def test_no_scan_of_what_grows(traced: tuple[list[list[str]], Path]) -> None:
+    transactions, ledger = traced
+    asked = {shape(each): each for statements in transactions for each in statements if plain(each)}
+    assert len(asked) > 40, "hardly anything was traced"
+    scans, allowed = [], set()
+    engine = sa.create_engine(f"sqlite:///{ledger}")
+    with engine.connect() as db:
+        for statement in asked.values():
+            plan = [row[3] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}".replace("%", "%%"))]
+            if any(re.match(rf"SCAN ({'|'.join(GROWING)})\b", step) for step in plan):
+                reason = next((start for start in MAY_SCAN if " ".join(statement.split()).startswith(start)), None)
+                scans += [] if reason else [f"{plan}: {statement}"]
+                allowed |= {reason}
+    engine.dispose()
+    assert not scans, "\n".join(scans)
+    assert allowed == set(MAY_SCAN), "one of them scans no more"
+
+
+def test_what_only_reads_takes_no_lock(traced: tuple[list[list[str]], Path]) -> None:
+    locked = [
+        statements for statements, _ in [(each, None) for each in traced[0]] if statements[0] == "BEGIN IMMEDIATE"
+    ]
+    assert locked
+    writes = ("INSERT", "UPDATE", "DELETE", "CREATE", "ALTER", "DROP")
+    idle = [statements for statements in locked if not any(each.startswith(writes) for each in statements)]
+    assert not idle, idle[:3]
+
+
+def plain(statement: str) -> bool:
+    return statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")) and "alembic" not in statement
+
+
+def shape(statement: str) -> str:
+    """The statement without its values."""
+    return re.sub(r"'(?:[^']|'')*'|\b\d+(\.\d+)?\b", "?", statement)
