@@ -5,7 +5,7 @@ Of the networks alone: python -m tests.bench nets; of a whole chest CT: python -
 
 import sys
 
-from tests.bench import chest, flow, nets, receive
+from tests.bench import chest, flow, idle, nets, pages, receive
 
 if sys.argv[1:2] == ["nets"]:
     nets.main(sys.argv[2:])
@@ -14,5 +14,7 @@ elif sys.argv[1:2] == ["chest"]:
 else:
     receive.main(quick=False)
     flow.run()
+    idle.run()
+    pages.run()
     nets.main([])
     chest.run()

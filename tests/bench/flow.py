@@ -1,14 +1,20 @@
-"""From the last image to the result accepted: seconds per CT and per ultrasound, what the node adds, peak memory.
+"""From the last image to the result accepted by Orthanc: seconds per CT and per ultrasound, what the node adds, memory.
 
-What the node adds is everything but the quiet time (a setting) and the inference: closing, judging, routing, queueing,
-encoding, sending and the destination's answer.
+What the node adds is everything but the quiet time (a setting) and the inference, in its parts:
+
+    closing      unpacking, headers, judging, routing, from the end of the quiet time until the series is closed
+    queueing     until the infer job begins, and from its end until the send job begins
+    encoding     what the infer job does besides inferring: unpacking, keeping the findings, SEG and SR and their checks
+    sending      forms, association, and the destination's answers to all objects
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +22,22 @@ import pydicom
 
 from models.phantoms import breast_ultrasound, chest_ct
 from tests.bench.record import record
-from tests.harness import NodeProcess, Receiver, node_toml, storescu, wait_for
+from tests.harness import NodeProcess, Orthanc, node_toml, storescu, wait_for
 
 QUIET_S = 1.0
+SLICES = 300
+PARTS = (
+    "last_image_to_accepted_s", "inference_s", "node_adds_s", "closing_s", "queueing_s", "encoding_s", "sending_s",
+)  # fmt: skip
 
 
 def run(repeats: int = 3) -> None:
-    with tempfile.TemporaryDirectory() as folder, Receiver() as pacs:
-        node = NodeProcess(Path(folder) / "node", node_toml(pacs.aet, pacs.port, assemble={"quiet_s": QUIET_S}))
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder, Orthanc(Path(folder) / "orthanc") as pacs:
+        node = NodeProcess(Path(folder) / "node", node_toml(pacs.aet, pacs.dicom_port, assemble={"quiet_s": QUIET_S}))
         with node:
             node.start()
-            for name, make in (("ultrasound image", breast_ultrasound), ("chest CT", chest_ct)):
+            for name, make in (("ultrasound image", breast_ultrasound), ("chest CT", partial(chest_ct, slices=SLICES))):
                 rounds = []
                 for seed in range(repeats + 1):
                     images = Path(folder) / f"{name}-{seed}"
@@ -37,11 +48,10 @@ def run(repeats: int = 3) -> None:
                     f"flow: {name}",
                     {
                         "images": measured[0]["images"],
-                        "inference_s": statistics.median(r["inference_s"] for r in measured),
-                        "node_adds_s": statistics.median(r["node_adds_s"] for r in measured),
-                        "last_image_to_accepted_s": statistics.median(r["total_s"] for r in measured),
+                        **{part: statistics.median(r[part] for r in measured) for part in PARTS},
                         "quiet_s": QUIET_S,
                         "repeats": repeats,
+                        "load": load,
                     },
                 )
             assert node.process is not None
@@ -57,13 +67,24 @@ def _one(node: NodeProcess, images: Path) -> dict[str, float]:
     jobs = {job["kind"]: job for job in facts["jobs"]}
     assert jobs["send"]["state"] == "done", facts
     accepted = max(_time(receipt["at"]) for receipt in jobs["send"]["receipts"])
-    total_s = (accepted - _time(facts["last_arrival"])).total_seconds()
+    (closed,) = (_time(event["at"]) for event in facts["timeline"] if event["event"] == "closed")
+    times = {kind: [_time(jobs[kind][of]) for of in ("started_at", "finished_at")] for kind in ("infer", "send")}
+    (infer_begun, infer_ended), (send_begun, _) = times["infer"], times["send"]
     inference_s = float(jobs["infer"]["facts"]["seconds"])
+    parts = {
+        "closing_s": (closed - _time(facts["last_arrival"])).total_seconds() - QUIET_S,
+        "queueing_s": (infer_begun - closed + (send_begun - infer_ended)).total_seconds(),
+        "encoding_s": (infer_ended - infer_begun).total_seconds() - inference_s,
+        "sending_s": (accepted - send_begun).total_seconds(),
+    }
+    total_s = (accepted - _time(facts["last_arrival"])).total_seconds()
+    adds_s = total_s - inference_s - QUIET_S
     return {
         "images": facts["instances"],
-        "total_s": total_s,
+        "last_image_to_accepted_s": total_s,
         "inference_s": inference_s,
-        "node_adds_s": total_s - inference_s - QUIET_S,
+        "node_adds_s": adds_s,
+        **parts,
     }
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tests.bench.flow import PARTS
 from tests.bench.receive import CASES
 from tests.bench.record import RESULTS
 from tests.harness import ROOT
@@ -19,6 +20,11 @@ Figures are of the machine that is named. What carries over to another one is th
 ABOUT_RECEIVING = """Images per second that DCMTK's `storescu` gets rid of, medians of three rounds. Ours are durable
 (one sync each) and have their rows in the ledger when the clock stops; `storescp +B` waits for no disk and indexes
 nothing. "Disk alone" is our promise without a network. CPU is of the receiving process, all threads, in ms an image."""
+
+ABOUT_FLOW = """Into a real Orthanc; medians in seconds. "Node adds" is all but the quiet time and the inference.
+Closing is unpacking, headers, judging and routing; encoding is all of the infer job but the inference; sending ends
+with the answer to the last object."""
+ABOUT_PAGES = """Over HTTP, of a node that is doing nothing else, one page after the other."""
 
 
 def last(name: str) -> dict[str, Any] | None:
@@ -53,8 +59,73 @@ def receiving() -> Iterator[str]:
     yield measured_on(line)
 
 
+def flowing() -> Iterator[str]:
+    yield "## From the last image to the result accepted"
+    yield ""
+    yield ABOUT_FLOW
+    yield ""
+    lines = [line for kind in ("chest CT", "ultrasound image") if (line := last(f"flow: {kind}")) and PARTS[-1] in line]
+    if not lines:
+        yield "Not measured yet."
+        return
+    yield "| series | images | node adds, s | closing | queueing | encoding | sending | inference, s |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for line in lines:
+        parts = ("node_adds_s", "closing_s", "queueing_s", "encoding_s", "sending_s", "inference_s")
+        cells = (
+            line["bench"].removeprefix("flow: "),
+            f"{line['images']:.0f}",
+            *(f"{line[part]:.2f}" for part in parts),
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    memory = last("flow: peak memory")
+    if memory is not None:
+        yield f"The main process held at most {memory['node_mb']:.0f} MB meanwhile. {measured_on(lines[0])}"
+
+
+def pages() -> Iterator[str]:
+    yield "## Pages of a full ledger"
+    yield ""
+    yield ABOUT_PAGES
+    yield ""
+    line = last("pages")
+    if line is None:
+        yield "Not measured yet."
+        return
+    yield f"{line['rows']} instances of {line['series']} series, {line['ledger MB']:.0f} MB:"
+    yield ""
+    yield "| page | median, ms | 95th percentile, ms |"
+    yield "| --- | ---: | ---: |"
+    for what in [key.removesuffix(": p50 ms") for key in line if key.endswith(": p50 ms")]:
+        yield f"| {what} | {line[f'{what}: p50 ms']:.0f} | {line[f'{what}: p95 ms']:.0f} |"
+    yield ""
+    full = f"receiving, {line['rows']} rows"
+    yield (
+        f"Start-up: {line['start: s']:.1f} s, of an empty ledger {line['start, empty: s']:.1f} s. Receiving (300 of "
+        f"512 KiB): {line[full]:.0f} images a second, into an empty ledger {line['receiving, empty ledger']:.0f}; "
+        f"the ratio of pairs is {line['receiving, ratio']:.2f}."
+    )
+    yield ""
+    yield measured_on(line)
+
+
+def idling() -> Iterator[str]:
+    yield "## A node that nobody sends anything"
+    yield ""
+    line = last("idle")
+    if line is None:
+        yield "Not measured yet."
+        return
+    cost = f"{line['cpu %']:.2f} % of a core over a minute and {line['resident MB']:.0f} MB"
+    yield f"The main process takes {cost}; the models are in a process of their own."
+    yield ""
+    yield measured_on(line)
+
+
 def page() -> str:
-    return "\n".join([HEAD, *receiving(), ""])
+    parts = (receiving, flowing, pages, idling)
+    return "\n".join([HEAD, *(line for part in parts for line in (*part(), ""))])
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def forget(folder: Path) -> None:
     ledger.close()
 
 
-def main(rows: int = ROWS) -> dict[str, Any]:
+def measure(rows: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"load": os.getloadavg()[0], "rows": rows}
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
@@ -136,8 +136,12 @@ def main(rows: int = ROWS) -> dict[str, Any]:
     return figures
 
 
+def run() -> None:
+    record("pages", measure(ROWS))
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        Console().print(main(int(sys.argv[1])))
+        Console().print(measure(int(sys.argv[1])))
     else:
-        record("pages", main())
+        run()
