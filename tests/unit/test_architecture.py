@@ -306,3 +306,10 @@ def plant(root: Path, name: str, code: str) -> None:
 def test_torch_is_loaded_by_models_only(modules: str) -> None:
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_an_idle_node_does_without_what_encodes_and_migrates() -> None:
+    big = "{'highdicom', 'scipy', 'alembic'}"
+    code = f"import sys, pacs_node.cli, pacs_node.node; sys.exit(' '.join({big} & {{*sys.modules}}) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
