@@ -74,8 +74,8 @@ class Pace:
         with self._change:
             wait_s = DOZE_S if self._idle else timeout
             self._change.wait_for(lambda: self._over or self._submitted != getattr(self._seen, "submitted", 0), wait_s)
-            self._seen.submitted = self._submitted
-        return stopped(0)
+            self._seen.submitted, over = self._submitted, self._over
+        return stopped(timeout if over else 0)
 
 
 class Engine:

@@ -51,8 +51,8 @@ def test_each_poller_is_told_of_each_submission_once(monkeypatch: pytest.MonkeyP
     for submitted in (1, 2, 3):
         pace.submitted()
         wait_for(lambda expected=[submitted] * 2: looks == expected, 20, f"{submitted} looks")  # type: ignore[misc]
-    pace.end()
     stopped.set()
+    pace.end()
     for poller in pollers:
         poller.join(20)
     assert looks == [3, 3], "they looked without a reason"
