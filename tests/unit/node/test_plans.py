@@ -28,7 +28,9 @@ from tests.results import us_findings
 GROWING = ("instance", "series", "association", "job", "event", "result", "receipt", "arrival", "edition",
            "commitment", "commitment_request", "refusal")  # fmt: skip
 MAY_SCAN = {  # what begins so -> why
-    "SELECT instance.path, max(instance.offset + instance.size)": "once, when the node starts",
+    'SELECT instance.path, max(instance."offset" + instance.size)': "once, when the node starts",
+    "SELECT series.series_uid, series.study_uid": "by the index of their times, as far as its LIMIT",
+    "SELECT refusal.id": "backwards by its key, as far as its LIMIT",
     "SELECT series.state, count(*)": "by the index of the states alone: a few bytes for each series",
     "SELECT job.kind, job.state, count(*)": "by the index of the queues alone",
     "SELECT arrival.destination, arrival.arrived, arrival.how, count(*)": "by an index of its own, for /metrics",
