@@ -29,7 +29,8 @@ UNREADABLE = (
     *(OverflowError, EOFError, struct.error, BytesLengthException),
 )
 
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # PS3.5 Table 6.2-1, DS; float() takes more
+# PS3.5 Table 6.2-1, DS; float() takes more. No two parts of it can match the same digit: it takes no longer than a text
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 LONGEST_SHOWN = 40  # characters of a value in a sentence
 LONGEST_VALUE = 1 << 19  # bytes of an attribute that is decoded: numbers of 65536 frames take 7 each
 LONGEST_TEXT = 10240  # characters: those of the longest VR that people fill in, LT, PS3.5 Table 6.2-1
@@ -67,7 +68,7 @@ def element(item: Dataset, keyword: str) -> DataElement | None:
         if isinstance(raw, RawDataElement) and len(raw.value or b"") > LONGEST_VALUE and _becomes_many(raw):
             raise BadAttribute(keyword, f"has {len(raw.value or b'')} bytes; at most {LONGEST_VALUE} are read")
         return item[tag]
-    except UNREADABLE as error:
+    except (*UNREADABLE, OSError) as error:  # OSError: pydicom's, of items that are cut off; no file is read here
         raise BadAttribute(keyword, "cannot be read") from error
 
 
