@@ -24,11 +24,22 @@ log = structlog.get_logger()
 
 
 class StandardError:
-    """Standard error as it is now, which may be full or gone: an event is lost then, and the work goes on."""
+    """Standard error as it is now, which may be full or gone: an event is lost then, and the work goes on.
+
+    Each thread's line is written whole: libraries and we ourselves log at the same time, by different ways.
+    """
+
+    _one_at_a_time = threading.Lock()
+
+    def __init__(self) -> None:
+        self._begun = threading.local()  # .text: of a line that has no end yet
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # ValueError: it is closed
-            sys.stderr.write(text)
+        line = getattr(self._begun, "text", "") + text
+        self._begun.text = "" if line.endswith("\n") else line
+        if not self._begun.text:
+            with self._one_at_a_time, suppress(OSError, ValueError):  # ValueError: it is closed
+                sys.stderr.write(line)
         return len(text)
 
     def flush(self) -> None:
@@ -42,8 +53,9 @@ def start_logging(*, plain: bool) -> None:
     told.setFormatter(logging.Formatter("%(name)s: %(message)s") if plain else _one_line())
     logging.basicConfig(handlers=[told], level=logging.WARNING)
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it prints data sets; our own events say what matters
-    logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote values
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes values; what it cannot read is refused in words
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is no HTTP; our own errors the pages tell
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

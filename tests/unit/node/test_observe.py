@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -165,3 +166,31 @@ def test_what_nobody_catches_is_one_line_that_quotes_no_patient(
     assert "test_observe.py" in line, "where it was"
     assert not any(word in line for word in (*PATIENT.split("^"), str(BORN)))
     assert event == "a library warned" or "ValueError: PatientName is" in line
+
+
+def test_lines_stay_whole_when_all_log_at_once(configured: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours go by structlog, which writes a line in two pieces, and those of libraries by logging."""
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            written = super().write(text)
+            time.sleep(0)  # another thread's turn
+            return written
+
+    heard = Slow()
+    monkeypatch.setattr(sys, "stderr", heard)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    start_logging(plain=False)
+
+    def talk(number: int) -> None:
+        for k in range(200):
+            structlog.get_logger().warning("ours", number=number, k=k)
+            logging.getLogger("library").warning("theirs %d %d", number, k)
+
+    talkers = [threading.Thread(target=talk, args=(number,)) for number in range(6)]
+    for each in talkers:
+        each.start()
+    for each in talkers:
+        each.join()
+    lines = [json.loads(line) for line in heard.getvalue().splitlines()]
+    assert len(lines) == 2 * 6 * 200
