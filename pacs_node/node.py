@@ -43,6 +43,7 @@ from pacs_node.records import (
 from pacs_node.stages import WiredStages
 from pacs_node.start_up import hold, listening_on, must_be_writable
 from pacs_node.web.app import create_app
+from pacs_node.web.connection import Connection
 
 log = structlog.get_logger()
 
@@ -281,7 +282,9 @@ class Node:
             "web_port", node.web_port, "web_host", node.web_host
         ):  # here, so that a taken port stops start-up
             door = socket.create_server((node.web_host, node.web_port))
-        self._web = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))
+        self._web = uvicorn.Server(
+            uvicorn.Config(app, http=Connection, log_config=None, access_log=False, timeout_graceful_shutdown=3)
+        )
         web = self._web
         self._thread("web", lambda: web.run(sockets=[door]))
 

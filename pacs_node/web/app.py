@@ -28,10 +28,12 @@ lend this to a stranger's page.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from h11 import LocalProtocolError
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -77,7 +79,11 @@ def create_app(facts: Facts, registry: CollectorRegistry, names: Iterable[str] =
             Route("/api/jobs/{id}/rejected/{name}", knowing(views.rejected_object)),
             Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         ],
-        exception_handlers={HTTPException: views.error, LedgerUnavailable: views.no_ledger},
+        exception_handlers={
+            HTTPException: views.error,
+            LedgerUnavailable: views.no_ledger,
+            Exception: views.unforeseen,
+        },
         middleware=[Middleware(SecurityHeaders, names=frozenset(name.lower() for name in ("localhost", *names)))],
     )
 
@@ -103,7 +109,8 @@ class SecurityHeaders:
             await send(message)
 
         refusal = self._refusal(scope["method"], Headers(scope=scope)) if scope["type"] == "http" else None
-        await (refusal or self.app)(scope, receive, guarded)
+        with suppress(LocalProtocolError):  # what was asked breaks HTTP before its end: there is nobody to answer
+            await (refusal or self.app)(scope, receive, guarded)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
         """None, or the answer to what a browser may have been tricked into asking."""

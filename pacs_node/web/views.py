@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pydicom
+import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydicom.uid import UID
 from starlette.concurrency import run_in_threadpool
@@ -20,10 +21,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.templating import Jinja2Templates
 
+from pacs_node.errors import Told
 from pacs_node.privacy import identifies
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
+
+log = structlog.get_logger(__name__)
 
 PAGE = 50  # series on one page
 MOST = 1000  # series in one answer
@@ -177,6 +181,17 @@ class Views:
     def no_ledger(self, request: Request, error: Exception) -> Response:
         """Nothing can be said while the database does not answer; /health says so, too."""
         return self.error(request, HTTPException(503, "the database of the node does not answer; see /health"))
+
+    def unforeseen(self, request: Request, error: Exception) -> Response:
+        """An error of ours: told in the log, with its place, and to who asked without."""
+        told = Told.of(error)
+        log.error(
+            "page failed",
+            path=request.scope["route"].path if "route" in request.scope else "",
+            error=told.words,
+            trace=told.trace,
+        )
+        return self.error(request, HTTPException(500, "the node could not answer this; its log says why"))
 
 
 View = Callable[[Request], Response]
