@@ -12,6 +12,8 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.presentation import build_context
 
+from dicom_sr import attributes
+from dicom_sr.reading import IMPLICIT_VR_LITTLE_ENDIAN, TooMuch, pixels_at
 from pacs_node.association import SUCCESS, NoneAccepted, Peer, Rejected, association
 from pacs_node.commitment import (
     PUSH_MODEL,
@@ -62,7 +64,7 @@ class CommitmentService:
             return _failure(NO_SUCH_ACTION, f"the one action of this class is {REQUEST}")
         calling_ae = _calling_ae(event.assoc)
         try:
-            transaction_uid, wanted = read_request(event.action_information)
+            transaction_uid, wanted = read_request(_counted(event, "ActionInformation", "action_information"))
             request = CommitmentRequest(transaction_uid, calling_ae, wanted)
             self.on_request(request)
         except Malformed as error:
@@ -78,7 +80,7 @@ class CommitmentService:
         """Answer one N-EVENT-REPORT. 0x0000 is a promise: we shall not ask for this again."""
         calling_ae, address = _calling_ae(event.assoc), str(event.assoc.requestor.address)
         try:
-            report = read_report(event.event_information)
+            report = read_report(_counted(event, "EventInformation", "event_information"))
             known = self.on_report(report, calling_ae, address)
         except Malformed as error:
             return _failure(INVALID_ARGUMENT, str(error))
@@ -123,6 +125,21 @@ def _report_on(opened: Association, report: CommitmentReport) -> int | None:
     event_type, told = event_information(report)
     status, _ = opened.send_n_event_report(told, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
     return status.get("Status")
+
+
+def _counted(event: evt.Event, parameter: str, decoded: str) -> Dataset:
+    """The data set that comes with a request. Raises Malformed before memory is taken for more elements than are read,
+    and for bytes that are no data set."""
+    encoded = getattr(event.request, parameter)
+    if encoded is None:
+        raise Malformed("it has no data set")
+    implicit = event.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
+    try:
+        pixels_at(encoded.getbuffer(), 0, implicit=implicit, big_endian=False)
+        return cast(Dataset, getattr(event, decoded))
+    except (*attributes.UNREADABLE, OSError, RecursionError) as error:  # TooMuch is a ValueError
+        why = str(error) if isinstance(error, TooMuch) else "its data set cannot be read"
+        raise Malformed(why) from error
 
 
 def _calling_ae(caller: Association) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_CUR, SEEK_SET, UnsupportedOperation
+from typing import BinaryIO, cast
 
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
@@ -45,7 +46,6 @@ Buffer = bytes | bytearray | memoryview
 # VRs whose explicit length takes two bytes; all others, future ones included, take four after two reserved: PS3.5 7.1.2
 SHORT_LENGTH = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 
-HEAD_OF_DEFLATED = 1 << 24  # bytes of an inflated data set that are kept to find the UIDs; the rest is only counted
 HEAD_OF_DEFLATED = 1 << 24  # bytes of an inflated data set that are kept to find the UIDs; the rest is only counted
 SMALL_HEADER = 8 * MOST_ITEMS  # bytes; what is shorter cannot hold more items or elements than are allowed
 SEEN_ONLY = 4096  # bytes; longer values need not be held to know where they end
@@ -173,7 +173,7 @@ def _as_pydicom_reads(data_set: Buffer, size: int, big_endian: bool) -> dict[int
         return {}  # a deflated one of which only the head is here
     implicit = _looks_implicit(data_set)
     _counted(data_set, implicit, big_endian)
-    stream = BytesIO(data_set)
+    stream = _Stream(data_set)
     found: dict[int, bytes] = {}
     pixels: list[tuple[int, int, int, bytes]] = []
     whole = False
@@ -184,7 +184,7 @@ def _as_pydicom_reads(data_set: Buffer, size: int, big_endian: bool) -> dict[int
         return tag in PIXEL_DATA
 
     try:
-        for element in data_element_generator(stream, implicit, not big_endian, at_pixels, defer_size=SEEN_ONLY):
+        for element in _as_pydicom(stream, implicit, not big_endian, at_pixels):
             if _overruns(element, size):
                 return {}
             if element.tag in WANTED:
@@ -199,13 +199,47 @@ def _as_pydicom_reads(data_set: Buffer, size: int, big_endian: bool) -> dict[int
         if not whole:
             return {}
         stream.seek(after)
-        for element in data_element_generator(stream, implicit, not big_endian, defer_size=SEEN_ONLY):
+        for element in _as_pydicom(stream, implicit, not big_endian):
             if element.tag in WANTED and element.tag not in found:
                 found[element.tag] = _bytes(element)
     # where lengths that lie lead it; EOFError and OSError: it was cut off inside a value of undefined length
     except (NotReadable, EOFError, OSError, struct.error, NotImplementedError, LookupError, ValueError, RecursionError):
         return found if whole else {}
     return found
+
+
+def _as_pydicom(
+    stream: _Stream,
+    implicit: bool,
+    little_endian: bool,
+    stop_when: Callable[[int, str | None, int], bool] | None = None,
+) -> Iterator[RawDataElement | DataElement]:
+    return data_element_generator(cast(BinaryIO, stream), implicit, little_endian, stop_when, defer_size=SEEN_ONLY)
+
+
+class _Stream:
+    """A data set as a file that pydicom reads: the bytes as they lie, not another copy of them all."""
+
+    def __init__(self, data: Buffer) -> None:
+        self._data, self._at = data, 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        if whence not in (SEEK_SET, SEEK_CUR):
+            raise UnsupportedOperation("from the beginning, or from here")
+        at = offset if whence == SEEK_SET else self._at + offset
+        if at < 0:
+            raise ValueError("before the beginning")
+        self._at = at
+        return at
+
+    def read(self, size: int = -1) -> bytes:
+        end = len(self._data) if size < 0 else self._at + size
+        some = bytes(self._data[self._at : end])
+        self._at += len(some)
+        return some
 
 
 def _overruns(element: RawDataElement | DataElement, size: int) -> bool:

@@ -26,6 +26,7 @@ from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ, P_DAT
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.transport import AddressInformation, RequestHandler, ThreadedAssociationServer
 
+from pacs_node.association import LEAST_PDU
 from pacs_node.errors import Told
 from pacs_node.receive.connection import Connection
 from pacs_node.receive.transfer import DataTransfer, Incoming, ProtocolError, StoreRequest
@@ -39,6 +40,8 @@ LONGEST_UNLIMITED = 1 << 28  # bytes of a PDU where none was agreed (max_pdu = 0
 
 # Connections that are no association yet cost a thread and a descriptor each, and nobody knows whose they are.
 MOST_WAITING, MOST_WAITING_OF_ONE = 64, 16  # in all, from one address, or as many as the settings let in
+MOST_UNSERVED = 4  # requests of a peer while it owes us an answer: one, unless a window was agreed (PS3.7 D.3.3.3)
+
 TELL_EVERY_S = 10.0  # that some were closed: a stranger must not fill the log either
 
 # PDU types: PS3.8 9.3
@@ -299,7 +302,7 @@ class UpperLayer:
 
     def response(self, within_s: float) -> tuple[int, Any] | tuple[None, None]:
         """What the peer answers to what it was just sent. Its own requests meanwhile are served afterwards, its images
-        at once."""
+        at once. Raises ProtocolError for more requests than one waits with."""
         until = time.monotonic() + within_s
         requests: list[tuple[int, Any]] = []
         try:
@@ -309,6 +312,8 @@ class UpperLayer:
                     if message.MessageIDBeingRespondedTo is not None:
                         return context_id, message
                     requests.append((context_id, message))
+                    if len(requests) > MOST_UNSERVED:
+                        raise ProtocolError("requests without end, and no answer to ours")
                 if self.connection.waits(left_s):
                     self._read()
             return None, None
@@ -345,9 +350,11 @@ class UpperLayer:
         try:
             request.decode(struct.pack(">BxL", kind, length) + body)
             primitive = request.to_primitive()
-            version = request.protocol_version
+            version, longest = request.protocol_version, primitive.maximum_length_received or LEAST_PDU  # 0: any
         except Exception as error:
             raise ProtocolError(f"an association request that cannot be read: {Told.of(error).words}") from error
+        if longest < LEAST_PDU:
+            raise ProtocolError(f"a peer that takes PDUs of only {longest} bytes; at least {LEAST_PDU} are needed")
         if not version & 1:  # other versions are other bits: PS3.8 Table 9-11
             self.association.acse.send_reject(*NOT_OUR_VERSION)
         return primitive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage, StorageCommitmentPushModel, Verification
@@ -22,6 +25,7 @@ from pacs_node.receive.commitment import CommitmentService, bring_report
 from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Spool
 from pacs_node.records import CommitmentReport, CommitmentRequest
+from tests.parrot import ABORT, P_DATA, Parrot, command, elements, pdata
 
 CT = str(CTImageStorage)
 HELD = {"1.5": CT}
@@ -271,3 +275,80 @@ def test_who_may_only_report_may_not_send_images(door: Door) -> None:
     ae.requested_contexts = []
     ae.add_requested_context(CTImageStorage)
     assert ae.associate("127.0.0.1", door.listener.port, ae_title="NODE").is_rejected
+
+
+@pytest.mark.parametrize("kind", [0x0130, 0x0100], ids=["N-ACTION", "N-EVENT-REPORT"])
+def test_who_sends_on_without_waiting_is_held_up(door: Door, kind: int) -> None:
+    """Requests are served one by one. While one waits its turn nothing more is read: neither memory nor threads grow
+    with what a sender says, and all of it is served in the end."""
+    gate, most, threads = threading.Semaphore(0), 0, threading.active_count()
+    ask, tell = door.ask, door.tell
+
+    def slowly(*told: object) -> object:
+        nonlocal most
+        (association,) = door.listener._open
+        most = max(most, len(association.upper_layer._whole), threading.active_count() - threads)
+        assert gate.acquire(timeout=20)
+        return ask(*told) if len(told) == 1 else tell(*told)  # type: ignore[arg-type]
+
+    service = door.listener.commitment
+    object.__setattr__(service, "on_request", slowly)
+    object.__setattr__(service, "on_report", slowly)
+    report = kind == 0x0100
+    _, told = event_information(REPORT)
+    data = _implicit(told if report else action_information("1.2.3", WANTED * 400))
+    uids = (0x0002, 0x1000, 0x1002) if report else (0x0003, 0x1001, 0x1008)
+    request = command(
+        (uids[0], StorageCommitmentPushModel.encode() + b"\0"),
+        (0x0100, struct.pack("<H", kind)),
+        (0x0110, b"\1\0"),
+        (0x0800, b"\1\0"),
+        (uids[1], PUSH_MODEL_INSTANCE.encode()),
+        (uids[2], b"\1\0"),
+    )
+    number = 20
+    one = pdata(1, 3, request) + b"".join(
+        pdata(1, 2 if at + 16_000 >= len(data) else 0, data[at : at + 16_000]) for at in range(0, len(data), 16_000)
+    )
+    with Parrot(door.listener.port, timeout_s=30) as parrot:
+        parrot.associate("CT1", "NODE", StorageCommitmentPushModel, ("1.2.840.10008.1.2",))
+        saying = threading.Thread(target=parrot.say, args=(one * number,))
+        saying.start()
+        statuses = []
+        for _ in range(number):
+            gate.release()
+            statuses.append(parrot.status())
+        saying.join()
+    assert statuses == [0] * number
+    assert len(door.told if report else door.asked) == number
+    assert most <= 4  # one that is served, one or two that wait; the threads of the association and of this test
+
+
+def test_a_peer_that_owes_an_answer_may_not_ask_without_end(door: Door) -> None:
+    """The report of its commitment waits for its answer; what it asks meanwhile is kept for later, to a limit."""
+    request = command(
+        (0x0003, StorageCommitmentPushModel.encode() + b"\0"),
+        (0x0100, b"\x30\1"),
+        (0x0110, b"\1\0"),
+        (0x0800, b"\1\0"),
+        (0x1001, PUSH_MODEL_INSTANCE.encode()),
+        (0x1008, b"\1\0"),
+    )
+    one = pdata(1, 3, request) + pdata(1, 2, _implicit(action_information("1.2.3", WANTED)))
+    with Parrot(door.listener.port, timeout_s=30) as parrot:
+        parrot.associate("CT1", "NODE", StorageCommitmentPushModel, ("1.2.840.10008.1.2",))
+        parrot.say(one)
+        assert parrot.status() == 0
+        kind, body = parrot.hear()  # the report
+        assert (kind, elements(body[6:])[0x0100]) == (P_DATA, b"\0\1")
+        parrot.say(one * 20)
+        while kind == P_DATA:
+            kind, _ = parrot.hear()
+        assert kind == ABORT
+
+
+def _implicit(dataset: Dataset) -> bytes:
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = True, True
+    write_dataset(buffer, dataset)
+    return bytes(buffer.getvalue())

@@ -34,6 +34,7 @@ from tests.parrot import (
     LAST,
     RELEASE_RP,
     Parrot,
+    associate_rq,
     c_store_rq,
     command,
     pdata,
@@ -499,3 +500,44 @@ def test_all_strangers_together_have_a_limit_too(start: Start, monkeypatch: pyte
     finally:
         for each in silent:
             each.close()
+
+
+def test_our_own_time_is_no_silence_of_the_sender(start: Start, image: Dataset, data_set: bytes) -> None:
+    """The disk takes three times as long as a sender may be silent: to write what comes in the middle of a PDU, and to
+    sync it. The sender has done nothing wrong, and goes on."""
+    node = start(network_timeout_s=0.3, on_stored=lambda instance: time.sleep(0.9))
+    begin = node.spool.begin
+
+    def slow_disk(announced: Any) -> Any:
+        incoming = begin(announced)
+        write = incoming.write
+        incoming.write = lambda fragment: (time.sleep(0.5), write(fragment))[1]  # type: ignore[method-assign]
+        return incoming
+
+    node.spool.begin = slow_disk  # type: ignore[method-assign]
+    half = len(data_set) // 2
+    two_values = b"".join(
+        struct.pack(">LBB", len(part) + 2, 1, control) + part
+        for part, control in ((data_set[:half], DATA), (data_set[half:], DATA | LAST))
+    )
+    with Parrot(node.port) as parrot:
+        parrot.associate()
+        for _ in range(2):
+            parrot.say(pdata(1, COMMAND | LAST, c_store_rq(CT, image.SOPInstanceUID)) + pdu(4, two_values))
+            assert parrot.status() == 0x0000
+        assert parrot.release() == RELEASE_RP
+    until(lambda: node.ends)
+    assert node.ends[0].released
+
+
+@pytest.mark.parametrize(
+    ("longest", "answer"), [(0, ASSOCIATE_AC), (1, ABORT), (7, ABORT), (1023, ABORT), (1024, ASSOCIATE_AC)]
+)
+def test_answers_go_in_pdus_of_some_size(node: Node, longest: int, answer: int) -> None:
+    """In PDUs of a few bytes a report would be a million objects before the first of them is sent."""
+    request = associate_rq("ME", "NODE", CT, (EXPLICIT_LE,))
+    item = b"\x51\0\0\4" + struct.pack(">L", 1 << 16)
+    assert item in request
+    with Parrot(node.port) as parrot:
+        parrot.say(request.replace(item, item[:4] + struct.pack(">L", longest)))
+        assert parrot.hear()[0] == answer
