@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup dev demo test lint bench soak knockout clean
+.PHONY: setup dev demo test lint bench soak knockout fuzz clean
 
 # ---- to run the node
 
@@ -47,6 +47,10 @@ soak: dev
 # every attribute of every kind of image, damaged in every way; the tests draw some of them
 knockout: dev
 	KNOCKOUT=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 7200 tests/unit/test_knockout.py
+
+# wrong associations, data sets, requests and answers, drawn from SEED, against a running node; the tests draw some
+fuzz: dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(or $(SEED),1) --inputs $(or $(INPUTS),100000)
 
 clean:
 	rm -rf .venv demo-out runs build *.egg-info
