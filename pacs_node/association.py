@@ -8,25 +8,42 @@ of the network: Rejected, NoneAccepted.
 from __future__ import annotations
 
 import queue
+import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import structlog
+from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_GET, C_STORE
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import A_ABORT_RQ
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from pacs_node.errors import GiveUp, NotOffered, Unreachable
+from pacs_node.errors import GiveUp, NotOffered, Told, Unreachable
+
+log = structlog.get_logger(__name__)
 
 MAX_PDU = 1 << 20  # bytes we offer to receive
+LEAST_PDU = 1 << 10  # bytes a peer must take: in smaller ones a result would be a million of them, each an object
+LONGEST_ANSWER = 1 << 20  # bytes of a message that answers us; one match of a query takes about 500
+MOST_MATCHES = 65536  # of one query
+MOST_TIMEOUTS = 4  # of one answer, that all matches may take together
+LONGEST_FETCHED = 1 << 30  # bytes of an object that a peer sends because we asked for it
+P_DATA_TF = 0x04  # PDU type: PS3.8 9.3.5
 SUCCESS = 0x0000  # of every DIMSE service: PS3.7 C.1
 PENDING = frozenset({0xFF00, 0xFF01})  # of queries and retrievals, more to come: PS3.4 Table C.4-1, C.4-3
 PERMANENT = 1  # result of an A-ASSOCIATE-RJ: PS3.8 Table 9-21
@@ -132,8 +149,9 @@ def _opened(
 
     def on_connection(event: evt.Event) -> None:
         connected.set()
-        transport = cast(AssociationSocket, event.assoc.dul.socket)
-        cast(socket.socket, transport.socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = cast(socket.socket, cast(AssociationSocket, event.assoc.dul.socket).socket)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(peer.timeout_s)  # pynetdicom would let it wait for ever
 
     if not 0 < peer.port < 1 << 16:
         raise Unreachable(f"{peer} cannot be reached: {peer.port} is no port")
@@ -157,7 +175,13 @@ def _opened(
     except (ValueError, TypeError, RuntimeError) as error:  # how pynetdicom says no to an AE title; it quotes settings
         raise Unreachable(f"{peer} cannot be reached: {error}") from error
     if opened.is_established:
-        return opened
+        longest = opened.acceptor.maximum_length or LEAST_PDU  # 0: any
+        if longest >= LEAST_PDU:
+            return opened
+        opened.abort()
+        raise Unreachable(
+            f"{peer} cannot be reached: it takes PDUs of only {longest} bytes, at least {LEAST_PDU} are needed"
+        )
     if not connected.is_set():
         why = why_unreachable(ae.failure, wait_s) if ae.failure else "no connection"
         raise Unreachable(f"{peer} cannot be reached: {why}")
@@ -190,6 +214,18 @@ def _tls_words(error: ssl.SSLError) -> str:
     reason = (error.reason or str(error)).replace("_", " ").lower()
     verified = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else ""
     return f"{reason}: {verified}" if verified else reason
+
+
+def matches(opened: Association, query: Dataset, model: str, peer: Peer) -> Iterator[tuple[Dataset, Dataset | None]]:
+    """What a peer answers to C-FIND: (status, match). A match may hold anything: read it by `dicom_sr.attributes`.
+
+    Raises Unreachable for answers without end.
+    """
+    until = time.monotonic() + MOST_TIMEOUTS * peer.timeout_s
+    for count, answer in enumerate(opened.send_c_find(query, model)):
+        if count > MOST_MATCHES or time.monotonic() > until:
+            raise Unreachable(f"{peer} does not come to an end of answering C-FIND")
+        yield answer
 
 
 def why_not_accepted(association: Association) -> dict[Context, str]:
@@ -231,6 +267,28 @@ def _why_none(opened: Association, peer: Peer, wait_s: float) -> Unreachable | R
     )
 
 
+class _UpperLayer(DULServiceProvider):
+    """pynetdicom's upper layer, in which an error that the bytes of a peer led it to ends the association, and not
+    its thread alone: both sides would wait for each other."""
+
+    def run_reactor(self) -> None:
+        try:
+            super().run_reactor()
+        except Exception as error:  # noqa: BLE001  pynetdicom raises whatever it is led to
+            log.warning("association.broken", kind=type(error).__name__, error=Told.of(error).words)
+            self._break()
+
+    def _break(self) -> None:
+        """As pynetdicom does after an error in reading."""
+        abort = A_ABORT_RQ()
+        abort.source, abort.reason_diagnostic = 0x02, 0x00  # the provider, without a reason: PS3.8 Table 9-26
+        if self.socket is not None:
+            self.socket.send(abort.encode())
+            self.socket.close()
+        self.assoc.is_aborted, self.assoc.is_established = True, False
+        self.assoc._kill = self._kill_thread = True  # noqa: SLF001  of pynetdicom 3.0.4, pinned
+
+
 class Messages(DIMSEServiceProvider):
     """pynetdicom's queue of messages, in which an answer is left to whoever waits for it.
 
@@ -250,6 +308,86 @@ class Messages(DIMSEServiceProvider):
         return None, None
 
 
+class _Messages(Messages):
+    """What a peer answers, bounded: it is held in memory until it is whole. And what answers something else is none."""
+
+    _size = 0  # bytes of the message that comes
+    _asked: type | None = None  # the kind of request that waits for its answer
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        if primitive.MessageIDBeingRespondedTo is None:
+            self._asked = type(primitive)
+        super().send_msg(primitive, context_id)
+
+    def get_msg(self, block: bool = False) -> Any:
+        context_id, message = super().get_msg(block)
+        fetched = self._asked is C_GET and isinstance(message, C_STORE) and message.MessageIDBeingRespondedTo is None
+        if block and message is not None and not fetched and type(message) is not self._asked:
+            return None, None
+        return context_id, message
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        values = primitive.presentation_data_value_list
+        if self.message is None:
+            self._size = 0
+        self._size += sum(len(value) for _, value in values)
+        if self._size > (LONGEST_FETCHED if isinstance(self.message, C_STORE_RQ) else LONGEST_ANSWER):
+            raise ValueError(f"an answer of more than {self._size - 1} bytes")  # ends the association
+        super().receive_primitive(primitive)
+
+
+class _Transport(AssociationSocket):
+    """pynetdicom's connection to a peer, which waits for a PDU, and for one to be taken, no longer than for silence;
+    and reads no further while an answer waits to be looked at."""
+
+    @property
+    def ready(self) -> bool:
+        if self.socket is None or not self._is_connected or not self.assoc.dimse.msg_queue.empty():
+            return False
+        try:
+            waiting = select.poll()  # not select, which knows no file descriptor beyond 1023
+            waiting.register(self.socket, select.POLLIN)
+            return bool(waiting.poll(0))
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")  # transport connection closed: PS3.8 Table 9-10
+            return False
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """`nr_bytes`, or fewer when the peer is gone. Raises OSError for a PDU longer than was agreed, TimeoutError for
+        one that trickles."""
+        if nr_bytes > MAX_PDU:
+            raise OSError(f"a PDU of {nr_bytes} bytes is longer than agreed")
+        received, at, until = bytearray(nr_bytes), 0, self._until()
+        with memoryview(received) as view:
+            while at < nr_bytes:
+                count = cast(socket.socket, self.socket).recv_into(view[at:])
+                if not count:
+                    break
+                at += count
+                _in_time(until)
+        return received[:at]
+
+    def send(self, bytestream: bytes) -> None:
+        if bytestream[0] == P_DATA_TF and self.assoc._sent_abort:  # noqa: SLF001  of pynetdicom 3.0.4, pinned
+            return  # what still waited to go out when the association was given up
+        at, until = 0, self._until()
+        try:
+            with memoryview(bytestream) as view:
+                while at < len(view):
+                    at += cast(socket.socket, self.socket).send(view[at:])
+                    _in_time(until)
+        except (OSError, AttributeError):  # AttributeError: it is closed, and None
+            self.event_queue.put("Evt17")
+
+    def _until(self) -> float:
+        return time.monotonic() + (self.assoc.network_timeout or float("inf"))
+
+
+def _in_time(until: float) -> None:
+    if time.monotonic() > until:
+        raise TimeoutError("a PDU did not become whole in time")
+
+
 class _Entity(AE):
     """pynetdicom's AE, which tells why it could not connect: it keeps that to its log."""
 
@@ -258,13 +396,15 @@ class _Entity(AE):
     def _create_socket(
         self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
     ) -> AssociationSocket:
-        transport = super()._create_socket(assoc, address, tls_args)
+        transport = _Transport(assoc, address=address)
+        transport.tls_args = tls_args
         plain = cast(socket.socket, transport.socket)
         telling = _Telling(plain.family, plain.type, plain.proto, plain.detach())
         telling.entity = self
         telling.settimeout(assoc.network_timeout)
         transport.socket = telling
-        assoc.dimse = Messages(assoc)
+        assoc.dul, assoc.dimse = _UpperLayer(assoc), _Messages(assoc)
+        assoc.acse_timeout, assoc.network_timeout = assoc.acse_timeout, assoc.network_timeout  # its timers
         return transport
 
 

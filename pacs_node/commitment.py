@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from pydicom.dataset import Dataset
 
+from dicom_sr import attributes
 from pacs_node.records import CommitmentReport
 
 PUSH_MODEL = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model SOP Class: PS3.4 J.3
@@ -73,9 +74,9 @@ def read_request(asked: Dataset) -> tuple[str, tuple[tuple[str, str], ...]]:
 def read_report(told: Dataset) -> CommitmentReport:
     """What an N-EVENT-REPORT says. Raises Malformed."""
     failed = tuple(
-        (*reference, int(item.get("FailureReason") or 0x0110))
+        (*reference, attributes.whole_or(item, "FailureReason", 0x0110) & 0xFFFF)
         for item, reference in zip(
-            told.get("FailedSOPSequence") or (), _references(told, "FailedSOPSequence"), strict=True
+            _items(told, "FailedSOPSequence"), _references(told, "FailedSOPSequence"), strict=True
         )
     )
     return CommitmentReport(_transaction(told), _references(told, "ReferencedSOPSequence"), failed)
@@ -102,17 +103,28 @@ def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
 
 
 def _transaction(dataset: Dataset) -> str:
-    uid = str(dataset.get("TransactionUID") or "")
-    if not 0 < len(uid) <= 64:
-        raise Malformed("TransactionUID (0008,1195) is missing, or longer than 64 characters")
-    return uid
+    return _uid(dataset, "TransactionUID")
 
 
 def _references(dataset: Dataset, keyword: str) -> tuple[tuple[str, str], ...]:
-    found = []
-    for item in dataset.get(keyword) or ():
-        pair = str(item.get("ReferencedSOPClassUID") or ""), str(item.get("ReferencedSOPInstanceUID") or "")
-        if not all(pair):
-            raise Malformed(f"an item of {keyword} lacks its SOP Class UID or SOP Instance UID")
-        found.append(pair)
-    return tuple(found)
+    return tuple(
+        (_uid(item, "ReferencedSOPClassUID"), _uid(item, "ReferencedSOPInstanceUID"))
+        for item in _items(dataset, keyword)
+    )
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    try:
+        found = attributes.values(dataset, keyword)
+    except attributes.BadAttribute as bad:
+        raise Malformed(str(bad)) from bad
+    if not all(isinstance(each, Dataset) for each in found):
+        raise Malformed(f"{keyword} is no sequence")
+    return found
+
+
+def _uid(dataset: Dataset, keyword: str) -> str:
+    try:
+        return attributes.uid(dataset, keyword)
+    except attributes.BadAttribute as bad:
+        raise Malformed(str(bad)) from bad

@@ -31,6 +31,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import PresentationContext, build_context
 
+from dicom_sr import attributes
 from dicom_sr.changes import Comparison, with_comparison
 from dicom_sr.findings import Findings
 from dicom_sr.hierarchy import named_in
@@ -70,6 +71,7 @@ COMPRESSED = (  # of images only: a BINARY Segmentation is read bit by bit
 OUT_OF_RESOURCES = 0xA700
 CONNECT_S = 10.0  # a peer that is down must not hold up every result
 MOST_STUDIES = 20  # the nearest ones are looked into
+MOST_ANSWERS = 4096  # to one query: studies of a patient, or series of one
 MOST_OBJECTS = 4000  # of one C-GET: more are no CT series, and the disk is not endless
 
 
@@ -119,7 +121,7 @@ class Patient:
     @classmethod
     def of(cls, header: Dataset) -> Patient:
         keywords = ("PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex")
-        return cls(*(str(header.get(keyword) or "").strip() for keyword in keywords))
+        return cls(*(attributes.text(header, keyword) for keyword in keywords))
 
     def contradicts(self, other: Patient) -> str | None:
         """None, or what is recorded differently under the same ID, though both say it."""
@@ -148,17 +150,26 @@ def fetch(
     if today is None:
         raise NoComparison("the study has no Study Date")
     ask = _Peer(archive, folder, time.monotonic() + timeout_s)
+    try:
+        return _nearest(ask, patient, header, today, pipeline, max_age_days)
+    except attributes.UNREADABLE as error:  # it may send anything under the name of a report
+        raise NoComparison(f"{archive.name} sent what cannot be read ({type(error).__name__})") from error
+
+
+def _nearest(ask: _Peer, patient: Patient, header: Dataset, today: date, pipeline: str, max_age_days: int) -> Prior:
     studies = earlier_studies(patient, str(header.StudyInstanceUID), today, ask.studies(patient, today, max_age_days))
     for study in studies[:MOST_STUDIES]:
         series = ask.series(study)
-        written = [uid for uid, each in series.items() if each.get("Modality") == "SR"]
+        written = [uid for uid, each in series.items() if attributes.text(each, "Modality") == "SR"]
         reports = [report for uid in written for report in ask.get(study, uid, REPORTS, some=True)]
         ours = [report for report in reports if is_ours(report, pipeline)]
         if ours:
-            counts = {uid: int(each.get("NumberOfSeriesRelatedInstances") or 0) for uid, each in series.items()}
+            counts = {
+                uid: attributes.whole_or(each, "NumberOfSeriesRelatedInstances", 0) for uid, each in series.items()
+            }
             return _prior(ask, patient, study, ours, counts, (today - study.study_date).days)
     refused = f" (it answered C-GET with 0x{ask.refused:04X})" if ask.refused else ""
-    raise NoComparison(f"{archive.name} has no report of {pipeline} in an earlier study of the patient{refused}")
+    raise NoComparison(f"{ask.archive.name} has no report of {pipeline} in an earlier study of the patient{refused}")
 
 
 def earlier_studies(patient: Patient, study_uid: str, today: date, answers: Iterable[Dataset]) -> list[Study]:
@@ -177,7 +188,7 @@ def earlier_studies(patient: Patient, study_uid: str, today: date, answers: Iter
             raise NoComparison(
                 f"the Patient ID also belongs to a study with another {differs}; it may not be one person's"
             )
-        day, uid = _date(answer), str(answer.get("StudyInstanceUID") or "")
+        day, uid = _date(answer), attributes.text(answer, "StudyInstanceUID")
         if uid and uid != study_uid and day is not None and day < today:
             found[uid] = Study(uid, day)
     return sorted(found.values(), key=lambda study: (-study.study_date.toordinal(), study.study_uid))
@@ -266,7 +277,7 @@ def _source_series(report: Dataset) -> str:
 
 def _date(header: Dataset) -> date | None:
     try:
-        return date.fromisoformat(str(header.get("StudyDate") or "").strip())
+        return date.fromisoformat(attributes.text(header, "StudyDate"))
     except ValueError:
         return None
 
@@ -331,7 +342,8 @@ class _Peer:
         query.StudyInstanceUID = study.study_uid
         for keyword in ("SeriesInstanceUID", "Modality", "NumberOfSeriesRelatedInstances"):
             setattr(query, keyword, None)
-        return {str(answer.SeriesInstanceUID): answer for answer in self._find(query) if "SeriesInstanceUID" in answer}
+        found = {attributes.text(answer, "SeriesInstanceUID"): answer for answer in self._find(query)}
+        return {uid: answer for uid, answer in found.items() if uid}
 
     def get(
         self,
@@ -390,6 +402,8 @@ class _Peer:
             for status, answer in opened.send_c_find(query, STUDY_ROOT_FIND):
                 if self._go_on(status, "C-FIND") and answer is not None:
                     answers.append(answer)
+                if len(answers) > MOST_ANSWERS:
+                    raise NoComparison(f"{self.archive.name} answered C-FIND with more than {MOST_ANSWERS} matches")
         return answers
 
     def _go_on(self, status: Dataset, what: str) -> bool:

@@ -11,7 +11,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pynetdicom import evt
 
-from pacs_node.association import PENDING, SUCCESS, Peer
+from dicom_sr import attributes
+from pacs_node.association import PENDING, SUCCESS, Peer, matches
 from pacs_node.commitment import (
     PUSH_MODEL,
     PUSH_MODEL_INSTANCE,
@@ -50,7 +51,7 @@ class DimseArrivalCheck:
         def reported(event: evt.Event) -> tuple[int, None]:
             try:
                 report = read_report(event.event_information)
-            except Malformed:
+            except (Malformed, *attributes.UNREADABLE, OSError):
                 return INVALID_ARGUMENT, None
             if report.transaction_uid != transaction_uid:
                 return INVALID_ARGUMENT, None
@@ -91,13 +92,13 @@ class DimseArrivalCheck:
                     if not association.is_established:
                         raise Deferred(f"{self.peer} broke off between two C-FIND")
                     wanted = _image_level(study_uid, series_uid)
-                    for status, match in association.send_c_find(wanted, STUDY_ROOT_FIND):
+                    for status, match in matches(association, wanted, STUDY_ROOT_FIND, self.peer):
                         self._judge_find(status)
                         if match is not None:
-                            found.add(str(match.get("SOPInstanceUID", "")))
+                            found |= ours & {attributes.text(match, "SOPInstanceUID")}
         except Undeliverable as refusal:
             raise NotOffered(str(refusal)) from refusal
-        return found & ours
+        return found
 
     def _judge_find(self, status: Dataset) -> None:
         if "Status" not in status:

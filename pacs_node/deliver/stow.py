@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -30,6 +34,8 @@ from pacs_node.records import CommitmentReport, Package, Receipt, Sent
 
 JSON = "application/dicom+json"
 PIECE = 1 << 20  # bytes read from a file at a time
+MOST_ANSWER = 1 << 22  # bytes of an answer; what it says of one object takes about 500
+MOST_TIMEOUTS = 4  # of one piece, that the whole answer may take
 
 # attributes of the Store Instances Response Module, PS3.18 Table I.2-1, as the JSON model names them
 REFERENCED, FAILED = "00081199", "00081198"
@@ -172,31 +178,80 @@ class QidoArrivalCheck:
         return items
 
 
+@dataclass(frozen=True)
+class Answer:
+    status_code: int
+    body: bytes
+
+
+class _InTime:
+    """Hangs up on a server whose answer has not come whole in time, however steadily it trickles.
+
+    httpx tells it what happens on the connection; its own timeouts are those of one piece.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.over = False
+        self._timer = threading.Timer(MOST_TIMEOUTS * timeout_s, self._hang_up)
+        self._timer.daemon = True
+        self._stream: Any = None
+
+    def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._stream = info["return_value"]
+        elif event == "http11.receive_response_headers.started" and not self._timer.is_alive():
+            self._timer.start()
+
+    def _hang_up(self) -> None:
+        self.over = True
+        connection = self._stream.get_extra_info("socket")
+        with suppress(OSError):  # it is closed already
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
 class _Web:
     """The connection to a DICOMweb server."""
 
     def __init__(self, peer: WebPeer, transport: httpx.BaseTransport | None) -> None:
         self.peer = peer
-        headers = {"Accept": JSON} | ({"Authorization": f"Bearer {peer.token}"} if peer.token else {})
+        headers = {"Accept": JSON, "Accept-Encoding": "identity"} | (
+            {"Authorization": f"Bearer {peer.token}"} if peer.token else {}
+        )
         self._client = httpx.Client(
             headers=headers,
             auth=(peer.user, peer.password or "") if peer.user else None,
             verify=ssl.create_default_context(cafile=peer.ca_file) if peer.verify else False,
             timeout=peer.timeout_s,
+            limits=httpx.Limits(max_keepalive_connections=0),  # each request knows the connection it is on
             trust_env=False,  # proxies and .netrc would be settings that no settings file shows
             transport=transport,
         )
 
-    def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """Raises Deferred when no answer comes."""
+    def ask(self, method: str, path: str, **request: Any) -> Answer:
+        """Raises Deferred when no answer comes, none that ends in time, or one that is longer than any should be."""
+        url = f"{self.peer.url.rstrip('/')}{path}"
         try:
-            return self._client.request(method, f"{self.peer.url.rstrip('/')}{path}", **request)
-        except httpx.DecodingError as error:
-            raise Deferred(f"{self.peer} answered what cannot be read: {error}") from error
+            with (
+                _InTime(self.peer.timeout_s) as in_time,
+                self._client.stream(method, url, extensions={"trace": in_time}, **request) as answer,
+            ):
+                body = bytearray()
+                for piece in answer.iter_raw():  # nothing was asked for compressed: what is, is no answer
+                    body += piece
+                    if len(body) > MOST_ANSWER:
+                        raise Deferred(f"{self.peer} answered more than {MOST_ANSWER >> 20} MiB; it is not read")
+                return Answer(answer.status_code, bytes(body))
         except httpx.TimeoutException as error:
             raise Deferred(f"{self.peer} cannot be reached: no answer within {self.peer.timeout_s:g} s") from error
         except httpx.RemoteProtocolError as error:
-            raise Deferred(f"{self.peer} cannot be reached: it broke off, or speaks no HTTP ({error})") from error
+            why = "no answer that ends" if in_time.over else f"it broke off, or speaks no HTTP ({error})"
+            raise Deferred(f"{self.peer} cannot be reached: {why}") from error
         except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
             why = why_unreachable(error, self.peer.timeout_s)
             raise Deferred(f"{self.peer} cannot be reached: {why}") from error
@@ -264,11 +319,11 @@ def _reason(body: object, sequence: str, sop_instance_uid: str, tag: str) -> int
     return None
 
 
-def _json(answer: httpx.Response) -> object:
+def _json(answer: Answer) -> object:
     """The JSON of an answer; None when it is none: a server may answer in another form, or not at all."""
     try:
-        return answer.json()
-    except ValueError:
+        return json.loads(answer.body)
+    except (ValueError, RecursionError):  # RecursionError: of lists within lists, without end
         return None
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+import re
+from contextlib import suppress
 from io import BytesIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
+from pydicom.filereader import read_dataset
 from pynetdicom.dsutils import decode, encode
 
 from pacs_node.commitment import (
@@ -20,6 +25,10 @@ from pacs_node.commitment import (
     reason_words,
 )
 from pacs_node.records import CommitmentReport
+from tests.fuzz.conversations import odd_reference
+from tests.fuzz.wire import Encoding, garbled
+
+UID = re.compile(r"[0-9.]{1,64}")
 
 uids = st.from_regex(r"\A[12]\.[1-9][0-9]{0,8}(\.[1-9][0-9]{0,8}){1,4}\Z")
 wanted = st.lists(st.tuples(uids, uids), min_size=1, max_size=6, unique_by=lambda each: each[1])
@@ -88,3 +97,24 @@ def test_a_failure_without_a_reason_is_still_a_failure() -> None:
     _, told = event_information(CommitmentReport("1.2", (), (("1.1", "1.5", 0x0112),)))
     del told.FailedSOPSequence[0].FailureReason
     assert read_report(told).failed == (("1.1", "1.5", 0x0110),)
+
+
+@pytest.mark.parametrize("number", range(300))
+def test_whatever_a_peer_says_is_read_or_called_malformed(number: int) -> None:
+    """Sequences that are none, UIDs that are texts, items without end: no other error, and only UIDs come of it."""
+    rng = random.Random(number)
+    encoding = Encoding(implicit=rng.random() < 0.5)
+    content = encoding.data_set(odd_reference(rng, 1))
+    content = garbled(rng, content) if rng.random() < 0.5 else content
+    try:
+        told = read_dataset(BytesIO(content), encoding.implicit, True)
+    except Exception:  # noqa: BLE001 - pydicom's own, told apart where the data set is decoded
+        return
+    with suppress(Malformed):
+        report = read_report(told)
+        assert all(UID.fullmatch(uid) for pair in report.committed for uid in pair)
+        assert all(0 <= reason <= 0xFFFF for *_, reason in report.failed)
+    with suppress(Malformed):
+        transaction, wanted = read_request(told)
+        assert wanted
+        assert all(UID.fullmatch(uid) for uid in (transaction, *itertools.chain(*wanted)))

@@ -22,6 +22,8 @@ MODULES = [
     *("models.frames", "models.palette", "models.pixels", "models.command.results"),
     *("pacs_node.messages", "pacs_node.confine", "pacs_node.route", "pacs_node.intake"),
     *("pacs_node.receive.upper_layer", "pacs_node.receive.transfer"),
+    *("pacs_node.association", "pacs_node.deliver.stow", "pacs_node.priors"),
+    "pacs_node.web.connection",
     "pacs_node.assemble.geometry",
 ]
 LIMIT = re.compile(r"(MOST|LONGEST|FREELY)(_[A-Z]+)*|DEEPEST")

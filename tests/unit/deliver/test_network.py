@@ -5,9 +5,12 @@ A table of servers, each wrong in its own way, and of callers; every caller meet
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -21,22 +24,23 @@ from typer.testing import CliRunner
 
 from pacs_node import priors
 from pacs_node.assemble.evidence import expected_count
-from pacs_node.association import Peer
+from pacs_node.association import MAX_PDU, Peer
 from pacs_node.cli import app
 from pacs_node.deliver.arrival import DimseArrivalCheck
 from pacs_node.deliver.destination import Deferred
 from pacs_node.deliver.dimse import DimseDestination, echo, send
 from pacs_node.deliver.stow import QidoArrivalCheck, StowDestination, WebPeer
-from pacs_node.errors import GiveUp, NotOffered, TryAgain
+from pacs_node.errors import GiveUp, NodeError, NotOffered, TryAgain
 from pacs_node.receive.commitment import bring_report
 from pacs_node.records import CommitmentReport, Package, Sent
 from tests.factories import us_image
 from tests.harness import free_port
-from tests.parrot import pdu
+from tests.parrot import command, pdata, pdu
 from tests.unit.deliver.conftest import now
 
 SENT = [Sent("1.2.840.10008.5.1.4.1.1.66.4", "1.5", "1.8", "1.9")]
 TIMEOUT_S = 1.0
+IMPATIENT_S = 0.2  # with servers that never hang up
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def accept(connection: socket.socket) -> None:
-    """A-ASSOCIATE-AC for whatever is proposed, each context in its first transfer syntax."""
+def accept(connection: socket.socket, longest: int = 1 << 20) -> None:
+    """A-ASSOCIATE-AC for whatever is proposed, each context in its first transfer syntax. longest: bytes of a PDU."""
     request = hear(connection)
     if request[:1] != b"\1":
         return
@@ -80,7 +84,8 @@ def accept(connection: socket.socket) -> None:
             accepted = content[:1] + b"\0\0\0" + first
             items += struct.pack(">BBH", 0x21, 0, len(accepted)) + accepted
         elif kind in (0x10, 0x50):
-            items += body[at : at + 4 + length]
+            ours, theirs = (b"\x51\0\0\4" + struct.pack(">L", size) for size in (MAX_PDU, longest))
+            items += body[at : at + 4 + length].replace(ours, theirs)
         at += 4 + length
     connection.sendall(pdu(2, body[:68] + items))
 
@@ -96,6 +101,7 @@ SERVERS: dict[str, Callable[[socket.socket], None]] = {
     "resets after the request": lambda c: (hear(c), reset(c))[1],
     "aborts": lambda c: (hear(c), c.sendall(pdu(7, b"\0\0\2\0")))[1],
     "rejects for now": lambda c: (hear(c), c.sendall(pdu(3, b"\0\2\3\2")))[1],
+    "accepts PDUs of seven bytes": lambda c: (accept(c, 7), stay(c))[1],
     "accepts and closes": lambda c: (accept(c), None)[1],
     "accepts and resets": lambda c: (accept(c), hear(c), reset(c))[2],
     "accepts and aborts": lambda c: (accept(c), hear(c), c.sendall(pdu(7, b"\0\0\0\0")))[2],
@@ -106,6 +112,54 @@ SERVERS: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
+def stay(connection: socket.socket, said: bytes = b"") -> None:
+    """Say something, and hold the line until the caller hangs up."""
+    connection.sendall(said)
+    while hear(connection):
+        pass
+
+
+def trickle(connection: socket.socket, said: bytes) -> None:
+    """A byte now and then, sooner than anybody's patience ends; and no end."""
+    for at in itertools.count():
+        connection.sendall(said[at : at + 1] or b"a")
+        time.sleep(IMPATIENT_S / 4)
+
+
+def flood(connection: socket.socket, said: bytes, again: bytes) -> None:
+    connection.sendall(said)
+    while True:
+        connection.sendall(again * 100)
+
+
+PENDING = pdata(1, 3, command((0x0100, b"\x20\x80"), (0x0120, b"\1\0"), (0x0800, b"\1\1"), (0x0900, b"\0\xff")))
+HOLD: dict[str, Callable[[socket.socket], Any]] = {  # they never hang up: the caller must
+    "is silent": stay,
+    "says half a PDU and stays": lambda c: (hear(c), stay(c, b"\2\0\0\0\1\0abc"))[1],
+    "trickles a PDU": lambda c: (hear(c), trickle(c, b"\2\0\0\1\0\0"))[1],
+    "accepts and stays": lambda c: (accept(c), stay(c))[1],
+    "accepts, says half a PDU and stays": lambda c: (accept(c), hear(c), stay(c, b"\4\0\0\0\1\0abc"))[2],
+    "accepts and trickles": lambda c: (accept(c), hear(c), trickle(c, b"\4\0\0\1\0\0"))[2],
+    "accepts and answers without end": lambda c: (accept(c), hear(c), flood(c, b"", PENDING))[2],
+    "accepts and sends a PDU without end": lambda c: (
+        accept(c),
+        hear(c),
+        flood(c, b"\4\0\xff\xff\xff\xff", b"a" * 999),
+    )[2],
+    "accepts and sends a message without end": lambda c: (accept(c), hear(c), flood(c, b"", pdata(1, 0, b"a" * 999)))[
+        2
+    ],
+}
+HOLD_HTTP: dict[str, Callable[[socket.socket], Any]] = {
+    "is silent": stay,
+    "says half a status line and stays": lambda c: (hear(c), stay(c, b"HTTP/1.1 2"))[1],
+    "trickles": lambda c: (hear(c), trickle(c, b"HTTP/1.1 200 OK\r\nX: "))[1],
+    "trickles its body": lambda c: (hear(c), trickle(c, b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n["))[1],
+    "answers without end": lambda c: (hear(c), flood(c, b"HTTP/1.1 200 OK\r\n\r\n", b"[" * 999))[1],
+    "will answer, it says, without end": lambda c: (hear(c), flood(c, b"", b"HTTP/1.1 102 Wait\r\n\r\n"))[1],
+}
+
+
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[Address]:
     """A server that does one thing to every connection."""
@@ -113,7 +167,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Address]:
 
     def one(connection: socket.socket) -> None:
         with closing(connection), suppress(OSError):  # the caller has hung up
-            SERVERS[request.param](connection)
+            (SERVERS | HOLD | HOLD_HTTP)[request.param](connection)
 
     def serve() -> None:
         while True:
@@ -250,6 +304,48 @@ def test_every_caller_survives_every_server(caller: str, server: Address, tmp_pa
 @pytest.mark.parametrize("server", [name for name in SERVERS if "accepts" not in name], indirect=True)
 def test_every_web_caller_survives_every_server(caller: str, server: Address, tmp_path: Path) -> None:
     assert " cannot be reached: " in met(WEB[caller], server, tmp_path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("server", "caller"),
+    [*itertools.product(HOLD, DIMSE), *itertools.product(HOLD_HTTP, WEB)],
+    indirect=["server"],
+)
+def test_no_server_holds_a_caller(
+    server: Address, caller: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that waits for one destination for ever keeps a place that others need. What it takes for an answer is
+    another question; an error nobody foresaw it is not."""
+    monkeypatch.setattr(sys.modules[__name__], "TIMEOUT_S", IMPATIENT_S)
+    with suppress(NodeError):
+        (DIMSE | WEB)[caller](server, tmp_path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("caller", ["send", "deliver"])
+def test_who_never_takes_what_is_sent_holds_nobody(
+    caller: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than the buffers between the two hold."""
+    monkeypatch.setattr(sys.modules[__name__], "TIMEOUT_S", IMPATIENT_S)
+    large = us_image(shape=(4000, 4000))
+    monkeypatch.setattr(sys.modules[__name__], "us_image", lambda: large)
+    enough = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+        def serve() -> None:
+            connection, _ = door.accept()
+            with connection:
+                accept(connection)
+                enough.wait()
+
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            met(DIMSE[caller], Address("127.0.0.1", door.getsockname()[1]), tmp_path)
+        finally:
+            enough.set()
 
 
 @pytest.mark.parametrize("server", ["says garbage"], indirect=True)
