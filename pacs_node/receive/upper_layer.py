@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import deque
@@ -145,7 +146,11 @@ class Server(ThreadedAssociationServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("listener.connection-failed", address=client_address)  # noqa: LOG004  called while it is handled
+        told = Told.of(error) if (error := sys.exception()) is not None else Told("", "")
+        if isinstance(error, OSError):  # the peer was gone before we looked
+            log.warning("listener.connection-failed", address=str(client_address[0]), error=told.words)
+        else:
+            log.error("listener.connection-failed", address=str(client_address[0]), error=told.words, trace=told.trace)
 
 
 class _Handler(RequestHandler):

@@ -16,6 +16,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.presentation import build_context
+from structlog.testing import capture_logs
 
 from pacs_node.errors import NodeError
 from pacs_node.receive import upper_layer
@@ -541,3 +542,24 @@ def test_answers_go_in_pdus_of_some_size(node: Node, longest: int, answer: int) 
     with Parrot(node.port) as parrot:
         parrot.say(request.replace(item, item[:4] + struct.pack(">L", longest)))
         assert parrot.hear()[0] == answer
+
+
+@pytest.mark.parametrize(
+    ("error", "level"), [(OSError(22, "Invalid argument"), "warning"), (KeyError("Doe^Jane"), "error")]
+)
+def test_a_connection_that_fails_is_told_in_words(
+    node: Node, error: Exception, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is gone before anybody looks is a peer's doing; another error is ours, told without its values."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(upper_layer, "Connection", fail)
+    with capture_logs() as events:
+        Parrot(node.port).connection.close()
+        until(lambda: [each for each in events if each["event"] == "listener.connection-failed"])
+    (event,) = [each for each in events if each["event"] == "listener.connection-failed"]
+    assert event["log_level"] == level
+    assert type(error).__name__ in event["error"] or "Invalid argument" in event["error"]
+    assert "Doe" not in event["error"]
