@@ -40,7 +40,7 @@ def request_digest(pipeline: str, options: Mapping[str, Any], images: Sequence[S
 def _known(stored: Stored) -> list[Any]:
     path = stored.path
     if path.suffix == pack.SUFFIX:
-        return [str(path), stored.offset, stored.size]
+        return [path.parent.name, path.name, stored.offset, stored.size]  # the same on every machine
     try:
         about = path.stat()
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import socket
@@ -69,11 +70,11 @@ class Node:
         self.config, self.now = config, now
         data_dir = config.node.data_dir
         must_be_writable(data_dir)
-        self.ledger = Ledger(config.database.url)
+        self.ledger = Ledger(config.database.url, data_dir)
         self.stages = WiredStages(config, self.ledger, now)
         # One worker per SQLite file, so its name can stay the same and it finds its own jobs again at once.
         alone = self.ledger.embedded
-        self.executor = "local" if alone else f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self.executor = "local" if alone else f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.flow = Flow(
             self.ledger,
             self.stages,
@@ -112,6 +113,7 @@ class Node:
 
     def start(self, *, listen: bool = True, work: bool = True, web: bool = True) -> None:
         """Raises AlreadyRunning, LedgerTooOld, LedgerUnavailable; CannotStart when a port or folder cannot be had."""
+        self.stages.receives = listen
         if work:
             self._lock = hold(self.config.node.data_dir / "worker.lock") if self.ledger.embedded else None
         self.ledger.migrate()
@@ -313,9 +315,8 @@ class Node:
     def working(self) -> bool:
         return self.engine is not None
 
-    @property
-    def rejected(self) -> Path:
-        return self.stages.rejected
+    def rejected(self, job_id: str) -> Path:
+        return self.stages.rejects_of(job_id)
 
     def rerun(self, series_uid: str, route: str | None = None) -> str | None:
         """Run a closed series again; None, or why not."""

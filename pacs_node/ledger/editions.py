@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -45,8 +44,8 @@ class Editions(Database):
                 result_revision=row["number"],
                 series_revision=row["revision"],
                 **{name: row[name] for name in ("version", "analysed", "dated")},
-                replaces=_objects(row["replaces"]),
-                objects=_objects(row["objects"]),
+                replaces=self._objects(row["replaces"]),
+                objects=self._objects(row["objects"]),
                 released_to=self._released_to(db, row["job"]),
             )
             for row in mine
@@ -68,7 +67,9 @@ class Editions(Database):
     def every_object(self) -> list[Result]:
         """What every edition consists of, with the SHA-256 of its files."""
         with self._reading() as db:
-            return [each for objects in db.scalars(sa.select(edition_table.c.objects)) for each in _objects(objects)]
+            return [
+                each for objects in db.scalars(sa.select(edition_table.c.objects)) for each in self._objects(objects)
+            ]
 
     def _add_edition(self, db: sa.Connection, job: Job, edition: Edition, now: datetime) -> None:
         known = self._editions(db, job)
@@ -82,7 +83,7 @@ class Editions(Database):
                 )
         row: dict[str, Any] = {"number": edition.result_revision, "revision": edition.series_revision}
         row |= {name: getattr(edition, name) for name in ("version", "analysed", "dated")}
-        row |= {name: [_object_row(each) for each in getattr(edition, name)] for name in ("replaces", "objects")}
+        row |= {name: [self._object_row(each) for each in getattr(edition, name)] for name in ("replaces", "objects")}
         row |= {"series_uid": job.series_uid, "pipeline": job.pipeline, "options": job.asked}
         again = self._insert(edition_table).values(job=job.id, **row)
         db.execute(again.on_conflict_do_update(index_elements=[edition_table.c.job], set_=row))
@@ -115,19 +116,23 @@ class Editions(Database):
             .values(state="superseded", finished_at=now, reason=reason)
         )
 
+    def _object_row(self, result: Result) -> dict[str, str]:
+        return {
+            "sop_instance_uid": result.sop_instance_uid,
+            "sop_class_uid": result.sop_class_uid,
+            "path": self._place(result.path),
+            "series_uid": result.series_uid,
+            "sha256": result.sha256,
+        }
 
-def _object_row(result: Result) -> dict[str, str]:
-    return {
-        "sop_instance_uid": result.sop_instance_uid,
-        "sop_class_uid": result.sop_class_uid,
-        "path": str(result.path),
-        "series_uid": result.series_uid,
-        "sha256": result.sha256,
-    }
-
-
-def _objects(rows: Iterable[Mapping[str, str]]) -> tuple[Result, ...]:
-    return tuple(
-        Result(row["sop_instance_uid"], row["sop_class_uid"], Path(row["path"]), row["series_uid"], row["sha256"])
-        for row in rows
-    )
+    def _objects(self, rows: Iterable[Mapping[str, str]]) -> tuple[Result, ...]:
+        return tuple(
+            Result(
+                row["sop_instance_uid"],
+                row["sop_class_uid"],
+                self._path(row["path"]),
+                row["series_uid"],
+                row["sha256"],
+            )
+            for row in rows
+        )

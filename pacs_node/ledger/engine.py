@@ -18,10 +18,13 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 
 
 class Database:
-    """A database with the ledger's tables: its schema, its transactions, and the story of each series."""
+    """A database with the ledger's tables: its schema, its transactions, and the story of each series.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    root: the data folder on this machine. What lies in it is named by its place there: another machine has another one.
+    """
+
+    def __init__(self, url: str, root: Path | None = None) -> None:
+        self.url, self.root = url, root
         try:
             self.engine = _engine(url)
         except (sa.exc.ArgumentError, ImportError) as error:  # NoSuchModuleError is an ArgumentError
@@ -40,7 +43,7 @@ class Database:
 
         settings = AlembicConfig()
         settings.set_main_option("script_location", str(MIGRATIONS))
-        settings.attributes["engine"] = self.engine
+        settings.attributes["engine"], settings.attributes["root"] = self.engine, self.root
         try:
             command.upgrade(settings, "head")
         except command.util.CommandError as error:
@@ -95,7 +98,7 @@ class Database:
 
     def _away(self) -> LedgerUnavailable:
         return LedgerUnavailable(
-            f"{self.engine.url.render_as_string()} does not answer; start the database or free its disk"
+            f"the database does not answer; start it or free its disk: {self.engine.url.render_as_string()}"
         )
 
     @contextmanager
@@ -104,6 +107,13 @@ class Database:
             yield
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
             raise self._away() from error
+
+    def _place(self, path: Path) -> str:
+        """What a row says of a path."""
+        return path.relative_to(self.root).as_posix() if self.root and path.is_relative_to(self.root) else str(path)
+
+    def _path(self, place: str) -> Path:
+        return self.root / place if self.root else Path(place)  # what is absolute stays so
 
     def _insert(self, table: sa.Table) -> Any:
         return (sqlite if self.embedded else postgresql).insert(table)

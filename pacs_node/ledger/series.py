@@ -43,7 +43,7 @@ class SeriesRows(Jobs):
     ) -> list[Instance]:
         """Index durable instances, all or none; those that were known already are told. One that is known and not there
         any more, because its file was cleared away, lies where it lies now."""
-        rows = [_row(instance) for instance in instances]
+        rows = [self._row(instance) for instance in instances]
         with self._begin() as db:
             # RETURNING, not rowcount: on PostgreSQL that says nothing of an INSERT, and each duplicate would count
             once = self._insert(instance_table).on_conflict_do_nothing()
@@ -96,11 +96,11 @@ class SeriesRows(Jobs):
     ) -> None:
         """In the same transaction: of each file all is indexed up to some byte, and nothing behind it."""
         row = db.execute(ONE_INSTANCE, {"uid": instance.sop_instance_uid}).mappings().one()
-        earlier = _instance(row)
+        earlier = self._instance(row)
         if earlier.stored == instance.stored or is_there(earlier.stored):
             return
         uid = instance_table.c.sop_instance_uid
-        db.execute(sa.update(instance_table).where(uid == instance.sop_instance_uid).values(**_row(instance)))
+        db.execute(sa.update(instance_table).where(uid == instance.sop_instance_uid).values(**self._row(instance)))
         if earlier.series_uid != instance.series_uid:
             arrived.setdefault(instance.series_uid, []).append(instance)
 
@@ -109,7 +109,7 @@ class SeriesRows(Jobs):
             return None
         with self._reading() as db:
             row = db.execute(ONE_INSTANCE, {"uid": sop_instance_uid}).mappings().first()
-            return _instance(row) if row is not None else None
+            return self._instance(row) if row is not None else None
 
     def series_uids(self) -> list[str]:
         with self._reading() as db:
@@ -120,7 +120,7 @@ class SeriesRows(Jobs):
         end = sa.func.max(instance_table.c.offset + instance_table.c.size)
         with self._reading() as db:
             rows = db.execute(sa.select(instance_table.c.path, end).group_by(instance_table.c.path))
-            return {Path(path): int(end) for path, end in rows}
+            return {self._path(path): int(end) for path, end in rows}
 
     def association_ended(self, end: AssociationEnd) -> list[str]:
         """Remember how a sender left; the series it brought."""
@@ -193,7 +193,7 @@ class SeriesRows(Jobs):
                 .where(instance_table.c.series_uid == series_uid)
                 .order_by(instance_table.c.sop_instance_uid)
             ).mappings()
-            return [_instance(row) for row in rows]
+            return [self._instance(row) for row in rows]
 
     def close_series(
         self,
@@ -339,8 +339,15 @@ class SeriesRows(Jobs):
                         instance_table.c.sop_instance_uid.in_(sop_instance_uids[start : start + 500])
                     )
                 ).mappings()
-                kept += [_instance(row) for row in rows]
+                kept += [self._instance(row) for row in rows]
         return kept
+
+    def _instance(self, row: Mapping[Any, Any]) -> Instance:
+        return Instance(**{**row, "path": self._path(row["path"])})
+
+    def _row(self, instance: Instance) -> dict[str, Any]:
+        row = {name: getattr(instance, name) for name in Instance.__dataclass_fields__}
+        return row | {"path": self._place(instance.path)}
 
 
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:
@@ -353,11 +360,3 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
         "remarks": list(verdict.remarks),
         **({"of_routes": {route: _verdict_row(own) for route, own in of.items()}} if (of := verdict.of_routes) else {}),
     }
-
-
-def _instance(row: Mapping[Any, Any]) -> Instance:
-    return Instance(**{**row, "path": Path(row["path"])})
-
-
-def _row(instance: Instance) -> dict[str, Any]:
-    return {name: getattr(instance, name) for name in Instance.__dataclass_fields__} | {"path": str(instance.path)}
