@@ -9,6 +9,7 @@ a time in it, never a sleeping thread.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -105,6 +106,8 @@ class Engine:
         self._due: dict[str, float] = {}  # job -> when, by a clock that nobody sets, its next attempt is due
         self._unbegun: dict[str, float] = {}  # workflow that is ours and has not begun -> since when
         self._leases: dict[str, tuple[datetime, float]] = {}  # worker -> its lease, and since when it is this one
+        self._heard = monotonic()  # when the ledger last answered
+        self._absence = (0.0, -math.inf)  # for how long it had not, or we stood still; and when that ended
         settings: DBOSConfig = {
             "name": "pacs-node",
             "system_database_url": ledger.url,
@@ -115,8 +118,8 @@ class Engine:
             "log_level": "ERROR",
             "use_listen_notify": not ledger.embedded,
         }
-        logging.getLogger("dbos").setLevel(logging.ERROR)
         self._dbos = DBOS(config=settings)
+        _log_as_we_do()
         self._pace = Pace()
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=poison_limit)
@@ -155,8 +158,11 @@ class Engine:
         workflow = _workflow_id(job_id, generation, attempt)
         with self._lock:
             self._here.add(workflow)
+        delay_s: float | None = None
         try:
             delay_s = self.flow.run(job_id, generation, attempt)
+        except LedgerUnavailable as error:  # the row says "running", and nobody runs it: the sweeper sees to that
+            log.warning("outcome not written down", job=job_id, error=str(error))
         finally:
             with self._lock:
                 self._here.discard(workflow)
@@ -170,6 +176,7 @@ class Engine:
     def sweep(self) -> float | None:
         """Make the engine agree with the ledger; the seconds until a job is due, if one is. Says "I am alive", too."""
         self.ledger.renew_lease(self.executor, self.lease_s)
+        self._back()
         living = self._living()
         self._correct_times()
         running = self.ledger.running_jobs()
@@ -210,14 +217,26 @@ class Engine:
         return {each.workflow_id: (each.status, each.executor_id) for each in found}
 
     def _living(self) -> set[str]:
-        """Workers whose lease has not run out by the database's clock, and goes on by one that nobody sets."""
+        """Workers whose lease has not run out by the database's clock, and goes on by one that nobody sets.
+
+        After an absence of the database, or of ours, all that lived then get as long as a lease to say that they do.
+        """
         now = self.monotonic()
+        absent_s, until = self._absence[0], self._absence[1] + self.lease_s
         before, self._leases = self._leases, {}
-        for executor, expires_at in self.ledger.living().items():
+        for executor, expires_at in self.ledger.living(absent_s + self.lease_s if now < until else 0.0).items():
             known = before.get(executor)
             self._leases[executor] = known if known is not None and known[0] == expires_at else (expires_at, now)
         moving = {executor for executor, (_, since) in self._leases.items() if now - since <= 2 * self.lease_s}
         return moving | {self.executor}
+
+    def _back(self) -> None:
+        """The ledger answers. When did it last?"""
+        now = self.monotonic()
+        if now - self._heard > self.lease_s:
+            self._absence = now - self._heard, now
+            self._leases.clear()
+        self._heard = now
 
     def _correct_times(self) -> None:
         """A wait is over when it has lasted as long as it should: the wall clock may have been set back meanwhile."""
@@ -285,6 +304,15 @@ class Engine:
         with SetWorkflowID(_of(job)), SetEnqueueOptions(**options):
             DBOS.enqueue_workflow(job.kind, self._run_job, job.id, job.generation, job.attempt)
         self._pace.submitted()
+
+
+def _log_as_we_do() -> None:
+    """The engine's own words go where all others go, a line each, not to a handler of its own."""
+    words = logging.getLogger("dbos")
+    words.setLevel(logging.ERROR)
+    words.propagate = True
+    for handler in list(words.handlers):
+        words.removeHandler(handler)
 
 
 def _of(job: Job) -> str:

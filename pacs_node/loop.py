@@ -11,12 +11,13 @@ from contextlib import suppress
 
 import structlog
 
-from pacs_node.errors import Told
+from pacs_node.errors import NodeError, Told
 
 log = structlog.get_logger()
 
 OVERDUE = 5  # intervals without a finished tick (and at least OVERDUE_S) are trouble
 OVERDUE_S = 60.0
+SAID_AGAIN_S = 60.0  # a loop that goes on failing alike says so this often
 
 
 class Loop:
@@ -31,6 +32,7 @@ class Loop:
         self._ticker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._thread = threading.Thread(target=self._run, name=f"{name}-loop", daemon=True)
         self._failure: str | None = None
+        self._said: tuple[str, float] | None = None  # what was logged last of its failing, and when
         self._last = time.monotonic()
 
     def start(self) -> None:
@@ -69,7 +71,7 @@ class Loop:
             except Exception as error:  # noqa: BLE001 - the edge of the loop: it goes on, and /health says what fails
                 self._failed(error)
             else:
-                self._failure = None
+                self._recovered()
             self._last = time.monotonic()
             self._wake.wait(wait_s)
 
@@ -77,7 +79,19 @@ class Loop:
         self._failure = f"{self.name} fails: {describe(error)}"
         with suppress(Exception):  # whatever the error holds: what tells of it must not end the loop
             told = Told.of(error)
-            log.error("loop failed, goes on", loop=self.name, error=told.words, trace=told.trace)
+            now = time.monotonic()
+            if self._said is not None and self._said[0] == told.words and now - self._said[1] < SAID_AGAIN_S:
+                return
+            self._said = told.words, now
+            trace = {} if isinstance(error, NodeError) else {"trace": told.trace}  # ours say all in their words
+            log.error("loop failed, goes on", loop=self.name, error=told.words, **trace)
+
+    def _recovered(self) -> None:
+        self._failure = None
+        if self._said is not None:
+            self._said = None
+            with suppress(Exception):  # as above
+                log.info("loop is well again", loop=self.name)
 
 
 def describe(error: BaseException) -> str:

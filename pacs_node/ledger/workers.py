@@ -58,10 +58,11 @@ class Workers(Database):
         with self._begin() as db:
             db.execute(sa.delete(lease_table).where(lease_table.c.executor == executor))
 
-    def living(self) -> dict[str, datetime]:
-        """Executors whose lease has not run out, and when it will."""
+    def living(self, lapsed_s: float = 0.0) -> dict[str, datetime]:
+        """Executors whose lease has not run out, or not for longer than that, and when it will or did."""
         with self._reading() as db:
-            rows = db.execute(sa.select(lease_table).where(lease_table.c.expires_at > self._clock(db))).mappings()
+            since = self._clock(db) - timedelta(seconds=lapsed_s)
+            rows = db.execute(sa.select(lease_table).where(lease_table.c.expires_at > since)).mappings()
             return {row["executor"]: row["expires_at"] for row in rows}
 
     def _clock(self, db: sa.Connection) -> datetime:

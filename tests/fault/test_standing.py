@@ -136,7 +136,7 @@ def test_a_lease_that_goes_on_no_more_has_run_out_whatever_the_clock_says(watche
     """Its worker died before the clock of the database was set back by hours."""
     at = [0.0]
     beside: Any = SimpleNamespace(  # the sweeper of the running node looks, too
-        ledger=watched.ledger, monotonic=lambda: at[0], lease_s=30, executor="w1", _leases={}
+        ledger=watched.ledger, monotonic=lambda: at[0], lease_s=30, executor="w1", _leases={}, _absence=(0.0, -1e9)
     )
     watched.ledger.renew_lease("stays", 5 * 3600)
     for living in ({"w1", "stays", "goes on"}, {"w1", "stays", "goes on"}, {"w1", "goes on"}):
@@ -145,6 +145,33 @@ def test_a_lease_that_goes_on_no_more_has_run_out_whatever_the_clock_says(watche
         at[0] += 40
     for executor in ("stays", "goes on"):
         watched.ledger.give_up_lease(executor)
+
+
+def test_after_an_absence_the_others_have_as_long_as_a_lease_to_say_that_they_live(watched: Watched) -> None:
+    """The database was away, or this worker stood still: of the others nothing was heard, and that says nothing."""
+    at, lease_s = [1000.0], 30.0
+    beside: Any = SimpleNamespace(
+        ledger=watched.ledger, monotonic=lambda: at[0], lease_s=lease_s, executor="w1", _leases={}, _heard=at[0]
+    )
+    beside._absence = (0.0, -1e9)
+    watched.ledger.renew_lease("lapsed", -100)  # a hundred seconds ago
+
+    def swept() -> set[str]:
+        jobs.Engine._back(beside)
+        return jobs.Engine._living(beside) - {"goes on"}
+
+    assert swept() == {"w1"}
+    at[0] += lease_s - 1
+    assert swept() == {"w1"}, "no absence yet"
+    at[0] += 120
+    assert swept() == {"w1", "lapsed"}
+    at[0] += lease_s - 1
+    assert swept() == {"w1", "lapsed"}
+    at[0] += 2
+    assert swept() == {"w1"}, "it has had its time"
+    at[0] += 40
+    assert swept() == {"w1"}, "absent for less than its lease has lapsed: it was dead before"
+    watched.ledger.give_up_lease("lapsed")
 
 
 def test_what_runs_here_is_left_alone(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
