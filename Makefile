@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup dev demo test lint bench soak knockout fuzz clean
+.PHONY: setup dev demo test lint bench soak machines knockout fuzz clean
 
 # ---- to run the node
 
@@ -43,6 +43,10 @@ bench: dev
 
 soak: dev
 	$(BIN)/python -m pytest -m soak tests/fault --timeout 3600
+
+# several workers on PostgreSQL, some of which die, and a database that goes away; the tests do a little of it
+machines: dev
+	MACHINES_SERIES=40 MACHINES_AWAY_S=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 1800 tests/interop/test_machines.py
 
 # every attribute of every kind of image, damaged in every way; the tests draw some of them
 knockout: dev

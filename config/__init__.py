@@ -19,6 +19,7 @@ from config.schema import (
     Peer,
     Receive,
     Route,
+    Store,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Problem",
     "Receive",
     "Route",
+    "Store",
     "load",
     "problems",
 ]

@@ -418,17 +418,11 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
         words = f"{file} is a folder" if file.is_dir() else _unwritable(file.parent)
         if words and file.parent != data_dir:
             yield ("database", "url"), f"url in [database]: {words}", "error"
+    yield from _unreadable_files(config, raw)
     for i, peer in enumerate(config.peers):
         where = _table_name(("peer", i), raw)
         if peer.folder is not None and (words := _unwritable(peer.folder)):
             yield ("peer", i, "folder"), f"'folder' in {where}: {words}", "error"
-        if peer.dicomweb_ca is not None and (words := _unreadable(peer.dicomweb_ca)):
-            yield ("peer", i, "dicomweb_ca"), f"'dicomweb_ca' in {where}: {words}", "error"
-    for i, route in enumerate(config.routes):
-        for key, value in route.options.items():
-            weights = key.endswith("checkpoint") and isinstance(value, str) and Path(value).is_absolute()
-            if weights and (words := _unreadable(Path(value))):
-                yield ("route", i, "options", key), f"{_table_name(('route', i), raw)}: {key}: {words}", "error"
     if not _loopback(config.node.web_host):
         text = (
             f"web_host in [node] is '{config.node.web_host}', and the web pages have no login: who reaches this machine"
@@ -440,6 +434,20 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
         )
 
 
+def _unreadable_files(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
+    for key, file in (("secret_access_key_file", config.store.secret_access_key_file), ("ca", config.store.ca)):
+        if file is not None and (words := _unreadable(file)):
+            yield ("store", key), f"{key} in [store]: {words}", "error"
+    for i, peer in enumerate(config.peers):
+        if peer.dicomweb_ca is not None and (words := _unreadable(peer.dicomweb_ca)):
+            yield ("peer", i, "dicomweb_ca"), f"'dicomweb_ca' in {_table_name(('peer', i), raw)}: {words}", "error"
+    for i, route in enumerate(config.routes):
+        for key, value in route.options.items():
+            weights = key.endswith("checkpoint") and isinstance(value, str) and Path(value).is_absolute()
+            if weights and (words := _unreadable(Path(value))):
+                yield ("route", i, "options", key), f"{_table_name(('route', i), raw)}: {key}: {words}", "error"
+
+
 def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator[Found]:
     """What other users can read though it holds secrets or patients; what they cannot, and may want to."""
     secret = any(peer.dicomweb_token or peer.dicomweb_password for peer in config.peers)
@@ -447,6 +455,14 @@ def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator
     if secret and (_bits(path, 0o004) or (_bits(path, 0o040) and path.stat().st_gid != os.getegid())):
         words = f"holds a secret, and other users can read it: make it the node's own user's, and chmod 600 {path}"
         yield (), words, "warning"
+    key = config.store.secret_access_key_file
+    if key is not None and _bits(key, 0o077):
+        words = f"secret_access_key_file in [store]: other users can read it: chmod 600 {key}"
+        yield ("store", "secret_access_key_file"), words, "warning"
+    endpoint = urlsplit(config.store.endpoint)
+    if endpoint.scheme == "http" and not _loopback(endpoint.hostname or ""):
+        words = f"endpoint in [store] is {config.store.endpoint}: images and results cross the network for all to read;"
+        yield ("store", "endpoint"), f"{words} use https", "warning"
     data_dir = config.node.data_dir
     if _bits(data_dir, 0o077):
         words = f"data_dir in [node]: {data_dir} holds images and names of patients, and is open to other users of this"

@@ -93,6 +93,7 @@ def _path(path: object) -> object:
 
 # relative to the folder of the settings file
 RelativePath = Annotated[Path, Field(strict=False), BeforeValidator(_path)]
+OptionalPath = Annotated[Path | None, Field(strict=False), BeforeValidator(lambda path: _path(path) if path else None)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
@@ -164,6 +165,64 @@ class Database(Settings):
         elif not urlsplit(url).path.strip("/"):
             raise ValueError("url names no database; it is postgresql+psycopg://user:password@host/name")
         return url
+
+
+class Store(Settings):
+    """[store]: how workers on other machines come by images and results."""
+
+    kind: Literal["folder", "s3"] = "folder"  # data_dir is on shared storage, or the machine is alone; or a bucket
+    bucket: str = ""
+    endpoint: str = ""  # http(s)://host:port; none: the service of AWS in `region`
+    region: Annotated[str, Field(min_length=1)] = "us-east-1"
+    prefix: str = ""  # of every name in the bucket, where it has other users
+    access_key_id: str = ""  # none: AWS_ACCESS_KEY_ID and its like in the environment, or the machine's role
+    secret_access_key_file: OptionalPath = None  # a file that holds the secret key and nothing else
+    ca: OptionalPath = None  # certificates that may have signed its own; default: whom the machine trusts
+
+    @field_validator("bucket")
+    @classmethod
+    def _bucket_name(cls, bucket: str) -> str:
+        if bucket and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+            raise ValueError("is no name of a bucket: 3 to 63 small letters, digits, dots and hyphens")
+        return bucket
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^/?#@\s]+", url):
+            raise ValueError("needs http:// or https:// and a host, and neither user, path nor query")
+        if url and (words := _bad_place(url)):
+            raise ValueError(words)
+        return url
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix(cls, prefix: str) -> str:
+        if prefix and not re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", prefix):
+            raise ValueError("is names of letters, digits, dots, hyphens and _, with / between them alone")
+        return prefix
+
+    @model_validator(mode="after")
+    def _fits(self) -> Store:
+        given = [name for name, field in Store.model_fields.items() if getattr(self, name) != field.default]
+        if self.kind == "folder" and given:
+            raise ValueError(f"{given[0]} needs kind = 's3'")
+        if self.kind == "s3" and not self.bucket:
+            raise ValueError("kind = 's3' needs a bucket")
+        if (not self.access_key_id) != (self.secret_access_key_file is None):
+            raise ValueError("needs both access_key_id and secret_access_key_file, or neither")
+        return self
+
+    @property
+    def secret_access_key(self) -> str | None:
+        """Raises OSError."""
+        file = self.secret_access_key_file
+        return file.read_text(encoding="utf-8").strip() if file is not None else None
+
+    @property
+    def certificates(self) -> bytes | None:
+        """Raises OSError."""
+        return self.ca.read_bytes() if self.ca is not None else None
 
 
 class Assemble(Settings):
@@ -420,6 +479,7 @@ class Config(Settings):
     node: Node = Node()
     receive: Receive = Receive()
     database: Database = Database()
+    store: Store = Store()
     assemble: Assemble = Assemble()
     jobs: Jobs = Jobs()
     infer: Infer = Infer()
@@ -441,18 +501,17 @@ class Config(Settings):
             update={
                 "node": self.node.model_copy(update={"data_dir": data_dir}),
                 "database": Database(url=url),
+                "store": self.store.model_copy(update=_absolute(self.store, folder, ("secret_access_key_file", "ca"))),
                 "peers": tuple(
-                    peer.model_copy(
-                        update={
-                            name: (folder / path.expanduser()).resolve()
-                            for name, path in (("folder", peer.folder), ("dicomweb_ca", peer.dicomweb_ca))
-                            if path
-                        }
-                    )
-                    for peer in self.peers
+                    peer.model_copy(update=_absolute(peer, folder, ("folder", "dicomweb_ca"))) for peer in self.peers
                 ),
             }
         )
+
+
+def _absolute(settings: Settings, folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    paths: dict[str, Path | None] = {name: getattr(settings, name) for name in names}
+    return {name: (folder / path.expanduser()).resolve() for name, path in paths.items() if path is not None}
 
 
 def is_keyword_path(path: str) -> bool:

@@ -33,7 +33,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from pacs_node.errors import GiveUp, NotOffered, Told, Unreachable
+from pacs_node.errors import GiveUp, NotOffered, TakenOver, Told, Unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +117,7 @@ def association(
     try:
         yield opened
         done = True
-    except (GiveUp, NotOffered):
+    except (GiveUp, NotOffered, TakenOver):
         done = True
         raise
     except (RuntimeError, ValueError) as error:

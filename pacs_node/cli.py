@@ -190,6 +190,7 @@ def check(config: ConfigFile) -> None:
     """Say what is wrong with a settings file: file, line, key and the nearest valid key."""
     from config import load, problems
     from pacs_node import confine
+    from pacs_node.stages import store_of
 
     with _in_words():
         found = problems(config, catalogue())
@@ -198,10 +199,12 @@ def check(config: ConfigFile) -> None:
     if any(problem.severity == "error" for problem in found):
         raise typer.Exit(1)
     with _in_words():
-        asked = load(config, catalogue()).infer.confine
-    for lacking in confine.tried() if asked else ():
+        settings = load(config, catalogue())
+    for lacking in confine.tried() if settings.infer.confine else ():
         text = f"warning: the inference process is not confined as it should be: {lacking}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+    with _in_words():
+        store_of(settings).tried()
     console.print(f"{config}: good", markup=False, highlight=False)
 
 
@@ -265,19 +268,20 @@ def fsck(
     from config import load
     from pacs_node import fsck as checks
     from pacs_node.ledger import Ledger
+    from pacs_node.stages import store_of
     from pacs_node.start_up import hold, keep_private
 
     keep_private()
     with _in_words():
         settings = load(config, catalogue())
         data_dir = settings.node.data_dir
-        ledger = Ledger(settings.database.url)
+        ledger = Ledger(settings.database.url, data_dir)
         ledger.migrate()
         if mend:
             with hold(data_dir / "worker.lock"), hold(data_dir / "spool.lock"):
                 for done in checks.mend(data_dir, ledger):
                     console.print(done, markup=False, highlight=False, soft_wrap=True)
-        found = list(checks.faults(data_dir, ledger))
+        found = list(checks.faults(data_dir, ledger, store_of(settings)))
         for fault in found:
             told = f"{fault.kind}: {fault.what}: {fault.words}"
             console.print(told, markup=False, highlight=False, soft_wrap=True)

@@ -10,10 +10,12 @@ NodeError
 │   ├── Refused             the job ends "refused": the input is not fit; the reason is shown
 │   ├── TryAgain            the job waits and runs again (destination down, inference process died)
 │   │   ├── Await           the job waits for something that wakes it, at the latest until a stated time
+│   │   ├── StoreAway       what machines have in common cannot be had now: the job waits, and has lost no attempt
 │   │   ├── OutOfMemory     the process or device had no more: once more, in a process of its own, and no further
 │   │   └── Unreachable     no connection, or one that broke: what every network error is
 │   ├── GiveUp              the job ends "failed": trying again would not help
 │   │   └── Unforeseen      ... because of an error in a step that nobody foresaw: its kind, words and place
+│   ├── TakenOver           another worker has the job now: this one sends nothing more, and writes nothing
 │   ├── NotOffered          the peer has no such service: the job goes on without it
 │   └── Interrupted         the node is stopping: the job is put back as if it had not begun
 ├── NotJudged               an error nobody foresaw in judging a series: it is set aside, in the error's words
@@ -105,6 +107,14 @@ class OutOfMemory(TryAgain):
 
 class Unreachable(TryAgain):
     """Nobody there, a name that does not resolve, a refused, reset or silent connection, a broken protocol."""
+
+
+class StoreAway(TryAgain):
+    """The object store does not answer, or refuses: an operator, or time, cures it."""
+
+
+class TakenOver(JobError):
+    """`receipts`: what the destination had stored by then."""
 
 
 class GiveUp(JobError):

@@ -49,8 +49,7 @@ class Running(Protocol):
     ledger: Ledger
     now: Callable[[], datetime]
 
-    @property
-    def rejected(self) -> Path: ...
+    def rejected(self, job_id: str) -> Path: ...
     @property
     def listening(self) -> bool: ...
     @property
@@ -228,7 +227,7 @@ class NodeFacts:
 
     def rejected(self, job_id: str) -> dict[str, Path]:
         job = self.node.ledger.job(job_id)
-        folder = self.node.rejected / job_id
-        if job is None or job.state != "failed" or not folder.is_dir():
+        if job is None or job.state != "failed" or job.kind != "infer":
             return {}
+        folder = self.node.rejected(job_id)
         return {path.name: path for path in sorted(folder.glob("*.dcm"))}

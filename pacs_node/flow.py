@@ -33,6 +33,8 @@ from pacs_node.errors import (
     NotJudged,
     OutOfMemory,
     Refused,
+    StoreAway,
+    TakenOver,
     Told,
     TryAgain,
     Unforeseen,
@@ -82,6 +84,7 @@ STEPS = (
 )
 # kinds of failure that more attempts do not cure, whatever the settings allow -> attempts in all
 MOST_ATTEMPTS: Mapping[type[TryAgain], int] = {OutOfMemory: 2}
+STORE_AGAIN_S = 30.0  # before a job tries again for which the object store was away
 REPORT_AFTER_S = 2.0  # a sender that asks for storage commitment may be told on its own association until then
 
 
@@ -95,6 +98,7 @@ class Stages(Protocol):
     def headers(self, instances: Sequence[Instance], files: Sequence[Path]) -> list[Dataset]: ...
     def judge(self, headers: Sequence[Dataset]) -> Verdict: ...
     def matches(self, header: Dataset) -> list[RouteMatch]: ...
+    def share(self, instances: Sequence[Instance]) -> None: ...
     def unpacked(self, name: str, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]: ...
     def infer(
         self, job: Job, images: Sequence[Stored], files: Sequence[Path], progress: Callable[[float, str], None]
@@ -166,7 +170,10 @@ class Flow:
     def longest_wait_s(self) -> float:
         """The longest that a job may be told to wait for its next attempt."""
         return max(
-            REPORT_AFTER_S, self.confirm.await_report_s, *(policy.max_s for policy in self.retry_policies.values())
+            REPORT_AFTER_S,
+            STORE_AGAIN_S,
+            self.confirm.await_report_s,
+            *(policy.max_s for policy in self.retry_policies.values()),
         )
 
     # ---- a series closes, is judged and routed
@@ -202,6 +209,8 @@ class Flow:
         revision = self.ledger.revision(series.series_uid) + 1
         now = self.now()  # one time for all jobs: routes that ask for the same make the same bytes
         jobs = [self._infer_job(series, match, revision, now) for match in matches if match.why_not is None]
+        if jobs:
+            self.stages.share(instances)  # before another machine may take one
         self.at("closing")
         closed = self.ledger.close_series(
             series.series_uid,
@@ -233,6 +242,7 @@ class Flow:
             said = [f"{match.rule}: {match.why_not}" for match in matches if route in (None, match.rule)]
             why = "no rule matches" if route is None else f"route '{route}' does not match"
             return f"{why}: {'; '.join(said)}" if said else f"{why}: the settings have none"
+        self.stages.share(instances)
         started = self.ledger.run_series_again(
             series_uid,
             arrived=len(instances),
@@ -329,6 +339,11 @@ class Flow:
         except GiveUp as failure:
             self._said_once(job, failure)
             self.ledger.finish(job, "failed", str(failure), self.now(), receipts=failure.receipts)
+        except TakenOver as late:
+            log.warning("job taken over while it was sent", job=job.id, series=job.series_uid)
+            self.ledger.retry_later(
+                job, str(late), self.now(), late.receipts, self.now()
+            )  # notes what was stored, only
         except Interrupted:
             self.ledger.put_back(job, "the node was stopped while it ran", self.now())
         except TryAgain as failure:
@@ -479,7 +494,7 @@ class Flow:
         assert job.destination is not None
         assert job.infer_job is not None
         paths = tuple(result.path for result in self.ledger.results(job.infer_job))
-        package = Package(job=job.id, paths=paths, sources=self._sources(job))
+        package = Package(job.id, paths, self._sources(job), lambda: self._is_ours(job))
         with _step("sending"):
             receipts = self.stages.deliver(job.destination, package)
         self.at("sent")
@@ -494,6 +509,13 @@ class Flow:
             follow_up=[confirm] if confirm else [],
         )
         self.at("send done")
+
+    def _is_ours(self, job: Job) -> bool:
+        """Asked before each object: this worker may have stood still for so long that another has taken the job."""
+        try:
+            return self.ledger.is_ours(job)
+        except LedgerUnavailable:  # nobody can take it over either
+            return True
 
     def _confirm_job(self, send: Job) -> Job:
         return replace(
@@ -558,6 +580,10 @@ class Flow:
         if isinstance(failure, Await):
             self.ledger.retry_later(job, str(failure), failure.until, (), self.now())
             return (failure.until - self.now()).total_seconds()
+        if isinstance(failure, StoreAway):  # it says nothing of this job: however long it takes
+            until = self.now() + timedelta(seconds=STORE_AGAIN_S)
+            waits = self.ledger.retry_later(job, str(failure), until, failure.receipts, self.now(), counts=False)
+            return STORE_AGAIN_S if waits else None
         policy = self.retry_policies[job.kind]
         most = min(policy.max_attempts, MOST_ATTEMPTS.get(type(failure), policy.max_attempts))
         if job.attempt >= most:

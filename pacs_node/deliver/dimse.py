@@ -36,6 +36,7 @@ from pacs_node.deliver.destination import (
     Undeliverable,
     Verbatim,
     file_meta,
+    must_be_ours,
     outcome_of,
 )
 from pacs_node.errors import GiveUp, TryAgain, Unreachable
@@ -125,9 +126,11 @@ class DimseDestination:
                 why_not = dict.fromkeys(contexts - accepted, "no answer to this one") | why_not_accepted(opened)
                 self._heed(accepted & contexts, why_not, choices, refused, now)
                 numbers, sent = count(1), dict[Path, tuple[Path, ...]]()
+                must_be_ours(package, ())
                 for choice in choices:
                     for answer in self._send(package, choice, sent, opened, numbers, now):
-                        answers.append(answer)  # noqa: PERF402 - one by one: what was sent before it broke off counts
+                        answers.append(answer)  # one by one: what was sent before it broke off counts
+                        must_be_ours(package, _receipts(answers))
         except NoneAccepted as error:
             self._heed(set(), error.why, choices, refused, now)
             raise

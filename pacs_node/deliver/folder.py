@@ -11,7 +11,16 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from pacs_node.deliver.destination import Choice, Deferred, Forms, Now, Undeliverable, Verbatim, first_possible
+from pacs_node.deliver.destination import (
+    Choice,
+    Deferred,
+    Forms,
+    Now,
+    Undeliverable,
+    Verbatim,
+    first_possible,
+    must_be_ours,
+)
 from pacs_node.durable import write_whole
 from pacs_node.records import Package, Receipt
 
@@ -42,7 +51,9 @@ class FolderDestination:
             for offer in self.forms.offers(package):
                 paths, instead = first_possible(self.forms, package, Choice(offer), sent)
                 sent[offer.path] = paths
-                receipts += [self._copy(path, instead, now) for path in paths]
+                for path in paths:
+                    must_be_ours(package, receipts)
+                    receipts.append(self._copy(path, instead, now))
         except Undeliverable as error:
             raise Undeliverable(str(error), receipts) from error
         except OSError as error:

@@ -26,6 +26,7 @@ from pacs_node.deliver.destination import (
     Undeliverable,
     Verbatim,
     first_possible,
+    must_be_ours,
     outcome_of,
 )
 from pacs_node.deliver.dimse import Outgoing
@@ -106,6 +107,7 @@ class StowDestination:
                 optional |= {each.sop_instance_uid for each in read}
             outgoing += read
             instead |= {each.sop_instance_uid: why for each in read if why}
+        must_be_ours(package, ())
         boundary = hashlib.sha256("|".join(each.sop_instance_uid for each in outgoing).encode()).hexdigest()
         head = _part_head(boundary)
         tail = f"\r\n--{boundary}--\r\n".encode()

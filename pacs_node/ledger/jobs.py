@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -55,6 +54,17 @@ class Jobs(Editions):
         with self._reading() as db:
             row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
             return None if row is None else job_of(row)
+
+    def is_ours(self, job: Job) -> bool:
+        """Whether this attempt still holds the job: nobody has taken it over, and it is not superseded."""
+        with self._reading() as db:
+            held = sa.select(job_table.c.id).where(
+                job_table.c.id == job.id,
+                job_table.c.generation == job.generation,
+                job_table.c.attempt == job.attempt,
+                job_table.c.state == "running",
+            )
+            return db.scalar(held) is not None
 
     def open_jobs(self) -> list[Job]:
         """Jobs that are not finished, the most urgent first."""
@@ -176,13 +186,22 @@ class Jobs(Editions):
             )
 
     def retry_later(
-        self, job: Job, reason: str, not_before: datetime, receipts: Sequence[Receipt], now: datetime
+        self,
+        job: Job,
+        reason: str,
+        not_before: datetime,
+        receipts: Sequence[Receipt],
+        now: datetime,
+        *,
+        counts: bool = True,
     ) -> bool:
-        """This attempt failed in a way that waiting may cure; the next attempt is a row, not a sleeping thread."""
+        """This attempt failed in a way that waiting may cure; the next attempt is a row, not a sleeping thread.
+
+        counts: False, and it is none of the attempts that a job may make
+        """
+        step = {"attempt": job.attempt + 1} if counts else {"generation": job.generation + 1}
         with self._begin() as db:
-            moved = self._move(
-                db, job, "waiting", reason=reason, crashes=0, not_before=not_before, attempt=job.attempt + 1
-            )
+            moved = self._move(db, job, "waiting", reason=reason, crashes=0, not_before=not_before, **step)
             if moved:
                 self._add_receipts(db, job, receipts)
                 self._note(db, job.series_uid, now, "retry", f"{task_of(job)}: {reason}")
@@ -234,7 +253,7 @@ class Jobs(Editions):
                         job=job.id,
                         sop_instance_uid=result.sop_instance_uid,
                         sop_class_uid=result.sop_class_uid,
-                        path=str(result.path),
+                        path=self._place(result.path),
                         position=position,
                     )
                     .on_conflict_do_nothing()
@@ -263,7 +282,7 @@ class Jobs(Editions):
             rows = db.execute(
                 sa.select(result_table).where(result_table.c.job == job_id).order_by(result_table.c.position)
             ).mappings()
-            return [Result(row["sop_instance_uid"], row["sop_class_uid"], Path(row["path"])) for row in rows]
+            return [Result(row["sop_instance_uid"], row["sop_class_uid"], self._path(row["path"])) for row in rows]
 
     def take_over(self, job: Job, reason: str, now: datetime) -> Job | None:
         """Give an unfinished job to a new generation: whatever the old one still writes is refused."""

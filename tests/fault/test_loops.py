@@ -86,7 +86,7 @@ pipeline = "breast-us"
 send_to = ["results"]
 """
 OF_LEDGER = ("open_series", "instances", "revision", "close_series", "expect")
-OF_ROOMS = ("unpacked", "headers", "judge", "matches")
+OF_ROOMS = ("unpacked", "headers", "judge", "matches", "share")
 
 
 class Assembling:

@@ -20,7 +20,7 @@ from config import load
 from dicom_sr.findings import Findings
 from dicom_sr.reading import Room, read_header
 from models import catalogue
-from pacs_node.errors import GiveUp, JobError, LedgerUnavailable, OutOfMemory, Refused, TryAgain
+from pacs_node.errors import GiveUp, JobError, LedgerUnavailable, OutOfMemory, Refused, StoreAway, TryAgain
 from pacs_node.flow import RouteMatch, Stages
 from pacs_node.node import Node
 from pacs_node.records import CommitmentRequest, Evidence, Instance, Job, OpenSeries, Verdict
@@ -167,7 +167,7 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 def test_every_room_is_tried() -> None:
     stages = {name for name in vars(Stages) if not name.startswith("_")}
-    assert stages == {*STEP_OF, *CLOSING, *NOT_RUN}
+    assert stages == {*STEP_OF, *CLOSING, *NOT_RUN, "share"}
 
 
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
@@ -243,6 +243,22 @@ def test_what_may_pass_is_tried_again_and_infers_once(bench: Bench, room: str, e
     assert len(bench.inference.runs) == 1
 
 
+@pytest.mark.parametrize("room", ["unpacked", "infer", "compare", "encode", "deliver", "sent"])
+def test_a_store_that_is_away_costs_no_attempt_and_infers_once(bench: Bench, room: str) -> None:
+    series = bench.take_in("first")
+    bench.close(series)
+    whole = getattr(bench.node.stages, room)
+    setattr(bench.node.stages, room, raising(StoreAway("the store s3://images does not answer")))
+    bench.run_all(attempts=20)  # more than any job may make
+    job = bench.jobs(series)[STEP_OF[room][0]]
+    assert (job["state"], job["reason"]) == ("waiting", "the store s3://images does not answer")
+    assert job["attempts"] == 1
+    setattr(bench.node.stages, room, whole)
+    bench.run_all(attempts=2)
+    assert {job["state"] for job in bench.jobs(series).values()} == {"done"}
+    assert len(bench.inference.runs) == 1
+
+
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("room", CLOSING)
 def test_a_series_that_cannot_be_judged_holds_up_no_other(bench: Bench, room: str, error: Exception) -> None:
@@ -270,7 +286,7 @@ def test_a_series_that_cannot_be_judged_holds_up_no_other(bench: Bench, room: st
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: f"{type(error).__name__}-{error.errno}")
-@pytest.mark.parametrize("room", CLOSING[1:])
+@pytest.mark.parametrize("room", [*CLOSING[1:], "share"])
 def test_a_series_that_cannot_be_judged_now_is_judged_later(
     bench: Bench, room: str, error: OSError, monkeypatch: pytest.MonkeyPatch
 ) -> None:

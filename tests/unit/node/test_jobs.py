@@ -39,6 +39,9 @@ class ScriptedRooms:
         self.refuse = False
         self.release = threading.Event()
 
+    def share(self, instances: Sequence[Instance]) -> None:
+        pass
+
     def unpacked(self, name: str, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
         return pack.unpacked(images, self.folder / "work")
 
