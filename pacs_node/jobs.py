@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -147,7 +148,8 @@ class Engine:
         self.sweeper.stop()
         self._pace.end()
         DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=max(1, int(drain_s)))
-        self.ledger.give_up_lease(self.executor)
+        with suppress(LedgerUnavailable):  # then it runs out
+            self.ledger.give_up_lease(self.executor)
 
     def wake(self) -> None:
         """There is new work: sweep now instead of at the next tick."""

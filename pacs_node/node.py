@@ -22,7 +22,8 @@ import uvicorn
 from config import Config
 from pacs_node import __version__, observe
 from pacs_node.assembler import Assembler
-from pacs_node.errors import LedgerUnavailable
+from pacs_node.durable import write_whole
+from pacs_node.errors import AlreadyRunning, LedgerUnavailable
 from pacs_node.facts import NodeFacts
 from pacs_node.flow import Flow, RetryPolicy
 from pacs_node.intake import Intake
@@ -52,6 +53,7 @@ AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
 NOTE_EVERY_S = 5.0  # what was refused while the ledger was away is noted this often
 LISTEN_BACKLOG = 128  # connections that wait to be taken, where several processes receive
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
+SHARED_POLL_S = 0.5  # ... by one of many workers that ask one server
 
 
 def utc_now() -> datetime:
@@ -106,6 +108,7 @@ class Node:
         self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
         self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
+        self._alone = Loop("receiving", self._receive_alone, config.jobs.lease_s / 3)
         self._lock: IO[str] | None = None  # of the jobs, and of what is received
         self._receiving: IO[str] | None = None
 
@@ -119,6 +122,9 @@ class Node:
         self.ledger.migrate()
         if listen:
             self._receiving = hold(self.config.node.data_dir / "spool.lock")
+            if not self.ledger.embedded:
+                self._receive_alone()
+                self._alone.start()
             # durable on disk, but its row was never written
             self.intake.take_in_found(self.spool.scan(self.ledger.indexed_up_to(), self._damaged))
             if self.config.receive.processes == 1:
@@ -154,6 +160,10 @@ class Node:
             self._note_refusals()
             self.intake.flush()
         self.spool.close()
+        self._alone.stop()
+        if self._receiving is not None and not self.ledger.embedded:
+            with suppress(LedgerUnavailable):
+                self.ledger.receive_no_more(self._folder_id())
         for thread in self._threads:
             thread.join(timeout=10)
         self.assembler.shut_down()
@@ -162,6 +172,21 @@ class Node:
             if lock is not None:
                 lock.close()
         log.info("node stopped")
+
+    def _receive_alone(self) -> None:
+        """Raises AlreadyRunning: two machines would each close series whose images the other has."""
+        if not self.ledger.receive_alone(self._folder_id(), self.config.jobs.lease_s):
+            raise AlreadyRunning(
+                "another data folder receives into this database: give this one a database of its own, or stop the "
+                f"other and wait for {self.config.jobs.lease_s:g} s"
+            )
+
+    def _folder_id(self) -> str:
+        """Of the data folder, whatever machine has it."""
+        path = self.config.node.data_dir / "spool.id"
+        if not path.exists():
+            write_whole(path, lambda file: file.write(uuid.uuid4().hex.encode()), replace=False)
+        return path.read_text()
 
     def _thread(self, name: str, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
@@ -262,7 +287,7 @@ class Node:
             sweep_s=jobs.sweep_s,
             lease_s=jobs.lease_s,
             poison_limit=jobs.poison_limit,
-            poll_s=ENGINE_POLL_S,
+            poll_s=ENGINE_POLL_S if self.ledger.embedded else SHARED_POLL_S,
             now=self.now,
         )
         self.engine.start()

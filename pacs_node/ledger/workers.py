@@ -14,6 +14,9 @@ from pacs_node.ledger.tables import (
 )
 from pacs_node.records import Answer
 
+RECEIVES = "receives: "  # before the name of a data folder: a lease that is no worker's
+LOCK = 0x70616373 + 1  # of whoever looks who receives; the one below is that of migrations
+
 
 class Workers(Database):
     """Leases of workers, answers of destinations."""
@@ -47,12 +50,31 @@ class Workers(Database):
     def renew_lease(self, executor: str, lease_s: float) -> None:
         """I am alive until the database's clock says otherwise."""
         with self._begin() as db:
-            expires_at = self._clock(db) + timedelta(seconds=lease_s)
-            db.execute(
-                self._insert(lease_table)
-                .values(executor=executor, expires_at=expires_at)
-                .on_conflict_do_update(index_elements=[lease_table.c.executor], set_={"expires_at": expires_at})
-            )
+            self._renew(db, executor, lease_s)
+
+    def _renew(self, db: sa.Connection, executor: str, lease_s: float) -> None:
+        expires_at = self._clock(db) + timedelta(seconds=lease_s)
+        db.execute(
+            self._insert(lease_table)
+            .values(executor=executor, expires_at=expires_at)
+            .on_conflict_do_update(index_elements=[lease_table.c.executor], set_={"expires_at": expires_at})
+        )
+
+    def receive_alone(self, folder: str, lease_s: float) -> bool:
+        """The images of this database come to one data folder. False while another one has the lease."""
+        mine = f"{RECEIVES}{folder}"
+        with self._begin() as db:
+            if not self.embedded:
+                db.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+            others = lease_table.c.executor.startswith(RECEIVES), lease_table.c.executor != mine
+            alive = lease_table.c.expires_at > self._clock(db)
+            if db.scalar(sa.select(lease_table.c.executor).where(*others, alive)) is not None:
+                return False
+            self._renew(db, mine, lease_s)
+            return True
+
+    def receive_no_more(self, folder: str) -> None:
+        self.give_up_lease(f"{RECEIVES}{folder}")
 
     def give_up_lease(self, executor: str) -> None:
         with self._begin() as db:
@@ -62,7 +84,8 @@ class Workers(Database):
         """Executors whose lease has not run out, or not for longer than that, and when it will or did."""
         with self._reading() as db:
             since = self._clock(db) - timedelta(seconds=lapsed_s)
-            rows = db.execute(sa.select(lease_table).where(lease_table.c.expires_at > since)).mappings()
+            workers = lease_table.c.expires_at > since, ~lease_table.c.executor.startswith(RECEIVES)
+            rows = db.execute(sa.select(lease_table).where(*workers)).mappings()
             return {row["executor"]: row["expires_at"] for row in rows}
 
     def _clock(self, db: sa.Connection) -> datetime:

@@ -279,6 +279,20 @@ def test_a_worker_that_stood_still_sends_nothing_that_another_has_taken_over(
         assert Counter(str(image.SOPInstanceUID) for image in pacs.arrivals) == before
 
 
+def test_a_second_machine_that_receives_into_the_same_database_is_told_so(postgres: Postgres, tmp_path: Path) -> None:
+    """It would close series whose images it does not have."""
+    settings = SETTINGS.format(url=postgres.database("two"), port=free_port(), lease_s=LEASE_S)
+    with NodeProcess(tmp_path / "one", settings) as one, NodeProcess(tmp_path / "two", settings) as two:
+        one.start("--no-work", wait=False)
+        wait_for(one.healthy, PATIENCE_S, one.log())
+        two.start("--no-work", wait=False)
+        assert two.process.wait(PATIENCE_S) == 1
+        assert "another data folder receives into this database: give this one a database of its own" in two.log()
+        assert one.terminate(PATIENCE_S) == 0
+        two.start("--no-work", wait=False)  # it has said that it is gone
+        wait_for(two.healthy, PATIENCE_S, two.log())
+
+
 def test_without_its_database_nothing_starts_and_it_is_said_why(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.database("away").replace("node@", "node:secret@")
     node = NodeProcess(tmp_path / "node", SETTINGS.format(url=url, port=free_port(), lease_s=LEASE_S))
@@ -373,7 +387,7 @@ def test_the_document_brings_up_machines_that_share_nothing_but_a_bucket(postgre
             return str(pydicom.dcmread(files[0]).SeriesInstanceUID)
 
         def delivered(uid: str) -> None:
-            facts = wait_for(lambda: node.finished(uid), PATIENCE_S, f"{node.series(uid)}\n{node.api('/health')}")
+            facts = wait_for(lambda: node.finished(uid), PATIENCE_S, f"the results of {uid}\n{receiver.log()}")
             assert {job["kind"]: job["state"] for job in facts["jobs"]} == dict.fromkeys(
                 ("infer", "send", "confirm"), "done"
             ), facts["jobs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -227,6 +228,17 @@ def test_leases_run_out(ledger: Ledger) -> None:
     assert ledger.living() == {}
 
 
+def test_one_data_folder_receives_for_a_database(ledger: Ledger) -> None:
+    assert ledger.receive_alone("a", 60)
+    assert not ledger.receive_alone("b", 60)
+    assert ledger.receive_alone("a", -1), "again, and it runs out"
+    assert ledger.receive_alone("b", 60)
+    assert not ledger.receive_alone("a", 60)
+    ledger.receive_no_more("b")
+    assert ledger.receive_alone("a", 60)
+    assert ledger.living() == {}, "it is no worker"
+
+
 def test_only_open_states_can_be_left() -> None:
     """By hand: what is finished never starts again without an operator."""
     assert {old for old, _ in TRANSITIONS} == set(OPEN_JOB_STATES)
@@ -288,3 +300,41 @@ def test_backoff_survives_a_take_over(ledger: Ledger) -> None:
     ledger.retry_later(first, "down", T0 + timedelta(seconds=9), [], T0)
     assert ledger.take_over(first, "seen before it waited", T0) is None  # attempt 1 is over
     assert ledger.job("j1").not_before == T0 + timedelta(seconds=9)
+
+
+def test_files_of_an_earlier_ledger_are_named_by_their_place_and_found_on_another_machine(ledger: Ledger) -> None:
+    pack = replace(instance("1.2.1"), path=Path("/one/data/spool/instances/a/0.pack"), offset=128)
+    beside = replace(instance("1.2.2"), path=Path("/one/database/0.pack"))
+    for each in (pack, beside):
+        ledger.take_in(each)
+    close(ledger, 2, [job()])
+    begun = ledger.job("j1")
+    assert ledger.begin(begun, "w1", T0)
+    result = Result("1.5", "1.6", Path("/one/data/results/j1/1/01-SR.dcm"), "1.7", "00")
+    edition = Edition(1, 1, "0.1.0", True, T0, objects=(result,), replaces=())
+    assert ledger.finish(begun, "done", "one", T0, results=[result], edition=edition)
+    with ledger.engine.begin() as db:  # as an earlier node left it
+        db.execute(sa.text("UPDATE alembic_version SET version_num = '0010'"))
+    for root in ("/one/data", "/two/elsewhere"):
+        moved = Ledger(ledger.url, Path(root))
+        moved.migrate()
+        assert moved.instance("1.2.1") == replace(pack, path=Path(root) / "spool/instances/a/0.pack")
+        assert moved.instance("1.2.2") == beside, "it lies elsewhere"
+        assert moved.indexed_up_to() == {Path(root) / "spool/instances/a/0.pack": 138, beside.path: 10}
+        there = Path(root) / "results/j1/1/01-SR.dcm"
+        assert [each.path for each in moved.results("j1")] == [there]
+        assert moved.every_object() == [replace(result, path=there)]
+        moved.close()
+
+
+def test_what_is_written_on_one_machine_is_found_on_another(ledger: Ledger) -> None:
+    here, there = Ledger(ledger.url, Path("/one/data")), Ledger(ledger.url, Path("/two"))
+    pack = replace(instance("1.2.1"), path=Path("/one/data/spool/instances/a/0.pack"))
+    assert here.take_in(pack)
+    assert there.instance("1.2.1").path == Path("/two/spool/instances/a/0.pack")
+    assert there.kept_instances(["1.2.1"]) == there.instances("1.9")
+    again = replace(pack, path=Path("/two/spool/instances/b/1.pack"))
+    assert there.take_in_all([again], lambda stored: False)
+    assert here.instance("1.2.1").path == Path("/one/data/spool/instances/b/1.pack"), "it has come again"
+    for each in (here, there):
+        each.close()

@@ -8,7 +8,8 @@ down_revision = "0011"
 
 
 def upgrade() -> None:
-    root = op.get_context().config.attributes.get("root")
+    config = op.get_context().config
+    root = config.attributes.get("root") if config is not None else None
     if root is None:
         return
     above = f"{root}/"
