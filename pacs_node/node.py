@@ -52,6 +52,8 @@ log = structlog.get_logger()
 AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
 NOTE_EVERY_S = 5.0  # what was refused while the ledger was away is noted this often
 LISTEN_BACKLOG = 128  # connections that wait to be taken, where several processes receive
+ALONE_S = 120.0  # a data folder of which nothing was heard for this long receives no more
+ALONE_EVERY_S = 10.0
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 SHARED_POLL_S = 0.5  # ... by one of many workers that ask one server
 
@@ -108,7 +110,8 @@ class Node:
         self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
         self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
-        self._alone = Loop("receiving", self._receive_alone, config.jobs.lease_s / 3)
+        self._displaced = False  # another data folder receives into this database
+        self._alone = Loop("receiving", self._receive_alone, ALONE_EVERY_S)
         self._lock: IO[str] | None = None  # of the jobs, and of what is received
         self._receiving: IO[str] | None = None
 
@@ -175,10 +178,14 @@ class Node:
 
     def _receive_alone(self) -> None:
         """Raises AlreadyRunning: two machines would each close series whose images the other has."""
-        if not self.ledger.receive_alone(self._folder_id(), self.config.jobs.lease_s):
+        self._displaced = not self.ledger.receive_alone(self._folder_id(), ALONE_S)
+        self._must_be_alone()
+
+    def _must_be_alone(self) -> None:
+        if self._displaced:
             raise AlreadyRunning(
                 "another data folder receives into this database: give this one a database of its own, or stop the "
-                f"other and wait for {self.config.jobs.lease_s:g} s"
+                f"other and wait for {ALONE_S:g} s"
             )
 
     def _folder_id(self) -> str:
@@ -317,7 +324,7 @@ class Node:
 
     def trouble(self) -> list[str]:
         """What makes the node unfit to receive or to work, in words; nothing of a node that is well."""
-        loops = [self.assembler.loop] + ([self.engine.sweeper] if self.engine is not None else [])
+        loops = [self.assembler.loop, self._alone] + ([self.engine.sweeper] if self.engine is not None else [])
         own = (*(loop.trouble for loop in loops), self.assembler.trouble)
         said = [*self.trouble_of_receiving(), *(trouble for trouble in own if trouble is not None)]
         said += self.receivers.trouble if self.receivers is not None else []
@@ -353,7 +360,8 @@ class Node:
         return self.listener.open_associations if self.listener is not None else frozenset()
 
     def settle(self) -> None:
-        """The ledger has all that has come by now. Raises LedgerUnavailable."""
+        """The ledger has all that has come by now. Raises LedgerUnavailable; AlreadyRunning, and closes no series."""
+        self._must_be_alone()
         self.intake.flush()
         if self.receivers is not None:
             self.receivers.settle()

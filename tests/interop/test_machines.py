@@ -287,7 +287,8 @@ def test_a_second_machine_that_receives_into_the_same_database_is_told_so(postgr
         wait_for(one.healthy, PATIENCE_S, one.log())
         two.start("--no-work", wait=False)
         assert two.process.wait(PATIENCE_S) == 1
-        assert "another data folder receives into this database: give this one a database of its own" in two.log()
+        said = "another data folder receives into this database: give this one a database of its own"
+        assert said in two.log()
         assert one.terminate(PATIENCE_S) == 0
         two.start("--no-work", wait=False)  # it has said that it is gone
         wait_for(two.healthy, PATIENCE_S, two.log())
