@@ -269,6 +269,17 @@ def test_scratch_that_a_killed_process_left_is_cleared_away_after_a_day(
         assert not any(each.exists() for each in left)
 
 
+def test_the_key_may_come_from_the_environment(
+    server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsaid = bucket(server, access_key_id=None, secret_access_key=None)
+    for secret in (ObjectServer.SECRET, "wrong"):
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ObjectServer.KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        with nothing() if secret == ObjectServer.SECRET else pytest.raises(StoreAway, match="secret key"):
+            ObjectStore(unsaid, tmp_path).tried()
+
+
 def test_secrets_are_not_shown(server: ObjectServer) -> None:
     assert "secret-of" not in repr(bucket(server)) + str(bucket(server))
 
