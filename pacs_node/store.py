@@ -150,7 +150,7 @@ class ObjectStore:
 
     def at_hand(self, images: Sequence[Stored], folder: Path) -> list[Stored]:
         here = list(images)
-        for path, numbers in _by_file(images):
+        for path, numbers in self._elsewhere(images):
             for batch in _batches(images, numbers):
                 pieces = self._pieces(self._key(path), [images[number] for number in batch])
                 for number, piece in zip(batch, pieces, strict=True):
@@ -163,7 +163,7 @@ class ObjectStore:
 
     def held(self, images: Sequence[Stored]) -> set[Stored]:
         found = {image for image in images if pack.is_there(image)}
-        for path, numbers in _by_file(images):
+        for path, numbers in self._elsewhere(images):
             size = self._size(self._key(path)) or 0
             found |= {images[number] for number in numbers if images[number].offset + images[number].size <= size}
         return found
@@ -202,6 +202,15 @@ class ObjectStore:
             self._api.get(self._store, key).bytes()
             self._names(self._named("check"))
             self._api.delete(self._store, [key])
+
+    def _elsewhere(self, images: Sequence[Stored]) -> Iterator[tuple[Path, list[int]]]:
+        """Of the images that are not here: the file that each lies in, and which of them lie there, in its order."""
+        missing: dict[Path, list[int]] = {}
+        for number, image in enumerate(images):
+            if image.path.is_relative_to(self.root) and not pack.is_there(image):
+                missing.setdefault(image.path, []).append(number)
+        for path, numbers in missing.items():
+            yield path, sorted(numbers, key=lambda number: images[number].offset)
 
     def _key(self, path: Path) -> str:
         return self._named(path.relative_to(self.root).as_posix())
@@ -299,16 +308,6 @@ def _words(error: BaseException, bucket: Bucket) -> str:
 def _must_be_whole(path: Path, there: int, size: int) -> None:
     if there < size:
         raise OSError(5, f"{path.name} has {there} bytes of {size}", path.name)
-
-
-def _by_file(images: Sequence[Stored]) -> Iterator[tuple[Path, list[int]]]:
-    """Of the images that are not here: the file that each lies in, and which of them lie there, in its order."""
-    missing: dict[Path, list[int]] = {}
-    for number, image in enumerate(images):
-        if not pack.is_there(image):
-            missing.setdefault(image.path, []).append(number)
-    for path, numbers in missing.items():
-        yield path, sorted(numbers, key=lambda number: images[number].offset)
 
 
 def _batches(images: Sequence[Stored], numbers: Sequence[int]) -> Iterator[list[int]]:
