@@ -55,7 +55,6 @@ LISTEN_BACKLOG = 128  # connections that wait to be taken, where several process
 ALONE_S = 120.0  # a data folder of which nothing was heard for this long receives no more
 ALONE_EVERY_S = 10.0
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
-SHARED_POLL_S = 0.5  # ... by one of many workers that ask one server
 
 
 def utc_now() -> datetime:
@@ -294,7 +293,7 @@ class Node:
             sweep_s=jobs.sweep_s,
             lease_s=jobs.lease_s,
             poison_limit=jobs.poison_limit,
-            poll_s=ENGINE_POLL_S if self.ledger.embedded else SHARED_POLL_S,
+            poll_s=ENGINE_POLL_S,
             now=self.now,
         )
         self.engine.start()

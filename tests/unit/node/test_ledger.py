@@ -314,7 +314,7 @@ def test_files_of_an_earlier_ledger_are_named_by_their_place_and_found_on_anothe
     edition = Edition(1, 1, "0.1.0", True, T0, objects=(result,), replaces=())
     assert ledger.finish(begun, "done", "one", T0, results=[result], edition=edition)
     with ledger.engine.begin() as db:  # as an earlier node left it
-        db.execute(sa.text("UPDATE alembic_version SET version_num = '0010'"))
+        db.execute(sa.text("UPDATE alembic_version SET version_num = '0011'"))
     for root in ("/one/data", "/two/elsewhere"):
         moved = Ledger(ledger.url, Path(root))
         moved.migrate()
