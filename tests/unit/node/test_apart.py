@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -76,7 +77,8 @@ class Apart:
         return node
 
     def take_in(self, images: int = 2) -> OpenSeries:
-        folder = self.receiver.config.node.data_dir / "spool" / "instances" / "a"
+        digest = hashlib.sha256(str(us_image(name="first").SeriesInstanceUID).encode()).hexdigest()
+        folder = self.receiver.config.node.data_dir / "spool" / "instances" / digest
         folder.mkdir()
         pack = Pack(folder / "0.pack")
         for number in range(1, images + 1):
