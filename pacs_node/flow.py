@@ -208,7 +208,8 @@ class Flow:
         header, verdict, matches = self._judged(instances)
         revision = self.ledger.revision(series.series_uid) + 1
         now = self.now()  # one time for all jobs: routes that ask for the same make the same bytes
-        jobs = [self._infer_job(series, match, revision, now) for match in matches if match.why_not is None]
+        sender = instances[0].calling_ae if instances else ""
+        jobs = [self._infer_job(series, match, revision, now, sender) for match in matches if match.why_not is None]
         if jobs:
             self.stages.share(instances)  # before another machine may take one
         self.at("closing")
@@ -249,7 +250,9 @@ class Flow:
             revision=revision,
             verdict=verdict,
             rules=_rules(matches),
-            jobs=[self._infer_job(instances[0], match, revision, now, "again", now.isoformat()) for match in wanted],
+            jobs=[
+                self._infer_job(instances[0], match, revision, now, "", "again", now.isoformat()) for match in wanted
+            ],
             now=now,
         )
         return (
@@ -300,7 +303,7 @@ class Flow:
         )
 
     def _infer_job(
-        self, series: OpenSeries | Instance, match: RouteMatch, revision: int, now: datetime, *again: str
+        self, series: OpenSeries | Instance, match: RouteMatch, revision: int, now: datetime, sender: str, *again: str
     ) -> Job:
         return Job(
             id=_id("infer", series.series_uid, str(revision), match.rule, *again),
@@ -314,6 +317,7 @@ class Flow:
             send_to=match.send_to,
             options=match.options,
             priors=match.priors,
+            sender=sender,
             created_at=now,
         )
 
@@ -484,6 +488,7 @@ class Flow:
             pipeline=job.pipeline,
             route=job.route,
             priority=job.priority,
+            sender=job.sender,
             destination=destination,
             infer_job=job.id,
             created_at=self.now(),
@@ -555,6 +560,7 @@ class Flow:
             pipeline="storage commitment",
             route="",
             priority=5,
+            sender=request.calling_ae,
             destination=request.calling_ae,
             transaction_uid=request.transaction_uid,
             not_before=now + timedelta(seconds=REPORT_AFTER_S),

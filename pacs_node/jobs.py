@@ -33,7 +33,8 @@ log = structlog.get_logger()
 WORKFLOW = "pacs-node.job"  # constant, like the version below: an upgrade must not strand the jobs in flight
 APPLICATION_VERSION = "1"
 PARTITIONED = ("send", "confirm", "report")  # kinds of jobs that talk to a destination
-WINDOW = 4  # jobs that the engine is given for each slot: enough that none idles, few enough that urgent ones overtake
+WINDOW = 4  # sends that the engine is given for each slot: they are short, and no slot should idle between two
+PRIORITY = 1  # of every job, for the engine: their order is the ledger's. Always set: an unset one sorts first
 NOWHERE = ("", None)  # no workflow, no worker
 BEGIN_WITHIN_S = 10.0  # what the engine has given to this worker begins at once; after this it never will
 DOZE_S = 5.0  # how often the engine looks for work while there is none
@@ -96,11 +97,12 @@ class Engine:
         poison_limit: int,
         poll_s: float,
         now: Callable[[], datetime],
+        overtaken_s: float = 3600.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger, self.flow, self.executor, self.now, self.monotonic = ledger, flow, executor, now, monotonic
         self.infer_slots, self.send_slots = infer_slots, send_slots
-        self.lease_s, self.poll_s = lease_s, poll_s
+        self.lease_s, self.poll_s, self.overtaken_s = lease_s, poll_s, overtaken_s
         self.sweeper = Loop("sweeper", self.sweep, sweep_s)
         self._lock = threading.Lock()
         self._here: set[str] = set()  # workflows whose job this process runs now
@@ -183,7 +185,7 @@ class Engine:
         self._correct_times()
         running = self.ledger.running_jobs()
         failures = self._each(running, lambda job: self._see_to_running(job, living))
-        jobs = self.ledger.due_jobs(self.now(), self._windows(len(living)))
+        jobs = self.ledger.due_jobs(self.now(), self._windows(len(living)), self.overtaken_s)
         states = self._states(jobs)
         self._pace.idle(not running and not jobs)
         before, self._unbegun = self._unbegun, {}
@@ -206,9 +208,10 @@ class Engine:
         return failures
 
     def _windows(self, workers: int) -> dict[str, int]:
-        """How many jobs of each queue the engine is given at a time. All others wait in the ledger."""
-        slots = {"infer": self.infer_slots} | dict.fromkeys(PARTITIONED, self.send_slots)
-        return {kind: WINDOW * number * workers for kind, number in slots.items()}
+        """How many jobs of each queue the engine is given at a time. All others wait in the ledger, in their order: of
+        inferences, which are long, it is given no more than can begin at once."""
+        free = max(0, self.infer_slots * workers - self.ledger.number_running("infer"))
+        return {"infer": free} | dict.fromkeys(PARTITIONED, WINDOW * self.send_slots * workers)
 
     def _states(self, jobs: Iterable[Job]) -> dict[str, tuple[str, str | None]]:
         """Workflow -> what the engine says of it, and which worker it gave it to."""
@@ -300,7 +303,7 @@ class Engine:
     def _submit(self, job: Job | None) -> None:
         if job is None:
             return
-        options: dict[str, Any] = {"priority": job.priority}  # always set: an unset one sorts first
+        options: dict[str, Any] = {"priority": PRIORITY}
         if job.kind in PARTITIONED:
             options["queue_partition_key"] = job.destination
         with SetWorkflowID(_of(job)), SetEnqueueOptions(**options):

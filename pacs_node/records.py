@@ -175,6 +175,8 @@ class Receipt:
 
 JOB_KINDS = ("infer", "send", "confirm", "report")
 
+PRIORITY_NAMES = {1: "STAT", 3: "high", 5: "routine", 7: "low"}  # lower runs first
+
 # A job's states, and every change between them that may happen. The ledger refuses all others.
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("queued", "running"): "a worker takes it",
@@ -214,7 +216,7 @@ class Job:
     revision: int
     pipeline: str
     route: str
-    priority: int  # 1 STAT, 5 routine
+    priority: int  # of PRIORITY_NAMES
     created_at: datetime
     send_to: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -223,6 +225,8 @@ class Job:
     infer_job: str | None = None  # send: whose results
     send_job: str | None = None  # confirm: whose objects
     transaction_uid: str | None = None  # report: of the storage commitment request
+    sender: str = ""  # AE title that brought the series; "" where a person asked for it to be run again
+    turn: int = 0  # among the jobs of its queue and priority, see turns.py; the ledger gives it
     state: str = "queued"
     generation: int = 1
     attempt: int = 1

@@ -43,6 +43,10 @@ LONGEST |= {"SH": 16, "ST": 1024, "TM": 14, "UI": 64}
 LONGEST_OF_OTHERS = 10240  # UC, UT and UR may be as long as anybody likes; a number whose end is cut is another one
 MOST_SHOWN, LONGEST_SHOWN = 8, 64  # values in a reason, and characters of each
 
+STAT, ROUTINE = 1, 5
+# Requested Procedure Priority (0040,1003), PS3.3 C.4.11
+REQUESTED = {"STAT": STAT, "HIGH": 3, "ROUTINE": ROUTINE, "MEDIUM": ROUTINE, "LOW": 7}
+
 YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  # VR AS, PS3.5 Table 6.2-1
 
 
@@ -54,7 +58,7 @@ class Rule:
     match: Mapping[str, Any]
     pipeline: str
     send_to: tuple[str, ...]
-    priority: int = 5  # 1 STAT, 5 routine
+    priority: int = ROUTINE
     options: Mapping[str, Any] = field(default_factory=dict)
     priors: str | None = None  # the peer to ask for earlier studies
 
@@ -72,6 +76,15 @@ def route(rules: Iterable[Rule], header: Dataset) -> list[tuple[Rule, str | None
     """What every rule says about one series, in the order of the rules; None means that it matches."""
     guard = not_ours(header)
     return [(rule, guard or rule.why_not(header)) for rule in rules]
+
+
+def priority_of(rule: Rule, header: Dataset) -> int:
+    """What the rule says; where that is routine, what the images say that was requested."""
+    if rule.priority != ROUTINE:
+        return rule.priority
+    requests = [header, *attributes.items(header, "RequestAttributesSequence")]
+    asked = (attributes.text(each, "RequestedProcedurePriority").upper() for each in requests)
+    return min((REQUESTED[each] for each in asked if each in REQUESTED), default=ROUTINE)
 
 
 def not_ours(header: Dataset) -> str | None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pacs_node.ledger.jobs import Jobs, job_of, task_of
+from pacs_node.ledger.jobs import Jobs, task_of
+from pacs_node.ledger.queues import job_of
 from pacs_node.ledger.tables import (
     commitment_request_table,
     commitment_table,

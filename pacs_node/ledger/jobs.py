@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.editions import Editions
+from pacs_node.ledger.queues import BEGINNABLE, BELONGS_TO, JOB_FIELDS, Queues, in_order_of_queues, job_of
 from pacs_node.ledger.tables import (
     arrival_table,
     commitment_table,
@@ -30,16 +31,13 @@ from pacs_node.records import (
     Result,
 )
 
-BELONGS_TO = {"send": "infer_job", "confirm": "send_job", "report": "transaction_uid"}  # the column `parent`, by kind
-BEGINNABLE = ("queued", "waiting")
-_JOB_FIELDS = tuple(name for name in Job.__dataclass_fields__ if name not in BELONGS_TO.values())
 
-
-class Jobs(Editions):
+class Jobs(Editions, Queues):
     """Jobs from queued to ended. A write of a job says WHERE generation = :mine."""
 
     def _add_job(self, db: sa.Connection, job: Job) -> None:
-        row = {name: getattr(job, name) for name in _JOB_FIELDS} | {
+        row = {name: getattr(job, name) for name in JOB_FIELDS} | {
+            "turn": self._turn(db, job),
             "parent": getattr(job, BELONGS_TO[job.kind]) if job.kind in BELONGS_TO else None,
             "send_to": list(job.send_to),
             "options": dict(job.options),
@@ -81,34 +79,6 @@ class Jobs(Editions):
         with self._reading() as db:
             rows = db.execute(sa.select(job_table).where(job_table.c.state == "running")).mappings()
             return [job_of(row) for row in rows]
-
-    def due_jobs(self, now: datetime, most: Mapping[str, int]) -> list[Job]:
-        """Jobs that may begin now, the most urgent first: `most[kind]` of each queue (a kind and a destination).
-
-        However many wait: only the first of each queue are read.
-        """
-        due = sa.or_(job_table.c.not_before.is_(None), job_table.c.not_before <= now)
-        found: list[Job] = []
-        with self._reading() as db:
-            queue = job_table.c.kind, job_table.c.destination
-            for kind, destination in db.execute(sa.select(*queue).where(job_table.c.state.in_(BEGINNABLE)).distinct()):
-                rows: list[Any] = []
-                for state in BEGINNABLE:  # one at a time: the index has each in this order
-                    rows += db.execute(
-                        sa.select(job_table)
-                        .where(
-                            job_table.c.state == state,
-                            job_table.c.kind == kind,
-                            job_table.c.destination.is_(None)
-                            if destination is None
-                            else job_table.c.destination == destination,
-                            due,
-                        )
-                        .order_by(job_table.c.priority, job_table.c.created_at)
-                        .limit(most[kind])
-                    ).mappings()
-                found += sorted((job_of(row) for row in rows), key=_urgency)[: most[kind]]
-        return sorted(found, key=_urgency)
 
     def due_now(self, job: Job, now: datetime) -> None:
         """The wait of this attempt is over, whatever time its row names."""
@@ -161,7 +131,7 @@ class Jobs(Editions):
     def begin(self, job: Job, executor: str, now: datetime) -> bool:
         """Start one attempt. False when the job is finished or another generation has taken it."""
         with self._begin() as db:
-            return self._move(
+            moved = self._move(
                 db,
                 job,
                 "running",
@@ -172,6 +142,9 @@ class Jobs(Editions):
                 progress=0.0,
                 progress_text="",
             )
+            if moved:
+                self._count_start(db, job)
+            return moved
 
     def progress(self, job: Job, fraction: float, text: str) -> None:
         with self._begin() as db:
@@ -259,7 +232,7 @@ class Jobs(Editions):
                     .on_conflict_do_nothing()
                 )
             self._add_receipts(db, job, receipts)
-            for next_job in follow_up:
+            for next_job in in_order_of_queues(follow_up):
                 self._add_job(db, next_job)
             for arrival in arrivals:
                 db.execute(
@@ -442,20 +415,9 @@ class Jobs(Editions):
         )
 
 
-def job_of(row: Any) -> Job:
-    values = {name: row[name] for name in _JOB_FIELDS}
-    if row["kind"] in BELONGS_TO:
-        values[BELONGS_TO[row["kind"]]] = row["parent"]
-    return Job(**{**values, "send_to": tuple(values["send_to"]), "options": dict(values["options"])})
-
-
 def _may_have_sent(kind: str) -> int:
     """The crashes of a job that lost an attempt without its worker's death: a send's results may have arrived."""
     return 1 if kind == "send" else 0
-
-
-def _urgency(job: Job) -> tuple[int, datetime]:
-    return job.priority, job.created_at
 
 
 def task_of(job: Job) -> str:

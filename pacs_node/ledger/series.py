@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.jobs import Jobs, as_json
+from pacs_node.ledger.queues import in_order_of_queues
 from pacs_node.ledger.tables import (
     association_table,
     instance_table,
@@ -244,7 +245,7 @@ class SeriesRows(Jobs):
                 )
                 .values(state="superseded", finished_at=now, reason=f"late images made revision {revision}")
             )
-            for job in jobs:
+            for job in in_order_of_queues(jobs):
                 self._add_job(db, job)
             self._note(db, series_uid, now, "closed", f"revision {revision}: {because}")
             self._note(db, series_uid, now, "judged", verdict.reason)
@@ -287,7 +288,7 @@ class SeriesRows(Jobs):
             ).rowcount
             if not closed:
                 return False
-            for job in jobs:
+            for job in in_order_of_queues(jobs):
                 self._add_job(db, job)
             self._note(db, series_uid, now, "run again", ", ".join(job.route for job in jobs))
             return True

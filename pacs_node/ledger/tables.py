@@ -106,6 +106,8 @@ job_table = sa.Table(
     # a send job's infer job, a confirm job's send job, a report's Transaction UID
     sa.Column("parent", sa.String(64), index=True),
     sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("sender", sa.String(16), nullable=False, server_default=""),  # AE title; "": run again by a person
+    sa.Column("turn", sa.Integer, nullable=False, server_default="0"),  # see turns.py
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("generation", sa.Integer, nullable=False, default=1),
     sa.Column("attempt", sa.Integer, nullable=False, default=1),  # the one that runs or is next
@@ -121,9 +123,21 @@ job_table = sa.Table(
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime),
     # the most urgent of each queue, jobs whose time lies ahead, and whether a queue moves: however many jobs there are
-    sa.Index("ix_job_queue", "state", "kind", "destination", "priority", "created_at", "not_before"),
+    sa.Index("ix_job_queue", "state", "kind", "destination", "priority", "turn", "created_at"),
+    sa.Index("ix_job_sender", "kind", "destination", "priority", "sender", "turn"),
     sa.Index("ix_job_not_before", "not_before"),
     sa.Index("ix_job_started", "kind", "destination", "started_at"),
+)
+
+
+queue_table = sa.Table(  # one row for each class of priority in each queue
+    "queue",
+    metadata,
+    sa.Column("kind", sa.String(8), primary_key=True),
+    sa.Column("destination", sa.String(64), primary_key=True),  # "": none, as of an infer job
+    sa.Column("priority", sa.Integer, primary_key=True),
+    sa.Column("turn", sa.Integer, nullable=False),  # the latest that has begun
+    sa.Column("overtaken", sa.Integer, nullable=False),  # by more urgent jobs that began since one of this class did
 )
 
 

@@ -20,6 +20,12 @@ from pacs_node.ledger.tables import metadata
 from tests.fault.test_standing import Watched, every_job_ends
 from tests.harness import ROOT, NodeProcess, Postgres, storescu, wait_for
 from tests.unit.node.test_ledger import *  # noqa: F403  the same tests, on the ledger below
+from tests.unit.node.test_turns import (  # noqa: F401  and these
+    test_a_single_series_does_not_wait_for_the_thousands_of_another,
+    test_several_workers_begin_every_job,
+    test_the_ledger_keeps_the_same_order,
+    test_turns_that_nobody_takes_are_given_again,
+)
 
 NUMBER = count(1)
 PROCESSES = 3

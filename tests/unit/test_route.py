@@ -16,7 +16,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedSRStorage, ImplicitVRLittleEndian, SegmentationStorage
 
 from config.schema import bad_condition
-from pacs_node.route import Rule, not_ours, route
+from pacs_node.route import ROUTINE, STAT, Rule, not_ours, priority_of, route
 from tests.factories import ct_series, header, us_image
 
 
@@ -269,3 +269,32 @@ def in_a_file(image: Dataset) -> BytesIO:
     image.save_as(file, enforce_file_format=True)
     file.seek(0)
     return file
+
+
+@pytest.mark.parametrize(
+    ("said", "requested", "priority"),
+    [
+        ("", (), 5),
+        ("STAT", (), 1),
+        ("stat ", (), 1),
+        ("HIGH", (), 3),
+        ("MEDIUM", (), 5),
+        ("LOW", (), 7),
+        ("SOON", (), 5),
+        ("", ("LOW", "HIGH"), 3),
+        ("LOW", ("STAT",), 1),
+    ],
+)
+def test_the_images_say_what_was_requested_where_the_rule_says_routine(
+    said: str, requested: tuple[str, ...], priority: int
+) -> None:
+    """PS3.3 C.4.11: the words of Requested Procedure Priority."""
+    image = Dataset()
+    image.RequestedProcedurePriority = said
+    requests = [Dataset() for _ in requested]
+    for item, words in zip(requests, requested, strict=True):
+        item.RequestedProcedurePriority = words
+    image.RequestAttributesSequence = requests
+    assert priority_of(rule({}), image) == priority
+    assert priority_of(Rule("r", {}, "p", (), priority=STAT), image) == STAT
+    assert priority_of(rule({}), Dataset()) == ROUTINE

@@ -77,18 +77,19 @@ class ScriptedRooms:
 
 
 class Running:
-    def __init__(self, folder: Path, *, attempts: int = 50, url: str | None = None) -> None:
+    def __init__(self, folder: Path, *, attempts: int = 50, url: str | None = None, infer_slots: int = 1) -> None:
         self.ledger = Ledger(url or f"sqlite:///{folder}/node.sqlite")
         self.ledger.migrate()
         self.stages = ScriptedRooms(folder)
         quick = RetryPolicy(0.05, 0.2, attempts)
         self.flow = Flow(self.ledger, self.stages, {"infer": quick, "send": quick}, poison_limit=5, now=now,
                          jitter=random.Random(1), executor="w1")  # fmt: skip
-        self.engine = Engine(self.ledger, self.flow, executor="w1", infer_slots=1, send_slots=1, sweep_s=0.2,
+        self.engine = Engine(self.ledger, self.flow, executor="w1", infer_slots=infer_slots, send_slots=1, sweep_s=0.2,
                              lease_s=30, poison_limit=5, poll_s=0.05, now=now)  # fmt: skip
 
-    def add(self, name: str, *, send_to: tuple[str, ...] = ("pacs",), priority: int = 5) -> None:
-        self.close(name, [Job(name, "infer", f"1.{name}", "1.8", 1, "lung-nodule", "r", priority, now(), send_to)])
+    def add(self, name: str, *, send_to: tuple[str, ...] = ("pacs",), priority: int = 5, sender: str = "CT1") -> None:
+        job = Job(name, "infer", f"1.{name}", "1.8", 1, "lung-nodule", "r", priority, now(), send_to, sender=sender)
+        self.close(name, [job])
 
     def close(self, name: str, jobs: list[Job]) -> None:
         series = f"1.{name}"
@@ -167,26 +168,52 @@ def test_what_cannot_be_cured_is_not_repeated_until_asked(running: Running) -> N
     )
 
 
-def test_stat_overtakes_routine(running: Running) -> None:
-    order: list[str] = []
-    gate = threading.Event()
-    infer = running.stages.infer
+class Gate:
+    """Every inference notes that it has begun, and waits."""
 
-    def slow(job: Job, images: Sequence[Stored], files: list[Path], progress: Callable[[float, str], None]) -> Findings:
-        order.append(job.id)
-        gate.wait(20)
-        return infer(job, images, files, progress)
+    def __init__(self, running: Running) -> None:
+        self.begun: list[str] = []
+        self.gate = threading.Event()
+        infer = running.stages.infer
 
-    running.stages.infer = slow  # type: ignore[method-assign]
+        def slow(job: Job, *asked: Any) -> Findings:
+            self.begun.append(job.id)
+            self.gate.wait(20)
+            return infer(job, *asked)
+
+        running.stages.infer = slow  # type: ignore[method-assign]
+
+
+def test_stat_overtakes_routine_and_senders_take_turns(running: Running) -> None:
+    order = Gate(running)
     running.add("first")
-    running.wait(lambda: order == ["first"])
-    for name in ("routine1", "routine2"):
+    running.wait(lambda: order.begun == ["first"])
+    for name in ("second", "third"):
         running.add(name)
+    running.add("single", sender="CT2")
     running.add("stat", priority=1)
-    time.sleep(0.6)  # every job is in the queue
-    gate.set()
-    running.wait(lambda: len(order) == 4)
-    assert order[1] == "stat"
+    time.sleep(0.6)  # the engine has looked at them
+    order.gate.set()
+    running.wait(lambda: len(order.begun) == 5)
+    assert order.begun == ["first", "stat", "single", "second", "third"]
+
+
+def test_as_many_inferences_run_as_there_are_devices(tmp_path: Path) -> None:
+    running = Running(tmp_path, infer_slots=2)
+    order = Gate(running)
+    running.engine.start()
+    try:
+        for name in "1234":
+            running.add(name)
+        running.wait(lambda: len(order.begun) == 2)
+        time.sleep(0.6)
+        assert (sorted(order.begun), running.ledger.number_running("infer")) == (["1", "2"], 2)
+        order.gate.set()
+        running.wait(lambda: running.states() == {"done"})
+    finally:
+        order.gate.set()
+        running.engine.stop(1)
+        running.ledger.close()
 
 
 def test_the_engine_may_lose_its_memory(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_any_open_job_may_be_retried(ledger: Ledger, kind: str, state: str) -> N
     assert ledger.run_again("j1", T0)
     again = ledger.job("j1")
     assert (again.state, again.generation, again.attempt, again.not_before) == ("queued", 2, 1, None)
-    assert again in ledger.due_jobs(T0, dict.fromkeys(JOB_KINDS, 1))
+    assert again in ledger.due_jobs(T0, dict.fromkeys(JOB_KINDS, 1), 3600)
     assert not ledger.finish(held, "done", "too late", T0)
     assert not ledger.begin(held, "w1", T0)
     assert ledger.begin(again, "w2", T0)

@@ -1,0 +1,188 @@
+"""Who waits for what: each queue in its order, and the turns of its senders. Which is next is decided in turns.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from pacs_node.ledger.engine import Database
+from pacs_node.ledger.tables import job_table, queue_table
+from pacs_node.records import Job
+from pacs_node.turns import Next, begun, in_order, turn_of
+
+BELONGS_TO = {"send": "infer_job", "confirm": "send_job", "report": "transaction_uid"}  # the column `parent`, by kind
+BEGINNABLE = ("queued", "waiting")
+JOB_FIELDS = tuple(name for name in Job.__dataclass_fields__ if name not in BELONGS_TO.values())
+
+
+class Queues(Database):
+    """The order of what waits. A queue is a kind of job and a destination; within it each priority is a class."""
+
+    def due_jobs(self, now: datetime, most: Mapping[str, int], overtaken_s: float) -> list[Job]:
+        """Jobs that may begin now, in their order: `most[kind]` of each queue.
+
+        However many wait: only the first of each class are read.
+        """
+        found: list[Job] = []
+        with self._reading() as db:
+            for kind, destination in self._queues(db):
+                if most[kind] > 0:
+                    found += [one.job for one in self._first(db, kind, destination, now, most[kind], overtaken_s)]
+        return found
+
+    def number_running(self, kind: str) -> int:
+        with self._reading() as db:
+            of_kind = job_table.c.state == "running", job_table.c.kind == kind
+            return db.scalar(sa.select(sa.func.count()).select_from(job_table).where(*of_kind)) or 0
+
+    def queues(self, now: datetime, most: int, overtaken_s: float) -> list[dict[str, Any]]:
+        """Each queue in which something runs or waits, as plain values, and why each job is in its place."""
+        with self._reading() as db:
+            return [
+                {
+                    "kind": kind,
+                    "destination": destination,
+                    "waiting": self._number_waiting(db, kind, destination),
+                    "jobs": [
+                        *self._running(db, kind, destination),
+                        *(
+                            _shown(one.job, one.why, one.job.created_at, place=place)
+                            for place, one in enumerate(
+                                self._first(db, kind, destination, now, most, overtaken_s), start=1
+                            )
+                        ),
+                        *self._delayed(db, kind, destination, now, most),
+                    ],
+                }
+                for kind, destination in self._queues(db, ("running", *BEGINNABLE))
+            ]
+
+    def _number_waiting(self, db: sa.Connection, kind: str, destination: str | None) -> int:
+        waiting = job_table.c.state.in_(BEGINNABLE), *in_queue(kind, destination)
+        return db.scalar(sa.select(sa.func.count()).select_from(job_table).where(*waiting)) or 0
+
+    def _running(self, db: sa.Connection, kind: str, destination: str | None) -> list[dict[str, Any]]:
+        running = job_table.c.state == "running", *in_queue(kind, destination)
+        rows = db.execute(sa.select(job_table).where(*running).order_by(job_table.c.started_at)).mappings()
+        return [_shown(job_of(row), row["progress_text"], row["started_at"]) for row in rows]
+
+    def _delayed(
+        self, db: sa.Connection, kind: str, destination: str | None, now: datetime, most: int
+    ) -> list[dict[str, Any]]:
+        later = job_table.c.not_before > now, job_table.c.state.in_(BEGINNABLE), *in_queue(kind, destination)
+        rows = db.execute(sa.select(job_table).where(*later).order_by(job_table.c.not_before).limit(most)).mappings()
+        jobs = [job_of(row) for row in rows]
+        return [
+            _shown(job, f"not before {job.not_before:%Y-%m-%d %H:%M:%S}: {job.reason}", job.created_at) for job in jobs
+        ]
+
+    def _queues(self, db: sa.Connection, states: Sequence[str] = BEGINNABLE) -> list[tuple[str, str | None]]:
+        queue = job_table.c.kind, job_table.c.destination
+        rows = db.execute(sa.select(*queue).where(job_table.c.state.in_(states)).distinct())
+        return sorted((tuple(row) for row in rows), key=lambda one: (one[0], one[1] or ""))
+
+    def _first(
+        self, db: sa.Connection, kind: str, destination: str | None, now: datetime, most: int, overtaken_s: float
+    ) -> list[Next]:
+        due = sa.or_(job_table.c.not_before.is_(None), job_table.c.not_before <= now)
+        in_it = in_queue(kind, destination)
+        waiting: list[Job] = []
+        for state in BEGINNABLE:  # one at a time: the index has each in this order
+            for priority in self._classes(db, state, kind, destination):
+                rows = db.execute(
+                    sa.select(job_table)
+                    .where(job_table.c.state == state, *in_it, job_table.c.priority == priority, due)
+                    .order_by(job_table.c.turn, job_table.c.created_at)
+                    .limit(most)
+                ).mappings()
+                waiting += [job_of(row) for row in rows]
+        return in_order(waiting, self._overtaken(db, kind, destination), now, overtaken_s, most)
+
+    def _classes(self, db: sa.Connection, state: str, kind: str, destination: str | None) -> Iterator[int]:
+        """The priorities that wait, each found by the index: not by reading all that do."""
+        lowest = sa.select(sa.func.min(job_table.c.priority)).where(
+            job_table.c.state == state, *in_queue(kind, destination)
+        )
+        priority = db.scalar(lowest)
+        while priority is not None:
+            yield priority
+            priority = db.scalar(lowest.where(job_table.c.priority > priority))
+
+    def _overtaken(self, db: sa.Connection, kind: str, destination: str | None) -> dict[int, int]:
+        counted = sa.select(queue_table).where(*_row_of(kind, destination))
+        return {row["priority"]: row["overtaken"] for row in db.execute(counted).mappings()}
+
+    def _turn(self, db: sa.Connection, job: Job) -> int:
+        """The turn of a new job."""
+        row = {"kind": job.kind, "destination": job.destination or "", "priority": job.priority}
+        db.execute(self._insert(queue_table).values(**row, turn=1, overtaken=0).on_conflict_do_nothing())
+        on = db.execute(
+            sa.select(queue_table.c.turn).where(
+                *_row_of(job.kind, job.destination), queue_table.c.priority == job.priority
+            )
+        ).scalar_one()
+        latest = db.scalar(
+            sa.select(job_table.c.turn)
+            .where(
+                *in_queue(job.kind, job.destination),
+                job_table.c.priority == job.priority,
+                job_table.c.sender == job.sender,
+                job_table.c.state != "superseded",  # a turn that nobody takes
+            )
+            .order_by(job_table.c.turn.desc())
+            .limit(1)
+        )
+        return turn_of(on, latest)
+
+    def _count_start(self, db: sa.Connection, job: Job) -> None:
+        """Its turn has come; and it has overtaken whatever is less urgent."""
+        in_it = _row_of(job.kind, job.destination)
+        # all of a queue are locked, in one order: another worker waits here instead of for half of them
+        rows = db.execute(
+            sa.select(queue_table).where(*in_it).order_by(queue_table.c.priority).with_for_update()
+        ).mappings()
+        before = {row["priority"]: row for row in rows}
+        after = begun({each: row["overtaken"] for each, row in before.items()}, job.priority, ())
+        for priority, row in before.items():
+            turn = max(row["turn"], job.turn) if priority == job.priority else row["turn"]
+            if (turn, after[priority]) != (row["turn"], row["overtaken"]):
+                db.execute(
+                    sa.update(queue_table)
+                    .where(*in_it, queue_table.c.priority == priority)
+                    .values(turn=turn, overtaken=after[priority])
+                )
+
+
+def in_order_of_queues(jobs: Iterable[Job]) -> list[Job]:
+    """One order for all who add several: none waits for a row of a queue that another holds, who waits for his."""
+    return sorted(jobs, key=lambda job: (job.kind, job.destination or "", job.priority))
+
+
+def in_queue(kind: str, destination: str | None) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    same = job_table.c.destination
+    return job_table.c.kind == kind, same.is_(None) if destination is None else same == destination
+
+
+def _row_of(kind: str, destination: str | None) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    return queue_table.c.kind == kind, queue_table.c.destination == (destination or "")
+
+
+def _shown(job: Job, why: str, since: datetime | None, place: int | None = None) -> dict[str, Any]:
+    plain = ("series_uid", "pipeline", "route", "sender", "priority", "turn", "state")
+    return {
+        "job": job.id,
+        **{name: getattr(job, name) for name in plain},
+        "place": place,
+        "why": why,
+        "since": None if since is None else since.isoformat(timespec="milliseconds"),
+    }
+
+
+def job_of(row: Any) -> Job:
+    values = {name: row[name] for name in JOB_FIELDS}
+    if row["kind"] in BELONGS_TO:
+        values[BELONGS_TO[row["kind"]]] = row["parent"]
+    return Job(**{**values, "send_to": tuple(values["send_to"]), "options": dict(values["options"])})
