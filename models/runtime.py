@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from models import forms
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +31,7 @@ BF16_UNITS = (
 # steep, a pixel of it moves by a third (measured on the shipped networks), few cross 0.5, and classes move by 0.03.
 MOST_DELTA = {"mask": 0.5, "classes": 0.05}  # of any one probability
 MOST_FLIPPED = 0.002  # share of mask pixels that change sides at 0.5
+MOST_TIMED = 8  # images of the batch by which forms are compared
 
 FORMATS: Mapping[int, torch.memory_format] = {
     4: torch.channels_last,
@@ -110,8 +117,9 @@ def trained_in(device: str) -> Mapping[int, torch.memory_format]:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a network runs. The choice depends on the machine and what is installed on it alone, never on a
-    stop-watch, so the same files give the same answer."""
+    """Where and how a network runs. Device and precision follow from the machine and what is installed on it alone. The
+    form of a network is one that was measured once and written down (forms.py); where nothing is written down, it
+    follows from the machine, too. So the same files give the same answer."""
 
     device: torch.device
     bf16: bool
@@ -138,13 +146,13 @@ class Runtime:
             return cls(chosen, bf16=torch.cuda.is_bf16_supported())
         return cls(chosen, bf16=any(torch.cpu.get_capabilities().get(name) for name in BF16_UNITS))
 
-    def place(self, model: nn.Module) -> nn.Module:
+    def place(self, model: nn.Module, formats: Mapping[int, torch.memory_format] = FORMATS) -> nn.Module:
         """The network on the device, channels-last, in eval mode."""
-        return channels_last(model.to(self.device)).eval()
+        return channels_last(model.to(self.device), formats).eval()
 
-    def take(self, batch: Tensor) -> Tensor:
+    def take(self, batch: Tensor, formats: Mapping[int, torch.memory_format] = FORMATS) -> Tensor:
         """(B, C, H, W) or (B, C, D, H, W) on the device, channels-last."""
-        return batch.to(self.device, memory_format=FORMATS[batch.ndim])
+        return batch.to(self.device, memory_format=formats.get(batch.ndim, torch.contiguous_format))
 
     def precision(self) -> AbstractContextManager[None]:
         """`with runtime.precision():` around a forward pass."""
@@ -152,28 +160,99 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
 
     def ready(self, model: nn.Module, *examples: Tensor, most: int = 1) -> Served:
-        """The network in the fastest form that agrees with eager float32 on the examples.
+        """The network in the form that was measured to be the fastest, or where none was, is so as a rule; always one
+        that agrees with eager float32 on the examples.
 
         examples: (B, C, H, W), B at least 2, one of each size that will be common. Any other size is answered, too,
         by the eager form: nothing is compiled after start-up. most: the largest common batch, for captured graphs.
         """
         plain = Eager(Runtime(self.device, bf16=False), model)
-        checks = [part for batch in examples for part in (batch, batch[:1])]  # alone, an image may take another path
-        truth = [plain(batch) for batch in checks]
-        for name, make in self.forms(examples, most):
-            try:
-                form = make(model)
-                why = Gap.between(truth, [form(batch) for batch in checks]).why_not()
-            except Unservable as reason:
-                why = str(reason)
-            if why is None:
-                return Served(form, f"{self.device} {name}")
-            log.warning("%s is not served as %s: %s", type(model).__name__, name, why)
-        return Served(plain, f"{self.device} fp32")
+        may_be: Makers = {
+            "fp32": lambda _: plain,  # the truth itself
+            "fp32 contiguous": lambda model: Eager(Runtime(self.device, bf16=False), model, formats={}),
+        }
+        for bf16 in sorted({False, self.bf16}):
+            may_be |= dict(Runtime(self.device, bf16).forms(examples, most))
+        tried = Tried(model, plain, may_be, examples)
+        choice = self.chosen(tried, "ready", most)
+        order = [choice.form] if choice else [name for name, _ in self.forms(examples, most)]
+        return self.served(tried, [*order, "fp32"], choice)
 
-    def plain(self, model: nn.Module) -> Served:
-        """The network as written, nothing compiled: for small ones, which gain little and would start slowly."""
-        return Served(Eager(self, model, turned=False), str(self))
+    def plain(self, model: nn.Module, *examples: Tensor) -> Served:
+        """The network as written, nothing compiled and no weights turned: for small ones, which gain little and would
+        start slowly. With examples the precision may be one that was measured, as in `ready`."""
+
+        now = forms.current()
+        if now is None or not examples:
+            return Served(Eager(self, model, turned=False), str(self))
+
+        def eager(bf16: bool, formats: Mapping[int, torch.memory_format] = FORMATS) -> Eager:
+            return Eager(Runtime(self.device, bf16=bf16), model, turned=False, formats=formats)
+
+        may_be: Makers = {"fp32": lambda _: eager(False), "fp32 contiguous": lambda _: eager(False, {})}
+        may_be |= {"bf16": lambda _: eager(True)} if self.bf16 else {}
+        tried = Tried(model, eager(False), may_be, examples)
+        choice = self.chosen(tried, "plain", 2)
+        if choice is None:
+            now.said.append(f"{type(model).__name__}: {self}")
+            return Served(Eager(self, model, turned=False), str(self))
+        return self.served(tried, [choice.form, "fp32"], choice)
+
+    def served(self, tried: Tried, order: Sequence[str], choice: forms.Choice | None) -> Served:
+        """In the first of these forms that agrees with float32; "fp32" does."""
+        name = next(name for name in order if tried.form(name) is not None)
+        form = tried.form(name)
+        assert form is not None
+        if (now := forms.current()) is not None:
+            measured = f", measured {choice.measured_at[:10]}" if choice and choice.form == name else ""
+            now.said.append(f"{type(tried.model).__name__}: {self.device} {name}{measured}")
+        return Served(form, f"{self.device} {name}")
+
+    def chosen(self, tried: Tried, how: str, most: int) -> forms.Choice | None:
+        """The form that is kept for this network on this machine, or is measured now, where that is asked for."""
+        now = forms.current()
+        if now is None:
+            return None
+        on, weights = self.described(), digest_of(tried.model)
+        shapes = [tuple(example.shape) for example in tried.examples]
+        key = forms.digest(how, str(tried.model), weights, shapes, most, on, sorted(tried.may_be))
+        choice = now.kept.get(key)
+        if choice is None and now.measure:
+            (like, *_), count = tried.examples, min(most, MOST_TIMED)
+            batch = like.repeat(-(-count // len(like)), 1, 1, 1)[:count]
+            fit = {name: form for name in tried.may_be if (form := tried.form(name)) is not None}
+            runs = {name: lambda form=form: self.finished(form(batch)) for name, form in fit.items()}  # type: ignore[misc]
+            seconds = {name: round(least, 6) for name, least in forms.timed(runs).items()}
+            exactest_first = sorted(seconds, key=lambda name: ("bf16" in name, "openvino" in name or "graphs" in name))
+            choice = forms.Choice(
+                key,
+                f"{type(tried.model).__name__} {weights[:8]}",
+                forms.best(seconds, exactest_first),
+                on,
+                seconds,
+                dict(tried.why_not),
+                datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            log.info("%s is served as %s, of %s", choice.network, choice.form, seconds)
+        if choice is not None:
+            now.used.append(choice)
+        return choice
+
+    def finished(self, answer: Answer) -> Answer:
+        """A GPU answers before it has computed."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return answer
+
+    def described(self) -> str:
+        """All of this machine that bears on speed and on the last digits of an answer."""
+        if self.device.type == "cuda":
+            where = f"{torch.cuda.get_device_name(self.device)}, CUDA {torch.version.cuda}"
+        else:
+            where = f"{processor()}, {torch.get_num_threads()} threads"
+        versions = [("torch", torch.__version__)]
+        versions += [("openvino", metadata.version("openvino"))] if importlib.util.find_spec("openvino") else []
+        return f"{self.device.type}: {where}; " + ", ".join(f"{name} {version}" for name, version in versions)
 
     def forms(self, examples: Sequence[Tensor], most: int) -> Iterator[tuple[str, Callable[[nn.Module], Form]]]:
         """What can be had here, the fastest first (docs/results/serving.md). Eager float32 is always left."""
@@ -195,6 +274,61 @@ class Runtime:
         return f"{self.device} {self.kind}"
 
 
+Makers = dict[str, Callable[[nn.Module], Form]]
+
+
+class Tried:
+    """The forms that may be had of a network, each made when first asked for and held against float32."""
+
+    def __init__(self, model: nn.Module, truth: Form, may_be: Makers, examples: Sequence[Tensor]) -> None:
+        self.model, self.may_be, self.examples = model, may_be, examples
+        self.why_not: dict[str, str] = {}
+        self._made: dict[str, Form] = {"fp32": truth}
+        # alone, an image may take another path
+        self._checks = [part for batch in examples for part in (batch, batch[:1])]
+        self._truth = [truth(batch) for batch in self._checks]
+
+    def form(self, name: str) -> Form | None:
+        """None for one that cannot be had, or is not as float32 is; the log says why."""
+        if name in self._made:
+            return self._made[name]
+        if name in self.why_not:
+            return None
+        try:
+            if name not in self.may_be:
+                raise Unservable("it cannot be had here")
+            form = self.may_be[name](self.model)
+            why = Gap.between(self._truth, [form(batch) for batch in self._checks]).why_not()
+        except Unservable as reason:
+            why = str(reason)
+        if why is None:
+            self._made[name] = form
+            return form
+        self.why_not[name] = why
+        log.warning("%s is not served as %s: %s", type(self.model).__name__, name, why)
+        return None
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of its weights."""
+    found = hashlib.sha256()
+    for name, part in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def processor() -> str:
+    """Its name, as the kernel tells it, and what it multiplies."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))]
+    units = sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True)
+    return f"{names[0] if names else 'a processor'} ({', '.join(units)})"
+
+
 @dataclass(frozen=True, eq=False)
 class Served:
     """A network ready to answer, and in which form: "cpu bf16 openvino"."""
@@ -214,9 +348,15 @@ class Eager:
     """The network as written, channels-last. Weights are turned to bf16 once, not at every call: the same numbers as
     under autocast alone, which a network with parts that must stay in float32 needs (turned=False)."""
 
-    def __init__(self, runtime: Runtime, model: nn.Module, turned: bool = True) -> None:
-        self.runtime = runtime
-        self.model = runtime.place(copy.deepcopy(model))
+    def __init__(
+        self,
+        runtime: Runtime,
+        model: nn.Module,
+        turned: bool = True,
+        formats: Mapping[int, torch.memory_format] = FORMATS,
+    ) -> None:
+        self.runtime, self.formats = runtime, formats
+        self.model = runtime.place(copy.deepcopy(model), formats)
         if runtime.bf16 and turned:
             for part in self.model.modules():
                 if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
@@ -225,7 +365,7 @@ class Eager:
     @torch.inference_mode()
     def __call__(self, batch: Tensor) -> Answer:
         with self.runtime.precision():
-            said = self.model(self.runtime.take(batch))
+            said = self.model(self.runtime.take(batch, self.formats))
         return tuple(part.float() for part in (said if isinstance(said, tuple) else (said,)))
 
 

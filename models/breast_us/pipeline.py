@@ -29,7 +29,7 @@ from models.measure import measure_lesion
 from models.nets.breast_triple import CLASSES, LITE_STEP_PX
 from models.pipeline import Progress, UnfitInput
 from models.read import Clip, read_ultrasound
-from models.runtime import Runtime
+from models.runtime import Runtime, example
 from models.weights import WeightsError, packed
 
 WEIGHTS = ("breast_triple_lite0_w16",)  # several are averaged
@@ -146,7 +146,8 @@ class BreastUltrasound:
         (working,) = learnt
         literal = any(triple.about["config"].get("heads") == "literal" for triple in triples)  # tied to one size
         self.sizes = [round(share * working / LITE_STEP_PX) * LITE_STEP_PX for share in ((1.0,) if literal else SIZES)]
-        self.nets = [self.runtime.plain(triple.net) for triple in triples]
+        looks = [normalise(example(2, 1, size, size)) for size in self.sizes]
+        self.nets = [self.runtime.plain(triple.net, *looks) for triple in triples]
         abouts = [triple.about for triple in triples]
         digests = {name: digest for triple in triples for name, digest in triple.sha256.items()}
         self.temperature = temperature_of(abouts)  # None: not calibrated
