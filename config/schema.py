@@ -251,6 +251,7 @@ class Jobs(Settings):
     poison_limit: Count = 5  # a job that took the process down this often is failed
     lease_s: Seconds = 30.0  # a worker silent for this long loses its jobs to another
     sweep_s: Seconds = 5.0  # how often rows without a running job are looked for
+    overtaken_s: Seconds = 3600.0  # a job that more urgent ones overtake for this long gets one start of four
 
     @model_validator(mode="after")
     def _in_proportion(self) -> Jobs:
@@ -272,9 +273,25 @@ class Infer(Settings):
     """[infer]: where the models run."""
 
     device: Device = "auto"  # auto: the first CUDA device, else the CPU
-    # that the inference process may take; 0: nine tenths of what the machine, or the container, has
+    # several, a process each, in place of `device`; one that is named twice runs two at a time
+    devices: Annotated[tuple[Device, ...], Field(strict=False)] = ()
+    # that the inference processes together may take; 0: nine tenths of what the machine, or the container, has
     memory_gb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    tune: bool = True  # measure at start which form of a network is the fastest here, where that is not known yet
     confine: bool = True  # it has no network and writes nowhere but into scratch folders, where the system allows it
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Infer:
+        if self.devices and "device" in self.model_fields_set:
+            raise ValueError("device and devices are both given; keep one of them")
+        if len(self.devices) > 1 and "auto" in self.devices:
+            raise ValueError("devices cannot hold 'auto' beside others; name each of them: 'cpu', 'cuda:0'")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all devices, one for each process."""
+        return self.devices or (self.device,)
 
 
 class Peer(Settings):
@@ -463,7 +480,7 @@ class Route(Settings):
     match: dict[str, Any]  # DICOM keyword -> condition; all must hold
     pipeline: str  # "lung-nodule", "breast-us"
     send_to: Names  # names of peers
-    priority: Literal["routine", "stat"] = "routine"
+    priority: Literal["routine", "stat"] = "routine"  # routine: unless the images name another one
     priors: str | None = None  # the peer to ask for earlier studies of the patient; none: nothing is compared
     options: dict[str, Any] = Field(default_factory=dict)  # handed to the pipeline as they are
     report_not_run: bool = False  # a series that is refused gets a report that says why

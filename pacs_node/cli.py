@@ -1,4 +1,4 @@
-"""The command line: serve | worker | run | rerun | check | send | new-pipeline | demo. For research use only."""
+"""The command line: serve | worker | run | rerun | check | tune | send | new-pipeline | demo. For research use only."""
 
 from __future__ import annotations
 
@@ -206,6 +206,44 @@ def check(config: ConfigFile) -> None:
     with _in_words():
         store_of(settings).tried()
     console.print(f"{config}: good", markup=False, highlight=False)
+
+
+@app.command()
+def tune(
+    config: ConfigFile, again: Annotated[bool, typer.Option(help="Measure also what was measured before.")] = False
+) -> None:
+    """Measure in which form each network of the routes is fastest here; a node that starts later serves it so.
+
+    A node does this by itself at its first start. Nothing else should work on the machine meanwhile.
+    """
+    from config import load
+    from pacs_node.errors import JobError
+    from pacs_node.stages import devices_of
+    from pacs_node.start_up import keep_private
+
+    keep_private()
+    failed = 0
+    with _in_words():
+        settings = load(config, catalogue())
+        devices = devices_of(settings, known_forms=not again)
+        named = {each.name: each for each in devices.all}  # one of those that share a device
+        wanted = {f"{r.pipeline} {sorted(r.options.items())}": (r.pipeline, r.options) for r in settings.routes}
+        try:
+            for device, (pipeline, options) in ((d, w) for d in named.values() for w in wanted.values()):
+                try:
+                    chosen = devices.tune(device, pipeline, options, anew=again)
+                except JobError as error:
+                    failed += 1
+                    complaints.print(f"{pipeline} on {device.name}: {error}", markup=False, soft_wrap=True)
+                    continue
+                for choice in chosen:
+                    times = ", ".join(f"{name} {least:.3g} s" for name, least in choice.seconds.items())
+                    text = f"{pipeline} on {device.name}: {choice.network} as {choice.form} ({times})"
+                    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        finally:
+            devices.stop()
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

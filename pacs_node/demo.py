@@ -57,6 +57,9 @@ keep_free_gb = 0.5
 [assemble]
 quiet_s = 1.0
 
+[infer]
+tune = false
+
 [[peer]]
 name = "scanner"
 ae_title = "SCANNER"

@@ -14,6 +14,7 @@ NodeError
 │   │   ├── OutOfMemory     the process or device had no more: once more, in a process of its own, and no further
 │   │   └── Unreachable     no connection, or one that broke: what every network error is
 │   ├── GiveUp              the job ends "failed": trying again would not help
+│   │   ├── TimedOut        ... an inference gave no answer in time: it would take as long again
 │   │   └── Unforeseen      ... because of an error in a step that nobody foresaw: its kind, words and place
 │   ├── TakenOver           another worker has the job now: this one sends nothing more, and writes nothing
 │   ├── NotOffered          the peer has no such service: the job goes on without it
@@ -104,6 +105,11 @@ class Await(TryAgain):
 class OutOfMemory(TryAgain):
     """It takes more than there is. Models that were warm for others may have been in its way: they are gone now."""
 
+    def __init__(self, message: str, *, of_device: bool = False) -> None:
+        """of_device: as the process itself found; else main memory"""
+        super().__init__(message)
+        self.of_device = of_device
+
 
 class Unreachable(TryAgain):
     """Nobody there, a name that does not resolve, a refused, reset or silent connection, a broken protocol."""
@@ -118,6 +124,10 @@ class TakenOver(JobError):
 
 
 class GiveUp(JobError):
+    pass
+
+
+class TimedOut(GiveUp):
     pass
 
 

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ import structlog
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
 from dicom_sr.typed import WrongType, made, plain
-from models import catalogue, declaration_at
+from models import catalogue, declaration_at, forms
+from models.forms import Choice
 from models.pipeline import Card, Declaration, Prior
-from pacs_node.errors import GiveUp, Interrupted, JobError, OutOfMemory, Refused, Told, TryAgain, Unforeseen
+from pacs_node.errors import GiveUp, Interrupted, JobError, OutOfMemory, Refused, TimedOut, Told, TryAgain, Unforeseen
+from pacs_node.memory import machine_bytes
 from pacs_node.messages import BadMessage, Late, Messages
 
 log = structlog.get_logger()
@@ -48,6 +51,21 @@ class Load:
 
     pipeline: str
     options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Have the pipeline ready; where no form is kept for a network of it, measure which is the fastest."""
+
+    pipeline: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The forms that were chosen, now or before; of networks that have several."""
+
+    choices: tuple[Choice, ...]
 
 
 @dataclass(frozen=True)
@@ -77,10 +95,10 @@ class Compare:
     prior: Prior
 
 
-Request = Load | Describe | Analyse | Compare
+Request = Load | Tune | Describe | Analyse | Compare
 
-REQUESTS: dict[str, type[Request]] = {kind.__name__: kind for kind in (Load, Describe, Analyse, Compare)}
-ANSWERS: dict[type[Request], type] = {Describe: Card, Analyse: Findings, Compare: Comparison}
+REQUESTS: dict[str, type[Request]] = {kind.__name__: kind for kind in (Load, Tune, Describe, Analyse, Compare)}
+ANSWERS: dict[type[Request], type] = {Tune: Tuned, Describe: Card, Analyse: Findings, Compare: Comparison}
 
 
 # What the child says besides an answer
@@ -97,6 +115,14 @@ class Begun:
 class At:
     fraction: float
     text: str
+
+
+@dataclass(frozen=True)
+class Took:
+    """The most memory of a CUDA device that the job has held, and how much that has. Before the answer."""
+
+    device: int  # bytes
+    of: int
 
 
 @dataclass(frozen=True)
@@ -125,15 +151,26 @@ class Broken:
     spoilt: bool
 
 
-Said = Begun | At | Unfit | NoMemory | Failed | Broken
-SAID: dict[str, type[Said]] = {kind.__name__: kind for kind in (Begun, At, Unfit, NoMemory, Failed, Broken)}
+Said = Begun | At | Took | Unfit | NoMemory | Failed | Broken
+SAID: dict[str, type[Said]] = {kind.__name__: kind for kind in (Begun, At, Took, Unfit, NoMemory, Failed, Broken)}
 ANSWER = "Answer"
 
 
 class Child:
     """A running child process, and the parent's ends of what joins them."""
 
-    def __init__(self, device: str, pipelines: Mapping[str, str], *, confined: bool, programs: bool) -> None:
+    def __init__(
+        self,
+        device: str,
+        pipelines: Mapping[str, str],
+        *,
+        confined: bool,
+        programs: bool,
+        threads: int | None = None,
+        forms_at: Path | None = None,
+    ) -> None:
+        """threads: of the processor; None: what its libraries choose, all of them. forms_at: where the forms of
+        networks are kept"""
         ours, theirs = socket.socketpair()
         line, self._life_line = os.pipe()
         told = {
@@ -144,12 +181,14 @@ class Child:
             "pipelines": dict(pipelines),
             "confine": confined,
             "programs": programs,
+            "forms": None if forms_at is None else str(forms_at),
         }
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", str(PROGRAM), json.dumps(told)],
                 pass_fds=(theirs.fileno(), line),
                 stdin=subprocess.DEVNULL,
+                env=dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)},
             )
         finally:
             theirs.close()
@@ -203,12 +242,19 @@ class Inference:
         *,
         memory_gb: float = 0.0,
         confined: bool = True,
+        threads: int | None = None,
+        beside: Callable[[], Sequence[int]] = lambda: (),
+        forms_at: Path | None = None,
     ) -> None:
         """pipelines: name -> "module:DECLARATION"; when not given, all that are here. memory_gb: 0: as MOST_OF_MEMORY
-        says."""
+        says. threads: of the processor. beside: what the processes of other devices hold, bytes. forms_at: where
+        the forms of networks are kept; None: they are as a rule."""
         self.device, self.timeout_s, self.confined = device, timeout_s, confined
         self.memory_bytes = int(memory_gb * 1e9) or int(MOST_OF_MEMORY * machine_bytes())
         self.pipelines = dict(catalogue().targets if pipelines is None else pipelines)
+        self.threads, self.beside, self.forms_at = threads, beside, forms_at
+        self.most_held = self.most_on_device = 0  # bytes, since somebody set them to 0
+        self.device_bytes = 0  # of the CUDA device; 0: not known yet
         self._lock = threading.Lock()
         self._children: dict[bool, Child] = {}  # by whether it starts programs of others
         self._closing = False
@@ -229,6 +275,12 @@ class Inference:
         """What `run` would ask now, loaded and warm. Raises as `run` does."""
         return self._ask(Describe(pipeline, dict(options)), pipeline, self.timeout_s, lambda *_: None)
 
+    def tune(self, pipeline: str, options: Mapping[str, Any]) -> tuple[Choice, ...]:
+        """The forms of its networks, measured where none are kept; it is loaded and warm then. Raises as `run` does."""
+        request = Tune(pipeline, dict(options))
+        told: Tuned = self._ask(request, f"measuring {pipeline}", self.timeout_s, lambda *_: None)
+        return told.choices
+
     def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
         """The version of the algorithm that `run` would use now. Raises as `run` does."""
         return self.card(pipeline, options).algorithm.version
@@ -243,8 +295,9 @@ class Inference:
                 _send_request(child.messages, request, deadline)
                 said = self._answer(child, request, deadline, progress)
                 answered = True
+                self.most_held = max(self.most_held, self.held(child))
             except Late as late:
-                raise GiveUp(f"{what} gave no answer within {timeout_s:g} s; its process was ended") from late
+                raise TimedOut(f"{what} gave no answer within {timeout_s:g} s; its process was ended") from late
             except BadMessage as bad:
                 raise GiveUp(f"{what} failed: what its process answered cannot be used: {bad}; it was ended") from bad
             except (EOFError, BrokenPipeError, ConnectionResetError) as error:
@@ -273,6 +326,8 @@ class Inference:
                 child.begun = True
                 if said.lacking:
                     log.warning("inference process not confined", lacking=[each[:200] for each in said.lacking[:10]])
+            elif isinstance(said, Took):
+                self.most_on_device, self.device_bytes = max(self.most_on_device, said.device), said.of
             elif not isinstance(said, At):
                 return said
             elif time.monotonic() - heard >= _PROGRESS_EVERY_S / 2:
@@ -281,12 +336,23 @@ class Inference:
 
     def _within_memory(self, child: Child, what: str) -> None:
         """Before the kernel ends it, or something else in its place. Raises OutOfMemory."""
-        held = child.memory_bytes("RssAnon", "RssShmem") or 0
+        held, others = self.held(child), self.beside()
+        self.most_held = max(self.most_held, held)
         if held > self.memory_bytes:
             raise OutOfMemory(
                 f"{what} took {held / 1e9:.1f} GB of memory, more than {self.memory_bytes / 1e9:.1f} GB (memory_gb in"
                 " [infer]); its process was ended"
             )
+        if held + sum(others) > self.memory_bytes and held >= max(others):
+            raise OutOfMemory(
+                f"{what} took {held / 1e9:.1f} GB of memory beside {sum(others) / 1e9:.1f} GB of other inferences, more"
+                f" than {self.memory_bytes / 1e9:.1f} GB together (memory_gb in [infer]); its process was ended"
+            )
+
+    def held(self, child: Child | None = None) -> int:
+        """Bytes that a child, or all of them, hold now and share with nobody."""
+        children = list(self._children.values()) if child is None else [child]
+        return sum(each.memory_bytes("RssAnon", "RssShmem") or 0 for each in children)
 
     def warm(self, pipelines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Start the child and load these pipelines with their options, so that the first patient does not wait."""
@@ -322,7 +388,14 @@ class Inference:
         if child is None or not child.is_alive:
             if child is not None:
                 self._children.pop(programs).end()
-            child = Child(self.device, self.pipelines, confined=self.confined, programs=programs)
+            child = Child(
+                self.device,
+                self.pipelines,
+                confined=self.confined,
+                programs=programs,
+                threads=self.threads,
+                forms_at=self.forms_at,
+            )
             self._children[programs] = child
             if self._closing:  # since it was looked at: `close` has not seen this one
                 self.stop()
@@ -342,7 +415,8 @@ class Inference:
                 return Refused(words)
             case NoMemory(words):
                 self.stop()  # a process that ran out of memory keeps what it had
-                return OutOfMemory(f"out of memory on {self.device}: {words}; the inference process was restarted")
+                words = f"out of memory on {self.device}: {words}; the inference process was restarted"
+                return OutOfMemory(words, of_device=True)
             case Broken(words, trace, spoilt):
                 if spoilt:
                     self.stop()
@@ -373,16 +447,6 @@ def _read(told: Any, arrays: Mapping[str, Any], answer: type | None) -> Any:
         raise BadMessage(str(error)[:200]) from error
 
 
-def machine_bytes() -> int:
-    """The memory of this machine, or of the container that we are in."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
 def choose_device(wanted: str) -> str:
     """The device for "auto": cuda when there is one, then cpu."""
     if wanted != "auto":
@@ -395,7 +459,9 @@ def choose_device(wanted: str) -> str:
 # ------------------------------------------------------------------------------------------------- in the child
 
 
-def serve(descriptor: int, device: str, pipelines: Mapping[str, str], lacking: Sequence[str]) -> None:
+def serve(
+    descriptor: int, device: str, pipelines: Mapping[str, str], lacking: Sequence[str], forms_at: str | None = None
+) -> None:
     """The child: answer one request after the other, end with the parent. No error of a request ends it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     messages = Messages(socket.socket(fileno=descriptor))
@@ -408,8 +474,8 @@ def serve(descriptor: int, device: str, pipelines: Mapping[str, str], lacking: S
             return
         request: Request = made(REQUESTS[name], told, arrays)
         try:
-            models = models or _Models(device, pipelines)
-            answer = models.answer(request, lambda fraction, text: _say(messages, At(float(fraction), str(text))))
+            models = models or _Models(device, pipelines, forms_at)
+            answer = models.answer(request, lambda said: _say(messages, said))
             if not isinstance(request, Load):
                 _say(messages, answer)
         except Exception as error:  # noqa: BLE001  the edge of the child: it answers in words instead of dying
@@ -434,21 +500,22 @@ def _say(messages: Messages, said: Any) -> None:
 class _Models:
     """The pipelines of the child, loaded when first asked for."""
 
-    def __init__(self, device: str, pipelines: Mapping[str, str]) -> None:
+    def __init__(self, device: str, pipelines: Mapping[str, str], forms_at: str | None = None) -> None:
         self.device, self.pipelines = choose_device(device), pipelines
-        self.loaded: dict[str, Any] = {}
+        self.kept = forms.load(Path(forms_at)) if forms_at else {}
+        self.loaded: dict[str, tuple[Any, forms.Choosing]] = {}
 
     @property
     def on_a_device(self) -> bool:
         return self.device != "cpu"
 
-    def answer(self, request: Request, progress: Progress) -> Any:
+    def answer(self, request: Request, say: Callable[[Said], None]) -> Any:
         """What was asked for, or one of SAID: errors that are foreseen are answers, too."""
         from models.options import BadOptions, WeightsError
         from models.pipeline import BadOutput, BadPipeline, UnfitInput
 
         try:
-            return self._answer(request, progress)
+            return self._answer(request, say)
         except UnfitInput as refusal:
             return Unfit(str(refusal)[:LONGEST_WORDS])
         except _out_of_memory() as error:
@@ -456,17 +523,23 @@ class _Models:
         except (WeightsError, BadOptions, BadOutput, BadPipeline) as error:
             return Failed(str(error)[:LONGEST_WORDS])
 
-    def _answer(self, request: Request, progress: Progress) -> Any:
+    def _answer(self, request: Request, say: Callable[[Said], None]) -> Any:
+        def progress(fraction: float, text: str) -> None:
+            say(At(float(fraction), str(text)))
+
         match request:
             case Load(name, options):
                 self.pipeline(name, options)
                 return None
+            case Tune(name, options):
+                return Tuned(tuple(self.pipeline_as_chosen(name, options, measure=True)[1].used))
             case Describe(name, options):
                 return self.pipeline(name, options).card
             case Analyse(name, options, files):
-                started = time.monotonic()
-                findings = self.pipeline(name, options).run(list(files), _seldom(progress))
-                return _timed(findings, time.monotonic() - started, self.device)
+                (pipeline, chosen), started = self.pipeline_as_chosen(name, options), time.monotonic()
+                with _measured(self.device, say):
+                    findings = pipeline.run(list(files), _seldom(progress))
+                return _timed(findings, time.monotonic() - started, self.device, chosen.said)
             case Compare():
                 return self.compare(request)
 
@@ -488,13 +561,21 @@ class _Models:
         return declaration_at(self.pipelines[name])
 
     def pipeline(self, name: str, options: Mapping[str, Any]) -> Any:
+        return self.pipeline_as_chosen(name, options)[0]
+
+    def pipeline_as_chosen(
+        self, name: str, options: Mapping[str, Any], *, measure: bool = False
+    ) -> tuple[Any, forms.Choosing]:
+        """The pipeline, and in which forms its networks are served."""
         from models import build
 
         key = f"{name} {sorted(options.items())}"
         if key not in self.loaded:
-            loaded = build(self.declaration(name), self.device, options)
-            loaded.warm()
-            self.loaded[key] = loaded  # only one that is whole: one that could not be warmed is built anew
+            with forms.choosing(self.kept, measure=measure) as chosen:
+                loaded = build(self.declaration(name), self.device, options)
+                loaded.warm()
+            self.kept |= {choice.key: choice for choice in chosen.used}
+            self.loaded[key] = loaded, chosen  # only one that is whole: one that could not be warmed is built anew
         return self.loaded[key]
 
 
@@ -502,6 +583,18 @@ def _out_of_memory() -> tuple[type[Exception], ...]:
     """The errors that say so. A pipeline without torch has no need to wait for it."""
     torch = sys.modules.get("torch")
     return (MemoryError, torch.OutOfMemoryError) if torch is not None else (MemoryError,)
+
+
+@contextmanager
+def _measured(device: str, say: Callable[[Said], None]) -> Iterator[None]:
+    """Say how much memory of a CUDA device was held at most meanwhile."""
+    torch = sys.modules.get("torch") if device.startswith("cuda") else None
+    if torch is None:
+        yield
+        return
+    torch.cuda.reset_peak_memory_stats(device)
+    yield
+    say(Took(int(torch.cuda.max_memory_reserved(device)), int(torch.cuda.mem_get_info(device)[1])))
 
 
 def _seldom(progress: Progress) -> Progress:
@@ -516,7 +609,8 @@ def _seldom(progress: Progress) -> Progress:
     return report
 
 
-def _timed(findings: Findings, seconds: float, device: str) -> Findings:
+def _timed(findings: Findings, seconds: float, device: str, said: Sequence[str]) -> Findings:
     from dataclasses import replace
 
-    return replace(findings, facts={**findings.facts, "seconds": round(seconds, 3), "device": device})
+    how = {"forms": "; ".join(dict.fromkeys(said))} if said else {}
+    return replace(findings, facts={**findings.facts, "seconds": round(seconds, 3), "device": device, **how})

@@ -23,7 +23,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(told["life_line"],), daemon=True).start()
     from pacs_node.infer import serve
 
-    serve(told["messages"], told["device"], told["pipelines"], lacking)
+    serve(told["messages"], told["device"], told["pipelines"], lacking, told["forms"])
 
 
 def _end_with_parent(life_line: int) -> None:

@@ -11,15 +11,17 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import structlog
 import uvicorn
 
 from config import Config
+from models import forms
 from pacs_node import __version__, observe
 from pacs_node.assembler import Assembler
 from pacs_node.durable import write_whole
@@ -288,16 +290,18 @@ class Node:
             self.ledger,
             self.flow,
             executor=self.executor,
-            infer_slots=1,
+            infer_slots=len(self.config.infer.names),
             send_slots=2,
             sweep_s=jobs.sweep_s,
             lease_s=jobs.lease_s,
             poison_limit=jobs.poison_limit,
             poll_s=ENGINE_POLL_S,
             now=self.now,
+            overtaken_s=jobs.overtaken_s,
         )
         self.engine.start()
-        self.stages.inference.warm([(route.pipeline, route.options) for route in self.config.routes])
+        inference, routes = self.stages.inference, self.config.routes
+        (inference.prepare if self.config.infer.tune else inference.warm)([(r.pipeline, r.options) for r in routes])
 
     def _start_web(self) -> None:
         collector = observe.LedgerCollector(
@@ -348,6 +352,19 @@ class Node:
 
     def rejected(self, job_id: str) -> Path:
         return self.stages.rejects_of(job_id)
+
+    def inference(self) -> dict[str, Any]:
+        """The devices of this process, and the forms in which networks are served."""
+        kept = forms.load(self.stages.inference.forms_at).values()
+        unused = {} if self.working else {"state": "not used"}
+        return {
+            "devices": [{**each, **unused} for each in self.stages.inference.facts()],
+            "forms": [{name: value for name, value in asdict(each).items() if name != "key"} for each in kept],
+        }
+
+    def ailing(self) -> list[str]:
+        """What rests because it fails, while others work."""
+        return self.stages.inference.trouble()
 
     def rerun(self, series_uid: str, route: str | None = None) -> str | None:
         """Run a closed series again; None, or why not."""

@@ -29,6 +29,7 @@ from pacs_node.assemble.series import Close, decide
 from pacs_node.commitment import judge_request
 from pacs_node.confirm import ArrivalCheck
 from pacs_node.deliver.arrival import sent_objects
+from pacs_node.devices import Devices
 from pacs_node.errors import (
     GiveUp,
     JobError,
@@ -41,8 +42,8 @@ from pacs_node.errors import (
     may_pass,
 )
 from pacs_node.flow import RouteMatch
-from pacs_node.infer import Inference
 from pacs_node.ledger import Ledger
+from pacs_node.memory import Peaks
 from pacs_node.peers import arrival_check_of, destination_of
 from pacs_node.receive.commitment import bring_report
 from pacs_node.records import (
@@ -59,13 +60,30 @@ from pacs_node.records import (
     Stored,
     Verdict,
 )
-from pacs_node.route import Rule, route
+from pacs_node.route import Rule, priority_of, route
 from pacs_node.store import Bucket, ObjectStore, SharedFolder, Store, clear_forgotten
 
 log = structlog.get_logger()
 
 PATIENCE = 5  # times that a series is closed later because the disk fails; then it is judged without those images
 MOST_UNKEPT = 32  # jobs whose findings are held in memory while no disk takes them
+
+
+def devices_of(config: Config, *, known_forms: bool = True) -> Devices:
+    """What inferences run on. known_forms: the forms that are kept count; else all are measured anew."""
+    folder = config.node.data_dir / "inference"
+    devices = Devices(
+        config.infer.names,
+        config.jobs.infer_timeout_s,
+        memory_gb=config.infer.memory_gb,
+        confined=config.infer.confine,
+        peaks=Peaks(folder / "memory.json"),
+        forms_at=folder / "forms.json",
+    )
+    if not known_forms:
+        for device in devices.all:
+            device.inference.forms_at = None
+    return devices
 
 
 class WiredStages:
@@ -83,12 +101,7 @@ class WiredStages:
         self.arrival_checks = {
             name: arrival_check for name, arrival_check in arrival_checks.items() if arrival_check is not None
         }
-        self.inference = Inference(
-            config.infer.device,
-            config.jobs.infer_timeout_s,
-            memory_gb=config.infer.memory_gb,
-            confined=config.infer.confine,
-        )
+        self.inference = devices_of(config)
         known = self.known = catalogue()
         self.cards = {route.name: known.card(route.pipeline, route.options) for route in config.routes}
         self.other_cards = known.cards
@@ -142,7 +155,9 @@ class WiredStages:
 
     def matches(self, header: Dataset) -> list[RouteMatch]:
         return [
-            RouteMatch(rule.name, why_not, rule.pipeline, rule.send_to, rule.priority, rule.options, rule.priors)
+            RouteMatch(
+                rule.name, why_not, rule.pipeline, rule.send_to, priority_of(rule, header), rule.options, rule.priors
+            )
             for rule, why_not in route(self.rules, header)
         ]
 

@@ -72,6 +72,7 @@ def node_toml(ae_title: str, port: int, **tables: Mapping[str, Any]) -> str:
     tables   further settings, as in assemble={"quiet_s": 1.0}
     """
     tables = {**tables, "receive": {"keep_free_gb": 0.1, **tables.get("receive", {})}}
+    tables["infer"] = {"tune": False, **tables.get("infer", {})}  # no test but its own waits for a measurement
     lines = [
         line
         for name, settings in tables.items()

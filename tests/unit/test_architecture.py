@@ -33,6 +33,7 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     "assemble": {"dicom_sr", "models"},
     "route": {"dicom_sr"},
     "infer": {"models", "dicom_sr"},
+    "devices": {"models", "dicom_sr"},
     "priors": {"dicom_sr", "models"},
     "kept": {"dicom_sr"},
     "encode": {"dicom_sr", "models"},  # models.read for captures: the only reader of pixels
@@ -42,10 +43,12 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
 SHARED = {  # what several rooms must say or do alike -> those rooms
     "commitment": {"receive", "deliver"},
     "association": {"receive", "assemble", "deliver", "priors"},  # every network error has the same words
-    "durable": {"receive", "kept", "encode", "deliver", "priors"},
+    "durable": {"receive", "kept", "encode", "deliver", "priors", "devices"},
     "pack": {"receive", "kept", "encode"},
     "privacy": {"route", "web"},
     "messages": {"infer"},
+    "memory": {"infer", "devices"},
+    "infer": {"devices"},  # the room of several is around the room of one
 }
 SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
     "__init__": set(),
@@ -65,8 +68,10 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "confirm": {"records", "errors", "commitment", "ledger"},
     "editions": {"records"},
     "silence": {"records"},
+    "turns": {"records"},
+    "memory": {"durable"},
     "flow": {"records", "errors", "ledger", "editions", "confirm", "silence"},
-    "ledger": {"records", "errors", "editions"},
+    "ledger": {"records", "errors", "editions", "turns"},
     "start_up": {"errors"},
     "privacy": set(),
     "loop": {"errors"},
@@ -110,6 +115,7 @@ PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/assemble/geometry.py",
     "pacs_node/route.py",
     "pacs_node/editions.py",
+    "pacs_node/turns.py",
 }
 TRAINING = "models/training/"  # no node needs it, and it is not shipped
 EFFECTS = {

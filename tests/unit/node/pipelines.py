@@ -82,12 +82,22 @@ def reach(file: Path) -> dict[str, Any]:
     return done
 
 
+def hold(file: Path) -> dict[str, Any]:
+    """Until the file is gone; one beside it says that it runs."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix="held-"):
+        deadline = time.monotonic() + 60
+        while file.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    return {"pid": os.getpid()}
+
+
 MISDEEDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "speak a pickle": lambda file: speak(pickle.dumps(("done", None)) * 10),
     "flood": flood,
     "grow": grow,
     "close and stay": close_and_stay,
     "reach": reach,
+    "hold": hold,
 }
 
 
@@ -136,3 +146,13 @@ class Pipeline:
 
 
 PIPELINE = Declaration(Pipeline.card, "tests.unit.node.pipelines:Pipeline")
+
+
+class Dead(Pipeline):
+    """As on a device on which nothing works any more."""
+
+    def run(self, files: Sequence[Path], progress: Callable[[float, str], None]) -> Findings:
+        os._exit(3)
+
+
+DEAD = Declaration(Pipeline.card, "tests.unit.node.pipelines:Dead")
