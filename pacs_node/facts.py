@@ -30,6 +30,8 @@ TASKS = {  # kind of job -> what it does, in words
     "report": "reporting on storage commitment to {destination}",
 }
 
+QUEUES = {**TASKS, "infer": "inference"}
+
 
 def in_need(jobs: Sequence[dict[str, Any]], said: str) -> list[str]:
     """One sentence for each task that these jobs, the most telling first, are about."""
@@ -55,6 +57,8 @@ class Running(Protocol):
     @property
     def working(self) -> bool: ...
     def trouble(self) -> list[str]: ...
+    def ailing(self) -> list[str]: ...
+    def inference(self) -> dict[str, Any]: ...
     def connected(self) -> frozenset[str]: ...
     def wake(self) -> None: ...
     def rerun(self, series_uid: str, route: str | None = None) -> str | None: ...
@@ -85,7 +89,7 @@ class NodeFacts:
     def health(self) -> dict[str, Any]:
         """ "trouble": unfit to receive or to work. "degraded": it does both, but a job needs a person."""
         node = self.node
-        trouble, needs, attention = node.trouble(), [], []
+        trouble, needs, attention = node.trouble(), node.ailing(), []
         counts: dict[str, Any] = {}
         try:
             counts = node.ledger.counts()
@@ -130,6 +134,8 @@ class NodeFacts:
         """For each kind of job: an attempt that began before this should have ended by now."""
         config = self.node.config
         own_s = config.jobs.infer_timeout_s + 2 * config.priors.timeout_s
+        # where several devices share the memory, a job may wait for another to end before it begins
+        own_s += config.jobs.infer_timeout_s if len(config.infer.names) > 1 else 0.0
         limits_s = {kind: RUNNING_SLACK_S + (own_s if kind == "infer" else 0.0) for kind in JOB_KINDS}
         return {kind: self.node.now() - timedelta(seconds=s) for kind, s in limits_s.items()}
 
@@ -192,6 +198,16 @@ class NodeFacts:
                 }
             )
         return facts
+
+    def queue(self, limit: int) -> list[dict[str, Any]]:
+        """What runs and what waits, each queue in its order, and why."""
+        node = self.node
+        queues = node.ledger.queues(node.now(), limit, node.config.jobs.overtaken_s)
+        return self._without_paths([{**queue, "what": QUEUES[queue["kind"]].format(**queue)} for queue in queues])
+
+    def inference(self) -> dict[str, Any]:
+        """The devices, and in which form each network is served."""
+        return self._without_paths(self.node.inference())
 
     def refusals(self, limit: int) -> dict[str, Any]:
         counts = self.node.ledger.refusal_counts()

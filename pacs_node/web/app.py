@@ -3,6 +3,7 @@
     GET  /                        the latest series
     GET  /series/{uid}            one series: why it closed, what each rule said, its jobs, its timeline
     GET  /refusals                what was refused or kept aside at receipt: when, from whom, why
+    GET  /queue                   what runs and what waits, in its order, and why
     GET  /rerun                   a form: run many series again
     GET  /destinations            where results go, and what each destination accepted and refused
     GET  /health                  ok and degraded: 200; trouble: 503; with the reasons
@@ -10,6 +11,8 @@
     GET  /api/series              a list; the Link header leads to older ones
     GET  /api/series/{uid}
     GET  /api/destinations
+    GET  /api/queue               the same as /queue
+    GET  /api/inference           the devices, and the forms in which networks are served
     GET  /api/refusals            {"counts": of each kind, "refusals": the newest}
     POST /api/jobs/{id}/retry     run an open, failed or refused job now, afresh
     POST /api/jobs/{id}/dismiss   a job that failed for good is no trouble any more
@@ -65,12 +68,15 @@ def create_app(facts: Facts, registry: CollectorRegistry, names: Iterable[str] =
             Route("/rerun", knowing(views.rerun_page)),
             Route("/destinations", knowing(views.destinations_page)),
             Route("/refusals", knowing(views.refusals_page)),
+            Route("/queue", knowing(views.queue_page)),
             Route("/health", knowing(views.health)),
             Route("/metrics", knowing(views.metrics)),
             Route("/api/series", knowing(views.series_list, "limit", "before")),
             Route("/api/series/{uid}", knowing(views.series)),
             Route("/api/destinations", knowing(views.destinations)),
             Route("/api/refusals", knowing(views.refusals, "limit")),
+            Route("/api/inference", knowing(views.inference)),
+            Route("/api/queue", knowing(views.queue, "limit")),
             Route("/api/series/{uid}/rerun", knowing(views.rerun), methods=post),
             Route("/api/rerun", views.rerun_many, methods=post),
             Route("/api/jobs/{id}/retry", knowing(views.retry), methods=post),

@@ -25,6 +25,12 @@ class Facts(Protocol):
     def destinations(self) -> list[dict[str, Any]]:
         """Where results go, and what each destination answered to each SOP class and transfer syntax."""
 
+    def queue(self, limit: int) -> list[dict[str, Any]]:
+        """Each queue with what runs, what is next in its order, and what is delayed; why each is there."""
+
+    def inference(self) -> dict[str, Any]:
+        """{"devices": what runs on each and what ails it, "forms": in which form each network is served, and why}"""
+
     def refusals(self, limit: int) -> dict[str, Any]:
         """What was refused or kept aside at receipt, the newest first, and how often there was one of each kind:
         {"counts": {kind: {"number", "latest", "means"}}, "refusals": [...]}"""

@@ -87,6 +87,12 @@ class Views:
     def refusals(self, request: Request) -> Response:
         return JSONResponse(self.facts.refusals(_limit(request, MOST)))
 
+    def queue(self, request: Request) -> Response:
+        return JSONResponse(self.facts.queue(_limit(request, MOST)))
+
+    def inference(self, request: Request) -> Response:
+        return JSONResponse(self.facts.inference())
+
     def retry(self, request: Request) -> Response:
         if not self.facts.retry(request.path_params["id"]):
             raise HTTPException(409, "no such job, or it cannot be run again in its state")
@@ -169,6 +175,10 @@ class Views:
 
     def refusals_page(self, request: Request) -> Response:
         return self.pages.TemplateResponse(request, "refusals.html", self.facts.refusals(REFUSALS_SHOWN))
+
+    def queue_page(self, request: Request) -> Response:
+        shown = {"queues": self.facts.queue(PAGE), **self.facts.inference(), "refresh": True}
+        return self.pages.TemplateResponse(request, "queue.html", shown)
 
     def error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

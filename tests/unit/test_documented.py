@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 
 from config import load
 from models import catalogue
+from models.forms import Choice, keep
 from models.lung_nodule.options import OPTION_DETECTORS, DetectorName
 from pacs_node import commitment, errors, observe
 from pacs_node.association import SUCCESS
@@ -178,6 +179,8 @@ class Told:
         self.uid = str(us_image().SeriesInstanceUID)
         self._receive()
         self.failed = self._work()
+        choice = Choice("k", "Net 1", "bf16", "cpu", {"bf16": 1.0}, {"fp32": "off"}, "2026-01-01T00:00:00+00:00")
+        keep(self.node.config.node.data_dir / "inference" / "forms.json", [choice], Path.write_bytes)
         collector = observe.LedgerCollector(
             self.ledger.counts, lambda: 0, folder, self.ledger.arrival_counts, self.ledger.refusal_counts
         )
@@ -236,6 +239,7 @@ BY_NAME = {  # objects whose keys are no fields
     "verdict.set_aside": "{uid}",
     "not": "{uid}",
     "counts": "{kind}",
+    **dict.fromkeys(("forms[].seconds", "forms[].why_not"), "{form}"),
     **dict.fromkeys(("series", "infer", "send", "confirm", "report"), "{state}"),
 }
 
@@ -286,9 +290,20 @@ def test_every_query_key_is_documented_and_no_other(told: Told) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["/health", "/api/series", "/api/series/{uid}", "/api/destinations", "/api/refusals"]
+    "address",
+    [
+        "/health",
+        "/api/series",
+        "/api/series/{uid}",
+        "/api/destinations",
+        "/api/refusals",
+        "/api/queue",
+        "/api/inference",
+    ],
 )
 def test_every_field_of_an_answer_is_documented_and_no_other(told: Told, address: str) -> None:
+    if address == "/api/queue":
+        told.web.post(f"/api/jobs/{told.failed.id}/retry")  # something waits
     answer = told.web.get(address.replace("{uid}", told.uid))
     assert answer.status_code == 200, answer.text
     documented = documented_fields(f"GET {address}")

@@ -185,6 +185,26 @@ class InMemory:
         count = {"number": 1700, "latest": refusal["at"], "means": "that one is used"}
         return {"counts": {"kept aside": count}, "refusals": [refusal] * min(limit, 1000)}
 
+    def queue(self, limit: int) -> list[dict[str, Any]]:
+        plain = {"series_uid": "1.2.826.5", "pipeline": "lung-nodule", "route": "chest", "priority": 5, "turn": 3}
+        job = {**plain, "job": "j", "sender": "CT1<script>", "since": "2026-03-01T13:01:05.000+00:00"}
+        jobs = [
+            {**job, "state": "running", "place": None, "why": "slice 36 of 85"},
+            {**job, "state": "queued", "place": 1, "why": "routine, turn 3 of CT1"},
+        ]
+        return [{"what": "inference", "kind": "infer", "destination": None, "waiting": 7, "jobs": jobs[:limit]}]
+
+    def inference(self) -> dict[str, Any]:
+        device = {"device": "cuda:1", "state": "resting", "does": "", "held_mb": 1234, "failures": 3}
+        form = {
+            "network": "ResidualUNet 3f2a91bc",
+            "form": "bf16 openvino",
+            "on": "cpu: EPYC",
+            "why_not": {"bf16": "off"},
+        }
+        form |= {"seconds": {"fp32": 1.5, "bf16 openvino": 0.25}, "measured_at": "2026-03-01T13:01:05+00:00"}
+        return {"devices": [{**device, "failure": "the process ended<script>"}], "forms": [form]}
+
     def retry(self, job_id: str) -> bool:
         self.retried.append(job_id)
         return job_id in {job["id"] for s in self.all for job in s["jobs"]}
@@ -300,6 +320,24 @@ def test_what_was_refused_at_receipt(web: TestClient, facts: InMemory) -> None:
         assert words in visible(html), words
     facts.refusals = lambda limit: {"counts": {}, "refusals": []}  # type: ignore[method-assign]
     assert "Nothing was refused." in visible(web.get("/refusals").text)
+
+
+def test_who_waits_for_what(web: TestClient, facts: InMemory) -> None:
+    assert web.get("/api/inference").json() == facts.inference()
+    assert web.get("/api/queue?limit=1").json() == facts.queue(1)
+    html = web.get("/queue").text
+    assert "<script>" not in html
+    assert 'href="/series/1.2.826.5#j"' in html
+    for words in (
+        "inference 7 waiting",
+        "running lung-nodule chest CT1&lt;script&gt; 2026-03-01 13:01:05 slice 36 of 85",
+        "1 lung-nodule chest CT1&lt;script&gt; 2026-03-01 13:01:05 routine, turn 3 of CT1",
+        "cuda:1 resting 1234 MB 3 in a row: the process ended&lt;script&gt;",
+        "ResidualUNet 3f2a91bc bf16 openvino fp32 1.5, bf16 openvino 0.25 not bf16: off 2026-03-01 13:01:05 cpu: EPYC",
+    ):
+        assert words in visible(html), visible(html)
+    facts.queue = lambda limit: []  # type: ignore[method-assign]
+    assert "Nothing runs, and nothing waits." in visible(web.get("/queue").text)
 
 
 def test_retry(web: TestClient, facts: InMemory) -> None:
@@ -502,6 +540,8 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
         "dismiss",
         "rejected",
         "refusals",
+        "queue",
+        "inference",
     ):
         monkeypatch.setattr(facts, name, away)
     for method, address in addresses(web):
