@@ -604,6 +604,25 @@ def test_an_empty_file_loads_and_warns(tmp_path: Path) -> None:
     assert "node.toml:8: warning: peer 'b' may not send and no route sends to it" in said(tmp_path, idle, "warning")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('device = "cpu"\ndevices = ["cpu"]', "device and devices are both given; keep one of them"),
+        ('devices = ["cuda:0", "auto"]', "devices cannot hold 'auto' beside others"),
+        ('devices = ["gpu0"]', "devices"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused_in_words(tmp_path: Path, text: str, words: str) -> None:
+    [line] = said(tmp_path, f"[infer]\n{text}\n")
+    assert words in line
+
+
+def test_a_device_may_be_named_more_than_once(tmp_path: Path) -> None:
+    several = config.load(written(tmp_path, '[infer]\ndevices = ["cuda:0", "cuda:0", "cpu"]\n')).infer
+    assert several.names == ("cuda:0", "cuda:0", "cpu")
+    assert config.Infer().names == ("auto",)
+
+
 # node.toml shows every setting, each with its default ------------------------------------------------------------
 
 
