@@ -188,6 +188,7 @@ class Engine:
         jobs = self.ledger.due_jobs(self.now(), self._windows(len(living)), self.overtaken_s)
         states = self._states(jobs)
         self._pace.idle(not running and not jobs)
+        jobs = self._no_more_than_can_begin(jobs, states, len(living))
         before, self._unbegun = self._unbegun, {}
         failures += self._each(jobs, lambda job: self._see_to_due(job, states.get(_of(job), NOWHERE), living, before))
         if failures:
@@ -208,10 +209,25 @@ class Engine:
         return failures
 
     def _windows(self, workers: int) -> dict[str, int]:
-        """How many jobs of each queue the engine is given at a time. All others wait in the ledger, in their order: of
-        inferences, which are long, it is given no more than can begin at once."""
-        free = max(0, self.infer_slots * workers - self.ledger.number_running("infer"))
-        return {"infer": free} | dict.fromkeys(PARTITIONED, WINDOW * self.send_slots * workers)
+        """How many jobs of each queue are looked at in one sweep. All others wait in the ledger, in their order."""
+        return {
+            "infer": 2 * self.infer_slots * workers,
+            **dict.fromkeys(PARTITIONED, WINDOW * self.send_slots * workers),
+        }
+
+    def _no_more_than_can_begin(
+        self, jobs: Iterable[Job], states: dict[str, tuple[str, str | None]], workers: int
+    ) -> list[Job]:
+        """Without the inferences that no slot is free for: these are long, and a more urgent one may come meanwhile."""
+        free, kept = self.infer_slots * workers - self.ledger.number_running("infer"), list[Job]()
+        for job in jobs:
+            state, executor = states.get(_of(job), NOWHERE)
+            if job.kind == "infer" and (state in (NOWHERE[0], "ENQUEUED") or executor == self.executor):
+                if state == NOWHERE[0] and free <= 0:
+                    continue
+                free -= 1
+            kept.append(job)
+        return kept
 
     def _states(self, jobs: Iterable[Job]) -> dict[str, tuple[str, str | None]]:
         """Workflow -> what the engine says of it, and which worker it gave it to."""

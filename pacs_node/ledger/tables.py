@@ -124,7 +124,7 @@ job_table = sa.Table(
     sa.Column("finished_at", UtcDateTime),
     # the most urgent of each queue, jobs whose time lies ahead, and whether a queue moves: however many jobs there are
     sa.Index("ix_job_queue", "state", "kind", "destination", "priority", "turn", "created_at"),
-    sa.Index("ix_job_sender", "kind", "destination", "priority", "sender", "turn"),
+    sa.Index("ix_job_sender", "kind", "destination", "priority", "sender", "turn", "state"),
     sa.Index("ix_job_not_before", "not_before"),
     sa.Index("ix_job_started", "kind", "destination", "started_at"),
 )

@@ -16,7 +16,7 @@ def upgrade() -> None:
     op.add_column("job", sa.Column("turn", sa.Integer(), nullable=False, server_default="0"))
     op.drop_index("ix_job_queue", "job")
     op.create_index("ix_job_queue", "job", ["state", "kind", "destination", "priority", "turn", "created_at"])
-    op.create_index("ix_job_sender", "job", ["kind", "destination", "priority", "sender", "turn"])
+    op.create_index("ix_job_sender", "job", ["kind", "destination", "priority", "sender", "turn", "state"])
     op.create_table(
         "queue",
         sa.Column("kind", sa.String(8), primary_key=True),
