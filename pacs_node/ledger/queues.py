@@ -66,7 +66,9 @@ class Queues(Database):
 
     def _running(self, db: sa.Connection, kind: str, destination: str | None) -> list[dict[str, Any]]:
         running = job_table.c.state == "running", *in_queue(kind, destination)
-        rows = db.execute(sa.select(job_table).where(*running).order_by(job_table.c.started_at)).mappings()
+        rows = db.execute(
+            sa.select(job_table).where(*running).order_by(job_table.c.started_at, job_table.c.id)
+        ).mappings()
         return [_shown(job_of(row), row["progress_text"], row["started_at"]) for row in rows]
 
     def _delayed(
