@@ -221,7 +221,7 @@ class Runtime:
             (like, *_), count = tried.examples, min(most, MOST_TIMED)
             batch = like.repeat(-(-count // len(like)), 1, 1, 1)[:count]
             fit = {name: form for name in tried.may_be if (form := tried.form(name)) is not None}
-            runs = {name: lambda form=form: self.finished(form(batch)) for name, form in fit.items()}  # type: ignore[misc]
+            runs = {name: lambda form=form: self.finished(form(batch)) for name, form in fit.items()}
             seconds = {name: round(least, 6) for name, least in forms.timed(runs).items()}
             exactest_first = sorted(seconds, key=lambda name: ("bf16" in name, "openvino" in name or "graphs" in name))
             choice = forms.Choice(
@@ -250,7 +250,7 @@ class Runtime:
             where = f"{torch.cuda.get_device_name(self.device)}, CUDA {torch.version.cuda}"
         else:
             where = f"{processor()}, {torch.get_num_threads()} threads"
-        versions = [("torch", torch.__version__)]
+        versions = [("torch", str(torch.__version__))]
         versions += [("openvino", metadata.version("openvino"))] if importlib.util.find_spec("openvino") else []
         return f"{self.device.type}: {where}; " + ", ".join(f"{name} {version}" for name, version in versions)
 
