@@ -70,8 +70,11 @@ class Inference:
     def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
         return ""
 
-    def warm(self, pipelines: Any) -> None:
+    def prepare(self, pipelines: Any) -> None:
         pass
+
+    def trouble(self) -> list[str]:
+        return []
 
     def close(self) -> None:
         pass
@@ -109,7 +112,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], P
             wait_for(lambda: ended(client, uid), 60, "the results to be sent and to have arrived")
             listed = client.get("/api/series").json()[0]["first_arrival"].replace("+", "%2B")
             for page in ("/", f"/?before={listed}", f"/series/{uid}", "/refusals", "/destinations", "/rerun", "/health",
-                         "/metrics", "/api/series", f"/api/series/{uid}", "/api/refusals"):  # fmt: skip
+                         "/metrics", "/api/series", f"/api/series/{uid}", "/api/refusals", "/api/queue"):  # fmt: skip
                 assert client.get(page).status_code == 200, page
     finally:
         node.stop()
