@@ -484,6 +484,13 @@ class Postgres:
             "pg_ctl", "-D", str(self.folder / "data"), "-o", settings, "-l", str(self.folder / "log"), "-w", "start"
         )
 
+    def kill(self) -> None:
+        """kill -9 of the server; its processes end when they notice."""
+        server = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        of_it = [int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
+        os.kill(server, signal.SIGKILL)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in of_it), 60, "the server's processes to end")
+
     def stop(self) -> None:
         """At once, as when its machine loses power: whoever is connected hears nothing more."""
         # one whose folder was cleared away has ended by itself
