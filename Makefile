@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup dev demo test lint bench soak machines knockout fuzz clean
+.PHONY: setup dev demo test lint bench soak faults powercuts machines knockout fuzz clean
 
 # ---- to run the node
 
@@ -31,7 +31,7 @@ dev: .venv/dev
 
 # Two processes, a file's tests in one of them; more threads than cores would only wait for each other.
 test: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not bench and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not bench"
 
 lint: dev
 	$(BIN)/ruff check .
@@ -41,8 +41,15 @@ lint: dev
 bench: dev
 	$(BIN)/python -m tests.bench
 
+# Whole runs of which the tests make a part; docs/reliability.md says what they look for, and holds their figures.
 soak: dev
-	$(BIN)/python -m pytest -m soak tests/fault --timeout 3600
+	TCP_NODELAY=1 $(BIN)/python -m tests.fault.soak --seed $(or $(SEED),1) --kills $(or $(KILLS),500)
+
+faults: dev
+	$(BIN)/python -m tests.fault.nth $(PART)
+
+powercuts: dev
+	$(BIN)/python -m tests.fault.power $(CUTS)
 
 # several workers on PostgreSQL, some of which die, and a database that goes away; the tests do a little of it
 machines: dev

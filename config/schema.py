@@ -245,7 +245,7 @@ class Jobs(Settings):
     infer_attempts: Count = 3  # of one inference whose process died; for want of memory 2 at most
     send_backoff_s: Seconds = 10.0  # wait after a first failed send or inference; doubles with every further one
     send_backoff_max_s: Seconds = 900.0  # the longest wait between two attempts
-    max_attempts: Count = 100  # sends to one destination; then the job is failed until "retry now"
+    max_attempts: Count = 100  # sends to one destination, or inferences without a disk; then failed until "retry now"
     await_report_s: Seconds = 900.0  # for the report of a storage commitment; then the destination is queried
     confirm_attempts: Count = 12  # to prove that a result arrived, at the waits of send_backoff_s
     poison_limit: Count = 5  # a job that took the process down this often is failed

@@ -19,6 +19,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_name(path: Path) -> None:
+    """The name of a file or folder in the folder above it, as far as that one may be read. Raises OSError."""
+    with suppress(PermissionError):  # who may not read it has hardly made anything in it
+        sync(path.parent)
+
+
+def make_folder(folder: Path, mode: int | None = None) -> None:
+    """It is there, for good, and so are those above it that had to be made. Raises OSError.
+
+    mode    permission bits of each that is made; None: what the process's umask leaves
+    """
+    for each in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+        each.mkdir(exist_ok=True)
+        if mode is not None:
+            each.chmod(mode)
+        sync(each.parent)
+
+
 def write_whole(
     path: Path, write: Callable[[BinaryIO], object], *, replace: bool = True, mode: int | None = None
 ) -> None:
@@ -29,7 +47,7 @@ def write_whole(
 
     mode    its permission bits, before it has its name; None: what the process's umask leaves
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with unfinished.open("wb") as file:

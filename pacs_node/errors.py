@@ -8,7 +8,7 @@ NodeError
 │   └── WrongSopClass       0xA900  Error: Data Set does not match SOP Class
 ├── JobError                what the job does next
 │   ├── Refused             the job ends "refused": the input is not fit; the reason is shown
-│   ├── TryAgain            the job waits and runs again (destination down, inference process died)
+│   ├── TryAgain            the job waits and runs again (destination down, disk full, inference process died)
 │   │   ├── Await           the job waits for something that wakes it, at the latest until a stated time
 │   │   ├── StoreAway       what machines have in common cannot be had now: the job waits, and has lost no attempt
 │   │   ├── OutOfMemory     the process or device had no more: once more, in a process of its own, and no further
@@ -102,7 +102,11 @@ class Await(TryAgain):
         self.until = until
 
 
-class OutOfMemory(TryAgain):
+class ProcessDied(TryAgain):
+    """The inference process ended before it answered."""
+
+
+class OutOfMemory(ProcessDied):
     """It takes more than there is. Models that were warm for others may have been in its way: they are gone now."""
 
     def __init__(self, message: str, *, of_device: bool = False) -> None:

@@ -32,6 +32,7 @@ from pacs_node.errors import (
     LedgerUnavailable,
     NotJudged,
     OutOfMemory,
+    ProcessDied,
     Refused,
     StoreAway,
     TakenOver,
@@ -82,9 +83,8 @@ STEPS = (
     "commitment asked",  # the peer has our N-ACTION, no row says so
     "confirm done",
 )
-# kinds of failure that more attempts do not cure, whatever the settings allow -> attempts in all
-MOST_ATTEMPTS: Mapping[type[TryAgain], int] = {OutOfMemory: 2}
 STORE_AGAIN_S = 30.0  # before a job tries again for which the object store was away
+OUT_OF_MEMORY_ATTEMPTS = 2  # more do not cure it, whatever the settings allow
 REPORT_AFTER_S = 2.0  # a sender that asks for storage commitment may be told on its own association until then
 
 
@@ -99,7 +99,9 @@ class Stages(Protocol):
     def judge(self, headers: Sequence[Dataset]) -> Verdict: ...
     def matches(self, header: Dataset) -> list[RouteMatch]: ...
     def share(self, instances: Sequence[Instance]) -> None: ...
-    def unpacked(self, name: str, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]: ...
+    def unpacked(
+        self, name: str, images: Sequence[Stored], *, whole: bool = False
+    ) -> AbstractContextManager[list[Path]]: ...
     def infer(
         self, job: Job, images: Sequence[Stored], files: Sequence[Path], progress: Callable[[float, str], None]
     ) -> Findings: ...
@@ -156,12 +158,15 @@ class Flow:
         now: Callable[[], datetime],
         jitter: random.Random,
         executor: str,
+        infer_attempts: int = 3,
         await_report_s: float = 900.0,
         at: Callable[[str], None] = lambda step: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger, self.stages, self.retry_policies, self.poison_limit = ledger, stages, retry_policies, poison_limit
         self.now, self.jitter, self.executor, self.at = now, jitter, executor, at
+        # of inferences whose process ended; a disk or a database that fails is waited for as a destination is
+        self.most_attempts = {ProcessDied: infer_attempts, OutOfMemory: min(infer_attempts, OUT_OF_MEMORY_ATTEMPTS)}
         self.silence = Silence(monotonic)
         self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
@@ -375,7 +380,7 @@ class Flow:
             verdict, images = self._input(job)
             with ExitStack() as stack:
                 with _step("unpacking"):
-                    files = stack.enter_context(self.stages.unpacked(f"{job.id}.{job.generation}", images))
+                    files = stack.enter_context(self.stages.unpacked(f"{job.id}.{job.generation}", images, whole=True))
                 self._analyse(job, verdict, images, files)
         except Refused as refusal:
             self._refuse(job, str(refusal))
@@ -591,7 +596,7 @@ class Flow:
             waits = self.ledger.retry_later(job, str(failure), until, failure.receipts, self.now(), counts=False)
             return STORE_AGAIN_S if waits else None
         policy = self.retry_policies[job.kind]
-        most = min(policy.max_attempts, MOST_ATTEMPTS.get(type(failure), policy.max_attempts))
+        most = min(policy.max_attempts, self.most_attempts.get(type(failure), policy.max_attempts))
         if job.attempt >= most:
             self.ledger.finish(
                 job, "failed", f"gave up after {job.attempt} attempts: {failure}", self.now(), receipts=failure.receipts

@@ -30,7 +30,18 @@ from dicom_sr.typed import WrongType, made, plain
 from models import catalogue, declaration_at, forms
 from models.forms import Choice
 from models.pipeline import Card, Declaration, Prior
-from pacs_node.errors import GiveUp, Interrupted, JobError, OutOfMemory, Refused, TimedOut, Told, TryAgain, Unforeseen
+from pacs_node.errors import (
+    GiveUp,
+    Interrupted,
+    JobError,
+    OutOfMemory,
+    ProcessDied,
+    Refused,
+    TimedOut,
+    Told,
+    TryAgain,
+    Unforeseen,
+)
 from pacs_node.memory import machine_bytes
 from pacs_node.messages import BadMessage, Late, Messages
 
@@ -260,7 +271,7 @@ class Inference:
         self._closing = False
 
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Progress) -> Findings:
-        """Raises Refused (unfit input), TryAgain (the process died), OutOfMemory, GiveUp (no answer in time: it would
+        """Raises Refused (unfit input), ProcessDied, OutOfMemory, GiveUp (no answer in time: it would
         take as long again); Unforeseen for any other error in the process, which does not die of it."""
         return self._ask(Analyse(pipeline, dict(options), tuple(files)), pipeline, self.timeout_s, progress)
 
@@ -304,7 +315,7 @@ class Inference:
                 if self._closing:
                     raise Interrupted(f"{what} was stopped with the node") from error
                 code, how = child.ended()
-                kind = OutOfMemory if code == -signal.SIGKILL else TryAgain
+                kind = OutOfMemory if code == -signal.SIGKILL else ProcessDied
                 raise kind(f"the inference process ended while running {what} ({how})") from error
             finally:
                 child.messages.meanwhile = lambda: None

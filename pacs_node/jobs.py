@@ -122,7 +122,7 @@ class Engine:
             "use_listen_notify": not ledger.embedded,
         }
         self._dbos = DBOS(config=settings)
-        _log_as_we_do()
+        _through_our_log(logging.getLogger("dbos"))
         self._pace = Pace()
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=poison_limit)
@@ -327,13 +327,12 @@ class Engine:
         self._pace.submitted()
 
 
-def _log_as_we_do() -> None:
-    """The engine's own words go where all others go, a line each, not to a handler of its own."""
-    words = logging.getLogger("dbos")
-    words.setLevel(logging.ERROR)
-    words.propagate = True
-    for handler in list(words.handlers):
-        words.removeHandler(handler)
+def _through_our_log(logger: logging.Logger) -> None:
+    """DBOS prints errors with a handler of its own: tracebacks of many lines, and every value that they quote."""
+    logger.setLevel(logging.ERROR)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.propagate = True
 
 
 def _of(job: Job) -> str:

@@ -86,7 +86,7 @@ class Node:
             {
                 kind: RetryPolicy(config.jobs.send_backoff_s, config.jobs.send_backoff_max_s, attempts)
                 for kind, attempts in (
-                    ("infer", config.jobs.infer_attempts),
+                    ("infer", config.jobs.max_attempts),
                     ("send", config.jobs.max_attempts),
                     ("confirm", config.jobs.confirm_attempts),
                     ("report", config.jobs.confirm_attempts),
@@ -96,6 +96,7 @@ class Node:
             now=now,
             jitter=random.Random(),
             executor=self.executor,
+            infer_attempts=config.jobs.infer_attempts,
             await_report_s=config.jobs.await_report_s,
             at=at,
         )

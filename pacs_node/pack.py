@@ -25,6 +25,7 @@ from pathlib import Path
 import structlog
 from xxhash import xxh3_64
 
+from pacs_node.errors import may_pass
 from pacs_node.records import Stored
 
 log = structlog.get_logger(__name__)
@@ -173,9 +174,10 @@ def is_there(stored: Stored) -> bool:
 
 
 @contextmanager
-def unpacked(images: Sequence[Stored], folder: Path) -> Iterator[list[Path]]:
+def unpacked(images: Sequence[Stored], folder: Path, *, whole: bool = False) -> Iterator[list[Path]]:
     """Each image as a file of its own. Those in packs are copied into `folder`, not synced, and it is gone afterwards.
-    Of one that cannot be read there is no file, or a shorter one. Raises OSError when there is no space."""
+    Of one that cannot be read there is no file, or a shorter one; with `whole`, only if waiting does not cure that.
+    Raises OSError when there is no space, and for what waiting may cure."""
     try:
         files = []
         for number, stored in enumerate(images):
@@ -186,7 +188,7 @@ def unpacked(images: Sequence[Stored], folder: Path) -> Iterator[list[Path]]:
                 try:
                     _copy(stored, path)
                 except OSError as error:
-                    if error.errno in NO_SPACE:
+                    if error.errno in NO_SPACE or (whole and may_pass(error)):
                         raise
                     log.warning("pack.not-copied", file=stored.path.name, offset=stored.offset, error=error.strerror)
             files.append(path)

@@ -162,16 +162,17 @@ class WiredStages:
         ]
 
     @contextmanager
-    def unpacked(self, name: str, images: Sequence[Stored]) -> Iterator[list[Path]]:
-        """Images as files, for as long as somebody works on them. Raises TryAgain where there is no room for them."""
+    def unpacked(self, name: str, images: Sequence[Stored], *, whole: bool = False) -> Iterator[list[Path]]:
+        """Images as files, for as long as somebody works on them. Raises TryAgain where there is no room for them, and,
+        if they have to be whole, while the disk does not give them."""
         self._clear_away(self.work, name.partition(".")[0])
         with ExitStack() as stack, self._copies(self.work / name) as folder:
             try:
                 here = self.store.at_hand(images, folder)
-                files = stack.enter_context(pack.unpacked(here, folder))
+                files = stack.enter_context(pack.unpacked(here, folder, whole=whole))
             except OSError as error:
                 raise TryAgain(
-                    f"its images cannot be unpacked below {self.work}: {error.strerror}; free the disk"
+                    f"its images cannot be unpacked below {self.work}: {error.strerror}; free or mount the disk"
                 ) from error
             yield files
 

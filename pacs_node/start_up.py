@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from pacs_node.durable import make_folder, sync_name
 from pacs_node.errors import (
     AlreadyRunning,
     CannotStart,
@@ -42,7 +43,8 @@ def listening_on(port_key: str, port: int, host_key: str, host: str) -> Iterator
 def must_be_writable(data_dir: Path) -> None:
     """Raises CannotStart unless the node can keep things there."""
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(data_dir)
+        sync_name(data_dir)  # an earlier start may have made it, and been killed
         with tempfile.TemporaryFile(dir=data_dir):
             pass
     except OSError as error:

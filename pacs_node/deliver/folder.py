@@ -21,7 +21,7 @@ from pacs_node.deliver.destination import (
     first_possible,
     must_be_ours,
 )
-from pacs_node.durable import write_whole
+from pacs_node.durable import make_folder, sync_name, write_whole
 from pacs_node.records import Package, Receipt
 
 NEEDED = ["SOPInstanceUID", "StudyInstanceUID", "Modality"]
@@ -42,6 +42,7 @@ class FolderDestination:
         self.root = root
         self.forms: Forms = forms or Verbatim()
         self.folder_mode = READABLE_BY[readable_by]
+        self._lasts = False  # the root's own name: a process that made it may have been killed before it was synced
 
     def deliver(self, package: Package, now: Now) -> list[Receipt]:
         """See Destination."""
@@ -70,15 +71,16 @@ class FolderDestination:
         modality = str(header.get("Modality", ""))
         kind = modality if CODE.fullmatch(modality) else "OT"
         target = self.root / f"study-{_short(study_uid)}" / f"{kind}-{_short(sop_instance_uid)}.dcm"
-        self._make(target.parent)
+        self._make_durable(target.parent)
         _copy_durably(path, target, self.folder_mode & 0o666)
         words = f"written to {target}{instead}"
         return Receipt(sop_instance_uid, True, None, words, now(), str(header.file_meta.MediaStorageSOPClassUID))
 
-    def _make(self, folder: Path) -> None:
-        for each in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
-            each.mkdir(exist_ok=True)
-            each.chmod(self.folder_mode)
+    def _make_durable(self, folder: Path) -> None:
+        make_folder(folder, self.folder_mode)
+        if not self._lasts:
+            sync_name(self.root)
+            self._lasts = True
 
 
 def _copy_durably(source: Path, target: Path, mode: int) -> None:

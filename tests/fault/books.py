@@ -9,6 +9,7 @@ import hashlib
 import random
 import socket
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -118,6 +119,7 @@ class Arrived:
     replaces: frozenset[str]
     contents: set[str] = field(default_factory=set)
     times: int = 0
+    first: float = field(default_factory=time.monotonic)
 
     @classmethod
     def of(cls, report: Dataset) -> Arrived:
@@ -135,6 +137,7 @@ class Honest(Receiver):
 
     def __init__(self, aet: str = "HONEST") -> None:
         super().__init__(aet, commits=True)
+        self._ae.dimse_timeout = 2  # pynetdicom's reactor may have taken the answer to our report, and nobody waits
         self.reports: dict[str, Arrived] = {}
 
     def _store(self, event: evt.Event) -> int:

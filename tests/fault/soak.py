@@ -1,8 +1,8 @@
 """Kills at random for as long as is asked, under a load that is replayed by a seed: `make soak SEED=1 KILLS=500`.
 
-Two workers on PostgreSQL, one of them the listener as well. Killed with SIGKILL: either of them, their inference
-processes, the PostgreSQL server. One destination is down 40 % of the time, the other one lies. What was lost, came twice
-or differs is said by books that ask the node nothing (`books.py`).
+Two workers on PostgreSQL, one of them the listener as well. Killed: either of them, their inference processes, the
+PostgreSQL server. One destination is down 40 % of the time, the other one lies. What was lost, came twice or differs is
+said by books that ask the node nothing (`books.py`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from pydicom import Dataset
 
 from pacs_node.flow import STEPS
@@ -78,11 +77,6 @@ def test_stopped_while_it_works(tmp_path: Path) -> None:
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     kill_at_random(tmp_path, kills=4, seed=7)
-
-
-@pytest.mark.soak
-def test_killed_at_random_moments_for_long(tmp_path: Path) -> None:
-    kill_at_random(tmp_path, kills=60, seed=8)
 
 
 def kill_at_random(tmp_path: Path, *, kills: int, seed: int) -> None:

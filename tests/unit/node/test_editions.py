@@ -83,7 +83,9 @@ class Scripted:
     def share(self, instances: Sequence[Instance]) -> None:
         pass
 
-    def unpacked(self, name: str, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
+    def unpacked(
+        self, name: str, images: Sequence[Stored], *, whole: bool = False
+    ) -> AbstractContextManager[list[Path]]:
         return pack.unpacked(images, self.folder / "work")
 
     def infer(self, job: Job, stored: Sequence[Stored], files: Sequence[Path], progress: object) -> Findings:

@@ -42,7 +42,9 @@ class ScriptedRooms:
     def share(self, instances: Sequence[Instance]) -> None:
         pass
 
-    def unpacked(self, name: str, images: Sequence[Stored]) -> AbstractContextManager[list[Path]]:
+    def unpacked(
+        self, name: str, images: Sequence[Stored], *, whole: bool = False
+    ) -> AbstractContextManager[list[Path]]:
         return pack.unpacked(images, self.folder / "work")
 
     def infer(
