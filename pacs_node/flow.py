@@ -166,7 +166,10 @@ class Flow:
         self.ledger, self.stages, self.retry_policies, self.poison_limit = ledger, stages, retry_policies, poison_limit
         self.now, self.jitter, self.executor, self.at = now, jitter, executor, at
         # of inferences whose process ended; a disk or a database that fails is waited for as a destination is
-        self.most_attempts = {ProcessDied: infer_attempts, OutOfMemory: min(infer_attempts, OUT_OF_MEMORY_ATTEMPTS)}
+        self.most_attempts: Mapping[type[TryAgain], int] = {
+            ProcessDied: infer_attempts,
+            OutOfMemory: min(infer_attempts, OUT_OF_MEMORY_ATTEMPTS),
+        }
         self.silence = Silence(monotonic)
         self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}

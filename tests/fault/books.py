@@ -92,12 +92,12 @@ class Books:
         of_series: dict[str, list[Arrived]] = defaultdict(list)
         for each in arrivals.values():
             of_series[self.sent[min(each.images)].series_uid].append(each)
-        found = []
+        found: set[str] = set()
         for reports in of_series.values():
             replaced = {uid for report in reports for uid in report.replaces}
-            in_force = [report.uid for report in reports if report.uid not in replaced]
-            same = len(reports) - len({report.images for report in reports})
-            found += in_force[1:] + [report.uid for report in reports[:same] if len(in_force) == 1]
+            found.update([report.uid for report in reports if report.uid not in replaced][1:])
+            about = {report.images: report.uid for report in reversed(reports)}
+            found.update(report.uid for report in reports if about[report.images] != report.uid)
         return sorted(found)
 
     def differing(self, arrivals: Mapping[str, Arrived]) -> list[str]:

@@ -96,7 +96,9 @@ PLACES = {  # of a file below the node's folder -> the part of the node that it 
 }
 DISK = frozenset(("write", "sync", "name", "open"))
 ON_THE_DISK = frozenset(("pack", "ledger", "engine", "results", "work"))
-NEEDED = frozenset({"ledger", "engine"})  # while one of them fails, /health has to say so; a lock is waited for
+NEEDED = frozenset(
+    {"ledger"}
+)  # while it fails, /health says so at once; of the engine within a minute; a lock is waited for
 WITHIN_S = 60.0  # everything is delivered after the end of a fault
 HELD_S = 3.0
 UNLOCK = fcntl.F_UNLCK.to_bytes(2, sys.byteorder)  # the type of a struct flock

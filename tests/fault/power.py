@@ -332,6 +332,8 @@ class Recorded:
         known = ledger.instance(image.sop_instance_uid)
         if known is None:
             return [f"image {image.sop_instance_uid} is lost"]
+        if not pack.is_there(known.stored):
+            return [f"image {image.sop_instance_uid} is lost; the database has a row of it"]
         if not pack.content(known.stored).endswith(image.data_set):
             return [f"image {image.sop_instance_uid} is not what was sent"]
         facts = ledger.series(image.series_uid)
