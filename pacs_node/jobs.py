@@ -38,6 +38,7 @@ PRIORITY = 1  # of every job, for the engine: their order is the ledger's. Alway
 NOWHERE = ("", None)  # no workflow, no worker
 BEGIN_WITHIN_S = 10.0  # what the engine has given to this worker begins at once; after this it never will
 DOZE_S = 5.0  # how often the engine looks for work while there is none
+SLACK_S = 60.0  # between the moment at which a wait was reckoned, or looked at, and the one at which it was written
 MOST_CORRECTED = 64  # rows in one sweep whose time the wall clock has spoilt
 
 
@@ -261,7 +262,7 @@ class Engine:
 
     def _correct_times(self) -> None:
         """A wait is over when it has lasted as long as it should: the wall clock may have been set back meanwhile."""
-        for early in self.ledger.end_impossible_waits(self.now(), self.flow.longest_wait_s):
+        for early in self.ledger.end_impossible_waits(self.now(), self.flow.longest_wait_s + SLACK_S):
             log.warning("clock was set back", job=early.id, due=str(early.not_before))
         monotonic = self.monotonic()
         with self._lock:

@@ -47,6 +47,7 @@ send_backoff_s = 0.2
 send_backoff_max_s = 1.0
 sweep_s = 0.5
 lease_s = 5.0
+await_report_s = 3.0
 [infer]
 device = "cpu"
 [[peer]]
@@ -99,7 +100,7 @@ ON_THE_DISK = frozenset(("pack", "ledger", "engine", "results", "work"))
 NEEDED = frozenset(
     {"ledger"}
 )  # while it fails, /health says so at once; of the engine within a minute; a lock is waited for
-WITHIN_S = 60.0  # everything is delivered after the end of a fault
+WITHIN_S = 120.0  # everything is delivered after the end of a fault
 HELD_S = 3.0
 UNLOCK = fcntl.F_UNLCK.to_bytes(2, sys.byteorder)  # the type of a struct flock
 Class = tuple[str, str]  # what is done, to which part

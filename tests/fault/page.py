@@ -55,9 +55,9 @@ CALLS = """## Failing calls
 and the n-th write, sync, rename, open, truncation, read, lock, connect, send, receive, accept or start of a thread of
 one part of the node fails, for every n: received images, both databases, results, copies for the inference, the folder,
 the log, the sender's connection, the PACS's, the inference process's. Then the same for 3 seconds, and a disk that is
-full for 3 seconds. The kernel refuses the real call (seccomp's user notification), of Python and of SQLite alike. While
-the ledger fails `/health` says so at once; of the job engine's own file within a minute, for the engine waits by itself.
-The tests draw some of these faults (`FAULT_SEED`)."""
+full for 3 seconds. The kernel refuses the real call (seccomp's user notification), of Python and of SQLite alike.
+While the ledger fails `/health` says so at once; of the job engine's own file within a minute, for the engine waits by
+itself. The tests draw some of these faults (`FAULT_SEED`)."""
 POWER = """## Power cuts
 
 `make powercuts` (`tests/fault/power.py`; `CUTS=500` for so many of them): every call that touches the node's files is

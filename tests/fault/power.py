@@ -297,7 +297,7 @@ class Recorded:
 
     def _wait(self) -> None:
         for uid in {image.series_uid for image in self.images}:
-            wait_for(lambda uid=uid: self.node.finished(uid), 60, f"the end of {uid}: {self.node.series(uid)}")
+            wait_for(lambda uid=uid: self.node.finished(uid), 180, f"the end of {uid}: {self.node.series(uid)}")
 
     def cuts(self, chosen: Sequence[tuple[int, Unsynced]]) -> Iterator[tuple[int, Unsynced, frozenset[str]]]:
         """The disk as it is after a cut behind so many acts, and the images that were promised by then."""
@@ -362,7 +362,7 @@ class Recorded:
         with self.honest, self.node:
             self.node.start()
             for uid in {self.books.told[each].series_uid for each in told}:
-                wait_for(lambda uid=uid: self.node.finished(uid), 60, f"the end of {uid}\n{self.node.log()}")
+                wait_for(lambda uid=uid: self.node.finished(uid), 180, f"the end of {uid}\n{self.node.log()}")
             self.node.kill()
         paths = (self.disk_root / "delivered").glob("study-*/SR-*.dcm")
         inside = {each.uid: each for each in (Arrived.of(pydicom.dcmread(path)) for path in paths)}
