@@ -1,7 +1,7 @@
 """Kills at random for as long as is asked, under a load that is replayed by a seed: `make soak SEED=1 KILLS=500`.
 
-Two workers on PostgreSQL, one of them the listener as well. Killed: either of them, their inference processes, the
-PostgreSQL server. One destination is down 40 % of the time, the other one lies. What was lost, came twice or differs is
+Two workers on PostgreSQL, one of them the listener as well, in two processes. Killed: either worker, a process that
+receives, an inference process, the PostgreSQL server. One destination is down 40 % of the time, the other one lies. What was lost, came twice or differs is
 said by books that ask the node nothing (`books.py`).
 """
 
@@ -33,6 +33,7 @@ from tests.harness import ROOT, NodeProcess, Postgres, wait_for
 TOML = """
 [receive]
 keep_free_gb = 0.1
+processes = 2
 [assemble]
 quiet_s = 0.5
 quiet_unreleased_s = 1.5
@@ -72,7 +73,8 @@ pipeline = "cheap"
 options = {{ takes_s = 0.3 }}
 send_to = ["honest", "lying"]
 """
-VICTIMS = {"serve": 35, "worker": 25, "inference": 25, "postgres": 15}  # out of a hundred kills
+VICTIMS = {"serve": 30, "receiver": 20, "worker": 20, "inference": 15, "postgres": 15}  # out of a hundred kills
+CHILDREN = {"receiver": "spawn_main", "inference": "inference_process"}  # of serve and worker, by their commands
 DOWN = 0.4  # of the time
 SENDERS = 2
 STANDS_STILL_S = 240.0  # without another report: nothing will come any more
@@ -133,11 +135,11 @@ class Soak:
             self.worker.kill()
             self.worker.wait()
             self.start_worker()
-        elif victim == "inference":
-            for process in self.inference_processes()[:1]:
+        elif victim in CHILDREN:
+            for process in self.children(CHILDREN[victim])[:1]:
                 with suppress(ProcessLookupError):
-                    # not SIGKILL, which the node takes for a lack of memory and tries but once more
-                    os.kill(process, signal.SIGSEGV)
+                    # SIGKILL is taken for a lack of memory of an inference, and tried but once more
+                    os.kill(process, signal.SIGSEGV if victim == "inference" else signal.SIGKILL)
         else:
             self.postgres.kill()
             time.sleep(1)
@@ -152,10 +154,11 @@ class Soak:
 
         wait_for(started, 60, "PostgreSQL to start again")
 
-    def inference_processes(self) -> list[int]:
+    def children(self, word: str) -> list[int]:
+        """Processes that the two have started, by a word of their command."""
         assert self.serve.process is not None
         assert self.worker is not None
-        return [child for parent in (self.serve.process.pid, self.worker.pid) for child in children_of(parent)]
+        return [child for parent in (self.serve.process.pid, self.worker.pid) for child in children_of(parent, word)]
 
     def plan(self, kills: int) -> Iterator[tuple[str, float]]:
         """(whom to kill, seconds to wait before)."""
@@ -183,12 +186,16 @@ class Soak:
         return True
 
 
-def children_of(pid: int) -> list[int]:
+def children_of(pid: int, word: str) -> list[int]:
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            found += map(int, task.read_text().split())
+            found += [int(child) for child in task.read_text().split() if word in command_of(child)]
     return found
+
+
+def command_of(pid: str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
 
 
 def soak(folder: Path, seed: int, kills: int) -> dict[str, Any]:
