@@ -235,7 +235,6 @@ def receive(
 
     node = make()
     node.start_receiving(door, Counts(shared, number), woken)
-    asked.send(("ready", "said", None))
     answers: dict[str, Callable[[], Any]] = {
         "connected": node.connected,
         "settle": node.settle,
@@ -243,6 +242,7 @@ def receive(
     }
     drain_s = 0.0
     with suppress(EOFError, OSError):
+        asked.send(("ready", "said", None))
         while (ask := asked.recv())[0] != "stop":
             asked.send(_answered(ask[0], answers[ask[0]]))
         drain_s = ask[1]

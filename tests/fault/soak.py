@@ -1,8 +1,8 @@
 """Kills at random for as long as is asked, under a load that is replayed by a seed: `make soak SEED=1 KILLS=500`.
 
 Two workers on PostgreSQL, one of them the listener as well, in two processes. Killed: either worker, a process that
-receives, an inference process, the PostgreSQL server. One destination is down 40 % of the time, the other one lies. What was lost, came twice or differs is
-said by books that ask the node nothing (`books.py`).
+receives, an inference process, the PostgreSQL server. One destination is down 40 % of the time, the other one lies.
+What was lost, came twice or differs is said by books that ask the node nothing (`books.py`).
 """
 
 from __future__ import annotations
@@ -207,8 +207,9 @@ def soak(folder: Path, seed: int, kills: int) -> dict[str, Any]:
         stack.enter_context(run.honest)
         stack.enter_context(run.lying)
         began = time.monotonic()
-        run.serve.start()
+        run.serve.start(wait=False)
         run.start_worker()
+        wait_for(run.serve.healthy, 300, f"a node that is well:\n{run.serve.log()}")
         beside = [threading.Thread(target=run.sending, args=(number,)) for number in range(SENDERS)]
         beside.append(threading.Thread(target=run.flapping))
         for thread in beside:
