@@ -28,7 +28,7 @@ from pacs_node.start_up import keep_private
 log = structlog.get_logger()
 
 ANSWER_S = 30.0  # what a process gets to answer its parent
-START_S = 60.0
+START_S = 300.0
 AGAIN_AFTER_S = 1.0  # before one that ended is started again
 ASSEMBLER, ENGINE = "assembler", "engine"  # whom something is for
 

@@ -47,8 +47,8 @@ again what was not answered with 0x0000, one destination that is down 40 % of th
 and keeps nothing, answers twice, half, late or not at all. Killed at random, as the seed says: `serve`, one of the two
 processes that receive, the worker, an inference process, the PostgreSQL server, all with SIGKILL but the inference
 (SIGSEGV: a SIGKILL there is taken for a lack of memory, and tried but once more). Books that ask the node nothing
-compare what senders were told with what the honest destination has: every image is in a report, no report is there beside one
-that says the same or that nothing has replaced, and each says the figure that its images' pixels make."""
+compare what senders were told with what the honest destination has: every image is in a report, no report is there
+beside one that says the same or that nothing has replaced, and each says the figure that its images' pixels make."""
 CALLS = """## Failing calls
 
 `make faults` (`tests/fault/nth.py`; `PART=0:5` for every fifth): a series goes from C-STORE to a PACS and to a folder,
