@@ -81,18 +81,20 @@ def table(rows: Mapping[str, Any]) -> Iterator[str]:
     yield f"| {' | '.join(str(value) for value in rows.values())} |"
 
 
-def section(about: str, entry: Mapping[str, Any] | None, rows: Mapping[str, str]) -> Iterator[str]:
+def section(about: str, rows: Mapping[str, str], *entries: Mapping[str, Any] | None) -> Iterator[str]:
     """rows: what a column is called -> the key of its figure."""
     yield about
     yield ""
-    if entry is None:
+    measured = [entry for entry in entries if entry is not None]
+    if not measured:
         yield "Not measured yet."
-    else:
+        yield ""
+    for entry in measured:
         yield from table({name: entry.get(key, "") for name, key in rows.items()})
         yield ""
         yield from more(entry)
         yield measured_on(entry)
-    yield ""
+        yield ""
 
 
 def more(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -116,10 +118,10 @@ def page() -> str:
     lines = [HEAD, "| promise | kept by | tried by |", "| --- | --- | --- |"]
     lines += [f"| {' | '.join(row)} |" for row in PROMISES]
     lines.append(AFTER_A_CUT)
-    lines += section(KILLS, known.get("soak"), kills)
-    lines += section(CALLS, known.get("faults"), calls)
-    lines += section(POWER, known.get("power"), power)
-    lines += section(FUZZING, fuzz, fuzzed)
+    lines += section(KILLS, kills, *(known[name] for name in sorted(known) if name.startswith("soak ")))
+    lines += section(CALLS, calls, known.get("faults"))
+    lines += section(POWER, power, known.get("power"))
+    lines += section(FUZZING, fuzzed, fuzz)
     return "\n".join(lines)
 
 

@@ -265,7 +265,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         figures = soak(folder, given.seed, given.kills)
     wrong = figures.pop("wrong")
-    results.record("soak", figures)
+    results.record(f"soak {given.seed}", figures)
     print(json.dumps({**figures, "wrong": wrong}, indent=1))
     sys.exit(any(figures[name] for name in ("lost", "duplicate", "differing")))
 
