@@ -39,7 +39,6 @@ from pacs_node.errors import (
     Refused,
     TimedOut,
     Told,
-    TryAgain,
     Unforeseen,
 )
 from pacs_node.memory import machine_bytes

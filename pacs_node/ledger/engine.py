@@ -107,6 +107,10 @@ class Database:
             yield
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
             raise self._away() from error
+        except sa.exc.DatabaseError as error:
+            if type(error) is not sa.exc.DatabaseError:
+                raise  # of what was asked
+            raise self._away() from error  # SQLite's "malformed": also of a page that the disk did not give just now
 
     def _place(self, path: Path) -> str:
         """What a row says of a path."""

@@ -20,7 +20,7 @@ from config import load
 from dicom_sr.findings import Findings
 from dicom_sr.reading import Room, read_header
 from models import catalogue
-from pacs_node.errors import GiveUp, JobError, LedgerUnavailable, OutOfMemory, ProcessDied, Refused, StoreAway, TryAgain
+from pacs_node.errors import GiveUp, JobError, LedgerUnavailable, OutOfMemory, ProcessDied, Refused, StoreAway
 from pacs_node.flow import RouteMatch, Stages
 from pacs_node.node import Node
 from pacs_node.records import CommitmentRequest, Evidence, Instance, Job, OpenSeries, Verdict

@@ -338,3 +338,19 @@ def test_what_is_written_on_one_machine_is_found_on_another(ledger: Ledger) -> N
     assert here.instance("1.2.1").path == Path("/one/data/spool/instances/b/1.pack"), "it has come again"
     for each in (here, there):
         each.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (sa.exc.DatabaseError, LedgerUnavailable),  # "database disk image is malformed", after a read that failed
+        (sa.exc.OperationalError, LedgerUnavailable),
+        (sa.exc.IntegrityError, sa.exc.IntegrityError),
+        (sa.exc.ProgrammingError, sa.exc.ProgrammingError),
+    ],
+)
+def test_a_database_that_cannot_be_read_is_no_error_of_a_job(
+    ledger: Ledger, error: type[sa.exc.DatabaseError], raised: type[Exception]
+) -> None:
+    with pytest.raises(raised), ledger._reading():
+        raise error("SELECT", {}, Exception("of the driver"))
