@@ -20,6 +20,7 @@ from config.schema import (
     Receive,
     Route,
     Store,
+    Web,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Receive",
     "Route",
     "Store",
+    "Web",
     "load",
     "problems",
 ]

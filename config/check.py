@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ import re2
 from pydantic import BaseModel, ValidationError
 from pydicom.datadict import DicomDictionary
 
-from config.schema import Config, Peer, Route, bad_condition, is_keyword_path
+from config.schema import Config, Peer, Route, bad_condition, is_keyword_path, is_loopback
 
 Place = tuple[str | int, ...]  # ("peer", 0, "host"): the key `host` of the first [[peer]]
 
@@ -403,6 +402,21 @@ def _duplicates(raw: dict[str, Any], table: str, key: str, among: Any = lambda _
         seen.setdefault(value, i)
 
 
+def _page_problems(config: Config) -> Iterator[Found]:
+    """Of the pages, and who can reach them."""
+    for name, path in (("certificate", config.web.certificate), ("key", config.web.key)):
+        if path is not None and (words := _unreadable(path)):
+            yield ("web", name), f"{name} in [web]: {words}", "error"
+    if config.others_reach_the_pages:
+        place, host = ("node", "web_host"), f"web_host in [node] is '{config.node.web_host}'"
+        if config.web.open_to_all:
+            text = f"{host}, and open_to_all in [web] is set: who reaches this machine may use the pages"
+            yield place, text, "warning"
+        elif not config.web.certificate and not config.web.behind_proxy:
+            text = f"{host}, and without TLS anybody on the way can read passwords: give certificate and key in [web]"
+            yield place, f"{text}, or set behind_proxy where a proxy of yours brings the pages over TLS", "error"
+
+
 def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
     """What the settings are right to ask for, and this machine does not grant."""
     data_dir = config.node.data_dir
@@ -423,15 +437,7 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
         where = _table_name(("peer", i), raw)
         if peer.folder is not None and (words := _unwritable(peer.folder)):
             yield ("peer", i, "folder"), f"'folder' in {where}: {words}", "error"
-    if not _loopback(config.node.web_host):
-        text = (
-            f"web_host in [node] is '{config.node.web_host}', and the web pages have no login: who reaches this machine"
-        )
-        yield (
-            ("node", "web_host"),
-            f"{text} may use them; keep 127.0.0.1, or put a proxy with a login before it",
-            "warning",
-        )
+    yield from _page_problems(config)
 
 
 def _unreadable_files(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
@@ -460,7 +466,7 @@ def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator
         words = f"secret_access_key_file in [store]: other users can read it: chmod 600 {key}"
         yield ("store", "secret_access_key_file"), words, "warning"
     endpoint = urlsplit(config.store.endpoint)
-    if endpoint.scheme == "http" and not _loopback(endpoint.hostname or ""):
+    if endpoint.scheme == "http" and not is_loopback(endpoint.hostname or ""):
         words = f"endpoint in [store] is {config.store.endpoint}: images and results cross the network for all to read;"
         yield ("store", "endpoint"), f"{words} use https", "warning"
     data_dir = config.node.data_dir
@@ -510,13 +516,6 @@ def _unreadable(file: Path) -> str | None:
             return None
     except OSError as error:
         return f"{file} cannot be read: {error.strerror}"
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Place, str]]:

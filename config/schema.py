@@ -72,6 +72,14 @@ def _host(host: str) -> str:
     return host
 
 
+def is_loopback(host: str) -> bool:
+    """Does an address lead to this machine alone?"""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 YEAR_S = 31_536_000.0
 
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
@@ -126,7 +134,7 @@ class Node(Settings):
     ae_title: AeTitle = "PACSNODE"  # senders must call exactly this title
     dicom_host: Host = "0.0.0.0"  # noqa: S104  address the DICOM listener binds to; 0.0.0.0 is every interface
     dicom_port: Port = 11112  # registered for DICOM, PS3.8 9.1.2
-    web_host: Host = "127.0.0.1"  # the web pages have no login: keep them local or behind a proxy
+    web_host: Host = "127.0.0.1"  # of the web pages; on another one they need users and TLS, see [web]
     web_port: Port = 8080
     # other names under which browsers reach the pages: a proxy's, the machine's
     web_names: Annotated[tuple[Host, ...], Field(strict=False)] = ()
@@ -145,6 +153,23 @@ class Receive(Settings):
     largest_mb: Annotated[int, Field(ge=1, le=2**22)] = 2048  # a longer data set is refused as it passes this
     keep_free_gb: Annotated[float, Field(ge=0)] = 2.0  # less free space: C-STORE answers 0xA700 before writing
     drain_s: Seconds = 30.0  # how long a stop waits for open associations and running jobs
+
+
+class Web(Settings):
+    """[web]: who may use the pages, and how they are reached."""
+
+    idle_min: Annotated[float, Field(gt=0, le=1440)] = 30.0  # without use: log in again
+    longest_h: Annotated[float, Field(gt=0, le=720)] = 12.0  # after so long in any case
+    certificate: OptionalPath = None  # PEM; with it the pages are served over TLS alone
+    key: OptionalPath = None  # PEM, without a password
+    behind_proxy: bool = False  # a proxy of the site brings the pages to browsers over TLS
+    open_to_all: bool = False  # also others than this machine may use them without users and without TLS
+
+    @model_validator(mode="after")
+    def _both(self) -> Web:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together: give both, or neither")
+        return self
 
 
 class Database(Settings):
@@ -495,6 +520,7 @@ class Config(Settings):
 
     node: Node = Node()
     receive: Receive = Receive()
+    web: Web = Web()
     database: Database = Database()
     store: Store = Store()
     assemble: Assemble = Assemble()
@@ -508,6 +534,11 @@ class Config(Settings):
         """Raises KeyError for a name that is not in the settings."""
         return {peer.name: peer for peer in self.peers}[name]
 
+    @property
+    def others_reach_the_pages(self) -> bool:
+        """Programs of other machines, where nothing in between keeps them out."""
+        return not is_loopback(self.node.web_host)
+
     def resolved(self, folder: Path) -> Config:
         """The same settings with every relative path taken from `folder`, and the place of the database filled in."""
         data_dir = (folder / self.node.data_dir.expanduser()).resolve()
@@ -519,6 +550,7 @@ class Config(Settings):
                 "node": self.node.model_copy(update={"data_dir": data_dir}),
                 "database": Database(url=url),
                 "store": self.store.model_copy(update=_absolute(self.store, folder, ("secret_access_key_file", "ca"))),
+                "web": self.web.model_copy(update=_absolute(self.web, folder, ("certificate", "key"))),
                 "peers": tuple(
                     peer.model_copy(update=_absolute(peer, folder, ("folder", "dicomweb_ca"))) for peer in self.peers
                 ),

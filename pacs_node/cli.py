@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 
 from models import catalogue
 from pacs_node import __version__
+
+if TYPE_CHECKING:
+    from pacs_node.accounts import Accounts
 
 app = typer.Typer(
     help="A PACS-integrated AI node. Research use only, not for diagnostic use.",
@@ -328,6 +331,119 @@ def fsck(
     console.print(f"{harm} lost or damaged, {len(found) - harm} other remarks", highlight=False)
     if harm:
         raise typer.Exit(1)
+
+
+user = typer.Typer(help="Who may use the web pages.", no_args_is_help=True)
+token = typer.Typer(help="What programs show instead of a password.", no_args_is_help=True)
+app.add_typer(user, name="user")
+app.add_typer(token, name="token")
+Role = Annotated[str, typer.Option(help="viewer, reader or admin.")]
+PasswordFile = Annotated[
+    Path | None, typer.Option(help="A file with the password; without, it is asked for.", exists=True, dir_okay=False)
+]
+
+
+@user.command("add")
+def user_add(
+    name: Annotated[str, typer.Argument(help="How the user logs in.")],
+    config: ConfigFile,
+    role: Role = "viewer",
+    password_file: PasswordFile = None,
+) -> None:
+    """Make a user."""
+    with _in_words(), _accounts(config) as accounts:
+        accounts.add(name, role, _password(password_file))
+    console.print(f"{name}, {role}: may log in", markup=False, highlight=False)
+
+
+@user.command("list")
+def user_list(config: ConfigFile) -> None:
+    """Who there is, with which role, and whether locked."""
+    with _in_words(), _accounts(config) as accounts:
+        for each in accounts.kept.users():
+            locked = f", locked until {each.locked_until:%Y-%m-%d %H:%M} UTC" if each.locked_until else ""
+            console.print(f"{each.name}  {each.role}{locked}", markup=False, highlight=False)
+
+
+@user.command("change")
+def user_change(
+    name: str,
+    config: ConfigFile,
+    role: Annotated[str | None, typer.Option(help="viewer, reader or admin.")] = None,
+    password: Annotated[bool, typer.Option("--password", help="Ask for a new one.")] = False,
+    password_file: PasswordFile = None,
+) -> None:
+    """Another role, another password, or neither: whoever is logged in under this name is logged out, and not locked
+    any more."""
+    with _in_words(), _accounts(config) as accounts:
+        new = _password(password_file) if password or password_file is not None else None
+        accounts.change(name, role=role, password=new)
+    console.print(f"{name}: changed", markup=False, highlight=False)
+
+
+@user.command("remove")
+def user_remove(name: str, config: ConfigFile) -> None:
+    """Nobody logs in under this name any more."""
+    with _in_words(), _accounts(config) as accounts:
+        accounts.remove(name)
+    console.print(f"{name}: removed", markup=False, highlight=False)
+
+
+@token.command("add")
+def token_add(
+    name: Annotated[str, typer.Argument(help="What it is for, such as prometheus.")],
+    config: ConfigFile,
+    role: Role = "viewer",
+    days: Annotated[float, typer.Option(help="How long it is good for.")] = 365,
+) -> None:
+    """Make a token, and print it: it is kept nowhere."""
+    with _in_words(), _accounts(config) as accounts:
+        secret = accounts.add_token(name, role, days)
+    console.print(secret, markup=False, highlight=False, soft_wrap=True)
+
+
+@token.command("list")
+def token_list(config: ConfigFile) -> None:
+    """Which there are, with which role, until when, and when they were used last."""
+    with _in_words(), _accounts(config) as accounts:
+        for each in accounts.kept.tokens():
+            used = f"last used {each.used_at:%Y-%m-%d %H:%M} UTC" if each.used_at else "never used"
+            text = f"{each.name}  {each.role}  until {each.expires_at:%Y-%m-%d}  {used}"
+            console.print(text, markup=False, highlight=False)
+
+
+@token.command("remove")
+def token_remove(name: str, config: ConfigFile) -> None:
+    """It is good for nothing any more."""
+    with _in_words(), _accounts(config) as accounts:
+        accounts.remove_token(name)
+    console.print(f"{name}: removed", markup=False, highlight=False)
+
+
+@contextmanager
+def _accounts(config: Path) -> Iterator[Accounts]:
+    """Of the node's database, which is made if it is not there yet."""
+    from config import load
+    from pacs_node.accounts import Accounts
+    from pacs_node.ledger import Ledger
+    from pacs_node.node import utc_now
+    from pacs_node.start_up import keep_private, must_be_writable
+
+    keep_private()
+    settings = load(config, catalogue())
+    must_be_writable(settings.node.data_dir)
+    ledger = Ledger(settings.database.url)
+    try:
+        ledger.migrate()
+        yield Accounts(ledger, utc_now)
+    finally:
+        ledger.close()
+
+
+def _password(file: Path | None) -> str:
+    if file is not None:
+        return file.read_text(encoding="utf-8").rstrip("\r\n")
+    return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
 
 
 @app.command()

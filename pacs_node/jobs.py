@@ -55,7 +55,7 @@ class Pace:
 
     def set_for(self, stopped: threading.Event) -> None:
         """For whoever waits for this event between two looks."""
-        stopped.wait = partial(self._wait, stopped.wait)
+        stopped.wait = partial(self._wait, stopped.wait)  # type: ignore[method-assign]
 
     def submitted(self) -> None:
         with self._change:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import socket
+import ssl
 import threading
 import uuid
 from collections import deque
@@ -15,7 +16,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import structlog
 import uvicorn
@@ -23,6 +24,7 @@ import uvicorn
 from config import Config
 from models import forms
 from pacs_node import __version__, observe
+from pacs_node.accounts import Accounts
 from pacs_node.assembler import Assembler
 from pacs_node.durable import write_whole
 from pacs_node.errors import AlreadyRunning, LedgerUnavailable
@@ -45,8 +47,9 @@ from pacs_node.records import (
     Refusal,
 )
 from pacs_node.stages import WiredStages
-from pacs_node.start_up import hold, listening_on, must_be_writable
+from pacs_node.start_up import hold, listening_on, must_be_writable, must_not_be_open
 from pacs_node.web.app import create_app
+from pacs_node.web.certificate import Certificate
 from pacs_node.web.connection import Connection
 
 log = structlog.get_logger()
@@ -108,9 +111,11 @@ class Node:
         self._woken: Callable[[str], None] = self._wake_here
         self.engine: Engine | None = None
         self._web: uvicorn.Server | None = None
+        self._certificate: Certificate | None = None
         self._threads: list[threading.Thread] = []
         self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
+        self.accounts = Accounts(self.ledger, now, idle_min=config.web.idle_min, longest_h=config.web.longest_h)
         self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
         self._displaced = False  # another data folder receives into this database
         self._alone = Loop("receiving", self._receive_alone, ALONE_EVERY_S)
@@ -158,6 +163,8 @@ class Node:
         self.stages.inference.close()
         if self._web is not None:
             self._web.should_exit = True
+        if self._certificate is not None:
+            self._certificate.loop.stop()
         self.assembler.loop.stop()
         self.intake.loop.stop()
         self._refusals.stop()
@@ -312,17 +319,33 @@ class Node:
             self.ledger.arrival_counts,
             self.ledger.refusal_counts,
         )
-        node = self.config.node
+        node, settings = self.config.node, self.config.web
+        must_not_be_open(self.config, has_users=not self.accounts.open)
         machine = socket.gethostname()
         names = (node.web_host, machine, machine.partition(".")[0], *node.web_names)
-        app = create_app(NodeFacts(self), observe.registry(collector), names)
+        secure = bool(settings.certificate) or settings.behind_proxy
+        app = create_app(
+            NodeFacts(self), observe.registry(collector), names, self.accounts, observe.audit, secure=secure
+        )
         with listening_on(
             "web_port", node.web_port, "web_host", node.web_host
         ):  # here, so that a taken port stops start-up
             door = socket.create_server((node.web_host, node.web_port))
-        self._web = uvicorn.Server(
-            uvicorn.Config(app, http=Connection, log_config=None, access_log=False, timeout_graceful_shutdown=3)
+        served = uvicorn.Config(
+            app,
+            http=Connection,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=3,
+            proxy_headers=settings.behind_proxy,  # who asks, for the limits of attempts
+            ssl_certfile=settings.certificate,
+            ssl_keyfile=settings.key,
         )
+        if settings.certificate is not None and settings.key is not None:
+            self._certificate = Certificate(settings.certificate, settings.key)
+            served.load()
+            self._certificate.serve(cast(ssl.SSLContext, served.ssl))
+        self._web = uvicorn.Server(served)
         web = self._web
         self._thread("web", lambda: web.run(sockets=[door]))
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 from pacs_node.durable import make_folder, sync_name
 from pacs_node.errors import (
@@ -71,3 +71,21 @@ def hold(path: Path) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+class Settings(Protocol):
+    """Of a node's settings, what is asked here."""
+
+    @property
+    def others_reach_the_pages(self) -> bool: ...
+    @property
+    def web(self) -> Any: ...
+
+
+def must_not_be_open(settings: Settings, *, has_users: bool) -> None:
+    """Raises CannotStart where anybody on the network could use the pages."""
+    if settings.others_reach_the_pages and not has_users and not settings.web.open_to_all:
+        raise CannotStart(
+            "there are no users, and web_host in [node] lets others reach the pages; make the first one: "
+            "pacs-node user add NAME --role admin --config node.toml"
+        )

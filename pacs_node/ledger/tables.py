@@ -269,3 +269,38 @@ lease_table = sa.Table(
     sa.Column("executor", sa.String(128), primary_key=True),
     sa.Column("expires_at", UtcDateTime, nullable=False),
 )
+
+
+user_table = sa.Table(
+    "web_user",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("password", sa.Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("wrong", sa.Integer, nullable=False),
+    sa.Column("locked_until", UtcDateTime),
+)
+
+
+session_table = sa.Table(
+    "web_session",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("user", sa.String(64), nullable=False, index=True),
+    sa.Column("csrf", sa.String(64), nullable=False),
+    sa.Column("began_at", UtcDateTime, nullable=False),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+)
+
+
+token_table = sa.Table(
+    "web_token",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("used_at", UtcDateTime),
+)

@@ -6,6 +6,7 @@
     GET  /queue                   what runs and what waits, in its order, and why
     GET  /rerun                   a form: run many series again
     GET  /destinations            where results go, and what each destination accepted and refused
+    GET  /login                   name and password; POST logs in, and POST /logout out
     GET  /health                  ok and degraded: 200; trouble: 503; with the reasons
     GET  /metrics                 Prometheus
     GET  /api/series              a list; the Link header leads to older ones
@@ -23,17 +24,19 @@
 A query key that an address does not know, or a value that it cannot use, is a 400 in words.
 
 No page and no answer carries a patient's name or number; rejected objects are handed out without
-them. There is no login: bind to localhost, or use a proxy. What is asked for under a name that is not the node's is
-refused, and so is a POST that a page of another site sends: the browser of somebody who may reach the node must not
-lend this to a stranger's page.
+them. Where there are users, each address asks for a role: see access.NEEDS. What is asked for under a
+name that is not the node's is refused, and so is a POST that a page of another site sends: the browser
+of somebody who may reach the node must not lend this to a stranger's page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from h11 import LocalProtocolError
@@ -47,42 +50,61 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pacs_node.accounts import Accounts, Kept
 from pacs_node.errors import LedgerUnavailable
+from pacs_node.web.access import Door
 from pacs_node.web.facts import Facts
-from pacs_node.web.views import Views, knowing
+from pacs_node.web.views import View, Views, knowing
 
 HERE = Path(__file__).parent
 
 
-def create_app(facts: Facts, registry: CollectorRegistry, names: Iterable[str] = ()) -> Starlette:
+def create_app(
+    facts: Facts,
+    registry: CollectorRegistry,
+    names: Iterable[str] = (),
+    accounts: Accounts | None = None,
+    audit: Callable[[str, Mapping[str, object]], None] = lambda event, facts: None,
+    *,
+    secure: bool = False,
+) -> Starlette:
     """The whole application; `facts` may block, it is called from worker threads.
 
-    names   host names, without port, under which the node may be asked; localhost and addresses always may
+    names     host names, without port, under which the node may be asked; localhost and addresses always may
+    accounts  None: nobody logs in
+    secure    browsers reach it over TLS alone
     """
     views = Views(facts, registry, HERE / "templates")
+    door = Door(accounts or Accounts(cast(Kept, Nobody()), lambda: datetime.now(UTC)), views, audit, secure=secure)
     post = ["POST"]
+
+    def at(path: str, view: View, *keys: str, methods: list[str] | None = None) -> Route:
+        return Route(path, door.guarded(path, knowing(view, *keys)), methods=methods)
+
     return Starlette(
         routes=[
-            Route("/", knowing(views.list_page, "before")),
-            Route("/series/{uid}", knowing(views.series_page), name="series"),
-            Route("/rerun", knowing(views.rerun_page)),
-            Route("/destinations", knowing(views.destinations_page)),
-            Route("/refusals", knowing(views.refusals_page)),
-            Route("/queue", knowing(views.queue_page)),
-            Route("/health", knowing(views.health)),
-            Route("/metrics", knowing(views.metrics)),
-            Route("/api/series", knowing(views.series_list, "limit", "before")),
-            Route("/api/series/{uid}", knowing(views.series)),
-            Route("/api/destinations", knowing(views.destinations)),
-            Route("/api/refusals", knowing(views.refusals, "limit")),
-            Route("/api/inference", knowing(views.inference)),
-            Route("/api/queue", knowing(views.queue, "limit")),
-            Route("/api/series/{uid}/rerun", knowing(views.rerun), methods=post),
-            Route("/api/rerun", views.rerun_many, methods=post),
-            Route("/api/jobs/{id}/retry", knowing(views.retry), methods=post),
-            Route("/api/jobs/{id}/dismiss", knowing(views.dismiss), methods=post),
-            Route("/api/jobs/{id}/rejected", knowing(views.rejected)),
-            Route("/api/jobs/{id}/rejected/{name}", knowing(views.rejected_object)),
+            at("/", views.list_page, "before"),
+            at("/series/{uid}", views.series_page),
+            at("/rerun", views.rerun_page),
+            at("/destinations", views.destinations_page),
+            at("/refusals", views.refusals_page),
+            at("/queue", views.queue_page),
+            at("/health", views.health),
+            at("/metrics", views.metrics),
+            at("/api/series", views.series_list, "limit", "before"),
+            at("/api/series/{uid}", views.series),
+            at("/api/destinations", views.destinations),
+            at("/api/refusals", views.refusals, "limit"),
+            at("/api/inference", views.inference),
+            at("/api/queue", views.queue, "limit"),
+            at("/api/series/{uid}/rerun", views.rerun, methods=post),
+            at("/api/rerun", views.rerun_many, "route", "since", methods=post),
+            at("/api/jobs/{id}/retry", views.retry, methods=post),
+            at("/api/jobs/{id}/dismiss", views.dismiss, methods=post),
+            at("/api/jobs/{id}/rejected", views.rejected),
+            at("/api/jobs/{id}/rejected/{name}", views.rejected_object),
+            at("/login", door.login, "next", methods=["GET", "POST"]),
+            at("/logout", door.logout, methods=post),
             Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         ],
         exception_handlers={
@@ -92,6 +114,19 @@ def create_app(facts: Facts, registry: CollectorRegistry, names: Iterable[str] =
         },
         middleware=[Middleware(SecurityHeaders, names=frozenset(name.lower() for name in ("localhost", *names)))],
     )
+
+
+class Nobody:
+    """No users and no tokens, for an application without a ledger."""
+
+    def users(self) -> list[Any]:
+        return []
+
+    def session(self, key: str) -> None:
+        return None
+
+    def token(self, digest: str) -> None:
+        return None
 
 
 HEADERS = (

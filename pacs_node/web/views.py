@@ -9,13 +9,12 @@ from functools import wraps
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import pydicom
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydicom.uid import UID
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -59,6 +58,18 @@ class Views:
             "tone": tone,
         }
         self.pages.env.globals |= {"AGAIN": AGAIN}
+
+    def page(
+        self,
+        request: Request,
+        template: str,
+        facts: Mapping[str, Any],
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """With who asks, in its head and in its forms."""
+        shown = {**facts, "who": getattr(request.state, "who", None)}
+        return self.pages.TemplateResponse(request, template, shown, status_code=status_code, headers=headers)
 
     # ---- for programs
 
@@ -109,13 +120,9 @@ class Views:
             raise HTTPException(409, why_not)
         return _back(request) or JSONResponse({"rerun": True})
 
-    async def rerun_many(self, request: Request) -> Response:
+    def rerun_many(self, request: Request) -> Response:
         """Asked by the query (programs) or by a form (the page)."""
-        form = parse_qsl(await _form(request))
-        asked = _once([*request.query_params.multi_items(), *form], ("route", "since"))
-        return await run_in_threadpool(self._rerun_many, request, asked)
-
-    def _rerun_many(self, request: Request, asked: Mapping[str, str]) -> Response:
+        asked = _once([*request.query_params.multi_items(), *request.state.form], ("route", "since"))
         route, since = asked.get("route") or None, _since(asked.get("since") or None)
         if route is None and since is None:
             raise HTTPException(400, "name a route, or since when: ?since=2026-03-01")
@@ -127,9 +134,9 @@ class Views:
             "rerun": [uid for uid, why_not in said.items() if why_not is None],
             "not": {uid: why_not for uid, why_not in said.items() if why_not is not None},
         }
-        if _for_people(request):
+        if for_people(request):
             left = {"rerun": answer["rerun"], "left": answer["not"]}
-            return self.pages.TemplateResponse(request, "rerun.html", left)
+            return self.page(request, "rerun.html", left)
         return JSONResponse(answer)
 
     def rejected(self, request: Request) -> Response:
@@ -156,7 +163,7 @@ class Views:
             "newest": before is None,
             "refresh": before is None,
         }
-        return self.pages.TemplateResponse(request, "list.html", facts)
+        return self.page(request, "list.html", facts)
 
     def series_page(self, request: Request) -> Response:
         series = self.facts.series(request.path_params["uid"])
@@ -165,16 +172,16 @@ class Views:
         refresh = series["state"] in UNFINISHED or any(job["state"] in UNFINISHED for job in series["jobs"])
         held_back = {job["id"]: sorted(self.facts.rejected(job["id"])) for job in series["jobs"]}
         shown = {"s": series, "refresh": refresh, "held_back": held_back}
-        return self.pages.TemplateResponse(request, "series.html", shown)
+        return self.page(request, "series.html", shown)
 
     def rerun_page(self, request: Request) -> Response:
-        return self.pages.TemplateResponse(request, "rerun.html", {"rerun": None, "routes": self.facts.routes()})
+        return self.page(request, "rerun.html", {"rerun": None, "routes": self.facts.routes()})
 
     def destinations_page(self, request: Request) -> Response:
-        return self.pages.TemplateResponse(request, "destinations.html", {"destinations": self.facts.destinations()})
+        return self.page(request, "destinations.html", {"destinations": self.facts.destinations()})
 
     def refusals_page(self, request: Request) -> Response:
-        return self.pages.TemplateResponse(request, "refusals.html", self.facts.refusals(REFUSALS_SHOWN))
+        return self.page(request, "refusals.html", self.facts.refusals(REFUSALS_SHOWN))
 
     def queue_page(self, request: Request) -> Response:
         shown = {"queues": self.facts.queue(PAGE), **self.facts.inference(), "refresh": True}
@@ -182,7 +189,7 @@ class Views:
 
     def error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        if request.url.path.startswith("/api/") and not _for_people(request):
+        if request.url.path.startswith("/api/") and not for_people(request):
             return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
         return self.pages.TemplateResponse(
             request, "error.html", {"text": error.detail}, status_code=error.status_code, headers=error.headers
@@ -222,7 +229,7 @@ def knowing(view: View, *keys: str) -> View:
     return asked
 
 
-async def _form(request: Request) -> str:
+async def body_of(request: Request) -> str:
     """What a form sends. Raises HTTPException: 413 for more than any of ours can say, 400 for one that is cut off."""
     body = b""
     try:
@@ -259,18 +266,23 @@ def deidentified(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _for_people(request: Request) -> bool:
+def for_people(request: Request) -> bool:
     """Was a button of a page pressed? A program does not ask for HTML."""
     return "text/html" in request.headers.get("accept", "")
 
 
 def _back(request: Request) -> Response | None:
     """To the page whose button was pressed; None for a program."""
-    if _for_people(request) and "referer" in request.headers:
+    if for_people(request) and "referer" in request.headers:
         page = urlsplit(request.headers["referer"])  # the application has seen that it is an address
-        if re.match(r"/(?![/\\])", page.path):  # its path alone: never to another site
-            return RedirectResponse(page.path + (f"?{page.query}" if page.query else ""), status_code=303)
+        onward = page.path + (f"?{page.query}" if page.query else "")  # never to another site
+        return RedirectResponse(onward, status_code=303) if inside(onward) == onward else None
     return None
+
+
+def inside(path: str) -> str:
+    """A path of this site; the front page instead of what would lead to another one."""
+    return path if re.fullmatch(r"/(?![/\\])[\x21-\x7e]{0,2000}", path) else "/"
 
 
 def _limit(request: Request, most: int) -> int:

@@ -46,6 +46,8 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "durable": {"receive", "kept", "encode", "deliver", "priors", "devices"},
     "pack": {"receive", "kept", "encode"},
     "privacy": {"route", "web"},
+    "accounts": {"web"},
+    "loop": {"web"},
     "messages": {"infer"},
     "memory": {"infer", "devices"},
     "infer": {"devices"},  # the room of several is around the room of one
@@ -58,6 +60,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "durable": set(),
     "pack": {"records", "errors"},
     "store": {"records", "errors", "pack", "durable"},
+    "accounts": {"errors"},
     "intake": {"records", "errors", "ledger", "loop", "pack"},
     "receivers": {"errors", "loop", "observe", "start_up"},
     "new_pipeline": {"errors"},
@@ -71,7 +74,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "turns": {"records"},
     "memory": {"durable"},
     "flow": {"records", "errors", "ledger", "editions", "confirm", "silence"},
-    "ledger": {"records", "errors", "editions", "turns"},
+    "ledger": {"accounts", "records", "errors", "editions", "turns"},
     "start_up": {"errors", "durable"},
     "privacy": set(),
     "loop": {"errors"},
@@ -103,6 +106,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "requests": (),
     "orthanc_rest_client": ("pacs_node/demo.py",),
     "starlette": ("pacs_node/web/",),
+    "argon2": ("pacs_node/accounts.py",),
     "jinja2": (),  # starlette.templating is its door
     "uvicorn": ("pacs_node/node.py", "pacs_node/web/connection.py"),
     "h11": ("pacs_node/web/",),

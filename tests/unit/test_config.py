@@ -228,7 +228,7 @@ HOSTS = [  # what is given for a host, and what is said of it
 ]
 HOST_SETTINGS = {
     "dicom_host": "[node]\ndicom_host = {}",
-    "web_host": "[node]\nweb_host = {}",
+    "web_host": "[web]\nopen_to_all = true\n[node]\nweb_host = {}",
     "web_names": "[node]\nweb_names = [{}]",
     "host": PEER.replace('"h"', "{}"),
 }
@@ -453,10 +453,20 @@ def test_more_free_space_than_the_disk_has_is_an_error(tmp_path: Path) -> None:
         *((host, False) for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost")),
     ],
 )
-def test_web_pages_that_others_can_reach_are_warned_of(tmp_path: Path, host: str, warned: bool) -> None:
-    lines = [line for line in said(tmp_path, f'[node]\nweb_host = "{host}"', "warning") if "web_host" in line]
+def test_web_pages_that_others_can_reach_need_tls(tmp_path: Path, host: str, warned: bool) -> None:
+    def of(settings: str, severity: str = "error") -> list[str]:
+        return [
+            line for line in said(tmp_path, f'[node]\nweb_host = "{host}"\n{settings}', severity) if "web_host" in line
+        ]
+
+    (tmp_path / "node.crt").write_text("")
+    lines = of("")
     assert bool(lines) is warned
-    assert all("have no login" in line and line.startswith("node.toml:2: warning") for line in lines)
+    assert all("without TLS" in line and line.startswith("node.toml:2: ") for line in lines)
+    assert not of("[web]\nbehind_proxy = true")
+    assert not of('[web]\ncertificate = "node.crt"\nkey = "node.crt"')
+    assert not of("[web]\nopen_to_all = true")
+    assert bool(of("[web]\nopen_to_all = true", "warning")) is warned
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def settings(folder: Path, *, database: str = "", peer: str = "", **node: object
     path = folder / "node.toml"
     peers = '[[peer]]\nname = "results"\nfolder = "results"\n' + peer
     route = '[[route]]\nname = "breast"\nmatch = { Modality = "US" }\npipeline = "breast-us"\nsend_to = ["results"]\n'
-    path.write_text(f"[node]\n{lines}\n{database}\n{peers}{route}")
+    path.write_text(f"[node]\n{lines}\n[web]\nopen_to_all = true\n{database}\n{peers}{route}")
     return path
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic.config import Config as AlembicConfig
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
@@ -313,8 +319,14 @@ def test_files_of_an_earlier_ledger_are_named_by_their_place_and_found_on_anothe
     result = Result("1.5", "1.6", Path("/one/data/results/j1/1/01-SR.dcm"), "1.7", "00")
     edition = Edition(1, 1, "0.1.0", True, T0, objects=(result,), replaces=())
     assert ledger.finish(begun, "done", "one", T0, results=[result], edition=edition)
-    with ledger.engine.begin() as db:  # as an earlier node left it
-        db.execute(sa.text("UPDATE alembic_version SET version_num = '0011'"))
+    places = import_module("pacs_node.ledger.migrations.versions.0012_places")
+    settings = AlembicConfig()
+    settings.attributes["root"] = Path("/one/data")
+    environment: Any = SimpleNamespace(config=settings)
+    with ledger.engine.begin() as db:
+        context = MigrationContext.configure(db, environment_context=environment)
+        with Operations.context(context):
+            places.upgrade()
     for root in ("/one/data", "/two/elsewhere"):
         moved = Ledger(ledger.url, Path(root))
         moved.migrate()

@@ -1,0 +1,144 @@
+"""Who asks, and whether they may: the one place where an address meets a role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from hmac import compare_digest
+from urllib.parse import parse_qsl, quote
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from pacs_node.accounts import ADMIN, ANYBODY, VIEWER, Accounts, NotLoggedIn, Who
+from pacs_node.web.views import Views, body_of, for_people, inside
+
+COOKIE = "pacs-node"
+CSRF = "csrf"  # the field of a form that proves that one of our pages has made it
+
+# address -> the least role that may ask for it; None: anybody
+NEEDS: dict[str, str | None] = {
+    "/": VIEWER,
+    "/series/{uid}": VIEWER,
+    "/rerun": ADMIN,
+    "/destinations": VIEWER,
+    "/refusals": VIEWER,
+    "/queue": VIEWER,
+    "/api/queue": VIEWER,
+    "/api/inference": VIEWER,
+    "/health": None,  # for load balancers and watchers: it names no patient
+    "/metrics": VIEWER,
+    "/api/series": VIEWER,
+    "/api/series/{uid}": VIEWER,
+    "/api/series/{uid}/rerun": ADMIN,
+    "/api/rerun": ADMIN,
+    "/api/destinations": VIEWER,
+    "/api/refusals": VIEWER,
+    "/api/jobs/{id}/retry": ADMIN,
+    "/api/jobs/{id}/dismiss": ADMIN,
+    "/api/jobs/{id}/rejected": VIEWER,
+    "/api/jobs/{id}/rejected/{name}": VIEWER,
+    "/login": None,
+    "/logout": VIEWER,
+}
+
+View = Callable[[Request], Response]
+
+
+class Door:
+    """Lets in. secure: the browser is to send its key over TLS alone. audit: told of who came in, who did not, and who
+    changed what."""
+
+    def __init__(
+        self, accounts: Accounts, views: Views, audit: Callable[[str, Mapping[str, object]], None], *, secure: bool
+    ) -> None:
+        self.accounts, self.views, self.audit, self.secure = accounts, views, audit, secure
+
+    def guarded(self, path: str, view: View) -> Callable[..., object]:
+        """The view, for whom NEEDS lets have it; a form must show that it is ours."""
+        least = NEEDS[path]
+
+        @wraps(view)
+        async def asked(request: Request) -> Response:
+            who = await run_in_threadpool(self._who, request)
+            request.state.who = who
+            if least is not None and who is None:
+                return self._log_in_first(request)
+            if least is not None and who is not None and not who.may(least):
+                raise HTTPException(403, f"this needs the role {least}; you are {who.name!r}, {who.role}")
+            request.state.form = ()
+            if request.method == "POST":
+                request.state.form = tuple(parse_qsl(await body_of(request), keep_blank_values=True))
+                self._must_be_ours(request, who)
+            return await run_in_threadpool(self._seen, view, request, who)
+
+        return asked
+
+    def _seen(self, view: View, request: Request, who: Who | None) -> Response:
+        response = view(request)
+        if request.method == "POST" and who is not None and request.url.path != "/logout":
+            self.audit("asked", {"user": who.name, "what": request.url.path, "status": response.status_code})
+        return response
+
+    def _who(self, request: Request) -> Who | None:
+        address = request.client.host if request.client else ""
+        kind, _, secret = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            try:
+                who = self.accounts.of_token(secret.strip(), address)
+            except NotLoggedIn as error:
+                raise HTTPException(429, str(error)) from error
+            if who is None:
+                self.audit("token-refused", {"from": address})
+            return who
+        key = request.cookies.get(COOKIE)
+        who = self.accounts.of_session(key) if key else None
+        return who or (ANYBODY if self.accounts.open else None)
+
+    def _must_be_ours(self, request: Request, who: Who | None) -> None:
+        """Raises HTTPException 403: besides what the browser says of where it comes from, see app.SecurityHeaders."""
+        if who is None or who.csrf is None or request.url.path == "/login":
+            return
+        said = dict(request.state.form).get(CSRF) or request.headers.get("x-csrf-token", "")
+        if not compare_digest(said.encode("utf-8", "replace"), who.csrf.encode()):
+            raise HTTPException(403, "this form is not of a page that you have open; load the page again")
+        request.state.form = tuple(field for field in request.state.form if field[0] != CSRF)
+
+    def _log_in_first(self, request: Request) -> Response:
+        if for_people(request) and request.method == "GET":
+            asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(f"/login?next={quote(asked, safe='')}", status_code=303)
+        words = "log in, or send a token: Authorization: Bearer ..."
+        return JSONResponse({"error": words}, status_code=401, headers={"www-authenticate": "Bearer"})
+
+    # ---- the addresses that are about this alone
+
+    def login(self, request: Request) -> Response:
+        if request.method == "GET":
+            onward = inside(request.query_params.get("next", "/"))
+            if self.accounts.open:
+                return RedirectResponse(onward, status_code=303)
+            return self.views.page(request, "login.html", {"next": onward, "words": None})
+        form = dict(request.state.form)
+        onward, address = inside(form.get("next", "/")), request.client.host if request.client else ""
+        name = form.get("name", "")
+        try:
+            key, user = self.accounts.log_in(name, form.get("password", ""), address)
+        except NotLoggedIn as error:
+            self.audit("login-refused", {"user": name[:64], "from": address})
+            return self.views.page(request, "login.html", {"next": onward, "words": str(error)}, 401)
+        self.audit("login", {"user": user.name, "from": address})
+        response = RedirectResponse(onward, status_code=303)
+        response.set_cookie(COOKIE, key, httponly=True, samesite="lax", secure=self.secure, path="/")
+        return response
+
+    def logout(self, request: Request) -> Response:
+        key = request.cookies.get(COOKIE)
+        if key:
+            self.accounts.log_out(key)
+            self.audit("logout", {"user": request.state.who.name})
+        response = RedirectResponse("/login", status_code=303)
+        response.delete_cookie(COOKIE, path="/")
+        return response
