@@ -124,27 +124,16 @@ class SeriesRows(Jobs):
             return {self._path(path): int(end) for path, end in rows}
 
     def association_ended(self, end: AssociationEnd) -> list[str]:
-        """Remember how a sender left; the series it brought."""
-        with self._begin() as db:
-            brought = list(
-                db.scalars(
-                    sa.select(instance_table.c.series_uid)
-                    .where(instance_table.c.association == end.association)
-                    .distinct()
-                )
-            )
-            if brought:
-                db.execute(
-                    self._insert(association_table)
-                    .values(
-                        association=end.association,
-                        calling_ae=end.calling_ae,
-                        released=end.released,
-                        ended_at=end.at,
-                    )
-                    .on_conflict_do_nothing()
-                )
-            return brought
+        """Remember how a sender left; the series it brought. Its rows are there: they were told before."""
+        mine = instance_table.c.association == end.association
+        with self._reading() as db:
+            brought = list(db.scalars(sa.select(instance_table.c.series_uid).where(mine).distinct()))
+        if brought:
+            values = {"calling_ae": end.calling_ae, "released": end.released, "ended_at": end.at}
+            row = self._insert(association_table).values(association=end.association, **values)
+            with self._begin() as db:
+                db.execute(row.on_conflict_do_nothing())
+        return brought
 
     def open_series(self, connected: frozenset[str]) -> list[OpenSeries]:
         """The series that still receive. `connected`: ids of the associations that are open now."""

@@ -287,7 +287,9 @@ def test_every_query_key_is_documented_and_no_other(told: Told) -> None:
     for address, (method, keys, _) in rows(section("docs/api.md", "## Addresses"), "address").items():
         if address == "`/static`":
             continue
-        said = told.web.request(method, re.sub(r"\{\w+\}", "1", address.strip("`")), params={"no-such-key": "1"})
+        said = told.web.request(
+            method.partition(",")[0], re.sub(r"\{\w+\}", "1", address.strip("`")), params={"no-such-key": "1"}
+        )
         assert said.status_code == 400, address
         there = re.search(r"there are (\w+(, \w+)*)", said.text)
         assert there, said.text
