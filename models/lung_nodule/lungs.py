@@ -5,12 +5,13 @@ Works on any axial CT in HU with air round a body: real scans with a table, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
+from models.morphology import closed, eroded, filled, largest, sizes
 from models.pipeline import UnfitInput
 from models.read import Volume
 
@@ -44,26 +45,38 @@ def find_lungs(volume: Volume) -> Lungs:
 
     air = coarse < AIR_BELOW_HU
     inside = air & filled(largest(eroded(~air)))
-    labels, _ = ndimage.label(inside)
-    keep = [
-        label
-        for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1)
-        if size * voxel_ml >= SMALLEST_LUNG_ML and LUNG_MEAN_HU[0] < coarse[labels == label].mean() < LUNG_MEAN_HU[1]
-    ]
-    lungs = np.isin(labels, keep)
+    (near,) = ndimage.find_objects(inside.astype(np.uint8)) or [None]
+    labels, count = ndimage.label(inside[near]) if near else (np.zeros((1, 1, 1), np.int32), 0)
+    parts = {
+        label: box
+        for label, (size, box) in enumerate(zip(sizes(labels, count)[1:], ndimage.find_objects(labels), strict=True), 1)
+        if size * voxel_ml >= SMALLEST_LUNG_ML
+    }
+    lungs, closed_lungs = (np.zeros(coarse.shape, bool) for _ in range(2))
+    for label, box in parts.items():
+        part = labels[box] == label
+        if LUNG_MEAN_HU[0] < coarse[near][box][part].mean() < LUNG_MEAN_HU[1]:
+            lungs[near][box] |= part
+            # each by itself, or the closing would bridge the mediastinum
+            closed_lungs[near][box] |= closed(part, CLOSING_MM / spacing[1])
     volume_ml = float(lungs.sum()) * voxel_ml
     if volume_ml < SMALLEST_LUNGS_ML:
         raise UnfitInput(
             f"no lungs found: {volume_ml:.0f} ml of aerated tissue inside the body, at least {SMALLEST_LUNGS_ML:.0f} ml"
             " is needed; is this a chest CT?"
         )
-    middle = middle_x(lungs, volume, step)
-    radius = CLOSING_MM / spacing[1]
-    closed = np.zeros_like(lungs)
-    for part in keep:  # each by itself, or the closing would bridge the mediastinum
-        closed |= by_slice(lambda one: closing(one, radius), labels == part)
-    mask = closed.repeat(step, axis=1).repeat(step, axis=2)[:, : volume.hu.shape[1], : volume.hu.shape[2]]
-    return Lungs(mask, volume_ml, middle, step)
+    return Lungs(repeated(closed_lungs, step, volume.hu.shape), volume_ml, middle_x(lungs, volume, step), step)
+
+
+def repeated(mask: np.ndarray, step: int, shape: Sequence[int]) -> np.ndarray:
+    """bool: each row and column so many times, cut to the shape. Memory is touched where something is True."""
+    out = np.zeros(shape, bool)
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    part = mask[box].repeat(step, axis=2).repeat(step, axis=1)
+    z, y, x = box
+    there = out[z, y.start * step : y.stop * step, x.start * step : x.stop * step]
+    there[...] = part[:, : there.shape[1], : there.shape[2]]
+    return out
 
 
 def distance_to_pleura(
@@ -99,53 +112,19 @@ def distance_to_pleura(
     return None
 
 
-def by_slice(change: Callable[[np.ndarray], np.ndarray], mask: np.ndarray) -> np.ndarray:
-    """Apply a 2-D operation to every slice that has something in it."""
-    out = np.zeros_like(mask)
-    for z in np.flatnonzero(mask.any(axis=(1, 2))):
-        out[z] = change(mask[z])
-    return out
-
-
-def eroded(mask: np.ndarray) -> np.ndarray:
-    """One pixel off each slice: cuts the table and the sheets from the body."""
-    return by_slice(lambda one: ndimage.binary_erosion(one, border_value=1), mask)
-
-
-def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest 6-connected component of a bool volume; all False stays so."""
-    labels, count = ndimage.label(mask)
-    return mask if count == 0 else labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())
-
-
-def filled(mask: np.ndarray) -> np.ndarray:
-    return by_slice(ndimage.binary_fill_holes, mask)
-
-
-def closing(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Closing of a 2-D mask by a disc, holes filled; by distances, so its cost does not grow with the radius."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    margin = int(radius) + 2
-    wide = np.pad(mask[box], margin)
-    grown = ndimage.distance_transform_edt(~wide) <= radius
-    back = ndimage.distance_transform_edt(grown) > radius
-    out = np.zeros_like(mask)
-    out[box] = ndimage.binary_fill_holes(back | wide)[margin:-margin, margin:-margin]
-    return out
-
-
 def middle_x(lungs: np.ndarray, volume: Volume, step: int) -> float | None:
     """LPS x half-way between the outer borders of the lungs, or None when two lungs cannot be told apart.
 
     Two lungs have each a fair part of the volume, and little of it lies between them.
     """
-    z, y, x = np.nonzero(lungs)
-    lps_x = (
-        volume.affine[0, 0] * z + volume.affine[0, 1] * y * step + volume.affine[0, 2] * x * step + volume.affine[0, 3]
-    )
-    low, high = np.quantile(lps_x, [0.001, 0.999])
+    steps = volume.affine[0, :3] * (1, step, step)
+    counts = lungs.sum(axis=tuple(np.flatnonzero(steps == 0)), keepdims=True)  # along these x does not change
+    z, y, x = np.nonzero(counts)
+    each = counts[z, y, x]
+    lps_x = steps[0] * z + steps[1] * y + steps[2] * x + volume.affine[0, 3]
+    low, high = np.quantile(lps_x, [0.001, 0.999], weights=each, method="inverted_cdf")
     middle = float(low + high) / 2
-    left = float((lps_x > middle).mean())
-    between = float((np.abs(lps_x - middle) < BETWEEN_MM).mean())
+    left = float(each[lps_x > middle].sum() / each.sum())
+    between = float(each[np.abs(lps_x - middle) < BETWEEN_MM].sum() / each.sum())
     evenly = 2 * BETWEEN_MM / max(float(high - low), 1.0)
     return middle if 0.2 < left < 0.8 and between < 0.5 * evenly else None

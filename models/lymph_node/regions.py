@@ -13,7 +13,8 @@ from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
 from models.grid import sampled
-from models.lung_nodule.lungs import AIR_BELOW_HU, by_slice, eroded, filled, largest
+from models.lung_nodule.lungs import AIR_BELOW_HU
+from models.morphology import eroded, filled, largest
 from models.pipeline import UnfitInput
 from models.read import Volume
 
@@ -89,7 +90,9 @@ def find_regions(volume: Volume) -> Searched:
     for z in np.flatnonzero(chest):
         off = ndimage.distance_transform_edt(lungs[z]) * GRID_MM > MEDIASTINUM_EDGE_MM
         between[z] = convex_hull_image(lungs[z]) & ~off & body[z]
-    inner = by_slice(lambda one: ndimage.distance_transform_edt(np.pad(one, 1))[1:-1, 1:-1] * GRID_MM > WALL_MM, body)
+    inner = np.zeros_like(body)
+    for z in np.flatnonzero(body.any(axis=(1, 2))):
+        inner[z] = ndimage.distance_transform_edt(np.pad(body[z], 1))[1:-1, 1:-1] * GRID_MM > WALL_MM
     inner[~below(chest, volume)] = False
     return Searched(hu, between, inner)
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.grid import Soft, box_at, box_of, in_common
-from models.layers.boxes import centres, clip, decode, nms
+from models.layers.boxes import centres, clip, decode, nms, sides
 from models.lung_nodule.detections import AROUND_MM, Detection3D, Detections, is_out_of_memory
 from models.lung_nodule.nodulenet.mirrored import MirroredViews
 from models.lung_nodule.nodulenet.preprocess import OUTSIDE, network_input, prepare
@@ -32,6 +32,10 @@ from models.weights import Weights
 WINDOWS = (208, 160, 128, 96)  # voxels; the published one, and what is tried when memory does not suffice
 SEAM = 32  # voxels that neighbouring windows share
 SLACK = 4  # voxels beyond its own half of the seam in which a window's answer still counts: none falls between two
+CLOSER = 0.1  # certainty from which a place is looked at again
+CLOSE = 64  # voxels along a side of a closer look, as in training; the middle half of it counts
+CLOSE_LARGE = 96  # round a box whose longest side is more than HALF
+HALF = CLOSE // 2
 MASK_OVERLAP = 0.3  # IoU of masks above which of two detections the less certain goes
 BYTES_PER_VOXEL = {True: 130, False: 210}  # of a forward pass at full width, in bfloat16 or not; measured
 FIXED_BYTES = 60  # of these, what does not shrink with the width
@@ -45,20 +49,24 @@ def network(loaded: Weights) -> NoduleNet:
 
 @dataclass(frozen=True)
 class DetectOptions:
-    """How a scan is searched.
+    """How a scan is searched: once as a whole, then closer round what that look marked.
 
-    min_score       RPN probability that a place needs to be looked at again
-    max_proposals   places that are looked at again, in one window
-    max_masks       detections that get a mask, in one window: the most certain
-    window          voxels along a side; 0: the whole lungs at once, or else as much as memory_gb takes
+    min_score       RPN probability that the box head needs to look at a place
+    max_proposals   places that it looks at, in one window
+    closer          certainty of the first look that a place needs for a closer one
+    max_closer      places that get one: the most certain
+    outlined        certainty, of the closer look, that a mark needs for a mask
+    window          voxels along a side of the first look; 0: the whole lungs, or else as much as memory_gb takes
     memory_gb       for the network's maps; 0: a sixth of the processor's memory but at most 2.5 GB, or half of a GPU's
     stage           heads that are asked: 1, 2 or 3, see models.nets.nodulenet; never more than have learnt
-    views           of each window that are averaged, 1 to 4: as it is, mirrored in x, in y, in both
+    views           of each place that the closer look averages, 1 to 4: as it is, mirrored in x, in y, in both
     """
 
     min_score: float = 0.02
     max_proposals: int = 300
-    max_masks: int = 50
+    closer: float = CLOSER
+    max_closer: int = 50
+    outlined: float = 0.0
     window: int = 0
     memory_gb: float = 0.0
     stage: int = MASK
@@ -156,6 +164,14 @@ class Window:
     def box(self) -> tuple[slice, ...]:
         return box_at(self.start, self.shape)
 
+    def owns(self, box: Tensor) -> bool:
+        """Whether the middle of a box (6,) in voxels of the volume lies in its part."""
+        middle = centres(box).tolist()
+        return all(a <= m < b for a, m, b in zip(self.own_from, middle, self.own_to, strict=True))
+
+
+Found = tuple[Tensor, Detection3D]  # a box as the network gives it and the detection, in voxels of the volume
+
 
 def windows(shape: Sequence[int], side: int) -> list[Window]:
     """Windows that share SEAM voxels or more and cover the shape; 0: one that is as large. Starts are multiples of 16.
@@ -191,21 +207,59 @@ def detect_windows(
     options: DetectOptions,
     progress: Progress,
 ) -> list[Detection3D]:
-    """Every window that has lung in it; what two windows found is one detection."""
+    """Every window that has lung in it, then closer what is marked there; what two windows found is one detection."""
     model = model.to(runtime.device)
     wanted = [window for window in windows(grey.shape, side) if lungs[window.box].any()]
-    found: list[tuple[Tensor, Detection3D]] = []
+    first = replace(options, views=1, stage=min(options.stage, RCNN))
+    found: list[Found] = []
     for done, window in enumerate(wanted):
         which = f"window {done + 1} of {len(wanted)}"
-        tell = partial(sub_progress, progress, 0.05 + 0.95 * done / len(wanted), 0.95 / len(wanted), which)
+        tell = partial(sub_progress, progress, 0.05 + 0.45 * done / len(wanted), 0.45 / len(wanted), which)
         tell(0.0, "looking")
+        found += detect_window(model, grey[window.box], window, runtime, first, tell)
+    found = once(found)
+    close = closer_windows([box for box, one in found if one.score >= options.closer], grey.shape, options.max_closer)
+    found = [each for each in found if not any(window.owns(each[0]) for window in close)]
+    for done, window in enumerate(close):
+        which = f"place {done + 1} of {len(close)}"
+        tell = partial(sub_progress, progress, 0.5 + 0.5 * done / len(close), 0.5 / len(close), which)
         found += detect_window(model, grey[window.box], window, runtime, options, tell)
     progress(1.0, f"{len(found)} places found")
+    return distinct([one for _, one in once(found)])
+
+
+def once(found: list[Found]) -> list[Found]:
+    """Without what overlaps something more certain; the most certain first."""
     if not found:
         return []
     boxes = torch.stack([box for box, _ in found])
     scores = torch.tensor([one.score for _, one in found])
-    return distinct([found[place][1] for place in nms(boxes, scores, OVERLAP).tolist()])
+    return [found[place] for place in nms(boxes, scores, OVERLAP).tolist()]
+
+
+def closer_windows(boxes: Sequence[Tensor], shape: Sequence[int], most: int) -> list[Window]:
+    """A window round each of the boxes, which come the most certain first, unless one before has it in its middle.
+
+    They start at multiples of 16, as the first look does, and none sticks out of what that saw: at an edge the
+    middle reaches up to it.
+    """
+    found: list[Window] = []
+    for box in boxes:
+        if len(found) < most and not any(window.owns(box) for window in found):
+            side = CLOSE if float(sides(box).max()) <= HALF else CLOSE_LARGE
+            found.append(closer_window(centres(box).tolist(), side, shape))
+    return found
+
+
+def closer_window(centre: Sequence[float], side: int, shape: Sequence[int]) -> Window:
+    line = []
+    for middle, n in zip(centre, map(multiple, shape), strict=True):
+        length = min(side, n)
+        start = min(max(0, round((middle - length / 2) / STEP) * STEP), n - length)
+        low = start + length / 4 if start else -np.inf
+        high = start + 3 * length / 4 if start + length < n else np.inf
+        line.append((start, length, low, high))
+    return Window(*map(tuple, zip(*line, strict=True)))
 
 
 def sub_progress(progress: Progress, start: float, length: float, which: str, fraction: float, what: str) -> None:
@@ -216,8 +270,8 @@ def sub_progress(progress: Progress, start: float, length: float, which: str, fr
 @torch.inference_mode()
 def detect_window(
     model: NoduleNet, grey: np.ndarray, window: Window, runtime: Runtime, options: DetectOptions, progress: Progress
-) -> list[tuple[Tensor, Detection3D]]:
-    """One window, uint8: each box as the network gives it and the detection, both in voxels of the volume."""
+) -> list[Found]:
+    """One window, uint8."""
     stage = min(options.stage, int(model.stage))
     ends = [side for n, m in zip(window.shape, grey.shape, strict=True) for side in (n - m, 0)][::-1]
     image = network_input(F.pad(torch.from_numpy(grey), ends, value=OUTSIDE))[None, None]
@@ -240,7 +294,7 @@ def detect_window(
         kept = own[nms(boxes[own], score[own], OVERLAP)]
         masks: dict[int, Soft] = {}
         if stage >= MASK:
-            outlined = kept[: options.max_masks]
+            outlined = kept[score[kept] >= options.outlined]
             corners = align_boxes(boxes[outlined], window.shape).tolist()
             for view, look in enumerate(looks.looks if corners else ()):  # most of the time goes by here
                 progress(0.5 + 0.3 * view / len(looks.looks), f"fine map {view + 1} of {len(looks.looks)}")
