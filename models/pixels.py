@@ -22,7 +22,7 @@ from rle.rle import decode_segment
 
 from dicom_sr import attributes
 from dicom_sr.modalities import VOLUME_CLASSES
-from dicom_sr.reading import EXPLICIT_VR_BIG_ENDIAN, read_header
+from dicom_sr.reading import EXPLICIT_VR_BIG_ENDIAN
 from models import codestream
 from models.frames import FLOAT_BITS, Located, frames_of, inflate, joined, locate
 from models.image_pixel import (
@@ -408,13 +408,9 @@ def _opened(path: Path, header: Dataset) -> Pixels:
 # ---------------------------------------------------------------------------------------------------------- CT
 
 
-def stored_values(path: Path, frames: list[int]) -> Iterator[np.ndarray]:
+def stored_values(path: Path, header: Dataset, frames: list[int]) -> Iterator[np.ndarray]:
     """Stored pixel values, frame by frame: unsigned words of Bits Allocated as in native Pixel Data, or floats; what
     they mean, `rescaled` knows. frames: from 0; none: the only one. Raises UnfitInput when they cannot be decoded."""
-    try:
-        header = read_header(path)
-    except (InvalidDicomError, *UNREADABLE) as error:
-        raise UnfitInput(f"{path.name} cannot be read as DICOM: {_words(error)}") from error
     pixels = _opened(path, header)
     try:
         for frame in frames or [0]:

@@ -225,7 +225,7 @@ def fill(out: np.ndarray, slices: Sequence[Slice]) -> dict[int, str]:
         header = slices[here[0][1]].header
         frames = [] if slices[here[0][1]].ref.frame is None else [frame for frame, _ in sorted(here)]
         try:
-            for (_, z), stored in zip(sorted(here), stored_values(path_of(header), frames), strict=True):
+            for (_, z), stored in zip(sorted(here), stored_values(path_of(header), header, frames), strict=True):
                 if stored.shape != out.shape[1:]:
                     differs = f"pixels are {stored.shape}, the header says {out.shape[1:]}"
                     raise UnfitInput(f"{name_image(header)}: {differs}")

@@ -159,12 +159,13 @@ class Runtime:
         # no cache: it would keep weights beyond a captured graph, and convolutions have theirs in bf16 already
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
 
-    def ready(self, model: nn.Module, *examples: Tensor, most: int = 1) -> Served:
+    def ready(self, model: nn.Module, *examples: Tensor, most: int = 1, compiled: bool = True) -> Served:
         """The network in the form that was measured to be the fastest, or where none was, is so as a rule; always one
         that agrees with eager float32 on the examples.
 
         examples: (B, C, H, W), B at least 2, one of each size that will be common. Any other size is answered, too,
         by the eager form: nothing is compiled after start-up. most: the largest common batch, for captured graphs.
+        compiled: False where little is asked of it, for OpenVINO takes memory (docs/results/serving.md).
         """
         plain = Eager(Runtime(self.device, bf16=False), model)
         may_be: Makers = {
@@ -172,10 +173,10 @@ class Runtime:
             "fp32 contiguous": lambda model: Eager(Runtime(self.device, bf16=False), model, formats={}),
         }
         for bf16 in sorted({False, self.bf16}):
-            may_be |= dict(Runtime(self.device, bf16).forms(examples, most))
+            may_be |= dict(Runtime(self.device, bf16).forms(examples, most, compiled))
         tried = Tried(model, plain, may_be, examples)
         choice = self.chosen(tried, "ready", most)
-        order = [choice.form] if choice else [name for name, _ in self.forms(examples, most)]
+        order = [choice.form] if choice else [name for name, _ in self.forms(examples, most, compiled)]
         return self.served(tried, [*order, "fp32"], choice)
 
     def plain(self, model: nn.Module, *examples: Tensor) -> Served:
@@ -254,17 +255,24 @@ class Runtime:
         versions += [("openvino", metadata.version("openvino"))] if importlib.util.find_spec("openvino") else []
         return f"{self.device.type}: {where}; " + ", ".join(f"{name} {version}" for name, version in versions)
 
-    def forms(self, examples: Sequence[Tensor], most: int) -> Iterator[tuple[str, Callable[[nn.Module], Form]]]:
+    def forms(
+        self, examples: Sequence[Tensor], most: int, compiled: bool = True
+    ) -> Iterator[tuple[str, Callable[[nn.Module], Form]]]:
         """What can be had here, the fastest first (docs/results/serving.md). Eager float32 is always left."""
         if self.device.type == "cuda":
             yield (
                 f"{self.kind} graphs",
                 lambda model: Graphs(Eager(self, model), [self.take(e) for e in examples], most),
             )
-        elif importlib.util.find_spec("openvino"):
+        elif compiled and importlib.util.find_spec("openvino"):
             yield f"{self.kind} openvino", lambda model: OpenVINO(self, model, examples)
         if self.bf16:
             yield self.kind, lambda model: Eager(self, model)
+
+    @property
+    def number(self) -> torch.dtype:
+        """What convolutions multiply."""
+        return torch.bfloat16 if self.bf16 else torch.float32
 
     @property
     def kind(self) -> str:

@@ -120,7 +120,12 @@ class NoduleNetDetector(AtOneMillimetre):
         self.net = volumes.network(self.loaded).to(runtime.device)
 
     def look(self, hu: np.ndarray, lungs: np.ndarray, progress: Progress) -> Detections:
-        options = DetectOptions(window=self.options.window, views=self.options.views)
+        options = DetectOptions(
+            window=self.options.window,
+            views=self.options.views,
+            closer=min(volumes.CLOSER, self.certainty),
+            outlined=self.certainty,
+        )
         return volumes.detect(self.net, hu, lungs, options=options, progress=progress)
 
 

@@ -45,9 +45,9 @@ class LungNodule:
         self.options = Options.read(options)
         self.runtime = Runtime.choose(device, threads=self.options.threads)
         self.detector = DETECTORS[self.options.detector](self.options, self.runtime)
-        self.refiner = (
-            ServedUNet.at(self.options.refine_checkpoint, REFINER, self.runtime) if self.options.refine else None
-        )
+        self.refiner: ServedUNet | None = None
+        if self.options.refine:  # it sees some hundred crops of a scan
+            self.refiner = ServedUNet.at(self.options.refine_checkpoint, REFINER, self.runtime, compiled=False)
         asked = self.options.malignancy_checkpoint
         self.suspicion = Suspicion([Path(asked)] if asked else None, self.runtime) if self.options.malignancy else None
         used = [self.detector.loaded, *([self.refiner.loaded] if self.refiner else [])]

@@ -39,12 +39,13 @@ class ServedUNet:
     loaded: Weights
 
     @classmethod
-    def at(cls, path: str | None, shipped: str, runtime: Runtime) -> ServedUNet:
-        """From weights at a path, or the shipped ones of that name. Raises WeightsError when they cannot be served."""
+    def at(cls, path: str | None, shipped: str, runtime: Runtime, *, compiled: bool = True) -> ServedUNet:
+        """From weights at a path, or the shipped ones of that name; compiled: see Runtime.ready. Raises WeightsError
+        when they cannot be served."""
         loaded = weights.load(Path(path) if path else weights.packed("lung_nodule", shipped), PREPROCESSING)
         side = int(loaded.about["config"].get("crop", SIDE))
         net = loaded.into(build_net(loaded.about["config"]))
-        return cls(runtime.ready(net, example(4, 1, side, side), most=BATCH), side, loaded)
+        return cls(runtime.ready(net, example(4, 1, side, side), most=BATCH, compiled=compiled), side, loaded)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """(B, 1, side, side) in [0, 1] -> probability, same shape, float32"""

@@ -124,7 +124,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, d, h, w) -> (B, C_out, d, h, w)"""
-        return (self.main(x) + self.skip(x)).relu_()
+        return self.main(x).add_(self.skip(x)).relu_()
 
 
 def blocks(channels_in: int, channels_out: int, count: int) -> nn.Sequential:

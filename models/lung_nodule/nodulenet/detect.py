@@ -39,7 +39,6 @@ HALF = CLOSE // 2
 MASK_OVERLAP = 0.3  # IoU of masks above which of two detections the less certain goes
 BYTES_PER_VOXEL = {True: 130, False: 210}  # of a forward pass at full width, in bfloat16 or not; measured
 FIXED_BYTES = 60  # of these, what does not shrink with the width
-KEPT_BYTES = {True: 18, False: 36}  # per voxel and further view at full width: the maps that later heads cut from
 
 
 def network(loaded: Weights) -> NoduleNet:
@@ -126,16 +125,16 @@ def sides_to_try(model: NoduleNet, shape: Sequence[int], runtime: Runtime, optio
     if options.window:
         return [multiple(options.window), *(side for side in WINDOWS if side < options.window)]
     budget = options.memory_gb * 1e9 or default_budget(runtime)
-    each = need_per_voxel(model.config.width, runtime.bf16, options.views)
+    each = need_per_voxel(model.config.width, runtime.bf16)
     voxels = {0: int(np.prod([multiple(n) for n in shape]))}
     voxels |= {side: side**3 for side in WINDOWS if side < max(shape)}
     fitting = [side for side, count in voxels.items() if count * each <= budget]
     return fitting or [WINDOWS[-1]]
 
 
-def need_per_voxel(width: int, bf16: bool, views: int = 1) -> float:
-    """Bytes that forward passes take for each voxel of a window, at most, as measured."""
-    growing = BYTES_PER_VOXEL[bf16] - FIXED_BYTES + KEPT_BYTES[bf16] * (views - 1)
+def need_per_voxel(width: int, bf16: bool) -> float:
+    """Bytes that a forward pass takes for each voxel of a window, at most, as measured."""
+    growing = BYTES_PER_VOXEL[bf16] - FIXED_BYTES
     return FIXED_BYTES + growing * width / FULL_WIDTH
 
 
@@ -274,7 +273,7 @@ def detect_window(
     """One window, uint8."""
     stage = min(options.stage, int(model.stage))
     ends = [side for n, m in zip(window.shape, grey.shape, strict=True) for side in (n - m, 0)][::-1]
-    image = network_input(F.pad(torch.from_numpy(grey), ends, value=OUTSIDE))[None, None]
+    image = network_input(F.pad(torch.from_numpy(grey), ends, value=OUTSIDE), runtime.number)[None, None]
     with runtime.precision():
         image = runtime.take(image)
         looks = MirroredViews(model, image, options.views)

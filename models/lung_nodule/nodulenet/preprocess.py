@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy import ndimage
 from torch import Tensor
 
@@ -44,9 +45,9 @@ def prepare(hu: np.ndarray, lungs: np.ndarray) -> np.ndarray:
     return grey
 
 
-def network_input(grey: Tensor) -> Tensor:
-    """uint8 -> float, 0 for 128"""
-    return (grey.float() - 128) / 128
+def network_input(grey: Tensor, kind: torch.dtype = torch.float32) -> Tensor:
+    """uint8 -> float or bfloat16, which holds each of these numbers exactly; 0 for 128"""
+    return grey.to(kind).sub_(128).div_(128)
 
 
 def hulls(lungs: np.ndarray) -> np.ndarray:

@@ -221,7 +221,7 @@ def shown(path: Path, header: Dataset) -> np.ndarray:
         pictures = list(ultrasound_frames(path, header, range(count)))
         return np.stack([one.grey if one.rgb is None else one.rgb for one in pictures])
     out = []
-    for words in stored_values(path, []):
+    for words in stored_values(path, header, []):
         hu = np.empty(words.shape, np.int16)
         rescaled(words, header, 1, 0, hu)
         out.append(hu)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from models.lung_nodule.lungs import Lungs, closing, distance_to_pleura, find_lungs
+from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
+from models.morphology import closed
 from models.pipeline import UnfitInput
 from models.read import Volume
 
@@ -66,10 +67,10 @@ def test_closing_fills_what_is_narrower_than_the_disc_and_keeps_the_rest():
     mask[10:50, 10:50] = True
     mask[10:20, 28:32] = False  # a notch 4 wide
     mask[30:50, 10:30] = False  # a missing quarter stays missing
-    closed = closing(mask, 5.0)
-    assert closed[12:20, 28:32].all()
-    assert not closed[40:50, 10:18].any()
-    assert closed[mask].all()
+    (found,) = closed(mask[None], 5.0)
+    assert found[12:20, 28:32].all()
+    assert not found[40:50, 10:18].any()
+    assert found[mask].all()
 
 
 def small(centre_mm, x, y, z, radius_mm=5.0):

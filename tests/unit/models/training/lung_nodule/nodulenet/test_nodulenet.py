@@ -274,7 +274,7 @@ def test_a_mirrored_scan_gives_the_mirrored_answer(learnt, axes):
     window = infer.Window((0, 0, 0), scan.hu.shape, (-np.inf,) * 3, (np.inf,) * 3)
 
     def found(hu, lungs, views):
-        options = DetectOptions(views=views, max_masks=1)
+        options = DetectOptions(views=views)
         seen = infer.detect_window(learnt[0], prepare(hu, lungs), window, plain, options, lambda _share, _what: None)
         return sorted((one for _, one in seen), key=lambda one: -one.score)
 
