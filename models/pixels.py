@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -430,25 +431,39 @@ def rescaled(stored: np.ndarray, header: Dataset, slope: float, intercept: float
         if not np.isfinite(stored[~outside]).all():
             raise ValueError("some pixels are no numbers (NaN or infinite); export the CT anew")
     else:
-        stored, outside = whole_numbers(stored, header)
-    values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        says, limits = image_pixel(header), padding(header)
+        if stored.dtype == np.uint16 and out.dtype == np.int16 and not says.shift:
+            out[...] = _table(says, limits, slope, intercept)[stored]
+            return
+        stored, outside = whole_numbers(stored, says, limits)
+    _linear(stored, outside, slope, intercept, out)
+
+
+def _linear(values: np.ndarray, outside: np.ndarray, slope: float, intercept: float, out: np.ndarray) -> None:
+    rescaled_values = values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     if out.dtype.kind == "f":
-        values[outside] = 0
-        out[...] = values
+        rescaled_values[outside] = 0
+        out[...] = rescaled_values
         return
-    values[outside] = AIR_HU
-    out[...] = np.clip(np.rint(values), -32768, 32767)
+    rescaled_values[outside] = AIR_HU
+    out[...] = np.clip(np.rint(rescaled_values), -32768, 32767)
 
 
-def whole_numbers(words: np.ndarray, header: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Words -> the values in them, and bool (y, x) of padding (PS3.3 C.7.5.1.1.2).
+@lru_cache(maxsize=16)
+def _table(says: ImagePixel, limits: tuple[int, int] | None, slope: float, intercept: float) -> np.ndarray:
+    """(65536,) HU of every word there can be: a look at it takes a fifth of the time, and slices are often alike."""
+    out = np.empty(1 << 16, np.int16)
+    _linear(*whole_numbers(np.arange(1 << 16, dtype=np.uint16), says, limits), slope, intercept, out)
+    return out
+
+
+def whole_numbers(words: np.ndarray, says: ImagePixel, limits: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Words -> the values in them, and bool, where they are padding (PS3.3 C.7.5.1.1.2), between `limits`.
 
     Padding is looked for in the words as they lie, because it may need more bits than Bits Stored, and in the values.
     The VR of the padding value may disagree with the sign of the pixels.
     """
-    says = image_pixel(header)
     values = significant(words, says)
-    limits = padding(header)
     if limits is None:
         return values, np.zeros(words.shape, bool)
     one, other = sorted(_as_word(limit, says) for limit in limits)

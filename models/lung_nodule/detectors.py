@@ -123,7 +123,7 @@ class NoduleNetDetector(AtOneMillimetre):
         options = DetectOptions(
             window=self.options.window,
             views=self.options.views,
-            closer=min(volumes.CLOSER, self.certainty),
+            closer=min(volumes.CLOSER, self.certainty / 2),
             outlined=self.certainty,
         )
         return volumes.detect(self.net, hu, lungs, options=options, progress=progress)

@@ -31,7 +31,7 @@ class Options(PipelineOptions):
     certainty: float | None = Field(default=None, ge=0, le=1)  # that a mark needs; None: as CARD.md says
     # of nodulenet alone
     window: int = Field(default=0, ge=0)  # voxels of 1 mm along a side that are looked at together; 0: by memory
-    views: int = Field(default=4, ge=1, le=4)  # of the lungs that are averaged: as they are, mirrored in x, in y, both
+    views: int = Field(default=4, ge=1, le=4)  # of what is marked, averaged: as it is, mirrored in x, in y, both
     # of all
     threshold: float = Field(default=0.5, gt=0, lt=1)  # of the probability: what is nodule; nodulenet: see refine.Mix
     smallest_mm: float = Field(

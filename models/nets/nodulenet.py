@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -158,8 +158,12 @@ class Backbone(nn.Module):
 
     def encode(self, image: Tensor) -> Maps:
         """(B, 1, D, H, W) -> 32 channels at half of the side, 64 at a quarter, an eighth and a sixteenth"""
-        maps = [self.down[0](self.pre(image))]
-        for stage in list(self.down)[1:]:
+        first, *later = self.down
+        x = image
+        for layer in (*self.pre, *cast(nn.Sequential, first)):  # one by one: a call of all would hold its input
+            x = layer(x)
+        maps = [x]
+        for stage in later:
             maps.append(stage(F.max_pool3d(maps[-1], 2)))
         return Maps(*maps)
 

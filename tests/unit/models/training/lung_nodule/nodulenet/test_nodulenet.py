@@ -15,14 +15,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 from scipy import ndimage
 
-from models.layers.boxes import encode
+from models.layers.boxes import centres, encode
 from models.lung_nodule.detections import Detection3D
 from models.lung_nodule.nodulenet import detect as infer
 from models.lung_nodule.nodulenet.detect import DetectOptions, detect, windows
 from models.lung_nodule.nodulenet.mirrored import VIEWS, MirroredViews
 from models.lung_nodule.nodulenet.preprocess import OUTSIDE, hulls, network_input, prepare
 from models.lung_nodule.nodulenet.proposals import with_margin, without_margin
-from models.nets.nodulenet import ANCHORS_MM, MASK, Level, NoduleNet, NoduleNetConfig, anchor_boxes
+from models.nets.nodulenet import ANCHORS_MM, MASK, RCNN, Level, NoduleNet, NoduleNetConfig, anchor_boxes
 from models.runtime import Runtime, channels_last
 from models.training.evaluation import tables
 from models.training.evaluation.tables import Table
@@ -290,6 +290,62 @@ def test_a_mirrored_scan_gives_the_mirrored_answer(learnt, axes):
         assert abs(alone[0] - alone[1]) > 1e-4
 
 
+def looked_at(net, scan, options):
+    """All of a scan in one window, as it is."""
+    plain = Runtime(torch.device("cpu"), bf16=False)
+    window = infer.Window((0, 0, 0), scan.hu.shape, (-np.inf,) * 3, (np.inf,) * 3)
+    grey = prepare(scan.hu, scan.lungs)
+    return infer.once(infer.detect_window(net, grey, window, plain, options, lambda _share, _what: None))
+
+
+def test_the_closer_look_at_what_is_no_larger_is_the_look_at_all_of_it(learnt):
+    """A scan of 64 voxels: one window has all of it, and each of its marks is what four whole views say."""
+    net, scan = channels_last(infer.fold_batchnorm(learnt[0])), scan_with([(30, 34, 28), (24, 20, 44)])
+    plain, four = Runtime(torch.device("cpu"), bf16=False), DetectOptions(views=4)
+    grey = prepare(scan.hu, scan.lungs)
+    found = infer.detect_windows(net, grey, scan.lungs, 0, plain, four, lambda _share, _what: None)
+    wanted = infer.distinct([one for _, one in looked_at(net, scan, four)])
+    assert [one.score for one in found] == [one.score for one in wanted]
+    assert found[0].score > infer.CLOSER
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.box, one.rpn, one.rcnn, one.mask is None) == (other.box, other.rpn, other.rcnn, other.mask is None)
+        np.testing.assert_array_equal(one.mask, other.mask)
+    far = dataclasses.replace(four, closer=2.0)
+    first = infer.detect_windows(net, grey, scan.lungs, 0, plain, far, lambda _share, _what: None)
+    alone = [one for _, one in looked_at(net, scan, DetectOptions(stage=RCNN))]
+    assert [(one.score, one.box, one.mask) for one in first] == [(one.score, one.box, None) for one in alone]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(*[st.integers(20, 300)] * 3),
+    st.lists(st.tuples(*[st.floats(0, 1)] * 3, st.floats(4, 60)), max_size=30),
+    st.integers(1, 40),
+)
+def test_each_place_is_in_the_middle_of_a_closer_look(shape, places, most):
+    """... unless there are too many; no look leaves what the first one saw, and its steps are the first one's."""
+    boxes = [
+        torch.tensor([p * n + s * side / 2 for s in (-1, 1) for p, n in zip(where, shape, strict=True)])
+        for *where, side in places
+    ]
+    close = infer.closer_windows(boxes, shape, most)
+    assert len(close) <= most
+    seen = [infer.multiple(n) for n in shape]
+    for window in close:
+        assert all(
+            a % 16 == 0 and a >= 0 and a + n <= m for a, n, m in zip(window.start, window.shape, seen, strict=True)
+        )
+    if len(close) < most:
+        assert all(any(window.owns(box) for window in close) for box in boxes)
+    for box in boxes[: 1 if close else 0]:
+        middle, size = centres(box), torch.tensor(close[0].shape)
+        inside = middle - torch.tensor(close[0].start)
+        at_edge = torch.tensor(
+            [a == 0 or a + n == m for a, n, m in zip(close[0].start, close[0].shape, seen, strict=True)]
+        )
+        assert (((inside >= size / 4) & (inside <= 3 * size / 4)) | at_edge).all()
+
+
 def test_one_view_is_the_network_itself_and_five_are_refused(learnt):
     net = learnt[0]
     image = torch.randn(1, 1, 32, 48, 32, generator=torch.Generator().manual_seed(1))
@@ -480,7 +536,7 @@ class Ideal(NoduleNet):
         shape = [side // 4 for side in image.shape[2:]]
         logits, deltas = torch.full((1, *shape, 5, 1), -9.0), torch.zeros(1, *shape, 5, 6)
         anchors = anchor_boxes(shape, 4, ANCHORS_MM).reshape(*shape, 5, 6)
-        labels, _ = ndimage.label(image[0, 0].numpy() > 0)
+        labels, _ = ndimage.label(image[0, 0].float().numpy() > 0)
         for label, box in enumerate(ndimage.find_objects(labels), start=1):
             if (labels[box] == label).sum() < 1000:
                 found = with_margin(torch.tensor([*(s.start for s in box), *(s.stop for s in box)]).float())
@@ -517,6 +573,7 @@ def test_progress_counts_and_never_goes_back(learnt):
     words = [text.partition(": ")[2] for _, text in said if ": " in text]
     outlines = [text for text in words if text.startswith("outline")]
     assert words.index("fine map 4 of 4") < words.index(outlines[0])
+    assert {text.partition(":")[0] for _, text in said} >= {"window 1 of 1", "place 1 of 1"}
     assert outlines == [f"outline {n} of {len(outlines)}" for n in range(1, len(outlines) + 1)]
     assert [share for share, _ in said] == sorted(share for share, _ in said)
 
