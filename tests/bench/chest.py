@@ -40,8 +40,9 @@ def run(detectors: Sequence[str] = ("nodulenet", "ccfam-fpn", "sliding-unet"), t
         for name in detectors:
             pipeline = LungNodule("cpu", {"threads": threads, "detector": name})
             pipeline.warm()
+            steps = Steps()
             started, used = time.perf_counter(), time.process_time()
-            found = pipeline.run(files, lambda _share, _what: None)
+            found = pipeline.run(files, steps)
             figures = {
                 "s": time.perf_counter() - started,
                 "CPU s": time.process_time() - used,
@@ -52,8 +53,31 @@ def run(detectors: Sequence[str] = ("nodulenet", "ccfam-fpn", "sliding-unet"), t
                 "threads": threads,
                 "form": str(found.facts["device"]),
             }
-            record(f"chest: 300 slices, {name}", figures)
+            record(f"chest: 300 slices, {name}", figures | steps.seconds())
         _against_published(files, threads)
+
+
+class Steps:
+    """Told of progress, adds up the seconds that went by after each step was begun, and notes the peak then."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self.peak_mb: dict[str, float] = {}
+        self.name, self.since = "", time.perf_counter()
+
+    def __call__(self, _share: float, words: str) -> None:
+        now = time.perf_counter()
+        self.spent[self.name] = self.spent.get(self.name, 0.0) + now - self.since
+        self.peak_mb[self.name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        where, _, what = words.partition(" ")
+        self.since = now
+        self.name = {"window": "first look", "place": "closer looks", "slice": "slices"}.get(where, words)
+        if self.name == "first look" and what.endswith("places"):
+            self.name = "box head of the first look"
+
+    def seconds(self) -> dict[str, float]:
+        each = {f"{name}, s": seconds for name, seconds in self.spent.items() if name}
+        return each | {f"{name}, peak MB": peak for name, peak in self.peak_mb.items() if name}
 
 
 def _against_published(files: Sequence[Path], threads: int) -> None:
@@ -70,11 +94,13 @@ def _against_published(files: Sequence[Path], threads: int) -> None:
             near = infer.box_of(lungs, AROUND_MM)
             assert near is not None
             plain = replace(Runtime.choose("cpu"), bf16=False)
-            options, grey = DetectOptions(window=PUBLISHED_WINDOW), infer.prepare(hu[near], lungs[near])
+            options, grey = DetectOptions(), infer.prepare(hu[near], lungs[near])
             net = detector.net.eval()
             for weights in net.parameters():
                 weights.data = weights.data.contiguous(memory_format=torch.contiguous_format)
-            infer.detect_windows(net, grey, lungs[near], PUBLISHED_WINDOW, plain, options, lambda _share, _what: None)
+            for window in infer.windows(grey.shape, PUBLISHED_WINDOW):
+                if lungs[near][window.box].any():
+                    infer.detect_window(net, grey[window.box], window, plain, options, lambda _share, _what: None)
         seconds[form] = time.perf_counter() - started
     figures = {f"{form}, s": value for form, value in seconds.items()}
     ratios = {f"{form} / published": seconds[form] / seconds["as published"] for form in ("as served", "one view")}
