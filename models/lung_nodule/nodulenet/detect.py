@@ -37,8 +37,9 @@ CLOSE = 64  # voxels along a side of a closer look, as in training; the middle h
 CLOSE_LARGE = 96  # round a box whose longest side is more than HALF
 HALF = CLOSE // 2
 MASK_OVERLAP = 0.3  # IoU of masks above which of two detections the less certain goes
-BYTES_PER_VOXEL = {True: 130, False: 210}  # of a forward pass at full width, in bfloat16 or not; measured
-FIXED_BYTES = 60  # of these, what does not shrink with the width
+# of the first look at full width, in bfloat16 (as measured at width 12) or not (twice that)
+BYTES_PER_VOXEL = {True: 36, False: 72}
+FIXED_BYTES = 4  # of these, what does not shrink with the width
 
 
 def network(loaded: Weights) -> NoduleNet:

@@ -658,10 +658,10 @@ def test_a_full_gpu_hands_over_to_the_processor(monkeypatch):
 def test_less_memory_means_smaller_windows_from_the_start():
     net, runtime = NoduleNet(NoduleNetConfig(4)), Runtime(torch.device("cpu"), True)
     sides = {
-        gb: infer.sides_to_try(net, (300, 330, 330), runtime, DetectOptions(memory_gb=gb)) for gb in (9, 0.5, 0.01)
+        gb: infer.sides_to_try(net, (300, 330, 330), runtime, DetectOptions(memory_gb=gb)) for gb in (9, 0.05, 0.01)
     }
     assert sides[9] == [0, 208, 160, 128, 96]
-    assert 0 < sides[0.5][0] < 208 + 1
+    assert 0 < sides[0.05][0] < 208 + 1
     assert sides[0.01] == [96]
 
 
