@@ -155,7 +155,8 @@ def outlined(detector: NoduleNetDetector, donor: Donor) -> Detection3D | None:
     """The most certain detection that lies on the nodule of a volume, on its voxels of 1 mm; see small_scan."""
     scan = small_scan(donor)
     truth = np.pad(isotropic(donor.mask, donor.spacing_mm), BEYOND_MM)
-    found = volumes.detect(detector.net, scan.hu, scan.lungs, options=DetectOptions(views=detector.options.views))
+    options = DetectOptions(views=detector.options.views, closer=0.0)  # a mask, however certain
+    found = volumes.detect(detector.net, scan.hu, scan.lungs, options=options)
     last = np.array(truth.shape) - 1  # the middle of a box may lie beyond the volume
     on = [one for one in found if truth[tuple(np.clip(np.rint(one.centre_zyx).astype(int), 0, last))]]
     best = max(on, key=lambda one: one.score, default=None)

@@ -120,7 +120,7 @@ def evaluate(
             found.setdefault(head, []).append(one)
         judged.append(without_voxels(scan))
         if int(net.stage) >= MASK:
-            outlined = detect(net, scan.hu, scan.lungs, options=DetectOptions(views=views))
+            outlined = detect(net, scan.hu, scan.lungs, options=DetectOptions(views=views, closer=0.0))
             shared = [dice_of(outlined, lesion) for lesion in scan.lesions]
             overlap += [(owner(scan), value) for value in shared if value is not None]
     if not any(scan.lesions for scan in judged):

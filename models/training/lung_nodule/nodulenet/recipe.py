@@ -40,7 +40,7 @@ from models.training.lung_nodule.nodulenet.losses import box_loss, class_loss, f
 from models.training.lung_nodule.nodulenet.targets import POSITIVE, label_anchors, present, sample_rois
 from models.training.recipe import TrainConfig, sgd_or_adamw
 
-EVALUATED = DetectOptions(min_score=0.05)
+EVALUATED = DetectOptions(min_score=0.05, closer=0.05)  # a mask for each mark, however certain
 NOTHING = np.zeros((0, 0, 0), np.int16)
 
 
