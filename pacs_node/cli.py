@@ -553,9 +553,10 @@ def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
     from config import load
     from pacs_node import observe
     from pacs_node.node import Node
-    from pacs_node.start_up import keep_private
+    from pacs_node.start_up import few_arenas, keep_private
 
     keep_private()
+    few_arenas()
     observe.start_logging(plain=sys.stderr.isatty())
     observe.hear_everything()
     stop = threading.Event()

@@ -23,7 +23,7 @@ import structlog
 from pacs_node import observe
 from pacs_node.errors import LedgerUnavailable, NodeError
 from pacs_node.loop import describe
-from pacs_node.start_up import keep_private
+from pacs_node.start_up import few_arenas, keep_private
 
 log = structlog.get_logger()
 
@@ -224,6 +224,7 @@ def receive(
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)  # they are for the parent, which drains
     keep_private()
+    few_arenas()
     observe.start_logging(plain=plain)
     observe.hear_everything()
     assert lock.descriptor  # held for as long as this process lives
