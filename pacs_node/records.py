@@ -252,6 +252,30 @@ class OpenSeries:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """What is kept of one series, and what is known of where its results are."""
+
+    series_uid: str
+    state: str
+    last_arrival: datetime
+    arrived: int  # images
+    size: int  # bytes of them
+    committed_to: str | None = None  # AE title of a sender that asked us for storage commitment of its images
+    jobs: tuple[Job, ...] = ()  # the oldest first
+    stored: Mapping[str, frozenset[str]] = field(default_factory=dict)  # send job -> objects stored, by its destination
+    proven: Mapping[str, frozenset[str]] = field(default_factory=dict)  # send job -> those proven to have arrived
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """Files that no row names any more, and that are to go from the disk."""
+
+    id: int
+    series_uid: str
+    files: tuple[str, ...]  # and folders, below data_dir
+
+
+@dataclass(frozen=True)
 class Result:
     sop_instance_uid: str
     sop_class_uid: str

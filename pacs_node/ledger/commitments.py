@@ -12,7 +12,9 @@ from pacs_node.ledger.queues import job_of
 from pacs_node.ledger.tables import (
     commitment_request_table,
     commitment_table,
+    instance_table,
     job_table,
+    series_table,
 )
 from pacs_node.records import (
     Commitment,
@@ -124,8 +126,17 @@ class Commitments(Jobs):
                 .on_conflict_do_update(index_elements=["calling_ae", "transaction_uid"], set_=values)
             )
             self._add_job(db, job)
+            self._keep_for(db, request)
             text = f"{request.calling_ae} asked for storage commitment of {len(request.wanted)} instances"
             self._note(db, job.series_uid, now, "commitment asked", text)
+
+    def _keep_for(self, db: sa.Connection, request: CommitmentRequest) -> None:
+        """Whoever asks relies on our images from now on: that is kept with their series."""
+        uids = [uid for _, uid in request.wanted]
+        for start in range(0, len(uids), 500):  # SQLite takes 999 parameters, if it is old
+            mine = instance_table.c.sop_instance_uid.in_(uids[start : start + 500])
+            of = series_table.c.series_uid.in_(sa.select(instance_table.c.series_uid).where(mine))
+            db.execute(sa.update(series_table).where(of).values(committed_to=request.calling_ae))
 
     def unreported(self, calling_ae: str, transaction_uid: str) -> CommitmentRequest | None:
         """A sender's request that it has no report on yet."""
@@ -148,6 +159,7 @@ class Commitments(Jobs):
     def mark_reported(self, request: CommitmentRequest, now: datetime) -> None:
         """The sender has our report."""
         with self._begin() as db:
+            self._keep_for(db, request)  # what came after it asked, too
             db.execute(
                 sa.update(commitment_request_table)
                 .where(

@@ -65,11 +65,10 @@ class Editions(Database):
         )
 
     def every_object(self) -> list[Result]:
-        """What every edition consists of, with the SHA-256 of its files."""
+        """What every edition consists of whose files have not been deleted, with their SHA-256."""
+        kept = sa.select(edition_table.c.objects).where(edition_table.c.deleted_at.is_(None))
         with self._reading() as db:
-            return [
-                each for objects in db.scalars(sa.select(edition_table.c.objects)) for each in self._objects(objects)
-            ]
+            return [each for objects in db.scalars(kept) for each in self._objects(objects)]
 
     def _add_edition(self, db: sa.Connection, job: Job, edition: Edition, now: datetime) -> None:
         known = self._editions(db, job)

@@ -68,6 +68,13 @@ class Database:
         except sa.exc.SQLAlchemyError:  # an empty database, or one that does not answer: `migrate` finds out
             return False
 
+    def schema_revision(self) -> str | None:
+        """What the schema was brought up to; None: there is none."""
+        with self._reading() as db:
+            if not sa.inspect(db).has_table("alembic_version"):
+                return None
+            return db.scalar(sa.text("SELECT version_num FROM alembic_version"))
+
     def close(self) -> None:
         self.engine.dispose()
 

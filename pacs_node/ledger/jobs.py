@@ -293,11 +293,13 @@ class Jobs(Editions, Queues):
     def run_again(self, job_id: str, now: datetime) -> bool:
         """An operator's "retry now": an open, failed or refused job starts afresh, whoever holds it.
 
-        False: there is none, it has ended well, or newer jobs are in its place.
+        False: there is none, it has ended well, newer jobs are in its place, or the images of its series were deleted.
         """
         with self._begin() as db:
             row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
-            if row is None or not (row["state"] in OPEN_JOB_STATES or self._may_be_reopened(db, row)):
+            if row is None or self._deleted(db, row["series_uid"], for_update=True):
+                return False
+            if not (row["state"] in OPEN_JOB_STATES or self._may_be_reopened(db, row)):
                 return False
             job = job_of(row)
             again = db.execute(
@@ -322,6 +324,12 @@ class Jobs(Editions, Queues):
             db.execute(sa.update(commitment_table).where(commitment_table.c.job == job_id).values(again=True))
             self._note(db, job.series_uid, now, "retry now", f"{task_of(job)}: asked to run again")
             return True
+
+    def _deleted(self, db: sa.Connection, series_uid: str, *, for_update: bool = False) -> bool:
+        """Whether the images and results of a series have been deleted. for_update: nor are they until this ends; asked
+        before a row of a job is changed."""
+        of_it = sa.select(series_table.c.state).where(series_table.c.series_uid == series_uid)
+        return db.scalar(of_it.with_for_update() if for_update else of_it) == "deleted"
 
     def _may_be_reopened(self, db: sa.Connection, row: Any) -> bool:
         """Whether a job that has ended without a result may begin again."""
@@ -394,7 +402,10 @@ class Jobs(Editions, Queues):
         return sa.select(receipt_table.c.sop_instance_uid).where(receipt_table.c.job == job_id, receipt_table.c.stored)
 
     def _wake_for_report(self, db: sa.Connection, job: Job) -> None:
-        """A confirm job that a report has come for runs again, unless it runs now and looks for itself."""
+        """A confirm job that a report has come for runs again, unless it runs now and looks for itself; or unless
+        the results are not here any more."""
+        if self._deleted(db, job.series_uid):
+            return
         news = sa.exists().where(
             commitment_table.c.job == job.id,
             commitment_table.c.reported_at.is_not(None),

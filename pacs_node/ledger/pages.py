@@ -28,7 +28,7 @@ from pacs_node.records import (
 # not the verdict, which names every image
 SUMMARY = [series_table.c[name] for name in (
     "series_uid", "study_uid", "modality", "description", "state", "arrived", "revision", "closed_because",
-    "first_arrival", "last_arrival",
+    "first_arrival", "last_arrival", "deleted_at", "deleted_images",
 )]  # fmt: skip
 RECENT = 20  # jobs of a queue that began last: what of it runs is among them
 
@@ -131,8 +131,8 @@ class Pages(Database):
     def unresolved(self) -> list[dict[str, Any]]:
         """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values.
 
-        Dealt with: retried, dismissed, run again with its series (a later job of its kind, route and destination), or
-        overtaken by late images.
+        Dealt with: retried, dismissed, run again with its series (a later job of its kind, route and destination),
+        overtaken by late images, or of a series whose images were deleted.
         """
         later = job_table.alias("later")
         place = sa.func.coalesce(job_table.c.destination, "")
@@ -147,7 +147,7 @@ class Pages(Database):
         query = (
             sa.select(job_table)
             .outerjoin(series_table, series_table.c.series_uid == job_table.c.series_uid)
-            .where(job_table.c.state == "failed", current, ~again)
+            .where(job_table.c.state == "failed", current, ~again, series_table.c.state.is_distinct_from("deleted"))
             .order_by(job_table.c.finished_at.desc())
         )
         with self._reading() as db:
@@ -264,6 +264,8 @@ def _summary(row: Any, jobs: Iterable[Any]) -> dict[str, Any]:
         "closed_because": row["closed_because"],
         "first_arrival": _iso(row["first_arrival"]),
         "last_arrival": _iso(row["last_arrival"]),
+        "deleted_at": _iso(row["deleted_at"]),
+        "deleted_images": row["deleted_images"],
         "jobs": [
             {"pipeline": job["pipeline"], "kind": job["kind"], "state": job["state"], "revision": job["revision"]}
             for job in jobs

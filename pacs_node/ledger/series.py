@@ -305,6 +305,22 @@ class SeriesRows(Jobs):
                 )
             )
 
+    def deleted(self, series_uid: str) -> tuple[datetime, int] | None:
+        """When images of a series were deleted here, the last time, and how many there were then."""
+        with self._reading() as db:
+            columns = series_table.c.deleted_at, series_table.c.deleted_images
+            row = db.execute(sa.select(*columns).where(series_table.c.series_uid == series_uid)).first()
+            return None if row is None or row[0] is None else (row[0], row[1])
+
+    def why_gone(self, series_uid: str) -> str | None:
+        """None, or in words that the images of a series are not here any more."""
+        with self._reading() as db:
+            columns = series_table.c.state, series_table.c.deleted_at
+            row = db.execute(sa.select(*columns).where(series_table.c.series_uid == series_uid)).first()
+        if row is None or row[0] != "deleted":
+            return None
+        return f"its images were deleted here on {row[1]:%Y-%m-%d}; send them again to have them analysed again"
+
     def revision(self, series_uid: str) -> int:
         with self._reading() as db:
             return db.scalar(sa.select(series_table.c.revision).where(series_table.c.series_uid == series_uid)) or 0

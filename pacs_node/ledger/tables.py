@@ -65,6 +65,10 @@ series_table = sa.Table(
     sa.Column("expected_from", sa.String(64)),
     sa.Column("verdict", sa.JSON),
     sa.Column("rules", sa.JSON),
+    sa.Column("deleted_at", UtcDateTime),  # when its images and results were deleted here, the last time
+    sa.Column("deleted_images", sa.Integer, nullable=False, server_default="0"),  # how many were then
+    sa.Column("committed_to", sa.String(16)),  # AE title of a sender that asked for storage commitment of its images
+    sa.Index("ix_series_state_last_arrival", "state", "last_arrival"),  # the oldest that are closed
 )
 
 
@@ -192,6 +196,17 @@ edition_table = sa.Table(
     sa.Column("dated", UtcDateTime, nullable=False),
     sa.Column("replaces", sa.JSON, nullable=False),
     sa.Column("objects", sa.JSON, nullable=False),
+    sa.Column("deleted_at", UtcDateTime),  # when their files were deleted
+)
+
+
+deletion_table = sa.Table(  # the rows say that these files are gone; they may be there still
+    "deletion",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("series_uid", sa.String(64), nullable=False),
+    sa.Column("files", sa.JSON, nullable=False),  # and folders, below data_dir
+    sa.Column("at", UtcDateTime, nullable=False),
 )
 
 

@@ -24,6 +24,7 @@ from pacs_node.records import (
     TRANSITIONS,
     Answer,
     AssociationEnd,
+    CommitmentRequest,
     Edition,
     Instance,
     Job,
@@ -83,6 +84,31 @@ def test_the_last_answer_of_a_destination_under_the_same_settings_counts(ledger:
     assert ledger.answers("pacs", "other settings") == []
     ledger.remember_answers("pacs", "other settings", [refused])
     assert ledger.answers("pacs", "digest") == [accepted], "the row is one: it says under which settings it was asked"
+
+
+def test_whom_images_are_kept_for_is_known_of_older_ledgers_too(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/older.sqlite")
+    ledger.migrate()
+    for number in (1, 2):
+        ledger.take_in(instance(f"1.2.{number}", series=f"1.9{number}"))
+    request = CommitmentRequest("2.25.7", "CT1", (("1.2", "1.2.2"), ("1.2", "1.2.9")))
+    ledger.commitment_asked(request, job(id="r", kind="report", series_uid="1.92", transaction_uid="2.25.7"), T0)
+    with ledger.engine.begin() as db:  # as revision 0014 had it
+        db.execute(sa.text("DROP TABLE deletion"))
+        db.execute(sa.text("DROP INDEX ix_series_state_last_arrival"))
+        for table, column in (
+            ("series", "deleted_at"),
+            ("series", "deleted_images"),
+            ("series", "committed_to"),
+            ("edition", "deleted_at"),
+        ):
+            db.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        db.execute(sa.text("UPDATE alembic_version SET version_num = '0014'"))
+    ledger.migrate()
+    with ledger.engine.begin() as db:
+        kept = dict(db.execute(sa.text("SELECT series_uid, committed_to FROM series")).tuples().all())
+    assert kept == {"1.91": None, "1.92": "CT1"}
+    ledger.close()
 
 
 def test_an_instance_is_taken_in_once(ledger: Ledger) -> None:

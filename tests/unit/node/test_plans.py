@@ -31,6 +31,7 @@ MAY_SCAN = {  # what begins so -> why
     "UPDATE instance SET path=substr(": "once, when a ledger of an earlier version is taken over",
     "UPDATE result SET path=substr(": "as above",
     "SELECT edition.job, edition.replaces, edition.objects FROM edition": "as above",
+    "SELECT commitment_request.calling_ae, commitment_request.wanted FROM commitment_request": "as above",
     'SELECT instance.path, max(instance."offset" + instance.size)': "once, when the node starts",
     "SELECT series.series_uid, series.study_uid": "by the index of their times, as far as its LIMIT",
     "SELECT refusal.id": "backwards by its key, as far as its LIMIT",
