@@ -16,9 +16,9 @@ import hashlib
 import itertools
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -99,6 +99,7 @@ class Spool:
         self._not_indexed: dict[str, Instance] = {}  # by SOP Instance UID
         self._one_writer_per_instance = tuple(threading.Lock() for _ in range(64))
         self._idle: OrderedDict[str, list[Pack]] = OrderedDict()  # by series; the one used last is last
+        self._lent: Counter[str] = Counter()  # packs that are written to now, by series
         self._packs = threading.Lock()
         self._serial = itertools.count()
         self._began = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}"
@@ -188,14 +189,21 @@ class Spool:
         instance = self._not_indexed.get(sop_instance_uid) or self._find(sop_instance_uid)
         return instance if instance is not None and pack.is_there(instance.stored) else None
 
-    def store(self, incoming: Incoming, identity: Identity, received_at: datetime) -> Kept:
-        """Decide on a data set that is whole and readable, and keep it; durable when this returns."""
+    def store(
+        self, incoming: Incoming, identity: Identity, received_at: datetime, then: Callable[[Instance], None]
+    ) -> Kept:
+        """Decide on a data set that is whole and readable, and keep it; durable when this returns, and `then` is told.
+
+        Nothing is deleted between the decision that it is here already and the word to the index (`let_go`).
+        """
         digest = hashlib.sha256(identity.sop_instance_uid.encode()).digest()
         with self._one_writer_per_instance[digest[0] % len(self._one_writer_per_instance)]:
             first = self.held(identity.sop_instance_uid)
             if first is not None:
                 with incoming.content() as data_set:
-                    return self._keep_another(incoming.announced, identity, first, data_set)
+                    kept = self._keep_another(incoming.announced, identity, first, data_set)
+                then(kept.instance)
+                return kept
             record = incoming.record_in(_digest(identity.series_uid))
             record.keep(received_at, incoming.announced.association)
             instance = Instance(
@@ -212,6 +220,7 @@ class Spool:
                 calling_ae=incoming.announced.calling_ae,
             )
             self._not_indexed[instance.sop_instance_uid] = instance
+            then(instance)
         return Kept(instance, Fate.NEW)
 
     def _keep_another(self, announced: Announced, identity: Identity, first: Instance, data_set: memoryview) -> Kept:
@@ -263,12 +272,20 @@ class Spool:
     def borrow(self, series: str) -> Pack:
         """A pack of a series for one writer alone. series: digest of its UID."""
         with self._packs:
+            self._lent[series] += 1
             while idle := self._idle.get(series):
                 found = idle.pop()
                 if found.there:
                     return found
                 found.close()
-        folder = self._instances / series
+        try:
+            return self._new_pack(self._instances / series)
+        except BaseException:
+            with self._packs:
+                self._not_lent(series)
+            raise
+
+    def _new_pack(self, folder: Path) -> Pack:
         self._make_durable_folder(folder)
         path = folder / f"{self._began}-{next(self._serial)}{pack.SUFFIX}"
         new = Pack(path)
@@ -279,11 +296,18 @@ class Spool:
             raise
         return new
 
+    def _not_lent(self, series: str) -> None:
+        """With `_packs` held: at once with what becomes of the pack."""
+        self._lent[series] -= 1
+        if not self._lent[series]:
+            del self._lent[series]
+
     def give_back(self, series: str, used: Pack) -> None:
-        if not used.usable:
-            used.close()  # what it holds stays; the next image goes to another
-            return
         with self._packs:
+            self._not_lent(series)
+            if not used.usable:
+                used.close()  # what it holds stays; the next image goes to another
+                return
             self._idle.setdefault(series, []).append(used)
             self._idle.move_to_end(series)
             if sum(map(len, self._idle.values())) > MOST_OPEN:
@@ -302,6 +326,37 @@ class Spool:
             used.path.unlink(missing_ok=True)
         except OSError as error:  # it promises nothing: the next start clears it away
             log.warning("spool.not-removed", file=used.path.name, error=error.strerror)
+
+    @contextmanager
+    def let_go(self, series_uid: str) -> Iterator[list[Path] | None]:
+        """The files of a series, to which nobody adds an image any more: the next one goes to a file of its own. None
+        while an image of it is being written.
+
+        All that is kept has been told to the index, and until this ends nothing is, of any series.
+        """
+        series = _digest(series_uid)
+        folder = self._instances / series
+        with ExitStack() as all_writers:
+            for lock in self._one_writer_per_instance:
+                all_writers.enter_context(lock)
+            with self._packs:
+                for idle in self._idle.pop(series, []) if not self._lent[series] else ():
+                    idle.close()
+                files = None if self._lent[series] else sorted(folder.iterdir()) if folder.is_dir() else []
+            yield files
+
+    def drop_folder(self, series_uid: str) -> None:
+        """Of a series whose files are gone, for good; not if something has come for it meanwhile. Raises OSError."""
+        series = _digest(series_uid)
+        folder = self._instances / series
+        with self._packs:
+            if self._lent[series] or not folder.is_dir():
+                return
+            sync(folder)  # that the files are gone
+            if not any(folder.iterdir()):
+                folder.rmdir()
+                self._folders_on_disk.discard(folder)
+                sync(self._instances)
 
     def close(self) -> None:
         """Nobody writes any more."""
@@ -396,9 +451,7 @@ class Incoming:
                 with self.content() as data_set:
                     error.kept = self._spool.keep_unreadable(self.announced, data_set, str(error))
                 raise
-            kept = self._spool.store(self, identity, now())
-            then(kept.instance)
-            return kept
+            return self._spool.store(self, identity, now(), then)
         except OSError as error:
             if error.errno in pack.NO_SPACE:
                 raise self._spool.full() from error
