@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,10 @@ NOWHERE = ("", None)  # no workflow, no worker
 BEGIN_WITHIN_S = 10.0  # what the engine has given to this worker begins at once; after this it never will
 DOZE_S = 5.0  # how often the engine looks for work while there is none
 SLACK_S = 60.0  # between the moment at which a wait was reckoned, or looked at, and the one at which it was written
+FINISHED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")  # states of a workflow
+FINISHED_DAYS = 1.0  # that the engine remembers what has ended: whatever it says of it counts for nothing
+FORGET_EVERY_S = 3600.0
+MOST_FORGOTTEN = 500  # rows in one transaction
 MOST_CORRECTED = 64  # rows in one sweep whose time the wall clock has spoilt
 
 
@@ -105,6 +109,7 @@ class Engine:
         self.infer_slots, self.send_slots = infer_slots, send_slots
         self.lease_s, self.poll_s, self.overtaken_s = lease_s, poll_s, overtaken_s
         self.sweeper = Loop("sweeper", self.sweep, sweep_s)
+        self.forgetter = Loop("finished workflows", self.forget_finished, FORGET_EVERY_S)
         self._lock = threading.Lock()
         self._here: set[str] = set()  # workflows whose job this process runs now
         self._due: dict[str, float] = {}  # job -> when, by a clock that nobody sets, its next attempt is due
@@ -145,11 +150,13 @@ class Engine:
         for kind in PARTITIONED:
             DBOS.register_queue(kind, partition_worker_concurrency=self.send_slots, polling_interval_sec=self.poll_s)
         self.sweeper.start()
+        self.forgetter.start()
 
     def stop(self, drain_s: float) -> None:
         """Take no new job, give the running ones `drain_s` to end; what is left is taken up at the next start."""
         self.sweeper.stop()
         self._pace.end()
+        self.forgetter.stop()
         DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=max(1, int(drain_s)))
         with suppress(LedgerUnavailable):  # then it runs out
             self.ledger.give_up_lease(self.executor)
@@ -157,6 +164,16 @@ class Engine:
     def wake(self) -> None:
         """There is new work: sweep now instead of at the next tick."""
         self.sweeper.wake()
+
+    def forget_finished(self) -> float | None:
+        """The engine's rows of what ended long ago: the ledger has the story. 0.0: there are more."""
+        before = (self.now() - timedelta(days=FINISHED_DAYS)).isoformat()
+        found = DBOS.list_workflows(
+            status=list(FINISHED), end_time=before, limit=MOST_FORGOTTEN, load_input=False, load_output=False
+        )
+        if found:
+            DBOS.delete_workflows([each.workflow_id for each in found])
+        return 0.0 if len(found) == MOST_FORGOTTEN else None
 
     def _attempt(self, job_id: str, generation: int, attempt: int) -> None:
         """One attempt of one job, known to run here for as long as it does."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,25 @@ def test_the_engine_may_lose_its_memory(tmp_path: Path) -> None:
         assert taken == ["infer lung-nodule: the node ended while it ran"]
     finally:
         second.engine.stop(1)
+
+
+def test_the_engine_forgets_what_ended_long_ago_and_the_ledger_does_not(running: Running) -> None:
+    running.add("7")
+    running.wait(lambda: len(running.stages.sent) == 1 and running.states() == {"done"})
+
+    def remembered() -> int:
+        with closing(sqlite3.connect(running.stages.folder / "node-jobs.sqlite")) as db:
+            return int(db.execute("SELECT count(*) FROM workflow_status").fetchone()[0])
+
+    running.wait(lambda: remembered() == 2)
+    running.engine.forget_finished()
+    assert remembered() == 2, "they are of today"
+    running.engine.now = lambda: now() + timedelta(days=2)
+    running.engine.forget_finished()
+    running.engine.now = now
+    assert remembered() == 0
+    running.add("8")
+    running.wait(lambda: len(running.stages.sent) == 2 and running.states() == {"done"})
 
 
 def test_gives_up_after_the_last_attempt(tmp_path: Path) -> None:
