@@ -93,7 +93,7 @@ def check(path: Path, pipelines: Known | None) -> tuple[Config | None, list[Prob
     found += [(place, words, "error") for place, words in _cross_problems(raw, pipelines)]
     found += [(place, words, "warning") for place, words in _warnings(raw, pipelines)]
     config = config.resolved(path.resolve().parent) if config else None
-    found += _place_problems(config, raw) if config else []
+    found += [*_place_problems(config, raw), *_marks(config)] if config else []
     found += _open_to_others(path, config, raw) if config else []
     result = [Problem(path, _line(lines, place), words, severity) for place, words, severity in found]
     result.sort(key=lambda problem: problem.line or 0)
@@ -452,6 +452,14 @@ def _unreadable_files(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
             weights = key.endswith("checkpoint") and isinstance(value, str) and Path(value).is_absolute()
             if weights and (words := _unreadable(Path(value))):
                 yield ("route", i, "options", key), f"{_table_name(('route', i), raw)}: {key}: {words}", "error"
+
+
+def _marks(config: Config) -> Iterator[Found]:
+    """Room is made before it is needed, or too late."""
+    start_gb = config.retention.start_free_gb
+    if 0 < start_gb <= config.receive.keep_free_gb:
+        text = f"start_free_gb in [retention] is {start_gb:g}, not above keep_free_gb in [receive]"
+        yield ("retention", "start_free_gb"), f"{text}: senders are refused before anything is deleted", "warning"
 
 
 def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator[Found]:

@@ -319,6 +319,34 @@ class Infer(Settings):
         return self.devices or (self.device,)
 
 
+WithoutProof = Literal["no results", "not proven", "failed", "committed"]
+
+
+class Retention(Settings):
+    """[retention]: what is deleted of what the node keeps. As it stands here, nothing of a series ever is."""
+
+    keep_days: Annotated[int, Field(ge=0, le=36525)] = 0  # of a series, since its last image; 0: age deletes nothing
+    # of the disk that data_dir is on, the oldest series first, until the other mark of the pair; 0: it deletes nothing
+    start_used_percent: Annotated[float, Field(ge=0, lt=100)] = 0.0
+    stop_used_percent: Annotated[float, Field(ge=0, lt=100)] = 0.0
+    start_free_gb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    stop_free_gb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    # what may go though it is not proven that its results have arrived at every destination
+    without_proof: Annotated[tuple[WithoutProof, ...], Field(strict=False)] = ()
+    aside_days: Annotated[int, Field(ge=0, le=36525)] = 0  # what was kept aside or is unreadable; 0: it stays
+    timeline_days: Annotated[int, Field(ge=0, le=36525)] = 0  # events of series that were deleted; 0: they stay
+
+    @model_validator(mode="after")
+    def _marks_in_order(self) -> Retention:
+        if (self.stop_used_percent and not self.start_used_percent) or (self.stop_free_gb and not self.start_free_gb):
+            raise ValueError("a mark to stop at needs one to start at: start_used_percent, start_free_gb")
+        if self.start_used_percent and not 0 < self.stop_used_percent < self.start_used_percent:
+            raise ValueError("start_used_percent needs a lower stop_used_percent")
+        if self.start_free_gb and self.stop_free_gb <= self.start_free_gb:
+            raise ValueError("start_free_gb needs a higher stop_free_gb")
+        return self
+
+
 class Peer(Settings):
     """[[peer]]: another system: a DICOM peer (ae_title; host and port if we call it), a DICOMweb server or a folder."""
 
@@ -527,6 +555,7 @@ class Config(Settings):
     jobs: Jobs = Jobs()
     infer: Infer = Infer()
     priors: Priors = Priors()
+    retention: Retention = Retention()
     peers: tuple[Peer, ...] = Field((), alias="peer", strict=False)
     routes: tuple[Route, ...] = Field((), alias="route", strict=False)
 

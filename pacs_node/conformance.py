@@ -111,7 +111,9 @@ def _lines() -> Iterator[str]:
     yield (
         "Storage commitment (N-ACTION) is answered by N-EVENT-REPORT on the same association while it is open, else on "
         "a new one to the sender's `host` and `port`, as SCP by role selection. An instance is committed when it is "
-        "durable here; of the failure reasons 0x0112 (not here) and 0x0119 (of another SOP class) are used."
+        "durable here; of the failure reasons 0x0112 (not here) and 0x0119 (of another SOP class) are used. Images "
+        "stay until `[retention]` of the settings deletes them, by default never; those of a series of which a sender "
+        'asked for storage commitment only if `without_proof` there says `"committed"`.'
     )
     yield ""
     yield from _table(

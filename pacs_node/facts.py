@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -15,6 +16,7 @@ from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
 from pacs_node.peers import LedgerMemory
 from pacs_node.records import JOB_KINDS, REFUSAL_KINDS
+from pacs_node.retention import Retention
 
 OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is named by /health
 RUNNING_SLACK_S = 900.0  # and so is one whose attempt runs for this much longer than its limits add up to
@@ -50,6 +52,7 @@ class Running(Protocol):
     config: Config
     ledger: Ledger
     now: Callable[[], datetime]
+    retention: Retention
 
     def rejected(self, job_id: str) -> Path: ...
     @property
@@ -100,6 +103,7 @@ class NodeFacts:
                 named |= new
             attention = list(named.values())[:ATTENTION]
             needs += self._clock()
+            needs += [node.retention.short] if node.retention.short is not None else []
         except LedgerUnavailable as error:
             trouble.append(str(error))
         facts = {
@@ -113,6 +117,9 @@ class NodeFacts:
             "listening": node.listening,
             "working": node.working,
             "pipelines": sorted(catalogue().options),
+            "kept_bytes": dict(node.retention.sizes),
+            "free_bytes": shutil.disk_usage(node.config.node.data_dir).free,
+            "full_in_days": node.retention.full_in_days,
             **counts,
         }
         return self._without_paths(facts)
@@ -216,11 +223,14 @@ class NodeFacts:
             "refusals": self.node.ledger.refusals(limit),
         }
 
-    def retry(self, job_id: str) -> bool:
-        started = self.node.ledger.run_again(job_id, self.node.now())
-        if started:
-            self.node.wake()
-        return started
+    def retry(self, job_id: str) -> str | None:
+        ledger = self.node.ledger
+        if not ledger.run_again(job_id, self.node.now()):
+            job = ledger.job(job_id)
+            gone = ledger.why_gone(job.series_uid) if job is not None else None
+            return gone or "no such job, or it cannot be run again in its state"
+        self.node.wake()
+        return None
 
     def dismiss(self, job_id: str) -> bool:
         return self.node.ledger.dismiss(job_id, self.node.now())

@@ -243,7 +243,7 @@ class Flow:
         """
         instances = self.ledger.instances(series_uid)
         if not instances:
-            return f"there are no images of series {series_uid}"
+            return self.ledger.why_gone(series_uid) or f"there are no images of series {series_uid}"
         _, verdict, matches = self._judged(instances)
         revision, now = self.ledger.revision(series_uid), self.now()
         wanted = [match for match in matches if match.why_not is None and route in (None, match.rule)]
@@ -272,7 +272,8 @@ class Flow:
     def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         """The header that stands for the series, whether it is fit, and what the rules say. Raises NotJudged."""
         try:
-            return self._judge(instances)
+            header, verdict, matches = self._judge(instances)
+            return header, self._told_of_deleted(verdict, instances), matches
         except (LedgerUnavailable, TryAgain):
             raise
         except Exception as error:  # the edge of judging: whatever a header holds, it is this series' own
@@ -294,6 +295,17 @@ class Flow:
         asking = {match.rule for match in matches.values() if match.why_not is None}
         taken = {route: own for route, own in verdict.of_routes.items() if route in asking}
         return header, replace(verdict, of_routes=taken), list(matches.values())
+
+    def _told_of_deleted(self, verdict: Verdict, instances: Sequence[Instance]) -> Verdict:
+        """Where retention has deleted more images of the series than have come since, a reader must know."""
+        deleted = self.ledger.deleted(instances[0].series_uid) if instances else None
+        if deleted is None or deleted[1] <= len(instances):
+            return verdict
+        text = (
+            f"{deleted[1]} images of the series were deleted here on {deleted[0]:%Y-%m-%d}, {len(instances)} came since"
+        )
+        told = {route: replace(own, remarks=(*own.remarks, text)) for route, own in verdict.of_routes.items()}
+        return replace(verdict, remarks=(*verdict.remarks, text), of_routes=told)
 
     def set_aside(self, series: OpenSeries, because: str, reason: str) -> None:
         """Close a series that cannot even be judged, so that it holds up no other. Another image opens it again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pacs_node.intake import Intake
 from pacs_node.ledger import Ledger
 from pacs_node.receive.spool import Spool
 from pacs_node.records import Instance, Result
+from pacs_node.retention import finish_deletions
 from pacs_node.store import SharedFolder, Store
 
 LOST, DAMAGED, NOT_INDEXED, LEFT_BEHIND = "lost", "damaged", "not indexed", "left behind"
@@ -33,7 +34,10 @@ def faults(data_dir: Path, ledger: Ledger, store: Store | None = None) -> Iterat
     Raises StoreAway.
     """
     spool = data_dir / "spool"
-    yield from _of_images(spool / "instances", ledger)
+    going = {data_dir / name for deletion in ledger.deletions() for name in deletion.files}
+    for path in sorted(each for each in going if each.exists()):
+        yield Fault(LEFT_BEHIND, _name(path, data_dir), "was deleted by retention, and goes at the next start")
+    yield from _of_images(spool / "instances", ledger, going)
     yield from _of_results(data_dir, ledger.every_object(), store or SharedFolder())
     for folder in (spool / "unfinished", data_dir / "work", data_dir / "priors"):
         for each in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -59,20 +63,20 @@ def _of_results(data_dir: Path, results: Sequence[Result], store: Store) -> Iter
                     yield Fault(DAMAGED, name, words)
 
 
-def _of_images(folder: Path, ledger: Ledger) -> Iterator[Fault]:
+def _of_images(folder: Path, ledger: Ledger, going: Collection[Path]) -> Iterator[Fault]:
     """Series by series: a million images do not lie in memory at once."""
     known = set()
     for series_uid in ledger.series_uids():
         of_series = folder / hashlib.sha256(series_uid.encode()).hexdigest()
         known.add(of_series)
-        yield from _of_series(of_series, ledger.instances(series_uid))
+        yield from _of_series(of_series, ledger.instances(series_uid), going)
     for other in sorted(set(folder.iterdir()) - known) if folder.is_dir() else ():
-        yield from _of_series(other, [])
+        yield from _of_series(other, [], going)
 
 
-def _of_series(folder: Path, instances: Sequence[Instance]) -> Iterator[Fault]:
+def _of_series(folder: Path, instances: Sequence[Instance], going: Collection[Path]) -> Iterator[Fault]:
     rows = {(instance.path, instance.offset): instance for instance in instances}
-    for path in sorted(folder.glob(f"*{pack.SUFFIX}")):
+    for path in sorted(set(folder.glob(f"*{pack.SUFFIX}")).difference(going)):
         for record in pack.records(path):
             row = rows.pop((path, record.offset), None)
             if not record.whole:
@@ -81,7 +85,7 @@ def _of_series(folder: Path, instances: Sequence[Instance]) -> Iterator[Fault]:
             elif row is None:
                 words = f"the image at byte {record.offset} has no row; taken in at the next start, or sent twice"
                 yield Fault(NOT_INDEXED, path.name, words)
-    for path in sorted(folder.glob("*.dcm")):
+    for path in sorted(set(folder.glob("*.dcm")).difference(going)):
         if (path, 0) not in rows:
             yield Fault(NOT_INDEXED, path.name, "has no row; taken in at the next start")
     for row in rows.values():
@@ -96,6 +100,7 @@ def _of_series(folder: Path, instances: Sequence[Instance]) -> Iterator[Fault]:
 def mend(data_dir: Path, ledger: Ledger) -> list[str]:
     """Index what has no row, and clear away what was left behind. No node may be at work. What was done, in words."""
     spool = Spool(data_dir / "spool", 0, ledger.instance)
+    finish_deletions(data_dir, ledger, spool.drop_folder)
     found = Intake(ledger, spool.indexed, lambda step: None).take_in_found(spool.scan(ledger.indexed_up_to()))
     done = [f"{found} images indexed"] if found else []
     for folder in (data_dir / "work", data_dir / "priors"):

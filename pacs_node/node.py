@@ -10,8 +10,8 @@ import ssl
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -46,8 +46,9 @@ from pacs_node.records import (
     Instance,
     Refusal,
 )
+from pacs_node.retention import Retention
 from pacs_node.stages import WiredStages
-from pacs_node.start_up import hold, listening_on, must_be_writable, must_not_be_open
+from pacs_node.start_up import hold, listening_on, must_be_whole, must_be_writable, must_not_be_open
 from pacs_node.web.app import create_app
 from pacs_node.web.certificate import Certificate
 from pacs_node.web.connection import Connection
@@ -78,6 +79,7 @@ class Node:
         self.config, self.now = config, now
         data_dir = config.node.data_dir
         must_be_writable(data_dir)
+        must_be_whole(data_dir)
         self.ledger = Ledger(config.database.url, data_dir)
         self.stages = WiredStages(config, self.ledger, now)
         # One worker per SQLite file, so its name can stay the same and it finds its own jobs again at once.
@@ -106,9 +108,11 @@ class Node:
         self.intake = Intake(self.ledger, self._indexed, at, self._kept_twice)
         receive = config.receive
         self.spool = Spool(data_dir / "spool", receive.keep_free_gb, self.intake.find, receive.largest_mb << 20)
+        self.retention = Retention(config, self.ledger, self.spool, self.let_go, self.settle, now)
         self.listener: Listener | None = None
         self.receivers: Receivers | None = None  # instead of it, where several processes receive
         self._woken: Callable[[str], None] = self._wake_here
+        self._held = ExitStack()  # what a process that receives does not write to while its parent deletes
         self.engine: Engine | None = None
         self._web: uvicorn.Server | None = None
         self._certificate: Certificate | None = None
@@ -135,6 +139,7 @@ class Node:
             if not self.ledger.embedded:
                 self._receive_alone()
                 self._alone.start()
+            self.retention.resume()  # before what it left on the disk is taken for images that have come
             # durable on disk, but its row was never written
             self.intake.take_in_found(self.spool.scan(self.ledger.indexed_up_to(), self._damaged))
             if self.config.receive.processes == 1:
@@ -142,6 +147,7 @@ class Node:
             else:
                 self._start_receivers(self._receiving.fileno())
             self.assembler.loop.start()
+            self.retention.loop.start()
         if web:
             self._start_web()
         if work:
@@ -165,6 +171,7 @@ class Node:
             self._web.should_exit = True
         if self._certificate is not None:
             self._certificate.loop.stop()
+        self.retention.loop.stop()
         self.assembler.loop.stop()
         self.intake.loop.stop()
         self._refusals.stop()
@@ -244,8 +251,10 @@ class Node:
 
     def _receiver_ended(self, pid: int) -> None:
         """What it promised and had no time to index."""
-        known = self.ledger.indexed_up_to()
-        self.intake.take_in_found(self.spool.scan(known, self._damaged, of_process=pid))
+        with self.retention.alone:
+            self.retention.resume()  # before what it left on the disk is taken for images that have come
+            known = self.ledger.indexed_up_to()
+            self.intake.take_in_found(self.spool.scan(known, self._damaged, of_process=pid))
         self.assembler.loop.wake()
 
     def _wake_here(self, whom: str) -> None:
@@ -318,6 +327,7 @@ class Node:
             self.spool.root,
             self.ledger.arrival_counts,
             self.ledger.refusal_counts,
+            lambda: self.retention.sizes,
         )
         node, settings = self.config.node, self.config.web
         must_not_be_open(self.config, has_users=not self.accounts.open)
@@ -351,7 +361,8 @@ class Node:
 
     def trouble(self) -> list[str]:
         """What makes the node unfit to receive or to work, in words; nothing of a node that is well."""
-        loops = [self.assembler.loop, self._alone] + ([self.engine.sweeper] if self.engine is not None else [])
+        loops = [self.assembler.loop, self.retention.loop, self._alone]
+        loops += [self.engine.sweeper, self.engine.forgetter] if self.engine is not None else []
         own = (*(loop.trouble for loop in loops), self.assembler.trouble)
         said = [*self.trouble_of_receiving(), *(trouble for trouble in own if trouble is not None)]
         said += self.receivers.trouble if self.receivers is not None else []
@@ -398,6 +409,25 @@ class Node:
         if self.receivers is not None:
             return self.receivers.connected()
         return self.listener.open_associations if self.listener is not None else frozenset()
+
+    @contextmanager
+    def let_go(self, series_uid: str) -> Iterator[list[Path] | None]:
+        """As Spool.let_go, of all processes that receive."""
+        with self.receivers.let_go(series_uid) if self.receivers is not None else nullcontext(True) as free:
+            if not free:
+                yield None
+                return
+            with self.spool.let_go(series_uid) as files:
+                yield files
+
+    def let_go_here(self, series_uid: str) -> bool:
+        """Until `go_on`: see Receivers.let_go."""
+        files = self._held.enter_context(self.spool.let_go(series_uid))
+        self.intake.flush()
+        return files is not None
+
+    def go_on(self) -> None:
+        self._held.close()
 
     def settle(self) -> None:
         """The ledger has all that has come by now. Raises LedgerUnavailable; AlreadyRunning, and closes no series."""

@@ -148,9 +148,10 @@ class LedgerCollector(Collector):
         spool: Path,
         arrivals: Callable[[], list[tuple[str, str, str, int]]],
         refusals: Callable[[], Mapping[str, Mapping[str, Any]]],
+        kept: Callable[[], Mapping[str, int | None]],
     ) -> None:
         self.counts, self.connected, self.spool, self.arrivals = counts, connected, spool, arrivals
-        self.refusals = refusals
+        self.refusals, self.kept = refusals, kept
 
     def collect(self) -> Iterator[Metric]:
         counts = self.counts()
@@ -179,6 +180,10 @@ class LedgerCollector(Collector):
             refusals.add_metric([kind], counted.get(kind, {"number": 0})["number"])
         yield refusals
         yield GaugeMetricFamily("pacs_node_associations", "Open associations", value=self.connected())
+        kept = GaugeMetricFamily("pacs_node_kept_bytes", "Bytes that are kept, as last measured", labels=["what"])
+        for what, size in self.kept().items():
+            kept.add_metric([what], float("nan") if size is None else size)
+        yield kept
         yield GaugeMetricFamily("pacs_node_free_bytes", "Free bytes where images are kept", value=_free(self.spool))
 
 

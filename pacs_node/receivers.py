@@ -11,8 +11,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
@@ -56,6 +57,8 @@ class Receives(Protocol):
     def stop_receiving(self, drain_s: float) -> None: ...
     def connected(self) -> frozenset[str]: ...
     def settle(self) -> None: ...
+    def let_go_here(self, series_uid: str) -> bool: ...
+    def go_on(self) -> None: ...
     def trouble_of_receiving(self) -> list[str]: ...
 
 
@@ -111,6 +114,20 @@ class Receivers:
         """The ledger has all that they were sent by now. Raises LedgerUnavailable."""
         for child in self._children:
             child.ask("settle")
+
+    @contextmanager
+    def let_go(self, series_uid: str) -> Iterator[bool]:
+        """As Spool.let_go, of all of them: what each has kept is in the ledger. False: one is being sent an image.
+
+        Raises NoAnswer, LedgerUnavailable.
+        """
+        children = list(self._children)
+        try:
+            yield all(child.ask("let_go", series_uid) for child in children)
+        finally:
+            for child in children:
+                with suppress(NodeError):  # of one that has ended: another has taken its place
+                    child.ask("go_on")
 
     @property
     def trouble(self) -> list[str]:
@@ -177,9 +194,9 @@ class _Receiver:
         self._asked = asked
         self._one_at_a_time = threading.Lock()
 
-    def ask(self, what: str) -> Any:
+    def ask(self, what: str, with_it: Any = None) -> Any:
         with self._one_at_a_time:
-            self._send(what, None)
+            self._send(what, with_it)
             return self.answer(what, ANSWER_S)
 
     def tell(self, what: str, with_it: Any) -> None:
@@ -236,16 +253,18 @@ def receive(
 
     node = make()
     node.start_receiving(door, Counts(shared, number), woken)
-    answers: dict[str, Callable[[], Any]] = {
-        "connected": node.connected,
-        "settle": node.settle,
-        "trouble": node.trouble_of_receiving,
+    answers: dict[str, Callable[[Any], Any]] = {
+        "connected": lambda _: node.connected(),
+        "settle": lambda _: node.settle(),
+        "let_go": node.let_go_here,
+        "go_on": lambda _: node.go_on(),
+        "trouble": lambda _: node.trouble_of_receiving(),
     }
     drain_s = 0.0
     with suppress(EOFError, OSError):
         asked.send(("ready", "said", None))
         while (ask := asked.recv())[0] != "stop":
-            asked.send(_answered(ask[0], answers[ask[0]]))
+            asked.send(_answered(ask[0], partial(answers[ask[0]], ask[1])))
         drain_s = ask[1]
     node.stop_receiving(drain_s)
 

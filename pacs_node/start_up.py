@@ -65,6 +65,30 @@ def must_be_writable(data_dir: Path) -> None:
         ) from error
 
 
+FILES_LOCK = "files.lock"  # below data_dir: held by whoever deletes, or copies, what the ledger names
+RESTORING = "restoring"  # there while a restore has not ended
+
+
+@contextmanager
+def exclusively(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Nobody else holds this lock meanwhile. False: somebody does, and `wait` says not to wait for it."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def must_be_whole(data_dir: Path) -> None:
+    """Raises CannotStart where a restore was begun and has not ended: what is there is a part."""
+    if (data_dir / RESTORING).exists():
+        raise CannotStart(
+            f"data_dir {data_dir} holds a restore that has not ended: wait for it, or empty the folder and begin again"
+        )
+
+
 def hold(path: Path) -> IO[str]:
     """Hold the data folder for one worker. Raises AlreadyRunning."""
     file = path.open("a+")

@@ -35,8 +35,9 @@ class Facts(Protocol):
         """What was refused or kept aside at receipt, the newest first, and how often there was one of each kind:
         {"counts": {kind: {"number", "latest", "means"}}, "refusals": [...]}"""
 
-    def retry(self, job_id: str) -> bool:
-        """Run this job afresh, whoever holds it. False: there is none, it has ended well, or a newer one is there."""
+    def retry(self, job_id: str) -> str | None:
+        """Run this job afresh, whoever holds it. None, or why not: there is none, it has ended well, a newer one is
+        there, or its images are gone."""
 
     def dismiss(self, job_id: str) -> bool:
         """Count this failed job as dealt with. False: there is no such job, or it has not failed."""

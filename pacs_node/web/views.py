@@ -105,8 +105,9 @@ class Views:
         return JSONResponse(self.facts.inference())
 
     def retry(self, request: Request) -> Response:
-        if not self.facts.retry(request.path_params["id"]):
-            raise HTTPException(409, "no such job, or it cannot be run again in its state")
+        why_not = self.facts.retry(request.path_params["id"])
+        if why_not is not None:
+            raise HTTPException(409, why_not)
         return _back(request) or JSONResponse({"retried": True})
 
     def dismiss(self, request: Request) -> Response:

@@ -111,6 +111,13 @@ ROUTE = '[[route]]\nname = "r"\npipeline = "lung-nodule"\nsend_to = ["a"]\n'
             "node.toml:2: 'web_port' in [node] is the same as 'dicom_port'; give each its own",
         ),
         ("[assemble]\nquiet_s = 0.0", "node.toml:2: 'quiet_s' in [assemble] must be more than 0, not 0.0"),
+        ("[retention]\nstart_free_gb = 5.0", "[retention]: start_free_gb needs a higher stop_free_gb"),
+        ("[retention]\nstart_used_percent = 5.0\nstop_used_percent = 6.0", "needs a lower stop_used_percent"),
+        ("[retention]\nstop_used_percent = 6.0", "a mark to stop at needs one to start at"),
+        (
+            '[retention]\nwithout_proof = ["all"]',
+            "must be 'no results', 'not proven', 'failed' or 'committed', not 'all'",
+        ),
         ("[assemble]\nask_peer = 1", "node.toml:2: 'ask_peer' in [assemble] must be true or false, not 1"),
         ("node = 3", "node.toml:1: [node] must be a table, not 3"),
         ("[node\n", "node.toml:1: is not TOML"),
@@ -610,6 +617,11 @@ def test_an_empty_file_loads_and_warns(tmp_path: Path) -> None:
     [line] = [line for line in said(tmp_path, anywhere, "warning") if "calls_from" in line]
     assert line.startswith("node.toml:4: warning: [[peer]] 'ct' may send, and its AE title alone says who it is")
     assert not any("calls_from" in line for line in said(tmp_path, anywhere + 'calls_from = ["a"]', "warning"))
+    late = "[retention]\nstart_free_gb = 2.0\nstop_free_gb = 3.0\n"
+    assert any(
+        "start_free_gb in [retention] is 2, not above keep_free_gb" in w for w in said(tmp_path, late, "warning")
+    )
+    assert not any("keep_free_gb" in w for w in said(tmp_path, late.replace("2.0", "2.5"), "warning"))
     idle = PEER.replace("true", "false") + '[[peer]]\nname = "b"\nfolder = "f"'
     assert "node.toml:8: warning: peer 'b' may not send and no route sends to it" in said(tmp_path, idle, "warning")
 

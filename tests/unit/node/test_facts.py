@@ -126,14 +126,14 @@ def test_a_job_that_failed_for_good_is_said_until_somebody_deals_with_it(story: 
     assert health["reasons"] == [words]
     [named] = health["attention"]
     assert (named["job"], named["series_uid"], named["state"]) == (job.id, story.uid, "failed")
-    assert story.facts.retry(job.id)
+    assert story.facts.retry(job.id) is None
     assert story.status == "ok", "it runs again"
     story.end(story.one(kind), "failed", "again")
     assert story.facts.health()["reasons"] == [f"{TASK[kind]} has failed for good (1 job): again"]
     assert story.facts.dismiss(job.id)
     assert story.status == "ok"
     assert not story.facts.dismiss(job.id)
-    assert not story.facts.retry(job.id)
+    assert story.facts.retry(job.id) == "no such job, or it cannot be run again in its state"
     [shown] = [each for each in story.facts.series(story.uid)["jobs"] if each["id"] == job.id]
     assert (shown["state"], shown["reason"]) == ("superseded", "dismissed; it had failed: again")
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pydicom.dataset import Dataset
 
 from config import load
 from models import catalogue
-from pacs_node import pack
+from pacs_node import fsck, pack
 from pacs_node.node import Node
 from pacs_node.receivers import Receivers
 from pacs_node.records import Instance, Refusal
@@ -170,3 +171,46 @@ def test_the_spool_is_theirs_until_the_last_has_ended(node: Node) -> None:
     node._receiving = None
     node.stop()
     hold(node.config.node.data_dir / "spool.lock").close()
+
+
+def test_what_retention_deletes_is_named_by_none_of_them(node: Node) -> None:
+    """Senders bring the same images again and again, and each time they are deleted: of what any process has answered
+    with 0x0000 the ledger names a file that is there, or it was deleted as a whole."""
+    settings = node.config.retention.model_copy(update={"keep_days": 30, "without_proof": ("no results",)})
+    node.retention.settings, node.retention.now = settings, lambda: node.now() + timedelta(days=31)
+    images, stop, statuses = ct_series(shape=(6, 16, 16)), threading.Event(), set[int]()
+    uid = str(images[0].SeriesInstanceUID)
+
+    def send(some: list[Dataset]) -> None:
+        while not stop.is_set():
+            for image in some:
+                with Parrot(node.config.node.dicom_port) as parrot:
+                    assert parrot.associate()[0] == ASSOCIATE_AC
+                    statuses.add(parrot.store(image.SOPInstanceUID, encoded(image)))
+                    parrot.release()
+
+    senders = [threading.Thread(target=send, args=(some,)) for some in (images, images[::-1])]
+    for sender in senders:
+        sender.start()
+    gone = 0
+
+    def deleted_often() -> bool:
+        nonlocal gone
+        node.settle()
+        for open_series in node.ledger.open_series(frozenset()):
+            node.flow.close(open_series, "quiet")
+        gone += sum(each is not None for each in node.retention.a_pass())
+        with node.let_go(uid):  # nobody writes now
+            node.settle()
+            faults = list(fsck.faults(node.config.node.data_dir, node.ledger))
+        assert [fault for fault in faults if fault.kind == fsck.LOST] == []
+        return gone > 4
+
+    try:
+        wait_for(deleted_often, 60, "deletions")
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join()
+    assert statuses == {0x0000}
+    assert node.trouble() == []

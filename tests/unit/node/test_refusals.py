@@ -78,7 +78,7 @@ def image() -> Dataset:
 
 def metric(node: Node) -> str:
     collector = observe.LedgerCollector(
-        node.ledger.counts, lambda: 0, node.spool.root, node.ledger.arrival_counts, node.ledger.refusal_counts
+        node.ledger.counts, lambda: 0, node.spool.root, node.ledger.arrival_counts, node.ledger.refusal_counts, dict
     )
     return generate_latest(observe.registry(collector)).decode()
 

@@ -1,0 +1,404 @@
+"""Retention: what may be deleted of what the node keeps, why the rest stays, and that nothing is half gone.
+
+    decided -> rows gone, files written down -> files gone -> struck out
+
+A node that dies between two of these goes on at its next start, before it looks for images without a row: what has been
+decided is not here any more from the second step on, and nothing that comes later goes with it (`Spool.let_go`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from config import Config
+from config import Retention as Settings
+from pacs_node import observe
+from pacs_node.durable import sync
+from pacs_node.errors import NodeError
+from pacs_node.ledger import Ledger
+from pacs_node.loop import Loop
+from pacs_node.receive.spool import Spool
+from pacs_node.records import OPEN_JOB_STATES, Deletion, Holding, Job
+from pacs_node.start_up import FILES_LOCK, exclusively
+
+log = structlog.get_logger()
+
+# Where a fault test may stop the process, in this order for each series
+STEPS = ("deleting", "rows gone", "files gone")
+
+LOOK_EVERY_S = 60.0  # at the disk
+PASS_EVERY_S = 3600.0  # over all series, for their age; and until what could not free enough is tried again
+LONGEST_S = 5.0  # that a stop of the node waits for a part of a pass
+CHUNK = 200  # series read at a time
+LEFT_FOR_DAYS = 1.0  # what a killed process unpacked or fetched is cleared away after this
+FORECAST_DAYS = 7.0  # that the forecast goes by
+GB = 1e9
+
+
+# ---- decisions: no disk, no clock
+
+
+def doubts(holding: Holding, folders: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What speaks against that all results of a series are where they should be: a word of `without_proof`, and why.
+
+    folders: names of the peers that are folders, where what is stored has arrived.
+    """
+    if holding.committed_to is not None:
+        yield "committed", f"{holding.committed_to} asked for storage commitment of its images and relies on them"
+    inferences, sends = _by_route(holding.jobs, "infer"), _by_route(holding.jobs, "send")
+    if not inferences:
+        yield "no results", "no route took it"
+    for (route, pipeline, _), jobs in inferences.items():
+        last, sent_to = jobs[-1], {place for name, by, place in sends if (name, by) == (route, pipeline)}
+        if last.state == "failed":
+            yield "failed", f"{pipeline} failed: {last.reason}"
+        elif not sent_to:
+            yield "no results", f"{pipeline}: {last.reason or last.state}"
+        elif last.state == "done":
+            yield from (("failed", f"nothing was sent to {place}") for place in last.send_to if place not in sent_to)
+    for (_, _, place), jobs in sends.items():
+        doubt = _doubt(jobs[-1], place or "", holding, folders)
+        if doubt is not None:
+            yield doubt
+
+
+def _by_route(jobs: Sequence[Job], kind: str) -> dict[tuple[str, str, str | None], list[Job]]:
+    """(route, pipeline, destination) -> its jobs, the oldest first: what the last one says is in force."""
+    found: dict[tuple[str, str, str | None], list[Job]] = {}
+    for job in jobs:
+        if job.kind == kind:
+            found.setdefault((job.route, job.pipeline, job.destination), []).append(job)
+    return found
+
+
+def _doubt(send: Job, place: str, holding: Holding, folders: Collection[str]) -> tuple[str, str] | None:
+    """None: all that this job sent has arrived."""
+    stored = holding.stored.get(send.id, frozenset())
+    if send.state != "done" or not stored:
+        return "failed", f"its results are not at {place}: {send.reason or send.state}"
+    if place in folders or stored <= holding.proven.get(send.id, frozenset()):
+        return None
+    asked = [job for job in holding.jobs if job.send_job == send.id]
+    if any(job.state == "failed" for job in asked):
+        return "failed", f"its results did not arrive at {place}: {asked[-1].reason}"
+    return "not proven", f"nothing proves that its results arrived at {place}"
+
+
+def why_it_stays(holding: Holding, settings: Settings, folders: Collection[str]) -> str | None:
+    """None: it may go."""
+    for job in holding.jobs:
+        if job.state in OPEN_JOB_STATES:
+            place = f" to {job.destination}" if job.destination else ""
+            return f"{job.kind} {job.pipeline}{place} is {job.state}"
+    return next((why for kind, why in doubts(holding, folders) if kind not in settings.without_proof), None)
+
+
+def where_it_is(holding: Holding, folders: Collection[str]) -> str:
+    """What is known of the results of a series that goes, in words."""
+    open_doubts = [why for _, why in doubts(holding, folders)]
+    places = sorted({job.destination or "" for job in holding.jobs if job.kind == "send"})
+    return "; ".join(open_doubts) or f"its results arrived at {' and '.join(places)}"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes."""
+
+    total: int
+    free: int
+
+    def above(self, used_percent: float, free_gb: float) -> str | None:
+        """None, or which of the marks has been passed. 0: there is no such mark."""
+        used = 100.0 * (self.total - self.free) / self.total
+        if used_percent and used > used_percent:
+            return f"{used:.0f} % of the disk are used"
+        if free_gb and self.free < free_gb * GB:
+            return f"{self.free / GB:.1f} GB are free"
+        return None
+
+
+def why_now(holding: Holding, settings: Settings, now: datetime, full: str | None) -> str | None:
+    """What asks for the room of a series that may go; None: nothing does. full: what the disk says."""
+    days = (now - holding.last_arrival).total_seconds() / 86400
+    if settings.keep_days and days > settings.keep_days:
+        return f"its last image came {days:.0f} days before"
+    return full
+
+
+@dataclass(frozen=True)
+class Decision:
+    holding: Holding
+    goes: bool
+    why: str
+    size: int  # bytes of its images and results
+
+
+# ---- effects
+
+
+class Retention:
+    """Deletes, in a loop of its own, what the settings say may go; in the process that receives.
+
+    let_go: as Spool.let_go, of every process that receives. settle: returns when the ledger knows of all that has
+    arrived. at: called at each of STEPS.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        spool: Spool,
+        let_go: Callable[[str], AbstractContextManager[list[Path] | None]],
+        settle: Callable[[], None],
+        now: Callable[[], datetime],
+        at: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        self.config, self.ledger, self.spool, self.now, self.at = config, ledger, spool, now, at
+        self.let_go, self.settle = let_go, settle
+        self.alone = threading.RLock()  # held from the rows to the files: by whoever deletes, or looks for lost images
+        self.settings, self.data_dir = config.retention, config.node.data_dir
+        self.folders = frozenset(peer.name for peer in config.peers if peer.folder is not None)
+        self.loop = Loop("retention", self.tick, LOOK_EVERY_S)
+        self.short: str | None = None  # why not enough could be deleted, for /health
+        self.sizes: Mapping[str, int | None] = dict.fromkeys(KEPT)  # bytes of what is kept, as last measured
+        self.full_in_days: float | None = None
+        self._next_pass = 0.0  # by the monotonic clock
+        self._pass: Iterator[Decision | None] | None = None  # that has begun and not ended
+
+    def tick(self) -> float | None:
+        """One look: a pass each hour, or when the disk has passed its mark; a part of it at a time."""
+        late = time.monotonic() >= self._next_pass
+        if self._pass is None and not late and (self.short is not None or self._full(start=True) is None):
+            return None
+        with exclusively(self.data_dir / FILES_LOCK, wait=False) as mine:
+            if not mine:
+                return None  # a backup copies the files that its rows name
+            if self._pass is None:
+                self._next_pass = time.monotonic() + PASS_EVERY_S
+                self._pass = self.a_pass(clear_away=late)
+            until = time.monotonic() + LONGEST_S
+            try:
+                for _ in self._pass:
+                    if time.monotonic() > until:
+                        return 0.0
+            except BaseException:
+                self._pass, self._next_pass = None, 0.0  # it is begun again at the next look
+                raise
+        self._pass = None
+        self.measure()
+        return None
+
+    def a_pass(self, *, clear_away: bool = True) -> Iterator[Decision | None]:
+        """Delete what may go and is asked to, the oldest first: each one, and None for each that stays."""
+        self.resume()
+        if clear_away:
+            self._clear_away()
+        pressed, stays = self._full(start=True) is not None, list[str]()
+        for decision in self.decisions(lambda: self._full(start=False) if pressed else None, all_of_them=False):
+            gone = decision.goes and self._delete(decision)
+            if not gone:
+                stays.append("something has come for it meanwhile" if decision.goes else decision.why)
+            yield decision if gone else None
+        still = self._full(start=False) if pressed else None
+        self.short = None
+        if still is not None:
+            why = f": {stays[0]}" if stays else ""
+            self.short = f"{still}, and retention finds nothing more to delete; {len(stays)} closed series stay{why}"
+
+    def plan(self) -> Iterator[Decision]:
+        """What a pass would do now, and why what stays stays. Nothing is changed."""
+        disk, freed = self._disk(), 0
+        pressed = self._full(start=True) is not None
+
+        def full() -> str | None:
+            settings = self.settings
+            then = Disk(disk.total, disk.free + freed)
+            return then.above(settings.stop_used_percent, settings.stop_free_gb) if pressed else None
+
+        for decision in self.decisions(full, all_of_them=True):
+            freed += decision.size if decision.goes else 0
+            yield decision
+
+    def decisions(self, full: Callable[[], str | None], *, all_of_them: bool) -> Iterator[Decision]:
+        """Of each closed series, the oldest first; unless all are asked for, until nothing asks for more room."""
+        last: Holding | None = None
+        while holdings := self.ledger.holdings(last, CHUNK):
+            for holding in holdings:
+                asks = why_now(holding, self.settings, self.now(), full())
+                if asks is None and not all_of_them:
+                    return  # those that follow are younger
+                size = holding.size + sum(_size(self.data_dir / name) for name in self._results(holding))
+                stays = why_it_stays(holding, self.settings, self.folders)
+                if stays is None and asks is not None:
+                    yield Decision(holding, True, f"{asks}; {where_it_is(holding, self.folders)}", size)
+                else:
+                    yield Decision(holding, False, stays or "neither its age nor the disk asks for it", size)
+            last = holdings[-1]
+
+    def _delete(self, decision: Decision) -> bool:
+        """False: it is worked on after all, or something has come for it."""
+        holding = decision.holding
+        self.at("deleting")
+        said = f"{holding.arrived} images ({in_words(decision.size)} with results) by retention: {decision.why}"
+        with self.alone:
+            with self.let_go(holding.series_uid) as images:
+                if images is None:
+                    return False
+                self.settle()
+                files = [*(path.relative_to(self.data_dir).as_posix() for path in images), *self._results(holding)]
+                deletion = self.ledger.delete_series(holding, files, said, self.now())
+            if deletion is None:
+                return False
+            facts = {"series": holding.series_uid, "instances": holding.arrived, "bytes": decision.size}
+            observe.audit("instances-deleted", {**facts, "why": decision.why})
+            self.at("rows gone")
+            finish(deletion, self.data_dir, self.ledger, self._drop_folder, self.at)
+        return True
+
+    def _drop_folder(self, series_uid: str) -> None:
+        """Not while one who receives may be about to put a file into it. One that is empty does no harm."""
+        with suppress(NodeError), self.let_go(series_uid) as images:
+            if images is not None:
+                self.spool.drop_folder(series_uid)
+
+    def _results(self, holding: Holding) -> list[str]:
+        """Folders of the results of a series, and of what of them failed the checks; those that are there."""
+        names = [f"{kind}/{job.id}" for job in holding.jobs if job.kind == "infer" for kind in ("results", "rejected")]
+        return [name for name in names if (self.data_dir / name).is_dir()]
+
+    def resume(self) -> None:
+        """What has been decided goes, whoever decided it. Raises OSError."""
+        with self.alone:
+            finish_deletions(self.data_dir, self.ledger, self._drop_folder, self.at)
+
+    def _clear_away(self) -> None:
+        """What belongs to no series, and what killed processes left behind."""
+        now, days = self.now(), self.settings.aside_days
+        for kind in ("aside", "unreadable") if days else ():
+            for path in sorted((self.spool.root / kind).iterdir()):
+                if _age_days(path, now) > days:
+                    # first the word: a refusal that names a file that is gone would be worse
+                    why = f"its bytes were deleted on {now:%Y-%m-%d} by retention, after {days} days"
+                    name = path.relative_to(self.spool.root).as_posix()
+                    self.ledger.bytes_deleted(name, why, now)
+                    remove(path)
+                    observe.audit("refused-bytes-deleted", {"file": name})
+        if self.settings.timeline_days:
+            self.ledger.forget_timelines(now - timedelta(days=self.settings.timeline_days))
+        running = {job.id for job in self.ledger.running_jobs()}
+        for folder in (self.data_dir / "work", self.data_dir / "priors"):
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if path.name.partition(".")[0] not in running and _age_days(path, now) > LEFT_FOR_DAYS:
+                    log.info("left behind, removed", folder=f"{folder.name}/{path.name}")
+                    remove(path)
+
+    def measure(self) -> None:
+        """How much is kept, and when the disk will be full if as much comes as in the last week."""
+        self.sizes = {
+            kind: sum(_size(path) for path in places(self.data_dir, self.config)) for kind, places in KEPT.items()
+        }
+        now = self.now()
+        came, first = self.ledger.received_since(now - timedelta(days=FORECAST_DAYS))
+        days = min(FORECAST_DAYS, max(1.0, (now - first).total_seconds() / 86400)) if first is not None else 0.0
+        left = self._disk().free - self.config.receive.keep_free_gb * GB
+        self.full_in_days = round(max(0.0, left) / (came / days), 1) if came and days else None
+
+    def _disk(self) -> Disk:
+        usage = shutil.disk_usage(self.data_dir)
+        return Disk(usage.used + usage.free, usage.free)  # what root has for itself is nobody's
+
+    def _full(self, *, start: bool) -> str | None:
+        s = self.settings
+        marks = (s.start_used_percent, s.start_free_gb) if start else (s.stop_used_percent, s.stop_free_gb)
+        return self._disk().above(*marks)
+
+
+def finish_deletions(
+    data_dir: Path,
+    ledger: Ledger,
+    drop_folder: Callable[[str], None],
+    at: Callable[[str], None] = lambda step: None,
+) -> None:
+    """Whatever has been decided, and is there still, goes. drop_folder: as Spool.drop_folder. Raises OSError."""
+    for deletion in ledger.deletions():
+        finish(deletion, data_dir, ledger, drop_folder, at)
+
+
+def finish(
+    deletion: Deletion,
+    data_dir: Path,
+    ledger: Ledger,
+    drop_folder: Callable[[str], None],
+    at: Callable[[str], None],
+) -> None:
+    """The files go, for good; then the row that names them."""
+    for name in deletion.files:
+        remove(data_dir / name)
+    drop_folder(deletion.series_uid)
+    at("files gone")
+    ledger.deletion_done(deletion)
+
+
+# what /health and /metrics tell the bytes of -> where it lies
+KEPT: Mapping[str, Callable[[Path, Config], Sequence[Path]]] = {
+    "images": lambda data_dir, config: [data_dir / "spool" / "instances"],
+    "aside": lambda data_dir, config: [data_dir / "spool" / "aside", data_dir / "spool" / "unreadable"],
+    "results": lambda data_dir, config: [data_dir / "results", data_dir / "rejected"],
+    "database": lambda data_dir, config: _database_files(config.database.url),
+}
+
+
+def _database_files(url: str) -> list[Path]:
+    """Of SQLite; of a server it does not tell."""
+    if not url.startswith("sqlite:///"):
+        return []
+    path = Path(url.removeprefix("sqlite:///"))
+    return [each for each in path.parent.glob(f"{path.stem}*") if re.fullmatch(r".*\.sqlite(-wal|-shm)?", each.name)]
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there; it stays gone after a power cut. Raises OSError."""
+    if not path.parent.is_dir():
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def _age_days(path: Path, now: datetime) -> float:
+    """Since it was last written; of what has gone meanwhile none."""
+    try:
+        return (now.timestamp() - path.stat().st_mtime) / 86400
+    except FileNotFoundError:
+        return 0.0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all below a folder; of what is not there, or goes meanwhile, none."""
+    with suppress(OSError):
+        if not path.is_dir():
+            return path.stat().st_size
+        with os.scandir(path) as entries:
+            return sum(
+                _size(Path(each.path)) if each.is_dir(follow_symlinks=False) else each.stat().st_size
+                for each in entries
+            )
+    return 0
+
+
+def in_words(size: int) -> str:
+    """Bytes: 4.3 MB"""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
