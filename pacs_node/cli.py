@@ -333,6 +333,97 @@ def fsck(
         raise typer.Exit(1)
 
 
+@app.command()
+def retention(
+    config: ConfigFile,
+    delete: Annotated[bool, typer.Option(help="Delete it now; no node may run on the data folder.")] = False,
+) -> None:
+    """What would be deleted by [retention] now, and why what stays stays; changes nothing without --delete.
+
+    A running node deletes by itself what the settings say.
+    """
+    from config import load
+    from pacs_node.node import Node
+    from pacs_node.retention import Decision, in_words
+    from pacs_node.start_up import FILES_LOCK, exclusively, hold, keep_private
+
+    def told(decision: Decision, done: str) -> None:
+        which = f"{decision.holding.series_uid}: {decision.holding.arrived} images, {in_words(decision.size)}"
+        text = f"{done if decision.goes else 'stays'}: {which}: {decision.why}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    keep_private()
+    with _in_words():
+        settings = load(config, catalogue())
+        node = Node(settings)
+        node.ledger.migrate()
+        decisions: list[Decision] = []
+        if delete:
+            data_dir = settings.node.data_dir
+            with hold(data_dir / "spool.lock"), exclusively(data_dir / FILES_LOCK, wait=True):
+                node.retention.resume()
+                node.intake.take_in_found(node.spool.scan(node.ledger.indexed_up_to()))  # what a killed node left
+                for gone in node.retention.a_pass():
+                    if gone is not None:
+                        decisions.append(gone)
+                        told(gone, "deleted")
+        else:
+            for decision in node.retention.plan():
+                decisions.append(decision)
+                told(decision, "goes")
+        node.ledger.close()
+    going = [decision for decision in decisions if decision.goes]
+    size = in_words(sum(decision.size for decision in going))
+    summary = f"{len(going)} series, {size} {'deleted' if delete else 'would go'}"
+    console.print(summary if delete else f"{summary}; {len(decisions) - len(going)} stay", highlight=False)
+
+
+@app.command()
+def backup(
+    to: Annotated[Path, typer.Argument(help="A folder that is made, one for each backup.")],
+    config: ConfigFile,
+    images: Annotated[
+        str, typer.Option(help="copy; link: hard links, on the disk of data_dir alone; none: without received images.")
+    ] = "copy",
+) -> None:
+    """Copy all that the node needs into a folder, while it runs: database, images, results, settings, checksums."""
+    from config import load
+    from pacs_node.backup import Images, back_up
+    from pacs_node.node import utc_now
+    from pacs_node.retention import in_words
+    from pacs_node.start_up import keep_private
+
+    keep_private()
+    if images not in (known := [each.value for each in Images]):
+        _fail(f"--images is one of {', '.join(known)}, not '{images}'")
+    with _in_words():
+        made = back_up(load(config, catalogue()), config, to, Images(images), utc_now())
+    size = in_words(sum(entry.size for entry in made.files))
+    told = f"{to}: {len(made.files)} files, {size}; restore with: pacs-node restore {to} --config {config}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def restore(
+    backup: Annotated[Path, typer.Argument(help="A folder that `pacs-node backup` has made.")],
+    config: ConfigFile,
+) -> None:
+    """Make a node from a backup, where the settings say; data_dir and database must be empty. Then start it."""
+    from config import load
+    from pacs_node.backup import restore as from_backup
+    from pacs_node.node import utc_now
+    from pacs_node.retention import in_words
+    from pacs_node.start_up import keep_private
+
+    keep_private()
+    with _in_words():
+        settings = load(config, catalogue())
+        made = from_backup(settings, backup, utc_now())
+    size = in_words(sum(entry.size for entry in made.files))
+    told = f"{settings.node.data_dir}: {len(made.files)} files, {size}, as they were on {made.made_at}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
 user = typer.Typer(help="Who may use the web pages.", no_args_is_help=True)
 token = typer.Typer(help="What programs show instead of a password.", no_args_is_help=True)
 app.add_typer(user, name="user")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -13,19 +15,26 @@ import pydicom
 import pytest
 import sqlalchemy as sa
 
+from config import load
+from models import catalogue
 from models.phantoms import breast_ultrasound
 from pacs_node import jobs
+from pacs_node.backup import Images, back_up, restore
+from pacs_node.errors import CannotStart
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import metadata
+from pacs_node.node import Node
 from tests.fault.test_standing import Watched, every_job_ends
 from tests.harness import ROOT, NodeProcess, Postgres, storescu, wait_for
 from tests.unit.node.test_ledger import *  # noqa: F403  the same tests, on the ledger below
+from tests.unit.node.test_retention import Story
 from tests.unit.node.test_turns import (  # noqa: F401  and these
     test_a_single_series_does_not_wait_for_the_thousands_of_another,
     test_several_workers_begin_every_job,
     test_the_ledger_keeps_the_same_order,
     test_turns_that_nobody_takes_are_given_again,
 )
+from tests.unit.receive.conftest import data_set_of
 
 NUMBER = count(1)
 PROCESSES = 3
@@ -134,3 +143,79 @@ def test_no_job_stands_still_there_either(postgres: Postgres, tmp_path: Path, mo
         every_job_ends(watched)
     finally:
         watched.stop()
+
+
+@pytest.fixture
+def kept(postgres: Postgres, tmp_path: Path) -> Iterator[Story]:
+    """A node whose ledger is on the server: one series has arrived."""
+    database = f'[database]\nurl = "{postgres.database(f"kept{next(NUMBER)}")}"'
+    story = Story(tmp_path, settings=f'without_proof = ["failed"]\n{database}')
+    story.image()
+    story.image()
+    story.arrive()
+    yield story
+    story.node.stop()
+
+
+def test_retention_deletes_there_too_and_what_comes_again_is_new(kept: Story) -> None:
+    kept.later()
+    assert len(kept.run()) == 1
+    assert kept.kept_files() == []
+    assert kept.series()["state"] == "deleted"
+    assert kept.faults() == kept.node.ledger.deletions() == []
+    kept.image()
+    [job] = kept.close()
+    assert job.revision == 2
+
+
+def test_a_retry_and_a_deletion_at_the_same_time_are_never_both(kept: Story) -> None:
+    """The series waits for whoever has its row: then the job is open, and it stays."""
+    with kept.node.ledger._begin() as db:
+        db.execute(sa.text("UPDATE job SET state = 'failed' WHERE kind = 'send'"))
+    send = next(job["id"] for job in kept.series()["jobs"] if job["kind"] == "send")
+    kept.later()
+    gone: list[object] = []
+    with kept.node.ledger.engine.begin() as db:
+        db.execute(sa.text("SELECT state FROM series FOR UPDATE"))
+        deleting = threading.Thread(target=lambda: gone.extend(kept.run()))
+        deleting.start()
+        time.sleep(0.5)
+        db.execute(sa.text("UPDATE job SET state = 'queued' WHERE id = :id"), {"id": send})
+    deleting.join()
+    assert gone == []
+    assert kept.series()["state"] == "closed"
+
+
+def test_a_backup_and_a_restore_go_by_its_own_programs(postgres: Postgres, kept: Story, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    back_up(kept.node.config, kept.file, copy, Images.copy, kept.now())
+    assert (copy / "database" / "ledger.pgdump").stat().st_size > 1000
+    (tmp_path / "second").mkdir()
+    text = kept.file.read_text().replace(kept.node.config.database.url, postgres.database("second"))
+    (tmp_path / "second" / "node.toml").write_text(text)
+    settings = load(tmp_path / "second" / "node.toml", catalogue())
+    restore(settings, copy, kept.now())
+    node = Node(settings, now=kept.now)
+    assert node.ledger.series(kept.uid) == kept.node.ledger.series(kept.uid)
+    there, here = (ledger.instances(kept.uid) for ledger in (node.ledger, kept.node.ledger))
+    assert [data_set_of(each) for each in there] == [data_set_of(each) for each in here]
+    assert all(each.path.is_relative_to(tmp_path / "second") for each in there)
+    node.stop()
+    shutil.rmtree(settings.node.data_dir)
+    with pytest.raises(CannotStart, match="holds a node's tables: name an empty one"):
+        restore(settings, copy, kept.now())
+
+
+def test_without_pg_dump_the_command_is_told_and_its_file_is_taken(
+    kept: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(tmp_path))
+        with pytest.raises(CannotStart, match=r"no program 'pg_dump' here") as told:
+            back_up(kept.node.config, kept.file, tmp_path / "copy", Images.copy, kept.now())
+    command = str(told.value).splitlines()[-1]
+    subprocess.run(["env", *command.split()], check=True, timeout=60)
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(tmp_path))
+        back_up(kept.node.config, kept.file, tmp_path / "copy", Images.copy, kept.now())
+    assert (tmp_path / "copy" / "manifest.json").exists()

@@ -26,6 +26,8 @@ WIRING = {
     *("node", "stages", "peers", "facts", "assembler", "cli", "run", "demo", "conformance", "inputs", "__main__"),
     "check_pipeline",
     "fsck",
+    "retention",
+    "backup",
 }
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself; headers, read within limits

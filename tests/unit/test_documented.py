@@ -187,7 +187,12 @@ class Told:
         choice = Choice("k", "Net 1", "bf16", "cpu", {"bf16": 1.0}, {"fp32": "off"}, "2026-01-01T00:00:00+00:00")
         keep(self.node.config.node.data_dir / "inference" / "forms.json", [choice], Path.write_bytes)
         collector = observe.LedgerCollector(
-            self.ledger.counts, lambda: 0, folder, self.ledger.arrival_counts, self.ledger.refusal_counts
+            self.ledger.counts,
+            lambda: 0,
+            folder,
+            self.ledger.arrival_counts,
+            self.ledger.refusal_counts,
+            lambda: self.node.retention.sizes,
         )
         self.app = create_app(NodeFacts(self.node), observe.registry(collector), ("testserver",))
         self.web = TestClient(self.app)
@@ -245,6 +250,7 @@ BY_NAME = {  # objects whose keys are no fields
     "not": "{uid}",
     "counts": "{kind}",
     **dict.fromkeys(("forms[].seconds", "forms[].why_not"), "{form}"),
+    "kept_bytes": "{what}",
     **dict.fromkeys(("series", "infer", "send", "confirm", "report"), "{state}"),
 }
 

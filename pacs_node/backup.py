@@ -1,0 +1,243 @@
+"""A backup of the node while it runs, and the node from a backup.
+
+The database first, at one moment; then every file, of which none that the database names can have gone meanwhile (the
+lock that retention needs is held). What comes later is in part of it: an image without a row is taken in by the node
+that is restored, as after a crash. The manifest is written last: a folder without one is no backup.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from config import Config
+from pacs_node import __version__, pack
+from pacs_node.durable import sync, write_whole
+from pacs_node.errors import NodeError
+from pacs_node.ledger import Ledger
+from pacs_node.ledger.copies import (
+    DUMP,
+    copy_database,
+    must_be_empty,
+    must_be_known,
+    put_back,
+    revision_of,
+)
+from pacs_node.start_up import FILES_LOCK, RESTORING, exclusively
+
+FORM = 1  # of the manifest
+MANIFEST, SETTINGS, DATABASE, FILES = "manifest.json", "node.toml", "database", "files"
+PIECE = 1 << 20  # bytes
+# below data_dir; what is being worked on is made again
+KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected")
+
+
+class BackupError(NodeError):
+    """No backup, or no restore. The message says why, and what now."""
+
+
+class Images(Enum):
+    copy = "copy"
+    link = "link"  # hard links: no room is taken, on the same disk alone
+    none = "none"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the backup."""
+
+    path: str  # below its folder
+    size: int  # bytes of it that count: of a pack that has grown since, no more
+    sha256: str  # of these
+
+
+@dataclass(frozen=True)
+class Manifest:
+    form: int
+    pacs_node: str  # version
+    made_at: str
+    ledger_revision: str
+    database: str  # sqlite or postgresql
+    images: str
+    files: tuple[Entry, ...]
+
+
+# ---- backup
+
+
+def back_up(config: Config, settings: Path, to: Path, images: Images, now: datetime) -> Manifest:
+    """All that a node needs, in the folder `to`, which is made. Raises BackupError, CannotStart, LedgerUnavailable,
+    OSError."""
+    data_dir, url = config.node.data_dir, config.database.url
+    revision = revision_of(url) if data_dir.is_dir() else None
+    if revision is None:
+        raise BackupError(f"there is no node in {data_dir}: its database has no tables")
+    _must_be_room(to, data_dir)
+    (to / DATABASE).mkdir(mode=0o700, parents=True, exist_ok=True)
+    with exclusively(data_dir / FILES_LOCK, wait=True):
+        entries = [_entry(path, to) for path in copy_database(url, to / DATABASE)]
+        shutil.copyfile(settings, to / SETTINGS)
+        entries.append(_entry(to / SETTINGS, to))
+        for kind in KEPT:
+            if kind == "spool/instances" and images is Images.none:
+                continue
+            link = images is Images.link and kind.startswith("spool/")
+            entries += _copied(data_dir, kind, to / FILES, link=link)
+    kind = "sqlite" if url.startswith("sqlite") else "postgresql"
+    made_at = now.isoformat(timespec="seconds")
+    manifest = Manifest(FORM, __version__, made_at, revision, kind, images.value, tuple(entries))
+    text = json.dumps({**asdict(manifest), "files": [asdict(entry) for entry in entries]}, indent=1)
+    write_whole(to / MANIFEST, lambda file: file.write(text.encode()), mode=0o600)
+    return manifest
+
+
+def _must_be_room(to: Path, data_dir: Path) -> None:
+    if to.resolve().is_relative_to(data_dir):
+        raise BackupError(f"{to} lies in data_dir: name a folder elsewhere, on another disk if you can")
+    there = {path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file()} if to.exists() else set()
+    if there - {f"{DATABASE}/{DUMP}"}:
+        raise BackupError(f"{to} is not empty: name a new folder, one for each backup")
+
+
+def _copied(data_dir: Path, kind: str, to: Path, *, link: bool) -> Iterator[Entry]:
+    """Each file below a folder, as it is now. What is being written beside its place is none yet."""
+    for path in sorted((data_dir / kind).rglob("*")):
+        name = path.relative_to(data_dir)
+        if any(part.startswith(".") for part in name.parts) or not path.is_file():
+            continue
+        size = _whole(path)
+        target = to / name
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if link:
+            try:
+                os.link(path, target)
+            except OSError as error:
+                raise BackupError(
+                    f"{name} cannot be linked to {to} ({(error.strerror or '').lower()}): it must be on the disk of "
+                    "data_dir; or take --images copy"
+                ) from error
+            sha256 = _digest(path, size)
+        else:
+            sha256 = _copy(path, target, size)
+        yield Entry(name.as_posix(), size, sha256)
+
+
+def _whole(path: Path) -> int:
+    """Bytes of a file; of a pack up to the end of its last whole record, behind which the next is being written."""
+    if path.suffix != pack.SUFFIX:
+        return path.stat().st_size
+    return max((record.offset + record.size for record in pack.records(path)), default=0)
+
+
+def _copy(source: Path, target: Path, size: int) -> str:
+    """The first `size` bytes, durably; their SHA-256."""
+    digest, left = hashlib.sha256(), size
+    with source.open("rb") as read, target.open("wb") as written:
+        while left and (some := read.read(min(PIECE, left))):
+            written.write(some)
+            digest.update(some)
+            left -= len(some)
+        written.flush()
+        os.fsync(written.fileno())
+    return digest.hexdigest()
+
+
+def _digest(path: Path, size: int) -> str:
+    digest, left = hashlib.sha256(), size
+    with path.open("rb") as file:
+        while left and (some := file.read(min(PIECE, left))):
+            digest.update(some)
+            left -= len(some)
+    return digest.hexdigest()
+
+
+def _entry(path: Path, below: Path) -> Entry:
+    size = path.stat().st_size
+    return Entry(path.relative_to(below).as_posix(), size, _digest(path, size))
+
+
+# ---- restore
+
+
+def restore(config: Config, source: Path, now: datetime) -> Manifest:
+    """A node that goes on where the backup was made. data_dir and the database must be empty.
+
+    Raises BackupError, CannotStart, LedgerTooOld, LedgerUnavailable, OSError. What was begun is refused by a node until
+    it has ended.
+    """
+    manifest = read_manifest(source)
+    data_dir, url = config.node.data_dir, config.database.url
+    if (manifest.database == "sqlite") != url.startswith("sqlite"):
+        raise BackupError(f"{source} holds a {manifest.database} database, and url in [database] names another kind")
+    if data_dir.is_dir() and any(data_dir.iterdir()):
+        raise BackupError(f"data_dir {data_dir} is not empty: restore into an empty one, or move it away")
+    must_be_known(manifest.ledger_revision)
+    must_be_empty(url)
+    databases = [entry for entry in manifest.files if entry.path.startswith(f"{DATABASE}/")]
+    for entry in manifest.files:  # before anything is written: of what is damaged nothing is restored
+        _must_be_sound(source, entry)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (data_dir / RESTORING).touch()
+    sync(data_dir)
+    for entry in manifest.files:
+        if _is_kept(entry):
+            target = data_dir / entry.path
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _copy(_place(source, entry), target, entry.size) != entry.sha256:
+                raise BackupError(f"{entry.path} changed while it was copied from {source}; begin again")
+    put_back(url, source / DATABASE, [PurePosixPath(entry.path).name for entry in databases])
+    ledger = Ledger(url, data_dir)
+    try:
+        ledger.migrate()
+        if manifest.images == Images.none.value:
+            ledger.forget_images(f"the images of series were left out of the backup of {manifest.made_at[:10]}", now)
+    finally:
+        ledger.close()
+    for folder in {each for each in data_dir.rglob("*") if each.is_dir()}:
+        sync(folder)
+    (data_dir / RESTORING).unlink()
+    sync(data_dir)
+    return manifest
+
+
+def _is_kept(entry: Entry) -> bool:
+    return any(entry.path.startswith(f"{kind}/") for kind in KEPT)
+
+
+def _place(source: Path, entry: Entry) -> Path:
+    return source / FILES / entry.path if _is_kept(entry) else source / entry.path
+
+
+def _must_be_sound(source: Path, entry: Entry) -> None:
+    if PurePosixPath(entry.path).is_absolute() or ".." in PurePosixPath(entry.path).parts:
+        raise BackupError(f"{source / MANIFEST} names {entry.path!r}, which is no file of a backup")
+    path = _place(source, entry)
+    if not path.is_file():
+        raise BackupError(f"{source} lacks {entry.path}: nothing was restored; take another backup")
+    if path.stat().st_size < entry.size or _digest(path, entry.size) != entry.sha256:
+        raise BackupError(
+            f"{entry.path} of {source} is not what was written: nothing was restored; take another backup"
+        )
+
+
+def read_manifest(source: Path) -> Manifest:
+    """Raises BackupError."""
+    path = source / MANIFEST
+    try:
+        told: dict[str, Any] = json.loads(path.read_bytes())
+        if told["form"] != FORM:
+            raise BackupError(f"{source} was made by pacs-node {told['pacs_node']}: restore it with that version")
+        files = tuple(Entry(str(each["path"]), int(each["size"]), str(each["sha256"])) for each in told["files"])
+        return Manifest(**{**told, "files": files})
+    except FileNotFoundError as error:
+        raise BackupError(f"{source} is no backup, or one that has not ended: it has no {MANIFEST}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackupError(f"{path} cannot be read ({type(error).__name__}): take another backup") from error
