@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Protocol
 
 import argon2
@@ -113,9 +114,13 @@ class Accounts:
         self.kept, self.now = kept, now
         self.idle, self.longest = timedelta(minutes=idle_min), timedelta(hours=longest_h)
         self._hasher = argon2.PasswordHasher()
-        self._nobodys = self._hasher.hash(secrets.token_urlsafe())  # compared where there is no such user
         self._failures: dict[str, deque[datetime]] = {}  # by address
         self._lock = threading.Lock()
+
+    @cached_property
+    def _nobodys(self) -> str:
+        """Compared where there is no such user. It takes as long as a login, which a process that serves none saves."""
+        return self._hasher.hash(secrets.token_urlsafe())
 
     # ---- people
 
@@ -160,8 +165,8 @@ class Accounts:
         now = self.now()
         if self._too_many(address, now):
             raise NotLoggedIn(f"too many attempts from here; try again in {LOCKED_MIN:g} minutes")
-        user = self.kept.user(name) if NAME.fullmatch(name) else None
-        right = self._fits(user.password if user else self._nobodys, password) and user is not None
+        user, nobodys = self.kept.user(name) if NAME.fullmatch(name) else None, self._nobodys  # whoever asks
+        right = self._fits(user.password if user else nobodys, password) and user is not None
         if user is not None and user.locked_until is not None and user.locked_until > now:
             self._failed(address, now)
             raise NotLoggedIn("name or password is wrong, or the user is locked for a while")
