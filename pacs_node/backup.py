@@ -37,7 +37,7 @@ FORM = 1  # of the manifest
 MANIFEST, SETTINGS, DATABASE, FILES = "manifest.json", "node.toml", "database", "files"
 PIECE = 1 << 20  # bytes
 # below data_dir; what is being worked on is made again
-KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected")
+KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected", "spool.id")
 
 
 class BackupError(NodeError):
@@ -66,6 +66,7 @@ class Manifest:
     made_at: str
     ledger_revision: str
     database: str  # sqlite or postgresql
+    store: str  # where results lie that are not in it; "": nowhere else
     images: str
     files: tuple[Entry, ...]
 
@@ -93,10 +94,16 @@ def back_up(config: Config, settings: Path, to: Path, images: Images, now: datet
             entries += _copied(data_dir, kind, to / FILES, link=link)
     kind = "sqlite" if url.startswith("sqlite") else "postgresql"
     made_at = now.isoformat(timespec="seconds")
-    manifest = Manifest(FORM, __version__, made_at, revision, kind, images.value, tuple(entries))
+    manifest = Manifest(FORM, __version__, made_at, revision, kind, store_of(config), images.value, tuple(entries))
     text = json.dumps({**asdict(manifest), "files": [asdict(entry) for entry in entries]}, indent=1)
     write_whole(to / MANIFEST, lambda file: file.write(text.encode()), mode=0o600)
     return manifest
+
+
+def store_of(config: Config) -> str:
+    """The bucket that the settings name, in words; "" where machines have data_dir in common."""
+    store = config.store
+    return "" if store.kind == "folder" else "/".join(filter(None, (f"s3://{store.bucket}", store.prefix)))
 
 
 def _must_be_room(to: Path, data_dir: Path) -> None:
@@ -109,7 +116,7 @@ def _must_be_room(to: Path, data_dir: Path) -> None:
 
 def _copied(data_dir: Path, kind: str, to: Path, *, link: bool) -> Iterator[Entry]:
     """Each file below a folder, as it is now. What is being written beside its place is none yet."""
-    for path in sorted((data_dir / kind).rglob("*")):
+    for path in sorted([data_dir / kind, *(data_dir / kind).rglob("*")]):
         name = path.relative_to(data_dir)
         if any(part.startswith(".") for part in name.parts) or not path.is_file():
             continue
@@ -209,7 +216,7 @@ def restore(config: Config, source: Path, now: datetime) -> Manifest:
 
 
 def _is_kept(entry: Entry) -> bool:
-    return any(entry.path.startswith(f"{kind}/") for kind in KEPT)
+    return any(entry.path == kind or entry.path.startswith(f"{kind}/") for kind in KEPT)
 
 
 def _place(source: Path, entry: Entry) -> Path:

@@ -320,7 +320,7 @@ def fsck(
         ledger.migrate()
         if mend:
             with hold(data_dir / "worker.lock"), hold(data_dir / "spool.lock"):
-                for done in checks.mend(data_dir, ledger):
+                for done in checks.mend(data_dir, ledger, store_of(settings)):
                     console.print(done, markup=False, highlight=False, soft_wrap=True)
         found = list(checks.faults(data_dir, ledger, store_of(settings)))
         for fault in found:
@@ -367,6 +367,8 @@ def retention(
                     if gone is not None:
                         decisions.append(gone)
                         told(gone, "deleted")
+            if node.retention.away is not None:
+                console.print(f"{node.retention.away}; it goes in a later pass", markup=False, highlight=False)
         else:
             for decision in node.retention.plan():
                 decisions.append(decision)
@@ -401,6 +403,9 @@ def backup(
     size = in_words(sum(entry.size for entry in made.files))
     told = f"{to}: {len(made.files)} files, {size}; restore with: pacs-node restore {to} --config {config}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)
+    if made.store:
+        told = f"not in it: results, and what else lies in {made.store} alone; keep a copy, or versions, of that too"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -411,6 +416,7 @@ def restore(
     """Make a node from a backup, where the settings say; data_dir and database must be empty. Then start it."""
     from config import load
     from pacs_node.backup import restore as from_backup
+    from pacs_node.backup import store_of
     from pacs_node.node import utc_now
     from pacs_node.retention import in_words
     from pacs_node.start_up import keep_private
@@ -422,6 +428,11 @@ def restore(
     size = in_words(sum(entry.size for entry in made.files))
     told = f"{settings.node.data_dir}: {len(made.files)} files, {size}, as they were on {made.made_at}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)
+    if made.store:
+        here = store_of(settings)
+        where = "where the settings look for them" if here == made.store else f"and the settings name {here or 'none'}"
+        told = f"not in it: results, which lay in {made.store}, {where}; `pacs-node fsck` says what is not there"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 user = typer.Typer(help="Who may use the web pages.", no_args_is_help=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,16 @@ def sync(path: Path) -> None:
 def sync_name(path: Path) -> None:
     """The name of a file or folder in the folder above it, as far as that one may be read. Raises OSError."""
     with suppress(PermissionError):  # who may not read it has hardly made anything in it
+        sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it, is not there any more, for good. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    if path.parent.is_dir():
         sync(path.parent)
 
 

@@ -103,7 +103,7 @@ class NodeFacts:
                 named |= new
             attention = list(named.values())[:ATTENTION]
             needs += self._clock()
-            needs += [node.retention.short] if node.retention.short is not None else []
+            needs += [why for why in (node.retention.short, node.retention.away) if why is not None]
         except LedgerUnavailable as error:
             trouble.append(str(error))
         facts = {

@@ -14,7 +14,7 @@ from pacs_node.intake import Intake
 from pacs_node.ledger import Ledger
 from pacs_node.receive.spool import Spool
 from pacs_node.records import Instance, Result
-from pacs_node.retention import finish_deletions
+from pacs_node.retention import finish_elsewhere, finish_here
 from pacs_node.store import SharedFolder, Store
 
 LOST, DAMAGED, NOT_INDEXED, LEFT_BEHIND = "lost", "damaged", "not indexed", "left behind"
@@ -33,12 +33,13 @@ def faults(data_dir: Path, ledger: Ledger, store: Store | None = None) -> Iterat
 
     Raises StoreAway.
     """
-    spool = data_dir / "spool"
+    spool, store = data_dir / "spool", store or SharedFolder()
     going = {data_dir / name for deletion in ledger.deletions() for name in deletion.files}
-    for path in sorted(each for each in going if each.exists()):
-        yield Fault(LEFT_BEHIND, _name(path, data_dir), "was deleted by retention, and goes at the next start")
+    for path in sorted(each for each in going if store.apart or each.exists()):
+        words = "was deleted by retention, and goes at the next start, from a store within the hour after it"
+        yield Fault(LEFT_BEHIND, _name(path, data_dir), words)
     yield from _of_images(spool / "instances", ledger, going)
-    yield from _of_results(data_dir, ledger.every_object(), store or SharedFolder())
+    yield from _of_results(data_dir, ledger.every_object(), store)
     for folder in (spool / "unfinished", data_dir / "work", data_dir / "priors"):
         for each in sorted(folder.iterdir()) if folder.is_dir() else ():
             yield Fault(LEFT_BEHIND, _name(each, data_dir), "belongs to nothing, unless a node is at work")
@@ -97,16 +98,21 @@ def _of_series(folder: Path, instances: Sequence[Instance], going: Collection[Pa
             yield Fault(DAMAGED, row.sop_instance_uid, words)
 
 
-def mend(data_dir: Path, ledger: Ledger) -> list[str]:
-    """Index what has no row, and clear away what was left behind. No node may be at work. What was done, in words."""
-    spool = Spool(data_dir / "spool", 0, ledger.instance)
-    finish_deletions(data_dir, ledger, spool.drop_folder)
+def mend(data_dir: Path, ledger: Ledger, store: Store | None = None) -> list[str]:
+    """Index what has no row, and clear away what was left behind. No node may be at work. What was done, in words.
+
+    Raises StoreAway.
+    """
+    spool, store = Spool(data_dir / "spool", 0, ledger.instance), store or SharedFolder()
+    finish_here(data_dir, ledger, store, spool.drop_folder)
     found = Intake(ledger, spool.indexed, lambda step: None).take_in_found(spool.scan(ledger.indexed_up_to()))
     done = [f"{found} images indexed"] if found else []
     for folder in (data_dir / "work", data_dir / "priors"):
         for each in sorted(folder.iterdir()) if folder.is_dir() else ():
             shutil.rmtree(each, ignore_errors=True)
             done.append(f"{_name(each, data_dir)} removed")
+    for _ in finish_elsewhere(data_dir, ledger, store):
+        pass
     return done
 
 

@@ -108,7 +108,7 @@ class Node:
         self.intake = Intake(self.ledger, self._indexed, at, self._kept_twice)
         receive = config.receive
         self.spool = Spool(data_dir / "spool", receive.keep_free_gb, self.intake.find, receive.largest_mb << 20)
-        self.retention = Retention(config, self.ledger, self.spool, self.let_go, self.settle, now)
+        self.retention = Retention(config, self.ledger, self.spool, self.stages.store, self.let_go, self.settle, now)
         self.listener: Listener | None = None
         self.receivers: Receivers | None = None  # instead of it, where several processes receive
         self._woken: Callable[[str], None] = self._wake_here

@@ -1,6 +1,6 @@
 """Retention: what may be deleted of what the node keeps, why the rest stays, and that nothing is half gone.
 
-    decided -> rows gone, files written down -> files gone -> struck out
+    decided -> rows gone, files written down -> files gone -> gone from the store, where machines have one -> struck out
 
 A node that dies between two of these goes on at its next start, before it looks for images without a row: what has been
 decided is not here any more from the second step on, and nothing that comes later goes with it (`Spool.let_go`).
@@ -24,13 +24,14 @@ import structlog
 from config import Config
 from config import Retention as Settings
 from pacs_node import observe
-from pacs_node.durable import sync
-from pacs_node.errors import NodeError
+from pacs_node.durable import remove
+from pacs_node.errors import NodeError, StoreAway
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop
 from pacs_node.receive.spool import Spool
 from pacs_node.records import OPEN_JOB_STATES, Deletion, Holding, Job
 from pacs_node.start_up import FILES_LOCK, exclusively
+from pacs_node.store import Store
 
 log = structlog.get_logger()
 
@@ -159,18 +160,20 @@ class Retention:
         config: Config,
         ledger: Ledger,
         spool: Spool,
+        store: Store,
         let_go: Callable[[str], AbstractContextManager[list[Path] | None]],
         settle: Callable[[], None],
         now: Callable[[], datetime],
         at: Callable[[str], None] = lambda step: None,
     ) -> None:
-        self.config, self.ledger, self.spool, self.now, self.at = config, ledger, spool, now, at
+        self.config, self.ledger, self.spool, self.store, self.now, self.at = config, ledger, spool, store, now, at
         self.let_go, self.settle = let_go, settle
         self.alone = threading.RLock()  # held from the rows to the files: by whoever deletes, or looks for lost images
         self.settings, self.data_dir = config.retention, config.node.data_dir
         self.folders = frozenset(peer.name for peer in config.peers if peer.folder is not None)
         self.loop = Loop("retention", self.tick, LOOK_EVERY_S)
         self.short: str | None = None  # why not enough could be deleted, for /health
+        self.away: str | None = None  # why what was deleted is still in the store
         self.sizes: Mapping[str, int | None] = dict.fromkeys(KEPT)  # bytes of what is kept, as last measured
         self.full_in_days: float | None = None
         self._next_pass = 0.0  # by the monotonic clock
@@ -215,6 +218,17 @@ class Retention:
         if still is not None:
             why = f": {stays[0]}" if stays else ""
             self.short = f"{still}, and retention finds nothing more to delete; {len(stays)} closed series stay{why}"
+        yield from self._elsewhere()
+
+    def _elsewhere(self) -> Iterator[None]:
+        """What does not go from the store now goes in a later pass."""
+        try:
+            yield from finish_elsewhere(self.data_dir, self.ledger, self.store)
+        except StoreAway as error:
+            self.away = f"what retention deleted is still in the store: {error}"
+            log.warning("retention.store-away", error=str(error))
+        else:
+            self.away = None
 
     def plan(self) -> Iterator[Decision]:
         """What a pass would do now, and why what stays stays. Nothing is changed."""
@@ -256,14 +270,14 @@ class Retention:
                 if images is None:
                     return False
                 self.settle()
-                files = [*(path.relative_to(self.data_dir).as_posix() for path in images), *self._results(holding)]
+                files = [*self._packs(holding, images), *self._results(holding)]
                 deletion = self.ledger.delete_series(holding, files, said, self.now())
             if deletion is None:
                 return False
             facts = {"series": holding.series_uid, "instances": holding.arrived, "bytes": decision.size}
             observe.audit("instances-deleted", {**facts, "why": decision.why})
             self.at("rows gone")
-            finish(deletion, self.data_dir, self.ledger, self._drop_folder, self.at)
+            _finish_here(deletion, self.data_dir, self.ledger, self.store, self._drop_folder, self.at)
         return True
 
     def _drop_folder(self, series_uid: str) -> None:
@@ -272,15 +286,21 @@ class Retention:
             if images is not None:
                 self.spool.drop_folder(series_uid)
 
+    def _packs(self, holding: Holding, here: Sequence[Path]) -> list[str]:
+        """Files of the images of a series: those that lie here, and in the store those that the rows name."""
+        named = self.ledger.instances(holding.series_uid) if self.store.apart else ()
+        paths = {*here, *(each.path for each in named if each.path.is_relative_to(self.data_dir))}
+        return sorted(path.relative_to(self.data_dir).as_posix() for path in paths)
+
     def _results(self, holding: Holding) -> list[str]:
-        """Folders of the results of a series, and of what of them failed the checks; those that are there."""
+        """Folders of the results of a series, and of what of them failed the checks, if there are any."""
         names = [f"{kind}/{job.id}" for job in holding.jobs if job.kind == "infer" for kind in ("results", "rejected")]
-        return [name for name in names if (self.data_dir / name).is_dir()]
+        return [name for name in names if self.store.apart or (self.data_dir / name).is_dir()]
 
     def resume(self) -> None:
-        """What has been decided goes, whoever decided it. Raises OSError."""
+        """What has been decided goes from here, whoever decided it. Raises OSError."""
         with self.alone:
-            finish_deletions(self.data_dir, self.ledger, self._drop_folder, self.at)
+            finish_here(self.data_dir, self.ledger, self.store, self._drop_folder, self.at)
 
     def _clear_away(self) -> None:
         """What belongs to no series, and what killed processes left behind."""
@@ -324,30 +344,42 @@ class Retention:
         return self._disk().above(*marks)
 
 
-def finish_deletions(
+def finish_here(
     data_dir: Path,
     ledger: Ledger,
+    store: Store,
     drop_folder: Callable[[str], None],
     at: Callable[[str], None] = lambda step: None,
 ) -> None:
-    """Whatever has been decided, and is there still, goes. drop_folder: as Spool.drop_folder. Raises OSError."""
+    """Whatever has been decided, and is here still, goes. drop_folder: as Spool.drop_folder. Raises OSError."""
     for deletion in ledger.deletions():
-        finish(deletion, data_dir, ledger, drop_folder, at)
+        _finish_here(deletion, data_dir, ledger, store, drop_folder, at)
 
 
-def finish(
+def _finish_here(
     deletion: Deletion,
     data_dir: Path,
     ledger: Ledger,
+    store: Store,
     drop_folder: Callable[[str], None],
     at: Callable[[str], None],
 ) -> None:
-    """The files go, for good; then the row that names them."""
+    """The files go, for good; then, unless they may be elsewhere too, the row that names them."""
     for name in deletion.files:
         remove(data_dir / name)
     drop_folder(deletion.series_uid)
     at("files gone")
-    ledger.deletion_done(deletion)
+    if not store.apart:
+        ledger.deletion_done(deletion)
+
+
+def finish_elsewhere(data_dir: Path, ledger: Ledger, store: Store) -> Iterator[None]:
+    """What has gone here goes from the store, too; then the row that names it. Raises StoreAway."""
+    for deletion in ledger.deletions() if store.apart else ():
+        for name in deletion.files:
+            store.delete(data_dir / name)
+        ledger.deletion_done(deletion)
+        yield
 
 
 # what /health and /metrics tell the bytes of -> where it lies
@@ -365,17 +397,6 @@ def _database_files(url: str) -> list[Path]:
         return []
     path = Path(url.removeprefix("sqlite:///"))
     return [each for each in path.parent.glob(f"{path.stem}*") if re.fullmatch(r".*\.sqlite(-wal|-shm)?", each.name)]
-
-
-def remove(path: Path) -> None:
-    """A file or a folder, if it is there; it stays gone after a power cut. Raises OSError."""
-    if not path.parent.is_dir():
-        return
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def _age_days(path: Path, now: datetime) -> float:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import structlog
 
 from pacs_node import pack
-from pacs_node.durable import sync
+from pacs_node.durable import remove
 from pacs_node.errors import CannotStart, StoreAway
 from pacs_node.records import Stored
 
@@ -45,6 +45,8 @@ class Store(Protocol):
 
     Each of them raises StoreAway, and may be called again.
     """
+
+    apart: bool  # what is shared lies elsewhere than here
 
     def share(self, path: Path, size: int) -> None:
         """The first `size` bytes of a file are at hand on every machine when this returns. Raises OSError."""
@@ -76,6 +78,8 @@ class Store(Protocol):
 class SharedFolder:
     """The data folder itself is what all machines have in common, or there is one machine alone."""
 
+    apart = False
+
     def share(self, path: Path, size: int) -> None:
         """It is there already."""
 
@@ -93,7 +97,7 @@ class SharedFolder:
         """It is there already."""
 
     def delete(self, path: Path) -> None:
-        _delete(path)
+        remove(path)
 
     def tried(self) -> None:
         """`check` tries the data folder itself."""
@@ -117,6 +121,8 @@ class Bucket:
 
 class ObjectStore:
     """A bucket with the S3 API. `root` is this machine's data folder."""
+
+    apart = True
 
     def __init__(self, bucket: Bucket, root: Path) -> None:
         """Raises CannotStart where the library is not installed."""
@@ -192,7 +198,7 @@ class ObjectStore:
         names = [key, *self._names(key)]
         with self._answering():
             self._api.delete(self._store, names)
-        _delete(path)
+        remove(path)
 
     def tried(self) -> None:
         key = self._named(f"check/{uuid.uuid4().hex}")
@@ -335,13 +341,3 @@ def clear_forgotten(scratch: Path) -> None:
         with suppress(OSError):
             if time.time() - each.stat().st_mtime > FORGOTTEN_S:
                 shutil.rmtree(each, ignore_errors=True)
-
-
-def _delete(path: Path) -> None:
-    """Raises OSError."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-    if path.parent.is_dir():
-        sync(path.parent)

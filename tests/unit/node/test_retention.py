@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from pacs_node import fsck, observe, retention
 from pacs_node.cli import app
 from pacs_node.editions import next_revision
 from pacs_node.facts import NodeFacts
+from pacs_node.ledger import Ledger
 from pacs_node.node import Node
 from pacs_node.records import (
     ArrivalProof,
@@ -67,6 +70,16 @@ send_to = {send_to}
 """
 
 
+@cache
+def empty_ledger() -> bytes:
+    """Its tables are made once, not for each test."""
+    with TemporaryDirectory() as folder:
+        ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+        ledger.migrate()
+        ledger.close()
+        return Path(folder, "node.sqlite").read_bytes()
+
+
 class Story:
     """A node that is moved by hand: its spool, ledger and flow are the real ones, the models and the PACS scripted."""
 
@@ -74,6 +87,8 @@ class Story:
         self.folder, self.time = folder, T0
         self.file = folder / "node.toml"
         self.file.write_text(TOML.format(settings=settings, send_to=send_to))
+        (folder / "data").mkdir(mode=0o700)
+        (folder / "data" / "node.sqlite").write_bytes(empty_ledger())
         self.node = self.new_node()
         self.node.ledger.migrate()
         self.images = 0
@@ -149,7 +164,7 @@ class Story:
         return list(self.node.retention.plan())
 
     def faults(self) -> list[fsck.Fault]:
-        return list(fsck.faults(self.folder / "data", self.node.ledger))
+        return list(fsck.faults(self.folder / "data", self.node.ledger, self.node.stages.store))
 
     def series(self) -> dict[str, Any]:
         facts = NodeFacts(self.node).series(self.uid)

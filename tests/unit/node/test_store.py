@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from pacs_node import fsck
 from pacs_node import store as stores
+from pacs_node.cli import app
 from pacs_node.errors import CannotStart, StoreAway
+from pacs_node.facts import NodeFacts
 from pacs_node.pack import HEAD, Pack, content, unpacked
 from pacs_node.records import Stored
 from pacs_node.store import Bucket, ObjectStore, SharedFolder, Store
 from tests.harness import ObjectServer, free_port
+from tests.unit.node.test_retention import Story
 
 NUMBER = count(1)
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -288,3 +294,90 @@ def test_without_the_library_it_is_said_how_to_get_it(tmp_path: Path, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "obstore", None)
     with pytest.raises(CannotStart, match=r"pip install 'pacs-node\[s3\]'"):
         ObjectStore(Bucket("images", None, "us-east-1", "", None, None, None), tmp_path)
+
+
+# ---- retention and backup of a node with a bucket
+
+
+@pytest.fixture
+def story(server: ObjectServer, tmp_path: Path) -> Iterator[Story]:
+    """One series whose results have arrived: its images here and in the bucket, its results in the bucket alone."""
+    at = bucket(server)
+    key = tmp_path / "store.key"
+    key.write_text(ObjectServer.SECRET)
+    key.chmod(0o600)
+    settings = f"""[store]
+kind = "s3"
+bucket = "{at.name}"
+prefix = "{at.prefix}"
+endpoint = "{at.endpoint}"
+access_key_id = "{at.access_key_id}"
+secret_access_key_file = "store.key"
+"""
+    story = Story(tmp_path, settings)
+    story.image()
+    story.image()
+    [job] = story.close()
+    with story.node.stages._results_of(job.id) as folder:
+        (folder / "1").mkdir()
+        (folder / "1" / "01-SEG.dcm").write_bytes(b"a result")
+    for send in story.infer(job):
+        story.confirm(story.send(send), arrived=True)
+    shutil.rmtree(story.node.stages.results)
+    assert [name.rpartition("/")[2] for name in shared(story)][:1] == ["01-SEG.dcm"]
+    assert len(shared(story)) == 2
+    yield story
+    story.node.stop()
+
+
+def shared(story: Story) -> list[str]:
+    """All that is in the bucket of a node."""
+    store = story.node.stages.store
+    assert isinstance(store, ObjectStore)
+    return store._names(store.bucket.prefix)
+
+
+def test_what_retention_deletes_goes_from_the_bucket_too(story: Story) -> None:
+    assert story.faults() == []
+    story.later()
+    assert len(story.run()) == 1
+    assert shared(story) == story.kept_files() == story.node.ledger.deletions() == []
+    story.image()
+    [job] = story.close()
+    assert (job.revision, len(shared(story))) == (2, 1)
+
+
+def test_while_the_bucket_is_away_it_goes_here_and_later_there(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "RETRIES", 0)
+    retention, there = story.node.retention, story.node.stages.store
+    assert isinstance(there, ObjectStore)
+    retention.store = ObjectStore(replace(there.bucket, endpoint=f"http://127.0.0.1:{free_port()}"), there.root)
+    story.later()
+    assert len(story.run()) == 1
+    assert story.kept_files() == []
+    assert story.series()["state"] == "deleted"
+    assert retention.away is not None
+    assert retention.away in NodeFacts(story.node).health()["reasons"]
+    assert "does not answer: start it" in retention.away
+    assert {fault.kind for fault in story.faults()} == {fsck.LEFT_BEHIND}
+    retention.resume()  # as at a start
+    assert len(story.node.ledger.deletions()) == 1
+    assert len(shared(story)) == 2
+    retention.store = there
+    assert story.run() == []
+    assert (shared(story), story.node.ledger.deletions(), retention.away) == ([], [], None)
+
+
+def test_a_backup_says_what_it_does_not_hold(story: Story, tmp_path: Path) -> None:
+    there = story.node.stages.store
+    assert isinstance(there, ObjectStore)
+    where = f"s3://images/{there.bucket.prefix}"
+    done = CliRunner().invoke(app, ["backup", str(tmp_path / "copy"), "--config", str(story.file)])
+    assert done.exit_code == 0, done.output
+    assert f"not in it: results, and what else lies in {where} alone" in done.stdout
+    shutil.rmtree(story.folder / "data")
+    done = CliRunner().invoke(app, ["restore", str(tmp_path / "copy"), "--config", str(story.file)])
+    assert done.exit_code == 0, done.output
+    assert f"not in it: results, which lay in {where}, where the settings look for them" in done.stdout
+    done = CliRunner().invoke(app, ["fsck", "--config", str(story.file)])
+    assert done.stdout == "0 lost or damaged, 0 other remarks\n", "the images here, the results in the bucket"
