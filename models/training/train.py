@@ -33,6 +33,7 @@ RECIPES = {
     "malignancy": "models.training.lung_nodule.malignancy.recipe",
     "lymph_node": "models.training.lymph_node.recipe",
     "breast_us": "models.training.breast_us.recipe",
+    "breast_us_hospitals": "models.training.breast_us.two_hospitals",
     "breast_us_published": "models.training.breast_us.published",
 }
 
