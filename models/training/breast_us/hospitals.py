@@ -88,7 +88,7 @@ def read_hospitals(busi: Path, bus_bra: Path) -> list[Picture]:
 
 
 def trimmed(one: Picture) -> Picture:
-    """The same without black margins. Where a mask reaches into one, the margin stays: its reader saw something there."""
+    """The same without black margins. Where a mask reaches into one it stays: a reader saw something there."""
     kept = without_margins(one.pixels)
     if one.mask.sum() != one.mask[kept].sum():
         return one
@@ -109,7 +109,7 @@ def links(pictures: Sequence[Picture]) -> tuple[set[Pair], dict[Pair, str]]:
 
 
 def contradictions(pictures: Sequence[Picture], said: Mapping[Pair, str]) -> dict[str, str]:
-    """Name -> why it is left out: of one hospital a look-alike with another class, where no biopsy tells which is right.
+    """Name -> why it is left out: a look-alike of another class in the same hospital, and no biopsy says who is right.
 
     BUS-BRA's classes are biopsies of known cases: look-alikes of two cases there are two cases."""
     reasons: dict[str, str] = {}

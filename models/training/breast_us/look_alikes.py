@@ -1,8 +1,8 @@
 """Which pictures show the same place of the same breast: by perceptual hash, and by correlation after alignment.
 
-A set without patient ids can only be split by what can be seen. Two pictures are look-alikes when the hash of one, or of
-a part of it, mirrored or not, nearly agrees with that of the other, or when their fine structure correlates more than
-that of any two pictures of two hospitals does: those are surely of two patients.
+A set without patient ids can only be split by what can be seen. Two pictures are look-alikes when the hash of one, or
+of a part of it, mirrored or not, nearly agrees with that of the other, or when their fine structure correlates more
+than that of nearly all pairs from two hospitals, which are surely of two patients.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 
 FOLDER holds busi.zip and bus_bra.zip. The class "normal" is known from Cairo only; were it learnt as it comes, "another
 hospital" would mean "a lesion". So of both hospitals a share of the pictures with a lesion is cut to the tissue beside
-it and called normal, and others are cut as narrow with their lesion (acquisition.py). Those cuts are not normal breasts:
-what is said of normal images can be tested in Cairo alone.
+it and called normal, and others are cut as narrow with their lesion (acquisition.py). Those cuts are not normal
+breasts: what is said of normal images can be tested in Cairo alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.breast_us.letterbox import PREPROCESSING, normalise
-from models.nets.breast_triple import CLASSES, ClassificationNet, TripleConfig
+from models.nets.breast_triple import CLASSES, ClassificationNet, LiteSegmentationNet, TripleConfig
 from models.training.breast_us.acquisition import vary
 from models.training.breast_us.data import read_split, split_sha256
 from models.training.breast_us.hospitals import HOSPITALS, Picture, divided, read_hospitals
@@ -43,6 +43,7 @@ NORMALS_SEEN = 0.15  # of what is shown of BUS-BRA: tissue beside lesions
 class Config(JointConfig):
     hospitals: Trained = "both"  # to train on and to choose the epoch by; the other one is then never seen
     per_epoch: int = 640  # images shown, of each hospital as many; an epoch is what a kill costs at most
+    frozen: int = 0  # of the encoder's first stages with the stem: half of the time goes there
     epochs: int = 28
     lr: float = 1e-3
     warm_up_epochs: float = 1.0
@@ -84,9 +85,15 @@ class HospitalsRecipe(BreastRecipe):
     def model(self) -> nn.Module:
         """The whole network from `start`; without it the encoder from ImageNet, the rest fresh."""
         if self.start is None:
-            return super().model()
-        net = ClassificationNet(TripleConfig.of(asdict(self.config)))
-        return self.start.start(net).requires_grad_(True)
+            net = super().model()
+        else:
+            net = self.start.start(ClassificationNet(TripleConfig.of(asdict(self.config)))).requires_grad_(True)
+        if self.config.frozen:  # batch norm still follows what it is shown: the statistics of other scanners are others
+            assert isinstance(net, ClassificationNet) and isinstance(net.body, LiteSegmentationNet)
+            encoder = net.body.encoder
+            for part in (encoder.stem, *list(encoder.stages)[: self.config.frozen]):
+                part.requires_grad_(False)
+        return net
 
     def steps(self, epoch: int) -> int:
         return self.config.per_epoch // self.config.batch
