@@ -22,7 +22,9 @@ from models.breast_us.birads import apply_temperature, suggestion, temperature_o
 from models.breast_us.card import CARD, NAME, VERSION
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.letterbox import PREPROCESSING, normalise, prepare
+from models.breast_us.margins import without_margins
 from models.breast_us.options import Options
+from models.breast_us.suitability import FOREIGN, Suitability, curved_probe, fan_shaped, read_suitability
 from models.breast_us.tissue import MOST_COLOUR, tissue
 from models.breast_us.triple import read_triple
 from models.measure import measure_lesion
@@ -51,6 +53,7 @@ BLANK = (
     f"the picture has hardly any contrast (fewer than {LEAST_CONTRAST} of 256 grey values): nothing can be seen on it;"
     " look at it in a viewer and check Bits Stored"
 )
+FAN = "the picture is a fan, as curved and phased probes draw it; the network has seen linear probes only"
 SHARE_TO_TELL, SHARE_TO_DROP = 0.1, 0.5  # of a lesion under burned-in colour: say so, or do not believe it
 PLAUSIBLE_MM = (10.0, 150.0)  # height of a picture of a breast; outside, the calibration is doubted
 UNCALIBRATED_WIDTH_MM = 50.0  # of a breast probe; only tells near from far where nothing calibrates the picture
@@ -88,6 +91,9 @@ class View:
     looked_at: int = 0
     too_colourful: int = 0  # frames on which colour hides the tissue
     blank: int = 0  # frames of (nearly) one grey value
+    foreign: int = 0  # frames that look like no breast
+    fans: int = 0  # frames looked at although the picture is a fan
+    distances: list[float] = field(default_factory=list)  # from the training images, of the frames looked at
     under_colour: int = 0  # frames on which a lesion was outlined where colour had been painted over
     sightings: list[Sighting] = field(default_factory=list)
     classes: list[np.ndarray] = field(default_factory=list)  # of every frame looked at
@@ -151,6 +157,10 @@ class BreastUltrasound:
         abouts = [triple.about for triple in triples]
         digests = {name: digest for triple in triples for name, digest in triple.sha256.items()}
         self.temperature = temperature_of(abouts)  # None: not calibrated
+        self.suitability: Suitability | None = None  # none was fitted to these weights
+        if named := abouts[0].get("suitability"):
+            path, first = Path(served[0]), triples[0]
+            self.suitability = read_suitability(path, first.net.b, named, first.sha256[path.stem], self.runtime)
         self.asked_for_category = chosen.suggest_birads
         self.suggests = self.temperature is not None and chosen.suggest_birads
         # Training weighed the classes as if they were equally frequent; this goes part of the way back to BUSI's mix.
@@ -235,6 +245,8 @@ class BreastUltrasound:
                     view.too_colourful += 1
                 elif np.ptp(grey[window(grey.shape, view.region.box)]) < LEAST_CONTRAST:
                     view.blank += 1
+                elif self.is_foreign(view, grey[window(grey.shape, view.region.box)], clip.header):
+                    view.foreign += 1
                 else:
                     look = self.look(grey, view.region.box)
                     view.see(look, before + len(images), coloured, self.said(look.classes))
@@ -242,9 +254,25 @@ class BreastUltrasound:
             if used:
                 images.append(clip.images[index])
         if not images:
-            reasons = {HIDDEN: any(view.too_colourful for view in views), BLANK: any(view.blank for view in views)}
+            reasons = {
+                HIDDEN: any(view.too_colourful for view in views),
+                BLANK: any(view.blank for view in views),
+                FOREIGN: any(view.foreign for view in views),
+            }
             raise UnfitInput("; ".join(reason for reason, holds in reasons.items() if holds))
         return images, views
+
+    def is_foreign(self, view: View, grey: np.ndarray, header: Dataset) -> bool:
+        """Whether a frame of the region, (rows, columns) uint8, looks like no breast; what else is strange is noted."""
+        curved = bool(curved_probe(header))
+        if self.suitability is None:
+            view.fans += curved or fan_shaped(grey)
+            return False
+        verdict = self.suitability.judge(grey, curved)
+        if not verdict.foreign:
+            view.fans += verdict.fan
+            view.distances.append(verdict.distance)
+        return verdict.foreign
 
     def finding(self, track: Track, clip: Clip, view: View, *, number: int, alone: bool) -> Finding:
         """A lesion, measured on its key frame. `alone`: the series shows nothing else and carries the probabilities."""
@@ -278,14 +306,15 @@ class BreastUltrasound:
 
         region: (x0, y0, x1, y1), inclusive, that shows tissue; nothing is looked for outside it.
         """
-        rows, columns = window(grey.shape, region)
+        rows, columns = shown(grey, region)
         answers = [self.answer(grey[rows, columns], size) for size in self.sizes]
         probability = np.zeros(grey.shape, np.float32)
         probability[rows, columns] = np.mean([mask for mask, _ in answers], axis=0)
         shares = np.mean([classes for _, classes in answers], axis=0) * self.prior
         shares /= shares.sum()
         lesion = strongest_piece(probability, INSIDE)
-        if self.said(shares)[CLASSES.index("normal")] > NORMAL_ABOVE or lesion.sum() < SMALLEST_SHARE * lesion.size:
+        least = SMALLEST_SHARE * grey[rows, columns].size
+        if self.said(shares)[CLASSES.index("normal")] > NORMAL_ABOVE or lesion.sum() < least:
             lesion = np.zeros_like(lesion)
         return Prediction(probability, shares, lesion)
 
@@ -371,6 +400,18 @@ def window(shape: tuple[int, ...], region: tuple[int, int, int, int] | None) -> 
     return rows, columns
 
 
+def shown(grey: np.ndarray, region: tuple[int, int, int, int] | None) -> tuple[slice, slice]:
+    """The window without the black margins round its tissue, unless too little would be left to look at."""
+    rows, columns = window(grey.shape, region)
+    down, across = without_margins(grey[rows, columns])
+    inner = (
+        slice(rows.start + down.start, rows.start + down.stop),
+        slice(columns.start + across.start, columns.start + across.stop),
+    )
+    short, long = sorted(part.stop - part.start for part in inner)
+    return inner if short >= SMALLEST_SIDE_PX and long <= MOST_ELONGATED * short else (rows, columns)
+
+
 def strongest_piece(probability: np.ndarray, above: float) -> np.ndarray:
     """(rows, columns) -> bool: of the 4-connected pieces above the threshold the one with the largest sum of
     probability, large and certain; holes filled, so that a contour can go round it. Empty when nothing is above."""
@@ -419,18 +460,14 @@ def doubts(clip: Clip, views: Sequence[View]) -> list[str]:
             said.append(f"{name_of(clip)}: a region of tissue is too small to be looked at")
     for view in views:
         said += doubts_of_calibration(clip, view.region)
-        if not view.looked_at:
-            said.append(f"{name_of(clip)}: a region was not looked at: {HIDDEN if view.too_colourful else BLANK}")
-        elif view.too_colourful:
-            said.append(
-                f"{name_of(clip)}: {view.too_colourful} of {view.too_colourful + view.looked_at} frames"
-                f" were not looked at: {HIDDEN}"
-            )
-        if view.looked_at and view.blank:
-            said.append(
-                f"{name_of(clip)}: {view.blank} of {view.blank + view.looked_at + view.too_colourful} frames"
-                f" were not looked at: {BLANK}"
-            )
+        passed_over = {HIDDEN: view.too_colourful, BLANK: view.blank, FOREIGN: view.foreign}
+        for why, count in passed_over.items():
+            if count and not view.looked_at:
+                said.append(f"{name_of(clip)}: a region was not looked at: {why}")
+            elif count:
+                frames = view.looked_at + sum(passed_over.values())
+                said.append(f"{name_of(clip)}: {count} of {frames} frames were not looked at: {why}")
+        said += strangeness(clip, view)
         if view.under_colour:
             said.append(f"{name_of(clip)}: a mark that lies mostly under burned-in colour was not reported")
     if len(clip.images) > MOST_FRAMES:
@@ -438,6 +475,17 @@ def doubts(clip: Clip, views: Sequence[View]) -> list[str]:
     part = attributes.text(clip.header, "BodyPartExamined")
     if part not in ("", "BREAST"):
         said.append(f"BodyPartExamined is {part}: the network has seen breasts only")
+    return said
+
+
+def strangeness(clip: Clip, view: View) -> list[str]:
+    """In what the frames of a region that were looked at are not like what the network has learnt from, in words."""
+    said = [f"{name_of(clip)}: {FAN}"] if view.fans else []
+    if view.distances and (far := float(np.median(view.distances))) > 1:
+        said.append(
+            f"{name_of(clip)} looks unlike the breast images that the network has learnt from ({far:.1f} times as"
+            " far off as all but 1 % of such): another machine, setting or part of the body; do not rely on what is said of it"
+        )
     return said
 
 

@@ -2,6 +2,7 @@
 
 "segmentation": "breast_segmentation_plain_w64"    the mask is that network's, not that of B's own decoder
 "fusion": "breast_fusion_small"                    the classes are C's
+"suitability": "breast_triple_lite0_w16_suitability"    what pictures look like that B can be asked about
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ class HospitalsRecipe(BreastRecipe):
         else:
             net = self.start.start(ClassificationNet(TripleConfig.of(asdict(self.config)))).requires_grad_(True)
         if self.config.frozen:  # batch norm still follows what it is shown: the statistics of other scanners are others
-            assert isinstance(net, ClassificationNet) and isinstance(net.body, LiteSegmentationNet)
+            assert isinstance(net, ClassificationNet)
+            assert isinstance(net.body, LiteSegmentationNet)
             encoder = net.body.encoder
             for part in (encoder.stem, *list(encoder.stages)[: self.config.frozen]):
                 part.requires_grad_(False)
