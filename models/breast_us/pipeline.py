@@ -483,8 +483,9 @@ def strangeness(clip: Clip, view: View) -> list[str]:
     said = [f"{name_of(clip)}: {FAN}"] if view.fans else []
     if view.distances and (far := float(np.median(view.distances))) > 1:
         said.append(
-            f"{name_of(clip)} looks unlike the breast images that the network has learnt from ({far:.1f} times as"
-            " far off as all but 1 % of such): another machine, setting or part of the body; do not rely on what is said of it"
+            f"{name_of(clip)} looks unlike the breast images that the network has learnt from"
+            f" ({far:.1f} times as far off as all but 1 % of such): another machine, setting or part of the body;"
+            " do not rely on what is said of it"
         )
     return said
 
