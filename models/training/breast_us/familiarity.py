@@ -16,12 +16,11 @@ import json
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import torch
 from PIL import Image
 from safetensors.torch import save
@@ -32,7 +31,7 @@ from models.breast_us.pipeline import WEIGHTS, usable_regions
 from models.breast_us.suitability import KINDS, Familiar, Suitability, Texture, curved_probe, features
 from models.breast_us.tissue import tissue
 from models.nets.breast_triple import ClassificationNet, TripleConfig
-from models.phantoms.breast import breast_ultrasound
+from models.phantoms.breast import Ellipse, breast_picture
 from models.read import read_ultrasound
 from models.runtime import Runtime
 from models.training.breast_us.hospitals import HOSPITALS, Picture, divided, read_hospitals
@@ -41,7 +40,7 @@ from models.training.export import git_sha, note
 from models.training.files import replacing, write_text
 from models.weights import load, packed
 
-COMPONENTS, PHANTOM_COMPONENTS = 64, 16  # there are 1493 training images and 96 phantoms
+COMPONENTS, PHANTOM_COMPONENTS = 64, 16  # there are 1493 training images and 120 phantoms
 REFUSED = 0.01  # of validation images, at most
 BATCH = 16
 
@@ -78,7 +77,7 @@ def fit(texture: Look, parts: Mapping[str, Sequence[Picture]]) -> tuple[list[Fam
         alone = fitted(seen["train"][of["train"] == hospital], seen["val"][of["val"] == hospital])
         strange = alone.distance(seen["train"][of["train"] != hospital])
         across.append(threshold(strange) * float(alone.limit / breasts.limit))
-    synthetic = features_of(texture, phantoms(range(20, 36))), features_of(texture, phantoms(range(40, 48)))
+    synthetic = features_of(texture, phantoms(1, 120)), features_of(texture, phantoms(2, 60))
     return [breasts, fitted(*synthetic, PHANTOM_COMPONENTS)], max(across)
 
 
@@ -119,14 +118,17 @@ def noises(count: int = 32) -> list[np.ndarray]:
     return found
 
 
-def phantoms(seeds: Iterable[int]) -> list[np.ndarray]:
-    """Six of each seed, of several sizes."""
-    found = []
-    for seed in seeds:
-        shape = ((480, 480), (470, 560), (300, 400), (600, 480))[seed % 4]
-        with tempfile.TemporaryDirectory() as folder:
-            files = breast_ultrasound(Path(folder), seed=seed, images=6, shape=shape).files
-            found += [pydicom.dcmread(file).pixel_array for file in files]
+def phantoms(seed: int, count: int) -> list[np.ndarray]:
+    """Synthetic breasts of many sizes and spacings, three in four with a lesion."""
+    rng, found = np.random.default_rng(seed), []
+    for number in range(count):
+        high = int(rng.integers(100, 560))
+        shape, spacing_mm = (high, int(high * rng.uniform(1.1, 1.5))), rng.uniform(28, 50) / high
+        wide_mm, half_mm = shape[1] * spacing_mm, rng.uniform(4, 8)
+        place = Ellipse(wide_mm * rng.uniform(0.3, 0.7), rng.uniform(13, 20), (half_mm, 0.7 * half_mm), 0.0)
+        behind_db = float(rng.choice([6.0, -8.0]))
+        lesion = place if number % 4 else None
+        found.append(breast_picture(rng, shape, (spacing_mm, spacing_mm), lesion, behind_db))
     return found
 
 
@@ -198,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(row(judge, "other ultrasound (heart, abdomen, muscle, ...)", other_ultrasound(given.others)))
     if given.slices:
         rows.append(row(judge, "CT of the lung", plain(ct_slices(given.slices))))
-    rows += [row(judge, "noise", plain(noises())), row(judge, "phantoms of breasts", plain(phantoms(range(3, 7))))]
+    rows += [row(judge, "noise", plain(noises())), row(judge, "phantoms of breasts", plain(phantoms(3, 24)))]
     print(json.dumps(rows, indent=1))
     if given.out:
         document = {

@@ -10,7 +10,7 @@ from pydicom import Dataset, dcmread
 
 from models.breast_us.pipeline import BreastUltrasound, Prediction
 from models.lung_nodule.pipeline import LungNodule
-from models.phantoms.breast import breast_ultrasound, ultrasound_dicom
+from models.phantoms.breast import breast_picture, breast_ultrasound, ultrasound_dicom
 from models.pipeline import UnfitInput
 from models.read import read_ultrasound
 from tests.unit.models.test_bad_input import ct, saved
@@ -81,6 +81,12 @@ def us(pixels: np.ndarray, **values: object) -> Dataset:
     return image
 
 
+@pytest.fixture(scope="module")
+def breast() -> np.ndarray:
+    """(300, 400) uint8"""
+    return breast_picture(np.random.default_rng(0), (300, 400), (0.12, 0.12), None, 6.0)
+
+
 SPECKLE = np.random.default_rng(0).integers(0, 256, (3000, 3000), np.uint8)
 
 
@@ -114,20 +120,20 @@ def test_float_pixels_are_no_ultrasound(unseen, tmp_path):
         unseen.run(saved(tmp_path, [image]), silent)
 
 
-def test_a_blank_image_beside_a_good_one_is_named_and_the_good_one_answered(breast_us, tmp_path, monkeypatch):
+def test_a_blank_image_beside_a_good_one_is_named_and_the_good_one_answered(breast_us, breast, tmp_path, monkeypatch):
     nothing = Prediction(np.zeros((300, 400), np.float32), np.array([0.9, 0.05, 0.05]), np.zeros((300, 400), bool))
     monkeypatch.setattr(breast_us, "look", lambda grey, region=None: nothing)
-    blank, good = us(np.zeros((300, 400), np.uint8), InstanceNumber=1), us(SPECKLE[:300, :400], InstanceNumber=2)
+    blank, good = us(np.zeros((300, 400), np.uint8), InstanceNumber=1), us(breast, InstanceNumber=2)
     good.SOPInstanceUID = good.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
     found = breast_us.run(saved(tmp_path, [blank, good]), silent)
     assert [image.sop_instance_uid for image in found.images] == ["1.2.3.4"]
     assert any(text.startswith("not looked at: image number 1: ") and "contrast" in text for text in found.warnings)
 
 
-def test_of_a_cine_blank_frames_are_counted_and_not_looked_at(breast_us, tmp_path, monkeypatch):
-    nothing = Prediction(np.zeros((100, 120), np.float32), np.array([0.9, 0.05, 0.05]), np.zeros((100, 120), bool))
+def test_of_a_cine_blank_frames_are_counted_and_not_looked_at(breast_us, breast, tmp_path, monkeypatch):
+    nothing = Prediction(np.zeros(breast.shape, np.float32), np.array([0.9, 0.05, 0.05]), np.zeros(breast.shape, bool))
     monkeypatch.setattr(breast_us, "look", lambda grey, region=None: nothing)
-    frames = np.stack([np.zeros((100, 120), np.uint8), SPECKLE[:100, :120], SPECKLE[:100, :120] // 2])
+    frames = np.stack([np.zeros_like(breast), breast, breast[:, ::-1]])
     cine = us(frames[0], NumberOfFrames=3, PixelData=frames.tobytes())
     found = breast_us.run(saved(tmp_path, [cine]), silent)
     assert [image.frame for image in found.images] == [2, 3]
@@ -165,8 +171,8 @@ def test_the_same_scene_in_other_pixels_is_the_same_finding(breast_us, tmp_path)
     assert (one.offset_zyx, one.certainty, one.measurements) == (other.offset_zyx, other.certainty, other.measurements)
 
 
-def test_a_picture_far_larger_than_the_network_is_answered_in_bounded_memory(breast_us, tmp_path):
-    large = np.kron(SPECKLE[:256, :256], np.ones((16, 16), np.uint8))
+def test_a_picture_far_larger_than_the_network_is_answered_in_bounded_memory(breast_us, breast, tmp_path):
+    large = np.kron(breast, np.ones((12, 12), np.uint8))
     paths = saved(tmp_path, [us(large)])
     tracemalloc.start()
     found = breast_us.run(paths, silent)
