@@ -353,8 +353,8 @@ def test_spread_is_even_and_never_repeats() -> None:
 def test_a_real_cine_goes_through_as_a_whole(
     pipeline: BreastUltrasound, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """34 frames, JPEG, a tissue region of anisotropic pixels and an ECG. Of a heart: refused unless the network is asked
-    all the same, and then what is found is not judged."""
+    """34 frames, JPEG, a tissue region of anisotropic pixels and an ECG. Of a heart: refused; asked
+    all the same, the network answers, and what it finds is not judged."""
     with zipfile.ZipFile(shared_data / "us_dicom.zip") as archive:
         path = Path(archive.extract("orthanc_Issue16_34frames.dcm", tmp_path))
     with pytest.raises(UnfitInput, match="does not look like an ultrasound image of a breast"):

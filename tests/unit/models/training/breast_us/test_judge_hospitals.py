@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from models.training.breast_us import judge_hospitals
 from models.training.breast_us.hospitals import Picture
 from models.training.breast_us.judge_hospitals import SHOWN, Told, ask, figures, operating_point, page, tables
 from models.training.breast_us.judged import Judged
+from models.training.evaluation.metrics import bootstrap
 
 
 def row(name: str, label: int, shares: tuple[float, float, float], dice: float = 0.8, empty: bool = False) -> Judged:
@@ -102,8 +104,9 @@ def test_a_killed_run_asks_only_for_the_rest(tmp_path: Path) -> None:
     assert [json.loads(line)["name"] for line in file.read_text().splitlines()] == [one.name for one in pictures()]
 
 
-def test_tables_choose_on_val_and_show_each_hospital(tmp_path: Path) -> None:
+def test_tables_choose_on_val_and_show_each_hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers of test are such that a choice by them would be another one."""
+    monkeypatch.setattr(judge_hospitals, "bootstrap", partial(bootstrap, rounds=20))
     names = [f"{h}/{c}/{i}" for h in ("busi", "bus_bra") for c in ("benign", "malignant") for i in range(6)]
     known = [Picture(n, CLASSES.index(n.split("/")[1]), np.zeros((8, 8), np.uint8), np.eye(8) > 0) for n in names]
     for part, cancer in (("val", 0.7), ("test", 0.2)):
