@@ -178,7 +178,11 @@ def known_hashes() -> dict[str, np.ndarray]:
 
 
 def parts(
-    images: Sequence[Labelled], strategy: Strategy = "stored", *, anew: bool = True
+    images: Sequence[Labelled],
+    strategy: Strategy = "stored",
+    *,
+    anew: bool = True,
+    stored: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[dict[str, list[Labelled]], str]:
     """Images of train, val, test, unseen and left_out, and the SHA-256 of the split that says so.
 
@@ -186,11 +190,13 @@ def parts(
     looks like one of them goes where that one is, or is left out when its label or several relatives contradict. The
     rest is "unseen", and part of "test" too: it is never trained on. When strategy is "fresh", or no image is known
     and `anew`, all are split with make_split; weights trained on another split must not be evaluated on that one.
+    stored: another split of the same images, in the place of the shipped one.
     """
     if strategy not in get_args(Strategy):
         raise ValueError(f"no strategy {strategy!r} for the split; known: {', '.join(get_args(Strategy))}")
     images = sorted(images, key=lambda image: image.name)
-    split, hashes = read_split(), known_hashes()
+    split: Mapping[str, Sequence[str]] = read_split() if stored is None else stored
+    hashes = known_hashes()
     home = {name: part for part, names in split.items() for name in names}
     own = np.stack([perceptual_hash(image.pixels) for image in images])
     known = np.array(

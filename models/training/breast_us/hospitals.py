@@ -189,6 +189,13 @@ def read_hospitals_split() -> dict[str, Any]:
     return stored
 
 
+def split_of_busi() -> tuple[dict[str, list[str]], str]:
+    """BUSI's own names in each part, as data.parts takes them, and the digest of the split of both."""
+    stored, own = read_hospitals_split(), "busi/"
+    names = {part: [n.removeprefix(own) for n in names if n.startswith(own)] for part, names in stored["split"].items()}
+    return names, stored["sha256"]
+
+
 def divided(pictures: Sequence[Picture], hospitals: Sequence[str] = HOSPITALS) -> tuple[dict[str, list[Picture]], str]:
     """The pictures of each part, of these hospitals, and the digest of the split. Raises ValueError for a picture that
     the split does not know."""

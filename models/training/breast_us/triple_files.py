@@ -9,6 +9,7 @@ from typing import cast
 
 from models.breast_us.letterbox import PREPROCESSING
 from models.training.breast_us.data import Labelled, Strategy, parts
+from models.training.breast_us.hospitals import split_of_busi
 from models.training.export import note
 from models.training.files import replacing
 from models.weights import WeightsError, load
@@ -23,6 +24,9 @@ def parts_for(
     weights learnt on another split, and may know the images of any part of this one.
     """
     chosen = strategy_of(weights) if strategy is None else cast(Strategy, strategy)
+    of_busi, of_both = split_of_busi()
+    if all(load(path).about.get("split_sha256") == of_both for path in weights):  # trained on two hospitals
+        return parts(images, "stored", anew=False, stored=of_busi)[0]
     stored, stored_sha256 = parts(images, chosen, anew=False)
     if all(load(path).about.get("split_sha256") == stored_sha256 for path in weights):
         return stored

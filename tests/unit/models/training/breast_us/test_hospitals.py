@@ -16,8 +16,10 @@ import torch
 
 from models.nets.breast_triple import CLASSES
 from models.training.breast_us import hospitals, two_hospitals
-from models.training.breast_us.data import SHARES, read_split
+from models.training.breast_us.calibrate import unlearnt
+from models.training.breast_us.data import SHARES, read_busi, read_split
 from models.training.breast_us.hospitals import Picture, make_split, read_hospitals_split
+from models.training.breast_us.triple_files import parts_for
 from models.training.breast_us.two_hospitals import Config, HospitalsRecipe, begun
 from models.weights import WeightsError, packed
 
@@ -182,3 +184,24 @@ def test_weights_that_know_what_is_tested_on_do_not_start(document: dict) -> Non
 def test_a_hospital_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="hospitals is 'rio'"):
         replace(Config(), hospitals="rio")  # type: ignore[arg-type]
+
+
+def test_weights_of_both_hospitals_are_judged_on_what_neither_they_nor_their_start_learnt(
+    shared_data: Path,
+    tmp_path: Path,
+    document: dict,  # type: ignore[type-arg]
+) -> None:
+    """BUSI's images go where the split of both hospitals has them, and none that was learnt from calibrates."""
+    busi = read_busi(shared_data / "busi.zip")
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(packed("breast_us", "breast_triple_lite0_w16").read_bytes())
+    about = json.loads(packed("breast_us", "breast_triple_lite0_w16").with_suffix(".json").read_text())
+    weights.with_suffix(".json").write_text(json.dumps({**about, "split_sha256": document["sha256"]}))
+    found = parts_for([weights], busi)
+    for part in ("train", "val", "test"):
+        assert {f"busi/{one.name}" for one in found[part]} == {
+            name for name in document["split"][part] if name.startswith("busi/")
+        }
+    with pytest.raises(WeightsError, match="learnt from"):
+        unlearnt([weights], busi, "all")
+    assert unlearnt([weights], busi, "val") == found["val"]
