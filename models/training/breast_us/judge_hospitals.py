@@ -149,7 +149,12 @@ def operating_point(told: Told) -> float:
     return float(cancers[int((1 - WANTED) * len(cancers))])
 
 
-def figures(told: Told, point: float | None = None, temperature: float | None = None) -> dict[str, Interval]:
+def figures(
+    told: Told,
+    point: float | None = None,
+    temperature: float | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> dict[str, Interval]:
     """Of one hospital; those of the operating point and the temperature where these are given."""
     labels, shares, suspicion = told.labels, told.shares, told.suspicion
     called, lesion = shares.argmax(axis=1), labels != NORMAL
@@ -157,7 +162,7 @@ def figures(told: Told, point: float | None = None, temperature: float | None = 
 
     def over(name: str, chosen: np.ndarray, figure: Callable[[np.ndarray], float]) -> None:
         rows = np.flatnonzero(chosen)
-        if len(rows):
+        if len(rows) and wanted(name):
             made[name] = bootstrap(lambda drawn: figure(rows[drawn]), [told.families[row] for row in rows])
 
     mean = lambda values: lambda rows: float(np.asarray(values, float)[rows].mean())  # noqa: E731
@@ -245,7 +250,8 @@ BRIEF = (
 
 
 def brief(told: Told, point: float | None) -> dict[str, Interval]:
-    return {name: value for name, value in figures(told, point).items() if name in BRIEF and value.value == value.value}
+    made = figures(told, point, wanted=BRIEF.__contains__)
+    return {name: one for name, one in made.items() if one.value == one.value}  # no AUC without both classes
 
 
 def page(made: Mapping[str, Any], title: str) -> str:
