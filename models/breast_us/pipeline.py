@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_
 from models.breast_us.letterbox import PREPROCESSING, normalise, prepare
 from models.breast_us.margins import without_margins
 from models.breast_us.options import Options
-from models.breast_us.suitability import FOREIGN, Suitability, curved_probe, fan_shaped, read_suitability
+from models.breast_us.suitability import FOREIGN, Suitability, Verdict, curved_probe, fan_shaped, read_suitability
 from models.breast_us.tissue import MOST_COLOUR, tissue
 from models.breast_us.triple import read_triple
 from models.measure import measure_lesion
@@ -47,12 +48,14 @@ SMALLEST_SIDE_PX = 64
 MOST_ELONGATED = 8.0  # longer to shorter side; in the network's square little is left of a narrower strip
 LEAST_CONTRAST = 16  # grey values between the darkest and the brightest pixel; with less there is no picture
 MOST_FRAMES = 48  # of a cine, spread evenly over it
+FRAMES_JUDGED = 5  # of those: do they show a breast at all?
 
 HIDDEN = "colour (Doppler or elastography) hides the tissue, a grey picture is needed"
 BLANK = (
     f"the picture has hardly any contrast (fewer than {LEAST_CONTRAST} of 256 grey values): nothing can be seen on it;"
     " look at it in a viewer and check Bits Stored"
 )
+REASONS = (HIDDEN, BLANK, FOREIGN)  # not to look at a frame
 FAN = "the picture is a fan, as curved and phased probes draw it; the network has seen linear probes only"
 SHARE_TO_TELL, SHARE_TO_DROP = 0.1, 0.5  # of a lesion under burned-in colour: say so, or do not believe it
 PLAUSIBLE_MM = (10.0, 150.0)  # height of a picture of a breast; outside, the calibration is doubted
@@ -89,11 +92,8 @@ class View:
 
     region: Region
     looked_at: int = 0
-    too_colourful: int = 0  # frames on which colour hides the tissue
-    blank: int = 0  # frames of (nearly) one grey value
-    foreign: int = 0  # frames that look like no breast
-    fans: int = 0  # frames looked at although the picture is a fan
-    distances: list[float] = field(default_factory=list)  # from the training images, of the frames looked at
+    passed_over: Counter[str] = field(default_factory=Counter)  # why frames were not looked at -> how many
+    verdicts: list[Verdict] = field(default_factory=list)  # on a few of the frames
     under_colour: int = 0  # frames on which a lesion was outlined where colour had been painted over
     sightings: list[Sighting] = field(default_factory=list)
     classes: list[np.ndarray] = field(default_factory=list)  # of every frame looked at
@@ -114,6 +114,11 @@ class View:
                 self.under_colour += 1
                 return
             self.sightings.append(Sighting.of(image, lesion, look.certainty, self.classes[-1], hidden, cut))
+
+    @property
+    def is_foreign(self) -> bool:
+        """Most of the frames that were judged look like no breast."""
+        return 2 * sum(one.foreign for one in self.verdicts) > len(self.verdicts)
 
     @property
     def scale_mm(self) -> Spacing:
@@ -237,16 +242,14 @@ class BreastUltrasound:
         views = [View(region) for region in usable_regions(clip)]
         images: list[ImageRef] = []
         chosen = spread_evenly(len(clip.images), MOST_FRAMES)
+        self.judge(clip, views, chosen)
         for index, frame in zip(chosen, clip.frames(chosen), strict=True):
             used = False
             for view in views:
                 grey, coloured = tissue(frame, view.region.box)
-                if coloured.sum() > MOST_COLOUR * view.region.pixels:
-                    view.too_colourful += 1
-                elif np.ptp(grey[window(grey.shape, view.region.box)]) < LEAST_CONTRAST:
-                    view.blank += 1
-                elif self.is_foreign(view, grey[window(grey.shape, view.region.box)], clip.header):
-                    view.foreign += 1
+                why = why_nothing(view.region, grey, coloured) or (FOREIGN if view.is_foreign else None)
+                if why is not None:
+                    view.passed_over[why] += 1
                 else:
                     look = self.look(grey, view.region.box)
                     view.see(look, before + len(images), coloured, self.said(look.classes))
@@ -254,25 +257,23 @@ class BreastUltrasound:
             if used:
                 images.append(clip.images[index])
         if not images:
-            reasons = {
-                HIDDEN: any(view.too_colourful for view in views),
-                BLANK: any(view.blank for view in views),
-                FOREIGN: any(view.foreign for view in views),
-            }
-            raise UnfitInput("; ".join(reason for reason, holds in reasons.items() if holds))
+            raise UnfitInput("; ".join(why for why in REASONS if any(view.passed_over[why] for view in views)))
         return images, views
 
-    def is_foreign(self, view: View, grey: np.ndarray, header: Dataset) -> bool:
-        """Whether a frame of the region, (rows, columns) uint8, looks like no breast; what else is strange is noted."""
-        curved = bool(curved_probe(header))
-        if self.suitability is None:
-            view.fans += curved or fan_shaped(grey)
-            return False
-        verdict = self.suitability.judge(grey, curved)
-        if not verdict.foreign:
-            view.fans += verdict.fan
-            view.distances.append(verdict.distance)
-        return verdict.foreign
+    def judge(self, clip: Clip, views: Sequence[View], chosen: Sequence[int]) -> None:
+        """Note for each region, by a few frames, whether it shows a breast: Doppler and blank ones cannot say."""
+        curved = bool(curved_probe(clip.header))
+        few = [chosen[place] for place in spread_evenly(len(chosen), FRAMES_JUDGED)]
+        for frame in clip.frames(few):
+            for view in views:
+                grey, coloured = tissue(frame, view.region.box)
+                if why_nothing(view.region, grey, coloured) is not None:
+                    continue
+                shape = grey[window(grey.shape, view.region.box)]
+                if self.suitability is None:
+                    view.verdicts.append(Verdict(0.0, curved or fan_shaped(shape), foreign=False))
+                else:
+                    view.verdicts.append(self.suitability.judge(shape, curved))
 
     def finding(self, track: Track, clip: Clip, view: View, *, number: int, alone: bool) -> Finding:
         """A lesion, measured on its key frame. `alone`: the series shows nothing else and carries the probabilities."""
@@ -400,6 +401,13 @@ def window(shape: tuple[int, ...], region: tuple[int, int, int, int] | None) -> 
     return rows, columns
 
 
+def why_nothing(region: Region, grey: np.ndarray, coloured: np.ndarray) -> str | None:
+    """Why a frame shows no tissue in the region, or None: what `tissue` returns, (rows, columns) twice."""
+    if coloured.sum() > MOST_COLOUR * region.pixels:
+        return HIDDEN
+    return BLANK if np.ptp(grey[window(grey.shape, region.box)]) < LEAST_CONTRAST else None
+
+
 def shown(grey: np.ndarray, region: tuple[int, int, int, int] | None) -> tuple[slice, slice]:
     """The window without the black margins round its tissue, unless too little would be left to look at."""
     rows, columns = window(grey.shape, region)
@@ -460,12 +468,11 @@ def doubts(clip: Clip, views: Sequence[View]) -> list[str]:
             said.append(f"{name_of(clip)}: a region of tissue is too small to be looked at")
     for view in views:
         said += doubts_of_calibration(clip, view.region)
-        passed_over = {HIDDEN: view.too_colourful, BLANK: view.blank, FOREIGN: view.foreign}
-        for why, count in passed_over.items():
-            if count and not view.looked_at:
+        for why, count in view.passed_over.items():
+            if not view.looked_at:
                 said.append(f"{name_of(clip)}: a region was not looked at: {why}")
-            elif count:
-                frames = view.looked_at + sum(passed_over.values())
+            else:
+                frames = view.looked_at + view.passed_over.total()
                 said.append(f"{name_of(clip)}: {count} of {frames} frames were not looked at: {why}")
         said += strangeness(clip, view)
         if view.under_colour:
@@ -480,8 +487,10 @@ def doubts(clip: Clip, views: Sequence[View]) -> list[str]:
 
 def strangeness(clip: Clip, view: View) -> list[str]:
     """In what the frames of a region that were looked at are not like what the network has learnt from, in words."""
-    said = [f"{name_of(clip)}: {FAN}"] if view.fans else []
-    if view.distances and (far := float(np.median(view.distances))) > 1:
+    if not view.looked_at or not view.verdicts:
+        return []
+    said = [f"{name_of(clip)}: {FAN}"] if any(one.fan for one in view.verdicts) else []
+    if (far := float(np.median([one.distance for one in view.verdicts]))) > 1:
         said.append(
             f"{name_of(clip)} looks unlike the breast images that the network has learnt from"
             f" ({far:.1f} times as far off as all but 1 % of such): another machine, setting or part of the body;"

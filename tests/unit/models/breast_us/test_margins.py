@@ -26,7 +26,7 @@ def test_margins_are_cut_exactly(top: int, bottom: int, left: int, right: int, s
 def test_a_letter_in_the_margin_does_not_hold_it() -> None:
     picture = np.pad(tissue(1), ((40, 0), (0, 50)))
     picture[10:20, 30:34] = 255
-    picture[60:63, 130:150] = 255
+    picture[60:62, 130:150] = 255
     assert without_margins(picture) == (slice(40, 130), slice(0, 120))
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from models.breast_us.pipeline import WEIGHTS, BreastUltrasound
-from models.breast_us.suitability import FOREIGN, Familiar, curved_probe, fan_shaped
+from dicom_sr.regions import Region
+from models.breast_us.pipeline import WEIGHTS, BreastUltrasound, View
+from models.breast_us.suitability import FOREIGN, Familiar, Verdict, curved_probe, fan_shaped
 from models.phantoms.breast import breast_ultrasound
 from models.pipeline import UnfitInput
 from models.training.breast_us.familiarity import fitted, noises
@@ -167,3 +168,11 @@ def test_an_unfamiliar_fan_is_foreign_and_a_familiar_one_is_not(pipeline: Breast
     strict = replace(judge, known=[replace(kind, limit=kind.limit / 10) for kind in judge.known], foreign=1e9)
     assert strict.judge(breast, curved=True).foreign
     assert not strict.judge(breast, curved=False).foreign
+
+
+@pytest.mark.parametrize(
+    ("strange", "judged", "foreign"), [(0, 0, False), (0, 5, False), (2, 5, False), (3, 5, True), (1, 1, True)]
+)
+def test_most_of_the_frames_decide(strange: int, judged: int, foreign: bool) -> None:
+    verdicts = [Verdict(2.0, fan=False, foreign=number < strange) for number in range(judged)]
+    assert View(Region((0, 0, 9, 9), None), verdicts=verdicts).is_foreign == foreign
