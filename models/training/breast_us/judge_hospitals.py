@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def figures(
     def over(name: str, chosen: np.ndarray, figure: Callable[[np.ndarray], float]) -> None:
         rows = np.flatnonzero(chosen)
         if len(rows) and wanted(name):
-            made[name] = bootstrap(lambda drawn: figure(rows[drawn]), [told.families[row] for row in rows])
+            made[name] = bootstrap(lambda drawn: figure(rows[drawn]), [told.families[int(row)] for row in rows])
 
     mean = lambda values: lambda rows: float(np.asarray(values, float)[rows].mean())  # noqa: E731
     over("Dice, lesion images", lesion, mean([row.dice for row in told.rows]))
@@ -180,16 +181,17 @@ def figures(
     if point is not None:
         over("sensitivity at the operating point", labels == MALIGNANT, mean(suspicion >= point))
         over("specificity at the operating point, benign", labels == BENIGN, mean(suspicion < point))
-    for name, said in {"": None, ", at the hospital's temperature": temperature}.items():
-        if name and said is None:
-            continue
-        used = shares if said is None else at(shares, said)
-        right = used.argmax(axis=1) == labels
-        over(
-            f"expected calibration error{name}", labels >= 0,
-            lambda rows, used=used, right=right: calibration_error(used[rows].max(axis=1), right[rows]),
-        )  # fmt: skip
+    tempered = None if temperature is None else at(shares, temperature)
+    for name, used in {"": shares, ", at the hospital's temperature": tempered}.items():
+        if used is not None:
+            over(f"expected calibration error{name}", labels >= 0, partial(miscalibration, used, labels))
     return made
+
+
+def miscalibration(shares: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> float:
+    """Expected calibration error of the class called, of these rows: (N, 3), (N), (M,)"""
+    used = shares[rows]
+    return calibration_error(used.max(axis=1), used.argmax(axis=1) == labels[rows])
 
 
 def groups(pictures: Sequence[Picture]) -> Iterator[tuple[str, np.ndarray]]:
