@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from models.breast_us.letterbox import PREPROCESSING
 from models.breast_us.pipeline import WEIGHTS, usable_regions
-from models.breast_us.suitability import KINDS, Familiar, Suitability, Texture, curved_probe, features
+from models.breast_us.suitability import KINDS, MAPS, SIZE, Familiar, Suitability, Texture, curved_probe, features
 from models.breast_us.tissue import tissue
 from models.nets.breast_triple import ClassificationNet, TripleConfig
 from models.phantoms.breast import Ellipse, breast_picture
@@ -160,6 +160,8 @@ def write(weights: Path, known: Sequence[Familiar], foreign: float, split_sha256
         "name": path.stem,
         "sha256": hashlib.sha256(content).hexdigest(),
         "weights_sha256": load(weights).sha256,
+        "config": {"size": SIZE, "maps": list(MAPS), "components": [COMPONENTS, PHANTOM_COMPONENTS]},
+        "init": {load(weights).sha256: weights.stem},
         "preprocessing": PREPROCESSING,
         "split_sha256": split_sha256,
         "foreign": round(foreign, 4),

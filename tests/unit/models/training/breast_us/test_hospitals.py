@@ -17,7 +17,7 @@ import torch
 from models.nets.breast_triple import CLASSES
 from models.training.breast_us import hospitals, two_hospitals
 from models.training.breast_us.calibrate import unlearnt
-from models.training.breast_us.data import SHARES, read_busi, read_split
+from models.training.breast_us.data import SHARES, read_busi, read_split, split_sha256
 from models.training.breast_us.hospitals import Picture, make_split, read_hospitals_split
 from models.training.breast_us.triple_files import parts_for
 from models.training.breast_us.two_hospitals import Config, HospitalsRecipe, begun
@@ -171,14 +171,25 @@ def test_each_hospital_is_judged_by_itself(recipe: HospitalsRecipe) -> None:
     )
 
 
-def test_weights_that_know_what_is_tested_on_do_not_start(document: dict) -> None:  # type: ignore[type-arg]
-    shipped = packed("breast_us", "breast_triple_lite0_w16")
+def copied(folder: Path, split_sha256: str) -> Path:
+    """The shipped weights as if they had learnt on this split."""
+    weights, shipped = folder / "w.safetensors", packed("breast_us", "breast_triple_lite0_w16")
+    weights.write_bytes(shipped.read_bytes())
+    about = json.loads(shipped.with_suffix(".json").read_text())
+    weights.with_suffix(".json").write_text(json.dumps({**about, "split_sha256": split_sha256}))
+    return weights
+
+
+def test_weights_that_know_what_is_tested_on_do_not_start(document: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    shipped = copied(tmp_path, split_sha256(read_split()))
     images = {part: [Picture(name, 1, BLACK, BLACK > 0) for name in names] for part, names in document["split"].items()}
     assert begun(shipped, images).sha256
     learnt = read_split()["train"][0]
     images["test"].append(Picture(f"busi/{learnt}", 1, BLACK, BLACK > 0))
     with pytest.raises(WeightsError, match="has seen busi/"):
         begun(shipped, images)
+    with pytest.raises(WeightsError, match="not known here"):
+        begun(copied(tmp_path, "0" * 64), images)
 
 
 def test_a_hospital_that_is_not_there_is_refused() -> None:
@@ -193,10 +204,7 @@ def test_weights_of_both_hospitals_are_judged_on_what_neither_they_nor_their_sta
 ) -> None:
     """BUSI's images go where the split of both hospitals has them, and none that was learnt from calibrates."""
     busi = read_busi(shared_data / "busi.zip")
-    weights = tmp_path / "w.safetensors"
-    weights.write_bytes(packed("breast_us", "breast_triple_lite0_w16").read_bytes())
-    about = json.loads(packed("breast_us", "breast_triple_lite0_w16").with_suffix(".json").read_text())
-    weights.with_suffix(".json").write_text(json.dumps({**about, "split_sha256": document["sha256"]}))
+    weights = copied(tmp_path, document["sha256"])
     found = parts_for([weights], busi)
     for part in ("train", "val", "test"):
         assert {f"busi/{one.name}" for one in found[part]} == {
