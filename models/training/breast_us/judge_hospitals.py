@@ -13,6 +13,7 @@ Intervals: 1000 draws of families (BUS-BRA: cases and their look-alikes; BUSI, w
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ from models.training.files import write_text
 from models.weights import load, packed
 
 NORMAL, BENIGN, MALIGNANT = (CLASSES.index(name) for name in ("normal", "benign", "malignant"))
+PARTS = ("val", "test")
 WANTED = 0.95  # of the cancers in val: where the operating point is set
 LARGE_SHARE = 0.12  # of the image
 
@@ -295,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("answers", "figures"))
     parser.add_argument("--data", type=Path, required=True, help=f"a folder with {BUSI_FILE} and {BUS_BRA_FILE}")
     parser.add_argument("--out", type=Path, required=True, help="the folder of answers; one for each set of weights")
-    parser.add_argument("--part", default="val", choices=("val", "test"))
+    parser.add_argument("--part", default="val", choices=PARTS)
     parser.add_argument("--shown", default="as it is", choices=sorted(SHOWN))
     parser.add_argument("--weights", type=Path, default=packed("breast_us", WEIGHTS[0]))
     parser.add_argument("--to", type=Path, help="figures: NAME.json and NAME.md")
@@ -309,7 +311,15 @@ def main(arguments: list[str] | None = None) -> None:
         ask(pipeline, parts[given.part], given.shown, given.out / f"{given.part}_{given.shown.replace(' ', '_')}.jsonl")
         return
     made = tables([*parts["val"], *parts["test"]], given.out)
-    document = {"weights_sha256": load(given.weights).sha256, "split_sha256": split_sha256, "commit": git_sha(), **made}
+    files = (given.data / BUSI_FILE, given.data / BUS_BRA_FILE)
+    document = {
+        "weights_sha256": load(given.weights).sha256,
+        "split_sha256": split_sha256,
+        "data_sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "commit": git_sha(),
+        "command": f"python -m models.training.breast_us.judge_hospitals answers --data FOLDER --part {'|'.join(PARTS)}",
+        **made,
+    }
     text = page(made, given.title)
     print(text)
     if given.to:
