@@ -166,6 +166,7 @@ class BreastUltrasound:
         if named := abouts[0].get("suitability"):
             path, first = Path(served[0]), triples[0]
             self.suitability = read_suitability(path, first.net.b, named, first.sha256[path.stem], self.runtime)
+            digests[named] = self.suitability.sha256
         self.asked_for_category = chosen.suggest_birads
         self.suggests = self.temperature is not None and chosen.suggest_birads
         # Training weighed the classes as if they were equally frequent; this goes part of the way back to BUSI's mix.

@@ -89,6 +89,7 @@ class Suitability:
     texture: Callable[[Tensor], tuple[Tensor, ...]]  # (N, 1, H, W) -> (N, C)
     known: Sequence[Familiar]
     foreign: float
+    sha256: str = ""  # of the file it was read from
 
     def judge(self, grey: np.ndarray, curved: bool = False) -> Verdict:
         """(rows, columns) uint8 of one region; curved: the header names such a probe."""
@@ -114,7 +115,7 @@ def read_suitability(weights: Path, net: ClassificationNet, named: str, sha256: 
         Familiar(**{part.name: stored.tensors[f"{kind}.{part.name}"].double().numpy() for part in fields(Familiar)})
         for kind in KINDS
     ]
-    return Suitability(runtime.plain(Texture(net)), known, stored.about["foreign"])
+    return Suitability(runtime.plain(Texture(net)), known, stored.about["foreign"], stored.sha256)
 
 
 def fan_shaped(grey: np.ndarray) -> bool:

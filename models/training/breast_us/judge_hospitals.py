@@ -317,7 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
         "split_sha256": split_sha256,
         "data_sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
         "commit": git_sha(),
-        "command": f"python -m models.training.breast_us.judge_hospitals answers --data FOLDER --part {'|'.join(PARTS)}",
+        "command": "python -m models.training.breast_us.judge_hospitals answers --data FOLDER --part PART --out OUT",
         **made,
     }
     text = page(made, given.title)
