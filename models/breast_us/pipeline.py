@@ -166,15 +166,15 @@ class BreastUltrasound:
         if named := abouts[0].get("suitability"):
             path, first = Path(served[0]), triples[0]
             self.suitability = read_suitability(path, first.net.b, named, first.sha256[path.stem], self.runtime)
-            digests[named] = self.suitability.sha256
         self.asked_for_category = chosen.suggest_birads
         self.suggests = self.temperature is not None and chosen.suggest_birads
         # Training weighed the classes as if they were equally frequent; this goes part of the way back to BUSI's mix.
         counts = np.array([TRAINED_ON[label] for label in CLASSES])
         self.prior = (counts / counts.sum()) ** PRIOR_POWER
+        parts = [*([self.suitability.sha256] if self.suitability else []), *digests.values()]
         self.card = replace(
             CARD,
-            algorithm=replace(CARD.algorithm, version=f"{VERSION}+{version(digests.values(), self.temperature)}"),
+            algorithm=replace(CARD.algorithm, version=f"{VERSION}+{version(parts, self.temperature)}"),
             weights_sha256=digests,
         )
 
