@@ -66,7 +66,7 @@ class HospitalsRecipe(BreastRecipe):
         self.images, self.split_sha256 = divided(pictures, config.seen)  # type: ignore[assignment]
         self.masks = self.frozen = None
         self.start = begun(Path(config.start), self.images) if config.start else None
-        self.config = replace(config, start_sha256=self.start.sha256 if self.start else "")
+        self.config: Config = replace(config, start_sha256=self.start.sha256 if self.start else "")
         self.name = f"breast_triple_{config.encoder}_w{config.width}"
         self.class_weights = 1 / torch.tensor(self.frequencies(), dtype=torch.float32)
 
