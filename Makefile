@@ -29,9 +29,10 @@ dev: .venv/dev
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Two processes, a file's tests in one of them; more threads than cores would only wait for each other.
+# Three processes, a file's tests in one of them: many wait for peers and clocks. More threads than cores would only
+# wait for each other.
 test: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not bench"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not bench"
 
 lint: dev
 	$(BIN)/ruff check .

@@ -112,7 +112,8 @@ class Asked:
             "127.0.0.1", self.node.listener.port, ae_title="NODE", ext_neg=[role], bind_address=(address, 0)
         )
         if not association.is_established:
-            assert association.is_rejected
+            # pynetdicom takes a quick rejection for a failed connection now and then
+            assert association.is_rejected or association.is_aborted
             return None
         kind, told = event_information(CommitmentReport(uid, RESULT))
         answer, _ = association.send_n_event_report(told, kind, StorageCommitmentPushModel, PUSH_MODEL_INSTANCE)
