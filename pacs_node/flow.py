@@ -273,13 +273,13 @@ class Flow:
         """The header that stands for the series, whether it is fit, and what the rules say. Raises NotJudged."""
         try:
             header, verdict, matches = self._judge(instances)
-            return header, self._told_of_deleted(verdict, instances), matches
         except (LedgerUnavailable, TryAgain):
             raise
         except Exception as error:  # the edge of judging: whatever a header holds, it is this series' own
             if isinstance(error, OSError) and may_pass(error):
                 raise
             raise NotJudged("the series could not be judged") from error
+        return header, self._told_of_deleted(verdict, instances), matches  # not its own: the ledger may fail
 
     def _judge(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         name = f"{_id('judge', *(instance.series_uid for instance in instances[:1]))}.0"
