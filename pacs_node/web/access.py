@@ -48,11 +48,16 @@ View = Callable[[Request], Response]
 
 
 class Door:
-    """Lets in. secure: the browser is to send its key over TLS alone. audit: told of who came in, who did not, and who
-    changed what."""
+    """Lets in. accounts: None where nobody logs in. secure: the browser is to send its key over TLS alone. audit: told
+    of who came in, who did not, and who changed what."""
 
     def __init__(
-        self, accounts: Accounts, views: Views, audit: Callable[[str, Mapping[str, object]], None], *, secure: bool
+        self,
+        accounts: Accounts | None,
+        views: Views,
+        audit: Callable[[str, Mapping[str, object]], None],
+        *,
+        secure: bool,
     ) -> None:
         self.accounts, self.views, self.audit, self.secure = accounts, views, audit, secure
 
@@ -62,27 +67,30 @@ class Door:
 
         @wraps(view)
         async def asked(request: Request) -> Response:
-            who = await run_in_threadpool(self._who, request)
-            request.state.who = who
-            if least is not None and who is None:
-                return self._log_in_first(request)
-            if least is not None and who is not None and not who.may(least):
-                raise HTTPException(403, f"this needs the role {least}; you are {who.name!r}, {who.role}")
-            request.state.form = ()
+            who = None
+            if least is not None:  # else nobody is asked for, and the ledger may be away: /health says so
+                who = await run_in_threadpool(self._who, request)
+                if who is None:
+                    return self._log_in_first(request)
+                if not who.may(least):
+                    raise HTTPException(403, f"this needs the role {least}; you are {who.name!r}, {who.role}")
+            request.state.who, request.state.form = who, ()
             if request.method == "POST":
                 request.state.form = tuple(parse_qsl(await body_of(request), keep_blank_values=True))
                 self._must_be_ours(request, who)
-            return await run_in_threadpool(self._seen, view, request, who)
+            return await run_in_threadpool(self._answered, view, request, who)
 
         return asked
 
-    def _seen(self, view: View, request: Request, who: Who | None) -> Response:
+    def _answered(self, view: View, request: Request, who: Who | None) -> Response:
         response = view(request)
         if request.method == "POST" and who is not None and request.url.path != "/logout":
             self.audit("asked", {"user": who.name, "what": request.url.path, "status": response.status_code})
         return response
 
     def _who(self, request: Request) -> Who | None:
+        if self.accounts is None:
+            return ANYBODY
         address = request.client.host if request.client else ""
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
@@ -99,7 +107,7 @@ class Door:
 
     def _must_be_ours(self, request: Request, who: Who | None) -> None:
         """Raises HTTPException 403: besides what the browser says of where it comes from, see app.SecurityHeaders."""
-        if who is None or who.csrf is None or request.url.path == "/login":
+        if who is None or who.csrf is None:
             return
         said = dict(request.state.form).get(CSRF) or request.headers.get("x-csrf-token", "")
         if not compare_digest(said.encode("utf-8", "replace"), who.csrf.encode()):
@@ -116,13 +124,12 @@ class Door:
     # ---- the addresses that are about this alone
 
     def login(self, request: Request) -> Response:
-        if request.method == "GET":
-            onward = inside(request.query_params.get("next", "/"))
-            if self.accounts.open:
-                return RedirectResponse(onward, status_code=303)
-            return self.views.page(request, "login.html", {"next": onward, "words": None})
-        form = dict(request.state.form)
+        form = dict(request.state.form or request.query_params)
         onward, address = inside(form.get("next", "/")), request.client.host if request.client else ""
+        if self.accounts is None or (request.method == "GET" and self.accounts.open):
+            return RedirectResponse(onward, status_code=303)
+        if request.method == "GET":
+            return self.views.page(request, "login.html", {"next": onward, "words": None})
         name = form.get("name", "")
         try:
             key, user = self.accounts.log_in(name, form.get("password", ""), address)
@@ -136,7 +143,7 @@ class Door:
 
     def logout(self, request: Request) -> Response:
         key = request.cookies.get(COOKIE)
-        if key:
+        if key and self.accounts is not None:
             self.accounts.log_out(key)
             self.audit("logout", {"user": request.state.who.name})
         response = RedirectResponse("/login", status_code=303)

@@ -33,10 +33,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, cast
 from urllib.parse import urlsplit
 
 from h11 import LocalProtocolError
@@ -50,7 +48,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pacs_node.accounts import Accounts, Kept
+from pacs_node.accounts import Accounts
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.web.access import Door
 from pacs_node.web.facts import Facts
@@ -75,7 +73,7 @@ def create_app(
     secure    browsers reach it over TLS alone
     """
     views = Views(facts, registry, HERE / "templates")
-    door = Door(accounts or Accounts(cast(Kept, Nobody()), lambda: datetime.now(UTC)), views, audit, secure=secure)
+    door = Door(accounts, views, audit, secure=secure)
     post = ["POST"]
 
     def at(path: str, view: View, *keys: str, methods: list[str] | None = None) -> Route:
@@ -114,19 +112,6 @@ def create_app(
         },
         middleware=[Middleware(SecurityHeaders, names=frozenset(name.lower() for name in ("localhost", *names)))],
     )
-
-
-class Nobody:
-    """No users and no tokens, for an application without a ledger."""
-
-    def users(self) -> list[Any]:
-        return []
-
-    def session(self, key: str) -> None:
-        return None
-
-    def token(self, digest: str) -> None:
-        return None
 
 
 HEADERS = (

@@ -30,7 +30,7 @@ from pacs_node.accounts import (
     BadAccount,
     NotLoggedIn,
 )
-from pacs_node.errors import CannotStart
+from pacs_node.errors import CannotStart, LedgerUnavailable
 from pacs_node.facts import NodeFacts
 from pacs_node.ledger import Ledger
 from pacs_node.web.access import COOKIE, NEEDS
@@ -142,6 +142,21 @@ def token_of(client: TestClient) -> str:
     found = re.search(r'name="csrf" value="([^"]+)"', client.get("/", headers=HTML).text)
     assert found, "a page of somebody who is logged in has a form to log out"
     return found[1]
+
+
+def test_health_is_told_while_the_ledger_is_away(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what says so, in its own words: who asks does not matter, so the ledger is not asked."""
+    client = browser(VIEWER)
+    well = client.get("/health").json()
+
+    def away(self: Ledger, *asked: object) -> None:
+        raise LedgerUnavailable("the database does not answer")
+
+    for name in ("users", "user", "session", "token"):
+        monkeypatch.setattr(Ledger, name, away)
+    for headers in ({}, {"authorization": "Bearer pn_x"}):
+        assert client.get("/health", headers=headers).json().keys() == well.keys()
+    assert client.get("/api/series").status_code == 503
 
 
 def test_a_person_is_sent_to_log_in_and_comes_back(browser: Browser) -> None:
