@@ -534,7 +534,7 @@ def _accounts(config: Path) -> Iterator[Accounts]:
     keep_private()
     settings = load(config, catalogue())
     must_be_writable(settings.node.data_dir)
-    ledger = Ledger(settings.database.url)
+    ledger = Ledger(settings.database.url, settings.node.data_dir)
     try:
         ledger.migrate()
         yield Accounts(ledger, utc_now)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
 
+from pacs_node.ledger import Ledger
+from pacs_node.ledger.engine import MIGRATIONS
 from tests.factories import us_image
 from tests.harness import ROOT, free_port
 
@@ -144,3 +150,45 @@ def test_an_address_that_is_none(tmp_path: Path, address: str) -> None:
         code, said = pacs_node(*arguments)
         assert code == 1
         assert f"'{address}' is not TITLE@host:port" in said
+
+
+def test_users_and_tokens(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    (tmp_path / "password").write_text("a long enough secret\n")
+    secret = ("--password-file", tmp_path / "password")
+    assert pacs_node("user", "add", "ana", "--role", "admin", *secret, "--config", config) == (
+        0,
+        "ana, admin: may log in\n",
+    )
+    assert pacs_node("user", "list", "--config", config) == (0, "ana  admin\n")
+    code, said = pacs_node("user", "change", "ana", "--role", "king", "--config", config)
+    assert (code, "no role 'king'" in said) == (1, True)
+    code, said = pacs_node("token", "add", "prometheus", "--days", "30", "--config", config)
+    assert (code, said.startswith("pn_")) == (0, True)
+    code, listed = pacs_node("token", "list", "--config", config)
+    assert listed.startswith("prometheus  viewer  until ")
+    assert said.strip() not in listed
+    assert pacs_node("token", "remove", "prometheus", "--config", config) == (0, "prometheus: removed\n")
+    assert pacs_node("user", "remove", "ana", "--config", config) == (0, "ana: removed\n")
+    code, said = pacs_node("user", "remove", "ana", "--config", config)
+    assert (code, "there is no user 'ana'" in said) == (1, True)
+
+
+def test_a_command_that_migrates_an_earlier_ledger_names_files_by_their_place(tmp_path: Path) -> None:
+    """Whichever command is the first after an upgrade: what it leaves is what a node finds on another machine."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    ledger = Ledger(f"sqlite:///{data_dir}/node.sqlite", data_dir)
+    alembic = AlembicConfig()
+    alembic.set_main_option("script_location", str(MIGRATIONS))
+    alembic.attributes["engine"] = ledger.engine
+    command.upgrade(alembic, "0011")
+    columns = ("sop_instance_uid", "sop_class_uid", "series_uid", "study_uid", "transfer_syntax_uid", "path", "size")
+    row = dict.fromkeys((*columns, "received_at", "association", "calling_ae"), "1") | {"path": f"{data_dir}/spool/a"}
+    with ledger.engine.begin() as db:
+        names = ", ".join(row)
+        db.execute(sa.text(f"INSERT INTO instance ({names}) VALUES (:{', :'.join(row)})"), row)
+    ledger.close()
+    assert pacs_node("user", "list", "--config", settings(tmp_path)) == (0, "")
+    with sqlite3.connect(data_dir / "node.sqlite") as db:
+        assert db.execute("SELECT path FROM instance").fetchall() == [("spool/a",)]
