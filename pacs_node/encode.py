@@ -42,7 +42,7 @@ from models.read import display
 from pacs_node import pack
 from pacs_node.durable import sync, write_whole
 from pacs_node.errors import GiveUp, TryAgain
-from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result, Stored
+from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result, Stored, WhenAsked
 
 log = structlog.get_logger()
 
@@ -261,7 +261,7 @@ class ResultForms:
         results = Results(
             segmentations=tuple(each for each in every.values() if each.SOPClassUID == SegmentationStorage),
             report=next(each for each in every.values() if each.SOPClassUID in forms.REPORTS),
-            sources=_Headers(package.sources, offer.path.parent),
+            sources=WhenAsked(package.sources, lambda stored: _read(stored, offer.path.parent)),
         )
 
         def pixels(ref: ImageRef) -> np.ndarray:
@@ -281,28 +281,6 @@ class ResultForms:
             log.warning("form.not-made", form=form.name, result=offer.path.name, error=type(error).__name__)
             raise GiveUp(f"{form.name} cannot be made of this result ({type(error).__name__})") from error
         return [retarget(each, segments) for each in objects] if segments else objects
-
-
-class _Headers(Mapping[str, pydicom.Dataset]):
-    """SOP Instance UID -> header of an image, read when it is asked for."""
-
-    def __init__(self, images: Mapping[str, Stored], folder: Path) -> None:
-        self.images, self.folder = images, folder
-        self.read: dict[str, pydicom.Dataset] = {}
-
-    def __getitem__(self, uid: str) -> pydicom.Dataset:
-        if uid not in self.read:
-            self.read[uid] = _read(self.images[uid], self.folder)
-        return self.read[uid]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.images)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __contains__(self, uid: object) -> bool:
-        return uid in self.images
 
 
 def _tells_of_findings(report: Path) -> bool:

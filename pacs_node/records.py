@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from dicom_sr.findings import Findings
+
+
+Of = TypeVar("Of")
+To = TypeVar("To")
+
+
+class WhenAsked(Mapping[str, To], Generic[Of, To]):
+    """The same keys as another mapping; each value is made of the one there, once, when it is asked for."""
+
+    def __init__(self, of: Mapping[str, Of], make: Callable[[Of], To]) -> None:
+        self._of, self._make = of, make
+        self._made: dict[str, To] = {}
+
+    def __getitem__(self, key: str) -> To:
+        if key not in self._made:
+            self._made[key] = self._make(self._of[key])
+        return self._made[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._of
 
 
 @dataclass(frozen=True)
