@@ -31,7 +31,7 @@ from pacs_node.loop import Loop
 from pacs_node.receive.spool import Spool
 from pacs_node.records import OPEN_JOB_STATES, Deletion, Holding, Job
 from pacs_node.start_up import FILES_LOCK, exclusively
-from pacs_node.store import Store
+from pacs_node.store import Store, clear_forgotten
 
 log = structlog.get_logger()
 
@@ -42,7 +42,6 @@ LOOK_EVERY_S = 60.0  # at the disk
 PASS_EVERY_S = 3600.0  # over all series, for their age; and until what could not free enough is tried again
 LONGEST_S = 5.0  # that a stop of the node waits for a part of a pass
 CHUNK = 200  # series read at a time
-LEFT_FOR_DAYS = 1.0  # what a killed process unpacked or fetched is cleared away after this
 FORECAST_DAYS = 7.0  # that the forecast goes by
 GB = 1e9
 
@@ -317,11 +316,8 @@ class Retention:
         if self.settings.timeline_days:
             self.ledger.forget_timelines(now - timedelta(days=self.settings.timeline_days))
         running = {job.id for job in self.ledger.running_jobs()}
-        for folder in (self.data_dir / "work", self.data_dir / "priors"):
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if path.name.partition(".")[0] not in running and _age_days(path, now) > LEFT_FOR_DAYS:
-                    log.info("left behind, removed", folder=f"{folder.name}/{path.name}")
-                    remove(path)
+        for scratch in (self.data_dir / "work", self.data_dir / "priors"):
+            clear_forgotten(scratch, now.timestamp(), running)
 
     def measure(self) -> None:
         """How much is kept, and when the disk will be full if as much comes as in the last week."""

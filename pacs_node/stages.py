@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ from pacs_node.records import (
     Sent,
     Stored,
     Verdict,
+    WhenAsked,
 )
 from pacs_node.route import Rule, priority_of, route
 from pacs_node.store import Bucket, ObjectStore, SharedFolder, Store, clear_forgotten
@@ -181,7 +183,7 @@ class WiredStages:
         taken for dead may still be at work in its own."""
         for left_behind in root.glob(f"{job_id}.*") if self.ledger.embedded else ():
             shutil.rmtree(left_behind, ignore_errors=True)
-        clear_forgotten(root)
+        clear_forgotten(root, self.now().timestamp())
 
     @contextmanager
     def _copies(self, folder: Path) -> Iterator[Path]:
@@ -352,11 +354,16 @@ class WiredStages:
         receipts: list[Receipt] = []
         try:
             with self._copies(copies), self._here(package.paths) as paths:
-                here = replace(package, paths=paths, sources=Sources(package.sources, self.store, copies))
+                here = replace(package, paths=paths, sources=self._brought(package.sources, copies))
                 receipts = self.destinations[destination].deliver(here, self.now)
         except StoreAway as away:
             raise StoreAway(str(away), (*receipts, *away.receipts)) from away
         return receipts
+
+    def _brought(self, images: Mapping[str, Stored], folder: Path) -> Mapping[str, Stored]:
+        """The images that results speak of, each brought here when it is asked for. Raises StoreAway then."""
+        numbers = itertools.count()
+        return WhenAsked(images, lambda image: self.store.at_hand([image], folder / f"{next(numbers):05d}")[0])
 
     @contextmanager
     def _here(self, paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
@@ -402,29 +409,6 @@ class WiredStages:
             port=peer.port,
             timeout_s=self.config.receive.dimse_timeout_s,
         )
-
-
-class Sources(Mapping[str, Stored]):
-    """The images that results speak of, brought here one by one as they are asked for. Raises StoreAway."""
-
-    def __init__(self, images: Mapping[str, Stored], store: Store, folder: Path) -> None:
-        self.images, self.store, self.folder = images, store, folder
-        self.here: dict[str, Stored] = {}
-
-    def __getitem__(self, uid: str) -> Stored:
-        if uid not in self.here:
-            own = self.folder / f"{len(self.here):05d}"
-            [self.here[uid]] = self.store.at_hand([self.images[uid]], own)
-        return self.here[uid]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.images)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __contains__(self, uid: object) -> bool:
-        return uid in self.images
 
 
 def store_of(config: Config) -> Store:

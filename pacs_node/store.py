@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -177,7 +177,7 @@ class ObjectStore:
     @contextmanager
     def folder(self, path: Path, scratch: Path) -> Iterator[Path]:
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        clear_forgotten(scratch)
+        clear_forgotten(scratch, time.time())
         local = Path(tempfile.mkdtemp(prefix=f"results-{path.name}-", dir=scratch))
         try:
             key = self._key(path)
@@ -335,9 +335,11 @@ def _written(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
-def clear_forgotten(scratch: Path) -> None:
-    """What processes left behind that were killed: nobody else's work takes a day."""
+def clear_forgotten(scratch: Path, now: float, running: Collection[str] = ()) -> None:
+    """What processes left behind that were killed: nobody else's work takes a day. now: seconds since 1970. running:
+    jobs whose own work stays however long it takes."""
     for each in scratch.glob("*"):
         with suppress(OSError):
-            if time.time() - each.stat().st_mtime > FORGOTTEN_S:
-                shutil.rmtree(each, ignore_errors=True)
+            if each.name.partition(".")[0] not in running and now - each.stat().st_mtime > FORGOTTEN_S:
+                log.info("left behind, removed", folder=f"{scratch.name}/{each.name}")
+                remove(each)
