@@ -35,7 +35,6 @@ from pacs_node.start_up import FILES_LOCK, RESTORING, exclusively
 
 FORM = 1  # of the manifest
 MANIFEST, SETTINGS, DATABASE, FILES = "manifest.json", "node.toml", "database", "files"
-PIECE = 1 << 20  # bytes
 # below data_dir; what is being worked on is made again
 KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected", "spool.id")
 
@@ -146,23 +145,21 @@ def _whole(path: Path) -> int:
 
 def _copy(source: Path, target: Path, size: int) -> str:
     """The first `size` bytes, durably; their SHA-256."""
-    digest, left = hashlib.sha256(), size
-    with source.open("rb") as read, target.open("wb") as written:
-        while left and (some := read.read(min(PIECE, left))):
+    digest = hashlib.sha256()
+    with source.open("rb", buffering=0) as read, target.open("wb") as written:
+        for some in pack.pieces(read.fileno(), 0, size):
             written.write(some)
             digest.update(some)
-            left -= len(some)
         written.flush()
         os.fsync(written.fileno())
     return digest.hexdigest()
 
 
 def _digest(path: Path, size: int) -> str:
-    digest, left = hashlib.sha256(), size
-    with path.open("rb") as file:
-        while left and (some := file.read(min(PIECE, left))):
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        for some in pack.pieces(file.fileno(), 0, size):
             digest.update(some)
-            left -= len(some)
     return digest.hexdigest()
 
 

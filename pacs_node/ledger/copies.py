@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic.config import Config as AlembicConfig
-from alembic.script import ScriptDirectory
 
 from pacs_node.errors import CannotStart, LedgerTooOld, LedgerUnavailable
-from pacs_node.ledger.engine import Database, engine_for_jobs
+from pacs_node.ledger.engine import Database, engine_for_jobs, revisions
 
 DUMP = "ledger.pgdump"  # what pg_dump makes of a PostgreSQL database
 KNOWN = "there is no program '{0}' here: install PostgreSQL's client programs, or on a machine that has them run\n{1}"
@@ -42,10 +40,7 @@ def revision_of(url: str) -> str | None:
 
 def must_be_known(revision: str | None) -> None:
     """Raises LedgerTooOld where a newer node has written the database."""
-    settings = AlembicConfig()
-    settings.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    known = {each.revision for each in ScriptDirectory.from_config(settings).walk_revisions()}
-    if revision is not None and revision not in known:
+    if revision is not None and revision not in revisions():
         raise LedgerTooOld(
             f"its database has revision {revision}, which this pacs-node does not know: install a newer one"
         )

@@ -61,10 +61,9 @@ class Database:
             ) from error
 
     def _is_up_to_date(self) -> bool:
-        newest = max(path.stem.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
         try:
             with self._reader.begin() as db:
-                return db.scalars(sa.text("SELECT version_num FROM alembic_version")).all() == [newest]
+                return db.scalars(sa.text("SELECT version_num FROM alembic_version")).all() == [max(revisions())]
         except sa.exc.SQLAlchemyError:  # an empty database, or one that does not answer: `migrate` finds out
             return False
 
@@ -131,6 +130,11 @@ class Database:
 
     def _note(self, db: sa.Connection, series_uid: str, now: datetime, event: str, text: str) -> None:
         db.execute(sa.insert(event_table).values(series_uid=series_uid, at=now, event=event, text=text))
+
+
+def revisions() -> set[str]:
+    """Those of the schema that this node knows; the greatest is the newest."""
+    return {path.stem.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
 
 
 def _engine(url: str) -> sa.Engine:
