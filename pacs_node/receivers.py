@@ -6,6 +6,7 @@ has their rows written before it decides on a series, and starts one that ended 
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import signal
 import socket
@@ -32,6 +33,7 @@ ANSWER_S = 30.0  # what a process gets to answer its parent
 START_S = 300.0
 AGAIN_AFTER_S = 1.0  # before one that ended is started again
 ASSEMBLER, ENGINE = "assembler", "engine"  # whom something is for
+READY = -1  # the number of what nobody has asked: it receives
 
 
 class NoAnswer(NodeError):
@@ -100,7 +102,7 @@ class Receivers:
         self._door, self._lock = door, lock
         self._children = [self._started(number) for number in range(self._processes)]
         for child in self._children:
-            child.answer("ready", START_S)
+            child.answer(READY, START_S)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -177,7 +179,7 @@ class Receivers:
             try:
                 self._ended(child.process.pid or 0)
                 new = self._started(child.number)
-                new.answer("ready", START_S)
+                new.answer(READY, START_S)
             except Exception as error:  # noqa: BLE001 - the edge of a thread: it is tried until it can be done
                 self._trouble[child.number] = f"{words}; another cannot be started: {describe(error)}"
                 continue
@@ -193,24 +195,24 @@ class _Receiver:
         self.number, self.process = number, process
         self._asked = asked
         self._one_at_a_time = threading.Lock()
+        self._numbers = itertools.count()  # of what is asked: an answer may come after the one who asked has left
 
     def ask(self, what: str, with_it: Any = None) -> Any:
         with self._one_at_a_time:
-            self._send(what, with_it)
-            return self.answer(what, ANSWER_S)
+            return self.answer(self._send(what, with_it), ANSWER_S)
 
     def tell(self, what: str, with_it: Any) -> None:
         with suppress(NoAnswer), self._one_at_a_time:
             self._send(what, with_it)
 
-    def answer(self, what: str, within_s: float) -> Any:
+    def answer(self, number: int, within_s: float) -> Any:
         """Raises LedgerUnavailable, as the process did, and NoAnswer."""
         try:
             until = time.monotonic() + within_s
             while self._asked.poll(max(0.0, until - time.monotonic())):
                 asked, kind, said = self._asked.recv()
-                if asked != what:
-                    continue  # it came too late for the one who asked
+                if asked != number:
+                    continue
                 if kind == "ledger":
                     raise LedgerUnavailable(said)
                 if kind == "failed":
@@ -220,11 +222,14 @@ class _Receiver:
             raise NoAnswer(f"receiving process {self.number} has ended") from error
         raise NoAnswer(f"receiving process {self.number} did not answer within {within_s:g} s")
 
-    def _send(self, what: str, with_it: Any) -> None:
+    def _send(self, what: str, with_it: Any) -> int:
+        """The number that the answer has."""
+        number = next(self._numbers)
         try:
-            self._asked.send((what, with_it))
+            self._asked.send((number, what, with_it))
         except OSError as error:
             raise NoAnswer(f"receiving process {self.number} has ended") from error
+        return number
 
 
 def receive(
@@ -262,17 +267,18 @@ def receive(
     }
     drain_s = 0.0
     with suppress(EOFError, OSError):
-        asked.send(("ready", "said", None))
-        while (ask := asked.recv())[0] != "stop":
-            asked.send(_answered(ask[0], partial(answers[ask[0]], ask[1])))
-        drain_s = ask[1]
+        asked.send((READY, "said", None))
+        while (ask := asked.recv())[1] != "stop":
+            number, what, with_it = ask
+            asked.send((number, *_answered(partial(answers[what], with_it))))
+        drain_s = ask[2]
     node.stop_receiving(drain_s)
 
 
-def _answered(what: str, answer: Callable[[], Any]) -> tuple[str, str, Any]:
+def _answered(answer: Callable[[], Any]) -> tuple[str, Any]:
     try:
-        return what, "said", answer()
+        return "said", answer()
     except LedgerUnavailable as error:
-        return what, "ledger", str(error)
+        return "ledger", str(error)
     except Exception as error:  # noqa: BLE001 - the edge of the process: the parent says what fails
-        return what, "failed", describe(error)
+        return "failed", describe(error)
