@@ -29,7 +29,7 @@ class Intake:
     """Tells the ledger what the listener tells it, in that order.
 
     indexed: called with what the ledger has from now on. at: called at each step. twice: called with what the ledger
-    knew already, of which another process may have kept other bytes.
+    has under a UID, and with what another process has kept under it as well.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Intake:
         ledger: Ledger,
         indexed: Callable[[Sequence[Instance]], None],
         at: Callable[[str], None],
-        twice: Callable[[Instance], None] = lambda instance: None,
+        twice: Callable[[Instance, Instance], None] = lambda first, second: None,
     ) -> None:
         self.loop = Loop("intake", self._look, DOZE_S)
         self._ledger, self._indexed, self._at, self._twice = ledger, indexed, at, twice
@@ -109,7 +109,8 @@ class Intake:
         """Rows for instances that are durable in the spool."""
         if not instances:
             return
-        for known in self._ledger.take_in_all(instances, pack.is_there):
-            self._twice(known)
+        for first, second in self._ledger.take_in_all(instances, pack.is_there):
+            if first.stored != second.stored:
+                self._twice(first, second)
         self._indexed(instances)
         self._at("instance indexed")

@@ -173,12 +173,7 @@ class Node:
             self._certificate.loop.stop()
         self.retention.loop.stop()
         self.assembler.loop.stop()
-        self.intake.loop.stop()
-        self._refusals.stop()
-        with suppress(LedgerUnavailable):
-            self._note_refusals()
-            self.intake.flush()
-        self.spool.close()
+        self._put_down()
         self._alone.stop()
         if self._receiving is not None and not self.ledger.embedded:
             with suppress(LedgerUnavailable):
@@ -231,13 +226,18 @@ class Node:
     def stop_receiving(self, drain_s: float) -> None:
         if self.listener is not None:
             self.listener.stop(drain_s)
+        self._put_down()
+        self.ledger.close()
+
+    def _put_down(self) -> None:
+        """What was received and refused, once nobody sends any more. What the ledger does not take is found at the
+        next start."""
         for loop in (self.intake.loop, self._refusals):
             loop.stop()
         with suppress(LedgerUnavailable):
             self._note_refusals()
             self.intake.flush()
         self.spool.close()
-        self.ledger.close()
 
     def _start_receivers(self, lock: int) -> None:
         node = self.config.node
@@ -445,11 +445,8 @@ class Node:
         self._not_noted.append(refusal)
         self._refusals.wake()
 
-    def _kept_twice(self, second: Instance) -> None:
+    def _kept_twice(self, first: Instance, second: Instance) -> None:
         """Two processes that receive were sent images under one UID at the same time, or one was killed in between."""
-        first = self.ledger.instance(second.sop_instance_uid)
-        if first is None or first.stored == second.stored:
-            return
         kept = self.spool.compare(first, second)
         if kept.aside is not None:
             file = str(kept.aside.relative_to(self.spool.root))

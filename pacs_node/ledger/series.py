@@ -41,9 +41,9 @@ class SeriesRows(Jobs):
 
     def take_in_all(
         self, instances: Sequence[Instance], is_there: Callable[[Stored], bool] = lambda stored: True
-    ) -> list[Instance]:
-        """Index durable instances, all or none; those that were known already are told. One that is known and not there
-        any more, because its file was cleared away, lies where it lies now."""
+    ) -> list[tuple[Instance, Instance]]:
+        """Index durable instances, all or none. Of each that was known already: what stands in the ledger, and itself.
+        One that is known and not there any more, because its file was cleared away, lies where it lies now."""
         rows = [self._row(instance) for instance in instances]
         with self._begin() as db:
             # RETURNING, not rowcount: on PostgreSQL that says nothing of an INSERT, and each duplicate would count
@@ -56,8 +56,7 @@ class SeriesRows(Jobs):
                     new.discard(instance.sop_instance_uid)  # the same may be told twice
                     arrived.setdefault(instance.series_uid, []).append(instance)
                 else:
-                    known.append(instance)
-                    self._moved(db, instance, is_there, arrived)
+                    known.append((self._known(db, instance, is_there, arrived), instance))
             for some in arrived.values():
                 self._arrived(db, some)
             return known
@@ -88,22 +87,24 @@ class SeriesRows(Jobs):
         )
         db.execute(arrival)
 
-    def _moved(
+    def _known(
         self,
         db: sa.Connection,
         instance: Instance,
         is_there: Callable[[Stored], bool],
         arrived: dict[str, list[Instance]],
-    ) -> None:
-        """In the same transaction: of each file all is indexed up to some byte, and nothing behind it."""
+    ) -> Instance:
+        """What the ledger has under its UID from now on. In the same transaction: of each file all is indexed up to
+        some byte, and nothing behind it."""
         row = db.execute(ONE_INSTANCE, {"uid": instance.sop_instance_uid}).mappings().one()
         earlier = self._instance(row)
         if earlier.stored == instance.stored or is_there(earlier.stored):
-            return
+            return earlier
         uid = instance_table.c.sop_instance_uid
         db.execute(sa.update(instance_table).where(uid == instance.sop_instance_uid).values(**self._row(instance)))
         if earlier.series_uid != instance.series_uid:
             arrived.setdefault(instance.series_uid, []).append(instance)
+        return instance
 
     def instance(self, sop_instance_uid: str) -> Instance | None:
         if not self._has(IS_KNOWN, sop_instance_uid):  # asked of every image that comes, and nearly always so
