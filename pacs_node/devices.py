@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,19 @@ class Devices:
                     memory_gb=self.memory_bytes / 1e9,
                     confined=confined,
                     threads=threads,
+                    beside=partial(self._held_beside, number),
                     forms_at=forms_at,
                 ),
             )
-            for name in ("cuda:0" if each == "cuda" else each for each in names)
+            for number, name in enumerate("cuda:0" if each == "cuda" else each for each in names)
         ]
-        for device in self.all:
-            device.inference.beside = lambda device=device: [  # type: ignore[misc]
-                other.inference.held() for other in self.all if other is not device
-            ]
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._closing = self._preparing = False
+
+    def _held_beside(self, number: int) -> list[int]:
+        """Bytes that the processes of the other devices hold."""
+        return [other.inference.held() for other in (*self.all[:number], *self.all[number + 1 :])]
 
     # ---- what is asked of them
 
