@@ -31,7 +31,7 @@ def revision_of(url: str) -> str | None:
     """Of the schema; None where there is no database of a node. Raises LedgerUnavailable."""
     if any(not path.exists() for path in sqlite_files(url)[:1]):
         return None
-    database = Database(url)
+    database = Database(url, Path("/"))  # no path is asked for
     try:
         return database.schema_revision()
     finally:

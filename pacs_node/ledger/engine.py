@@ -23,7 +23,7 @@ class Database:
     root: the data folder on this machine. What lies in it is named by its place there: another machine has another one.
     """
 
-    def __init__(self, url: str, root: Path | None = None) -> None:
+    def __init__(self, url: str, root: Path) -> None:
         self.url, self.root = url, root
         try:
             self.engine = _engine(url)
@@ -120,10 +120,10 @@ class Database:
 
     def _place(self, path: Path) -> str:
         """What a row says of a path."""
-        return path.relative_to(self.root).as_posix() if self.root and path.is_relative_to(self.root) else str(path)
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
     def _path(self, place: str) -> Path:
-        return self.root / place if self.root else Path(place)  # what is absolute stays so
+        return self.root / place  # what is absolute stays so
 
     def _insert(self, table: sa.Table) -> Any:
         return (sqlite if self.embedded else postgresql).insert(table)

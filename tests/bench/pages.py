@@ -100,7 +100,7 @@ def receiving(base: Path, full: Path, rows: int) -> dict[str, float]:
 def forget(folder: Path) -> None:
     """What was sent last: it will be sent again."""
     shutil.rmtree(folder / "spool")
-    ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{folder}/node.sqlite", folder)
     with ledger.engine.begin() as db:
         sent = sa.select(series_table.c.series_uid).where(series_table.c.state == "receiving")
         db.execute(sa.delete(instance_table).where(instance_table.c.series_uid.in_(sent)))
@@ -116,7 +116,7 @@ def measure(rows: int) -> dict[str, Any]:
         node_folder = base / "node"
         data = node_folder / "data"
         data.mkdir(parents=True)
-        ledger = Ledger(f"sqlite:///{data}/node.sqlite")
+        ledger = Ledger(f"sqlite:///{data}/node.sqlite", data)
         ledger.migrate()
         began = time.perf_counter()
         figures["series"] = fill(ledger, rows)

@@ -97,7 +97,7 @@ def serve(folder: Path, told: Connection) -> None:
         acse_timeout_s=30,
         dimse_timeout_s=30,
     )
-    ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{folder}/node.sqlite", folder)
     ledger.migrate()
     spool = Spool(folder / "spool", 0, ledger.instance)
     intake = Intake(ledger, spool.indexed, lambda step: None)

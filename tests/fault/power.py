@@ -314,7 +314,7 @@ class Recorded:
         """What of the promises is not kept on this disk, once the node has taken up what it finds."""
         data = self.disk_root / "data"
         data.mkdir(exist_ok=True)
-        ledger = Ledger(f"sqlite:///{data}/node.sqlite")
+        ledger = Ledger(f"sqlite:///{data}/node.sqlite", data)
         try:
             ledger.migrate()
             damaged: list[str] = []

@@ -82,7 +82,7 @@ class Living:
 
     def __init__(self, folder: Path, clock: Clock, backoff_s: float = 0.3) -> None:
         self.clock, self.rooms = clock, Rooms(folder, clock)
-        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite", folder)
         self.ledger.migrate()
         policy = RetryPolicy(backoff_s, backoff_s, 50)
         self.flow = Flow(self.ledger, self.rooms, {"infer": policy, "send": policy}, poison_limit=5, now=clock,

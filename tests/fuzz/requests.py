@@ -8,15 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from pacs_node.web.access import NEEDS
 from tests.fuzz.data_sets import TEXTS, UIDS
 from tests.fuzz.wire import any_bytes, garbled
 
-ROUTES = (  # as pacs_node/web/app.py lists them; a test holds them against it
-    "/", "/series/{uid}", "/rerun", "/destinations", "/refusals", "/health", "/metrics", "/api/series",
-    "/api/series/{uid}",
-    "/api/destinations", "/api/refusals", "/api/series/{uid}/rerun", "/api/rerun", "/api/jobs/{id}/retry",
-    "/api/jobs/{id}/dismiss", "/api/jobs/{id}/rejected", "/api/jobs/{id}/rejected/{name}", "/static/{file}",
-)  # fmt: skip
+ROUTES = (*NEEDS, "/static/{file}")
 METHODS = (
     "GET",
     "GET",

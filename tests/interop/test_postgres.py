@@ -47,8 +47,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def ledger(postgres: Postgres) -> Iterator[Ledger]:
-    ledger = Ledger(postgres.database(f"ledger{next(NUMBER)}"))
+def ledger(postgres: Postgres, tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(postgres.database(f"ledger{next(NUMBER)}"), tmp_path)
     ledger.migrate()
     yield ledger
     ledger.close()
@@ -61,7 +61,8 @@ def test_three_processes_start_at_once_on_an_empty_database(postgres: Postgres, 
     code = (
         "import alembic.command, pathlib, time\n"
         "from pacs_node.ledger import Ledger\n"
-        f"ledger, gate = Ledger({url!r}), pathlib.Path({str(gate)!r})\n"
+        f"gate = pathlib.Path({str(gate)!r})\n"
+        f"ledger = Ledger({url!r}, gate.parent)\n"
         "ledger.engine.connect().close()\n"
         "while not gate.exists(): time.sleep(0.001)\n"
         "ledger.migrate(); print(ledger.counts())"

@@ -81,7 +81,7 @@ def stages(folder: Path, port: int, timeout_s: float = 240) -> WiredStages:
         "infer": {"device": "cpu"},
         "peer": [{"name": "pacs", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": port}],
     }
-    ledger = Ledger(f"sqlite:///{folder}/node.sqlite")  # opened by deliveries only
+    ledger = Ledger(f"sqlite:///{folder}/node.sqlite", folder)  # opened by deliveries only
     return WiredStages(Config.model_validate(settings), ledger, lambda: NOW)
 
 

@@ -70,7 +70,7 @@ def clock() -> Clock:
 @pytest.fixture
 def accounts(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Accounts:
     """One user of each role, each with the same password."""
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
     ledger.migrate()
     accounts = Accounts(ledger, clock)
     # a test has no time for the real one

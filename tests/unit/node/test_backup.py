@@ -19,7 +19,7 @@ from pacs_node import fsck, pack
 from pacs_node.backup import MANIFEST, BackupError, Images, back_up, restore
 from pacs_node.cli import app
 from pacs_node.errors import CannotStart, LedgerTooOld
-from pacs_node.ledger import Ledger
+from pacs_node.ledger.copies import revision_of
 from pacs_node.node import Node
 from pacs_node.start_up import FILES_LOCK, RESTORING, exclusively
 from tests.factories import us_image
@@ -260,7 +260,7 @@ def test_an_older_node_says_so_of_a_newer_ledger(story: Story, command: str) -> 
     assert said.exit_code == 1
     assert "the database was written by a newer pacs-node: install that version" in said.output
     assert "Traceback" not in said.output
-    assert Ledger(story.node.config.database.url).schema_revision() == "9999"
+    assert revision_of(story.node.config.database.url) == "9999"
 
 
 def test_what_the_page_says_runs(story: Story, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Story:
         self.clock = T0
         self.stages = Scripted()
         self.kill_at: str | None = None
-        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite", folder)
         self.ledger.migrate()
         policies = dict.fromkeys(("infer", "send", "confirm", "report"), RetryPolicy(1, 1, 3))
         self.flow = Flow(self.ledger, self.stages, policies, poison_limit=9, now=lambda: self.clock,

@@ -138,7 +138,7 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.clock = folder, T0
-        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+        self.ledger = Ledger(f"sqlite:///{folder}/node.sqlite", folder)
         self.ledger.migrate()
         self.stages = Scripted(folder)
         self.step = lambda step: None

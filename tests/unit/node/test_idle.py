@@ -60,7 +60,7 @@ def test_each_poller_is_told_of_each_submission_once(monkeypatch: pytest.MonkeyP
 
 def test_what_comes_in_a_rest_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "DOZE_S", LONG_S)
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
     ledger.migrate()
     rows = Intake(ledger, lambda instances: None, lambda step: None)
     rows.loop.start()

@@ -41,7 +41,7 @@ FIT = Verdict(
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
     ledger.migrate()
     yield ledger
     ledger.close()
@@ -87,7 +87,7 @@ def test_the_last_answer_of_a_destination_under_the_same_settings_counts(ledger:
 
 
 def test_whom_images_are_kept_for_is_known_of_older_ledgers_too(tmp_path: Path) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/older.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/older.sqlite", tmp_path)
     ledger.migrate()
     for number in (1, 2):
         ledger.take_in(instance(f"1.2.{number}", series=f"1.9{number}"))
@@ -286,7 +286,7 @@ def test_only_open_states_can_be_left() -> None:
 
 
 def test_a_database_that_does_not_answer_makes_the_sender_try_again(tmp_path: Path) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/gone/node.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/gone/node.sqlite", tmp_path)
     with pytest.raises(LedgerUnavailable) as failure:
         ledger.take_in(instance("1.2.1"))
     assert failure.value.status == 0xA700  # Out of Resources: the sender keeps its copy

@@ -20,7 +20,7 @@ PACS = Peer(name="pacs", ae_title="ORTHANC", host="10.0.0.5", port=4242, ask_aga
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
     ledger.migrate()
     yield ledger
     ledger.close()
@@ -47,5 +47,5 @@ def test_other_settings_ask_anew(ledger: Ledger, changed: dict[str, object]) -> 
 
 
 def test_a_ledger_that_does_not_answer_stops_no_send(tmp_path: Path) -> None:
-    nowhere = Ledger(f"sqlite:///{tmp_path}/missing/node.sqlite")
+    nowhere = Ledger(f"sqlite:///{tmp_path}/missing/node.sqlite", tmp_path)
     LedgerMemory(nowhere, PACS, "NODE").remember([Answer(SEG, EXPLICIT_LE, None, T0)])

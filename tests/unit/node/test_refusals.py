@@ -176,7 +176,7 @@ def test_a_ledger_that_is_away_holds_no_sender_up_and_is_told_later(
 
 def test_the_newest_are_kept_and_all_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pacs_node.ledger.refusals.MOST_REFUSALS", 5)
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
     ledger.migrate()
     for number in range(12):
         at = T0 + timedelta(seconds=number)

@@ -74,7 +74,7 @@ send_to = {send_to}
 def empty_ledger() -> bytes:
     """Its tables are made once, not for each test."""
     with TemporaryDirectory() as folder:
-        ledger = Ledger(f"sqlite:///{folder}/node.sqlite")
+        ledger = Ledger(f"sqlite:///{folder}/node.sqlite", folder)
         ledger.migrate()
         ledger.close()
         return Path(folder, "node.sqlite").read_bytes()

@@ -149,7 +149,7 @@ def test_nothing_waits_for_ever(before: int, priority: int) -> None:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
     ledger.migrate()
     yield ledger
     ledger.close()
@@ -213,7 +213,7 @@ def test_turns_that_nobody_takes_are_given_again(ledger: Ledger) -> None:
 def test_several_workers_begin_every_job(ledger: Ledger) -> None:
     """Two receive, two work, on three queues of three classes, all at once: none waits for another for ever."""
     number, begun_jobs = 24, set[str]()
-    others = [Ledger(ledger.url) for _ in range(4)]
+    others = [Ledger(ledger.url, ledger.root) for _ in range(4)]
 
     def receive(place: int) -> None:
         for n in range(number):
@@ -243,7 +243,7 @@ def test_several_workers_begin_every_job(ledger: Ledger) -> None:
 
 
 def test_what_waits_when_the_node_is_upgraded_is_given_turns(tmp_path: Path) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/old.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/old.sqlite", tmp_path)
     alembic = Config()
     alembic.set_main_option("script_location", str(Path(engine.__file__).with_name("migrations")))
     alembic.attributes["engine"] = ledger.engine

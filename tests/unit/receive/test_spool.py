@@ -148,7 +148,7 @@ def test_one_uid_in_two_series_is_put_aside_also_after_a_restart(spool: Spool, s
 
 
 def test_what_the_index_has_is_known_without_a_scan(tmp_path: Path, sent: Dataset) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
     ledger.migrate()
     spool = Spool(tmp_path / "spool", 0, ledger.instance)
     first = arrival(sent, encoded(sent)).brought_to(spool).instance
@@ -172,7 +172,7 @@ def test_an_index_that_is_away_keeps_nothing(tmp_path: Path, sent: Dataset) -> N
 
 def test_one_that_was_cleared_away_and_sent_again_is_found_beside_a_new_one(tmp_path: Path) -> None:
     """Both lie in one pack, and the process ends before either has its row: what is indexed of a pack has no holes."""
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite")
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
     ledger.migrate()
     first, second = ct_series(shape=(2, 16, 16))
     spool = Spool(tmp_path / "spool", 0, ledger.instance)
