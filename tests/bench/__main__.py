@@ -5,7 +5,7 @@ Of the networks alone: python -m tests.bench nets; of a whole chest CT: python -
 
 import sys
 
-from tests.bench import chest, flow, idle, nets, pages, receive
+from tests.bench import chest, flow, idle, nets, pages, receive, where
 
 if sys.argv[1:2] == ["nets"]:
     nets.main(sys.argv[2:])
@@ -13,6 +13,7 @@ elif sys.argv[1:2] == ["chest"]:
     chest.run()
 else:
     receive.main(quick=False)
+    where.main()
     flow.run()
     idle.run()
     pages.run()

@@ -10,7 +10,9 @@ import resource
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -34,9 +36,8 @@ TARGET_S, TARGET_MB = 60.0, 4096
 
 def run(detectors: Sequence[str] = ("nodulenet", "ccfam-fpn", "sliding-unet"), threads: int = 2) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        files = chest_ct(
-            Path(folder), seed=21, slices=300, size=512, spacing_mm=(1.0, 0.7, 0.7), nodules=6, detail=True
-        ).files
+        with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:  # what it takes is not ours
+            files = elsewhere.submit(_phantom, Path(folder)).result()
         for name in detectors:
             pipeline = LungNodule("cpu", {"threads": threads, "detector": name})
             pipeline.warm()
@@ -55,6 +56,11 @@ def run(detectors: Sequence[str] = ("nodulenet", "ccfam-fpn", "sliding-unet"), t
             }
             record(f"chest: 300 slices, {name}", figures | steps.seconds())
         _against_published(files, threads)
+
+
+def _phantom(folder: Path) -> Sequence[Path]:
+    spacing_mm = 1.0, 0.7, 0.7
+    return chest_ct(folder, seed=21, slices=300, size=512, spacing_mm=spacing_mm, nodules=6, detail=True).files
 
 
 class Steps:

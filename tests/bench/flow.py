@@ -37,6 +37,7 @@ def run(repeats: int = 3) -> None:
         node = NodeProcess(Path(folder) / "node", node_toml(pacs.aet, pacs.dicom_port, assemble={"quiet_s": QUIET_S}))
         with node:
             node.start()
+            pacs.register("ainode", node)  # else it reports to nobody that it keeps what it got
             for name, make in (("ultrasound image", breast_ultrasound), ("chest CT", partial(chest_ct, slices=SLICES))):
                 rounds = []
                 for seed in range(repeats + 1):

@@ -9,6 +9,7 @@ from typing import Any
 from tests.bench.flow import PARTS
 from tests.bench.receive import CASES
 from tests.bench.record import RESULTS
+from tests.bench.where import CASES as SPENT
 from tests.harness import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -20,6 +21,10 @@ Figures are of the machine that is named. What carries over to another one is th
 ABOUT_RECEIVING = """Images per second that DCMTK's `storescu` gets rid of, medians of three rounds. Ours are durable
 (one sync each) and have their rows in the ledger when the clock stops; `storescp +B` waits for no disk and indexes
 nothing. "Disk alone" is our promise without a network. CPU is of the receiving process, all threads, in ms an image."""
+
+ABOUT_SPENDING = """In the thread that receives, over one association; each part under a stopwatch
+(`tests/bench/where.py`), medians of three rounds. "Whole" is by the sender's clock, its start and end included,
+storescp's in the same run."""
 
 ABOUT_FLOW = """Into a real Orthanc; medians in seconds. "Node adds" is all but the quiet time and the inference.
 Closing is unpacking, headers, judging and routing; encoding is all of the infer job but the inference; sending ends
@@ -55,6 +60,44 @@ def receiving() -> Iterator[str]:
         cost = f"{line[f'{case.name}: CPU ms an image']:.2f}", f"{line[f'{case.name}: peak MB']:.0f}"
         cells = (case.name, *rates, *(f"{ratio:.2f}" for ratio in ratios), f"{found['disk alone']:.0f}", *cost)
         yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield measured_on(line)
+
+
+def spending() -> Iterator[str]:
+    yield "## Where the time of one image goes"
+    yield ""
+    yield ABOUT_SPENDING
+    yield ""
+    line = last("where")
+    if line is None:
+        yield "Not measured yet."
+        return
+    names = [case.name for case in SPENT]
+    keys = [key.removeprefix(f"{names[0]}: ").removesuffix(", ms") for key in line if key.startswith(names[0])]
+    yield f"| ms of an image | {' | '.join(names)} |"
+    yield f"| --- |{' ---: |' * len(names)}"
+    for what in keys:
+        found = [line.get(f"{name}: {what}, ms", 0.0) for name in names]
+        yield f"| {what} | {' | '.join(f'{ms:.2f}' for ms in found)} |"
+    yield ""
+    yield measured_on(line)
+
+
+def chest() -> Iterator[str]:
+    yield "## A chest CT of 300 slices"
+    yield ""
+    line = last("chest: 300 slices, nodulenet")
+    if line is None:
+        yield "Not measured yet."
+        return
+    cost = f"{line['s']:.1f} s, {line['CPU s']:.1f} s of processor"
+    yield f"`lung-nodule`, {line['threads']} threads, {line['form']}: {cost}."
+    yield ""
+    yield "| step | s | most memory of the process by its end, MB |"
+    yield "| --- | ---: | ---: |"
+    for what in [key.removesuffix(", peak MB") for key in line if key.endswith(", peak MB")]:
+        yield f"| {what} | {line[f'{what}, s']:.2f} | {line[f'{what}, peak MB']} |"
     yield ""
     yield measured_on(line)
 
@@ -124,7 +167,7 @@ def idling() -> Iterator[str]:
 
 
 def page() -> str:
-    parts = (receiving, flowing, pages, idling)
+    parts = (receiving, spending, flowing, chest, pages, idling)
     return "\n".join([HEAD, *(line for part in parts for line in (*part(), ""))])
 
 

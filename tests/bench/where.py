@@ -1,0 +1,149 @@
+"""Where the time of one image goes, in the thread that receives it, over one association: python -m tests.bench.where
+
+Each part is wrapped by a stopwatch, which costs about a microsecond itself. What waits for the sender is told from what
+copies its bytes by the processor time of the thread. storescp's time for an image is measured in the same run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any
+
+from pacs_node import pack
+from pacs_node.ledger import Ledger
+from pacs_node.receive import spool
+from pacs_node.receive.connection import Connection
+from pacs_node.receive.upper_layer import UpperLayer
+from tests.bench.receive import ROUNDS, Case, Server, make_images, seconds_to_send, serve, storescp
+from tests.bench.record import record
+
+CASES = (
+    Case("300 of 512 KiB, 1 association", 300, 512, 1),
+    Case("5000 of 20 KiB, 1 association", 5000, 100, 1),
+)
+WAITING, READING = "waiting for the sender", "copying from the socket"
+REST = "Python around it"
+
+
+class Stopwatch:
+    """Seconds by part, of the thread that receives; a part inside another counts once, as itself."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]
+
+    def part(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            began = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                took = time.perf_counter() - began
+                self.spent[name] += took - self._inner.pop()
+                self._inner[-1] += took
+
+        return timed
+
+    def reading(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            began, busy = time.perf_counter(), time.thread_time()
+            try:
+                return call(*args)
+            finally:
+                took, busy = time.perf_counter() - began, time.thread_time() - busy
+                self.spent[READING] += busy
+                self.spent[WAITING] += took - busy
+                self._inner[-1] += took
+
+        return timed
+
+    class Digest:
+        """xxHash's object takes no attributes."""
+
+        def __init__(self, stopwatch: Stopwatch, made: Any) -> None:
+            self.update = stopwatch.part("checksum", made.update)
+            self.intdigest = made.intdigest
+
+
+def serve_timed(folder: Path, told: Pipe) -> None:
+    """The listener of the other benchmark, under the stopwatch; says at its end where the time went."""
+    watch = Stopwatch()
+    made = pack.xxh3_64
+
+    def timed(of: Any, name: str, part: str) -> None:
+        setattr(of, name, watch.part(part, getattr(of, name)))
+
+    timed(pack, "write_at", "write to the page cache")
+    timed(pack, "start_writeback", "begin to write back")
+    timed(pack.os, "fdatasync", "sync")
+    timed(spool.Spool, "check_space", "room on the disk")
+    timed(spool.Start, "of", "header")
+    timed(spool.Incoming, "_identity", "header")
+    timed(spool.Spool, "held", "known already?")
+    timed(Ledger, "instance", "known already?")
+    timed(Connection, "send", "answer")
+    pack.Pack.there = property(watch.part("is the pack there", pack.Pack.there.fget))  # type: ignore[assignment,method-assign,attr-defined,arg-type]
+    pack.xxh3_64 = lambda *args: Stopwatch.Digest(watch, made(*args))  # type: ignore[assignment,misc]
+    Connection._fill = watch.reading(Connection._fill)  # type: ignore[method-assign]
+    UpperLayer._read = watch.part(REST, UpperLayer._read)  # type: ignore[method-assign]
+    serve(folder, told)
+    told.send(dict(watch.spent))
+
+
+@contextmanager
+def ours(folder: Path, case: Case, found: list[dict[str, float]]) -> Iterator[Server]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve_timed, args=(folder, there))
+    process.start()
+
+    def settle() -> None:
+        here.send("all in?")
+        assert here.recv() == case.images
+
+    yield Server(here.recv(), settle)
+    here.send("stop")
+    here.recv()
+    found.append(here.recv())
+    process.join()
+
+
+def measure(case: Case) -> dict[str, float]:
+    """Milliseconds of one image by part, medians of the rounds."""
+    found: list[dict[str, float]] = []
+    whole: dict[str, list[float]] = {"storescp": [], "ours": []}
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        make_images(base / "images", case)
+        for number in range(ROUNDS):
+            for server, told in ((storescp, []), (ours, found)):
+                folder = base / f"{server.__name__}{number}"
+                folder.mkdir()
+                with server(folder, case, told) as running:
+                    whole[server.__name__].append(seconds_to_send(base / "images", running, case))
+    parts = {part: statistics.median(each.get(part, 0.0) for each in found) for part in found[0]}
+    return {
+        **{part: seconds / case.images * 1000 for part, seconds in sorted(parts.items(), key=lambda each: -each[1])},
+        **{f"{name}, whole": statistics.median(each) / case.images * 1000 for name, each in whole.items()},
+    }
+
+
+def main() -> None:
+    figures: dict[str, Any] = {"load": os.getloadavg()[0]}
+    for case in CASES:
+        figures |= {f"{case.name}: {part}, ms": ms for part, ms in measure(case).items()}
+    record("where", figures)
+
+
+if __name__ == "__main__":
+    main()
