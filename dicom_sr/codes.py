@@ -47,6 +47,8 @@ AREA = Code("42798000", "SCT", "Area")
 VOLUME = Code("118565006", "SCT", "Volume")
 VOXEL_VOLUME = Code("YEKZ", "IBSI", "Volume from Voxel Summation")
 MESH_VOLUME = Code("RNU0", "IBSI", "Volume of Mesh")
+# TID 1410
+IMAGE_REGION = Code("111030", "DCM", "Image Region")
 # attenuation, CID 6141
 MEAN_HU = Code("112181", "DCM", "Mean Attenuation Coefficient")
 MIN_HU = Code("112179", "DCM", "Minimum Attenuation Coefficient")
