@@ -121,8 +121,8 @@ def code_items(subject: Subject) -> Iterator[str]:
 
 def identity(subject: Subject) -> Iterator[str]:
     for keyword in ALWAYS_COPIED:
-        values = {describe_copied(source, keyword) for source in subject.sources}
-        if describe_copied(subject.dataset, keyword) not in values:
+        own = describe_copied(subject.dataset, keyword)
+        if all(describe_copied(source, keyword) != own for source in subject.sources):  # the first has it
             yield f"{keyword} is not the sources'"
 
 

@@ -203,7 +203,7 @@ def volume(subject: Subject) -> Iterator[str]:
     between_mm = subject.between_mm
     if subject.findings is None or between_mm is None:
         return
-    places = [plane(subject.known[ref.sop_instance_uid], ref.frame) for ref in subject.findings.images]
+    places = subject.places
     part, least_mm3 = VOLUME_TOLERANCE
     for finding in subject.findings.findings:
         if finding.extent != "mask":

@@ -149,7 +149,7 @@ def even_planes(subject: Subject) -> Iterator[str]:
     between_mm = subject.between_mm
     if "FrameOfReferenceUID" not in subject.dataset or not between_mm:
         return
-    along = np.array([plane(subject.dataset, frame + 1).along_normal_mm() for frame in subject.frames]) / between_mm
+    along = np.array([place.along_normal_mm() for place in subject.frame_places]) / between_mm
     steps = along - along[0]
     if np.abs(steps - np.round(steps)).max() > EVEN_SPACING_TOLERANCE:
         yield "its frames are not evenly spaced; 3D Slicer shows them with one slice distance"
@@ -164,12 +164,13 @@ def segment_names(subject: Subject) -> Iterator[str]:
 def on_its_image(subject: Subject) -> Iterator[str]:
     for frame in subject.frames:
         ref = read.frame_source(subject.dataset, frame)
-        for what in _misplaced(subject.dataset, frame, subject.known[ref.sop_instance_uid], ref):
+        for what in _misplaced(subject, frame, subject.known[ref.sop_instance_uid], ref):
             yield f"frame {frame + 1} does not lie on its source image: {what}"
 
 
-def _misplaced(dataset: Dataset, frame: int, header: Dataset, ref: ImageRef) -> Iterator[str]:
+def _misplaced(subject: Subject, frame: int, header: Dataset, ref: ImageRef) -> Iterator[str]:
     """How a frame lies elsewhere than its source image, corner by corner, in mm."""
+    dataset = subject.dataset
     source = plane(header, ref.frame)
     mask = None if source.is_in_space else read.frame_mask(dataset, frame)
     if mask is not None and mask.any():  # an ultrasound image is calibrated region by region
@@ -180,7 +181,7 @@ def _misplaced(dataset: Dataset, frame: int, header: Dataset, ref: ImageRef) -> 
     if str(dataset.get("FrameOfReferenceUID") or "") != (source.frame_of_reference_uid or "") and source.is_in_space:
         yield "another frame of reference"
         return
-    mine = plane(dataset, frame + 1)
+    mine = subject.frame_places[frame]
     if not source.is_in_space:
         calibrated = source.spacing_mm or (NOT_CALIBRATED if mask is not None and mask.any() else mine.spacing_mm)
         if mine.spacing_mm != calibrated:
@@ -210,7 +211,7 @@ def round_trip(subject: Subject) -> Iterator[str]:
         return
     series_uid = str(subject.known[findings.images[0].sop_instance_uid].SeriesInstanceUID)
     meant = {tracking_uid(findings, f, series_uid, int(dataset.InstanceNumber)): f for f in findings.findings}
-    places = [plane(subject.known[ref.sop_instance_uid], ref.frame) for ref in findings.images]
+    places = subject.places
     drawn: dict[str, dict[int, _Part]] = {}
     for segmentation in subject.segmentations or [dataset]:
         for tracked, index, mask in _drawn(_from_bytes(segmentation), places, findings.images):

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from dicom_sr import read
 from dicom_sr.findings import Findings
 from dicom_sr.revision import Written
-from dicom_sr.source import between_mm, headers_by_uid, plane
+from dicom_sr.source import Plane, between_mm, headers_by_uid, plane
 
 Severity = Literal["error", "warning"]
 
@@ -73,4 +73,15 @@ class Subject:
         """The mean distance of the images along their normal; None of images that are no volume."""
         if self.findings is None or self.findings.geometry != "volume":
             return None
-        return between_mm([plane(self.known[ref.sop_instance_uid], ref.frame) for ref in self.findings.images])
+        return between_mm(self.places)
+
+    @cached_property
+    def places(self) -> list[Plane]:
+        """Of each image of the findings."""
+        images = self.findings.images if self.findings is not None else ()
+        return [plane(self.known[ref.sop_instance_uid], ref.frame) for ref in images]
+
+    @cached_property
+    def frame_places(self) -> list[Plane]:
+        """Of each frame of a Segmentation."""
+        return [plane(self.dataset, frame + 1) for frame in self.frames]
