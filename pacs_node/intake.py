@@ -29,7 +29,8 @@ class Intake:
     """Tells the ledger what the listener tells it, in that order.
 
     indexed: called with what the ledger has from now on. at: called at each step. twice: called with what the ledger
-    has under a UID, and with what another process has kept under it as well.
+    has under a UID, and with what another process has kept under it as well. rest: called now and then while nothing
+    comes.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Intake:
         indexed: Callable[[Sequence[Instance]], None],
         at: Callable[[str], None],
         twice: Callable[[Instance, Instance], None] = lambda first, second: None,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
         self.loop = Loop("intake", self._look, DOZE_S)
-        self._ledger, self._indexed, self._at, self._twice = ledger, indexed, at, twice
+        self._ledger, self._indexed, self._at, self._twice, self._rest = ledger, indexed, at, twice, rest
         self._waiting: deque[Instance | AssociationEnd] = deque()
         self._one_at_a_time = threading.Lock()
         self._dozes = False
@@ -70,6 +72,7 @@ class Intake:
         """The seconds until the next look, if it is to come soon."""
         self._dozes = not self._waiting
         if self._dozes and not self._waiting:  # asked again: one that came in between has woken nobody
+            self._rest()
             return None
         self._dozes = False
         self.flush()

@@ -105,7 +105,7 @@ class Node:
             await_report_s=config.jobs.await_report_s,
             at=at,
         )
-        self.intake = Intake(self.ledger, self._indexed, at, self._kept_twice)
+        self.intake = Intake(self.ledger, self._indexed, at, self._kept_twice, lambda: self.spool.close_unused())
         receive = config.receive
         self.spool = Spool(data_dir / "spool", receive.keep_free_gb, self.intake.find, receive.largest_mb << 20)
         self.retention = Retention(config, self.ledger, self.spool, self.stages.store, self.let_go, self.settle, now)

@@ -52,6 +52,7 @@ class Pack:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.end = 0  # of the last whole record
         self.usable = True  # False once it cannot be known what is on the disk
+        self.since = 0.0  # nobody has written to it, by the monotonic clock; kept by whoever lends it
 
     @property
     def there(self) -> bool:

@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import os
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,7 +40,8 @@ log = structlog.get_logger(__name__)
 GB = 1_000_000_000
 LONGEST_HEAD = 4096  # bytes; a head that `part10.encode` wrote takes about 500
 EARLY = 1 << 16  # bytes of a data set that wait in memory until it is known which series they belong to
-MOST_OPEN = 64  # packs that nobody writes to just now are kept open for the next image
+MOST_OPEN = 64  # packs that nobody writes to just now are kept open for the next image ...
+UNUSED_S = 20.0  # ... for so long
 
 
 @dataclass(frozen=True)
@@ -308,13 +310,28 @@ class Spool:
             if not used.usable:
                 used.close()  # what it holds stays; the next image goes to another
                 return
+            used.since = time.monotonic()
             self._idle.setdefault(series, []).append(used)
             self._idle.move_to_end(series)
             if sum(map(len, self._idle.values())) > MOST_OPEN:
                 oldest = next(series for series, packs in self._idle.items() if packs)
                 self._idle[oldest].pop(0).close()
-            for empty in [series for series, packs in self._idle.items() if not packs]:
-                del self._idle[empty]
+            self._forget_empty()
+
+    def _forget_empty(self) -> None:
+        """With `_packs` held."""
+        for empty in [series for series, packs in self._idle.items() if not packs]:
+            del self._idle[empty]
+
+    def close_unused(self) -> None:
+        """Packs that nothing has come for in a while. The next image of such a series goes to another one."""
+        before = time.monotonic() - UNUSED_S
+        with self._packs:
+            for packs in self._idle.values():
+                for old in [each for each in packs if each.since < before]:
+                    packs.remove(old)
+                    old.close()
+            self._forget_empty()
 
     def loose(self) -> Pack:
         """A file for what is not known to belong to any series yet."""

@@ -553,3 +553,26 @@ def test_packs_that_nobody_writes_to_are_closed_in_the_end(spool: Spool, monkeyp
     spool.close()
     assert open_files() == before
     assert len(scanned(spool.root)[1]) == 12
+
+
+def test_packs_that_nothing_comes_for_are_closed_and_the_next_image_is_kept(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_files()
+    first, second = ct_series(shape=(2, 8, 8), name="a series")
+    arrival(first, encoded(first)).brought_to(spool)
+    spool.close_unused()
+    assert open_files() - before == 1, "it was used just now"
+    monkeypatch.setattr("pacs_node.receive.spool.UNUSED_S", 0.0)
+    ledger = Ledger(f"sqlite:///{spool.root.parent}/node.sqlite", spool.root.parent)
+    try:
+        ledger.migrate()
+        intake = Intake(ledger, spool.indexed, lambda step: None, rest=spool.close_unused)
+        with_ledger = open_files()
+        assert intake._look() is None
+    finally:
+        ledger.close()
+    assert open_files() < with_ledger
+    assert open_files() == before
+    arrival(second, encoded(second)).brought_to(spool)
+    assert len(scanned(spool.root)[1]) == 2
