@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup dev demo test lint bench soak faults powercuts machines knockout fuzz clean
+.PHONY: setup dev demo test lint bench soak faults powercuts machines knockout fuzz vendor pictures clean
 
 # ---- to run the node
 
@@ -63,6 +63,15 @@ knockout: dev
 # wrong associations, data sets, requests and answers, drawn from SEED, against a running node; the tests draw some
 fuzz: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(or $(SEED),1) --inputs $(or $(INPUTS),100000)
+
+# the one file of others that the pages load, as its makers built it; deploy/viewer pins it
+vendor:
+	npm ci --ignore-scripts --no-audit --no-fund --prefix deploy/viewer
+	cp deploy/viewer/node_modules/@niivue/niivue/dist/niivue.umd.js pacs_node/web/static/vendor/niivue.js
+
+# docs/viewer.png, as the tests see it
+pictures: dev
+	VIEWER_PICTURE=docs/viewer.png OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop/test_viewer.py -k picture
 
 clean:
 	rm -rf .venv demo-out runs build *.egg-info

@@ -155,6 +155,9 @@ class Receive(Settings):
     drain_s: Seconds = 30.0  # how long a stop waits for open associations and running jobs
 
 
+VIEWER_NAMES = ("study", "series")  # in braces in `viewer_url`
+
+
 class Web(Settings):
     """[web]: who may use the pages, and how they are reached."""
 
@@ -164,6 +167,27 @@ class Web(Settings):
     key: OptionalPath = None  # PEM, without a password
     behind_proxy: bool = False  # a proxy of the site brings the pages to browsers over TLS
     open_to_all: bool = False  # also others than this machine may use them without users and without TLS
+    viewer_gb: Annotated[float, Field(ge=0, le=1000)] = 2.0  # what was made for who looks at a series takes on disk
+    viewer_url: str = ""  # of the hospital's own viewer, with {study} and {series} in it
+
+    @field_validator("viewer_url")
+    @classmethod
+    def _viewer_address(cls, url: str) -> str:
+        if not url:
+            return url
+        named = re.findall(r"\{([^{}]*)\}", url)
+        odd = next((name for name in named if name not in VIEWER_NAMES), None)
+        if odd is not None or re.search(r"[{}]", re.sub(r"\{(study|series)\}", "", url)):
+            raise ValueError(f"viewer_url knows {{study}} and {{series}} in braces, and not {{{odd or ''}}}")
+        if not named:
+            raise ValueError("viewer_url names no study; write {study} where its Study Instance UID goes")
+        if words := _bad_place(url.format(study="1", series="1")):
+            raise ValueError(
+                f"viewer_url {words}; it is such as https://ohif.example/viewer?StudyInstanceUIDs={{study}}"
+            )
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("viewer_url must start with http:// or https://")
+        return url
 
     @model_validator(mode="after")
     def _both(self) -> Web:

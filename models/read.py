@@ -281,11 +281,13 @@ def clip_of(path: Path, header: Dataset) -> Clip:
 LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width: where a CT header names no window
 
 
-def display(path: Path, frame: int | None) -> np.ndarray:
+def display(path: Path, frame: int | None, window: tuple[float, float] | None = None) -> np.ndarray:
     """One image (or frame, from 1) as a viewer first shows it: uint8 (rows, columns, 3). Raises UnfitInput.
 
     Slices and radiographs through the first window of their header, where they have none CT through that for lungs and
     others from the darkest to the brightest; ultrasound as it is.
+
+    window   (centre, width) for slices, in place of that
     """
     header = header_of(path)
     modality = attributes.text(header, "Modality")
@@ -296,7 +298,7 @@ def display(path: Path, frame: int | None) -> np.ndarray:
         values = np.empty((1, *one.shape), np.int16 if modality == "CT" else np.float32)
         if failure := fill(values, [one]):
             raise UnfitInput(failure[0])
-        return _windowed(values[0], window_of(one.frame) or (LUNG_WINDOW_HU if modality == "CT" else None))
+        return _windowed(values[0], window or window_of(one.frame) or (LUNG_WINDOW_HU if modality == "CT" else None))
     clip, at = read_image(path), (frame or 1) - 1
     if modality in PROJECTION and attributes.text(header, "PhotometricInterpretation") == "MONOCHROME2":
         [values] = clip.values([at])

@@ -9,14 +9,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from config import Config
 from models import catalogue
 from pacs_node import __version__
 from pacs_node.errors import LedgerUnavailable
-from pacs_node.ledger import Ledger
 from pacs_node.peers import LedgerMemory
 from pacs_node.records import JOB_KINDS, REFUSAL_KINDS
 from pacs_node.retention import Retention
+from pacs_node.viewer_facts import Viewed, ViewerFacts
 
 OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is named by /health
 RUNNING_SLACK_S = 900.0  # and so is one whose attempt runs for this much longer than its limits add up to
@@ -46,12 +45,9 @@ def in_need(jobs: Sequence[dict[str, Any]], said: str) -> list[str]:
     ]
 
 
-class Running(Protocol):
+class Running(Viewed, Protocol):
     """The node whose facts these are."""
 
-    config: Config
-    ledger: Ledger
-    now: Callable[[], datetime]
     retention: Retention
 
     def rejected(self, job_id: str) -> Path: ...
@@ -67,7 +63,7 @@ class Running(Protocol):
     def rerun(self, series_uid: str, route: str | None = None) -> str | None: ...
 
 
-class NodeFacts:
+class NodeFacts(ViewerFacts):
     """What the web pages ask. Nothing of it names a path of this machine."""
 
     def __init__(self, node: Running, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -49,6 +49,7 @@ from pacs_node.records import (
 from pacs_node.retention import Retention
 from pacs_node.stages import WiredStages
 from pacs_node.start_up import hold, listening_on, must_be_whole, must_be_writable, must_not_be_open
+from pacs_node.viewing import Viewing
 from pacs_node.web.app import create_app
 from pacs_node.web.certificate import Certificate
 from pacs_node.web.connection import Connection
@@ -109,6 +110,14 @@ class Node:
         receive = config.receive
         self.spool = Spool(data_dir / "spool", receive.keep_free_gb, self.intake.find, receive.largest_mb << 20)
         self.retention = Retention(config, self.ledger, self.spool, self.stages.store, self.let_go, self.settle, now)
+        self.viewing = Viewing(
+            data_dir,
+            int(config.web.viewer_gb * 1e9),
+            self.stages.unpacked,
+            self.stages.here,
+            gone=lambda series_uid: self.ledger.why_gone(series_uid) is not None,
+            confined=config.infer.confine,
+        )
         self.listener: Listener | None = None
         self.receivers: Receivers | None = None  # instead of it, where several processes receive
         self._woken: Callable[[str], None] = self._wake_here
@@ -167,6 +176,7 @@ class Node:
             self.engine.stop(drain_s + AFTER_CUT_S)
             cut_short.cancel()
         self.stages.inference.close()
+        self.viewing.close()
         if self._web is not None:
             self._web.should_exit = True
         if self._certificate is not None:
@@ -321,6 +331,8 @@ class Node:
         (inference.prepare if self.config.infer.tune else inference.warm)([(r.pipeline, r.options) for r in routes])
 
     def _start_web(self) -> None:
+        if self.ledger.embedded:  # else others may be at work in the same folder
+            self.viewing.clear_unfinished()
         collector = observe.LedgerCollector(
             self.ledger.counts,
             lambda: len(self.connected()),

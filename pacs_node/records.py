@@ -382,3 +382,25 @@ class Commitment:
     @property
     def open(self) -> bool:
         return self.report is None and not self.over
+
+
+FEEDBACK_KINDS = {  # what a reader can say of a finding
+    "agree": "agree",
+    "no-lesion": "not a lesion",
+    "wrong-size": "wrong size",
+    "missed": "missed one",
+}
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a reader says of a finding, or of a lesion that the results do not have."""
+
+    at: datetime
+    reader: str
+    series_uid: str
+    job: str  # the inference whose results it is about
+    kind: str  # of FEEDBACK_KINDS
+    finding: int | None = None  # its number; none of one that was missed
+    label: str = ""
+    place: Mapping[str, Any] | None = None  # of one that was missed: sop_instance_uid, frame, column, row, lps_mm

@@ -32,6 +32,7 @@ from pacs_node.receive.spool import Spool
 from pacs_node.records import OPEN_JOB_STATES, Deletion, Holding, Job
 from pacs_node.start_up import FILES_LOCK, exclusively
 from pacs_node.store import Store, clear_forgotten
+from pacs_node.viewing import folder_name
 
 log = structlog.get_logger()
 
@@ -292,9 +293,12 @@ class Retention:
         return sorted(path.relative_to(self.data_dir).as_posix() for path in paths)
 
     def _results(self, holding: Holding) -> list[str]:
-        """Folders of the results of a series, and of what of them failed the checks, if there are any."""
+        """Folders of the results of a series, of what of them failed the checks, and of what was made for who looked at
+        it, if there are any."""
         names = [f"{kind}/{job.id}" for job in holding.jobs if job.kind == "infer" for kind in ("results", "rejected")]
-        return [name for name in names if self.store.apart or (self.data_dir / name).is_dir()]
+        there = [name for name in names if self.store.apart or (self.data_dir / name).is_dir()]
+        seen = folder_name(holding.series_uid)
+        return [*there, *([seen] if (self.data_dir / seen).is_dir() else [])]
 
     def resume(self) -> None:
         """What has been decided goes from here, whoever decided it. Raises OSError."""

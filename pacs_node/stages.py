@@ -353,7 +353,7 @@ class WiredStages:
         copies = self.work / f"{package.job}.{os.getpid()}"
         receipts: list[Receipt] = []
         try:
-            with self._copies(copies), self._here(package.paths) as paths:
+            with self._copies(copies), self.here(package.paths) as paths:
                 here = replace(package, paths=paths, sources=self._brought(package.sources, copies))
                 receipts = self.destinations[destination].deliver(here, self.now)
         except StoreAway as away:
@@ -366,7 +366,7 @@ class WiredStages:
         return WhenAsked(images, lambda image: self.store.at_hand([image], folder / f"{next(numbers):05d}")[0])
 
     @contextmanager
-    def _here(self, paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    def here(self, paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
         """Results of one job, where this machine can read them."""
         if not paths or not paths[0].is_relative_to(self.results):
             yield tuple(paths)
@@ -383,7 +383,7 @@ class WiredStages:
 
     def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]:
         # with their neighbours: what was sent instead of a result lies beside it
-        with self._here(paths) as here:
+        with self.here(paths) as here:
             folders = sorted({path.parent for path in here})
             beside = [file for folder in folders for file in sorted(folder.rglob("*.dcm"))]
             return sent_objects([*here, *beside], stored)

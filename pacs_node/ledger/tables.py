@@ -319,3 +319,21 @@ token_table = sa.Table(
     sa.Column("expires_at", UtcDateTime, nullable=False),
     sa.Column("used_at", UtcDateTime),
 )
+
+
+feedback_table = sa.Table(  # what readers say of the findings
+    "feedback",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("reader", sa.String(80), nullable=False),  # a user, or "token " and its name; "": there are no users
+    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("job", sa.String(64), nullable=False),  # the inference whose results it is about
+    sa.Column("pipeline", sa.String(64), nullable=False),
+    sa.Column("version", sa.String(64), nullable=False),  # of the algorithm
+    sa.Column("kind", sa.String(16), nullable=False),  # records.FEEDBACK_KINDS
+    sa.Column("finding", sa.Integer),  # its number; none of one that was missed
+    sa.Column("label", sa.String(64), nullable=False),
+    sa.Column("place", sa.JSON),  # of one that was missed
+    sa.Index("ix_feedback_counts", "pipeline", "version", "kind"),
+)

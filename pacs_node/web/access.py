@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from pacs_node.accounts import ADMIN, ANYBODY, VIEWER, Accounts, NotLoggedIn, Who
+from pacs_node.accounts import ADMIN, ANYBODY, READER, VIEWER, Accounts, NotLoggedIn, Who
 from pacs_node.web.views import Views, body_of, for_people, inside
 
 COOKIE = "pacs-node"
@@ -22,6 +22,8 @@ CSRF = "csrf"  # the field of a form that proves that one of our pages has made 
 NEEDS: dict[str, str | None] = {
     "/": VIEWER,
     "/series/{uid}": VIEWER,
+    "/series/{uid}/view": VIEWER,
+    "/feedback": VIEWER,
     "/rerun": ADMIN,
     "/destinations": VIEWER,
     "/refusals": VIEWER,
@@ -32,12 +34,18 @@ NEEDS: dict[str, str | None] = {
     "/metrics": VIEWER,
     "/api/series": VIEWER,
     "/api/series/{uid}": VIEWER,
+    "/api/series/{uid}/findings": VIEWER,
+    "/api/series/{uid}/view": VIEWER,
+    "/api/series/{uid}/view/{name}": VIEWER,  # of images that may show a name: a reader, see web/viewer.py
+    "/api/series/{uid}/feedback": READER,
+    "/api/feedback": READER,  # it names who has said what
     "/api/series/{uid}/rerun": ADMIN,
     "/api/rerun": ADMIN,
     "/api/destinations": VIEWER,
     "/api/refusals": VIEWER,
     "/api/jobs/{id}/retry": ADMIN,
     "/api/jobs/{id}/dismiss": ADMIN,
+    "/api/jobs/{id}/results/{name}": READER,  # as it was sent, with the patient's name
     "/api/jobs/{id}/rejected": VIEWER,
     "/api/jobs/{id}/rejected/{name}": VIEWER,
     "/login": None,

@@ -2,6 +2,8 @@
 
     GET  /                        the latest series
     GET  /series/{uid}            one series: why it closed, what each rule said, its jobs, its timeline
+    GET  /series/{uid}/view       the images of a series, and what was found on them
+    GET  /feedback                what readers say of the findings: counts of each pipeline and version
     GET  /refusals                what was refused or kept aside at receipt: when, from whom, why
     GET  /queue                   what runs and what waits, in its order, and why
     GET  /rerun                   a form: run many series again
@@ -11,6 +13,11 @@
     GET  /metrics                 Prometheus
     GET  /api/series              a list; the Link header leads to older ones
     GET  /api/series/{uid}
+    GET  /api/series/{uid}/findings  what the results say, as JSON or CSV
+    GET  /api/series/{uid}/view   the series as one volume; /{name} is one of its files, or a picture
+    POST /api/series/{uid}/feedback  what a reader says of a finding, or where one was missed
+    GET  /api/feedback            all that was said, as JSON or CSV
+    GET  /api/jobs/{id}/results/{name}  a result, as it was sent
     GET  /api/destinations
     GET  /api/queue               the same as /queue
     GET  /api/inference           the devices, and the forms in which networks are served
@@ -52,6 +59,7 @@ from pacs_node.accounts import Accounts
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.web.access import Door
 from pacs_node.web.facts import Facts
+from pacs_node.web.viewer import ViewerViews
 from pacs_node.web.views import View, Views, knowing
 
 HERE = Path(__file__).parent
@@ -73,6 +81,7 @@ def create_app(
     secure    browsers reach it over TLS alone
     """
     views = Views(facts, registry, HERE / "templates")
+    viewer = ViewerViews(facts, views)
     door = Door(accounts, views, audit, secure=secure)
     post = ["POST"]
 
@@ -83,6 +92,8 @@ def create_app(
         routes=[
             at("/", views.list_page, "before"),
             at("/series/{uid}", views.series_page),
+            at("/series/{uid}/view", viewer.page),
+            at("/feedback", viewer.feedback_page),
             at("/rerun", views.rerun_page),
             at("/destinations", views.destinations_page),
             at("/refusals", views.refusals_page),
@@ -91,6 +102,12 @@ def create_app(
             at("/metrics", views.metrics),
             at("/api/series", views.series_list, "limit", "before"),
             at("/api/series/{uid}", views.series),
+            at("/api/series/{uid}/findings", viewer.findings, "form"),
+            at("/api/series/{uid}/view", viewer.volume),
+            at("/api/series/{uid}/view/{name}", viewer.file),
+            at("/api/series/{uid}/feedback", viewer.note_feedback, methods=post),
+            at("/api/feedback", viewer.feedback, "form"),
+            at("/api/jobs/{id}/results/{name}", viewer.result),
             at("/api/destinations", views.destinations),
             at("/api/refusals", views.refusals, "limit"),
             at("/api/inference", views.inference),

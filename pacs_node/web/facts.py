@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,3 +51,40 @@ class Facts(Protocol):
 
     def rejected(self, job_id: str) -> dict[str, Path]:
         """The objects of a job that were held back: name -> file."""
+
+    def findings(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
+        """What the results of a series say: {"state": "ready" | "preparing" | "refused" | "none", "why", "results",
+        ...}. None: there is no such series."""
+
+    def volume(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
+        """{"state", "why", ...} of a series as one volume. None: there is no such series."""
+
+    def view_file(self, series_uid: str, name: str) -> Path | None:
+        """A file that was made for who looks at a series."""
+
+    def result_file(self, job_id: str, name: str) -> bytes | None:
+        """A result of a job, as it was sent."""
+
+    def viewer_address(self, study_uid: str, series_uid: str) -> str | None:
+        """Where the hospital's own viewer shows this series; None: the settings do not say."""
+
+    def note_feedback(
+        self,
+        series_uid: str,
+        reader: str,
+        job: str,
+        kind: str,
+        finding: int | None,
+        place: tuple[int, float, float] | None,
+    ) -> str | None:
+        """What a reader says of a finding, or where one was missed: (image from 0, column, row). None, or why it is not
+        noted."""
+
+    def feedback_of(self, series_uid: str) -> list[dict[str, Any]]:
+        """What has been said of the findings of a series, the oldest first."""
+
+    def feedback(self) -> Iterator[dict[str, Any]]:
+        """All that has been said of findings, the oldest first."""
+
+    def feedback_counts(self) -> list[dict[str, Any]]:
+        """[{"pipeline", "version", "counts": {kind: number}}]"""

@@ -22,6 +22,7 @@ from starlette.templating import Jinja2Templates
 
 from pacs_node.errors import Told
 from pacs_node.privacy import identifies
+from pacs_node.web.found import pictured, shown_of
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
@@ -57,7 +58,7 @@ class Views:
             "syntax_name": syntax_name,
             "tone": tone,
         }
-        self.pages.env.globals |= {"AGAIN": AGAIN}
+        self.pages.env.globals |= {"AGAIN": AGAIN, "pictured": pictured}
 
     def page(
         self,
@@ -108,18 +109,18 @@ class Views:
         why_not = self.facts.retry(request.path_params["id"])
         if why_not is not None:
             raise HTTPException(409, why_not)
-        return _back(request) or JSONResponse({"retried": True})
+        return back(request) or JSONResponse({"retried": True})
 
     def dismiss(self, request: Request) -> Response:
         if not self.facts.dismiss(request.path_params["id"]):
             raise HTTPException(409, "no such job, or it has not failed")
-        return _back(request) or JSONResponse({"dismissed": True})
+        return back(request) or JSONResponse({"dismissed": True})
 
     def rerun(self, request: Request) -> Response:
         why_not = self.facts.rerun(request.path_params["uid"])
         if why_not is not None:
             raise HTTPException(409, why_not)
-        return _back(request) or JSONResponse({"rerun": True})
+        return back(request) or JSONResponse({"rerun": True})
 
     def rerun_many(self, request: Request) -> Response:
         """Asked by the query (programs) or by a form (the page)."""
@@ -170,9 +171,12 @@ class Views:
         series = self.facts.series(request.path_params["uid"])
         if series is None:
             raise HTTPException(404, "no such series")
+        told = self.facts.findings(series["series_uid"]) or {"state": "none", "why": "", "results": []}
         refresh = series["state"] in UNFINISHED or any(job["state"] in UNFINISHED for job in series["jobs"])
+        refresh = refresh or told["state"] == "preparing"
         held_back = {job["id"]: sorted(self.facts.rejected(job["id"])) for job in series["jobs"]}
-        shown = {"s": series, "refresh": refresh, "held_back": held_back}
+        found = shown_of(self.facts, request, series, told)
+        shown = {"s": series, "refresh": refresh, "held_back": held_back, **found}
         return self.page(request, "series.html", shown)
 
     def rerun_page(self, request: Request) -> Response:
@@ -272,7 +276,7 @@ def for_people(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "")
 
 
-def _back(request: Request) -> Response | None:
+def back(request: Request) -> Response | None:
     """To the page whose button was pressed; None for a program."""
     if for_people(request) and "referer" in request.headers:
         page = urlsplit(request.headers["referer"])  # the application has seen that it is an address

@@ -28,6 +28,7 @@ WIRING = {
     "fsck",
     "retention",
     "backup",
+    "viewer_facts",
 }
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself; headers, read within limits
@@ -40,6 +41,7 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     "kept": {"dicom_sr"},
     "encode": {"dicom_sr", "models"},  # models.read for captures: the only reader of pixels
     "deliver": {"dicom_sr"},  # what a peer answers is read as a header is: whatever it holds
+    "viewing_process": {"dicom_sr", "models"},  # decodes what is looked at
     "web": set(),
 }
 SHARED = {  # what several rooms must say or do alike -> those rooms
@@ -51,7 +53,8 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "accounts": {"web"},
     "loop": {"web"},
     "messages": {"infer"},
-    "memory": {"infer", "devices"},
+    "memory": {"infer", "devices", "viewing_process"},
+    "confine": {"viewing_process"},
     "infer": {"devices"},  # the room of several is around the room of one
 }
 SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
@@ -78,6 +81,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "flow": {"records", "errors", "ledger", "editions", "confirm", "silence"},
     "ledger": {"accounts", "records", "errors", "editions", "turns"},
     "start_up": {"errors", "durable"},
+    "viewing": {"records", "errors"},
     "privacy": set(),
     "loop": {"errors"},
     "jobs": {"records", "errors", "flow", "ledger", "loop"},

@@ -24,6 +24,7 @@ MODULES = [
     *("pacs_node.receive.upper_layer", "pacs_node.receive.transfer"),
     *("pacs_node.association", "pacs_node.deliver.stow", "pacs_node.priors"),
     "pacs_node.web.connection",
+    *("pacs_node.viewing", "pacs_node.viewing_process"),
     "pacs_node.assemble.geometry",
 ]
 LIMIT = re.compile(r"(MOST|LONGEST|FREELY)(_[A-Z]+)*|DEEPEST")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -128,6 +129,7 @@ class InMemory:
         self.many_asked: list[tuple[str | None, datetime | None]] = []
         self.dismissed: list[str] = []
         self.held_back: dict[str, Path] = {}
+        self.found: dict[str, Any] = {}
 
     def health(self) -> dict[str, Any]:
         return self.status
@@ -226,6 +228,34 @@ class InMemory:
 
     def rejected(self, job_id: str) -> dict[str, Path]:
         return self.held_back if job_id == "job-infer" else {}
+
+    def findings(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
+        there = {"state": "none", "why": "there are no results yet", "results": []}
+        return self.found or there if self.series(series_uid) else None
+
+    def volume(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
+        return {"state": "refused", "why": "there is none"} if self.series(series_uid) else None
+
+    def view_file(self, series_uid: str, name: str) -> Path | None:
+        return None
+
+    def result_file(self, job_id: str, name: str) -> bytes | None:
+        return None
+
+    def viewer_address(self, study_uid: str, series_uid: str) -> str | None:
+        return None
+
+    def note_feedback(self, series_uid: str, reader: str, job: str, kind: str, *said: Any) -> str | None:
+        return None if self.series(series_uid) else "no such series"
+
+    def feedback_of(self, series_uid: str) -> list[dict[str, Any]]:
+        return []
+
+    def feedback(self) -> Iterator[dict[str, Any]]:
+        yield from ()
+
+    def feedback_counts(self) -> list[dict[str, Any]]:
+        return []
 
 
 @pytest.fixture

@@ -1,0 +1,181 @@
+"""What the viewer and the pages of findings are told, and what readers say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from config import Config
+from pacs_node.errors import NodeError
+from pacs_node.ledger import Ledger
+from pacs_node.records import FEEDBACK_KINDS, Feedback
+from pacs_node.stages import WiredStages
+from pacs_node.viewing import PARTS, Asked, Made, Viewing
+
+NEEDED_S = 20.0  # that a program waits for the findings, a picture or the answer to what a reader says
+Place = tuple[int, float, float]  # image, counted from 0 as results count them; column and row, from 0
+
+
+class Viewed(Protocol):
+    """The node whose series are looked at."""
+
+    config: Config
+    ledger: Ledger
+    now: Callable[[], datetime]
+    stages: WiredStages
+    viewing: Viewing
+
+
+class ViewerFacts:
+    """Of one node. Nothing of it names a patient, or a path of this machine."""
+
+    node: Viewed
+
+    def _asked(self, series_uid: str) -> Asked | None:
+        """The images in use, and the results in force; None: there is no such series."""
+        ledger = self.node.ledger
+        series = ledger.series(series_uid)
+        if series is None:
+            return None
+        jobs = results_in_force(series["jobs"])
+        instances = {each.sop_instance_uid: each.stored for each in ledger.instances(series_uid)}
+        verdict = ledger.verdict(series_uid, jobs[0]["route"] if jobs else "")
+        used = [uid for uid in (verdict.use if verdict else ()) if uid in instances]
+        images = tuple(instances[uid] for uid in used or sorted(instances))
+        results = {job["id"]: tuple(each.path for each in ledger.results(job["id"])) for job in jobs}
+        return Asked(series_uid, images, results)
+
+    def findings(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
+        """{"state": "ready" | "preparing" | "refused" | "none", "why", "results": ...}; None: no such series. "none":
+        there are no results."""
+        asked = self._asked(series_uid)
+        if asked is None:
+            return None
+        if not asked.results:
+            return {"state": "none", "why": "there are no results yet", "results": []}
+        return {"results": [], **self._told(asked, "findings", wait_s)}
+
+    def volume(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
+        """As `findings`, of the series as one volume."""
+        asked = self._asked(series_uid)
+        return None if asked is None else self._told(asked, "volume", wait_s)
+
+    def _told(self, asked: Asked, part: str, wait_s: float = 0.0) -> dict[str, Any]:
+        made = self._made(asked, part, wait_s)
+        told = made.told(part)
+        return {**told, "why": self._without_paths(told["why"])}
+
+    def _made(self, asked: Asked, part: str, wait_s: float) -> Made:
+        if not asked.images:
+            return Made("refused", why="its images are not here any more")
+        try:
+            return self.node.viewing.wait(asked, part, wait_s)
+        except OSError as error:  # gone between two looks, or the disk does not give it
+            return Made("refused", why=f"it cannot be read: {error.strerror}")
+
+    def _without_paths(self, value: Any) -> Any:
+        raise NotImplementedError  # of NodeFacts
+
+    def view_file(self, series_uid: str, name: str) -> Path | None:
+        """A file that was made for who looks at this series: a picture, the volume, the masks."""
+        asked = self._asked(series_uid)
+        if asked is None or not asked.images or Path(name).name != name:
+            return None
+        of_volume = name.endswith(".nii.gz")
+        made = self._made(asked, "volume" if of_volume else "findings", NEEDED_S)
+        path = None if made.folder is None else made.folder / name
+        return path if path is not None and path.is_file() and name not in PARTS.values() else None
+
+    def result_file(self, job_id: str, name: str) -> bytes | None:
+        """A result of a job, as it was sent; name: its SOP Instance UID and .dcm."""
+        path = next((e.path for e in self.node.ledger.results(job_id) if f"{e.sop_instance_uid}.dcm" == name), None)
+        if path is None:
+            return None
+        try:
+            with self.node.stages.here([path]) as [here]:
+                return here.read_bytes()
+        except (OSError, NodeError):  # deleted, or the store does not answer
+            return None
+
+    def viewer_address(self, study_uid: str, series_uid: str) -> str | None:
+        """Of the hospital's own viewer; None: the settings name none."""
+        url = self.node.config.web.viewer_url
+        return url.format(study=quote(study_uid, safe=""), series=quote(series_uid, safe="")) if url else None
+
+    # ---- what readers say
+
+    def note_feedback(
+        self, series_uid: str, reader: str, job: str, kind: str, finding: int | None, place: Place | None
+    ) -> str | None:
+        """None, or why it is not noted."""
+        known = self.findings(series_uid, NEEDED_S)
+        if known is None:
+            return "no such series"
+        if known["state"] != "ready":
+            return f"its findings cannot be read now: {known['why'] or 'they are being prepared'}"
+        result = next((each for each in known["results"] if each["job"] == job), None)
+        if result is None or result["why_not"]:
+            return "no such result of this series; load the page again"
+        label, where = "", None
+        if kind == "missed":
+            if place is None or not 0 <= place[0] < len(known["images"]):
+                return f"say on which image the missed one is: 1 to {len(known['images'])}"
+            where = _place(known, place)
+            if where is None:
+                return "that place is not on the image"
+        else:
+            found = next((each for each in result["findings"] if each["number"] == finding), None)
+            if found is None:
+                return "no such finding; load the page again"
+            label = found["label"]
+        said = Feedback(
+            self.node.now(), reader, series_uid, job, kind, None if kind == "missed" else finding, label, where
+        )
+        return None if self.node.ledger.note_feedback(said) else "no such result of this series; load the page again"
+
+    def feedback_of(self, series_uid: str) -> list[dict[str, Any]]:
+        """What has been said of the findings of a series, the oldest first."""
+        return self.node.ledger.feedback_of(series_uid)
+
+    def feedback(self) -> Iterator[dict[str, Any]]:
+        """All that has been said, the oldest first."""
+        after = 0
+        while some := self.node.ledger.feedback(after):
+            yield from some
+            after = some[-1]["id"]
+
+    def feedback_counts(self) -> list[dict[str, Any]]:
+        """For each pipeline and version of its algorithm how often each kind was said."""
+        counts: dict[tuple[str, str], dict[str, int]] = {}
+        for pipeline, version, kind, number in self.node.ledger.feedback_counts():
+            counts.setdefault((pipeline, version), dict.fromkeys(FEEDBACK_KINDS, 0))[kind] = number
+        return [{"pipeline": p, "version": v, "counts": count} for (p, v), count in counts.items()]
+
+
+def results_in_force(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each route and pipeline the last inference that has results. jobs: of a series, the oldest first."""
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for job in jobs:
+        if job["kind"] == "infer" and job["results"] and job["state"] in ("done", "refused"):
+            last[job["route"], job["pipeline"]] = job
+    return list(last.values())
+
+
+def _place(known: dict[str, Any], place: Place) -> dict[str, Any] | None:
+    """Where something was missed; in patient coordinates, too, where there are some. None: it is beyond the image."""
+    index, column, row = place
+    image = known["images"][index]
+    if not (0 <= column < image["columns"] and 0 <= row < image["rows"]):
+        return None
+    affine, at = known["affine_lps_mm"], (float(index), row, column, 1.0)
+    lps_mm = affine and [round(sum(a * b for a, b in zip(line, at, strict=True)), 1) for line in affine[:3]]
+    return {
+        "sop_instance_uid": image["sop_instance_uid"],
+        "frame": image["frame"],
+        "column": column,
+        "row": row,
+        "lps_mm": lps_mm,
+    }

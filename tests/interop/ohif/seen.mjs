@@ -1,0 +1,69 @@
+// A page in a headless Chromium, told what to do line by line: {"do": "open", ...} on stdin, {"done": ...} or {"error": ...} back.
+// What the page complains of (its console, its policy, what it could not load) is kept.
+//   node seen.mjs CHROMIUM
+import readline from 'node:readline';
+import { chromium } from 'playwright-core';
+
+const [executablePath] = process.argv.slice(2);
+const browser = await chromium.launch({
+  executablePath,
+  // WebGL in software: there is no graphics card. No sandbox: in CI we are root.
+  args: ['--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader'],
+});
+let page;
+let errors;
+
+const actions = {
+  async open({ url, width = 1000, height = 800, javaScript = true }) {
+    await page?.context().close();
+    const context = await browser.newContext({ viewport: { width, height }, javaScriptEnabled: javaScript });
+    page = await context.newPage();
+    page.setDefaultTimeout(120_000);
+    errors = [];
+    page.on('pageerror', error => errors.push(String(error.stack)));
+    page.on('console', said => said.type() === 'error' && errors.push(said.text()));
+    page.on('response', r => r.status() >= 400 && errors.push(`${r.status()} ${r.url()}`));
+    page.on('request', r => new URL(r.url()).origin !== new URL(url).origin && errors.push(`asked for ${r.url()}`));
+    if (javaScript) {
+      await page.addInitScript(() =>
+        document.addEventListener('securitypolicyviolation', e => console.error(`policy: ${e.violatedDirective} ${e.blockedURI}`)));
+    }
+    const response = await page.goto(url);
+    return response.status();
+  },
+  async press({ key, times = 1 }) {
+    for (let n = 0; n < times; n++) await page.keyboard.press(key);
+  },
+  async click({ selector, number = 0 }) {
+    await page.locator(selector).nth(number).click();
+  },
+  async wheel({ x, y, by }) {
+    await page.mouse.move(x, y);
+    await page.mouse.wheel(0, by);
+  },
+  /** The value of an expression in the page. */
+  async evaluate({ code }) {
+    return page.evaluate(code);
+  },
+  async picture({ path }) {
+    await page.screenshot({ path });
+  },
+  async wide() {
+    return page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  },
+  async errors() {
+    return errors;
+  },
+};
+
+console.log(JSON.stringify({ done: 'ready' }));
+for await (const line of readline.createInterface({ input: process.stdin })) {
+  const { do: name, ...options } = JSON.parse(line);
+  try {
+    console.log(JSON.stringify({ done: (await actions[name](options)) ?? null }));
+  } catch (error) {
+    console.log(JSON.stringify({ error: String(error.message ?? error) }));
+  }
+}
+await browser.close();
+process.exit(0);

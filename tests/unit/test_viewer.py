@@ -1,0 +1,259 @@
+"""Findings on pages, as JSON, as CSV and as files, for whoever may see them; and what readers say of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydantic import ValidationError
+from starlette.testclient import TestClient
+
+from config.schema import Web
+from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
+from pacs_node.records import FEEDBACK_KINDS, Feedback
+from pacs_node.viewer_facts import results_in_force
+from tests.factories import us_image
+from tests.harness import wait_for
+from tests.results import mass, us_findings
+from tests.unit.test_documented import documented_fields, told_of
+from tests.unit.test_web import visible
+from tests.viewers import Seen, chest
+
+HTML = {"accept": "text/html"}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    folder = tmp_path_factory.mktemp("seen")
+    truth, findings = chest(folder / "images", size=64, spacing_mm=(6.0, 5.6, 5.6))
+    seen = Seen(folder, truth.files, findings)
+    yield seen
+    seen.close()
+
+
+@pytest.fixture(scope="module")
+def breast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    folder = tmp_path_factory.mktemp("breast")
+    (folder / "images").mkdir()
+    image = us_image(folder / "images", shape=(300, 400), PatientName="Wachtel^Zora")
+    seen = Seen(folder, sorted((folder / "images").iterdir()), us_findings([image], mass(1, (0, 112, 120))))
+    yield seen
+    seen.close()
+
+
+def client(seen: Seen, role: str | None = None) -> TestClient:
+    """A program with a token of this role; without one there are no users."""
+    if role is None:
+        return TestClient(seen.app())
+    accounts = Accounts(seen.node.ledger, lambda: datetime.now(UTC))
+    for name in {token.name for token in seen.node.ledger.tokens()}:
+        accounts.remove_token(name)
+    if not seen.node.ledger.users():
+        accounts.kept.add_user(user_nobody_is())
+    secret = accounts.add_token(f"a-{role}", role, 1)
+    return TestClient(seen.app(accounts), headers={"authorization": f"Bearer {secret}"})
+
+
+def user_nobody_is() -> object:
+    from pacs_node.accounts import User
+
+    return User("nobody", ADMIN, "x", datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def findings(web: TestClient, uid: str) -> dict[str, object]:
+    return wait_for(
+        lambda: (told := web.get(f"/api/series/{uid}/findings").json())["state"] == "ready" and told, 120, "findings"
+    )
+
+
+def test_findings_as_json_are_what_the_document_says(seen: Seen) -> None:
+    web = client(seen)
+    told = findings(web, seen.uid)
+    assert told_of(told) == documented_fields("GET /api/series/{uid}/findings")
+    assert [each["label"] for each in told["results"][0]["findings"]] == ["Nodule 1", "Nodule 2"]
+    wait_for(lambda: web.get(f"/api/series/{seen.uid}/view").json()["state"] == "ready", 120, "the volume")
+    about = web.get(f"/api/series/{seen.uid}/view").json()
+    assert told_of(about) == documented_fields("GET /api/series/{uid}/view")
+    assert about["size_xyz"] == [64, 64, 24]
+    assert web.get("/api/series/9.9.9/findings").status_code == 404
+    assert web.get(f"/api/series/{seen.uid}/findings?form=xml").status_code == 400
+
+
+def test_findings_as_csv(seen: Seen) -> None:
+    web = client(seen)
+    findings(web, seen.uid)
+    answer = web.get(f"/api/series/{seen.uid}/findings?form=csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [row["label"] for row in rows] == ["Nodule 1", "Nodule 2"]
+    assert rows[0]["version"] == "0.1.0+1a2b3c4d"
+    assert "Long Axis" in rows[0]["measurements"]
+    assert float(rows[0]["z_lps_mm"]) == findings(web, seen.uid)["results"][0]["findings"][0]["place_lps_mm"][2]
+
+
+def test_the_page_works_without_javascript(seen: Seen) -> None:
+    web = client(seen)
+    findings(web, seen.uid)
+    for path in (f"/series/{seen.uid}", f"/series/{seen.uid}/view"):
+        page = web.get(path).text
+        for words in ("Nodule 1", "87 %", "2 nodules found.", "lung"):
+            assert words in visible(page), (path, words)
+        assert f'href="https://ohif.example/viewer?StudyInstanceUIDs={seen.study_uid}"' in page
+        for picture in ("finding-1-1.png", "finding-1-2.png"):
+            assert f"/api/series/{seen.uid}/view/{picture}" in page
+            answer = web.get(f"/api/series/{seen.uid}/view/{picture}")
+            assert (answer.headers["content-type"], answer.content[:4]) == ("image/png", b"\x89PNG")
+            assert answer.headers["cache-control"] == "no-store"
+    assert web.get("/series/9.9.9/view").status_code == 404
+    assert web.get(f"/api/series/{seen.uid}/view/findings.json").status_code == 404
+    assert web.get(f"/api/series/{seen.uid}/view/nosuch.png").status_code == 404
+
+
+def test_an_ultrasound_page_has_image_outline_and_class(breast: Seen) -> None:
+    web = client(breast)
+    findings(web, breast.uid)
+    page = web.get(f"/series/{breast.uid}/view").text
+    assert '<polygon class="outline"' in page
+    assert "image-0.png" in page
+    assert "Probability of cancer" in visible(page)
+    assert "13 %" in visible(page)
+    assert "niivue" not in page, "one image needs no viewer of slices"
+    assert "Wachtel" not in page
+
+
+@pytest.mark.parametrize(("role", "sees"), [(VIEWER, False), (READER, True), (ADMIN, True)])
+def test_pixels_that_may_bear_a_name_are_for_readers(breast: Seen, seen: Seen, role: str, sees: bool) -> None:
+    findings(client(breast, role), breast.uid)
+    answer = client(breast, role).get(f"/api/series/{breast.uid}/view/image-0.png")
+    assert answer.status_code == (200 if sees else 403)
+    assert sees or "needs the role reader" in answer.text
+    page = client(breast, role).get(f"/series/{breast.uid}/view", headers=HTML).text
+    assert ("image-0.png" in page) is sees
+    findings(client(seen, role), seen.uid)
+    assert client(seen, role).get(f"/api/series/{seen.uid}/view/finding-1-1.png").status_code == 200, (
+        "CT: whoever looks"
+    )
+
+
+@pytest.mark.parametrize(("role", "gets"), [(VIEWER, False), (READER, True), (ADMIN, True)])
+def test_results_as_files_are_for_readers(seen: Seen, role: str, gets: bool) -> None:
+    assert seen.job is not None
+    for result in seen.results:
+        answer = client(seen, role).get(f"/api/jobs/{seen.job.id}/results/{result.sop_instance_uid}.dcm")
+        assert answer.status_code == (200 if gets else 403)
+        if gets:
+            assert answer.content == result.path.read_bytes()
+            assert pydicom.dcmread(io.BytesIO(answer.content)).SOPInstanceUID == result.sop_instance_uid
+    assert client(seen, ADMIN).get(f"/api/jobs/{seen.job.id}/results/1.2.3.dcm").status_code == 404
+    assert client(seen, ADMIN).get("/api/jobs/1/results/..").status_code == 404
+
+
+def say(web: TestClient, seen: Seen, **fields: object) -> tuple[int, str]:
+    assert seen.job is not None
+    answer = web.post(f"/api/series/{seen.uid}/feedback", data={"job": seen.job.id, **fields})
+    return answer.status_code, answer.text
+
+
+def test_readers_say_something_and_it_is_kept_and_counted(seen: Seen) -> None:
+    findings(client(seen, VIEWER), seen.uid)
+    assert say(client(seen, VIEWER), seen, kind="agree", finding=1)[0] == 403
+    reader = client(seen, READER)
+    for kind in ("agree", "no-lesion", "wrong-size"):
+        assert say(reader, seen, kind=kind, finding=2) == (200, '{"noted":true}')
+    assert say(client(seen, ADMIN), seen, kind="missed", image=3, column=10.5, row=20)[0] == 200
+    *_, missed = said = client(seen, READER).get("/api/feedback").json()
+    assert [each["kind"] for each in said] == list(FEEDBACK_KINDS)
+    assert {each["version"] for each in said} == {"0.1.0+1a2b3c4d"}
+    assert (said[0]["reader"], said[0]["label"], said[0]["finding"]) == ("token a-reader", "Nodule 2", 2)
+    known = findings(client(seen, READER), seen.uid)
+    assert missed["place"]["sop_instance_uid"] == known["images"][2]["sop_instance_uid"]
+    affine = known["affine_lps_mm"]
+    true = [sum(a * b for a, b in zip(line, (2, 20, 10.5, 1), strict=True)) for line in affine[:3]]
+    assert missed["place"]["lps_mm"] == pytest.approx(true, abs=0.06)
+    rows = list(csv.DictReader(io.StringIO(client(seen, READER).get("/api/feedback?form=csv").text)))
+    assert [row["kind"] for row in rows] == list(FEEDBACK_KINDS)
+    assert (rows[-1]["column"], rows[-1]["z_lps_mm"]) == ("10.5", str(missed["place"]["lps_mm"][2]))
+    page = client(seen, VIEWER).get("/feedback", headers=HTML).text
+    assert "lung-nodule 0.1.0+1a2b3c4d 1 1 1 1" in visible(page)
+    assert "a-reader" not in page
+    assert client(seen, VIEWER).get("/api/feedback").status_code == 403
+    assert "wrong size, token a-reader" in visible(client(seen, READER).get(f"/series/{seen.uid}", headers=HTML).text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({"kind": "liked", "finding": 1}, 400, "kind is one of agree, no-lesion, wrong-size, missed, not 'liked'"),
+        ({"kind": "agree"}, 400, "finding is a whole number from 1, not ''"),
+        ({"kind": "agree", "finding": "-1"}, 400, "finding is a whole number from 1"),
+        ({"kind": "agree", "finding": 9}, 409, "no such finding; load the page again"),
+        ({"kind": "agree", "finding": 1, "job": "other"}, 409, "no such result of this series"),
+        ({"kind": "missed", "image": 25, "column": 1, "row": 1}, 409, "on which image the missed one is: 1 to 24"),
+        ({"kind": "missed", "image": 1, "column": 64, "row": 1}, 409, "that place is not on the image"),
+        ({"kind": "missed", "image": 1, "column": "1e3", "row": 1}, 400, "column is a number of pixels from 0"),
+        ({"kind": "agree", "finding": 1, "comment": "Frau Wachtel"}, 400, "the fields are job, kind, finding"),
+    ],
+)
+def test_what_cannot_be_said_is_refused_in_words(
+    seen: Seen, fields: dict[str, object], status: int, words: str
+) -> None:
+    findings(client(seen, READER), seen.uid)
+    before = list(seen.facts.feedback())
+    answered, text = say(client(seen, READER), seen, **fields)
+    assert answered == status
+    assert words in text
+    assert list(seen.facts.feedback()) == before
+
+
+def test_what_a_spreadsheet_would_run_is_text(seen: Seen) -> None:
+    assert seen.job is not None
+    note = Feedback(seen.now(), '=HYPERLINK("http://x")', seen.uid, seen.job.id, "agree", 1, "Nodule 1")
+    assert seen.node.ledger.note_feedback(note)
+    rows = list(csv.DictReader(io.StringIO(client(seen, READER).get("/api/feedback?form=csv").text)))
+    assert rows[-1]["reader"] == '\'=HYPERLINK("http://x")'
+
+
+def test_the_last_results_of_each_route_are_shown() -> None:
+    jobs = [
+        {"id": "1", "kind": "infer", "route": "a", "pipeline": "p", "state": "done", "results": [1]},
+        {"id": "2", "kind": "infer", "route": "a", "pipeline": "p", "state": "done", "results": [1]},
+        {"id": "3", "kind": "infer", "route": "a", "pipeline": "p", "state": "running", "results": []},
+        {"id": "4", "kind": "infer", "route": "b", "pipeline": "p", "state": "refused", "results": [1]},
+        {"id": "5", "kind": "send", "route": "b", "pipeline": "p", "state": "done", "results": []},
+    ]
+    assert [job["id"] for job in results_in_force(jobs)] == ["2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", None),
+        ("https://ohif.example/viewer?StudyInstanceUIDs={study}&SeriesInstanceUIDs={series}", None),
+        ("https://ohif.example/viewer", "names no study"),
+        ("https://ohif.example/{patient}", "knows {study} and {series} in braces, and not {patient}"),
+        ("https://ohif.example/{study}{", "knows {study} and {series}"),
+        ("ftp://ohif.example/{study}", "must start with http:// or https://"),
+        ("javascript:alert(1)//{study}", "names no host"),
+        ("https://{study}", None),
+    ],
+)
+def test_the_address_of_the_hospitals_viewer(url: str, words: str | None) -> None:
+    if words is None:
+        assert Web(viewer_url=url).viewer_url == url
+        return
+    with pytest.raises(ValidationError) as wrong:
+        Web(viewer_url=url)
+    assert words in str(wrong.value)
+
+
+def test_what_was_made_goes_with_its_series(seen: Seen, tmp_path: Path) -> None:
+    """Retention names the folder among what it deletes."""
+    [holding] = seen.node.ledger.holdings(None, 10)
+    from pacs_node.viewing import folder_name
+
+    assert folder_name(seen.uid) in seen.node.retention._results(holding)

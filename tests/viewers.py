@@ -1,0 +1,138 @@
+"""A node with one series and its results, as if both had come by the usual way, for tests of what is looked at."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pydicom
+import uvicorn
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+
+from config import load
+from dicom_sr.findings import Findings
+from models import catalogue
+from models.measure import measure_nodule
+from models.phantoms import chest_ct
+from models.phantoms.truth import Truth
+from models.read import read_ct
+from pacs_node.accounts import Accounts
+from pacs_node.encode import encode_results
+from pacs_node.facts import NodeFacts
+from pacs_node.node import Node
+from pacs_node.records import Edition, Evidence, Instance, Job, OpenSeries, Result
+from pacs_node.web.app import create_app
+from tests.harness import free_port, wait_for
+from tests.results import ct_findings, nodule
+
+TOML = """
+[node]
+data_dir = "data"
+[infer]
+tune = false
+[web]
+viewer_url = "https://ohif.example/viewer?StudyInstanceUIDs={study}"
+[[peer]]
+name = "results"
+folder = "results"
+[[route]]
+name = "chest"
+match = { Modality = "CT" }
+pipeline = "lung-nodule"
+send_to = ["results"]
+[[route]]
+name = "breast"
+match = { Modality = "US" }
+pipeline = "breast-us"
+send_to = ["results"]
+"""
+
+
+class Seen:
+    """files: of one series. findings: None while it waits for its inference."""
+
+    def __init__(self, folder: Path, files: Sequence[Path], findings: Findings | None, toml: str = TOML) -> None:
+        (folder / "node.toml").write_text(toml)
+        self.time = datetime(2026, 3, 1, 12, 30, 5, tzinfo=UTC)
+        self.folder, self.files = folder, list(files)
+        self.node = Node(load(folder / "node.toml", catalogue()), now=self.now)
+        self.node.ledger.migrate()
+        self.facts = NodeFacts(self.node)
+        self._receive()
+        self.job = self._work(findings) if findings is not None else None
+
+    def now(self) -> datetime:
+        self.time += timedelta(milliseconds=1)
+        return self.time
+
+    def _receive(self) -> None:
+        headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in self.files]
+        self.uid, self.study_uid = str(headers[0].SeriesInstanceUID), str(headers[0].StudyInstanceUID)
+        for path, header in zip(self.files, headers, strict=True):
+            uids = str(header.SOPInstanceUID), str(header.SOPClassUID), self.uid, self.study_uid
+            syntax = str(header.file_meta.TransferSyntaxUID)
+            self.node.ledger.take_in(Instance(*uids, syntax, path, path.stat().st_size, self.now(), "a", "CT1"))
+        series = OpenSeries(self.uid, self.study_uid, Evidence(self.now(), len(headers)), ("CT1",))
+        assert self.node.flow.close(series, "quiet")
+
+    def _work(self, findings: Findings) -> Job:
+        ledger = self.node.ledger
+        [job] = [each for each in ledger.open_jobs() if each.kind == "infer"]
+        self.results = self._encoded(job, findings)
+        edition = Edition(1, 1, findings.algorithm.version, True, self.now(), objects=tuple(self.results))
+        assert ledger.begin(job, "w", self.now())
+        assert ledger.finish(job, "done", "1 finding", self.now(), results=self.results, edition=edition)
+        return job
+
+    def _encoded(self, job: Job, findings: Findings) -> list[Result]:
+        folder = self.node.config.node.data_dir / "results" / job.id / "1"
+        return encode_results(findings, self.files, folder, when=self.now(), revision=1)
+
+    def app(self, accounts: Accounts | None = None) -> Starlette:
+        return create_app(self.facts, CollectorRegistry(), ("testserver",), accounts)
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """Its pages, at this address."""
+        port = free_port()
+        server = uvicorn.Server(uvicorn.Config(self.app(), port=port, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            wait_for(lambda: server.started, 60, "the pages")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+    def close(self) -> None:
+        self.node.viewing.close()
+        self.node.ledger.close()
+
+
+def chest(
+    folder: Path, *, orientation: str = "HFS", nodules: int = 2, seed: int = 11, **more: object
+) -> tuple[Truth, Findings]:
+    """A small chest CT, and the findings that it truly holds."""
+    settings = {"slices": 24, "size": 200, "spacing_mm": (6.0, 1.8, 1.8), **more}
+    truth = chest_ct(folder, seed=seed, orientation=orientation, order="shuffled", nodules=nodules, **settings)  # type: ignore[arg-type]
+    volume = read_ct(truth.files)
+    images = [pydicom.dcmread(path, stop_before_pixels=True) for path in truth.files]
+    found = []
+    for number, lesion in enumerate(truth.lesions, 1):
+        sizes = measure_nodule(lesion.mask, lesion.offset_zyx, volume)
+        found.append(
+            replace(
+                nodule(number, lesion.offset_zyx, lesion.mask, laterality=None),
+                key_image=sizes.key_image,
+                long_axis=sizes.long_axis,
+                short_axis=sizes.short_axis,
+                measurements=sizes.measurements,
+            )
+        )
+    return truth, ct_findings(images, *found)
