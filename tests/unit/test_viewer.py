@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from config.schema import Web
+from dicom_sr import codes
+from dicom_sr.findings import Evaluation
 from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
 from pacs_node.records import FEEDBACK_KINDS, Feedback
 from pacs_node.viewer_facts import results_in_force
@@ -40,8 +42,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 def breast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     folder = tmp_path_factory.mktemp("breast")
     (folder / "images").mkdir()
-    image = us_image(folder / "images", shape=(300, 400), PatientName="Wachtel^Zora")
-    seen = Seen(folder, sorted((folder / "images").iterdir()), us_findings([image], mass(1, (0, 112, 120))))
+    image = us_image(folder / "images", shape=(300, 400), PatientName="Wachtel^Zora", BurnedInAnnotation=None)
+    rated = (Evaluation(codes.FINDING, codes.BENIGN),)
+    seen = Seen(folder, sorted((folder / "images").iterdir()), us_findings([image], mass(1, (0, 112, 120)), evaluations=rated))
     yield seen
     seen.close()
 
@@ -71,10 +74,11 @@ def findings(web: TestClient, uid: str) -> dict[str, object]:
     )
 
 
-def test_findings_as_json_are_what_the_document_says(seen: Seen) -> None:
+def test_findings_as_json_are_what_the_document_says(seen: Seen, breast: Seen) -> None:
     web = client(seen)
     told = findings(web, seen.uid)
-    assert told_of(told) == documented_fields("GET /api/series/{uid}/findings")
+    of_both = told_of([told, findings(client(breast), breast.uid)])
+    assert of_both == documented_fields("GET /api/series/{uid}/findings")
     assert [each["label"] for each in told["results"][0]["findings"]] == ["Nodule 1", "Nodule 2"]
     wait_for(lambda: web.get(f"/api/series/{seen.uid}/view").json()["state"] == "ready", 120, "the volume")
     about = web.get(f"/api/series/{seen.uid}/view").json()
@@ -167,6 +171,7 @@ def test_readers_say_something_and_it_is_kept_and_counted(seen: Seen) -> None:
         assert say(reader, seen, kind=kind, finding=2) == (200, '{"noted":true}')
     assert say(client(seen, ADMIN), seen, kind="missed", image=3, column=10.5, row=20)[0] == 200
     *_, missed = said = client(seen, READER).get("/api/feedback").json()
+    assert told_of(said) == documented_fields("GET /api/feedback")
     assert [each["kind"] for each in said] == list(FEEDBACK_KINDS)
     assert {each["version"] for each in said} == {"0.1.0+1a2b3c4d"}
     assert (said[0]["reader"], said[0]["label"], said[0]["finding"]) == ("token a-reader", "Nodule 2", 2)
@@ -239,7 +244,7 @@ def test_the_last_results_of_each_route_are_shown() -> None:
         ("https://ohif.example/{study}{", "knows {study} and {series}"),
         ("ftp://ohif.example/{study}", "must start with http:// or https://"),
         ("javascript:alert(1)//{study}", "names no host"),
-        ("https://{study}", None),
+        ("https://{study}", "has a host that cannot be"),
     ],
 )
 def test_the_address_of_the_hospitals_viewer(url: str, words: str | None) -> None:

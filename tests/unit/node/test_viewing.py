@@ -174,7 +174,7 @@ def test_findings_and_pictures_of_a_ct_name_nobody(viewing: Viewing, tmp_path: P
 def test_an_ultrasound_image_is_shown_and_may_name_the_patient(viewing: Viewing, tmp_path: Path) -> None:
     source = tmp_path / "images"
     source.mkdir()
-    image = us_image(source, shape=(60, 80))
+    image = us_image(source, shape=(60, 80), BurnedInAnnotation=None)
     files = sorted(source.iterdir())
     asked = asked_of(files, written(tmp_path / "results", us_findings([image], mass(1, (0, 12, 20))), [image]))
     told = made(viewing, asked, "findings").told("findings")
