@@ -21,6 +21,7 @@ from pacs_node.web.views import Views, back
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
 
+PERSON_WAITS_S = 5.0  # until the page is there, with the findings or without
 PROGRAM_WAITS_S = 20.0  # until the findings are read
 FORMS = ("json", "csv")
 # they name no patient, and still are about one; what is made anew has the same name
@@ -49,10 +50,15 @@ class ViewerViews:
 
     def page(self, request: Request) -> Response:
         uid = request.path_params["uid"]
-        series, told = self.facts.series(uid), self.facts.findings(uid)
+        series, told = self.facts.series(uid), self.facts.findings(uid, PERSON_WAITS_S)
         if series is None or told is None:
             raise HTTPException(404, "no such series")
-        shown = {"s": series, **shown_of(self.facts, request, series, told), "refresh": told["state"] == "preparing"}
+        shown = {
+            "s": series,
+            **shown_of(self.facts, request, series, told),
+            "refresh": told["state"] == "preparing",
+            "looked_at": True,
+        }
         return self.views.page(request, "view.html", shown)
 
     def feedback_page(self, request: Request) -> Response:

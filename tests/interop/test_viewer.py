@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -26,24 +27,15 @@ GIVE_UP_AFTER_S = 120  # a browser without a graphics card on a machine that doe
 RECTANGLE = "(b => [b.x, b.y, b.width, b.height])(document.querySelector('{}').getBoundingClientRect())"
 READY = "document.getElementById('viewer').dataset.state"
 VIEWER = "document.getElementById('viewer').viewer"
-# of what WebGL has drawn alone: number and middle of the pixels in the colour of a finding, and how many are not black
-TINTED = f"""(() => {{
-  const {{ nv }} = {VIEWER}, gl = nv.gl, wide = gl.canvas.width, tall = gl.canvas.height;
+SIZE = f"[{VIEWER}.nv.gl.canvas.width, {VIEWER}.nv.gl.canvas.height]"
+# what WebGL has drawn alone, without what is drawn over it: RGBA of a patch of 5 x 5 pixels, or of all
+PIXELS = f"""((x, y, wide, tall) => {{
+  const {{ nv }} = {VIEWER}, {{ gl }} = nv, pixels = new Uint8Array(wide * tall * 4);
   nv.opts.crosshairWidth = 0;
   nv.drawScene();
-  const pixels = new Uint8Array(wide * tall * 4);
-  gl.readPixels(0, 0, wide, tall, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
-  let count = 0, x = 0, y = 0, bright = 0, x0 = 1e9, x1 = -1;
-  for (let at = 0; at < pixels.length; at += 4) {{
-    const [r, g, b] = [pixels[at], pixels[at + 1], pixels[at + 2]];
-    if (r + g + b > 60) bright++;
-    if (r - b > 45 && r - g > 10) {{
-      const column = (at / 4) % wide, row = tall - 1 - Math.floor(at / 4 / wide);
-      count++; x += column; y += row; x0 = Math.min(x0, column); x1 = Math.max(x1, column);
-    }}
-  }}
-  return {{ count, x: x / count, y: y / count, x0, x1, bright, wide, tall }};
-}})()"""
+  gl.readPixels(x, gl.canvas.height - y - tall, wide, tall, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+  return Array.from(pixels);
+}})"""
 
 
 class Page:
@@ -80,8 +72,11 @@ class Page:
     def value(self, code: str) -> Any:
         return self.do("evaluate", code=code)
 
-    def open_viewer(self, address: str, **options: Any) -> None:
-        assert self.do("open", url=address, **options) == 200
+    def open_viewer(self, seen: Seen, address: str, **options: Any) -> None:
+        for made in (seen.facts.findings, seen.facts.volume):
+            wait_for(lambda made=made: made(seen.uid, 1.0)["state"] == "ready", GIVE_UP_AFTER_S, "what is looked at")
+        small = {"width": 480, "height": 520}  # it is all drawn by the processor
+        assert self.do("open", url=f"{address}/series/{seen.uid}/view", **(small | options)) == 200
         wait_for(lambda: self.value(READY) in ("ready", "failed", "refused"), GIVE_UP_AFTER_S, "the viewer")
         assert self.value(READY) == "ready", self.value("document.querySelector('.words').textContent")
 
@@ -93,122 +88,139 @@ def page() -> Iterator[Page]:
     page.close()
 
 
-def expected_place(truth: Truth, view: dict[str, Any]) -> tuple[float, float]:
+def expected_place(truth: Truth, wide: int, tall: int) -> tuple[float, float]:
     """Where the middle of the first lesion is on an axial slice, as a radiologist sees it: the patient's left is on the
     right, the front above; as large as fits. Reckoned from the phantom, not by the viewer."""
     volume = read_ct(truth.files)
-    corners = np.array([[z, y, x, 1] for z in (-0.5, volume.hu.shape[0] - 0.5) for y in (-0.5, volume.hu.shape[1] - 0.5)
-                        for x in (-0.5, volume.hu.shape[2] - 0.5)]) @ volume.affine.T  # fmt: skip
+    ends = [(-0.5, length - 0.5) for length in volume.hu.shape]
+    corners = np.array([[*corner, 1.0] for corner in itertools.product(*ends)]) @ volume.affine.T
     low, high = corners.min(axis=0), corners.max(axis=0)
-    scale = min(view["wide"] / (high[0] - low[0]), view["tall"] / (high[1] - low[1]))
+    scale = min(wide / (high[0] - low[0]), tall / (high[1] - low[1]))
     lesion = truth.lesions[0]
     z = int(lesion.mask.sum(axis=(1, 2)).argmax())
-    y, x = np.argwhere(lesion.mask[z]).mean(axis=0)
+    inside = np.argwhere(lesion.mask[z])
+    y, x = (inside.min(axis=0) + inside.max(axis=0)) / 2
     place = volume.affine @ [lesion.offset_zyx[0] + z, lesion.offset_zyx[1] + y, lesion.offset_zyx[2] + x, 1.0]
     middle = (low + high) / 2
-    return (
-        view["wide"] / 2 + (place[0] - middle[0]) * scale,
-        view["tall"] / 2 + (place[1] - middle[1]) * scale,
-    )
+    return wide / 2 + (place[0] - middle[0]) * scale, tall / 2 + (place[1] - middle[1]) * scale
 
 
-@pytest.mark.parametrize("orientation", ["HFS", "FFS", "HFP", "FFDL"])
-def test_a_nodule_is_seen_where_it_is(orientation: str, page: Page, tmp_path: Path) -> None:
-    """Whichever way the patient lay: a viewer that takes left for right, or head for feet, draws it elsewhere."""
-    truth, findings = chest(tmp_path / "images", orientation=orientation, nodules=1)
-    seen = Seen(tmp_path, truth.files, findings)
+class Shown:
+    """A served chest, and what it truly holds."""
+
+    def __init__(self, folder: Path, **how: Any) -> None:
+        self.truth, self.findings = chest(folder / "images", **how)
+        self.seen = Seen(folder, self.truth.files, self.findings)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    shown = Shown(tmp_path_factory.mktemp("chest"))
+    yield shown
+    shown.seen.close()
+
+
+def is_seen_where_it_is(page: Page, shown: Shown) -> None:
+    seen, truth = shown.seen, shown.truth
+    with seen.served() as address:
+        page.open_viewer(seen, address)
+        wide, tall = page.value(SIZE)
+        x, y = expected_place(truth, wide, tall)
+        drawn = page.value(f"{VIEWER}.state.drawn")[0]
+        left, top, right, bottom = drawn["outlined"]
+        assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((x, y), abs=2.5)
+
+        def brightness(column: float, row: float) -> float:
+            pixels = page.value(f"{PIXELS}({round(column) - 2}, {round(row) - 2}, 5, 5)")
+            return float(np.mean(np.array(pixels).reshape(-1, 4)[:, :3]))
+
+        assert brightness(x, y) > 190, "a nodule in a lung window"
+        assert brightness(wide - x, y) < 150, "lung, on the other side"
+        ras = page.value(f"{VIEWER}.millimetres({VIEWER}.nv.scene.crosshairPos)")
+        assert (-ras[0], -ras[1], ras[2]) == pytest.approx(truth.lesions[0].centre_lps_mm, abs=7), "a slice is 6 mm"
+        letters = page.value(f"{VIEWER}.nv.screenSlices[0].letters")
+        assert letters == {"left": "R", "right": "L", "top": "A", "bottom": "P"}
+        box = drawn["box"]
+        assert box[0] < left < right < box[2]
+        assert box[1] < top < bottom < box[3]
+        assert drawn["text"].startswith("Nodule 1 · 87 % · ")
+        size = shown.findings.findings[0].measurements[0].value
+        assert f" {size:.1f} x " in drawn["text"]
+        assert page.do("errors") == []
+
+
+def test_a_nodule_is_seen_where_it_is(page: Page, shown: Shown) -> None:
+    is_seen_where_it_is(page, shown)
+
+
+def test_a_nodule_of_a_patient_who_lay_otherwise_is_seen_where_it_is(page: Page, tmp_path: Path) -> None:
+    """Feet first, on the left side: a viewer that takes left for right, or head for feet, draws it elsewhere."""
+    shown = Shown(tmp_path, orientation="FFDL", nodules=1)
     try:
-        with seen.served() as address:
-            page.open_viewer(f"{address}/series/{seen.uid}/view")
-            view = page.value(TINTED)
-            assert view["count"] > 12
-            assert (view["x"], view["y"]) == pytest.approx(expected_place(truth, view), abs=4)
-            ras = page.value(f"{VIEWER}.millimetres({VIEWER}.nv.scene.crosshairPos)")
-            lps = [-ras[0], -ras[1], ras[2]]
-            centre = truth.lesions[0].centre_lps_mm
-            assert centre is not None
-            assert lps == pytest.approx(centre, abs=7), "a slice is 6 mm, a pixel 1.8 mm"
-            letters = page.value(f"{VIEWER}.nv.screenSlices[0].letters")
-            assert letters == {"left": "R", "right": "L", "top": "A", "bottom": "P"}
-            [drawn] = page.value(f"{VIEWER}.state.drawn")
-            left, top, right, bottom = drawn["box"]
-            assert left < view["x0"] <= view["x1"] < right
-            assert top < view["y"] < bottom
-            assert drawn["text"].startswith("Nodule 1 · 87 % · ")
-            size = findings.findings[0].measurements[0].value
-            assert f" {size:.1f} x " in drawn["text"]
-            assert page.do("errors") == []
+        is_seen_where_it_is(page, shown)
     finally:
-        seen.close()
+        shown.seen.close()
 
 
-def test_the_viewer_is_used_with_the_keyboard(page: Page, tmp_path: Path) -> None:
-    truth, findings = chest(tmp_path / "images", nodules=2)
-    seen = Seen(tmp_path, truth.files, findings)
+def test_the_viewer_is_used_with_the_keyboard(page: Page, shown: Shown) -> None:
+    seen = shown.seen
     slice_ = "Number(document.querySelector('.viewer input[type=range]').value)"
-    try:
-        with seen.served() as address:
-            page.open_viewer(f"{address}/series/{seen.uid}/view")
-            state = "document.getElementById('viewer').dataset"
-            page.value("document.querySelector('.stage canvas').focus()")
-            start = page.value(slice_)
-            assert page.value(f"{state}.finding") == "Nodule 1"
-            page.do("press", key="ArrowUp", times=2)
-            assert page.value(slice_) == start + 2
-            page.do("press", key="ArrowDown")
-            assert page.value(slice_) == start + 1
-            page.do("press", key="Home")
-            assert page.value(slice_) == 23, "towards the head"
-            page.do("press", key="n")
-            assert page.value(f"{state}.finding") == "Nodule 2"
-            assert [each["label"] for each in page.value(f"{VIEWER}.state.drawn")] == ["Nodule 2"]
-            windows = page.value(f"{VIEWER}.state.volume.windows.map(each => each.name)")
-            assert windows[:3] == ["Lung", "Mediastinum", "Bone"]
-            page.do("press", key="w")
-            assert page.value(f"[{VIEWER}.nv.volumes[0].cal_min, {VIEWER}.nv.volumes[0].cal_max]") == [-160, 240]
-            views = []
-            for _ in range(4):
-                page.do("press", key="v")
-                views.append(page.value(f"{state}.view"))
-            assert views == ["Coronal", "Sagittal", "All", "3-D"]
-            deep = page.value(TINTED)
-            assert deep["bright"] > 2000, "lungs in depth"
+    with seen.served() as address:
+        page.open_viewer(seen, address)
+        state = "document.getElementById('viewer').dataset"
+        page.value("document.querySelector('.stage canvas').focus()")
+        start = page.value(slice_)
+        assert page.value(f"{state}.finding") == "Nodule 1"
+        page.do("press", key="ArrowUp", times=2)
+        assert page.value(slice_) == start + 2
+        page.do("press", key="ArrowDown")
+        assert page.value(slice_) == start + 1
+        page.do("press", key="Home")
+        assert page.value(slice_) == 23, "towards the head"
+        page.do("press", key="n")
+        assert page.value(f"{state}.finding") == "Nodule 2"
+        assert [each["label"] for each in page.value(f"{VIEWER}.state.drawn")][-1:] == ["Nodule 2"]
+        windows = page.value(f"{VIEWER}.state.volume.windows.map(each => each.name)")
+        assert windows[:3] == ["Lung", "Mediastinum", "Bone"]
+        page.do("press", key="w")
+        assert page.value(f"[{VIEWER}.nv.volumes[0].cal_min, {VIEWER}.nv.volumes[0].cal_max]") == [-160, 240]
+        views = []
+        for _ in range(4):
             page.do("press", key="v")
-            assert page.value(f"{state}.view") == "Axial"
-            x, y, wide, tall = page.value(RECTANGLE.format(".stage"))
-            before = page.value(slice_)
-            page.do("wheel", x=x + wide / 2, y=y + tall / 2, by=100)
-            wait_for(lambda: abs(page.value(slice_) - before) == 1, 20, "the wheel to turn a slice")
-            page.do("click", selector="[data-goes-to]", number=0)
-            assert page.value(f"{state}.finding") == "Nodule 1"
-            assert "HU" in page.value("document.querySelector('.where').textContent")
-            assert page.do("wide") == 0
-            assert page.do("errors") == []
-    finally:
-        seen.close()
+            views.append(page.value(f"{state}.view"))
+        assert views == ["Coronal", "Sagittal", "All", "3-D"]
+        deep = np.array(page.value(f"{PIXELS}(0, 0, ...{SIZE})")).reshape(-1, 4).astype(int)
+        assert (deep[:, :3].sum(axis=1) > 60).sum() > 2000, "lungs in depth"
+        assert (deep[:, 0] - deep[:, 2] > 60).sum() > 10, "and the first nodule, in its colour"
+        page.do("press", key="v")
+        assert page.value(f"{state}.view") == "Axial"
+        x, y, wide, tall = page.value(RECTANGLE.format(".stage"))
+        before = page.value(slice_)
+        page.do("wheel", x=x + wide / 2, y=y + tall / 2, by=100)
+        wait_for(lambda: abs(page.value(slice_) - before) == 1, 20, "the wheel to turn a slice")
+        page.do("click", selector="[data-goes-to]", number=0)
+        assert page.value(f"{state}.finding") == "Nodule 1"
+        assert "HU" in page.value("document.querySelector('.where').textContent")
+        assert page.do("wide") == 0
+        assert page.do("errors") == []
 
 
-def test_a_picture_for_the_documents(page: Page, tmp_path: Path) -> None:
+def test_a_picture_for_the_documents(page: Page, shown: Shown, tmp_path: Path) -> None:
     """The planes with a nodule, and the same on a telephone without JavaScript: nothing is scrolled sideways."""
-    truth, findings = chest(tmp_path / "images", nodules=2)
-    seen = Seen(tmp_path, truth.files, findings)
-    try:
-        with seen.served() as address:
-            page.open_viewer(f"{address}/series/{seen.uid}/view", width=1180, height=1000)
-            page.value(f"{VIEWER}.show(3)")
-            view = page.value(TINTED)
-            assert view["count"] > 30, "on three planes"
-            picture = tmp_path / "viewer.png"
-            page.do("picture", path=str(picture))
-            assert picture.stat().st_size > 20_000
-            if "VIEWER_PICTURE" in os.environ:
-                shutil.copy(picture, ROOT / os.environ["VIEWER_PICTURE"])
-            assert page.do("errors") == []
-            for path in (f"/series/{seen.uid}/view", f"/series/{seen.uid}", "/feedback"):
-                assert page.do("open", url=address + path, width=390, height=844, javaScript=False) == 200
-                assert page.do("wide") == 0, path
-    finally:
-        seen.close()
+    seen = shown.seen
+    with seen.served() as address:
+        page.open_viewer(seen, address, width=900, height=820)
+        page.value(f"{VIEWER}.show(3)")
+        assert {each["plane"] for each in page.value(f"{VIEWER}.state.drawn")} == {0, 1, 2}
+        picture = tmp_path / "viewer.png"
+        page.do("picture", path=str(picture))
+        assert picture.stat().st_size > 20_000
+        if "VIEWER_PICTURE" in os.environ:
+            shutil.copy(picture, ROOT / os.environ["VIEWER_PICTURE"])
+        assert page.do("errors") == []
+        for path in (f"/series/{seen.uid}/view", f"/series/{seen.uid}", "/feedback"):
+            assert page.do("open", url=address + path, width=390, height=844, javaScript=False) == 200
+            assert page.do("wide") == 0, path
 
 
 def test_an_ultrasound_image_with_its_outline(page: Page, tmp_path: Path) -> None:

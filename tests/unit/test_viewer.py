@@ -44,7 +44,9 @@ def breast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     (folder / "images").mkdir()
     image = us_image(folder / "images", shape=(300, 400), PatientName="Wachtel^Zora", BurnedInAnnotation=None)
     rated = (Evaluation(codes.FINDING, codes.BENIGN),)
-    seen = Seen(folder, sorted((folder / "images").iterdir()), us_findings([image], mass(1, (0, 112, 120)), evaluations=rated))
+    seen = Seen(
+        folder, sorted((folder / "images").iterdir()), us_findings([image], mass(1, (0, 112, 120)), evaluations=rated)
+    )
     yield seen
     seen.close()
 

@@ -115,6 +115,7 @@
     };
     const [one, other] = [corner(low), corner(high)];
     if (!one || !other) return; // beyond what is shown
+    const outlined = outline(finding, [across, down, depth], [low, high], [one, other], scale);
     const gap = 3 * scale;
     const left = Math.min(one[0], other[0]) - gap, top = Math.min(one[1], other[1]) - gap;
     const right = Math.max(one[0], other[0]) + gap, bottom = Math.max(one[1], other[1]) + gap;
@@ -135,7 +136,43 @@
     pen.strokeText(text, x, y);
     pen.fillStyle = finding.colour;
     pen.fillText(text, x, y);
-    state.drawn.push({ plane: tile.axCorSag, label: finding.label, box: [left, top, right, bottom], text });
+    state.drawn.push({ plane: tile.axCorSag, label: finding.label, box: [left, top, right, bottom], outlined, text });
+  };
+
+  /** Along the edges of the voxels of its mask on this slice; where on the screen that is, or nothing. */
+  const outline = (finding, [across, down, depth], [low, high], [one, other], scale) => {
+    const masks = nv.volumes[1];
+    if (!masks || !finding.mask) return null;
+    const [from, to] = [low, high].map(at => [across, down].map(axis => Math.round(at[axis] * length(axis))));
+    const at = [0, 0, 0];
+    at[depth] = slice(depth);
+    const inside = (i, j) => {
+      if (i < from[0] || j < from[1] || i >= to[0] || j >= to[1]) return false;
+      at[across] = i;
+      at[down] = j;
+      return masks.getValue(...at) === finding.mask;
+    };
+    const x = i => one[0] + ((i - from[0]) / (to[0] - from[0])) * (other[0] - one[0]);
+    const y = j => one[1] + ((j - from[1]) / (to[1] - from[1])) * (other[1] - one[1]);
+    const seen = [Infinity, Infinity, -Infinity, -Infinity];
+    pen.beginPath();
+    for (let i = from[0]; i <= to[0]; i++) {
+      for (let j = from[1]; j <= to[1]; j++) {
+        const here = inside(i, j);
+        if (here) {
+          seen[0] = Math.min(seen[0], x(i), x(i + 1));
+          seen[1] = Math.min(seen[1], y(j), y(j + 1));
+          seen[2] = Math.max(seen[2], x(i), x(i + 1));
+          seen[3] = Math.max(seen[3], y(j), y(j + 1));
+        }
+        if (here !== inside(i - 1, j)) { pen.moveTo(x(i), y(j)); pen.lineTo(x(i), y(j + 1)); }
+        if (here !== inside(i, j - 1)) { pen.moveTo(x(i), y(j)); pen.lineTo(x(i + 1), y(j)); }
+      }
+    }
+    pen.lineWidth = 1.6 * scale;
+    pen.strokeStyle = finding.colour;
+    pen.stroke();
+    return Number.isFinite(seen[0]) ? seen : null;
   };
 
   /** Towards where in the patient the edges of a slice are: told by what one step on each axis does to both. */
@@ -205,11 +242,10 @@
   const look = () => {
     const image = nv.volumes[0], { centre, width } = state.volume.windows[state.window];
     const deep = state.view === DEPTH && state.volume.unit === 'HU';
-    const colormap = deep ? LUNGS.colormap : 'gray';
-    image.colormap = colormap;
+    image.colormap = deep ? LUNGS.colormap : 'gray';
     image.cal_min = deep ? LUNGS.low : centre - width / 2;
     image.cal_max = deep ? LUNGS.high : centre + width / 2;
-    if (nv.volumes[1]) nv.volumes[1].opacity = state.outlines ? 1 : 0;
+    if (nv.volumes[1]) nv.volumes[1].opacity = state.outlines && state.view === DEPTH ? 1 : 0; // else outlines, by us
     nv.updateGLVolume();
   };
   const show = view => {
@@ -297,7 +333,7 @@
       table.R.push(r);
       table.G.push(g);
       table.B.push(b);
-      table.A.push(70); // inside; the outline itself is opaque
+      table.A.push(255);
       table.I.push(value);
       table.labels.push(label);
     }
@@ -309,13 +345,17 @@
       say('This browser has no WebGL 2, which the viewer needs. The pictures of the findings are below.');
       return;
     }
+    const told = await made(`${api}/findings`);
+    if (root.dataset.findings === 'preparing') {
+      location.reload(); // the table below has them now
+      return;
+    }
     state.volume = await made(`${api}/view`);
     if (state.volume.state !== 'ready') {
       say(state.volume.why.replace(/^./, first => first.toUpperCase()) + '.');
       root.dataset.state = 'refused';
       return;
     }
-    const told = await made(`${api}/findings`);
     state.findings = (told.results || []).flatMap(result => result.findings.map(each => ({ ...each, job: result.job })));
     say('The images are on their way …');
     nv = new niivue.Niivue({
@@ -327,7 +367,6 @@
       crosshairWidth: 0.6,
       crosshairColor: [0.3, 0.75, 0.85, 0.7],
       backColor: [0, 0, 0, 1],
-      atlasOutline: 1,
       loadingText: '',
       logLevel: 'error',
       clipPlaneHotKey: '',
@@ -343,7 +382,7 @@
     if (nv.volumes[1]) nv.volumes[1].setColormapLabel(colours(state.volume.labels));
     const scene = nv.drawScene.bind(nv);
     nv.drawScene = () => { const said = scene(); draw(); return said; };
-    nv.setDragMode('pan');
+    nv.setDragMode('windowing'); // with the right button; else the wheel would zoom
     furnish();
     look();
     show(AXIAL);
