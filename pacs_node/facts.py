@@ -66,6 +66,8 @@ class Running(Viewed, Protocol):
 class NodeFacts(ViewerFacts):
     """What the web pages ask. Nothing of it names a path of this machine."""
 
+    node: Running
+
     def __init__(self, node: Running, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.node, self.monotonic, self.since = node, monotonic, monotonic()
         config = node.config

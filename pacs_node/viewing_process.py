@@ -217,8 +217,10 @@ def _result(images: Images, told: Told, place: int, masks: Mapping[tuple[str, in
                 "picture": picture_name(place, each),
                 "picture_in_full": full_name(each.key_image),
             }
-            for each in (said.findings if said else ())
-        ],
+            for each in said.findings
+        ]
+        if said
+        else [],
     }
 
 
@@ -389,7 +391,8 @@ def write_volume(images: Images, files: Sequence[Path], told: Sequence[Told], fo
     if volume.images != images.refs:
         raise NotShown("; ".join(volume.remarks) or "some of its images cannot be decoded")
     _nifti(volume.values, volume.affine, folder / "volume.nii.gz")
-    masks, labels = np.zeros(volume.values.shape, np.uint8), []
+    masks = np.zeros(volume.values.shape, np.uint8)
+    labels: dict[int, dict[str, Any]] = {}
     values = mask_values(told)
     # the most important last: where findings overlap it is the one that is seen
     for job, finding in reversed([(t.job, f) for t in told if t.findings for f in t.findings.findings]):
@@ -397,7 +400,7 @@ def write_volume(images: Images, files: Sequence[Path], told: Sequence[Told], fo
         if value is not None:
             box = tuple(slice(at, at + n) for at, n in zip(finding.offset_zyx, finding.mask.shape, strict=True))
             masks[box][finding.mask] = value
-            labels.append({"value": value, "label": finding.label, "colour": colour_of(finding)})
+            labels[value] = {"value": value, "label": finding.label, "colour": colour_of(finding)}
     _nifti(masks, volume.affine, folder / "masks.nii.gz")
     told_of_it = {
         "size_xyz": list(volume.values.shape[::-1]),
@@ -407,7 +410,7 @@ def write_volume(images: Images, files: Sequence[Path], told: Sequence[Told], fo
         "unit": "HU" if images.modality == "CT" else "",
         "identity_in_pixels": may_name_the_patient(images),
         "windows": [{"name": name, "centre": c, "width": w} for name, c, w in windows(images, volume.values)],
-        "labels": sorted(labels, key=lambda each: each["value"]),
+        "labels": [labels[value] for value in sorted(labels)],
         "remarks": list(volume.remarks),
     }
     write_json(folder / "volume.json", told_of_it)
@@ -463,7 +466,7 @@ def _nifti(values: np.ndarray, affine_lps: np.ndarray, path: Path) -> None:
     """(z, y, x) becomes (x, y, z) of the file: the same bytes in the same order."""
     import nibabel
 
-    image = nibabel.Nifti1Image(values.T, ras_affine(affine_lps))
+    image: Any = nibabel.Nifti1Image(values.T, ras_affine(affine_lps))  # type: ignore[no-untyped-call]
     image.header.set_sform(image.affine, code=1)  # scanner coordinates
     image.header.set_qform(None, code=0)  # a stack of a tilted gantry is sheared, which quaternions cannot say
     image.header.set_xyzt_units("mm")

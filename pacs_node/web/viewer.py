@@ -107,6 +107,9 @@ class ViewerViews:
 
     def note_feedback(self, request: Request) -> Response:
         """Asked by a form: job, kind, and the number of a finding, or where one was missed."""
+        uid = request.path_params["uid"]
+        if self.facts.series(uid) is None:
+            raise HTTPException(404, "no such series")
         form = _form_once(request.state.form)
         kind = form.get("kind", "")
         if kind not in FEEDBACK_KINDS:
@@ -118,9 +121,7 @@ class ViewerViews:
         else:
             finding = _whole(form, "finding")
         who = request.state.who
-        why_not = self.facts.note_feedback(
-            request.path_params["uid"], who.name if who else "", form.get("job", ""), kind, finding, place
-        )
+        why_not = self.facts.note_feedback(uid, who.name if who else "", form.get("job", ""), kind, finding, place)
         if why_not is not None:
             raise HTTPException(409, why_not)
         return back(request) or JSONResponse({"noted": True})

@@ -217,6 +217,14 @@ def test_what_cannot_be_said_is_refused_in_words(
     assert list(seen.facts.feedback()) == before
 
 
+@pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}])
+def test_a_page_of_another_site_says_nothing(seen: Seen, headers: dict[str, str]) -> None:
+    before = list(seen.facts.feedback())
+    data = {"job": seen.job.id if seen.job else "", "kind": "agree", "finding": "1"}
+    answer = client(seen, ADMIN).post(f"/api/series/{seen.uid}/feedback", data=data, headers=headers)
+    assert (answer.status_code, list(seen.facts.feedback())) == (403, before)
+
+
 def test_what_a_spreadsheet_would_run_is_text(seen: Seen) -> None:
     assert seen.job is not None
     note = Feedback(seen.now(), '=HYPERLINK("http://x")', seen.uid, seen.job.id, "agree", 1, "Nodule 1")
