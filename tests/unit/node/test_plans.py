@@ -26,7 +26,7 @@ from tests.harness import free_port, storescu, wait_for
 from tests.results import us_findings
 
 GROWING = ("instance", "series", "association", "job", "event", "result", "receipt", "arrival", "edition",
-           "commitment", "commitment_request", "refusal")  # fmt: skip
+           "commitment", "commitment_request", "refusal", "feedback")  # fmt: skip
 MAY_SCAN = {  # what begins so -> why
     "UPDATE instance SET path=substr(": "once, when a ledger of an earlier version is taken over",
     "UPDATE result SET path=substr(": "as above",
@@ -37,6 +37,7 @@ MAY_SCAN = {  # what begins so -> why
     "SELECT refusal.id": "backwards by its key, as far as its LIMIT",
     "SELECT series.state, count(*)": "by the index of the states alone: a few bytes for each series",
     "SELECT job.kind, job.state, count(*)": "by the index of the queues alone",
+    "SELECT feedback.pipeline, feedback.version, feedback.kind, count(*)": "as above, for /feedback",
     "SELECT arrival.destination, arrival.arrived, arrival.how, count(*)": "by an index of its own, for /metrics",
 }
 TOML = """
@@ -114,9 +115,15 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], P
         uid = str(image.SeriesInstanceUID)
         with httpx.Client(base_url=f"http://127.0.0.1:{ports['web']}", timeout=20) as client:
             wait_for(lambda: ended(client, uid), 60, "the results to be sent and to have arrived")
+            [infer] = [job for job in client.get(f"/api/series/{uid}").json()["jobs"] if job["kind"] == "infer"]
+            seen = client.get(f"/api/series/{uid}/findings", timeout=60).json()
+            assert seen["state"] == "ready", seen["why"]
+            said = {"job": infer["id"], "kind": "missed", "image": "1", "column": "3", "row": "4"}
+            assert client.post(f"/api/series/{uid}/feedback", data=said).status_code == 200
             listed = client.get("/api/series").json()[0]["first_arrival"].replace("+", "%2B")
             for page in ("/", f"/?before={listed}", f"/series/{uid}", "/refusals", "/destinations", "/rerun", "/health",
-                         "/metrics", "/api/series", f"/api/series/{uid}", "/api/refusals", "/api/queue"):  # fmt: skip
+                         "/metrics", "/api/series", f"/api/series/{uid}", "/api/refusals", "/api/queue",
+                         f"/series/{uid}/view", f"/api/series/{uid}/view/image-0.png", "/feedback", "/api/feedback"):  # fmt: skip
                 assert client.get(page).status_code == 200, page
     finally:
         node.stop()
