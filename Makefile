@@ -69,9 +69,9 @@ vendor:
 	npm ci --ignore-scripts --no-audit --no-fund --prefix deploy/viewer
 	cp deploy/viewer/node_modules/@niivue/niivue/dist/niivue.umd.js pacs_node/web/static/vendor/niivue.js
 
-# docs/viewer.png, as the tests see it
+# docs/results/viewer.png, as the tests see it
 pictures: dev
-	VIEWER_PICTURE=docs/viewer.png OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop/test_viewer.py -k picture
+	VIEWER_PICTURE=docs/results/viewer.png OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop/test_viewer.py -k picture
 
 clean:
 	rm -rf .venv demo-out runs build *.egg-info

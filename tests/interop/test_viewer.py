@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.phantoms.truth import Truth
 from models.read import read_ct
@@ -216,7 +216,13 @@ def test_a_picture_for_the_documents(page: Page, shown: Shown, tmp_path: Path) -
         page.do("picture", path=str(picture))
         assert picture.stat().st_size > 20_000
         if "VIEWER_PICTURE" in os.environ:
-            shutil.copy(picture, ROOT / os.environ["VIEWER_PICTURE"])
+            with Image.open(picture) as drawn:
+                drawn.convert("RGB").quantize(96).save(ROOT / os.environ["VIEWER_PICTURE"], optimize=True)
+        assert page.do("errors") == []
+        assert page.do("open", url=f"{address}/series/{seen.uid}", width=900, height=820) == 200
+        assert page.value(READY) is None, "nothing is loaded before somebody asks"
+        page.do("click", selector=".viewer > button")
+        wait_for(lambda: page.value(READY) == "ready", GIVE_UP_AFTER_S, "the viewer on the page of the series")
         assert page.do("errors") == []
         for path in (f"/series/{seen.uid}/view", f"/series/{seen.uid}", "/feedback"):
             assert page.do("open", url=address + path, width=390, height=844, javaScript=False) == 200

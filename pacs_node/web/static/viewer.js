@@ -392,6 +392,16 @@
     root.dataset.state = 'ready';
   };
 
+  const start = () => begin().catch(error => { say(`The viewer cannot show this: ${error.message}`); root.dataset.state = 'failed'; });
+
   root.hidden = false;
-  begin().catch(error => { say(`The viewer cannot show this: ${error.message}`); root.dataset.state = 'failed'; });
+  if (root.dataset.begin !== 'asked') {
+    start();
+  } else { // on the page of a series: a volume is large, and who reads of its jobs does not want it
+    const ask = document.createElement('button');
+    ask.type = 'button';
+    ask.textContent = 'Show the images';
+    ask.addEventListener('click', () => { ask.remove(); root.dataset.begin = 'now'; start(); });
+    root.prepend(ask);
+  }
 })();
