@@ -18,7 +18,8 @@
   const VIEWS = [['Axial', AXIAL], ['Coronal', CORONAL], ['Sagittal', SAGITTAL], ['All', ALL], ['3-D', DEPTH]];
   const ACROSS = { [AXIAL]: [0, 1, 2], [CORONAL]: [0, 2, 1], [SAGITTAL]: [1, 2, 0] }; // axes on the screen, then through it
   const LETTERS = [['R', 'L'], ['A', 'P'], ['H', 'F']]; // towards + and - of x, y and z in RAS+, as DICOM has them
-  const LUNGS = { colormap: 'ct_airways', low: -643, high: -235 }; // the surface of what holds air, for the view in depth
+  // the surface of what holds air, for the view in depth: seen where HU are between lung and soft tissue
+  const LUNGS = { low: -750, high: -200, R: [0, 110, 0], G: [0, 190, 0], B: [0, 210, 0], A: [0, 90, 0], I: [0, 128, 255] };
   const ZOOMS = 1.25;
 
   const state = { view: AXIAL, window: 0, finding: -1, outlines: true, findings: [], volume: null, zoom: 1 };
@@ -242,7 +243,7 @@
   const look = () => {
     const image = nv.volumes[0], { centre, width } = state.volume.windows[state.window];
     const deep = state.view === DEPTH && state.volume.unit === 'HU';
-    image.colormap = deep ? LUNGS.colormap : 'gray';
+    image.colormap = deep ? 'lungs' : 'gray';
     image.cal_min = deep ? LUNGS.low : centre - width / 2;
     image.cal_max = deep ? LUNGS.high : centre + width / 2;
     if (nv.volumes[1]) nv.volumes[1].opacity = state.outlines && state.view === DEPTH ? 1 : 0; // else outlines, by us
@@ -251,6 +252,7 @@
   const show = view => {
     const before = state.view;
     state.view = view;
+    nv.opts.isOrientCube = view === DEPTH; // which says there what the letters say on slices
     if (before === DEPTH || view === DEPTH) look();
     nv.setSliceType(view);
     slider.disabled = view === DEPTH;
@@ -372,6 +374,7 @@
       clipPlaneHotKey: '',
       viewModeHotKey: '',
     });
+    nv.addColormap('lungs', LUNGS);
     nv.loadDefaultFont = async () => {}; // a picture in the code, which the page may not load; nothing is written with it
     nv.loadDefaultMatCap = async () => null; // as above; it shades meshes, and there are none
     await nv.attachToCanvas(canvas, false);
@@ -383,6 +386,7 @@
     const scene = nv.drawScene.bind(nv);
     nv.drawScene = () => { const said = scene(); draw(); return said; };
     nv.setDragMode('windowing'); // with the right button; else the wheel would zoom
+    nv.setRenderAzimuthElevation(160, 15); // from the front
     furnish();
     look();
     show(AXIAL);

@@ -123,7 +123,8 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], P
             listed = client.get("/api/series").json()[0]["first_arrival"].replace("+", "%2B")
             for page in ("/", f"/?before={listed}", f"/series/{uid}", "/refusals", "/destinations", "/rerun", "/health",
                          "/metrics", "/api/series", f"/api/series/{uid}", "/api/refusals", "/api/queue",
-                         f"/series/{uid}/view", f"/api/series/{uid}/view/image-0.png", "/feedback", "/api/feedback"):  # fmt: skip
+                         f"/series/{uid}/view", f"/api/series/{uid}/view/image-0.png", "/feedback",
+                         "/api/feedback"):  # fmt: skip
                 assert client.get(page).status_code == 200, page
     finally:
         node.stop()
