@@ -94,6 +94,7 @@ def test_whom_images_are_kept_for_is_known_of_older_ledgers_too(tmp_path: Path) 
     request = CommitmentRequest("2.25.7", "CT1", (("1.2", "1.2.2"), ("1.2", "1.2.9")))
     ledger.commitment_asked(request, job(id="r", kind="report", series_uid="1.92", transaction_uid="2.25.7"), T0)
     with ledger.engine.begin() as db:  # as revision 0014 had it
+        db.execute(sa.text("DROP TABLE feedback"))
         db.execute(sa.text("DROP TABLE deletion"))
         db.execute(sa.text("DROP INDEX ix_series_state_last_arrival"))
         for table, column in (
