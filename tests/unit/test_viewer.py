@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pydicom
 import pytest
@@ -16,11 +16,12 @@ from starlette.testclient import TestClient
 from config.schema import Web
 from dicom_sr import codes
 from dicom_sr.findings import Evaluation
-from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
+from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts, User
 from pacs_node.records import FEEDBACK_KINDS, Feedback
 from pacs_node.viewer_facts import results_in_force
+from pacs_node.viewing import folder_name
 from tests.factories import us_image
-from tests.harness import wait_for
+from tests.harness import ROOT, wait_for
 from tests.results import mass, us_findings
 from tests.unit.test_documented import documented_fields, told_of
 from tests.unit.test_web import visible
@@ -64,9 +65,7 @@ def client(seen: Seen, role: str | None = None) -> TestClient:
     return TestClient(seen.app(accounts), headers={"authorization": f"Bearer {secret}"})
 
 
-def user_nobody_is() -> object:
-    from pacs_node.accounts import User
-
+def user_nobody_is() -> User:
     return User("nobody", ADMIN, "x", datetime(2026, 1, 1, tzinfo=UTC))
 
 
@@ -266,9 +265,21 @@ def test_the_address_of_the_hospitals_viewer(url: str, words: str | None) -> Non
     assert words in str(wrong.value)
 
 
-def test_what_was_made_goes_with_its_series(seen: Seen, tmp_path: Path) -> None:
-    """Retention names the folder among what it deletes."""
-    [holding] = seen.node.ledger.holdings(None, 10)
-    from pacs_node.viewing import folder_name
+def test_the_one_file_of_others_is_the_one_that_is_pinned() -> None:
+    """And has nothing in it that the policy of the pages would have to allow."""
+    wanted = json.loads((ROOT / "deploy" / "viewer" / "package.json").read_text())["dependencies"]["@niivue/niivue"]
+    locked = json.loads((ROOT / "deploy" / "viewer" / "package-lock.json").read_text())["packages"]
+    assert locked["node_modules/@niivue/niivue"]["version"] == wanted
+    code = (ROOT / "pacs_node" / "web" / "static" / "vendor" / "niivue.js").read_text()
+    assert f'"{wanted}"' in code
+    assert f"NiiVue {wanted}" in (ROOT / "NOTICE").read_text()
+    assert [
+        word for word in ("eval(", "new Function", "new Worker", "importScripts", "document.cookie") if word in code
+    ] == []
 
+
+def test_what_was_made_goes_with_its_series(seen: Seen) -> None:
+    """Retention names the folder among what it deletes."""
+    findings(client(seen, READER), seen.uid)
+    [holding] = seen.node.ledger.holdings(None, 10)
     assert folder_name(seen.uid) in seen.node.retention._results(holding)
