@@ -34,11 +34,11 @@ from pacs_node.intake import Intake
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop
-from pacs_node.peers import calls_from, why_not_believed
+from pacs_node.peers import calls_from, certified, tls_files, why_not_believed
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.scp import Listener, ListenerSettings, why_aside
 from pacs_node.receive.spool import Spool
-from pacs_node.receivers import ASSEMBLER, ENGINE, Counts, Receivers
+from pacs_node.receivers import ASSEMBLER, ENGINE, Counts, Doors, Receivers
 from pacs_node.records import (
     AssociationEnd,
     CommitmentReport,
@@ -49,6 +49,7 @@ from pacs_node.records import (
 from pacs_node.retention import Retention
 from pacs_node.stages import WiredStages
 from pacs_node.start_up import hold, listening_on, must_be_whole, must_be_writable, must_not_be_open
+from pacs_node.tls import Renewed
 from pacs_node.web.app import create_app
 from pacs_node.web.certificate import Certificate
 from pacs_node.web.connection import Connection
@@ -213,14 +214,14 @@ class Node:
 
     def start_receiving(
         self,
-        door: socket.socket | None = None,
+        doors: Doors = (None, None),
         counts: Counts | None = None,
         woken: Callable[[str], None] | None = None,
     ) -> None:
-        """In this process. Of one among several: door is where all of them listen, counts of the associations in all of
-        them, woken is called when something is for the ASSEMBLER or the ENGINE of the parent."""
+        """In this process. Of one among several: doors are where all of them listen, counts of the associations in all
+        of them, woken is called when something is for the ASSEMBLER or the ENGINE of the parent."""
         self._woken = woken or self._wake_here
-        self._start_listener(door, counts)
+        self._start_listener(doors, counts)
         self.intake.loop.start()
 
     def stop_receiving(self, drain_s: float) -> None:
@@ -240,13 +241,18 @@ class Node:
         self.spool.close()
 
     def _start_receivers(self, lock: int) -> None:
-        node = self.config.node
+        host, tls = self.config.node.dicom_host, self.config.tls
+
+        def door(key: str, port: int, table: str) -> socket.socket:
+            with listening_on(key, port, "dicom_host", host, table):
+                return socket.create_server((host, port), backlog=LISTEN_BACKLOG)
+
+        plain = None if tls.only_tls else door("dicom_port", self.config.node.dicom_port, "node")
+        secured = door("dicom_tls_port", tls.dicom_tls_port, "tls") if tls.dicom_tls_port else None
         self.receivers = Receivers(
             partial(Node, self.config), self.config.receive.processes, self._wake_here, self._receiver_ended
         )
-        with listening_on("dicom_port", node.dicom_port, "dicom_host", node.dicom_host):
-            door = socket.create_server((node.dicom_host, node.dicom_port), backlog=LISTEN_BACKLOG)
-        self.receivers.start(door, lock)
+        self.receivers.start((plain, secured), lock)
         self._refusals.start()
 
     def _receiver_ended(self, pid: int) -> None:
@@ -263,8 +269,8 @@ class Node:
         else:
             self.wake()
 
-    def _start_listener(self, door: socket.socket | None, counts: Counts | None) -> None:
-        node, receive = self.config.node, self.config.receive
+    def _start_listener(self, doors: Doors, counts: Counts | None) -> None:
+        node, receive, tls = self.config.node, self.config.receive, self.config.tls
         settings = ListenerSettings(
             ae_title=node.ae_title,
             host=node.dicom_host,
@@ -278,6 +284,9 @@ class Node:
             dimse_timeout_s=receive.dimse_timeout_s,
             calls_from=calls_from(self.config),
             modalities=self.stages.modalities,
+            tls=Renewed(tls_files(self.config), calls=False) if tls.dicom_tls_port else None,
+            tls_port=tls.dicom_tls_port,
+            certified=certified(self.config),
         )
         commitment = CommitmentService(
             on_request=self._commitment_asked,
@@ -297,8 +306,13 @@ class Node:
             self._refused,
             elsewhere=counts.elsewhere if counts is not None else lambda here: 0,
         )
-        with listening_on("dicom_port", node.dicom_port, "dicom_host", node.dicom_host):
-            self.listener.start(door)
+        plain, secured = doors
+        if not tls.only_tls:
+            with listening_on("dicom_port", node.dicom_port, "dicom_host", node.dicom_host):
+                self.listener.start(plain)
+        if tls.dicom_tls_port:
+            with listening_on("dicom_tls_port", tls.dicom_tls_port, "dicom_host", node.dicom_host, "tls"):
+                self.listener.start_tls(secured)
         self._refusals.start()
 
     def _start_engine(self) -> None:

@@ -50,6 +50,7 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "privacy": {"route", "web"},
     "accounts": {"web"},
     "loop": {"web"},
+    "tls": {"receive"},  # deliver and the others have it by way of association
     "messages": {"infer"},
     "memory": {"infer", "devices"},
     "infer": {"devices"},  # the room of several is around the room of one
@@ -69,7 +70,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "messages": {"errors"},  # between the node and its inference process
     "confine": set(),
     "inference_process": {"confine", "infer"},
-    "association": {"errors"},
+    "association": {"errors", "tls"},
+    "tls": {"errors"},
     "confirm": {"records", "errors", "commitment", "ledger"},
     "editions": {"records"},
     "silence": {"records"},
@@ -114,6 +116,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "h11": ("pacs_node/web/",),
     "typer": ("pacs_node/cli.py",),
     "tomllib": ("config/",),
+    "cryptography": ("config/certificates.py",),
 }
 PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/assemble/series.py",
