@@ -28,6 +28,7 @@ WIRING = {
     "fsck",
     "retention",
     "backup",
+    "doctor",
 }
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself; headers, read within limits
