@@ -13,9 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
+from config import load
+from models import catalogue
 from pacs_node.association import Peer
 from pacs_node.deliver.destination import Deferred
 from pacs_node.deliver.dimse import DimseDestination, echo
+from pacs_node.doctor import examine
 from pacs_node.records import Package
 from pacs_node.tls import Called, Files
 from tests.certificates import Authority, Identity
@@ -186,6 +189,14 @@ def test_orthanc_sends_asks_and_hears_over_tls(node: NodeProcess, orthanc: Ortha
         return answer if answer["Status"] != "Pending" else None
 
     assert wait_for(report, 60, f"the report\n{node.log()}")["Status"] == "Success"
+
+
+def test_the_doctor_finds_nothing_bad_with_orthanc(node: NodeProcess) -> None:
+    found = list(examine(load(node.config, catalogue()), lambda: datetime.now(UTC), "pacs"))
+    steps = {each.step for each in found}
+    assert steps == {"connection", "TLS", "C-ECHO", "results", "C-FIND", "storage commitment"}
+    assert {each.state for each in found if each.step != "results"} == {"good"}, found
+    assert not [each for each in found if each.state == "bad"], found
 
 
 def test_dcmtk_is_a_pacs_with_tls(site: Site, tmp_path: Path) -> None:
