@@ -1,4 +1,7 @@
-"""What certificates in PEM files say of themselves, and what is wrong with them."""
+"""What certificates in PEM files say of themselves, and what is wrong with them.
+
+What reads them takes 9 MB: it is loaded for the first that is read, and by nodes without any not at all.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+if TYPE_CHECKING:
+    from cryptography import x509
 
 
 class Unusable(ValueError):
@@ -35,6 +38,9 @@ class Certificate:
 
 def certificates(file: Path) -> list[Certificate]:
     """At least one, in the order of the file. Raises Unusable."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     content = _content(file)
     try:
         return [_read(each) for each in x509.load_pem_x509_certificates(content)]
@@ -44,10 +50,14 @@ def certificates(file: Path) -> list[Certificate]:
 
 def certificate_of(der: bytes) -> Certificate:
     """One that was shown on a connection. Raises ValueError."""
+    from cryptography import x509
+
     return _read(x509.load_der_x509_certificate(der))
 
 
 def _read(certificate: x509.Certificate) -> Certificate:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     return Certificate(
         certificate.subject.rfc4514_string() or "nobody",
         hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),
@@ -59,6 +69,9 @@ def _read(certificate: x509.Certificate) -> Certificate:
 
 def why_key_does_not_fit(file: Path, certificate: Certificate) -> str | None:
     """None, or what is wrong with the file of a certificate's key."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
     try:
         key = load_pem_private_key(_content(file), password=None)
     except Unusable as error:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -22,6 +22,7 @@ import structlog
 import uvicorn
 
 from config import Config
+from config.certificates import Unusable, certificates
 from models import forms
 from pacs_node import __version__, observe
 from pacs_node.accounts import Accounts
@@ -61,6 +62,7 @@ NOTE_EVERY_S = 5.0  # what was refused while the ledger was away is noted this o
 LISTEN_BACKLOG = 128  # connections that wait to be taken, where several processes receive
 ALONE_S = 120.0  # a data folder of which nothing was heard for this long receives no more
 ALONE_EVERY_S = 10.0
+RENEW_BEFORE = timedelta(days=7)  # `/health` says so
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 
 
@@ -415,8 +417,22 @@ class Node:
         }
 
     def ailing(self) -> list[str]:
-        """What rests because it fails, while others work."""
-        return self.stages.inference.trouble()
+        """What rests because it fails, while others work; and a certificate of ours that nobody will take for long."""
+        return [*self.stages.inference.trouble(), *self._certificate_ends()]
+
+    def _certificate_ends(self) -> Iterator[str]:
+        if self.config.tls.own_certificate is None:
+            return
+        setting = "own_certificate in [tls]"
+        try:
+            [own, *_] = certificates(self.config.tls.own_certificate)
+        except Unusable:
+            yield f"{setting} cannot be read: the one before is in use; pacs-node check says more"
+            return
+        if words := own.why_not_valid(self.now()):
+            yield f"{setting} {words}"
+        elif own.ends < self.now() + RENEW_BEFORE:
+            yield f"{setting} ends on {own.ends:%Y-%m-%d}: renew it"
 
     def rerun(self, series_uid: str, route: str | None = None) -> str | None:
         """Run a closed series again; None, or why not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,16 @@ def test_a_port_that_is_taken_is_said_with_its_setting(started: Callable[..., No
     taken = r"change dicom_tls_port in \[tls\]"
     with socket.create_server(("127.0.0.1", 0)) as door, pytest.raises(CannotStart, match=taken):
         started(secured=door.getsockname()[1], processes=processes)
+
+
+def test_health_says_when_our_certificate_ends(started: Callable[..., Node], certificates: Path) -> None:
+    node = started()
+    said = [[], ["ends on 20"], ["has expired on 20"]]
+    for days, words in zip((30, 85, 91), said, strict=True):  # it ends in 90
+        node.now = lambda days=days: datetime.now(UTC) + timedelta(days=days)
+        assert len(node.ailing()) == len(words)
+        assert all(word in reason for word, reason in zip(words, node.ailing(), strict=True))
+        assert str(certificates) not in str(node.ailing()), "no page names a path"
 
 
 def test_every_way_to_a_peer_with_tls_has_it(started: Callable[..., Node]) -> None:
