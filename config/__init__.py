@@ -21,6 +21,7 @@ from config.schema import (
     Retention,
     Route,
     Store,
+    Tls,
     Web,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "Retention",
     "Route",
     "Store",
+    "Tls",
     "Web",
     "load",
     "problems",

@@ -10,6 +10,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +20,7 @@ import re2
 from pydantic import BaseModel, ValidationError
 from pydicom.datadict import DicomDictionary
 
+from config.certificates import Certificate, Unusable, certificates, why_key_does_not_fit
 from config.schema import Config, Peer, Route, bad_condition, is_keyword_path, is_loopback
 
 Place = tuple[str | int, ...]  # ("peer", 0, "host"): the key `host` of the first [[peer]]
@@ -260,8 +262,15 @@ def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tu
     yield from _duplicates(raw, "peer", "ae_title", among=lambda peer: peer.get("may_send") is True)
     yield from _duplicates(raw, "route", "name")
     node = raw.get("node", {})
-    if isinstance(node, dict) and node.get("dicom_port", 11112) == node.get("web_port", 8080):
-        yield ("node", "web_port"), "'web_port' in [node] is the same as 'dicom_port'; give each its own"
+    if isinstance(node, dict):
+        dicom, web = node.get("dicom_port", 11112), node.get("web_port", 8080)
+        if dicom == web:
+            yield ("node", "web_port"), "'web_port' in [node] is the same as 'dicom_port'; give each its own"
+        tls = raw.get("tls", {})
+        secured = tls.get("dicom_tls_port") if isinstance(tls, dict) else None
+        if secured == web or (secured == dicom and tls.get("only_tls") is not True):
+            name = "web_port" if secured == web else "dicom_port"
+            yield ("tls", "dicom_tls_port"), f"'dicom_tls_port' in [tls] is the same as '{name}'; give each its own"
     peers = {peer["name"]: peer for _, peer in _tables(raw, "peer") if isinstance(peer.get("name"), str)}
     for i, route in _tables(raw, "route"):
         where = _table_name(("route", i), raw)
@@ -433,6 +442,7 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
         if words and file.parent != data_dir:
             yield ("database", "url"), f"url in [database]: {words}", "error"
     yield from _unreadable_files(config, raw)
+    yield from _tls_problems(config, raw)
     for i, peer in enumerate(config.peers):
         where = _table_name(("peer", i), raw)
         if peer.folder is not None and (words := _unwritable(peer.folder)):
@@ -452,6 +462,48 @@ def _unreadable_files(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
             weights = key.endswith("checkpoint") and isinstance(value, str) and Path(value).is_absolute()
             if weights and (words := _unreadable(Path(value))):
                 yield ("route", i, "options", key), f"{_table_name(('route', i), raw)}: {key}: {words}", "error"
+
+
+SOON = timedelta(days=30)  # a certificate that ends within it is warned of
+
+
+def _tls_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
+    """Of the certificates of [tls], as they are now; and of the peers that need them."""
+    tls, now = config.tls, datetime.now(UTC)
+    try:
+        for file in (tls.own_certificate,) if tls.own_certificate is not None else ():
+            [own, *_] = certificates(file)
+            if words := own.why_not_valid(now):
+                yield ("tls", "own_certificate"), f"own_certificate in [tls]: {file} {words}", "error"
+            elif own.ends < now + SOON:
+                words = f"own_certificate in [tls]: {file} ends on {own.ends:%Y-%m-%d}: renew it"
+                yield ("tls", "own_certificate"), words, "warning"
+            if tls.own_key is not None and (words := why_key_does_not_fit(tls.own_key, own)):
+                yield ("tls", "own_key"), f"own_key in [tls]: {words}", "error"
+    except Unusable as error:
+        yield ("tls", "own_certificate"), f"own_certificate in [tls]: {error}", "error"
+    if tls.own_key is not None and _bits(tls.own_key, 0o077):
+        yield ("tls", "own_key"), f"own_key in [tls]: other users can read it: chmod 600 {tls.own_key}", "warning"
+    yield from _trust_problems(tls.trusted, now)
+    for i, peer in enumerate(config.peers):
+        place, where = ("peer", i, "tls"), _table_name(("peer", i), raw)
+        if peer.tls and peer.may_send and not tls.dicom_tls_port:
+            text = f"{where} may send and has tls, but there is no port for that: its images come unencrypted; give"
+            yield place, f"{text} dicom_tls_port in [tls]", "warning"
+
+
+def _trust_problems(trusted: Path | None, now: datetime) -> Iterator[Found]:
+    if trusted is None:
+        return
+    try:
+        found: list[Certificate] = certificates(trusted)
+    except Unusable as error:
+        yield ("tls", "trusted"), f"trusted in [tls]: {error}", "error"
+        return
+    ended = [(each, words) for each in found if (words := each.why_not_valid(now))]
+    for each, words in ended:
+        text = f"trusted in [tls]: of {trusted} the certificate of {each.subject} {words}"
+        yield ("tls", "trusted"), text, "error" if len(ended) == len(found) else "warning"
 
 
 def _marks(config: Config) -> Iterator[Found]:
@@ -526,6 +578,11 @@ def _unreadable(file: Path) -> str | None:
         return f"{file} cannot be read: {error.strerror}"
 
 
+def _shows_who_it_is(peer: dict[str, Any]) -> bool:
+    """By its certificate."""
+    return bool(peer.get("tls_name") or peer.get("tls_fingerprints"))
+
+
 def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Place, str]]:
     routed = {route.get("pipeline") for _, route in _tables(raw, "route")}
     for name, why in sorted(pipelines.broken.items() if pipelines is not None else ()):
@@ -535,8 +592,11 @@ def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Pl
         yield (), "no [[route]]: series are received and kept, but nothing is inferred"
     if not any(peer.get("may_send") is True for _, peer in _tables(raw, "peer")):
         yield (), "no [[peer]] with may_send = true: every sender is rejected"
+    tls = raw.get("tls", {})
+    has_port = isinstance(tls, dict) and bool(tls.get("dicom_tls_port"))
     for i, peer in _tables(raw, "peer"):
-        if peer.get("may_send") is True and isinstance(peer.get("ae_title"), str) and not peer.get("calls_from"):
+        known = peer.get("calls_from") or (has_port and peer.get("tls") is True and _shows_who_it_is(peer))
+        if peer.get("may_send") is True and isinstance(peer.get("ae_title"), str) and not known:
             text = f"{_table_name(('peer', i), raw)} may send, and its AE title alone says who it is: whoever knows the"
             yield ("peer", i, "may_send"), f"{text} title gets in from any address; name its hosts in calls_from"
     used = {

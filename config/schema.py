@@ -82,6 +82,18 @@ def is_loopback(host: str) -> bool:
 
 YEAR_S = 31_536_000.0
 
+
+def _fingerprint(text: str) -> str:
+    """SHA-256 of a certificate as DER, as small hexadecimal digits."""
+    digits = text.strip().lower().replace(":", "")
+    if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise ValueError(
+            f"{text!r} is no SHA-256 fingerprint, 64 hexadecimal digits; this prints that of a certificate: "
+            "openssl x509 -noout -fingerprint -sha256 -in FILE"
+        )
+    return digits
+
+
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Host = Annotated[str, AfterValidator(_host)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -156,6 +168,28 @@ class Receive(Settings):
 
 
 VIEWER_NAMES = ("study", "series")  # in braces in `viewer_url`
+
+
+class Tls(Settings):
+    """[tls]: DICOM over TLS, PS3.15 B.12; both sides show a certificate."""
+
+    # of the listener with TLS; 2762 is registered for it, PS3.15 B.12; 0: there is none
+    dicom_tls_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    only_tls: bool = False  # dicom_port in [node] is not listened on
+    own_certificate: OptionalPath = None  # PEM with its chain; shown to who calls us, and to whom we call
+    own_key: OptionalPath = None  # PEM, without a password
+    # PEM: who may have signed the certificates of others, or these themselves; default, of those we call: whom the
+    trusted: OptionalPath = None  # machine trusts
+
+    @model_validator(mode="after")
+    def _whole(self) -> Tls:
+        if bool(self.own_certificate) != bool(self.own_key):
+            raise ValueError("own_certificate and own_key belong together: give both, or neither")
+        if self.dicom_tls_port and not (self.own_certificate and self.trusted):
+            raise ValueError("dicom_tls_port needs own_certificate, own_key and trusted: both sides show a certificate")
+        if self.only_tls and not self.dicom_tls_port:
+            raise ValueError("only_tls needs a dicom_tls_port")
+        return self
 
 
 class Web(Settings):
@@ -381,6 +415,10 @@ class Peer(Settings):
     may_send: bool = False  # may it send images to us? Others are rejected: calling AE title not recognized
     # host names and addresses that its AE title may be used at; none: at any
     calls_from: Annotated[tuple[Host, ...], Field(strict=False)] = ()
+    tls: bool = False  # it is called over TLS, and where we have a port with TLS it calls us there alone
+    tls_name: Host | None = None  # that its certificate must carry; default, where it is called: its host
+    # SHA-256 of its certificate; then it counts neither which name that carries nor, where it is called, who signed it
+    tls_fingerprints: Annotated[tuple[Annotated[str, AfterValidator(_fingerprint)], ...], Field(strict=False)] = ()
     confirm: Literal["auto", "commitment", "query", "none"] = "auto"  # how to prove that results arrived
     dicomweb_url: str | None = None  # results go here by STOW-RS: the address of its /studies without that word
     dicomweb_token: SecretStr | None = None  # sent as a bearer token; or a user and a password:
@@ -430,6 +468,14 @@ class Peer(Settings):
             raise ValueError("calls_from needs an ae_title")
         elif self.confirm == "commitment" and (self.host is None or self.dicomweb_url is not None):
             raise ValueError("confirm = 'commitment' needs a peer that takes results by C-STORE: host and port")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_settings_fit(self) -> Peer:
+        if self.tls and self.ae_title is None:
+            raise ValueError("tls needs an ae_title; a dicomweb_url has its own, https")
+        if not self.tls and (self.tls_name or self.tls_fingerprints):
+            raise ValueError("tls_name and tls_fingerprints need tls = true")
         return self
 
     @model_validator(mode="after")
@@ -572,6 +618,7 @@ class Config(Settings):
 
     node: Node = Node()
     receive: Receive = Receive()
+    tls: Tls = Tls()
     web: Web = Web()
     database: Database = Database()
     store: Store = Store()
@@ -603,6 +650,9 @@ class Config(Settings):
                 "node": self.node.model_copy(update={"data_dir": data_dir}),
                 "database": Database(url=url),
                 "store": self.store.model_copy(update=_absolute(self.store, folder, ("secret_access_key_file", "ca"))),
+                "tls": self.tls.model_copy(
+                    update=_absolute(self.tls, folder, ("own_certificate", "own_key", "trusted"))
+                ),
                 "web": self.web.model_copy(update=_absolute(self.web, folder, ("certificate", "key"))),
                 "peers": tuple(
                     peer.model_copy(update=_absolute(peer, folder, ("folder", "dicomweb_ca"))) for peer in self.peers

@@ -17,6 +17,7 @@ from pacs_node.errors import LedgerUnavailable, NotJudged, Told, TryAgain
 from pacs_node.flow import Flow
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop, describe
+from pacs_node.peers import dicom_peer
 from pacs_node.records import OpenSeries
 
 log = structlog.get_logger()
@@ -168,15 +169,8 @@ class Assembler:
 
     def _ask(self, peer: Any, series: OpenSeries) -> None:
         try:
-            count = expected_count(
-                peer.host,
-                peer.port,
-                self.config.node.ae_title,
-                peer.ae_title,
-                series.study_uid,
-                series.series_uid,
-                self.config.receive.acse_timeout_s,
-            )
+            asked = dicom_peer(self.config, peer, self.config.receive.acse_timeout_s)
+            count = expected_count(asked, series.study_uid, series.series_uid)
             if count is not None:
                 self.ledger.expect(series.series_uid, series.evidence.arrived, count, peer.name)
                 self.loop.wake()

@@ -34,6 +34,7 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.errors import GiveUp, NotOffered, TakenOver, Told, Unreachable
+from pacs_node.tls import Called, NotTheirs, in_words, part
 
 log = structlog.get_logger(__name__)
 
@@ -80,9 +81,10 @@ class Peer:
     port: int
     calling_ae: str
     timeout_s: float = 30  # for the connection, and for each answer
+    tls: Called | None = None
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.ae_title} at {self.host}:{self.port})"
+        return f"{self.name} ({self.ae_title} at {self.host}:{self.port}{' with TLS' if self.tls else ''})"
 
 
 class Rejected(GiveUp):
@@ -159,6 +161,7 @@ def _opened(
         ae = _Entity(peer.calling_ae)
         ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        ae.tls = peer.tls
         ae.connection_timeout = ae.acse_timeout = wait_s
         ae.dimse_timeout = ae.network_timeout = peer.timeout_s
         opened = ae.associate(
@@ -182,7 +185,7 @@ def _opened(
         raise Unreachable(
             f"{peer} cannot be reached: it takes PDUs of only {longest} bytes, at least {LEAST_PDU} are needed"
         )
-    if not connected.is_set():
+    if not connected.is_set() or isinstance(ae.failure, ssl.SSLError):  # with TLS 1.3 our certificate is judged late
         why = why_unreachable(ae.failure, wait_s) if ae.failure else "no connection"
         raise Unreachable(f"{peer} cannot be reached: {why}")
     raise _why_none(opened, peer, wait_s)
@@ -199,21 +202,16 @@ def why_unreachable(error: BaseException, timeout_s: float) -> str:
             return f"its host name cannot be resolved ({found.strerror or found})"
         if isinstance(found, UnicodeError):
             return "its host is no name that can be resolved"
+        if isinstance(found, NotTheirs):
+            return str(found)
         if isinstance(found, ssl.SSLError):
-            return f"TLS failed: {_tls_words(found)}"
+            return f"TLS failed: {in_words(found)}"
         if isinstance(found, TimeoutError):
             return f"no answer within {timeout_s:g} s"
         if isinstance(found, OSError):
             return found.strerror.lower() if found.strerror else "the connection failed"
         found = found.__cause__ or found.__context__
     return str(error) or "the connection failed"
-
-
-def _tls_words(error: ssl.SSLError) -> str:
-    """ "certificate verify failed: self-signed certificate"."""
-    reason = (error.reason or str(error)).replace("_", " ").lower()
-    verified = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else ""
-    return f"{reason}: {verified}" if verified else reason
 
 
 def matches(opened: Association, query: Dataset, model: str, peer: Peer) -> Iterator[tuple[Dataset, Dataset | None]]:
@@ -340,24 +338,45 @@ class _Transport(AssociationSocket):
     """pynetdicom's connection to a peer, which waits for a PDU, and for one to be taken, no longer than for silence;
     and reads no further while an answer waits to be looked at."""
 
+    _first = b""  # what was read to see whether anything has come
+
     @property
     def ready(self) -> bool:
         if self.socket is None or not self._is_connected or not self.assoc.dimse.msg_queue.empty():
             return False
+        if self._first:
+            return True
         try:
             waiting = select.poll()  # not select, which knows no file descriptor beyond 1023
             waiting.register(self.socket, select.POLLIN)
+            if isinstance(self.socket, ssl.SSLSocket):
+                return (self.socket.pending() > 0 or bool(waiting.poll(0))) and self._has_come(self.socket)
             return bool(waiting.poll(0))
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if isinstance(error, ssl.SSLError):
+                cast(_Entity, self.assoc.ae).failure = error
             self.event_queue.put("Evt17")  # transport connection closed: PS3.8 Table 9-10
             return False
+
+    def _has_come(self, secured: ssl.SSLSocket) -> bool:
+        """Something for us, or the end: what comes may be about TLS alone, and who waits for more would not send."""
+        patience_s = secured.gettimeout()
+        secured.settimeout(0)
+        try:
+            self._first = secured.recv(1)
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            secured.settimeout(patience_s)
+        return True
 
     def recv(self, nr_bytes: int) -> bytearray:
         """`nr_bytes`, or fewer when the peer is gone. Raises OSError for a PDU longer than was agreed, TimeoutError for
         one that trickles."""
         if nr_bytes > MAX_PDU:
             raise OSError(f"a PDU of {nr_bytes} bytes is longer than agreed")
-        received, at, until = bytearray(nr_bytes), 0, self._until()
+        received, at, until = bytearray(nr_bytes), len(self._first), self._until()
+        received[:at], self._first = self._first, b""
         with memoryview(received) as view:
             while at < nr_bytes:
                 count = cast(socket.socket, self.socket).recv_into(view[at:])
@@ -379,6 +398,11 @@ class _Transport(AssociationSocket):
         except (OSError, AttributeError):  # AttributeError: it is closed, and None
             self.event_queue.put("Evt17")
 
+    def close(self) -> None:
+        if isinstance(self.socket, ssl.SSLSocket):
+            part(self.socket)
+        super().close()
+
     def _until(self) -> float:
         return time.monotonic() + (self.assoc.network_timeout or float("inf"))
 
@@ -392,6 +416,7 @@ class _Entity(AE):
     """pynetdicom's AE, which tells why it could not connect: it keeps that to its log."""
 
     failure: OSError | None = None
+    tls: Called | None = None
 
     def _create_socket(
         self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
@@ -400,7 +425,7 @@ class _Entity(AE):
         transport.tls_args = tls_args
         plain = cast(socket.socket, transport.socket)
         telling = _Telling(plain.family, plain.type, plain.proto, plain.detach())
-        telling.entity = self
+        telling.entity, telling.transport = self, transport
         telling.settimeout(assoc.network_timeout)
         transport.socket = telling
         assoc.dul, assoc.dimse = _UpperLayer(assoc), _Messages(assoc)
@@ -409,13 +434,16 @@ class _Entity(AE):
 
 
 class _Telling(socket.socket):
-    """A socket that tells its entity why it could not connect."""
+    """A socket that tells its entity why it could not connect, and is replaced by one with TLS once it has."""
 
     entity: _Entity
+    transport: _Transport
 
     def connect(self, address: Any) -> None:
         try:
             super().connect(address)
+            if self.entity.tls is not None:
+                self.transport.socket = self.entity.tls.secure(self)
         except OSError as error:
             self.entity.failure = error
             raise

@@ -27,11 +27,12 @@ from pacs_node.receive.accept import (
     TRANSFER_SYNTAXES,
     VERIFICATION,
 )
+from pacs_node.tls import SUITES
 
 REJECTIONS = {
     CALLED_AE_TITLE_NOT_RECOGNIZED: "another AE title is called than the node's",
-    CALLING_AE_TITLE_NOT_RECOGNIZED: "the calling AE title is no peer with `may_send`, or calls from no host of its "
-    "`calls_from`",
+    CALLING_AE_TITLE_NOT_RECOGNIZED: "the calling AE title is no peer with `may_send`, calls from no host of its "
+    "`calls_from`, or has `tls` and calls without, or with a certificate that its settings do not name",
     NO_REASON_GIVEN_NOW: "a host name in `calls_from` cannot be resolved: come again",
     TEMPORARY_CONGESTION: "the node is stopping: come again",
     LOCAL_LIMIT_EXCEEDED: "`max_associations` are open: come again",
@@ -68,7 +69,8 @@ def _lines() -> Iterator[str]:
     yield ""
     yield (
         "An association is accepted when the called AE title is the node's and the calling one a peer with `may_send`, "
-        "from one of the hosts in its `calls_from` if it has any. "
+        "from one of the hosts in its `calls_from` if it has any, and, if it has `tls`, with the certificate that its "
+        "settings name (see Security). "
         "Success (0x0000) is answered when the object is durable: it is synchronised to disk, and so is its folder. "
         "Objects are kept in the transfer syntax they were sent in; nothing is decoded or converted."
     )
@@ -152,6 +154,7 @@ def _lines() -> Iterator[str]:
         ("failure reason of a storage commitment", "meaning"),
         [(f"0x{reason:04X}", meaning) for reason, meaning in FAILURE_REASONS.items()],
     )
+    yield from _security()
     yield "## DICOMweb (user agent)"
     yield ""
     yield (
@@ -169,6 +172,24 @@ def _lines() -> Iterator[str]:
             for first, last, outcome, meaning in HTTP_STATUSES
         ],
     )
+
+
+def _security() -> Iterator[str]:
+    yield "## Security"
+    yield ""
+    yield (
+        "Secure transport by the BCP 195 RFC 8996, 9325 TLS Secure Transport Connection Profile (PS3.15 B.12): TLS 1.2 "
+        "and 1.3, of TLS 1.2 the cipher suites below. Connections with TLS are accepted at a port of their own "
+        "(`dicom_tls_port` in `[tls]`; 2762 is the registered one), beside the port without or in its place "
+        "(`only_tls`); whoever calls there must show a certificate. Connections to a peer with `tls` are opened with "
+        "TLS, for every service above, and show the node's certificate. Certificates and keys are PEM files that are "
+        "renewed without a restart. A peer's certificate is checked against those in `trusted`, with its dates; for "
+        "the name `tls_name`, or `host` where it is called; or it is one of `tls_fingerprints`. There is no "
+        "renegotiation, resumption or compression, and certificate revocation lists are not read. An AE title whose "
+        "peer has `tls` is not accepted at the port without."
+    )
+    yield ""
+    yield from _table(("cipher suite of TLS 1.2 (RFC 9325 4.2)", "in OpenSSL"), list(SUITES.items()))
 
 
 def _sent() -> Iterator[tuple[str, str, str, str]]:

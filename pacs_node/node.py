@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -22,6 +22,7 @@ import structlog
 import uvicorn
 
 from config import Config
+from config.certificates import Unusable, certificates
 from models import forms
 from pacs_node import __version__, observe
 from pacs_node.accounts import Accounts
@@ -34,11 +35,11 @@ from pacs_node.intake import Intake
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop
-from pacs_node.peers import calls_from, why_not_believed
+from pacs_node.peers import calls_from, certified, tls_files, why_not_believed
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.scp import Listener, ListenerSettings, why_aside
 from pacs_node.receive.spool import Spool
-from pacs_node.receivers import ASSEMBLER, ENGINE, Counts, Receivers
+from pacs_node.receivers import ASSEMBLER, ENGINE, Counts, Doors, Receivers
 from pacs_node.records import (
     AssociationEnd,
     CommitmentReport,
@@ -49,6 +50,7 @@ from pacs_node.records import (
 from pacs_node.retention import Retention
 from pacs_node.stages import WiredStages
 from pacs_node.start_up import hold, listening_on, must_be_whole, must_be_writable, must_not_be_open
+from pacs_node.tls import Renewed
 from pacs_node.viewing import Viewing
 from pacs_node.web.app import create_app
 from pacs_node.web.certificate import Certificate
@@ -61,6 +63,7 @@ NOTE_EVERY_S = 5.0  # what was refused while the ledger was away is noted this o
 LISTEN_BACKLOG = 128  # connections that wait to be taken, where several processes receive
 ALONE_S = 120.0  # a data folder of which nothing was heard for this long receives no more
 ALONE_EVERY_S = 10.0
+RENEW_BEFORE = timedelta(days=7)  # `/health` says so
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 
 
@@ -223,14 +226,14 @@ class Node:
 
     def start_receiving(
         self,
-        door: socket.socket | None = None,
+        doors: Doors = (None, None),
         counts: Counts | None = None,
         woken: Callable[[str], None] | None = None,
     ) -> None:
-        """In this process. Of one among several: door is where all of them listen, counts of the associations in all of
-        them, woken is called when something is for the ASSEMBLER or the ENGINE of the parent."""
+        """In this process. Of one among several: doors are where all of them listen, counts of the associations in all
+        of them, woken is called when something is for the ASSEMBLER or the ENGINE of the parent."""
         self._woken = woken or self._wake_here
-        self._start_listener(door, counts)
+        self._start_listener(doors, counts)
         self.intake.loop.start()
 
     def stop_receiving(self, drain_s: float) -> None:
@@ -250,13 +253,18 @@ class Node:
         self.spool.close()
 
     def _start_receivers(self, lock: int) -> None:
-        node = self.config.node
+        host, tls = self.config.node.dicom_host, self.config.tls
+
+        def door(key: str, port: int, table: str) -> socket.socket:
+            with listening_on(key, port, "dicom_host", host, table):
+                return socket.create_server((host, port), backlog=LISTEN_BACKLOG)
+
+        plain = None if tls.only_tls else door("dicom_port", self.config.node.dicom_port, "node")
+        secured = door("dicom_tls_port", tls.dicom_tls_port, "tls") if tls.dicom_tls_port else None
         self.receivers = Receivers(
             partial(Node, self.config), self.config.receive.processes, self._wake_here, self._receiver_ended
         )
-        with listening_on("dicom_port", node.dicom_port, "dicom_host", node.dicom_host):
-            door = socket.create_server((node.dicom_host, node.dicom_port), backlog=LISTEN_BACKLOG)
-        self.receivers.start(door, lock)
+        self.receivers.start((plain, secured), lock)
         self._refusals.start()
 
     def _receiver_ended(self, pid: int) -> None:
@@ -273,8 +281,8 @@ class Node:
         else:
             self.wake()
 
-    def _start_listener(self, door: socket.socket | None, counts: Counts | None) -> None:
-        node, receive = self.config.node, self.config.receive
+    def _start_listener(self, doors: Doors, counts: Counts | None) -> None:
+        node, receive, tls = self.config.node, self.config.receive, self.config.tls
         settings = ListenerSettings(
             ae_title=node.ae_title,
             host=node.dicom_host,
@@ -288,6 +296,9 @@ class Node:
             dimse_timeout_s=receive.dimse_timeout_s,
             calls_from=calls_from(self.config),
             modalities=self.stages.modalities,
+            tls=Renewed(tls_files(self.config), calls=False) if tls.dicom_tls_port else None,
+            tls_port=tls.dicom_tls_port,
+            certified=certified(self.config),
         )
         commitment = CommitmentService(
             on_request=self._commitment_asked,
@@ -307,8 +318,13 @@ class Node:
             self._refused,
             elsewhere=counts.elsewhere if counts is not None else lambda here: 0,
         )
-        with listening_on("dicom_port", node.dicom_port, "dicom_host", node.dicom_host):
-            self.listener.start(door)
+        plain, secured = doors
+        if not tls.only_tls:
+            with listening_on("dicom_port", node.dicom_port, "dicom_host", node.dicom_host):
+                self.listener.start(plain)
+        if tls.dicom_tls_port:
+            with listening_on("dicom_tls_port", tls.dicom_tls_port, "dicom_host", node.dicom_host, "tls"):
+                self.listener.start_tls(secured)
         self._refusals.start()
 
     def _start_engine(self) -> None:
@@ -413,8 +429,22 @@ class Node:
         }
 
     def ailing(self) -> list[str]:
-        """What rests because it fails, while others work."""
-        return self.stages.inference.trouble()
+        """What rests because it fails, while others work; and a certificate of ours that nobody will take for long."""
+        return [*self.stages.inference.trouble(), *self._certificate_ends()]
+
+    def _certificate_ends(self) -> Iterator[str]:
+        if self.config.tls.own_certificate is None:
+            return
+        setting = "own_certificate in [tls]"
+        try:
+            [own, *_] = certificates(self.config.tls.own_certificate)
+        except Unusable:
+            yield f"{setting} cannot be read: the one before is in use; pacs-node check says more"
+            return
+        if words := own.why_not_valid(self.now()):
+            yield f"{setting} {words}"
+        elif own.ends < self.now() + RENEW_BEFORE:
+            yield f"{setting} ends on {own.ends:%Y-%m-%d}: renew it"
 
     def rerun(self, series_uid: str, route: str | None = None) -> str | None:
         """Run a closed series again; None, or why not."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from config import Config, Peer
 from pacs_node.association import Peer as DicomPeer
@@ -25,6 +26,10 @@ from pacs_node.errors import (
 from pacs_node.ledger import Ledger
 from pacs_node.receive.address import why_elsewhere
 from pacs_node.records import Answer, Form, Offer, Package, Prepared
+from pacs_node.tls import Called, Certified, Files
+
+if TYPE_CHECKING:
+    from dicom_sr.forms import Profile
 
 
 class LedgerMemory:
@@ -62,24 +67,27 @@ class FormsFor:
 
     @cached_property
     def _forms(self) -> Forms:
-        from dicom_sr.forms import Profile
         from pacs_node.encode import ResultForms
 
-        return ResultForms(
-            Profile(
-                label_map=self.peer.segmentation == "LABELMAP",
-                omit_empty_frames=self.peer.omit_empty_frames,
-                key_objects=self.peer.key_objects,
-                key_images=self.peer.key_images,
-                viewer=self.peer.viewer,
-            )
-        )
+        return ResultForms(profile_of(self.peer))
 
     def offers(self, package: Package) -> Iterator[Offer]:
         return self._forms.offers(package)
 
     def prepare(self, package: Package, offer: Offer, form: Form, sent: Mapping[Path, Sequence[Path]]) -> Prepared:
         return self._forms.prepare(package, offer, form, sent)
+
+
+def profile_of(peer: Peer) -> Profile:
+    from dicom_sr.forms import Profile
+
+    return Profile(
+        label_map=peer.segmentation == "LABELMAP",
+        omit_empty_frames=peer.omit_empty_frames,
+        key_objects=peer.key_objects,
+        key_images=peer.key_images,
+        viewer=peer.viewer,
+    )
 
 
 def destination_of(config: Config, name: str, ledger: Ledger) -> Destination:
@@ -89,8 +97,8 @@ def destination_of(config: Config, name: str, ledger: Ledger) -> Destination:
         return FolderDestination(name, peer.folder, forms, peer.readable_by)
     if peer.dicomweb_url is not None:
         with _certificates(peer):
-            return StowDestination(_web_peer(config, peer), forms)
-    return DimseDestination(_dicom_peer(config, peer), forms, LedgerMemory(ledger, peer, config.node.ae_title))
+            return StowDestination(web_peer(config, peer), forms)
+    return DimseDestination(dicom_peer(config, peer), forms, LedgerMemory(ledger, peer, config.node.ae_title))
 
 
 def arrival_check_of(config: Config, peer: Peer) -> ArrivalCheck | None:
@@ -99,10 +107,10 @@ def arrival_check_of(config: Config, peer: Peer) -> ArrivalCheck | None:
         return None
     if peer.dicomweb_url is not None:
         with _certificates(peer):
-            return QidoArrivalCheck(_web_peer(config, peer))
+            return QidoArrivalCheck(web_peer(config, peer))
     ways = {"auto": (True, True), "commitment": (True, False), "query": (False, True)}
     commits, queries = ways[peer.confirm]
-    return DimseArrivalCheck(_dicom_peer(config, peer), commits=commits, queries=queries)
+    return DimseArrivalCheck(dicom_peer(config, peer), commits=commits, queries=queries)
 
 
 def calls_from(config: Config) -> dict[str, tuple[str, ...]]:
@@ -112,6 +120,20 @@ def calls_from(config: Config) -> dict[str, tuple[str, ...]]:
         if peer.ae_title is not None and peer.calls_from:
             hosts[peer.ae_title] = (*hosts.get(peer.ae_title, ()), *peer.calls_from)
     return hosts
+
+
+def certified(config: Config) -> dict[str, list[Certified]]:
+    """AE title -> what its certificate must be, of the titles that must come with TLS; none where no port has it."""
+    wanted: dict[str, list[Certified]] = {}
+    for peer in config.peers if config.tls.dicom_tls_port else ():
+        if peer.tls and peer.ae_title is not None:
+            shows = Certified(frozenset(peer.tls_fingerprints), peer.tls_name)
+            wanted.setdefault(peer.ae_title, []).append(shows)
+    return wanted
+
+
+def tls_files(config: Config) -> Files:
+    return Files(config.tls.own_certificate, config.tls.own_key, config.tls.trusted)
 
 
 def why_not_believed(config: Config, destination: str, calling_ae: str, address: str) -> str | None:
@@ -131,16 +153,25 @@ def why_not_believed(config: Config, destination: str, calling_ae: str, address:
     return f"{words}; if it is one of its addresses, add it to calls_from"
 
 
-def _dicom_peer(config: Config, peer: Peer) -> DicomPeer:
+def dicom_peer(config: Config, peer: Peer, timeout_s: float | None = None) -> DicomPeer:
+    """One that has a host. timeout_s: default, `dimse_timeout_s`. Raises CannotStart for certificates that cannot be
+    used."""
     assert peer.ae_title is not None  # the settings promise all three of a peer that is reachable
     assert peer.host is not None
     assert peer.port is not None
+    fingerprints = frozenset(peer.tls_fingerprints)
     return DicomPeer(
-        peer.name, peer.ae_title, peer.host, peer.port, config.node.ae_title, timeout_s=config.receive.dimse_timeout_s
+        peer.name,
+        peer.ae_title,
+        peer.host,
+        peer.port,
+        config.node.ae_title,
+        timeout_s or config.receive.dimse_timeout_s,
+        Called(tls_files(config), peer.tls_name or peer.host, fingerprints) if peer.tls else None,
     )
 
 
-def _web_peer(config: Config, peer: Peer) -> WebPeer:
+def web_peer(config: Config, peer: Peer) -> WebPeer:
     assert peer.dicomweb_url is not None
     return WebPeer(
         peer.name,

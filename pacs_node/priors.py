@@ -84,17 +84,6 @@ class NoComparison(NodeError):
 
 
 @dataclass(frozen=True)
-class Archive:
-    """The peer that is asked, and as whom."""
-
-    name: str
-    ae_title: str
-    host: str
-    port: int
-    calling_ae: str
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What came of a comparison: it, or why there is none."""
 
@@ -135,9 +124,7 @@ class Study:
     study_date: date
 
 
-def fetch(
-    archive: Archive, header: Dataset, pipeline: str, folder: Path, *, max_age_days: int, timeout_s: float
-) -> Prior:
+def fetch(archive: Peer, header: Dataset, pipeline: str, folder: Path, *, max_age_days: int, timeout_s: float) -> Prior:
     """The nearest earlier study with a report of `pipeline`, fetched into `folder`. Raises NoComparison.
 
     header      of an image of the present study
@@ -321,7 +308,7 @@ OUTCOME = TypeAdapter(Outcome)
 class _Peer:
     """One archive, a folder for what it sends, and the moment at which it has taken too long."""
 
-    def __init__(self, archive: Archive, folder: Path, deadline: float) -> None:
+    def __init__(self, archive: Peer, folder: Path, deadline: float) -> None:
         self.archive, self.folder, self.deadline = archive, folder, deadline
         self.refused = 0  # a status with which it would not send something that could be done without
 
@@ -432,8 +419,7 @@ class _Peer:
         left_s = self._left_s()
         if left_s <= 0:
             raise NoComparison(f"{self.archive.name} took too long")
-        its = self.archive
-        peer = Peer(its.name, its.ae_title, its.host, its.port, its.calling_ae, left_s)
+        peer = replace(self.archive, timeout_s=left_s)
         try:
             with association(
                 peer,

@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 ANSWER_S = 30.0  # what a process gets to answer its parent
 START_S = 300.0
+Doors = tuple[socket.socket | None, socket.socket | None]  # that listen: without TLS, with it
 AGAIN_AFTER_S = 1.0  # before one that ended is started again
 ASSEMBLER, ENGINE = "assembler", "engine"  # whom something is for
 READY = -1  # the number of what nobody has asked: it receives
@@ -55,7 +56,7 @@ class Counts:
 class Receives(Protocol):
     """A node, of which nothing but receiving is started."""
 
-    def start_receiving(self, door: socket.socket, counts: Counts, woken: Callable[[str], None]) -> None: ...
+    def start_receiving(self, doors: Doors, counts: Counts, woken: Callable[[str], None]) -> None: ...
     def stop_receiving(self, drain_s: float) -> None: ...
     def connected(self) -> frozenset[str]: ...
     def settle(self) -> None: ...
@@ -96,10 +97,12 @@ class Receivers:
         self._stopping = threading.Event()
         self._trouble: dict[int, str] = {}
 
-    def start(self, door: socket.socket, lock: int) -> None:
-        """door: listens already. lock: descriptor of the lock of the spool, held until the last of them has ended."""
-        door.setblocking(False)  # another may have been quicker
-        self._door, self._lock = door, lock
+    def start(self, doors: Doors, lock: int) -> None:
+        """doors: listen already. lock: descriptor of the lock of the spool, held until the last of them has ended."""
+        for door in doors:
+            if door is not None:
+                door.setblocking(False)  # another may have been quicker
+        self._doors, self._lock = doors, lock
         self._children = [self._started(number) for number in range(self._processes)]
         for child in self._children:
             child.answer(READY, START_S)
@@ -144,7 +147,9 @@ class Receivers:
     def stop(self, drain_s: float) -> None:
         """As Listener.stop, of all of them at once."""
         self._stopping.set()
-        self._door.close()
+        for door in self._doors:
+            if door is not None:
+                door.close()
         for child in self._children:
             child.tell("stop", drain_s)
         for child in self._children:
@@ -154,7 +159,7 @@ class Receivers:
     def _started(self, number: int) -> _Receiver:
         asked, theirs = self._context.Pipe()
         events, tells = self._context.Pipe(duplex=False)
-        told = self._make, self._door, _Handed(self._lock), self._shared, number, observe.is_plain()
+        told = self._make, self._doors, _Handed(self._lock), self._shared, number, observe.is_plain()
         process = self._context.Process(target=receive, args=(*told, theirs, tells), name=f"receive-{number}")
         process.start()
         theirs.close()
@@ -234,7 +239,7 @@ class _Receiver:
 
 def receive(
     make: Callable[[], Receives],
-    door: socket.socket,
+    doors: Doors,
     lock: _Handed,
     shared: Sequence[int],
     number: int,
@@ -257,7 +262,7 @@ def receive(
             tells.send(whom)
 
     node = make()
-    node.start_receiving(door, Counts(shared, number), woken)
+    node.start_receiving(doors, Counts(shared, number), woken)
     answers: dict[str, Callable[[Any], Any]] = {
         "connected": lambda _: node.connected(),
         "settle": lambda _: node.settle(),

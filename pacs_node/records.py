@@ -80,6 +80,7 @@ class AssociationEnd:
 
 REFUSAL_KINDS = {  # what happened at receipt -> in words
     "association rejected": "the sender was not let in",
+    "TLS failed": "the handshake of TLS failed; nothing was asked for yet",
     "unreadable": "the data set is cut off or cannot be read; its bytes are kept",
     "too large": "the data set is longer than largest_mb allows; nothing of it is kept",
     "wrong SOP class": "the data set is not what the command said; its bytes are kept",

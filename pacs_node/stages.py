@@ -45,7 +45,7 @@ from pacs_node.errors import (
 from pacs_node.flow import RouteMatch
 from pacs_node.ledger import Ledger
 from pacs_node.memory import Peaks
-from pacs_node.peers import arrival_check_of, destination_of
+from pacs_node.peers import arrival_check_of, destination_of, dicom_peer
 from pacs_node.receive.commitment import bring_report
 from pacs_node.records import (
     CommitmentReport,
@@ -103,6 +103,7 @@ class WiredStages:
         self.arrival_checks = {
             name: arrival_check for name, arrival_check in arrival_checks.items() if arrival_check is not None
         }
+        self.dicom_peers = {peer.name: dicom_peer(config, peer) for peer in config.peers if peer.host is not None}
         self.inference = devices_of(config)
         known = self.known = catalogue()
         self.cards = {route.name: known.card(route.pipeline, route.options) for route in config.routes}
@@ -250,7 +251,7 @@ class WiredStages:
         peer = next((peer for peer in self.config.peers if peer.name == peer_name), None)
         if peer is None or peer.ae_title is None or peer.host is None or peer.port is None:
             raise priors.NoComparison(f"the settings have no peer '{peer_name}' that can be asked for earlier studies")
-        archive = priors.Archive(peer.name, peer.ae_title, peer.host, peer.port, self.config.node.ae_title)
+        archive = self.dicom_peers[peer.name]
         limits = self.config.priors
         root = self.config.node.data_dir / "priors"
         folder = root / f"{job.id}.{job.generation}"
@@ -401,14 +402,7 @@ class WiredStages:
         peer = next((p for p in self.config.peers if p.ae_title == calling_ae and p.host and p.port), None)
         if peer is None or peer.host is None or peer.port is None:
             raise GiveUp(f"the settings have no host and port for {calling_ae}, so its report cannot be brought to it")
-        bring_report(
-            report,
-            our_ae=self.config.node.ae_title,
-            their_ae=calling_ae,
-            host=peer.host,
-            port=peer.port,
-            timeout_s=self.config.receive.dimse_timeout_s,
-        )
+        bring_report(report, self.dicom_peers[peer.name])
 
 
 def store_of(config: Config) -> Store:

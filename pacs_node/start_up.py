@@ -35,16 +35,16 @@ def few_arenas() -> None:
 
 
 @contextmanager
-def listening_on(port_key: str, port: int, host_key: str, host: str) -> Iterator[None]:
+def listening_on(port_key: str, port: int, host_key: str, host: str, table: str = "node") -> Iterator[None]:
     """Raises CannotStart with the setting to change when a port cannot be listened on."""
     try:
         yield
     except (OSError, UnicodeError) as error:
         number = error.errno if isinstance(error, OSError) else None
         if number == errno.EADDRINUSE:
-            why = f"port {port} of {host} is taken by another program: stop that one, or change {port_key} in [node]"
+            why = f"port {port} of {host} is taken by another program: stop that one, or change {port_key} in [{table}]"
         elif number in (errno.EACCES, errno.EPERM):
-            why = f"port {port} may not be opened by this user: change {port_key} in [node] to one above 1023"
+            why = f"port {port} may not be opened by this user: change {port_key} in [{table}] to one above 1023"
         else:
             said = error.strerror if isinstance(error, OSError) else error
             why = f"{host_key} {host!r} in [node] is no address of this machine ({said}): correct {host_key}"

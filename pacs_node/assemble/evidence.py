@@ -19,28 +19,23 @@ MOST_INSTANCES = (1 << 31) - 1  # VR IS: PS3.5 Table 6.2-1
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # PS3.4 Table C.6.2-1
 
 
-def expected_count(
-    host: str, port: int, our_ae: str, their_ae: str, study_uid: str, series_uid: str, timeout_s: float
-) -> int | None:
+def expected_count(peer: Peer, study_uid: str, series_uid: str) -> int | None:
     """NumberOfSeriesRelatedInstances as the peer tells it; None, with the reason in the log, when it does not."""
-    answer = _ask(host, port, our_ae, their_ae, study_uid, series_uid, timeout_s)
+    answer = _ask(peer, study_uid, series_uid)
     if isinstance(answer, str):
-        log.info("series.count-unknown", series_uid=series_uid, peer=their_ae, reason=answer)
+        log.info("series.count-unknown", series_uid=series_uid, peer=peer.ae_title, reason=answer)
         return None
     return answer
 
 
-def _ask(
-    host: str, port: int, our_ae: str, their_ae: str, study_uid: str, series_uid: str, timeout_s: float
-) -> int | str:
+def _ask(peer: Peer, study_uid: str, series_uid: str) -> int | str:
     """The count, or why there is none."""
-    peer = Peer(their_ae, their_ae, host, port, our_ae, timeout_s)
     counts: list[int] = []
     try:
         with association(peer, [build_context(STUDY_ROOT_FIND)]) as opened:
             for status, match in matches(opened, _identifier(study_uid, series_uid), STUDY_ROOT_FIND, peer):
                 if "Status" not in status:
-                    return f"it broke off, or did not answer within {timeout_s:g} s"
+                    return f"it broke off, or did not answer within {peer.timeout_s:g} s"
                 if status.Status in PENDING and match is not None:
                     if attributes.text(match, "SeriesInstanceUID") == series_uid:
                         counts.append(attributes.whole_or(match, "NumberOfSeriesRelatedInstances", 0))

@@ -168,7 +168,7 @@ class QidoArrivalCheck:
     def _search(self, path: str) -> list[object]:
         """Raises NotOffered (NotFound for HTTP 404), or Deferred."""
         answer = self._web.ask("GET", path)
-        outcome, meaning = _meaning(answer.status_code)
+        outcome, meaning = meaning_of(answer.status_code)
         words = f"{self.peer} answered QIDO-RS with HTTP {answer.status_code}"
         if outcome is Outcome.AGAIN:
             raise Deferred(f"{words}: {meaning}")
@@ -184,6 +184,7 @@ class QidoArrivalCheck:
 class Answer:
     status_code: int
     body: bytes
+    date: str = ""  # when it was given, by the clock over there: RFC 9110 6.6.1
 
 
 class _InTime:
@@ -248,7 +249,7 @@ class _Web:
                     body += piece
                     if len(body) > MOST_ANSWER:
                         raise Deferred(f"{self.peer} answered more than {MOST_ANSWER >> 20} MiB; it is not read")
-                return Answer(answer.status_code, bytes(body))
+                return Answer(answer.status_code, bytes(body), answer.headers.get("Date", ""))
         except httpx.TimeoutException as error:
             raise Deferred(f"{self.peer} cannot be reached: no answer within {self.peer.timeout_s:g} s") from error
         except httpx.RemoteProtocolError as error:
@@ -257,6 +258,11 @@ class _Web:
         except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
             why = why_unreachable(error, self.peer.timeout_s)
             raise Deferred(f"{self.peer} cannot be reached: {why}") from error
+
+
+def ask(peer: WebPeer, method: str, path: str, **request: Any) -> Answer:
+    """One request by itself. Raises Deferred; OSError when `ca_file` cannot be read."""
+    return _Web(peer, None).ask(method, path, **request)
 
 
 def _part_head(boundary: str) -> bytes:
@@ -274,7 +280,7 @@ def _body(head: bytes, outgoing: Sequence[Outgoing], tail: bytes) -> Iterator[by
     yield tail
 
 
-def _meaning(status: int) -> tuple[Outcome, str]:
+def meaning_of(status: int) -> tuple[Outcome, str]:
     """What an HTTP status says of the whole request."""
     for first, last, outcome, meaning in STATUSES:
         if first <= status <= last:
@@ -284,7 +290,7 @@ def _meaning(status: int) -> tuple[Outcome, str]:
 
 def _judge(each: Outgoing, status: int, body: object, instead: str, now: Now) -> tuple[Receipt, Outcome]:
     """What the answer means for one instance."""
-    outcome, meaning = _meaning(status)
+    outcome, meaning = meaning_of(status)
     if status in BY_INSTANCE:
         failure = _reason(body, FAILED, each.sop_instance_uid, FAILURE_REASON)
         warning = _reason(body, REFERENCED, each.sop_instance_uid, WARNING_REASON)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pacs_node.receive.address import Address, resolved, why_elsewhere
+from pacs_node.tls import Certified, Shown
 
 VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 A.4
 
@@ -162,16 +163,19 @@ LOCAL_LIMIT_EXCEEDED = (TRANSIENT, PRESENTATION, 2)
 
 @dataclass(frozen=True)
 class Callers:
-    """Who may send to us: the AE title they must call, the AE titles they may call from, and the hosts that a title
-    may be used at (a title without: at any)."""
+    """Who may send to us: the AE title they must call, the AE titles they may call from, the hosts that a title may be
+    used at (a title without: at any), and the certificates, one of which it must show (a title without: none)."""
 
     called_ae: str
     allowed: frozenset[str]
     calls_from: Mapping[str, Collection[str]] = field(default_factory=dict)
     resolve: Callable[[str], frozenset[Address]] = resolved
+    certified: Mapping[str, Collection[Certified]] = field(default_factory=dict)
 
-    def why_rejected(self, calling: str, called: str, address: str) -> Rejection | None:
+    def why_rejected(self, calling: str, called: str, address: str, shown: Shown | None = None) -> Rejection | None:
         """None, or the A-ASSOCIATE-RJ to answer. AE titles are compared without surrounding spaces: PS3.5 6.2.
+
+        shown: the certificate of the caller; None: it came without TLS.
 
         May wait for a name to be resolved: hold no lock.
         """
@@ -182,6 +186,9 @@ class Callers:
         if calling not in self.allowed:
             words = f"{calling!r} is no peer that may send"
             return Rejection(*CALLING_AE_TITLE_NOT_RECOGNIZED, words)
+        why_not = [each.why_not(shown) for each in self.certified.get(calling, ())]
+        if why_not and None not in why_not:
+            return Rejection(*CALLING_AE_TITLE_NOT_RECOGNIZED, f"{calling!r} calls {why_not[0]}")
         hosts = self.calls_from.get(calling)
         elsewhere = why_elsewhere(address, hosts, self.resolve) if hosts else None
         if elsewhere is None:

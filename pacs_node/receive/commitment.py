@@ -104,11 +104,8 @@ class CommitmentService:
             self.on_reported(request)
 
 
-def bring_report(
-    report: CommitmentReport, *, our_ae: str, their_ae: str, host: str, port: int, timeout_s: float
-) -> None:
+def bring_report(report: CommitmentReport, peer: Peer) -> None:
     """Report to a sender on an association of our own, as SCP by role selection: PS3.4 J.3.3. Raises TryAgain."""
-    peer = Peer(their_ae, their_ae, host, port, our_ae, timeout_s)
     contexts = [build_context(PUSH_MODEL, list(TRANSFER_SYNTAXES))]
     try:
         with association(peer, contexts, ext_neg=[build_role(PUSH_MODEL, scp_role=True)]) as opened:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +38,7 @@ from pacs_node.receive.spool import Announced, Fate, Kept, Spool
 from pacs_node.receive.transfer import Answer, Incoming, ProtocolError, StoreRequest
 from pacs_node.receive.upper_layer import AcceptedAssociation, Server
 from pacs_node.records import AssociationEnd, Instance, Refusal
+from pacs_node.tls import Certified, Renewed
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +70,9 @@ class ListenerSettings:
     dimse_timeout_s: float
     calls_from: Mapping[str, Collection[str]] = field(default_factory=dict)  # AE title -> its hosts; without: from any
     modalities: frozenset[str] = frozenset()  # whose images are accepted besides those of CT and ultrasound
+    tls: Renewed | None = None  # what is shown at the port with TLS
+    tls_port: int = 0  # 0: any free one
+    certified: Mapping[str, Collection[Certified]] = field(default_factory=dict)  # AE title -> what it must show
 
 
 class Listener:
@@ -96,8 +100,8 @@ class Listener:
         self.settings = settings
         self.commitment = commitment
         self._accepted = frozenset(accepted_for(settings.modalities))
-        self._callers = Callers(settings.ae_title, settings.allowed, settings.calls_from)
-        self._reporters = Callers(settings.ae_title, settings.allowed | settings.reporters, settings.calls_from)
+        self._callers = Callers(settings.ae_title, settings.allowed, settings.calls_from, certified=settings.certified)
+        self._reporters = replace(self._callers, allowed=settings.allowed | settings.reporters)
         self._spool = spool
         self._on_stored = on_stored
         self._on_association_end = on_association_end
@@ -110,12 +114,24 @@ class Listener:
         self._ending: set[AcceptedAssociation] = set()  # no longer open, on_association_end still to be told
         self._change = threading.Condition()
         self._serial = itertools.count(1)
+        self._began = ""
         self._server: Server | None = None
+        self._secured: Server | None = None  # the one with TLS
 
     def start(self, door: socket.socket | None = None) -> None:
         """Bind and listen, or wait at a door that listens already. Raises OSError when the port is taken."""
+        self._server = self._listening(self.settings.port, door, None)
+        log.info("listener.started", ae_title=self.settings.ae_title, host=self.settings.host, port=self.port)
+
+    def start_tls(self, door: socket.socket | None = None) -> None:
+        """As `start`, the port with TLS, which `settings.tls` must be there for."""
+        assert self.settings.tls is not None
+        self._secured = self._listening(self.settings.tls_port, door, self.settings.tls)
+        log.info("listener.started-tls", ae_title=self.settings.ae_title, host=self.settings.host, port=self.tls_port)
+
+    def _listening(self, port: int, door: socket.socket | None, tls: Renewed | None) -> Server:
         self._draining = False
-        self._began = f"{self._now():%Y%m%dT%H%M%S%f}-{os.getpid()}"
+        self._began = self._began or f"{self._now():%Y%m%dT%H%M%S%f}-{os.getpid()}"
         handlers: list[tuple[evt.EventType, Callable[[evt.Event], Any]]] = [
             (evt.EVT_REQUESTED, self.on_requested),
         ]
@@ -124,20 +140,20 @@ class Listener:
                 (evt.EVT_N_ACTION, self.commitment.on_action),
                 (evt.EVT_N_EVENT_REPORT, self.commitment.on_event_report),
             ]
-        address = self.settings.host, self.settings.port
-        self._server = Server(
+        server = Server(
             _application_entity(self.settings),
-            address,
+            (self.settings.host, port),
             handlers,
             self.on_store,
             self.on_ended,
             self.settings.max_associations,
             door,
+            tls,
+            self.on_not_secured,
         )
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="dicom", daemon=True
-        ).start()
-        log.info("listener.started", ae_title=self.settings.ae_title, host=self.settings.host, port=self.port)
+        name = "dicom" if tls is None else "dicom-tls"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name=name, daemon=True).start()
+        return server
 
     @property
     def port(self) -> int:
@@ -147,6 +163,13 @@ class Listener:
         return int(self._server.server_address[1])
 
     @property
+    def tls_port(self) -> int:
+        """The port with TLS, once started."""
+        if self._secured is None:
+            raise RuntimeError("the listener is not started with TLS")
+        return int(self._secured.server_address[1])
+
+    @property
     def open_associations(self) -> frozenset[str]:
         """The ids of the associations that senders hold open now."""
         with self._change:
@@ -154,10 +177,12 @@ class Listener:
 
     def stop(self, drain_s: float) -> None:
         """Refuse new associations, let the open ones go on for up to `drain_s`, then abort them."""
-        if self._server is None:
+        servers = [server for server in (self._server, self._secured) if server is not None]
+        if not servers:
             return
         self._draining = True
-        self._server.shutdown()
+        for server in servers:
+            server.shutdown()
         with self._change:
             if not self._change.wait_for(self._idle, timeout=drain_s):
                 for association in list(self._open):
@@ -167,7 +192,13 @@ class Listener:
                         association.upper_layer.connection.hang_up()
                     self._change.wait_for(self._idle, timeout=AFTER_ABORT_S)
         log.info("listener.stopped", aborted=len(self._open))
-        self._server = None
+        self._server = self._secured = None
+        self._began = ""
+
+    def on_not_secured(self, address: str, words: str) -> None:
+        """Somebody came to the port with TLS, and none came about."""
+        self._audit("tls-failed", {"from": address, "words": words})
+        self._on_refused(Refusal("TLS failed", self._now(), "", address, words))
 
     def on_requested(self, event: evt.Event) -> None:
         """Accept or reject an association before anything else is negotiated."""
@@ -178,7 +209,8 @@ class Listener:
         reports = self.commitment is not None and PUSH_MODEL in proposed
         address = str(association.requestor.address)
         # before the lock is taken: a host name may have to be resolved
-        rejection = (self._reporters if reports else self._callers).why_rejected(calling, called, address)
+        callers = self._reporters if reports else self._callers
+        rejection = callers.why_rejected(calling, called, address, association.upper_layer.connection.shown)
         with self._change:
             held = len(self._open) + self._elsewhere(len(self._open))
             rejection = rejection or why_no_room(held, self.settings.max_associations, self._draining)

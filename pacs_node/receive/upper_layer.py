@@ -7,6 +7,7 @@ threads for each association that look every few milliseconds if there is anythi
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -29,8 +30,9 @@ from pynetdicom.transport import AddressInformation, RequestHandler, ThreadedAss
 
 from pacs_node.association import LEAST_PDU
 from pacs_node.errors import Told
-from pacs_node.receive.connection import Connection
+from pacs_node.receive.connection import Connection, SecuredConnection
 from pacs_node.receive.transfer import DataTransfer, Incoming, ProtocolError, StoreRequest
+from pacs_node.tls import NotSecured, Renewed
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +50,7 @@ TELL_EVERY_S = 10.0  # that some were closed: a stranger must not fill the log e
 # PDU types: PS3.8 9.3
 REQUEST, ACCEPT, REJECT, DATA, RELEASE, RELEASED, ABORT = 1, 2, 3, 4, 5, 6, 7
 KINDS = range(REQUEST, ABORT + 1)
+TLS_HANDSHAKE = 22  # what a record of TLS begins with: RFC 8446 5.1
 RELEASE_RP = struct.pack(">BxLxxxx", RELEASED, 4)  # PS3.8 9.3.7
 CONTEXT_ITEM, BEFORE_ITEMS = 0x20, 74  # an item of the request, and the byte where its items begin
 
@@ -83,17 +86,21 @@ class Server(ThreadedAssociationServer):
         on_end: Callable[[AcceptedAssociation], None],
         max_associations: int,
         door: socket.socket | None = None,
+        tls: Renewed | None = None,
+        on_not_secured: Callable[[str, str], None] = lambda address, words: None,
     ) -> None:
         """on_store: called with each C-STORE-RQ, in the thread that reads, and by one message at a time. on_end: called
-        when an association is over, however it ended. door: where other processes listen as well. Raises OSError when
-        the port is taken."""
+        when an association is over, however it ended. door: where other processes listen as well. tls: nobody is served
+        without. on_not_secured: called with the address of one with whom it did not come about, and why. Raises OSError
+        when the port is taken."""
         self.most_of_one = max(MOST_WAITING_OF_ONE, max_associations)  # a sender may open all of its own at once
         self.most = max(MOST_WAITING, 2 * max_associations)
         self.handlers, self.on_store, self.on_end = handlers, on_store, on_end
         self._connected: dict[int, tuple[str, Association | None]] = {}  # id of the socket -> address, association
         self._lock = threading.Lock()
         self._closed, self._told = 0, -TELL_EVERY_S
-        self._door = door
+        self._door, self._tls = door, tls
+        self.on_not_secured = on_not_secured
         self._ended = False  # an association, since garbage was last collected
         super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
 
@@ -106,6 +113,14 @@ class Server(ThreadedAssociationServer):
     def server_activate(self) -> None:
         if self._door is None:
             super().server_activate()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The handshake is for the thread of the connection."""
+        connected, address = super().get_request()
+        if self._tls is not None:
+            context = self._tls.context()
+            connected = context.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)
+        return connected, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Is there room for a connection that has not said yet whose it is?"""
@@ -164,6 +179,9 @@ class _Handler(RequestHandler):
         self.server.is_of(self.request, association)
         try:
             association.upper_layer.serve(connected)
+            if association.upper_layer.not_secured:
+                address = str(association.requestor.address)
+                self.server.on_not_secured(address, association.upper_layer.not_secured)
         finally:
             try:
                 self.server.on_end(association)  # before the peer hears that there is room for its next one
@@ -183,8 +201,9 @@ class AcceptedAssociation(Association):
         ae = server.ae
         super().__init__(ae, MODE_ACCEPTOR)
         self._server = server
+        connection = SecuredConnection(request) if isinstance(request, ssl.SSLSocket) else Connection(request)
         self.upper_layer = UpperLayer(
-            self, Connection(request), lambda store: server.on_store(self, store), ae.network_timeout or float("inf")
+            self, connection, lambda store: server.on_store(self, store), ae.network_timeout or float("inf")
         )
         self.dul = cast(Any, self.upper_layer)
         self.dimse = _Messages(self)
@@ -236,6 +255,7 @@ class UpperLayer:
         self._coming: DIMSEMessage | None = None  # a message that is no C-STORE, not yet whole
         self._whole: deque[tuple[int, Any]] = deque()  # such messages, in the order in which they came
         self._end_it = self._begun = False
+        self.not_secured = ""  # why TLS did not come about
         self._last_word = b""  # said when the association is over; then the peer is to hang up
 
     # ---- what pynetdicom calls
@@ -270,6 +290,9 @@ class UpperLayer:
             self._log("listener.protocol-error", error)
             reason = error.reason if isinstance(error, Misplaced) else INVALID_VALUE
             self._abort(PROVIDER, reason)
+        except NotSecured as error:
+            self._log("listener.tls-failed", error)
+            self.not_secured = str(error)
         except TimeoutError as error:  # where nothing was agreed yet, hanging up says it: PS3.8 Table 9-10, Evt18
             if self._begun:  # a stranger who says nothing at all is not worth a line either
                 self._log("listener.peer-silent", error)
@@ -287,6 +310,8 @@ class UpperLayer:
 
     def take_leave(self) -> None:
         """Say how it ended, once, and wait a little for the peer to close."""
+        if self.not_secured:
+            self.connection.see_off()  # or the peer would not hear why
         if not self._last_word:
             return
         try:
@@ -340,6 +365,7 @@ class UpperLayer:
         artim_s = self.association.acse_timeout or float("inf")
         self.connection.patience(artim_s)
         self.connection.allow(max(0.0, connected + artim_s - time.monotonic()))
+        self.connection.greet()
         self.connection.peek(1)  # who only looks if the port is open is not worth a word
         self._begun = True
         kind, length = self._head()
@@ -392,6 +418,8 @@ class UpperLayer:
     def _head(self) -> tuple[int, int]:
         """Type and length of the PDU that begins."""
         kind, length = struct.unpack(">BxL", self.connection.take(6))
+        if kind == TLS_HANDSHAKE:
+            raise Misplaced("TLS, at a port without it", UNRECOGNIZED_PDU)
         if kind not in KINDS:
             raise Misplaced(f"a PDU of the unknown type {kind}", UNRECOGNIZED_PDU)
         if length > (self._longest if kind == DATA else LONGEST_REQUEST):  # what was agreed is about data: PS3.8 D.1

@@ -286,7 +286,7 @@ def test_an_archive_that_does_not_count(tmp_path: Path) -> None:
         time.sleep(0.5)
         send([tmp_path / "ct"], "127.0.0.1", port, "NODE", "PACS", now)
         study, series = images[0].StudyInstanceUID, images[0].SeriesInstanceUID
-        assert expected_count("127.0.0.1", port, "NODE", "PACS", study, series, 5) is None
+        assert expected_count(Peer("pacs", "PACS", "127.0.0.1", port, "NODE", 5), study, series) is None
     finally:
         process.terminate()
         process.wait()
@@ -298,5 +298,6 @@ def test_an_archive_that_counts(tmp_path: Path) -> None:
     with Orthanc(tmp_path / "orthanc", settings={"DicomWeb": {"Enable": False}}) as orthanc:
         send([tmp_path / "ct"], "127.0.0.1", orthanc.dicom_port, "NODE", orthanc.aet, now)
         study, series = images[0].StudyInstanceUID, images[0].SeriesInstanceUID
-        assert expected_count("127.0.0.1", orthanc.dicom_port, "NODE", orthanc.aet, study, series, 5) == 5
-        assert expected_count("127.0.0.1", orthanc.dicom_port, "NODE", orthanc.aet, study, "1.2.3", 5) is None
+        peer = Peer("pacs", orthanc.aet, "127.0.0.1", orthanc.dicom_port, "NODE", 5)
+        assert expected_count(peer, study, series) == 5
+        assert expected_count(peer, study, "1.2.3") is None

@@ -178,7 +178,7 @@ def test_label_maps_are_fetched_in_rle_as_they_lie(earlier: Study, present: Stud
     images = [pydicom.dcmread(path) for path in earlier.files]
     pacs = LabelMapArchive([*images, *maps.values(), turned])
     try:
-        archive = priors.Archive("pacs", "ARCHIVE", "127.0.0.1", pacs.port, "PACSNODE")
+        archive = priors.Peer("pacs", "ARCHIVE", "127.0.0.1", pacs.port, "PACSNODE")
         found = priors.fetch(archive, present.headers[0], "lung-nodule", tmp_path, max_age_days=5000, timeout_s=120)
     finally:
         pacs.stop()
@@ -214,7 +214,7 @@ def fetched(pacs: Orthanc, present: Study, folder: Path, timeout_s: float = 100,
     header = present.headers[0]
     for keyword, value in changes.items():
         setattr(header, keyword, value)
-    archive = priors.Archive("pacs", pacs.aet, "127.0.0.1", pacs.dicom_port, "NODE")
+    archive = priors.Peer("pacs", pacs.aet, "127.0.0.1", pacs.dicom_port, "NODE")
     return priors.fetch(archive, header, "lung-nodule", folder, max_age_days=1826, timeout_s=timeout_s)
 
 
@@ -237,7 +237,7 @@ def test_no_prior_of_another_patient_or_time(
 
 
 def test_a_report_of_another_pipeline_is_no_prior(pacs: Orthanc, present: Study, tmp_path: Path) -> None:
-    archive = priors.Archive("pacs", pacs.aet, "127.0.0.1", pacs.dicom_port, "NODE")
+    archive = priors.Peer("pacs", pacs.aet, "127.0.0.1", pacs.dicom_port, "NODE")
     with pytest.raises(priors.NoComparison, match="no report of breast-us"):
         priors.fetch(archive, present.headers[0], "breast-us", tmp_path, max_age_days=1826, timeout_s=100)
 

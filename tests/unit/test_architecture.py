@@ -29,6 +29,7 @@ WIRING = {
     "retention",
     "backup",
     "viewer_facts",
+    "doctor",
 }
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself; headers, read within limits
@@ -52,6 +53,7 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "privacy": {"route", "web"},
     "accounts": {"web"},
     "loop": {"web"},
+    "tls": {"receive"},  # deliver and the others have it by way of association
     "messages": {"infer"},
     "memory": {"infer", "devices", "viewing_process"},
     "confine": {"viewing_process"},
@@ -72,7 +74,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "messages": {"errors"},  # between the node and its inference process
     "confine": set(),
     "inference_process": {"confine", "infer"},
-    "association": {"errors"},
+    "association": {"errors", "tls"},
+    "tls": {"errors"},
     "confirm": {"records", "errors", "commitment", "ledger"},
     "editions": {"records"},
     "silence": {"records"},
@@ -118,6 +121,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "h11": ("pacs_node/web/",),
     "typer": ("pacs_node/cli.py",),
     "tomllib": ("config/",),
+    "cryptography": ("config/certificates.py",),
 }
 PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/assemble/series.py",

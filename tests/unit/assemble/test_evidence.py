@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
 from pacs_node.assemble.evidence import STUDY_ROOT_FIND, expected_count
+from pacs_node.association import Peer
 
 Answer = Callable[[Dataset], Iterator[tuple[int, Dataset | None]]]
 
@@ -28,7 +29,7 @@ def ask() -> Iterator[Callable[[Answer], int | None]]:
         server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         servers.append(server)
         port = server.server_address[1]
-        return expected_count("127.0.0.1", port, "NODE", "PACS", "1.2", "1.2.3", timeout_s)
+        return expected_count(Peer("pacs", "PACS", "127.0.0.1", port, "NODE", timeout_s), "1.2", "1.2.3")
 
     yield ask
     for server in servers:
@@ -104,4 +105,4 @@ def test_a_peer_that_is_too_slow(ask: Callable[..., int | None]) -> None:
 
 
 def test_nobody_there() -> None:
-    assert expected_count("127.0.0.1", 1, "NODE", "PACS", "1.2", "1.2.3", 1) is None
+    assert expected_count(Peer("pacs", "PACS", "127.0.0.1", 1, "NODE", 1), "1.2", "1.2.3") is None

@@ -214,7 +214,7 @@ def web(where: Address) -> WebPeer:
 def ask_count(where: Address, folder: Path) -> None:
     """It answers None, and says why in the log."""
     with capture_logs() as events:
-        count = expected_count(where.host, where.port, where.calling, where.called, "1.8", "1.9", TIMEOUT_S)
+        count = expected_count(peer(where), "1.8", "1.9")
     assert count is None
     raise TryAgain(events[-1]["reason"])
 
@@ -222,9 +222,8 @@ def ask_count(where: Address, folder: Path) -> None:
 def compare(where: Address, folder: Path) -> None:
     header = Dataset()
     header.PatientID, header.StudyDate, header.StudyInstanceUID = "1", "20260102", "1.8"
-    archive = priors.Archive("pacs", where.called, where.host, where.port, where.calling)
     try:
-        priors.fetch(archive, header, "lung-nodule", folder, max_age_days=9, timeout_s=TIMEOUT_S)
+        priors.fetch(peer(where), header, "lung-nodule", folder, max_age_days=9, timeout_s=TIMEOUT_S)
     except priors.NoComparison as why_not:
         raise TryAgain(str(why_not)) from why_not
 
@@ -237,9 +236,7 @@ def image(folder: Path) -> Path:
 
 def report(where: Address, folder: Path) -> None:
     said = CommitmentReport("2.25.1", (("1.2", "1.3"),))
-    bring_report(
-        said, our_ae=where.calling, their_ae=where.called, host=where.host, port=where.port, timeout_s=TIMEOUT_S
-    )
+    bring_report(said, peer(where))
 
 
 DIMSE: dict[str, Callable[[Address, Path], Any]] = {

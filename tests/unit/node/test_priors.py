@@ -16,10 +16,10 @@ from dicom_sr.findings import Algorithm, ComparedWith, Findings
 from dicom_sr.not_run import not_run_report
 from pacs_node.errors import TryAgain
 from pacs_node.priors import (
-    Archive,
     NoComparison,
     Outcome,
     Patient,
+    Peer,
     Study,
     earlier_studies,
     fetch,
@@ -33,7 +33,7 @@ from tests.results import WHEN, ct_findings
 
 ME = Patient("4711", "HOSPITAL", "19500203", "F")
 TODAY = date(2026, 1, 1)
-NOWHERE = Archive("pacs", "PACS", "127.0.0.1", 1, "NODE")
+NOWHERE = Peer("pacs", "PACS", "127.0.0.1", 1, "NODE")
 
 
 def study(uid: str, day: str, **changes: str) -> Dataset:

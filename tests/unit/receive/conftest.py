@@ -39,6 +39,10 @@ class Node:
     def port(self) -> int:
         return self.listener.port
 
+    @property
+    def tls_port(self) -> int:
+        return self.listener.tls_port
+
 
 SETTINGS = ListenerSettings(
     "NODE",
@@ -83,6 +87,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
         )
         node.listener.start()
         nodes.append(node)
+        if "tls" in settings:
+            node.listener.start_tls()
         return node
 
     yield start

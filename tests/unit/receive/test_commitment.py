@@ -18,6 +18,7 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage, StorageCommitmentPushModel, Verification
 
+from pacs_node.association import Peer
 from pacs_node.commitment import PUSH_MODEL_INSTANCE, action_information, event_information, judge_request, read_report
 from pacs_node.errors import LedgerUnavailable, TryAgain
 from pacs_node.receive import commitment
@@ -213,7 +214,7 @@ class Pacs:
 
 
 def bring(port: int) -> None:
-    bring_report(REPORT, our_ae="NODE", their_ae="CT1", host="127.0.0.1", port=port, timeout_s=5)
+    bring_report(REPORT, Peer("ct1", "CT1", "127.0.0.1", port, "NODE", 5))
 
 
 def test_a_report_is_brought_on_a_new_association() -> None:
