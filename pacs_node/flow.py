@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from dicom_sr import attributes
+from dicom_sr.importance import size
 from pacs_node.confirm import ArrivalCheck, Confirm
 from pacs_node.editions import next_revision, same_objects, unchanged
 from pacs_node.errors import (
@@ -420,7 +421,7 @@ class Flow:
             state="done",
             reason=f"{count} finding{'' if count == 1 else 's'}",
             warnings=list(findings.warnings),
-            facts=findings.facts,
+            facts={**findings.facts, **_largest(findings)},
         )
 
     def _refuse(self, job: Job, reason: str) -> None:
@@ -451,10 +452,11 @@ class Flow:
         *,
         state: str,
         warnings: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
         **said: Any,
     ) -> None:
         """Write the results, as the edition that is there already if nothing has changed, and end the job with them."""
-        analysed = state == "done"
+        analysed, began = state == "done", time.monotonic()
         while True:
             earlier = self.ledger.editions(job)
             edition = unchanged(earlier, job, version, analysed=analysed)
@@ -473,6 +475,7 @@ class Flow:
                     follow_up=[self._send_job(job, destination) for destination in job.send_to] if results else [],
                     edition=replace(edition, objects=tuple(results)) if results else None,
                     warnings=[*warnings, *(remark for result in results for remark in result.remarks)],
+                    facts=None if facts is None else {**facts, "encode_seconds": round(time.monotonic() - began, 3)},
                     **said,
                 )
             except EditionChanged:
@@ -653,3 +656,13 @@ def _rules(matches: Sequence[RouteMatch]) -> list[dict[str, Any]]:
 def _id(*parts: str) -> str:
     """The same job, asked for twice, is one row."""
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
+
+
+def _largest(findings: Findings) -> dict[str, dict[str, float]]:
+    """{"largest_mm": of each kind of finding the largest}, where sizes are known; for lists and notices."""
+    sizes: dict[str, float] = {}
+    for finding in findings.findings:
+        in_mm, extent = size(finding)
+        if in_mm:
+            sizes[finding.type.meaning] = max(round(extent, 1), sizes.get(finding.type.meaning, 0.0))
+    return {"largest_mm": sizes} if sizes else {}

@@ -223,6 +223,16 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("running", "superseded"): "late images made a newer revision",
 }
 
+DURATIONS = {  # what is timed -> from when to when, and by what it is told apart
+    "receive": "from the first image of a series to its last, by modality",
+    "wait": "from the making of an inference to its begin, by pipeline",
+    "infer": "inference, by pipeline",
+    "encode": "writing and checking its results, by pipeline",
+    "send": "a send that succeeded, by destination",
+    "turnaround": "from the last image of a series until its results have arrived, by pipeline",
+}
+STEPS_S = (0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600, 14400, 86400)  # of histograms of them
+
 OPEN_JOB_STATES = ("queued", "running", "waiting")
 
 JOB_STATES = (*OPEN_JOB_STATES, "done", "refused", "failed", "superseded")
@@ -278,6 +288,38 @@ class OpenSeries:
     calling_aes: tuple[str, ...]
 
 
+SORTS = {  # of a list of series -> in words
+    "newest": "the latest first",
+    "oldest": "the earliest first",
+    "slowest": "those whose results took longest to arrive first",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which series a list is of, and in which order; "" and None: any."""
+
+    text: str = ""  # a part of the description, modality or sender; or how a Series or Study Instance UID begins
+    modality: str = ""
+    sender: str = ""  # AE title
+    state: str = ""  # of the series
+    pipeline: str = ""  # that was asked for
+    job: str = ""  # the state of one of its jobs
+    trouble: bool = False  # a job of it has failed and nobody has dealt with it, or is being tried again
+    since: datetime | None = None  # its first image came then or later
+    before: datetime | None = None  # or earlier
+    sort: str = "newest"  # one of SORTS
+    after: str = ""  # Series Instance UID: those that follow this one
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether it leaves any out."""
+        return replace(self, sort="newest", after="") != EVERY
+
+
+EVERY = Wanted()
+
+
 @dataclass(frozen=True)
 class Holding:
     """What is kept of one series, and what is known of where its results are."""
@@ -291,6 +333,15 @@ class Holding:
     jobs: tuple[Job, ...] = ()  # the oldest first
     stored: Mapping[str, frozenset[str]] = field(default_factory=dict)  # send job -> objects stored, by its destination
     proven: Mapping[str, frozenset[str]] = field(default_factory=dict)  # send job -> those proven to have arrived
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that somebody is to know of, for as long as it lasts."""
+
+    text: str
+    since: datetime
+    told_at: datetime | None = None  # the last time
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pacs_node.ledger.accounts import AccountRows
 from pacs_node.ledger.feedback import FeedbackRows
 from pacs_node.ledger.holdings import Holdings
+from pacs_node.ledger.notices import Notices
 from pacs_node.ledger.pages import Pages
 from pacs_node.ledger.refusals import MOST_REFUSALS, Refusals
 from pacs_node.ledger.workers import Workers
@@ -17,7 +18,7 @@ from pacs_node.ledger.workers import Workers
 __all__ = ["MOST_REFUSALS", "Ledger"]
 
 
-class Ledger(Holdings, Refusals, Workers, AccountRows, FeedbackRows, Pages):
+class Ledger(Holdings, Refusals, Workers, AccountRows, FeedbackRows, Notices, Pages):
     """Every question and every change the node has about its rows. One transaction per method.
 
     Any of them raises LedgerUnavailable when the database cannot be reached.

@@ -46,6 +46,12 @@ class Holdings(SeriesRows, Commitments):
         with self._reading() as db:
             return self._holdings(db, db.execute(rows).mappings().all())
 
+    def holding(self, series_uid: str) -> Holding | None:
+        """One series, closed or not."""
+        with self._reading() as db:
+            one = sa.select(series_table).where(series_table.c.series_uid == series_uid)
+            return next(iter(self._holdings(db, db.execute(one).mappings().all())), None)
+
     def _holdings(self, db: sa.Connection, rows: Sequence[Mapping[Any, Any]]) -> list[Holding]:
         uids = [row["series_uid"] for row in rows]
         of_series = instance_table.c.series_uid

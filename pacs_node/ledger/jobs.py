@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.editions import Editions
+from pacs_node.ledger.figures import Figures
 from pacs_node.ledger.queues import BEGINNABLE, BELONGS_TO, JOB_FIELDS, Queues, in_order_of_queues, job_of
 from pacs_node.ledger.tables import (
     arrival_table,
@@ -32,7 +33,7 @@ from pacs_node.records import (
 )
 
 
-class Jobs(Editions, Queues):
+class Jobs(Editions, Queues, Figures):
     """Jobs from queued to ended. A write of a job says WHERE generation = :mine."""
 
     def _add_job(self, db: sa.Connection, job: Job) -> None:
@@ -144,6 +145,8 @@ class Jobs(Editions, Queues):
             )
             if moved:
                 self._count_start(db, job)
+                if job.kind == "infer" and (job.generation, job.attempt) == (1, 1):
+                    self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds())
             return moved
 
     def progress(self, job: Job, fraction: float, text: str) -> None:
@@ -248,7 +251,34 @@ class Jobs(Editions, Queues):
                 )
             self._note(db, job.series_uid, now, state, f"{task_of(job)}: {reason}")
             self._wake_for_report(db, job)
+            if state == "done":
+                self._time(db, job, now, facts or {})
+                if job.kind in ("send", "confirm") and not follow_up and all(each.arrived for each in arrivals):
+                    self._have_arrived(db, job, now)
             return True
+
+    def _time(self, db: sa.Connection, job: Job, now: datetime, facts: Mapping[str, Any]) -> None:
+        """How long a job took that has ended well."""
+        if job.kind == "infer":
+            for what, fact in (("infer", "seconds"), ("encode", "encode_seconds")):
+                if isinstance(facts.get(fact), int | float):
+                    self._took(db, what, job.pipeline, facts[fact])
+        elif job.kind == "send":
+            began = db.scalar(sa.select(job_table.c.started_at).where(job_table.c.id == job.id))
+            if began is not None:
+                self._took(db, "send", job.destination or "", (now - began).total_seconds())
+
+    def _have_arrived(self, db: sa.Connection, job: Job, now: datetime) -> None:
+        """The results of a series are where they should be: of all destinations the last one counts, and not what a
+        person had run again."""
+        if not job.sender:
+            return
+        of_it = series_table.c.series_uid == job.series_uid, series_table.c.revision == job.revision
+        last = db.scalar(sa.select(series_table.c.last_arrival).where(*of_it))
+        if last is not None:
+            turnaround_s = max(0.0, (now - last).total_seconds())
+            db.execute(sa.update(series_table).where(*of_it).values(turnaround_s=round(turnaround_s, 3)))
+            self._took(db, "turnaround", job.pipeline, turnaround_s)
 
     def results(self, job_id: str) -> list[Result]:
         with self._reading() as db:

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pacs_node.ledger.engine import Database
+from pacs_node.ledger.lists import Lists, failed_for_good, iso, summary
 from pacs_node.ledger.tables import (
     arrival_table,
     edition_table,
@@ -25,43 +25,11 @@ from pacs_node.records import (
     OPEN_JOB_STATES,
 )
 
-# not the verdict, which names every image
-SUMMARY = [series_table.c[name] for name in (
-    "series_uid", "study_uid", "modality", "description", "state", "arrived", "revision", "closed_because",
-    "first_arrival", "last_arrival", "deleted_at", "deleted_images",
-)]  # fmt: skip
 RECENT = 20  # jobs of a queue that began last: what of it runs is among them
 
 
-class Pages(Database):
+class Pages(Lists):
     """Questions that change nothing."""
-
-    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
-        """The latest series first, as plain values."""
-        with self._reading() as db:
-            query = sa.select(*SUMMARY).order_by(series_table.c.first_arrival.desc()).limit(limit)
-            if before is not None:
-                query = query.where(series_table.c.first_arrival < before)
-            rows = db.execute(query).mappings().all()
-            jobs = (
-                db.execute(
-                    sa.select(
-                        job_table.c.series_uid,
-                        job_table.c.pipeline,
-                        job_table.c.kind,
-                        job_table.c.state,
-                        job_table.c.revision,
-                    )
-                    .where(job_table.c.series_uid.in_([row["series_uid"] for row in rows]))
-                    .order_by(job_table.c.created_at)
-                )
-                .mappings()
-                .all()
-            )
-            of: dict[str, list[Any]] = {}
-            for job in jobs:
-                of.setdefault(job["series_uid"], []).append(job)
-            return [_summary(row, of.get(row["series_uid"], ())) for row in rows]
 
     def series(self, series_uid: str) -> dict[str, Any] | None:
         """Everything about one series, as plain values."""
@@ -113,7 +81,7 @@ class Pages(Database):
             ).all()
             verdict = row["verdict"] or {}
             return {
-                **_summary(row, jobs),
+                **summary(row, jobs),
                 "calling_aes": sorted(calling),
                 "expected": row["expected"],
                 "verdict": {key: verdict.get(key) for key in ("fit", "reason", "set_aside", "facts", "remarks")}
@@ -124,32 +92,13 @@ class Pages(Database):
                     {**_job_facts(job, results, receipts, arrivals), "edition": editions.get(job["id"])} for job in jobs
                 ],
                 "timeline": [
-                    {"at": _iso(event["at"]), "event": event["event"], "text": event["text"]} for event in events
+                    {"at": iso(event["at"]), "event": event["event"], "text": event["text"]} for event in events
                 ],
             }
 
     def unresolved(self) -> list[dict[str, Any]]:
-        """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values.
-
-        Dealt with: retried, dismissed, run again with its series (a later job of its kind, route and destination),
-        overtaken by late images, or of a series whose images were deleted.
-        """
-        later = job_table.alias("later")
-        place = sa.func.coalesce(job_table.c.destination, "")
-        again = sa.exists().where(
-            later.c.series_uid == job_table.c.series_uid,
-            later.c.kind == job_table.c.kind,
-            later.c.route == job_table.c.route,
-            sa.func.coalesce(later.c.destination, "") == place,
-            later.c.created_at > job_table.c.created_at,
-        )
-        current = sa.func.coalesce(series_table.c.revision, job_table.c.revision) == job_table.c.revision
-        query = (
-            sa.select(job_table)
-            .outerjoin(series_table, series_table.c.series_uid == job_table.c.series_uid)
-            .where(job_table.c.state == "failed", current, ~again, series_table.c.state.is_distinct_from("deleted"))
-            .order_by(job_table.c.finished_at.desc())
-        )
+        """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values."""
+        query = failed_for_good(sa.select(job_table)).order_by(job_table.c.finished_at.desc())
         with self._reading() as db:
             return [_trouble(row) for row in db.execute(query).mappings()]
 
@@ -251,31 +200,9 @@ class Pages(Database):
             return [(destination, words[arrived], how, number) for destination, arrived, how, number in rows]
 
 
-def _summary(row: Any, jobs: Iterable[Any]) -> dict[str, Any]:
-    """jobs: those of this series"""
-    return {
-        "series_uid": row["series_uid"],
-        "study_uid": row["study_uid"],
-        "modality": row["modality"],
-        "description": row["description"],
-        "state": row["state"],
-        "instances": row["arrived"],
-        "revision": row["revision"],
-        "closed_because": row["closed_because"],
-        "first_arrival": _iso(row["first_arrival"]),
-        "last_arrival": _iso(row["last_arrival"]),
-        "deleted_at": _iso(row["deleted_at"]),
-        "deleted_images": row["deleted_images"],
-        "jobs": [
-            {"pipeline": job["pipeline"], "kind": job["kind"], "state": job["state"], "revision": job["revision"]}
-            for job in jobs
-        ],
-    }
-
-
 def _trouble(job: Any) -> dict[str, Any]:
     plain = ("kind", "pipeline", "destination", "series_uid", "state", "reason")
-    return {"job": job["id"], **{name: job[name] for name in plain}, "created_at": _iso(job["created_at"])}
+    return {"job": job["id"], **{name: job[name] for name in plain}, "created_at": iso(job["created_at"])}
 
 
 def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arrivals: Iterable[Any]) -> dict[str, Any]:
@@ -287,7 +214,7 @@ def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arriva
     return {
         **{name: job[name] for name in plain},
         "attempts": job["attempt"],
-        **{name: _iso(job[name]) for name in ("not_before", "created_at", "started_at", "finished_at")},
+        **{name: iso(job[name]) for name in ("not_before", "created_at", "started_at", "finished_at")},
         "results": [
             {"sop_instance_uid": r["sop_instance_uid"], "sop_class_uid": r["sop_class_uid"]}
             for r in results
@@ -299,18 +226,14 @@ def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arriva
                 "stored": r["stored"],
                 "status": r["status"],
                 "text": r["text"],
-                "at": _iso(r["at"]),
+                "at": iso(r["at"]),
                 "sop_class_uid": r["sop_class_uid"],
             }
             for r in receipts
             if r["job"] == job["id"]
         ],
         "arrivals": [
-            {**{name: a[name] for name in ("sop_instance_uid", "arrived", "how", "text")}, "at": _iso(a["at"])}
+            {**{name: a[name] for name in ("sop_instance_uid", "arrived", "how", "text")}, "at": iso(a["at"])}
             for a in latest.values()
         ],
     }
-
-
-def _iso(time: datetime | None) -> str | None:
-    return None if time is None else time.isoformat(timespec="milliseconds")

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.engine import Database
-from pacs_node.ledger.pages import _iso
+from pacs_node.ledger.lists import iso
 from pacs_node.ledger.tables import (
     refusal_count_table,
     refusal_table,
@@ -38,14 +38,24 @@ class Refusals(Database):
                 )
             )
 
-    def refusals(self, limit: int) -> list[dict[str, Any]]:
-        """The newest first."""
+    def refusals(self, limit: int, kind: str = "", sender: str = "") -> list[dict[str, Any]]:
+        """The newest first; of a kind or an AE title alone, where they are named."""
+        query = sa.select(refusal_table).order_by(refusal_table.c.id.desc()).limit(limit)
+        for column, value in ((refusal_table.c.kind, kind), (refusal_table.c.calling_ae, sender)):
+            query = query.where(column == value) if value else query
         with self._reading() as db:
-            rows = db.execute(sa.select(refusal_table).order_by(refusal_table.c.id.desc()).limit(limit)).mappings()
-            return [{**row, "at": _iso(row["at"])} for row in rows]
+            return [{**row, "at": iso(row["at"])} for row in db.execute(query).mappings()]
+
+    def refusals_by_sender(self, limit: int) -> list[dict[str, Any]]:
+        """Of those that are kept, how many of each sender and kind there are, the most first."""
+        of = refusal_table.c.calling_ae, refusal_table.c.address, refusal_table.c.kind
+        number, latest = sa.func.count().label("number"), sa.func.max(refusal_table.c.at).label("latest")
+        query = sa.select(*of, number, latest).group_by(*of).order_by(number.desc(), *of).limit(limit)
+        with self._reading() as db:
+            return [{**row, "latest": iso(row["latest"])} for row in db.execute(query).mappings()]
 
     def refusal_counts(self) -> dict[str, dict[str, Any]]:
         """kind -> {"number": since the ledger began, "latest": when}"""
         with self._reading() as db:
             rows = db.execute(sa.select(refusal_count_table).order_by(refusal_count_table.c.kind)).mappings()
-            return {row["kind"]: {"number": row["number"], "latest": _iso(row["latest"])} for row in rows}
+            return {row["kind"]: {"number": row["number"], "latest": iso(row["latest"])} for row in rows}

@@ -71,6 +71,7 @@ class SeriesRows(Jobs):
             modality="",
             description="",
             arrived=len(instances),
+            sender=instances[0].calling_ae,
             revision=0,
             first_arrival=min(came),
             last_arrival=max(came),
@@ -214,6 +215,7 @@ class SeriesRows(Jobs):
                 )
                 .values(
                     state="closed",
+                    turnaround_s=None,
                     revision=revision,
                     closed_because=because,
                     modality=modality[:16],
@@ -221,8 +223,9 @@ class SeriesRows(Jobs):
                     verdict=_verdict_row(verdict),
                     rules=list(rules),
                 )
-            ).rowcount
-            if not closed:
+                .returning(series_table.c.first_arrival, series_table.c.last_arrival)
+            ).first()
+            if closed is None:
                 return False
             # Work on the former images is void; results made of them are still sent, unless better ones are coming.
             void = ("infer", "send") if any(verdict.of(job.route).fit for job in jobs) else ("infer",)
@@ -242,6 +245,8 @@ class SeriesRows(Jobs):
             for rule in rules:
                 text = f"route {rule['rule']}: " + (rule["why_not"] or "matches")
                 self._note(db, series_uid, now, "routed", text)
+            if revision == 1:
+                self._took(db, "receive", modality[:16], (closed.last_arrival - closed.first_arrival).total_seconds())
             return True
 
     def run_series_again(

@@ -59,7 +59,7 @@ series_table = sa.Table(
     sa.Column("arrived", sa.Integer, nullable=False, default=0),
     sa.Column("revision", sa.Integer, nullable=False, default=0),  # 0 until it first closes
     sa.Column("closed_because", sa.Text),
-    sa.Column("first_arrival", UtcDateTime, nullable=False, index=True),
+    sa.Column("first_arrival", UtcDateTime, nullable=False),
     sa.Column("last_arrival", UtcDateTime, nullable=False),
     sa.Column("expected", sa.Integer),
     sa.Column("expected_from", sa.String(64)),
@@ -68,7 +68,15 @@ series_table = sa.Table(
     sa.Column("deleted_at", UtcDateTime),  # when its images and results were deleted here, the last time
     sa.Column("deleted_images", sa.Integer, nullable=False, server_default="0"),  # how many were then
     sa.Column("committed_to", sa.String(16)),  # AE title of a sender that asked for storage commitment of its images
+    sa.Column("sender", sa.String(16), nullable=False, server_default=""),  # AE title that brought its first images
+    sa.Column("turnaround_s", sa.Float),  # from the last image until all results had arrived, of the revision in force
     sa.Index("ix_series_state_last_arrival", "state", "last_arrival"),  # the oldest that are closed
+    # what a list is filtered and counted by, in its order: rows hold a verdict of many kilobytes, and are not read
+    sa.Index(
+        "ix_series_list", "first_arrival", "series_uid", "study_uid", "modality", "description", "sender", "state"
+    ),
+    sa.Index("ix_series_turnaround", "turnaround_s", "series_uid"),
+    sa.Index("ix_series_sender", "sender", "modality", "first_arrival"),  # who sends what, and when
 )
 
 
@@ -131,6 +139,7 @@ job_table = sa.Table(
     sa.Index("ix_job_sender", "kind", "destination", "priority", "sender", "turn", "state"),
     sa.Index("ix_job_not_before", "not_before"),
     sa.Index("ix_job_started", "kind", "destination", "started_at"),
+    sa.Index("ix_job_pipeline", "kind", "pipeline", "series_uid"),
 )
 
 
@@ -275,6 +284,37 @@ refusal_count_table = sa.Table(
     sa.Column("kind", sa.String(32), primary_key=True),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("latest", UtcDateTime, nullable=False),
+)
+
+
+duration_table = sa.Table(  # how often something took so long: one row for each step of a histogram
+    "duration",
+    metadata,
+    sa.Column("what", sa.String(16), primary_key=True),  # one of DURATIONS
+    sa.Column("name", sa.String(64), primary_key=True),  # the pipeline, destination or modality; "": all
+    sa.Column("step", sa.Integer, primary_key=True),  # index into STEPS_S; behind its end: longer
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),  # together
+)
+
+
+notice_table = sa.Table(  # of what somebody was told, so that a restart does not tell it again
+    "notice",
+    metadata,
+    sa.Column("receiver", sa.String(64), primary_key=True),  # name of a [[notify]]
+    sa.Column("key", sa.String(255), primary_key=True),  # what it is about
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("since", UtcDateTime, nullable=False),
+    sa.Column("told_at", UtcDateTime),  # NULL: not yet
+)
+
+
+mark_table = sa.Table(  # when something was done last, by whichever process
+    "mark",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
 )
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
+from pacs_node.ledger.engine import MIGRATIONS
 from pacs_node.ledger.tables import metadata
 from pacs_node.records import (
     JOB_KINDS,
@@ -24,7 +26,6 @@ from pacs_node.records import (
     TRANSITIONS,
     Answer,
     AssociationEnd,
-    CommitmentRequest,
     Edition,
     Instance,
     Job,
@@ -86,25 +87,46 @@ def test_the_last_answer_of_a_destination_under_the_same_settings_counts(ledger:
     assert ledger.answers("pacs", "digest") == [accepted], "the row is one: it says under which settings it was asked"
 
 
-def test_whom_images_are_kept_for_is_known_of_older_ledgers_too(tmp_path: Path) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/older.sqlite", tmp_path)
+OLD_SERIES = (
+    "INSERT INTO series (series_uid, study_uid, state, modality, description, arrived, revision, first_arrival,"
+    " last_arrival) VALUES ('{uid}', '1.8', 'closed', 'CT', '', 1, 1, '" + T0.isoformat().replace(":", "\\:") + "', '')"
+)
+OLD_INSTANCE = (
+    "INSERT INTO instance (sop_instance_uid, sop_class_uid, series_uid, study_uid, transfer_syntax_uid, path, size,"
+    " received_at, association, calling_ae) VALUES ('{uid}', '1.2', '{series}', '1.8', '1.2', 'p', 1, '', 'a', 'CT1')"
+)
+
+
+def as_of(folder: Path, revision: str) -> Ledger:
+    """A ledger as an earlier version has left it."""
+    ledger = Ledger(f"sqlite:///{folder}/older.sqlite", folder)
+    settings = AlembicConfig()
+    settings.set_main_option("script_location", str(MIGRATIONS))
+    settings.attributes["engine"], settings.attributes["root"] = ledger.engine, folder
+    command.upgrade(settings, revision)
+    return ledger
+
+
+def test_a_list_knows_the_senders_of_older_ledgers(tmp_path: Path) -> None:
+    ledger = as_of(tmp_path, "0015")
+    with ledger.engine.begin() as db:
+        db.execute(sa.text(OLD_SERIES.format(uid="1.9")))
+        db.execute(sa.text(OLD_SERIES.format(uid="1.10")))
+        db.execute(sa.text(OLD_INSTANCE.format(uid="1.2.3", series="1.9")))
     ledger.migrate()
-    for number in (1, 2):
-        ledger.take_in(instance(f"1.2.{number}", series=f"1.9{number}"))
-    request = CommitmentRequest("2.25.7", "CT1", (("1.2", "1.2.2"), ("1.2", "1.2.9")))
-    ledger.commitment_asked(request, job(id="r", kind="report", series_uid="1.92", transaction_uid="2.25.7"), T0)
-    with ledger.engine.begin() as db:  # as revision 0014 had it
-        db.execute(sa.text("DROP TABLE feedback"))
-        db.execute(sa.text("DROP TABLE deletion"))
-        db.execute(sa.text("DROP INDEX ix_series_state_last_arrival"))
-        for table, column in (
-            ("series", "deleted_at"),
-            ("series", "deleted_images"),
-            ("series", "committed_to"),
-            ("edition", "deleted_at"),
-        ):
-            db.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-        db.execute(sa.text("UPDATE alembic_version SET version_num = '0014'"))
+    assert ledger.senders_and_modalities() == [("", "CT"), ("CT1", "CT")]
+    ledger.close()
+
+
+def test_whom_images_are_kept_for_is_known_of_older_ledgers_too(tmp_path: Path) -> None:
+    ledger = as_of(tmp_path, "0014")
+    with ledger.engine.begin() as db:
+        for number in (1, 2):
+            db.execute(sa.text(OLD_SERIES.format(uid=f"1.9{number}")))
+            db.execute(sa.text(OLD_INSTANCE.format(uid=f"1.2.{number}", series=f"1.9{number}")))
+        wanted = '[["1.2", "1.2.2"], ["1.2", "1.2.9"]]'
+        request = f"INSERT INTO commitment_request VALUES ('CT1', '2.25.7', '{wanted}', '{T0.isoformat()}', NULL)"
+        db.exec_driver_sql(request)
     ledger.migrate()
     with ledger.engine.begin() as db:
         kept = dict(db.execute(sa.text("SELECT series_uid, committed_to FROM series")).tuples().all())
