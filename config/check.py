@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydicom.datadict import DicomDictionary
 
 from config.certificates import Certificate, Unusable, certificates, why_key_does_not_fit
-from config.schema import Config, Peer, Route, bad_condition, is_keyword_path, is_loopback
+from config.schema import Config, Notify, Peer, Route, bad_condition, is_keyword_path, is_loopback
 
 Place = tuple[str | int, ...]  # ("peer", 0, "host"): the key `host` of the first [[peer]]
 
@@ -30,7 +30,7 @@ TABLES: dict[str, type[BaseModel]] = {
     for name, field in Config.model_fields.items()
     if field.alias is None
 }
-LISTS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route}
+LISTS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route, "notify": Notify}
 
 
 Found = tuple[Place, str, Literal["error", "warning"]]
@@ -174,7 +174,7 @@ WORDS = {  # pydantic's error type -> what the value must be
 }
 
 
-SECRETS = ("dicomweb_token", "dicomweb_password")  # never shown, not even when wrong
+SECRETS = ("dicomweb_token", "dicomweb_password", "urls")  # never shown, not even when wrong
 
 
 def _schema_problems(error: ValidationError, raw: dict[str, Any]) -> Iterator[tuple[Place, str]]:
@@ -188,7 +188,7 @@ def _schema_problems(error: ValidationError, raw: dict[str, Any]) -> Iterator[tu
             yield place, f"{_name(place, raw)}: {item['ctx']['error']}"
         elif item["type"] in WORDS:
             words = WORDS[item["type"]].format(**item.get("ctx", {}))
-            shown = "what it is" if place[-1] in SECRETS else _shown(item["input"])
+            shown = "what it is" if any(part in SECRETS for part in place) else _shown(item["input"])
             yield place, f"{_name(place, raw)} {words}, not {shown}"
         else:
             yield place, f"{_name(place, raw)}: {item['msg']}"
@@ -261,6 +261,15 @@ def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tu
     yield from _duplicates(raw, "peer", "name")
     yield from _duplicates(raw, "peer", "ae_title", among=lambda peer: peer.get("may_send") is True)
     yield from _duplicates(raw, "route", "name")
+    yield from _duplicates(raw, "notify", "name")
+    for i, notify in _tables(raw, "notify"):
+        about = notify.get("about")
+        given = [key for key in ("pipelines", "kinds", "min_size_mm") if key in notify]
+        if given and not (isinstance(about, list) and "finding" in about):
+            yield (
+                ("notify", i, given[0]),
+                f"{_table_name(('notify', i), raw)}: '{given[0]}' needs \"finding\" in 'about'",
+            )
     node = raw.get("node", {})
     if isinstance(node, dict):
         dicom, web = node.get("dicom_port", 11112), node.get("web_port", 8080)
@@ -516,7 +525,7 @@ def _marks(config: Config) -> Iterator[Found]:
 
 def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator[Found]:
     """What other users can read though it holds secrets or patients; what they cannot, and may want to."""
-    secret = any(peer.dicomweb_token or peer.dicomweb_password for peer in config.peers)
+    secret = any(peer.dicomweb_token or peer.dicomweb_password for peer in config.peers) or bool(config.notices)
     secret = secret or bool(urlsplit(config.database.url).password) or "password=" in config.database.url
     if secret and (_bits(path, 0o004) or (_bits(path, 0o040) and path.stat().st_gid != os.getegid())):
         words = f"holds a secret, and other users can read it: make it the node's own user's, and chmod 600 {path}"

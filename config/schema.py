@@ -613,6 +613,34 @@ class Route(Settings):
         return PRIORITIES[self.priority]
 
 
+About = Literal["node", "jobs", "destination", "disk", "certificate", "silence", "finding"]
+
+
+def _no_url(url: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", url.get_secret_value()):
+        raise ValueError("is no address for Apprise, such as mailtos://user:password@host?to=somebody@example.org")
+    return url
+
+
+class Notify(Settings):
+    """[[notify]]: who is told when something needs a person, and of what. Never of who a patient is."""
+
+    name: str = Field(min_length=1, max_length=64)
+    # where to, as Apprise has it: mail, chat, pager, webhook; they hold secrets
+    urls: Annotated[tuple[Annotated[SecretStr, AfterValidator(_no_url)], ...], Field(strict=False, min_length=1)]
+    about: Annotated[tuple[About, ...], Field(strict=False, min_length=1)] = (
+        *("node", "jobs", "destination", "disk", "certificate", "silence"),
+    )
+    again_h: Annotated[float, Field(gt=0, le=8760)] = 24.0  # what lasts is said again no more often
+    down_min: Annotated[float, Field(gt=0, le=525600)] = 30.0  # a destination that takes nothing for so long
+    full_in_days: Annotated[float, Field(ge=0, le=36525)] = 7.0  # the disk, by the forecast
+    certificate_days: Annotated[int, Field(ge=0, le=36525)] = 14  # before a certificate of the node ends
+    # "finding" is told of these; none: of all
+    pipelines: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    kinds: Annotated[tuple[str, ...], Field(strict=False)] = ()  # of findings, as reports call them: "Nodule"
+    min_size_mm: Annotated[float, Field(ge=0, le=10000)] = 0.0
+
+
 class Config(Settings):
     """A settings file as a whole, checked, with its paths made absolute."""
 
@@ -629,6 +657,7 @@ class Config(Settings):
     retention: Retention = Retention()
     peers: tuple[Peer, ...] = Field((), alias="peer", strict=False)
     routes: tuple[Route, ...] = Field((), alias="route", strict=False)
+    notices: tuple[Notify, ...] = Field((), alias="notify", strict=False)
 
     def peer(self, name: str) -> Peer:
         """Raises KeyError for a name that is not in the settings."""

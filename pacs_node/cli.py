@@ -193,6 +193,7 @@ def check(config: ConfigFile) -> None:
     """Say what is wrong with a settings file: file, line, key and the nearest valid key."""
     from config import load, problems
     from pacs_node import confine
+    from pacs_node.notify import unknown_addresses
     from pacs_node.stages import store_of
 
     with _in_words():
@@ -208,6 +209,11 @@ def check(config: ConfigFile) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     with _in_words():
         store_of(settings).tried()
+        unknown = [words for about in settings.notices for words in unknown_addresses(about)]
+    for words in unknown:
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+    if unknown:
+        raise typer.Exit(1)
     console.print(f"{config}: good", markup=False, highlight=False)
 
 
@@ -470,6 +476,46 @@ def restore(
         where = "where the settings look for them" if here == made.store else f"and the settings name {here or 'none'}"
         told = f"not in it: results, which lay in {made.store}, {where}; `pacs-node fsck` says what is not there"
         console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def notify(
+    config: ConfigFile,
+    test: Annotated[bool, typer.Option(help="Send everybody a message now.")] = False,
+) -> None:
+    """What each [[notify]] has been told and lasts; with --test, whether a message reaches them.
+
+    Exit code 1 if one of them could not be reached.
+    """
+    from config import load
+    from pacs_node.ledger import Ledger
+    from pacs_node.notify import NotTold, deliver
+    from pacs_node.start_up import keep_private, must_be_writable
+
+    keep_private()
+    unreached = 0
+    with _in_words():
+        settings = load(config, catalogue())
+        if not settings.notices:
+            _fail("there is no [[notify]] in the settings: nobody is told anything")
+        must_be_writable(settings.node.data_dir)
+        ledger = Ledger(settings.database.url, settings.node.data_dir)
+        for about in settings.notices:
+            said = f"told of {', '.join(about.about)}"
+            if test:
+                urls = [url.get_secret_value() for url in about.urls]
+                try:
+                    deliver(urls, f"pacs-node {settings.node.ae_title}: a test", f"- {about.name} is {said}")
+                except NotTold as error:
+                    unreached, said = unreached + 1, f"not reached: {error}"
+            else:
+                ledger.migrate()
+                lasting = [notice.text for notice in ledger.notices(about.name).values()]
+                said = "\n  ".join([said, *lasting])
+            console.print(f"{about.name}: {said}", markup=False, highlight=False, soft_wrap=True)
+        ledger.close()
+    if unreached:
+        raise typer.Exit(1)
 
 
 user = typer.Typer(help="Who may use the web pages.", no_args_is_help=True)

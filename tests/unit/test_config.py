@@ -278,18 +278,22 @@ def test_every_setting_that_holds_a_host_or_a_path_is_tried() -> None:
     } - {"port"}
 
 
+NOTIFY = '[[notify]]\nname = "n"\nurls = ["json://example.org/"]\n'
+
 NUMBERS = [
     (name, key)
     for name, model in TABLES.items()
     for key, field in model.model_fields.items()
     if type(field.default) in (int, float)
 ] + [("peer", "ask_again_h")]
+LISTS_WITH = {"peer": PEER, "notify": NOTIFY}
+NUMBERS += [("notify", key) for key in ("again_h", "down_min", "full_in_days", "certificate_days", "min_size_mm")]
 
 
 @pytest.mark.parametrize(("table", "key"), NUMBERS)
 def test_numbers_are_finite_and_in_range(tmp_path: Path, table: str, key: str) -> None:
     for odd in ("nan", "inf", "-inf", "-1", "1e300", '"10"', "true", "[1]", '""', "2020-01-01"):
-        text = f"[{table}]\n{key} = {odd}" if table != "peer" else f"{PEER}{key} = {odd}"
+        text = f"{LISTS_WITH.get(table, f'[{table}]')}\n{key} = {odd}"
         assert any(key in line for line in said(tmp_path, text)), (odd, said(tmp_path, text))
 
 
@@ -523,6 +527,10 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
         shown = said(tmp_path, WEB + f"{key} = 774411")
         assert any(f"'{key}' in [[peer]] 'w' must be a text in quotes, not what it is" in line for line in shown)
         assert not any("774411" in line for line in shown)
+    for urls in ("774411", "[774411]", '["774411"]', '["json://ok/", 774411]'):
+        shown = said(tmp_path, f'[[notify]]\nname = "n"\nurls = {urls}\n')
+        assert any("'urls' in [[notify]] 'n'" in line for line in shown), shown
+        assert not any("774411" in line for line in shown)
     (tmp_path / "ca.pem").write_text("")
     text = WEB + 'dicomweb_user = "u"\ndicomweb_password = "hush-hush"\ndicomweb_ca = "ca.pem"'
     (peer,) = config.load(written(tmp_path, text)).peers
@@ -530,6 +538,28 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     assert peer.dicomweb_password is not None
     assert peer.dicomweb_password.get_secret_value() == "hush-hush"
     assert (peer.reachable, peer.dicomweb_ca) == (True, tmp_path / "ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (NOTIFY + NOTIFY, "name 'n' of [[notify]] is used twice; each needs its own"),
+        (NOTIFY.replace("json:", "json"), "is no address for Apprise, such as mailtos://"),
+        ('[[notify]]\nname = "n"', "[[notify]] 'n' needs 'urls'"),
+        ('[[notify]]\nname = "n"\nurls = []', "'urls' in [[notify]] 'n' must not be empty"),
+        (NOTIFY + 'about = ["fire"]', "'about' in [[notify]] 'n' must be 'node', 'jobs', 'destination', 'disk'"),
+        (NOTIFY + "again_h = 0", "'again_h' in [[notify]] 'n' must be more than 0, not 0"),
+        (NOTIFY + "down_min = -1", "'down_min' in [[notify]] 'n' must be more than 0, not -1"),
+        (NOTIFY + "full_in_days = -1", "'full_in_days' in [[notify]] 'n' must be 0.0 or more, not -1"),
+        (NOTIFY + "certificate_days = 1.5", "'certificate_days' in [[notify]] 'n' must be a whole number, not 1.5"),
+        (NOTIFY + "min_size_mm = 5", "[[notify]] 'n': 'min_size_mm' needs \"finding\" in 'about'"),
+        (NOTIFY + 'kinds = ["Nodule"]', "[[notify]] 'n': 'kinds' needs \"finding\" in 'about'"),
+        (NOTIFY + 'pipelines = ["lung-nodule"]', "[[notify]] 'n': 'pipelines' needs \"finding\" in 'about'"),
+        (NOTIFY + "urlss = 1", "no setting 'urlss' in [[notify]]; did you mean 'urls'?"),
+    ],
+)
+def test_what_is_wrong_with_who_is_told(tmp_path: Path, text: str, words: str) -> None:
+    assert any(words in line for line in said(tmp_path, text)), said(tmp_path, text)
 
 
 @pytest.mark.parametrize(

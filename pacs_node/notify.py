@@ -1,0 +1,272 @@
+"""Somebody is told when something needs a person: by mail, chat, pager or webhook, through Apprise.
+
+    what is wrong now -> what of it is new, lasts or is over -> one message to each receiver -> what was told is noted
+
+Nothing waits for it: it has a loop of its own, and what could not be told is told later. What was told is in the
+ledger, so that a restart repeats nothing. No message says who a patient is; the ledger, which it is made of, does not
+know.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from config import Notify
+from pacs_node.errors import NodeError
+from pacs_node.ledger import Ledger
+from pacs_node.loop import Loop
+from pacs_node.records import Notice
+from pacs_node.silence_alarm import WEEK, WEEKS, fallen_silent, words
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S = 60.0
+LEARN_EVERY_S = 300.0  # who is silent is asked of some thousand rows
+LONGEST_S = 60.0  # that one message may take
+OVERLAP = timedelta(minutes=10)  # between two looks at what was found: clocks of workers differ
+FORGOTTEN_AFTER = timedelta(hours=2)  # a finding that was told; by then no look comes across it
+SHOWN = 20  # lines of one message
+SILENCE, FINDING = "silence ", "finding "  # how what they are about begins
+
+
+class NotTold(NodeError):
+    """A message was not taken, in words that hold no address: addresses hold secrets."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What there is to be told of, at one moment."""
+
+    now: datetime
+    trouble: Sequence[str] = ()  # why the node cannot receive or work
+    failed: Mapping[str, str] = field(default_factory=dict)  # task -> that jobs of it failed for good, in words
+    down: Sequence[tuple[str, datetime, str]] = ()  # destination, since when sends to it fail, why
+    full_in_days: float | None = None
+    certificates: Sequence[tuple[str, int | None]] = ()  # what for, days until it ends
+    silent: Mapping[str, str] = field(default_factory=dict)  # sender and modality -> that it fell silent, in words
+    heard: Mapping[str, datetime] = field(default_factory=dict)  # sender and modality -> when last
+
+
+def wrong_now(about: Notify, world: World, told: Mapping[str, Notice]) -> dict[str, str]:
+    """What it is about -> in words, of what this receiver is to hear of. told: what is open already."""
+    found: dict[str, str] = {}
+    if world.trouble:
+        found["node"] = "; ".join(world.trouble)
+    found |= {f"jobs {task}": sentence for task, sentence in world.failed.items()}
+    found |= {
+        f"destination {name}": f"{name} has taken nothing since {_local(since)}: {why}"
+        for name, since, why in world.down
+        if world.now - since >= timedelta(minutes=about.down_min)
+    }
+    if world.full_in_days is not None and world.full_in_days <= about.full_in_days:
+        found["disk"] = f"the disk of the node is full in {world.full_in_days:.1f} days"
+    for what, days in world.certificates:
+        if days is not None and days <= about.certificate_days:
+            end = f"ends in {days} days" if days >= 0 else "has ended"
+            found[f"certificate {what}"] = f"the {what} certificate of the node {end}"
+    found |= {f"{SILENCE}{who}": text for who, text in world.silent.items()}
+    for key, notice in told.items():  # it lasts until something comes, also into hours at which nothing ever does
+        heard = world.heard.get(key.removeprefix(SILENCE))
+        if key.startswith(SILENCE) and (heard is None or heard <= notice.since):
+            found.setdefault(key, notice.text)
+    return {key: text for key, text in found.items() if key.partition(" ")[0] in about.about}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be said now, and what is to be noted of it."""
+
+    lines: tuple[str, ...] = ()
+    wrong: int = 0  # lines that are no good news
+    noted: tuple[tuple[str, Notice], ...] = ()
+    over: tuple[str, ...] = ()
+
+
+def planned(told: Mapping[str, Notice], wrong: Mapping[str, str], again: timedelta, now: datetime) -> Plan:
+    """New things at once, what lasts once in `again`, and once that it is well again."""
+    new = {key: Notice(text, now, now) for key, text in wrong.items() if key not in told}
+    due = {
+        key: replace(told[key], text=text, told_at=now)
+        for key, text in wrong.items()
+        if key in told and now - (told[key].told_at or told[key].since) >= again
+    }
+    over = [key for key in told if key not in wrong and not key.startswith(FINDING)]
+    bad = [
+        *(notice.text for notice in new.values()),
+        *(f"still, since {_local(notice.since)}: {notice.text}" for notice in due.values()),
+    ]
+    good = [f"well again: {told[key].text}" for key in over]
+    return Plan((*bad, *good), len(bad), tuple((new | due).items()), tuple(over))
+
+
+def found(about: Notify, jobs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Of these inferences those with a finding that this receiver is to hear of: key -> in words."""
+    told = {}
+    for job in jobs:
+        sizes = job["facts"].get("largest_mm") or {}
+        kinds = {kind: size for kind, size in sizes.items() if not about.kinds or kind in about.kinds}
+        largest = {kind: size for kind, size in kinds.items() if size >= about.min_size_mm}
+        if largest and (not about.pipelines or job["pipeline"] in about.pipelines):
+            sized = ", ".join(f"{kind} of {size:g} mm" for kind, size in sorted(largest.items()))
+            told[f"{FINDING}{job['id']}"] = f"{job['pipeline']} found: {sized}; series {job['series_uid']}"
+    return told
+
+
+def _local(time: datetime) -> str:
+    return f"{time.astimezone():%Y-%m-%d %H:%M}"
+
+
+# ---- effects
+
+
+class Notifier:
+    """Looks, and tells. world: asked at each look, without who is silent.
+
+    longest_s: that an inference may take, from its begin.
+    """
+
+    def __init__(
+        self,
+        receivers: Sequence[Notify],
+        ledger: Ledger,
+        world: Callable[[], World],
+        name: str,
+        longest_s: float,
+        send: Callable[[Sequence[str], str, str], None] | None = None,
+    ) -> None:
+        self.receivers, self.ledger, self.world, self.name = receivers, ledger, world, name
+        self.longest = timedelta(seconds=longest_s)
+        self.send = send or deliver
+        self.loop = Loop("notices", self.look, LOOK_EVERY_S)
+        self.troubles: dict[str, str] = {}  # receiver -> why it could not be told
+        self._learnt: tuple[float, Mapping[str, str], Mapping[str, datetime]] | None = None
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """A message on its way is not waited for: it is told again, if it was not taken."""
+        self._stopping.set()
+        self.loop.stop()
+
+    def look(self) -> None:
+        """Raises LedgerUnavailable; what is wrong then is told once it is back."""
+        world = self.world()
+        if any("silence" in about.about for about in self.receivers):
+            silent, heard = self._silence(world.now)
+            world = replace(world, silent=silent, heard=heard)
+        for about in self.receivers:
+            self._tell(about, world)
+
+    def _tell(self, about: Notify, world: World) -> None:
+        told = self.ledger.notices(about.name)
+        plan = planned(told, wrong_now(about, world, told), timedelta(hours=about.again_h), world.now)
+        if "finding" in about.about:
+            plan = self._with_findings(about, told, plan, world.now)
+        if plan.lines:
+            try:
+                self._send(about, plan)
+            except NotTold as error:
+                self.troubles[about.name] = f"{about.name} could not be told: {error}"
+                log.warning("notice not told", receiver=about.name, error=str(error))
+                return
+            self.troubles.pop(about.name, None)
+            log.info("notice told", receiver=about.name, lines=len(plan.lines))
+        if plan.noted or plan.over:
+            self.ledger.told(about.name, plan.noted, plan.over)
+        if "finding" in about.about:
+            self.ledger.mark(f"notify {about.name}", world.now, "")
+
+    def _with_findings(self, about: Notify, told: Mapping[str, Notice], plan: Plan, now: datetime) -> Plan:
+        looked = self.ledger.marks().get(f"notify {about.name}")
+        if looked is None:
+            return plan  # the first look: what was found before is no news
+        since = looked["at"] - OVERLAP
+        events = found(about, self.ledger.inferred_since(since, since - self.longest))
+        new = {key: Notice(text, now, now) for key, text in events.items() if key not in told}
+        old = [key for key, notice in told.items() if key.startswith(FINDING) and now - notice.since > FORGOTTEN_AFTER]
+        lines = [notice.text for notice in new.values()]
+        return Plan((*lines, *plan.lines), len(lines) + plan.wrong, (*plan.noted, *new.items()), (*plan.over, *old))
+
+    def _silence(self, now: datetime) -> tuple[Mapping[str, str], Mapping[str, datetime]]:
+        if self._learnt is not None and time.monotonic() - self._learnt[0] < LEARN_EVERY_S:
+            return self._learnt[1:]
+        came = self.ledger.came_since(now - (WEEKS + 1) * WEEK)
+        here, silent, heard = now.astimezone().replace(tzinfo=None), dict[str, str](), dict[str, datetime]()
+        for (sender, modality), times in came.items():
+            if not modality:
+                continue
+            all_of_it = sorted([*times, *came.get((sender, ""), ())])  # what is open may be of this modality
+            heard[f"{modality} from {sender}"] = all_of_it[-1]
+            local = [time.astimezone().replace(tzinfo=None) for time in all_of_it]
+            fallen = fallen_silent(sorted(local), here)
+            if fallen is not None:
+                silent[f"{modality} from {sender}"] = words(sender, modality, fallen, here)
+        self._learnt = time.monotonic(), silent, heard
+        return silent, heard
+
+    def _send(self, about: Notify, plan: Plan) -> None:
+        """Raises NotTold, after LONGEST_S at the latest."""
+        lines = [f"- {line}" for line in plan.lines[:SHOWN]]
+        lines += [f"... and {len(plan.lines) - SHOWN} more"] if len(plan.lines) > SHOWN else []
+        number = plan.wrong
+        title = f"{self.name}: " + (f"{number} thing{'' if number == 1 else 's'} to see to" if number else "well again")
+        urls = [url.get_secret_value() for url in about.urls]
+        failure: list[str] = ["it took too long"]
+
+        def deliver() -> None:
+            try:
+                self.send(urls, title, "\n".join(lines))
+            except NotTold as error:
+                failure[:] = [str(error)]
+            except Exception as error:  # noqa: BLE001  the edge of Apprise's plugins: their words may hold addresses
+                failure[:] = [type(error).__name__]
+            else:
+                failure.clear()
+
+        thread = threading.Thread(target=deliver, name="notice", daemon=True)
+        thread.start()
+        until = time.monotonic() + LONGEST_S
+        while thread.is_alive() and time.monotonic() < until and not self._stopping.is_set():
+            thread.join(0.2)
+        if failure:
+            raise NotTold(failure[0])
+
+
+def deliver(urls: Sequence[str], title: str, body: str) -> None:
+    """To each address. Raises NotTold when none took it; of one among several that did not, the log tells."""
+    refused = [why for number, url in enumerate(urls, start=1) if (why := _refusal(number, url, title, body))]
+    if len(refused) == len(urls):
+        raise NotTold("; ".join(refused))
+    for why in refused:
+        log.warning("notice not taken", error=why)
+
+
+def _refusal(number: int, url: str, title: str, body: str) -> str | None:
+    """None: it was taken."""
+    import apprise  # 20 MB, for nodes that tell somebody
+
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its words hold addresses
+    one = apprise.Apprise()
+    if not one.add(url):
+        return f"address {number} of urls is none that Apprise knows"
+    taken = one.notify(body=body, title=title, notify_type=apprise.NotifyType.WARNING)
+    return None if taken else f"address {number} of urls did not take the message"
+
+
+def unknown_addresses(about: Notify) -> list[str]:
+    """What Apprise does not know of the addresses of a receiver, in words that hold none of them."""
+    import apprise
+
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)
+    return [
+        f"[[notify]] '{about.name}': address {number} of urls is none that Apprise knows; see its list of services"
+        for number, url in enumerate(about.urls, start=1)
+        if not apprise.Apprise().add(url.get_secret_value())
+    ]
