@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import Enum
@@ -21,7 +22,7 @@ from typing import Any
 from config import Config
 from pacs_node import __version__, pack
 from pacs_node.durable import sync, write_whole
-from pacs_node.errors import NodeError
+from pacs_node.errors import LedgerUnavailable, NodeError
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.copies import (
     DUMP,
@@ -31,7 +32,9 @@ from pacs_node.ledger.copies import (
     put_back,
     revision_of,
 )
+from pacs_node.ledger.engine import revisions
 from pacs_node.start_up import FILES_LOCK, RESTORING, exclusively
+from pacs_node.system import BACKUP
 
 FORM = 1  # of the manifest
 MANIFEST, SETTINGS, DATABASE, FILES = "manifest.json", "node.toml", "database", "files"
@@ -96,7 +99,18 @@ def back_up(config: Config, settings: Path, to: Path, images: Images, now: datet
     manifest = Manifest(FORM, __version__, made_at, revision, kind, store_of(config), images.value, tuple(entries))
     text = json.dumps({**asdict(manifest), "files": [asdict(entry) for entry in entries]}, indent=1)
     write_whole(to / MANIFEST, lambda file: file.write(text.encode()), mode=0o600)
+    _remember(url, data_dir, revision, now, f"{len(entries)} files, {to.name}")
     return manifest
+
+
+def _remember(url: str, data_dir: Path, revision: str, now: datetime, text: str) -> None:
+    """The pages say when the last backup was made; of one that could not be remembered they do not know."""
+    if revision != max(revisions()):
+        return  # of an earlier version, which has no place for it
+    ledger = Ledger(url, data_dir)
+    with suppress(LedgerUnavailable):
+        ledger.mark(BACKUP, now, text)
+    ledger.close()
 
 
 def store_of(config: Config) -> str:

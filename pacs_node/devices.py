@@ -200,7 +200,9 @@ class Devices:
                     if device.rests_until > now
                     else "idle",
                     "does": device.does,
+                    "loaded": device.inference.loaded(),
                     "held_mb": device.inference.held() >> 20,
+                    "memory_mb": device.inference.device_bytes >> 20,
                     "failures": device.failures,
                     "failure": device.failure,
                 }

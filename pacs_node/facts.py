@@ -6,15 +6,17 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from models import catalogue
 from pacs_node import __version__
-from pacs_node.errors import LedgerUnavailable
+from pacs_node.errors import LedgerUnavailable, NodeError, Told
 from pacs_node.peers import LedgerMemory
-from pacs_node.records import JOB_KINDS, REFUSAL_KINDS
+from pacs_node.records import EVERY, JOB_KINDS, REFUSAL_KINDS, Wanted
 from pacs_node.retention import Retention
+from pacs_node.system import state_of
 from pacs_node.viewer_facts import Viewed, ViewerFacts
 
 OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is named by /health
@@ -22,6 +24,8 @@ RUNNING_SLACK_S = 900.0  # and so is one whose attempt runs for this much longer
 STANDING_S = 60.0  # or that has not begun for so long, and two sweeps, though nothing of its queue runs
 AHEAD_S = 60.0  # times so far in the future were not measured by another clock: ours was set back
 
+MOST_AT_ONCE = 1000  # series of a filter that one button is for
+SENDERS_SHOWN = 50  # with refusals: whoever knocks can make as many as there are addresses
 ATTENTION = 20  # jobs that /health names one by one
 
 TASKS = {  # kind of job -> what it does, in words
@@ -31,6 +35,7 @@ TASKS = {  # kind of job -> what it does, in words
     "report": "reporting on storage commitment to {destination}",
 }
 
+FAILED = "has failed for good"
 QUEUES = {**TASKS, "infer": "inference"}
 
 
@@ -49,6 +54,8 @@ class Running(Viewed, Protocol):
     """The node whose facts these are."""
 
     retention: Retention
+    started_at: datetime
+    stopping: bool
 
     def rejected(self, job_id: str) -> Path: ...
     @property
@@ -58,6 +65,7 @@ class Running(Viewed, Protocol):
     def trouble(self) -> list[str]: ...
     def ailing(self) -> list[str]: ...
     def inference(self) -> dict[str, Any]: ...
+    def devices(self) -> list[dict[str, Any]]: ...
     def connected(self) -> frozenset[str]: ...
     def wake(self) -> None: ...
     def rerun(self, series_uid: str, route: str | None = None) -> str | None: ...
@@ -122,6 +130,28 @@ class NodeFacts(ViewerFacts):
         }
         return self._without_paths(facts)
 
+    def ready(self) -> dict[str, Any]:
+        """Whether senders and people should be led here now; other than health it is also about what will pass."""
+        node = self.node
+        health = self.health()
+        reasons = list(health["reasons"]) if health["status"] == "trouble" else []
+        if node.stopping:
+            reasons.append("the node is stopping")
+        elif not node.listening:
+            reasons.append("nothing listens for senders yet")
+        return {"ready": not reasons, "reasons": reasons}
+
+    def system(self) -> dict[str, Any]:
+        """What the node runs on, and how it is: see system.py."""
+        return self._without_paths(state_of(self.node))
+
+    def failed_tasks(self) -> dict[str, str]:
+        """task -> that jobs of it have failed for good, in words"""
+        of: dict[str, list[dict[str, Any]]] = {}
+        for job in self.node.ledger.unresolved():
+            of.setdefault(TASKS[job["kind"]].format(**job), []).append(job)
+        return self._without_paths({task: in_need(jobs, FAILED)[0] for task, jobs in of.items()})
+
     def _in_need(self) -> dict[str, list[dict[str, Any]]]:
         """Jobs that need a person, by what is wrong with them."""
         ledger, now = self.node.ledger, self.node.now()
@@ -129,7 +159,7 @@ class NodeFacts(ViewerFacts):
         settled = self.monotonic() - self.since > standing_s  # before that, what was left is still being taken up
         still = now - timedelta(seconds=standing_s)
         return {
-            "has failed for good": ledger.unresolved(),
+            FAILED: ledger.unresolved(),
             "runs for longer than it may": ledger.running_too_long(self._limits(), ledger.living(), still),
             "stands still": ledger.standing_still(still) if settled else [],
             "is overdue": ledger.overdue(self._due()),
@@ -164,8 +194,47 @@ class NodeFacts(ViewerFacts):
     def routes(self) -> list[str]:
         return [route.name for route in self.node.config.routes]
 
-    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
-        return self._without_paths(self.node.ledger.series_list(limit, before))
+    def series_list(self, limit: int, wanted: Wanted = EVERY) -> list[dict[str, Any]]:
+        return self._without_paths(self.node.ledger.series_list(limit, wanted))
+
+    def stamp(self) -> str:
+        return self.node.ledger.stamp()
+
+    def series_count(self, wanted: Wanted) -> tuple[int, int]:
+        return self.node.ledger.series_count(wanted)
+
+    def choices(self) -> dict[str, list[str]]:
+        known = self.node.ledger.senders_and_modalities()
+        return {
+            "modality": sorted({modality for _, modality in known} - {""}),
+            "sender": sorted({sender for sender, _ in known} - {""}),
+            "pipeline": sorted({route.pipeline for route in self.node.config.routes}),
+        }
+
+    def bulk(self, do: str, wanted: Wanted | Sequence[str], by: str) -> dict[str, str | None]:
+        """Each of these series retried, run again or deleted: None, or why not. Of those that a filter finds, the first
+        MOST_AT_ONCE."""
+        if isinstance(wanted, Wanted):
+            wanted = self.node.ledger.series_uids_of(MOST_AT_ONCE, wanted)
+        can: dict[str, Callable[[str], str | None]] = {
+            "retry": self._retry_all,
+            "rerun": self.node.rerun,
+            "delete": partial(self._delete, by=by),
+        }
+        how = can[do]
+        return self._without_paths({uid: how(uid) for uid in wanted})
+
+    def _retry_all(self, series_uid: str) -> str | None:
+        series = self.node.ledger.series(series_uid)
+        jobs = series["jobs"] if series is not None else []
+        ended = [self.retry(job["id"]) for job in jobs if job["state"] in ("failed", "refused", "waiting")]
+        return None if None in ended else next(iter(ended), "nothing of it has failed or waits")
+
+    def _delete(self, series_uid: str, by: str) -> str | None:
+        try:
+            return self.node.retention.delete_asked(series_uid, by)
+        except (NodeError, OSError) as error:  # of this one; the others may go
+            return Told.of(error).words
 
     def series(self, uid: str) -> dict[str, Any] | None:
         return self._without_paths(self.node.ledger.series(uid))
@@ -214,11 +283,12 @@ class NodeFacts(ViewerFacts):
         """The devices, and in which form each network is served."""
         return self._without_paths(self.node.inference())
 
-    def refusals(self, limit: int) -> dict[str, Any]:
+    def refusals(self, limit: int, kind: str = "", sender: str = "") -> dict[str, Any]:
         counts = self.node.ledger.refusal_counts()
         return {
             "counts": {kind: {**count, "means": REFUSAL_KINDS.get(kind, "")} for kind, count in counts.items()},
-            "refusals": self.node.ledger.refusals(limit),
+            "senders": self.node.ledger.refusals_by_sender(SENDERS_SHOWN),
+            "refusals": self.node.ledger.refusals(limit, kind, sender),
         }
 
     def retry(self, job_id: str) -> str | None:

@@ -205,6 +205,7 @@ class Child:
             os.close(line)
         self.messages = Messages(ours)
         self.begun = False
+        self.loaded: set[str] = set()  # pipelines that it holds, warm
         log.info("inference process started", device=device, pid=self.process.pid)
 
     @property
@@ -305,6 +306,8 @@ class Inference:
                 _send_request(child.messages, request, deadline)
                 said = self._answer(child, request, deadline, progress)
                 answered = True
+                if not isinstance(said, Said):
+                    child.loaded.add(request.pipeline)
                 self.most_held = max(self.most_held, self.held(child))
             except Late as late:
                 raise TimedOut(f"{what} gave no answer within {timeout_s:g} s; its process was ended") from late
@@ -363,6 +366,10 @@ class Inference:
         """Bytes that a child, or all of them, hold now and share with nobody."""
         children = list(self._children.values()) if child is None else [child]
         return sum(each.memory_bytes("RssAnon", "RssShmem") or 0 for each in children)
+
+    def loaded(self) -> list[str]:
+        """Pipelines that a living child has run, and holds for the next job."""
+        return sorted({name for child in list(self._children.values()) for name in child.loaded if child.is_alive})
 
     def warm(self, pipelines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Start the child and load these pipelines with their options, so that the first patient does not wait."""

@@ -20,6 +20,7 @@ from typing import IO, Any, cast
 
 import structlog
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from config import Config
 from config.certificates import Unusable, certificates
@@ -35,6 +36,7 @@ from pacs_node.intake import Intake
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop
+from pacs_node.notify import Notifier, World
 from pacs_node.peers import calls_from, certified, tls_files, why_not_believed
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.scp import Listener, ListenerSettings, why_aside
@@ -50,6 +52,7 @@ from pacs_node.records import (
 from pacs_node.retention import Retention
 from pacs_node.stages import WiredStages
 from pacs_node.start_up import hold, listening_on, must_be_whole, must_be_writable, must_not_be_open
+from pacs_node.system import state_of
 from pacs_node.tls import Renewed
 from pacs_node.viewing import Viewing
 from pacs_node.web.app import create_app
@@ -81,6 +84,7 @@ class Node:
         self, config: Config, *, now: Callable[[], datetime] = utc_now, at: Callable[[str], None] = lambda step: None
     ) -> None:
         self.config, self.now = config, now
+        self.started_at, self.stopping = now(), False
         data_dir = config.node.data_dir
         must_be_writable(data_dir)
         must_be_whole(data_dir)
@@ -128,6 +132,7 @@ class Node:
         self.engine: Engine | None = None
         self._web: uvicorn.Server | None = None
         self._certificate: Certificate | None = None
+        self.notifier: Notifier | None = None
         self._threads: list[threading.Thread] = []
         self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
@@ -162,12 +167,15 @@ class Node:
             self.retention.loop.start()
         if web:
             self._start_web()
+        if listen and self.config.notices:
+            self._start_notifier()
         if work:
             self._start_engine()
         log.info("node started", version=__version__, listen=listen, work=work, web=web)
 
     def stop(self) -> None:
         """Drain: senders and running jobs get `drain_s` to end; everything else is taken up at the next start."""
+        self.stopping = True
         drain_s = self.config.receive.drain_s
         if self.listener is not None:
             self.listener.stop(drain_s)
@@ -180,6 +188,8 @@ class Node:
             cut_short.cancel()
         self.stages.inference.close()
         self.viewing.close()
+        if self.notifier is not None:
+            self.notifier.stop()
         if self._web is not None:
             self._web.should_exit = True
         if self._certificate is not None:
@@ -349,22 +359,13 @@ class Node:
     def _start_web(self) -> None:
         if self.ledger.embedded:  # else others may be at work in the same folder
             self.viewing.clear_unfinished()
-        collector = observe.LedgerCollector(
-            self.ledger.counts,
-            lambda: len(self.connected()),
-            self.spool.root,
-            self.ledger.arrival_counts,
-            self.ledger.refusal_counts,
-            lambda: self.retention.sizes,
-        )
         node, settings = self.config.node, self.config.web
         must_not_be_open(self.config, has_users=not self.accounts.open)
         machine = socket.gethostname()
         names = (node.web_host, machine, machine.partition(".")[0], *node.web_names)
         secure = bool(settings.certificate) or settings.behind_proxy
-        app = create_app(
-            NodeFacts(self), observe.registry(collector), names, self.accounts, observe.audit, secure=secure
-        )
+        facts = NodeFacts(self)
+        app = create_app(facts, self.figures(facts), names, self.accounts, observe.audit, secure=secure)
         with listening_on(
             "web_port", node.web_port, "web_host", node.web_host
         ):  # here, so that a taken port stops start-up
@@ -389,6 +390,46 @@ class Node:
         self._web = uvicorn.Server(served)
         web = self._web
         self._thread("web", lambda: web.run(sockets=[door]))
+
+    def _start_notifier(self) -> None:
+        jobs = self.config.jobs
+        longest_s = jobs.infer_timeout_s + 2 * self.config.priors.timeout_s + jobs.lease_s
+        name = f"pacs-node {self.config.node.ae_title}"
+        self.notifier = Notifier(self.config.notices, self.ledger, self._world, name, longest_s)
+        self.notifier.loop.start()
+
+    def _world(self) -> World:
+        """What somebody may have to be told of."""
+        now, facts = self.now(), NodeFacts(self)
+        state, health = facts.system(), facts.health()
+
+        def takes_nothing(name: str, since: datetime) -> bool:
+            last = self.ledger.last_sent(name)
+            return last is None or last < since
+
+        return World(
+            now,
+            trouble=health["reasons"] if health["status"] == "trouble" else (),
+            failed=facts.failed_tasks(),
+            down=[each for each in self.ledger.failing_sends(now) if takes_nothing(*each[:2])],
+            full_in_days=state["disk"]["full_in_days"],
+            certificates=[(each["what"], each["days"]) for each in state["certificates"]],
+        )
+
+    def figures(self, facts: NodeFacts) -> CollectorRegistry:
+        """What /metrics tells: read at the moment it is asked."""
+        of_the_ledger = observe.LedgerCollector(
+            self.ledger.counts,
+            lambda: len(self.connected()),
+            self.spool.root,
+            self.ledger.arrival_counts,
+            self.ledger.refusal_counts,
+            lambda: self.retention.sizes,
+        )
+        as_a_whole = observe.SystemCollector(
+            self.ledger.durations, lambda: state_of(self), lambda: facts.health()["status"]
+        )
+        return observe.registry(of_the_ledger, as_a_whole)
 
     def trouble(self) -> list[str]:
         """What makes the node unfit to receive or to work, in words; nothing of a node that is well."""
@@ -419,18 +460,24 @@ class Node:
     def rejected(self, job_id: str) -> Path:
         return self.stages.rejects_of(job_id)
 
+    def devices(self) -> list[dict[str, Any]]:
+        """Those of this process."""
+        unused = {} if self.working else {"state": "not used"}
+        return [{**each, **unused} for each in self.stages.inference.facts()]
+
     def inference(self) -> dict[str, Any]:
         """The devices of this process, and the forms in which networks are served."""
         kept = forms.load(self.stages.inference.forms_at).values()
-        unused = {} if self.working else {"state": "not used"}
         return {
-            "devices": [{**each, **unused} for each in self.stages.inference.facts()],
+            "devices": self.devices(),
             "forms": [{name: value for name, value in asdict(each).items() if name != "key"} for each in kept],
         }
 
     def ailing(self) -> list[str]:
-        """What rests because it fails, while others work; and a certificate of ours that nobody will take for long."""
-        return [*self.stages.inference.trouble(), *self._certificate_ends()]
+        """What rests because it fails, while others work; a certificate of ours that nobody will take for long; and who
+        could not be told."""
+        told = list(self.notifier.troubles.values()) if self.notifier is not None else []
+        return [*self.stages.inference.trouble(), *self._certificate_ends(), *told]
 
     def _certificate_ends(self) -> Iterator[str]:
         if self.config.tls.own_certificate is None:

@@ -6,19 +6,20 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pacs_node.errors import Told
-from pacs_node.records import REFUSAL_KINDS
+from pacs_node.records import DURATIONS, JOB_KINDS, REFUSAL_KINDS, STEPS_S
 
 log = structlog.get_logger()
 
@@ -187,9 +188,105 @@ class LedgerCollector(Collector):
         yield GaugeMetricFamily("pacs_node_free_bytes", "Free bytes where images are kept", value=_free(self.spool))
 
 
-def registry(collector: Collector) -> CollectorRegistry:
+class SystemCollector(Collector):
+    """Figures of the node as a whole: how long things take, what is old, when which peer was heard of.
+
+    durations: as the ledger has them; state: of system.py; health: "ok", "degraded" or "trouble".
+    """
+
+    def __init__(
+        self,
+        durations: Callable[[], Mapping[tuple[str, str], tuple[list[int], float]]],
+        state: Callable[[], Mapping[str, Any]],
+        health: Callable[[], str],
+    ) -> None:
+        self.durations, self.state, self.health = durations, state, health
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._durations()
+        state = self.state()
+        yield _labelled(
+            "pacs_node_build_info",
+            "1: what runs here",
+            [({name: str(state[name]) for name in ("version", "python", "database", "schema")}, 1.0)],
+        )
+        health = self.health()
+        yield _labelled(
+            "pacs_node_health",
+            "1 for what /health says",
+            [({"status": each}, float(each == health)) for each in ("ok", "degraded", "trouble")],
+        )
+        yield from self._devices(state["devices"])
+        yield _labelled(
+            "pacs_node_oldest_job_age_seconds",
+            "Since the oldest job of a queue that has not ended was made; 0: there is none",
+            [
+                ({"kind": each}, max((q["oldest_s"] for q in state["backlog"] if q["kind"] == each), default=0.0))
+                for each in JOB_KINDS
+            ],
+        )
+        yield from self._peers(state["peers"])
+        days = state["disk"]["full_in_days"]
+        yield GaugeMetricFamily("pacs_node_disk_full_days", "Until the disk is full", value=_known(days))
+        made = state["backup"]["at"] if state["backup"] is not None else None
+        yield GaugeMetricFamily("pacs_node_backup_timestamp_seconds", "The last backup", value=_seconds(made))
+        yield _labelled(
+            "pacs_node_certificate_expiry_timestamp_seconds",
+            "Until when a certificate of the node is good",
+            [({"what": each["what"]}, _seconds(each["until"])) for each in state["certificates"]]
+            or [({"what": "web"}, float("nan"))],
+        )
+        ahead = _known(state["clock_ahead_s"])
+        yield GaugeMetricFamily("pacs_node_database_clock_ahead_seconds", "The database's clock and ours", value=ahead)
+
+    def _durations(self) -> Metric:
+        told = HistogramMetricFamily("pacs_node_duration_seconds", "How long it took", labels=["what", "name"])
+        measured = self.durations()
+        none: dict[tuple[str, str], tuple[list[int], float]] = {
+            (what, ""): ([0] * (len(STEPS_S) + 1), 0.0) for what in DURATIONS if what not in {w for w, _ in measured}
+        }
+        for (what, name), (counts, seconds) in {**none, **measured}.items():
+            steps = [*(f"{step:g}" for step in STEPS_S), "+Inf"]
+            told.add_metric([what, name], list(zip(steps, counts, strict=True)), seconds)
+        return told
+
+    def _devices(self, devices: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
+        named = [({"number": str(number), "device": each["device"]}, each) for number, each in enumerate(devices)]
+        info = [({**labels, "state": each["state"]}, 1.0) for labels, each in named]
+        yield _labelled("pacs_node_device_info", "1: each inference process, and what it does", info)
+        held = [(labels, float(each["held_mb"] << 20)) for labels, each in named]
+        yield _labelled("pacs_node_device_held_bytes", "Main memory that an inference process holds", held)
+
+    def _peers(self, peers: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
+        for name, words, key in (
+            ("pacs_node_peer_received_timestamp_seconds", "When its latest series began to come", "received_at"),
+            ("pacs_node_peer_sent_timestamp_seconds", "When a send to it last ended well", "sent_at"),
+        ):
+            yield _labelled(name, words, [({"peer": each["name"]}, _seconds(each[key])) for each in peers])
+        refused = [({"peer": each["name"]}, float(each["refused"])) for each in peers]
+        yield _labelled("pacs_node_peer_refused", "Refusals of this peer among the newest 1000 of all", refused)
+
+
+def _labelled(name: str, words: str, values: list[tuple[dict[str, str], float]]) -> Metric:
+    told = GaugeMetricFamily(name, words, labels=list(values[0][0]) if values else [])
+    for labels, value in values:
+        told.add_metric(list(labels.values()), value)
+    return told
+
+
+def _known(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _seconds(time: str | None) -> float:
+    """Since 1970, of an ISO 8601 time."""
+    return float("nan") if time is None else datetime.fromisoformat(time).timestamp()
+
+
+def registry(*collectors: Collector) -> CollectorRegistry:
     figures = CollectorRegistry()
-    figures.register(collector)
+    for collector in collectors:
+        figures.register(collector)
     return figures
 
 

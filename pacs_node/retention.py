@@ -260,6 +260,23 @@ class Retention:
                     yield Decision(holding, False, stays or "neither its age nor the disk asks for it", size)
             last = holdings[-1]
 
+    def delete_asked(self, series_uid: str, by: str) -> str | None:
+        """A person wants a series gone; None, or why it stays: what is not proven to have arrived stays for them, too.
+        Raises OSError, LedgerUnavailable."""
+        holding = self.ledger.holding(series_uid)
+        if holding is None or holding.state != "closed":
+            return "it still receives images" if holding and holding.state == "receiving" else "there is none to delete"
+        stays = why_it_stays(holding, self.settings, self.folders)
+        if stays is not None:
+            return stays
+        with exclusively(self.data_dir / FILES_LOCK, wait=False) as mine:
+            if not mine:
+                return "a backup, or retention, is at work; try again in a while"
+            size = holding.size + sum(_size(self.data_dir / name) for name in self._results(holding))
+            why = f"{by} asked for it; {where_it_is(holding, self.folders)}"
+            gone = self._delete(Decision(holding, True, why, size))
+        return None if gone else "something has come for it meanwhile"
+
     def _delete(self, decision: Decision) -> bool:
         """False: it is worked on after all, or something has come for it."""
         holding = decision.holding

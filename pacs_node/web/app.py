@@ -1,6 +1,6 @@
 """The web application: the same facts as JSON and as two plain pages. Nothing is loaded from elsewhere.
 
-    GET  /                        the latest series
+    GET  /                        the latest series; searched, filtered, sorted
     GET  /series/{uid}            one series: why it closed, what each rule said, its jobs, its timeline
     GET  /series/{uid}/view       the images of a series, and what was found on them
     GET  /feedback                what readers say of the findings: counts of each pipeline and version
@@ -9,9 +9,14 @@
     GET  /rerun                   a form: run many series again
     GET  /destinations            where results go, and what each destination accepted and refused
     GET  /login                   name and password; POST logs in, and POST /logout out
+    GET  /system                  versions, devices, disk, backlog, backup, certificates, peers
+    GET  /ready                   200 while senders and people should be led here, else 503; with the reasons
     GET  /health                  ok and degraded: 200; trouble: 503; with the reasons
     GET  /metrics                 Prometheus
     GET  /api/series              a list; the Link header leads to older ones
+    GET  /api/series.csv          the same as a table
+    GET  /api/changes             a server-sent event as soon as a page would show something else
+    POST /api/bulk                retry, run again or delete what was chosen of the list
     GET  /api/series/{uid}
     GET  /api/series/{uid}/findings  what the results say, as JSON or CSV
     GET  /api/series/{uid}/view   the series as one volume; /{name} is one of its files, or a picture
@@ -20,6 +25,7 @@
     GET  /api/jobs/{id}/results/{name}  a result, as it was sent
     GET  /api/destinations
     GET  /api/queue               the same as /queue
+    GET  /api/system              the same as /system
     GET  /api/inference           the devices, and the forms in which networks are served
     GET  /api/refusals            {"counts": of each kind, "refusals": the newest}
     POST /api/jobs/{id}/retry     run an open, failed or refused job now, afresh
@@ -59,6 +65,9 @@ from pacs_node.accounts import Accounts
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.web.access import Door
 from pacs_node.web.facts import Facts
+from pacs_node.web.lists import FILTER, WHERE, ListViews
+from pacs_node.web.live import LiveViews
+from pacs_node.web.system import SystemViews
 from pacs_node.web.viewer import ViewerViews
 from pacs_node.web.views import View, Views, knowing
 
@@ -82,6 +91,7 @@ def create_app(
     """
     views = Views(facts, registry, HERE / "templates")
     viewer = ViewerViews(facts, views)
+    lists, system = ListViews(facts, views), SystemViews(facts, views)
     door = Door(accounts, views, audit, secure=secure)
     post = ["POST"]
 
@@ -90,17 +100,22 @@ def create_app(
 
     return Starlette(
         routes=[
-            at("/", views.list_page, "before"),
+            at("/", lists.page, *WHERE),
             at("/series/{uid}", views.series_page),
             at("/series/{uid}/view", viewer.page),
             at("/feedback", viewer.feedback_page),
             at("/rerun", views.rerun_page),
             at("/destinations", views.destinations_page),
-            at("/refusals", views.refusals_page),
+            at("/refusals", views.refusals_page, "kind", "sender"),
             at("/queue", views.queue_page),
+            at("/system", system.page),
             at("/health", views.health),
+            at("/ready", system.ready),
             at("/metrics", views.metrics),
-            at("/api/series", views.series_list, "limit", "before"),
+            at("/api/series", lists.series_list, "limit", *WHERE),
+            at("/api/series.csv", lists.export, *FILTER),
+            at("/api/changes", LiveViews(facts).changes),
+            at("/api/bulk", lists.bulk, "do", "series", "all", "query", "confirmed", methods=post),
             at("/api/series/{uid}", views.series),
             at("/api/series/{uid}/findings", viewer.findings, "form"),
             at("/api/series/{uid}/view", viewer.volume),
@@ -109,8 +124,9 @@ def create_app(
             at("/api/feedback", viewer.feedback, "form"),
             at("/api/jobs/{id}/results/{name}", viewer.result),
             at("/api/destinations", views.destinations),
-            at("/api/refusals", views.refusals, "limit"),
+            at("/api/refusals", views.refusals, "limit", "kind", "sender"),
             at("/api/inference", views.inference),
+            at("/api/system", system.state),
             at("/api/queue", views.queue, "limit"),
             at("/api/series/{uid}/rerun", views.rerun, methods=post),
             at("/api/rerun", views.rerun_many, "route", "since", methods=post),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
+
+from pacs_node.records import EVERY, Wanted
 
 
 class Facts(Protocol):
@@ -14,11 +16,29 @@ class Facts(Protocol):
     def health(self) -> dict[str, Any]:
         """{"status": "ok" | "degraded" | "trouble", ...}; "reasons" (sentences) and "attention" (jobs) are shown."""
 
+    def ready(self) -> dict[str, Any]:
+        """{"ready": bool, "reasons": why not}"""
+
+    def system(self) -> dict[str, Any]:
+        """What the node runs on, and how it is: see system.py."""
+
     def routes(self) -> list[str]:
         """The names of the settings' routes."""
 
-    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
-        """The latest series first; with `before` those whose first image came earlier."""
+    def series_list(self, limit: int, wanted: Wanted = EVERY) -> list[dict[str, Any]]:
+        """The first of the series that are wanted, in their order."""
+
+    def stamp(self) -> str:
+        """Another text whenever a page would show something else."""
+
+    def series_count(self, wanted: Wanted) -> tuple[int, int]:
+        """How many are wanted, and how many there are."""
+
+    def choices(self) -> dict[str, list[str]]:
+        """What a list can be narrowed to: "modality", "sender" and "pipeline"."""
+
+    def bulk(self, do: str, wanted: Wanted | Sequence[str], by: str) -> dict[str, str | None]:
+        """Retry, run again or delete these series: series UID -> None, or why not. by: on whose behalf."""
 
     def series(self, series_uid: str) -> dict[str, Any] | None:
         """Everything about one series, or None."""
@@ -32,9 +52,9 @@ class Facts(Protocol):
     def inference(self) -> dict[str, Any]:
         """{"devices": what runs on each and what ails it, "forms": in which form each network is served, and why}"""
 
-    def refusals(self, limit: int) -> dict[str, Any]:
-        """What was refused or kept aside at receipt, the newest first, and how often there was one of each kind:
-        {"counts": {kind: {"number", "latest", "means"}}, "refusals": [...]}"""
+    def refusals(self, limit: int, kind: str = "", sender: str = "") -> dict[str, Any]:
+        """What was refused or kept aside at receipt, the newest first, how often there was one of each kind, and from
+        whom: {"counts": {kind: {"number", "latest", "means"}}, "senders": [...], "refusals": [...]}"""
 
     def retry(self, job_id: str) -> str | None:
         """Run this job afresh, whoever holds it. None, or why not: there is none, it has ended well, a newer one is

@@ -22,6 +22,7 @@ from starlette.templating import Jinja2Templates
 
 from pacs_node.errors import Told
 from pacs_node.privacy import identifies
+from pacs_node.records import REFUSAL_KINDS
 from pacs_node.web.found import pictured, shown_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Views:
             "class_name": class_name,
             "syntax_name": syntax_name,
             "tone": tone,
+            "duration": duration,
+            "size": size,
         }
         self.pages.env.globals |= {"AGAIN": AGAIN, "pictured": pictured}
 
@@ -81,12 +84,6 @@ class Views:
     def metrics(self, request: Request) -> Response:
         return Response(generate_latest(self.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    def series_list(self, request: Request) -> Response:
-        limit = _limit(request, MOST)
-        series = self.facts.series_list(limit, _before(request))
-        older = request.url.include_query_params(before=series[-1]["first_arrival"]) if len(series) == limit else None
-        return JSONResponse(series, headers={"link": f'<{older}>; rel="next"'} if older else None)
-
     def series(self, request: Request) -> Response:
         series = self.facts.series(request.path_params["uid"])
         if series is None:
@@ -97,10 +94,10 @@ class Views:
         return JSONResponse(self.facts.destinations())
 
     def refusals(self, request: Request) -> Response:
-        return JSONResponse(self.facts.refusals(_limit(request, MOST)))
+        return JSONResponse(self.facts.refusals(limit_of(request, MOST), *_of_whom(request)))
 
     def queue(self, request: Request) -> Response:
-        return JSONResponse(self.facts.queue(_limit(request, MOST)))
+        return JSONResponse(self.facts.queue(limit_of(request, MOST)))
 
     def inference(self, request: Request) -> Response:
         return JSONResponse(self.facts.inference())
@@ -124,8 +121,8 @@ class Views:
 
     def rerun_many(self, request: Request) -> Response:
         """Asked by the query (programs) or by a form (the page)."""
-        asked = _once([*request.query_params.multi_items(), *request.state.form], ("route", "since"))
-        route, since = asked.get("route") or None, _since(asked.get("since") or None)
+        asked = once([*request.query_params.multi_items(), *request.state.form], ("route", "since"))
+        route, since = asked.get("route") or None, day_or_time("since", asked.get("since") or None)
         if route is None and since is None:
             raise HTTPException(400, "name a route, or since when: ?since=2026-03-01")
         routes = self.facts.routes()
@@ -153,20 +150,6 @@ class Views:
 
     # ---- for people
 
-    def list_page(self, request: Request) -> Response:
-        before = _before(request)
-        series = self.facts.series_list(PAGE, before)
-        health = self.facts.health()
-        older = series[-1]["first_arrival"] if len(series) == PAGE else None
-        facts = {
-            "series": series,
-            "health": health,
-            "older": older,
-            "newest": before is None,
-            "refresh": before is None,
-        }
-        return self.page(request, "list.html", facts)
-
     def series_page(self, request: Request) -> Response:
         series = self.facts.series(request.path_params["uid"])
         if series is None:
@@ -186,7 +169,9 @@ class Views:
         return self.page(request, "destinations.html", {"destinations": self.facts.destinations()})
 
     def refusals_page(self, request: Request) -> Response:
-        return self.page(request, "refusals.html", self.facts.refusals(REFUSALS_SHOWN))
+        kind, sender = _of_whom(request)
+        shown = {**self.facts.refusals(REFUSALS_SHOWN, kind, sender), "chosen": {"kind": kind, "sender": sender}}
+        return self.page(request, "refusals.html", shown)
 
     def queue_page(self, request: Request) -> Response:
         shown = {"queues": self.facts.queue(PAGE), **self.facts.inference(), "refresh": True}
@@ -225,7 +210,7 @@ def knowing(view: View, *keys: str) -> View:
 
     @wraps(view)
     def asked(request: Request) -> Response:
-        _once(request.query_params.multi_items(), keys)
+        once(request.query_params.multi_items(), keys)
         for name, value in request.path_params.items():
             if not PLAIN.fullmatch(value):
                 raise HTTPException(400, f"no {name} holds what {value[:64]!a} does")
@@ -247,7 +232,7 @@ async def body_of(request: Request) -> str:
     return body.decode("utf-8", "replace")
 
 
-def _once(items: list[tuple[str, str]], known: tuple[str, ...]) -> dict[str, str]:
+def once(items: list[tuple[str, str]], known: tuple[str, ...]) -> dict[str, str]:
     """Raises HTTPException 400 for a key that is not known or comes twice."""
     asked: dict[str, str] = {}
     for key, value in items:
@@ -290,7 +275,7 @@ def inside(path: str) -> str:
     return path if re.fullmatch(r"/(?![/\\])[\x21-\x7e]{0,2000}", path) else "/"
 
 
-def _limit(request: Request, most: int) -> int:
+def limit_of(request: Request, most: int) -> int:
     """Raises HTTPException 400 for anything but a number from 1 to `most`."""
     text = request.query_params.get("limit", str(PAGE))
     if not (re.fullmatch(r"[0-9]{1,9}", text) and 1 <= int(text) <= most):
@@ -298,17 +283,21 @@ def _limit(request: Request, most: int) -> int:
     return int(text)
 
 
-def _before(request: Request) -> datetime | None:
-    """Raises HTTPException 400 for anything but an ISO 8601 time with a zone."""
-    text = request.query_params.get("before")
-    return None if text is None else _time("before", text)
+def _of_whom(request: Request) -> tuple[str, str]:
+    """Kind and AE title that refusals are asked for. Raises HTTPException 400."""
+    kind, sender = request.query_params.get("kind", ""), request.query_params.get("sender", "")
+    if kind and kind not in REFUSAL_KINDS:
+        raise HTTPException(400, f"kind is one of {', '.join(REFUSAL_KINDS)}, not {kind[:20]!a}")
+    if "\0" in sender:
+        raise HTTPException(400, "sender is an AE title")
+    return kind, sender
 
 
-def _since(text: str | None) -> datetime | None:
+def day_or_time(name: str, text: str | None) -> datetime | None:
     """A day (its beginning in UTC), or a time with a zone. Raises HTTPException 400."""
     if text is not None and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
         text += "T00:00:00+00:00"
-    return None if text is None else _time("since", text)
+    return None if text is None else _time(name, text)
 
 
 def _time(name: str, text: str) -> datetime:
@@ -336,6 +325,26 @@ def tone(state: str) -> str:
 def when(text: str | None) -> str:
     """2026-03-01T12:00:05.123+00:00 -> 2026-03-01 12:00:05"""
     return text[:19].replace("T", " ") if text else ""
+
+
+def duration(seconds: float | None) -> str:
+    """75.3 -> "1 min 15 s" """
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    parts = ((whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
+    said = [f"{number} {unit}" for number, unit in parts if number]
+    return " ".join(said[:2]) or f"{seconds:.1f} s"
+
+
+def size(number: float | None) -> str:
+    """1500000000 -> "1.5 GB" """
+    if number is None:
+        return "not measured yet"
+    for unit, much in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= much:
+            return f"{number / much:.1f} {unit}"
+    return f"{number / 1e3:.0f} kB"
 
 
 def class_name(result: Mapping[str, Any]) -> str:

@@ -90,6 +90,10 @@ def test_nothing_is_scrolled_sideways(served: str, busy: InMemory, width: int) -
         "/rerun",
         f"/series/{'9' * 60}",
         "/?before=2026-03-01T12:05:00Z",
+        f"/?q={LONG}&trouble=1&sort=slowest",
+        "/system",
+        "/refusals",
+        "/queue",
     ]
     for seen in pages(width, *(served + path for path in paths)):
         assert seen["wide"] == [], seen["url"]

@@ -30,6 +30,8 @@ WIRING = {
     "backup",
     "viewer_facts",
     "doctor",
+    "system",
+    "notify",
 }
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself; headers, read within limits
@@ -79,6 +81,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "confirm": {"records", "errors", "commitment", "ledger"},
     "editions": {"records"},
     "silence": {"records"},
+    "silence_alarm": set(),
     "turns": {"records"},
     "memory": {"durable"},
     "flow": {"records", "errors", "ledger", "editions", "confirm", "silence"},
@@ -115,6 +118,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "requests": (),
     "orthanc_rest_client": ("pacs_node/demo.py",),
     "starlette": ("pacs_node/web/",),
+    "apprise": ("pacs_node/notify.py",),
     "argon2": ("pacs_node/accounts.py",),
     "jinja2": (),  # starlette.templating is its door
     "uvicorn": ("pacs_node/node.py", "pacs_node/web/connection.py"),
@@ -130,6 +134,7 @@ PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/route.py",
     "pacs_node/editions.py",
     "pacs_node/turns.py",
+    "pacs_node/silence_alarm.py",
 }
 TRAINING = "models/training/"  # no node needs it, and it is not shipped
 EFFECTS = {

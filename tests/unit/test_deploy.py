@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from config import Receive, load, problems
 from models import catalogue
@@ -125,3 +126,59 @@ def systemd_analyze() -> str:
     if int(told.split()[1]) < 250:
         pytest.skip(f"{told.splitlines()[0]} knows no --offline")
     return path
+
+
+# What Prometheus and Grafana are given -------------------------------------------------------------------------------
+
+RULES, DASHBOARD = DEPLOY / "prometheus-rules.yaml", DEPLOY / "grafana-dashboard.json"
+METRIC = re.compile(r"\bpacs_node_[a-z_]+\b")
+WITH_LABELS = re.compile(r"\b(pacs_node_[a-z_]+)(?:\{([^}]*)\})?")
+
+
+def documented_metrics() -> dict[str, set[str]]:
+    """Those of docs/api.md with their labels, which test_documented.py holds against /metrics."""
+    table = (ROOT / "docs" / "api.md").read_text().partition("## Metrics")[2]
+    found = re.findall(r"(?m)^\| `(pacs_node_\w+)` \| (.*?) \|", table)
+    return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in found}
+
+
+def expressions() -> list[str]:
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [rule["expr"] for rule in rules] + [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def test_rules_and_dashboard_name_only_metrics_and_labels_that_there_are() -> None:
+    known = documented_metrics()
+    assert len(known) > 20
+    for expression in expressions():
+        for name, inner in WITH_LABELS.findall(expression):
+            assert name in known, expression
+            asked = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", inner or ""))
+            assert asked <= known[name] | {"instance", "job"}, expression
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    shown = set(METRIC.findall(DASHBOARD.read_text()))
+    assert documented_metrics().keys() - shown == set()
+
+
+def test_every_alert_says_what_and_what_now() -> None:
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"].keys() == {"summary", "what_now"}
+        assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+
+
+def test_the_panels_have_numbers_titles_and_places_of_their_own() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
+        assert at["x"] + at["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells

@@ -22,11 +22,11 @@ from starlette.routing import Mount
 from starlette.routing import Route as Address
 from starlette.testclient import TestClient
 
-from config import load
+from config import Web, load
 from models import catalogue
 from models.forms import Choice, keep
 from models.lung_nodule.options import OPTION_DETECTORS, DetectorName
-from pacs_node import commitment, errors, observe
+from pacs_node import commitment, errors
 from pacs_node.association import SUCCESS
 from pacs_node.cli import app as commands
 from pacs_node.deliver import destination, stow
@@ -186,15 +186,9 @@ class Told:
         self.failed = self._work()
         choice = Choice("k", "Net 1", "bf16", "cpu", {"bf16": 1.0}, {"fp32": "off"}, "2026-01-01T00:00:00+00:00")
         keep(self.node.config.node.data_dir / "inference" / "forms.json", [choice], Path.write_bytes)
-        collector = observe.LedgerCollector(
-            self.ledger.counts,
-            lambda: 0,
-            folder,
-            self.ledger.arrival_counts,
-            self.ledger.refusal_counts,
-            lambda: self.node.retention.sizes,
-        )
-        self.app = create_app(NodeFacts(self.node), observe.registry(collector), ("testserver",))
+        facts = NodeFacts(self.node)
+        self.ledger.mark("backup", self.now(), "3 files, monday")
+        self.app = create_app(facts, self.node.figures(facts), ("testserver",))
         self.web = TestClient(self.app)
 
     def now(self) -> datetime:
@@ -251,7 +245,7 @@ BY_NAME = {  # objects whose keys are no fields
     "not": "{uid}",
     "counts": "{kind}",
     **dict.fromkeys(("forms[].seconds", "forms[].why_not"), "{form}"),
-    "kept_bytes": "{what}",
+    **dict.fromkeys(("kept_bytes", "disk.kept_bytes"), "{what}"),
     **dict.fromkeys(("series", "infer", "send", "confirm", "report"), "{state}"),
 }
 
@@ -313,13 +307,18 @@ def test_every_query_key_is_documented_and_no_other(told: Told) -> None:
         "/api/refusals",
         "/api/queue",
         "/api/inference",
+        "/api/system",
+        "/ready",
     ],
 )
 def test_every_field_of_an_answer_is_documented_and_no_other(told: Told, address: str) -> None:
-    if address == "/api/queue":
+    if address in ("/api/queue", "/api/system"):
         told.web.post(f"/api/jobs/{told.failed.id}/retry")  # something waits
+    if address == "/api/system":
+        web = Web(certificate=told.folder / "none.pem", key=told.folder / "none.pem")
+        told.node.config = told.node.config.model_copy(update={"web": web})
     answer = told.web.get(address.replace("{uid}", told.uid))
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code == (503 if address == "/ready" else 200), answer.text  # nothing listens
     documented = documented_fields(f"GET {address}")
     if address == "/api/series/{uid}":
         documented |= documented_fields("GET /api/series")
@@ -331,6 +330,7 @@ def test_every_field_of_what_is_asked_for_is_documented_and_no_other(told: Told)
     asked = {
         "/api/jobs/{id}/retry": post(f"/api/jobs/{told.failed.id}/retry"),
         "/api/rerun": post("/api/rerun?since=2026-01-01&route=chest"),
+        "/api/bulk": post(f"/api/bulk?do=delete&series={told.uid}&confirmed=yes"),
     }
     [confirm] = told.ledger.open_jobs()
     assert told.ledger.begin(confirm, "w", told.now())

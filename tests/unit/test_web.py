@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from io import BytesIO
+from html import unescape
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pydicom
 import pytest
@@ -16,6 +20,7 @@ from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 from starlette.testclient import TestClient
 
 from pacs_node.errors import LedgerUnavailable
+from pacs_node.records import EVERY, Wanted
 from pacs_node.web.app import create_app
 from tests.results import encoded
 
@@ -26,15 +31,17 @@ def summary(number: int, **changes: Any) -> dict[str, Any]:
         "study_uid": "1.2.826",
         "modality": "CT",
         "description": "Thorax 1.0 B31f",
+        "sender": "CT1",
         "state": "closed",
         "instances": 85,
         "revision": 1,
         "closed_because": "85 images arrived, the sender released its association, and nothing came for 10 s",
         "first_arrival": f"2026-03-01T12:{number % 60:02}:00.123+00:00",
         "last_arrival": "2026-03-01T13:00:09.500+00:00",
+        "turnaround_s": 75.3,
         "jobs": [
-            {"pipeline": "lung-nodule", "kind": "infer", "state": "done", "revision": 1},
-            {"pipeline": "lung-nodule", "kind": "send", "state": "waiting", "revision": 1},
+            {"pipeline": "lung-nodule", "kind": "infer", "state": "done", "revision": 1, "reason": "2 findings"},
+            {"pipeline": "lung-nodule", "kind": "send", "state": "waiting", "revision": 1, "reason": "no answer"},
         ],
         **changes,
     }
@@ -126,6 +133,10 @@ class InMemory:
         self.status: dict[str, Any] = {"status": "ok", "ae_title": "AI", "dicom_port": 11112}
         self.retried: list[str] = []
         self.rerun_asked: list[str] = []
+        self.wanted: list[Wanted] = []
+        self.bulk_asked: list[tuple[str, Wanted | Sequence[str], str]] = []
+        self.stamps = ["7-x"]
+        self.readiness: dict[str, Any] = {"ready": True, "reasons": []}
         self.many_asked: list[tuple[str | None, datetime | None]] = []
         self.dismissed: list[str] = []
         self.held_back: dict[str, Path] = {}
@@ -134,10 +145,80 @@ class InMemory:
     def health(self) -> dict[str, Any]:
         return self.status
 
-    def series_list(self, limit: int, before: datetime | None = None) -> list[dict[str, Any]]:
-        latest = sorted(self.all, key=lambda s: s["first_arrival"], reverse=True)
-        early = [s for s in latest if before is None or datetime.fromisoformat(s["first_arrival"]) < before]
-        return [{key: s[key] for key in summary(0)} for s in early[:limit]]
+    def series_list(self, limit: int, wanted: Wanted = EVERY) -> list[dict[str, Any]]:
+        self.wanted.append(wanted)
+        found = sorted(self._of(wanted), key=lambda s: s["first_arrival"], reverse=wanted.sort != "oldest")
+        place = [s["series_uid"] for s in found].index(wanted.after) + 1 if wanted.after else 0
+        return [{key: s[key] for key in summary(0)} for s in found[place : place + limit]]
+
+    def series_count(self, wanted: Wanted) -> tuple[int, int]:
+        return len(self._of(wanted)), len(self.all)
+
+    def _of(self, wanted: Wanted) -> list[dict[str, Any]]:
+        return [
+            s
+            for s in self.all
+            if (wanted.before is None or datetime.fromisoformat(s["first_arrival"]) < wanted.before)
+            and wanted.text in s["description"]
+            and wanted.sender in ("", s["sender"])
+        ]
+
+    def choices(self) -> dict[str, list[str]]:
+        return {"modality": ["CT", "US"], "sender": ["CT1", "CT<script>"], "pipeline": ["lung-nodule"]}
+
+    def bulk(self, do: str, wanted: Wanted | Sequence[str], by: str) -> dict[str, str | None]:
+        self.bulk_asked.append((do, wanted, by))
+        return {"1.2.826.1": None, "1.2.826.2": "its results are not at pacs: no answer"}
+
+    def stamp(self) -> str:
+        return self.stamps.pop(0) if len(self.stamps) > 1 else self.stamps[0]
+
+    def ready(self) -> dict[str, Any]:
+        return self.readiness
+
+    def system(self) -> dict[str, Any]:
+        device = {"device": "cuda:1", "state": "resting", "does": "", "loaded": ["lung-nodule<script>"]}
+        return {
+            "version": "1.2.3",
+            "python": "3.12.1",
+            "database": "PostgreSQL",
+            "schema": "0021",
+            "started_at": "2026-03-01T13:01:05.000+00:00",
+            "now": "2026-03-02T13:01:05.000+00:00",
+            "clock_ahead_s": -7.25,
+            "devices": [{**device, "held_mb": 1234, "memory_mb": 143771, "failures": 0, "failure": ""}],
+            "models": [
+                {
+                    "pipeline": "lung-nodule",
+                    "algorithm": "pacs-node lung-nodule",
+                    "version": "0.5.0+" + "a" * 40,
+                    "weights": ["0123456789ab"] * 6,
+                    "trouble": None,
+                    "routes": ["chest", "r" * 64],
+                }
+            ],
+            "disk": {
+                "total_bytes": 2 * 10**12,
+                "free_bytes": 15 * 10**8,
+                "kept_bytes": {"images": 10**12, "aside": None},
+                "full_in_days": 3.5,
+            },
+            "backlog": [
+                {
+                    "kind": "send",
+                    "destination": "d" * 64,
+                    "waiting": 7,
+                    "running": 1,
+                    "oldest_at": "x",
+                    "oldest_s": 7300,
+                }
+            ],
+            "backup": {"at": "2026-03-01T03:00:00.000+00:00", "text": "2345 files, monday"},
+            "certificates": [{"what": "web", "until": "2026-03-07T13:01:05.000+00:00", "days": 5}],
+            "peers": [
+                {"name": "p" * 64, "received_at": None, "sent_at": "2026-03-01T13:01:05.000+00:00", "refused": 12}
+            ],
+        }
 
     def series(self, series_uid: str) -> dict[str, Any] | None:
         return next((s for s in self.all if s["series_uid"] == series_uid), None)
@@ -173,7 +254,7 @@ class InMemory:
             },
         ]
 
-    def refusals(self, limit: int) -> dict[str, Any]:
+    def refusals(self, limit: int, kind: str = "", sender: str = "") -> dict[str, Any]:
         refusal = {
             "at": "2026-03-01T13:01:05.000+00:00",
             "kind": "kept aside",
@@ -185,7 +266,10 @@ class InMemory:
             "file": "aside/ab.cd.dcm",
         }
         count = {"number": 1700, "latest": refusal["at"], "means": "that one is used"}
-        return {"counts": {"kept aside": count}, "refusals": [refusal] * min(limit, 1000)}
+        senders = [{"calling_ae": "CT1<script>", "address": "10.0.0.9", "kind": "kept aside", "number": 1700}]
+        senders[0]["latest"] = refusal["at"]
+        some = [] if kind not in ("", "kept aside") or sender not in ("", "CT1<script>") else [refusal]
+        return {"counts": {"kept aside": count}, "senders": senders, "refusals": some * min(limit, 1000)}
 
     def queue(self, limit: int) -> list[dict[str, Any]]:
         plain = {"series_uid": "1.2.826.5", "pipeline": "lung-nodule", "route": "chest", "priority": 5, "turn": 3}
@@ -305,7 +389,14 @@ def test_the_list_as_json_leads_to_older_series(web: TestClient, facts: InMemory
         ("limit=0", "limit is a number from 1 to 1000, not '0'"),
         ("limit=many", "limit is a number from 1 to 1000, not 'many'"),
         ("before=noon", "before is a time such as"),
-        ("before=2026-03-01", "before needs a time zone"),
+        ("before=2026-03-01T12:00:00", "before needs a time zone"),
+        ("since=2026-03-32", "since is a time such as"),
+        ("state=open", "state is one of receiving, closed, deleted, not 'open'"),
+        ("job=done", "job is one of queued, running, waiting, refused, failed, not 'done'"),
+        ("sort=size", "sort is one of newest, oldest, slowest, not 'size'"),
+        ("trouble=yes", "trouble is one of 1, not 'yes'"),
+        (f"q={'x' * 65}", "q is a text of at most 64 characters"),
+        ("modality=C%00T", "modality is a text of at most 64 characters"),
     ],
 )
 def test_bad_queries_are_refused_in_words(web: TestClient, query: str, words: str) -> None:
@@ -344,11 +435,17 @@ def test_what_was_refused_at_receipt(web: TestClient, facts: InMemory) -> None:
     assert "<script>" not in html
     for words in (
         "kept aside 1700, last 2026-03-01 13:01:05 that one is used",
+        "CT1&lt;script&gt; 10.0.0.9 kept aside 1700 2026-03-01 13:01:05",
         "The newest 200",
         "10.0.0.9 1.2.826.5.1 series 1.2.826.5 other data is stored under this SOP Instance UID aside/ab.cd.dcm",
     ):
         assert words in visible(html), words
-    facts.refusals = lambda limit: {"counts": {}, "refusals": []}  # type: ignore[method-assign]
+    assert web.get("/api/refusals?kind=damaged").json()["refusals"] == []
+    assert len(web.get("/api/refusals?kind=kept+aside&sender=CT1%3Cscript%3E").json()["refusals"]) == 50
+    for query, words in (("kind=others", "kind is one of"), ("sender=%00", "sender is an AE title")):
+        assert words in web.get(f"/api/refusals?{query}").json()["error"]
+    assert "from CT1&lt;script&gt;" in web.get("/refusals?sender=CT1%3Cscript%3E").text
+    facts.refusals = lambda limit, kind, sender: {"counts": {}, "senders": [], "refusals": []}  # type: ignore[method-assign]
     assert "Nothing was refused." in visible(web.get("/refusals").text)
 
 
@@ -410,6 +507,7 @@ POSTS = [
     "/api/jobs/job-failed/dismiss",
     "/api/series/1.2.826.7/rerun",
     "/api/rerun?route=chest",
+    "/api/bulk?do=retry&series=1.2.826.7&confirmed=yes",
 ]
 SENDERS = [  # headers of the one who asks -> whether the node does what is asked
     ({}, True),  # a program
@@ -452,7 +550,7 @@ def test_only_a_page_of_ours_presses_a_button(
 ) -> None:
     web = TestClient(create_app(facts, CollectorRegistry(), ("testserver", "node.hospital.example")))
     assert web.post(address, headers=headers).status_code == (200 if done else 403)
-    asked = [*facts.retried, *facts.rerun_asked, *facts.many_asked, *facts.dismissed]
+    asked = [*facts.retried, *facts.rerun_asked, *facts.many_asked, *facts.dismissed, *facts.bulk_asked]
     assert bool(asked) is done
 
 
@@ -565,6 +663,10 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
     for name in (
         "series",
         "series_list",
+        "series_count",
+        "choices",
+        "bulk",
+        "system",
         "destinations",
         "retry",
         "rerun",
@@ -583,9 +685,12 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
     ):
         monkeypatch.setattr(facts, name, away)
     for method, address in addresses(web):
-        if address in ("/health", "/metrics", "/rerun", "/login", "/logout"):
+        if address in ("/health", "/ready", "/metrics", "/rerun", "/login", "/logout"):
             continue
-        answer = web.request(method, f"{address}?route=chest" if address == "/api/rerun" else address)
+        query = {"/api/rerun": "?route=chest", "/api/bulk": "?do=retry&series=1.2&confirmed=yes"}.get(address, "")
+        if address in ("/api/series.csv", "/api/changes"):  # it has begun to answer when it asks
+            continue
+        answer = web.request(method, address + query)
         assert answer.status_code == 503, address
         assert "/var/lib" not in answer.text
 
@@ -670,15 +775,129 @@ def test_the_list_page(web: TestClient) -> None:
     for words in (
         "2026-03-01 12:54:00",
         "Thorax 1.0 B31f",
-        "lung-nodule · done",
+        "lung-nodule · 2 findings",
         "send · waiting",
         "nothing came for 10 s",
     ):
         assert words in visible(html), words
-    (earlier,) = re.findall(r'href="(/\?before=[^"]+)"', html)
+    (earlier,) = re.findall(r'href="(/\?after=[^"]+)"', html)
     rest = web.get(earlier).text
     assert re.findall(r'href="/series/([\d.]+)"', rest) == [f"1.2.826.{n}" for n in (4, 3, 2, 1, 0)]
-    assert "before=" not in rest
+    assert "after=" not in rest
+    for words in ("55 series", "CT1", "1 min 15 s", "lung-nodule · 2 findings"):
+        assert words in visible(html), words
+
+
+def test_the_list_keeps_its_filter_from_page_to_page(web: TestClient, facts: InMemory) -> None:
+    asked = "q=Thorax&modality=CT&sender=CT1&state=closed&job=failed&trouble=1&since=2026-01-01&before=2026-03-02"
+    html = web.get(f"/?{asked}&sort=oldest&pipeline=lung-nodule").text
+    day = datetime(2026, 3, 2, tzinfo=UTC)
+    wanted = Wanted("Thorax", "CT", "CT1", "closed", "lung-nodule", "failed", True, day.replace(month=1, day=1), day)
+    wanted = replace(wanted, sort="oldest")
+    assert facts.wanted == [wanted]
+    (onward,) = re.findall(r'href="(/\?[^"]*after=[^"]+)"', html)
+    web.get(onward.replace("&amp;", "&"))
+    assert facts.wanted[1] == replace(wanted, after="1.2.826.49")
+    assert "55 of 55 series" in visible(html)
+    for shown in ('value="Thorax"', "<option selected>CT</option>", "<option selected>closed</option>", "checked"):
+        assert shown in html, shown
+    assert "CT&lt;script&gt;" in html
+    assert 'http-equiv="refresh"' not in web.get(onward.replace("&amp;", "&")).text
+
+
+def test_nothing_found_is_said(web: TestClient) -> None:
+    assert "None of the 55 series is one of these." in visible(web.get("/?q=nowhere").text)
+
+
+def test_many_series_are_chosen_confirmed_and_done(web: TestClient, facts: InMemory) -> None:
+    browser = {"accept": "text/html", "content-type": "application/x-www-form-urlencoded"}
+    query = "q=Thorax&trouble=1"
+    chosen = "do=delete&series=1.2.826.1&series=1.2.826.2&query=" + quote(query)
+    page = web.post("/api/bulk", content=chosen, headers=browser).text
+    assert "2 series" in visible(page)
+    assert "proven to have arrived" in visible(page)
+    assert facts.bulk_asked == [], "not before it is confirmed"
+    fields = re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page)
+    sent = urlencode([(name, unescape(value)) for name, value in fields])
+    done = web.post("/api/bulk", content=sent, headers=browser).text
+    assert "Delete images and results here: 1 series" in visible(done)
+    assert "1.2.826.2 its results are not at pacs: no answer" in visible(done)
+    assert f'href="/?{query.replace("&", "&amp;")}"' in done
+    whole = web.post("/api/bulk", content=f"do=rerun&all=1&query={quote(query)}", headers=browser).text
+    assert "55 series" in visible(whole)
+    web.post("/api/bulk", params={"do": "rerun", "all": "1", "confirmed": "yes", "query": query})
+    assert facts.bulk_asked[0] == ("delete", ["1.2.826.1", "1.2.826.2"], "somebody")
+    assert facts.bulk_asked[1] == ("rerun", Wanted("Thorax", trouble=True), "somebody")
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("", "do is one of retry, rerun, delete, not ''"),
+        ("do=destroy", "do is one of retry, rerun, delete, not 'destroy'"),
+        ("do=retry", "choose at least one series"),
+        ("do=retry&series=a%20b", "series is a Series Instance UID"),
+        ("do=retry&series=1.2", "say confirmed=yes"),
+        ("do=retry&all=1&query=nosuch%3D1", "no query key 'nosuch' here"),
+        ("do=retry&all=1&query=sort%3Dsize", "sort is one of"),
+    ],
+)
+def test_what_cannot_be_done_with_many_is_said(web: TestClient, facts: InMemory, query: str, words: str) -> None:
+    answer = web.post(f"/api/bulk?{query}")
+    assert (answer.status_code, facts.bulk_asked) == (400, [])
+    assert words in answer.json()["error"]
+
+
+def test_the_list_as_a_table_is_whole_and_calculates_nothing(web: TestClient, facts: InMemory) -> None:
+    facts.all[3]["description"] = '=HYPERLINK("http://evil.example")'
+    facts.all[4]["description"] = 'Thorax, "1.0"'
+    answer = web.get("/api/series.csv?sort=oldest")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    rows = list(csv.DictReader(StringIO(answer.text)))
+    assert [row["series_uid"] for row in rows] == [f"1.2.826.{number}" for number in range(55)]
+    assert rows[3]["description"] == '\'=HYPERLINK("http://evil.example")'
+    assert rows[4]["description"] == 'Thorax, "1.0"'
+    assert rows[4]["turnaround_s"] == "75.3"
+    assert rows[4]["jobs"] == "infer lung-nodule done; send lung-nodule waiting; infer lung-nodule running"
+
+
+def test_the_system_page(web: TestClient, facts: InMemory) -> None:
+    assert web.get("/api/system").json() == facts.system()
+    html = web.get("/system").text
+    assert "<script>" not in html
+    for words in (
+        "1.2.3, Python 3.12.1, PostgreSQL at schema 0021",
+        "the database is 7.2 s behind synchronise the clocks",
+        "1.5 GB of 2.0 TB free; full in 3.5 days",
+        "images 1.0 TB, aside not measured yet",
+        "2026-03-01 03:00:00 2345 files, monday",
+        "good until 2026-03-07 13:01:05 5 days",
+        "lung-nodule&lt;script&gt; 1234 MB 143771 MB",
+        "pacs-node lung-nodule 0.5.0+",
+        "7 1 2 h 1 min",
+    ):
+        assert words in visible(html), visible(html)
+
+
+def test_a_browser_is_told_as_soon_as_something_changes(web: TestClient, facts: InMemory) -> None:
+    answer = web.get("/api/changes")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text == "retry: 1000\nid: 7-x\nevent: same\ndata: same\n\n"
+    facts.stamps = ["7-x", "7-x", "8-x"]
+    assert "id: 8-x\nevent: changed\n" in web.get("/api/changes", headers={"last-event-id": "7-x"}).text
+
+
+def test_nothing_is_told_where_nothing_changes(
+    web: TestClient, facts: InMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pacs_node.web.live.ANSWERED_AFTER_S", 0.5)
+    assert "event: same\n" in web.get("/api/changes", headers={"last-event-id": "7-x"}).text
+
+
+def test_ready_is_503_until_it_is(web: TestClient, facts: InMemory) -> None:
+    assert (web.get("/ready").status_code, web.get("/ready").json()) == (200, facts.readiness)
+    facts.readiness = {"ready": False, "reasons": ["the node is stopping"]}
+    assert (web.get("/ready").status_code, web.get("/ready").json()) == (503, facts.readiness)
 
 
 def test_the_list_page_before_anything_came() -> None:
@@ -723,7 +942,9 @@ def test_the_series_page_says_what_arrived_and_how(web: TestClient, facts: InMem
         job("confirm", destination="pacs", arrivals=arrivals),
         job("report", destination="CT1", pipeline="storage commitment"),
     ]
-    facts.all[54]["jobs"] = [{"pipeline": "lung-nodule", "kind": "confirm", "state": "done", "revision": 1}]
+    facts.all[54]["jobs"] = [
+        {"pipeline": "lung-nodule", "kind": "confirm", "state": "done", "revision": 1, "reason": "arrived"}
+    ]
     html = web.get("/series/1.2.826.7").text
     for text in (
         "Did it arrive at pacs?",
@@ -771,16 +992,18 @@ def test_unknown_pages(web: TestClient) -> None:
         assert "All series" in answer.text
 
 
-@pytest.mark.parametrize("address", ["/", "/series/1.2.826.7", "/series/9.9"])
+@pytest.mark.parametrize("address", ["/", "/series/1.2.826.7", "/series/9.9", "/system", "/refusals", "/queue"])
 def test_pages_load_nothing_from_elsewhere_and_say_what_they_are_for(web: TestClient, address: str) -> None:
     answer = web.get(address)
     assert "Research use only, not for diagnostic use." in answer.text
     assert not re.findall(r'(?:src|href)="(?!/)[^"]*"', answer.text)
-    assert not re.search(r"<script|\sstyle=|\son\w+=", answer.text)
+    ours = '<script src="/static/live.js" defer></script>'  # pages do without it
+    assert not re.search(r"<script|\sstyle=|\son\w+=", answer.text.replace(ours, ""))
     assert answer.headers["content-security-policy"].startswith("default-src 'self'")
     for path in re.findall(r'"(/static/[^"]+)"', answer.text):
         assert web.get(path).status_code == 200
-    assert not re.search(r"url\(|@import|https?:", web.get("/static/style.css").text)
+    for file in ("style.css", "live.js"):
+        assert not re.search(r"url\(|@import|https?:", web.get(f"/static/{file}").text)
 
 
 def test_text_from_the_network_is_text_on_the_page(web: TestClient, facts: InMemory) -> None:

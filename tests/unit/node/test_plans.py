@@ -33,7 +33,13 @@ MAY_SCAN = {  # what begins so -> why
     "SELECT edition.job, edition.replaces, edition.objects FROM edition": "as above",
     "SELECT commitment_request.calling_ae, commitment_request.wanted FROM commitment_request": "as above",
     'SELECT instance.path, max(instance."offset" + instance.size)': "once, when the node starts",
-    "SELECT series.series_uid, series.study_uid": "by the index of their times, as far as its LIMIT",
+    "SELECT series.series_uid FROM series": "by the index of the list, as far as its LIMIT",
+    "SELECT DISTINCT series.sender, series.modality": "by the index of the senders alone",
+    "SELECT series.sender, max(series.first_arrival)": "as above, for /metrics and the system page",
+    "SELECT count(*) AS count_1 FROM series": "by the shortest index alone",
+    "SELECT count(series.first_arrival) AS count_1 FROM series": "by the index of the list alone",
+    "UPDATE series SET sender = coalesce": "once, when a ledger of an earlier version is taken over",
+    "SELECT refusal.calling_ae": "there are at most 1000",
     "SELECT refusal.id": "backwards by its key, as far as its LIMIT",
     "SELECT series.state, count(*)": "by the index of the states alone: a few bytes for each series",
     "SELECT job.kind, job.state, count(*)": "by the index of the queues alone",
@@ -81,6 +87,9 @@ class Inference:
     def trouble(self) -> list[str]:
         return []
 
+    def facts(self) -> list[dict[str, Any]]:
+        return []
+
     def close(self) -> None:
         pass
 
@@ -121,10 +130,12 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], P
             said = {"job": infer["id"], "kind": "missed", "image": "1", "column": "3", "row": "4"}
             assert client.post(f"/api/series/{uid}/feedback", data=said).status_code == 200
             listed = client.get("/api/series").json()[0]["first_arrival"].replace("+", "%2B")
-            for page in ("/", f"/?before={listed}", f"/series/{uid}", "/refusals", "/destinations", "/rerun", "/health",
-                         "/metrics", "/api/series", f"/api/series/{uid}", "/api/refusals", "/api/queue",
-                         f"/series/{uid}/view", f"/api/series/{uid}/view/image-0.png", "/feedback",
-                         "/api/feedback"):  # fmt: skip
+            lists = ("", f"before={listed}", f"after={uid}", f"after={uid}&sort=slowest", f"q=breast&after={uid}",
+                     "trouble=1", "q=breast", "q=1.2", "pipeline=breast-us", "job=failed", "sort=slowest")  # fmt: skip
+            for page in (*(f"/?{each}" for each in lists), f"/series/{uid}", "/refusals", "/destinations", "/rerun",
+                         "/health", "/metrics", "/system", "/ready", "/api/series", f"/api/series/{uid}",
+                         "/api/refusals", "/api/queue", f"/series/{uid}/view",
+                         f"/api/series/{uid}/view/image-0.png", "/feedback", "/api/feedback"):  # fmt: skip
                 assert client.get(page).status_code == 200, page
     finally:
         node.stop()

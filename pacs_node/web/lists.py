@@ -1,0 +1,145 @@
+"""The list of series: searched, filtered and sorted; what is chosen of it retried, run again, deleted, or exported."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from pacs_node.records import JOB_STATES, SORTS, Wanted
+from pacs_node.web.views import MOST, PAGE, PLAIN, Views, day_or_time, for_people, limit_of, once
+
+if TYPE_CHECKING:
+    from pacs_node.web.facts import Facts
+
+FILTER = ("q", "modality", "sender", "state", "pipeline", "job", "trouble", "since", "before", "sort")
+WHERE = (*FILTER, "after")  # in the list
+STATES = ("receiving", "closed", "deleted")
+JOBS = tuple(state for state in JOB_STATES if state not in ("done", "superseded"))  # what somebody looks for
+ONE_OF = {"state": STATES, "job": JOBS, "sort": tuple(SORTS), "trouble": ("1",)}
+LONGEST_TEXT = 64  # characters of what is sought: no description holds more
+DO = {  # what can be done with many series -> in words
+    "retry": "Retry what has failed, was refused or waits",
+    "rerun": "Run again with today's models and rules",
+    "delete": "Delete images and results here",
+}
+COLUMNS = (
+    "series_uid", "study_uid", "modality", "description", "sender", "state", "instances", "revision", "first_arrival",
+    "last_arrival", "turnaround_s", "closed_because",
+)  # fmt: skip
+FORMULA = "=+-@\t\r"  # what a spreadsheet would calculate instead of show: OWASP, CSV Injection
+
+
+class ListViews:
+    """One function per address, as in `Views`."""
+
+    def __init__(self, facts: Facts, views: Views) -> None:
+        self.facts, self.views = facts, views
+
+    def page(self, request: Request) -> Response:
+        asked = {key: value for key, value in request.query_params.multi_items() if value}
+        wanted = wanted_of(asked)
+        series = self.facts.series_list(PAGE, wanted)
+        number, there = self.facts.series_count(wanted)
+        narrowed = {key: value for key, value in asked.items() if key != "after"}
+        more = {**narrowed, "after": series[-1]["series_uid"]} if len(series) == PAGE else None
+        shown = {
+            "series": series,
+            "number": number,
+            "there": there,
+            "asked": asked,
+            "narrowed": wanted.narrowed,
+            "query": urlencode(narrowed),
+            "more": urlencode(more) if more else None,
+            "first_page": not wanted.after,
+            "refresh": not wanted.after,
+            "health": self.facts.health(),
+            "choices": {**self.facts.choices(), "state": STATES, "job": JOBS},
+            "sorts": SORTS,
+            "do": DO,
+            "most": MOST,
+        }
+        return self.views.page(request, "list.html", shown)
+
+    def series_list(self, request: Request) -> Response:
+        limit = limit_of(request, MOST)
+        series = self.facts.series_list(limit, wanted_of(request.query_params))
+        next_ = request.url.include_query_params(after=series[-1]["series_uid"]) if len(series) == limit else None
+        return JSONResponse(series, headers={"link": f'<{next_}>; rel="next"'} if next_ else None)
+
+    def export(self, request: Request) -> Response:
+        """All that are wanted, however many, as they are read."""
+        wanted = wanted_of(request.query_params)
+        named = {"content-disposition": 'attachment; filename="series.csv"'}
+        return StreamingResponse(self._rows(wanted), media_type="text/csv; charset=utf-8", headers=named)
+
+    def _rows(self, wanted: Wanted) -> Iterator[str]:
+        yield _line([*COLUMNS, "jobs"])
+        while series := self.facts.series_list(MOST, wanted):
+            for each in series:
+                jobs = "; ".join(f"{job['kind']} {job['pipeline']} {job['state']}" for job in each["jobs"])
+                yield _line([*(each[column] for column in COLUMNS), jobs])
+            if len(series) < MOST:
+                return
+            wanted = replace(wanted, after=series[-1]["series_uid"])
+
+    def bulk(self, request: Request) -> Response:
+        """Asked by a page it asks once more, and then does it."""
+        form = [*request.query_params.multi_items(), *request.state.form]
+        uids = [value for key, value in form if key == "series"]
+        asked = once([field for field in form if field[0] != "series"], ("do", "all", "query", "confirmed"))
+        do = asked.get("do", "")
+        if do not in DO:
+            raise HTTPException(400, f"do is one of {', '.join(DO)}, not {do[:20]!a}")
+        if any(not PLAIN.fullmatch(uid) for uid in uids):
+            raise HTTPException(400, "series is a Series Instance UID")
+        query = asked.get("query", "")
+        chosen = wanted_of(once(parse_qsl(query), FILTER)) if asked.get("all") else list(dict.fromkeys(uids))
+        if not chosen:
+            raise HTTPException(400, "choose at least one series")
+        if asked.get("confirmed") != "yes":
+            if not for_people(request):
+                raise HTTPException(400, "say confirmed=yes: it is done at once")
+            number = min(MOST, self.facts.series_count(chosen)[0]) if isinstance(chosen, Wanted) else len(chosen)
+            shown = {"do": do, "words": DO[do], "number": number, "query": query, "uids": uids, "all": asked.get("all")}
+            return self.views.page(request, "bulk.html", {**shown, "most": MOST, "done": None})
+        who = request.state.who.name if request.state.who is not None else ""
+        said = self.facts.bulk(do, chosen, who or "somebody")
+        done = [uid for uid, why_not in said.items() if why_not is None]
+        left = {uid: why_not for uid, why_not in said.items() if why_not is not None}
+        if for_people(request):
+            return self.views.page(request, "bulk.html", {"words": DO[do], "done": done, "left": left, "query": query})
+        return JSONResponse({"done": done, "not": left})
+
+
+def wanted_of(asked: Mapping[str, str]) -> Wanted:
+    """Raises HTTPException 400 in words for a value that cannot be."""
+    given = {key: value for key in WHERE if (value := asked.get(key))}
+    for key, value in given.items():
+        if key in ONE_OF and value not in ONE_OF[key]:
+            raise HTTPException(400, f"{key} is one of {', '.join(ONE_OF[key])}, not {value[:20]!a}")
+        if len(value) > LONGEST_TEXT or "\0" in value:
+            raise HTTPException(400, f"{key} is a text of at most {LONGEST_TEXT} characters")
+    return Wanted(
+        text=given.get("q", "").strip(),
+        **{key: given.get(key, "") for key in ("modality", "sender", "state", "pipeline", "job", "after")},
+        trouble="trouble" in given,
+        since=day_or_time("since", given.get("since")),
+        before=day_or_time("before", given.get("before")),
+        sort=given.get("sort", "newest"),
+    )
+
+
+def _line(values: list[Any]) -> str:
+    """RFC 4180. What a sender wrote is shown by a spreadsheet, never calculated."""
+    line = StringIO()
+    texts = ["" if value is None else str(value) for value in values]
+    csv.writer(line).writerow([f"'{text}" if text[:1] and text[0] in FORMULA else text for text in texts])
+    return line.getvalue()
