@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from pacs_node.records import JOB_STATES, SORTS, Wanted
+from pacs_node.records import EVERY, JOB_STATES, SORTS, Wanted
 from pacs_node.web.views import MOST, PAGE, PLAIN, Views, day_or_time, for_people, limit_of, once
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ class ListViews:
         asked = {key: value for key, value in request.query_params.multi_items() if value}
         wanted = wanted_of(asked)
         series = self.facts.series_list(PAGE, wanted)
-        number, there = self.facts.series_count(wanted)
+        all_here = not wanted.after and len(series) < PAGE and wanted.sort != "slowest"  # which leaves some out
+        number, there = self.facts.series_count(EVERY if all_here else wanted)
+        number = len(series) if all_here else number
         narrowed = {key: value for key, value in asked.items() if key != "after"}
         more = {**narrowed, "after": series[-1]["series_uid"]} if len(series) == PAGE else None
         shown = {
@@ -125,7 +127,7 @@ def wanted_of(asked: Mapping[str, str]) -> Wanted:
     for key, value in given.items():
         if key in ONE_OF and value not in ONE_OF[key]:
             raise HTTPException(400, f"{key} is one of {', '.join(ONE_OF[key])}, not {value[:20]!a}")
-        if len(value) > LONGEST_TEXT or "\0" in value:
+        if len(value) > LONGEST_TEXT or not value.isprintable():
             raise HTTPException(400, f"{key} is a text of at most {LONGEST_TEXT} characters")
     return Wanted(
         text=given.get("q", "").strip(),

@@ -90,7 +90,7 @@ def test_nothing_is_scrolled_sideways(served: str, busy: InMemory, width: int) -
         "/rerun",
         f"/series/{'9' * 60}",
         "/?before=2026-03-01T12:05:00Z",
-        f"/?q={LONG}&trouble=1&sort=slowest",
+        "/?q=Thorax&trouble=1&sort=slowest",
         "/system",
         "/refusals",
         "/queue",
@@ -98,3 +98,24 @@ def test_nothing_is_scrolled_sideways(served: str, busy: InMemory, width: int) -
     for seen in pages(width, *(served + path for path in paths)):
         assert seen["wide"] == [], seen["url"]
         assert all(left >= 0 and right <= width for _, left, right in seen["buttons"]), seen
+
+
+def test_the_list_shows_what_comes_while_it_is_open_and_leaves_a_choice_alone(served: str, busy: InMemory) -> None:
+    """Without a reload; the browser asks for events, and for the page when there is one."""
+    if not (BROWSER / "node_modules").is_dir():
+        missing(f"playwright-core is not installed; run `npm ci --ignore-scripts` in {BROWSER.relative_to(ROOT)}")
+    command = [need("node"), str(BROWSER / "live.mjs"), need("chromium"), served + "/"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as browser:
+        assert browser.stdout is not None
+        assert browser.stdin is not None
+        said = browser.stdout
+        assert said.readline().strip() == "open"
+        busy.all[-1]["description"] = "Came-meanwhile"
+        busy.stamps = ["8-x"]
+        assert said.readline().strip() == "seen, not reloaded"
+        busy.all[-1]["description"] = "Came-later"
+        busy.stamps = ["9-x"]
+        browser.stdin.write("go on\n")
+        browser.stdin.flush()
+        assert said.readline().strip() == "the choice stands"
+        assert browser.wait(60) == 0

@@ -806,7 +806,9 @@ def test_the_list_keeps_its_filter_from_page_to_page(web: TestClient, facts: InM
 
 
 def test_nothing_found_is_said(web: TestClient) -> None:
-    assert "None of the 55 series is one of these." in visible(web.get("/?q=nowhere").text)
+    page = visible(web.get("/?q=nowhere").text)
+    assert "0 of 55 series" in page
+    assert "None of the 55 series is one of these." in page
 
 
 def test_many_series_are_chosen_confirmed_and_done(web: TestClient, facts: InMemory) -> None:

@@ -236,6 +236,8 @@ def test_the_commands(story: Story, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert f"restore with: pacs-node restore {copy}" in done.stdout
     assert (copy / "node.toml").read_text() == story.file.read_text()
+    assert story.node.ledger.marks()["backup"]["text"].endswith(" files, copy")
+    story.node.ledger.close()
     assert {path.stat().st_mode & 0o077 for path in [copy, *copy.rglob("*")]} == {0}
     wrong = CliRunner().invoke(app, ["backup", str(copy), "--config", config, "--images", "some"])
     assert (wrong.exit_code, "copy, link, none" in wrong.output) == (1, True)

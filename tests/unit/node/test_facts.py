@@ -14,7 +14,7 @@ from config import load
 from models import catalogue
 from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
-from pacs_node.records import JOB_KINDS, Evidence, Instance, Job, OpenSeries, Result
+from pacs_node.records import JOB_KINDS, Evidence, Instance, Job, OpenSeries, Result, Wanted
 from tests.factories import us_image
 
 TOML = """
@@ -111,6 +111,44 @@ def story(tmp_path: Path) -> Iterator[Story]:
     story.receive()
     yield story
     story.node.stop()
+
+
+def test_many_are_retried_and_the_rest_is_said(story: Story) -> None:
+    nothing = {story.uid: "nothing of it has failed or waits"}
+    assert story.facts.bulk("retry", [story.uid], "ada") == nothing
+    job = story.fail("send")
+    assert story.facts.bulk("retry", Wanted(trouble=True), "ada") == {story.uid: None}
+    assert story.one("send").id == job.id
+    assert story.facts.bulk("retry", Wanted(trouble=True), "ada") == {}
+    assert story.facts.bulk("retry", ["1.2.3"], "ada") == {"1.2.3": "nothing of it has failed or waits"}
+
+
+def test_many_are_run_again_and_of_each_it_is_said_why_not(story: Story) -> None:
+    said = story.facts.bulk("rerun", [story.uid, "1.2.3"], "ada")
+    assert said.keys() == {story.uid, "1.2.3"}
+    assert all(said.values()), "one is being worked on, and one is not there"
+    story.fail("infer")
+    assert story.facts.bulk("rerun", [story.uid], "ada") == {story.uid: None}
+    assert story.one("infer").sender == ""
+
+
+def test_ready_is_not_while_it_starts_or_stops_or_is_in_trouble(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert story.facts.ready() == {"ready": False, "reasons": ["nothing listens for senders yet"]}
+    monkeypatch.setattr(Node, "listening", True)
+    assert story.facts.ready() == {"ready": True, "reasons": []}
+    story.node.stopping = True
+    assert story.facts.ready() == {"ready": False, "reasons": ["the node is stopping"]}
+    story.node.stopping = False
+    monkeypatch.setattr(Node, "trouble", lambda self: ["the disk is full"])
+    assert story.facts.ready() == {"ready": False, "reasons": ["the disk is full"]}
+
+
+@pytest.mark.parametrize("kind", ["infer", "send", "confirm"])
+def test_what_failed_is_told_by_task(story: Story, kind: str) -> None:
+    story.fail(kind, f"{story.folder}/out/results is full")
+    [(task, words)] = story.facts.failed_tasks().items()
+    assert task == TASK[kind]
+    assert words == f"{TASK[kind]} has failed for good (1 job): the folder of 'results' is full"
 
 
 TASK = {"infer": "breast-us", "send": "sending to results", "confirm": "proving arrival at results"}

@@ -297,6 +297,34 @@ def test_only_what_is_proven_goes_or_what_may_go_unproven(story: Story, what: st
     assert [each.goes for each in story.run()] == ([] if word else [True])
 
 
+@pytest.mark.parametrize("what", OUTCOMES)
+def test_a_person_deletes_what_is_proven_and_nothing_else(story: Story, what: str) -> None:
+    happens, word, why = OUTCOMES[what]
+    assert NodeFacts(story.node).bulk("delete", [story.uid], "ada") == {story.uid: "it still receives images"}
+    happens(story)
+    kept = len(story.kept_files())
+    said = NodeFacts(story.node).bulk("delete", [story.uid, "1.2.3"], "ada")
+    assert said["1.2.3"] == "there is none to delete"
+    if word:
+        assert said[story.uid]
+        assert (why or "") in str(said[story.uid])
+        assert (story.series()["state"], len(story.kept_files())) == ("closed", kept)
+    else:
+        assert said[story.uid] is None
+        assert story.series()["state"] == "deleted"
+        assert not [file for file in story.kept_files() if file.suffix == ".pack"]
+        [told] = [each for each in story.series()["timeline"] if each["event"] == "deleted"]
+        assert "ada asked for it; its results arrived at pacs" in told["text"]
+
+
+def test_a_person_waits_for_a_backup(story: Story) -> None:
+    story.arrive()
+    with retention.exclusively(story.folder / "data" / retention.FILES_LOCK, wait=False):
+        said = NodeFacts(story.node).bulk("delete", [story.uid], "ada")[story.uid]
+    assert said == "a backup, or retention, is at work; try again in a while"
+    assert story.series()["state"] == "closed"
+
+
 def test_one_destination_of_two_is_not_enough(tmp_path: Path) -> None:
     story = Story(tmp_path, send_to='["files", "pacs"]')
     story.image()
