@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -26,7 +27,16 @@ from pacs_node.ledger.tables import metadata
 from pacs_node.node import Node
 from tests.fault.test_standing import Watched, every_job_ends
 from tests.harness import ROOT, NodeProcess, Postgres, storescu, wait_for
+from tests.unit.node import test_lists as lists
 from tests.unit.node.test_ledger import *  # noqa: F403  the same tests, on the ledger below
+from tests.unit.node.test_lists import (  # noqa: F401  and these
+    KINDS,
+    fill,
+    made,
+    test_turnaround_ends_where_the_last_results_have_arrived,
+)
+from tests.unit.node.test_notify import WRONG
+from tests.unit.node.test_notify import Watched as Told
 from tests.unit.node.test_retention import Story
 from tests.unit.node.test_turns import (  # noqa: F401  and these
     test_a_single_series_does_not_wait_for_the_thousands_of_another,
@@ -52,6 +62,36 @@ def ledger(postgres: Postgres, tmp_path: Path) -> Iterator[Ledger]:
     ledger.migrate()
     yield ledger
     ledger.close()
+
+
+@pytest.fixture
+def fresh(ledger: Ledger) -> Ledger:
+    return ledger
+
+
+def test_a_list_is_searched_and_counted_there_too(ledger: Ledger) -> None:
+    rows = made()
+    fill(ledger, rows)
+    for wanted, holds in KINDS:
+        for sort in ("newest", "oldest", "slowest"):
+            lists.test_all_that_are_wanted_come_once_page_by_page_in_their_order(ledger, rows, wanted, holds, sort)
+    assert {each["kind"] for each in ledger.backlog()} == {"infer", "send"}
+    assert ledger.last_received().keys() == {"CT1", "CT2", "US_1"}
+    assert sum(map(len, ledger.came_since(rows[0]["first_arrival"].replace(year=2000)).values())) == len(rows)
+    assert ledger.stamp() == ledger.stamp()
+    assert ledger.refused_of_each() == {}
+    assert ledger.refusals_by_sender(5) == []
+    assert abs(ledger.clock_ahead_s() or 0.0) < 60, "it is the clock of this machine"
+
+
+def test_what_was_told_is_noted_there_too(ledger: Ledger) -> None:
+    told = Told(ledger)
+    [(title, _)] = told.look(replace(WRONG, silent={}))
+    assert title == "pacs-node AI: 5 things to see to"
+    told.start()
+    assert told.look(replace(WRONG, silent={})) == []
+    assert ledger.failing_sends(WRONG.now) == []
+    assert ledger.inferred_since(WRONG.now, WRONG.now) == []
 
 
 def test_three_processes_start_at_once_on_an_empty_database(postgres: Postgres, tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WORDS = ("Thorax 1.0 B31f", "Mamma_links", "100% dose", "", "THORAX lung", "back\\slash")
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
+def made() -> list[dict[str, Any]]:
     """400 series with their jobs; many began to come in the same moment."""
     dice = random.Random(7)
     rows = []
@@ -57,10 +56,21 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return made()
+
+
+@pytest.fixture(scope="module")
 def ledger(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
     folder = tmp_path_factory.mktemp("lists")
     ledger = Ledger(f"sqlite:///{folder}/node.sqlite", folder)
     ledger.migrate()
+    fill(ledger, rows)
+    yield ledger
+    ledger.close()
+
+
+def fill(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
     with ledger.engine.begin() as db:
         db.execute(sa.insert(series_table), [{k: v for k, v in row.items() if k != "jobs"} for row in rows])
         plain = {"study_uid": "1.3", "route": "r", "options": {}, "send_to": [], "priority": 5, "reason": ""}
@@ -70,8 +80,6 @@ def ledger(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory)
                 made = NOON + timedelta(seconds=number)
                 own = {"id": f"{row['series_uid']}-{number}", "series_uid": row["series_uid"], "created_at": made}
                 db.execute(sa.insert(job_table).values(**plain, **own, **job))
-    yield ledger
-    ledger.close()
 
 
 def is_trouble(row: dict[str, Any]) -> bool:
