@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from config import load
+from config import Notify, load
 from models import catalogue
+from pacs_node import notify
 from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
 from pacs_node.records import JOB_KINDS, Evidence, Instance, Job, OpenSeries, Result, Wanted
 from tests.factories import us_image
+from tests.harness import wait_for
 
 TOML = """
 [node]
@@ -149,6 +152,30 @@ def test_what_failed_is_told_by_task(story: Story, kind: str) -> None:
     [(task, words)] = story.facts.failed_tasks().items()
     assert task == TASK[kind]
     assert words == f"{TASK[kind]} has failed for good (1 job): the folder of 'results' is full"
+
+
+def test_a_node_tells_of_what_failed_and_of_a_destination_that_takes_nothing(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[tuple[str, str]] = []
+    monkeypatch.setattr(notify, "deliver", lambda urls, title, body: messages.append((title, body)))
+    send = story.node.flow._send_job(story.one("infer"), "results")
+    story.end(story.one("infer"), "done", "1 finding", send)
+    story.begin(send)
+    assert story.ledger.retry_later(send, "the folder is away", story.now(), [], story.now())
+    story.now.time += timedelta(minutes=31)
+    told = Notify.model_validate({"name": "on-call", "urls": ["json://127.0.0.1/"]})
+    story.node.config = story.node.config.model_copy(update={"notices": (told,)})
+    assert story.node._world().down == [("results", send.created_at, "the folder is away")]
+    story.node._start_notifier()
+    try:
+        wait_for(lambda: messages, 60, "a message")
+    finally:
+        assert story.node.notifier is not None
+        story.node.notifier.stop()
+    [(title, body)] = messages
+    assert title == "pacs-node PACSNODE: 1 thing to see to"
+    assert re.fullmatch(r"- results has taken nothing since \S+ \S+: the folder is away", body)
 
 
 TASK = {"infer": "breast-us", "send": "sending to results", "confirm": "proving arrival at results"}
