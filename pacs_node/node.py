@@ -476,7 +476,7 @@ class Node:
     def ailing(self) -> list[str]:
         """What rests because it fails, while others work; a certificate of ours that nobody will take for long; and who
         could not be told."""
-        told = list(self.notifier.troubles.values()) if self.notifier is not None else []
+        told = self.notifier.trouble() if self.notifier is not None else []
         return [*self.stages.inference.trouble(), *self._certificate_ends(), *told]
 
     def _certificate_ends(self) -> Iterator[str]:

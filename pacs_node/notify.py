@@ -155,6 +155,10 @@ class Notifier:
         self._stopping.set()
         self.loop.stop()
 
+    def trouble(self) -> list[str]:
+        """Who could not be told, and why nobody is."""
+        return [*self.troubles.values(), *([self.loop.trouble] if self.loop.trouble is not None else [])]
+
     def look(self) -> None:
         """Raises LedgerUnavailable; what is wrong then is told once it is back."""
         world = self.world()

@@ -188,6 +188,7 @@ def test_what_could_not_be_told_is_told_later(ledger: Ledger, error: Exception) 
     with structlog.testing.capture_logs() as logs:
         assert watched.look(replace(WRONG, silent={})) == []
     assert "on-call could not be told" in watched.notifier.troubles["on-call"]
+    assert watched.notifier.trouble() == [watched.notifier.troubles["on-call"]]
     assert SECRET not in str(watched.notifier.troubles) + str(logs)
     watched.inbox.refuses = None
     assert len(watched.look(replace(WRONG, silent={}))) == 1
