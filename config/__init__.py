@@ -11,6 +11,7 @@ from pathlib import Path
 from config.check import Known, Problem, check
 from config.schema import (
     Assemble,
+    Audit,
     Config,
     Database,
     Infer,
@@ -27,6 +28,7 @@ from config.schema import (
 
 __all__ = [
     "Assemble",
+    "Audit",
     "Config",
     "ConfigError",
     "Database",

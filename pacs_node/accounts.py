@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -110,8 +110,16 @@ class Kept(Protocol):
 class Accounts:
     """idle_min, longest_h: after so long without use, and after so long in any case, a session ends."""
 
-    def __init__(self, kept: Kept, now: Callable[[], datetime], *, idle_min: float = 30, longest_h: float = 12) -> None:
-        self.kept, self.now = kept, now
+    def __init__(
+        self,
+        kept: Kept,
+        now: Callable[[], datetime],
+        *,
+        idle_min: float = 30,
+        longest_h: float = 12,
+        audit: Callable[[str, Mapping[str, object]], None] = lambda event, facts: None,
+    ) -> None:
+        self.kept, self.now, self.audit = kept, now, audit
         self.idle, self.longest = timedelta(minutes=idle_min), timedelta(hours=longest_h)
         self._hasher = argon2.PasswordHasher()
         self._failures: dict[str, deque[datetime]] = {}  # by address
@@ -132,6 +140,7 @@ class Accounts:
         must_be_fit(name, password)
         if not self.kept.add_user(User(name, role, self._hasher.hash(password), self.now())):
             raise BadAccount(f"there is a user {name!r} already")
+        self._changed(f"user:{name}", f"a user with the role {role} was made")
 
     def change(self, name: str, *, role: str | None = None, password: str | None = None) -> None:
         """Whoever is logged in under this name is logged out. Raises BadAccount."""
@@ -146,6 +155,8 @@ class Accounts:
         if not self.kept.change_user(name, **values):
             raise BadAccount(f"there is no user {name!r}")
         self.kept.end_sessions(user=name)
+        given = [f"the role {role}"] * (role is not None) + ["another password"] * (password is not None)
+        self._changed(f"user:{name}", f"the user was given {' and '.join(given)}" if given else "the user was unlocked")
 
     def remove(self, name: str) -> None:
         """Raises BadAccount."""
@@ -153,6 +164,10 @@ class Accounts:
         if not self.kept.remove_user(name):
             raise BadAccount(f"there is no user {name!r}")
         self.kept.end_sessions(user=name)
+        self._changed(f"user:{name}", "the user was removed")
+
+    def _changed(self, what: str, words: str) -> None:
+        self.audit("user-changed", {"what": what, "words": words})
 
     def _must_leave_an_admin(self, name: str, becomes: str | None) -> None:
         """The last user may go, and the pages are open again; the last admin among others may not."""
@@ -174,6 +189,8 @@ class Accounts:
             self._failed(address, now)
             if user is not None:
                 locked = now + timedelta(minutes=LOCKED_MIN) if user.wrong + 1 >= WRONG_IN_A_ROW else None
+                if locked is not None:
+                    self._changed(f"user:{user.name}", f"the user is locked: {WRONG_IN_A_ROW} wrong passwords in a row")
                 self.kept.change_user(user.name, wrong=0 if locked else user.wrong + 1, locked_until=locked)
             raise NotLoggedIn("name or password is wrong, or the user is locked for a while")
         changed: dict[str, object] = {"wrong": 0, "locked_until": None}
@@ -244,12 +261,14 @@ class Accounts:
         secret, now = TOKEN_PREFIX + secrets.token_urlsafe(32), self.now()
         if not self.kept.add_token(Token(name, digest(secret), role, now, now + timedelta(days=days))):
             raise BadAccount(f"there is a token {name!r} already; remove it first")
+        self._changed(f"token:{name}", f"a token with the role {role} was made, for {days:g} days")
         return secret
 
     def remove_token(self, name: str) -> None:
         """Raises BadAccount."""
         if not self.kept.remove_token(name):
             raise BadAccount(f"there is no token {name!r}")
+        self._changed(f"token:{name}", "the token was removed")
 
     # ---- attempts
 

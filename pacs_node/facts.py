@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from models import catalogue
 from pacs_node import __version__
+from pacs_node.audit import KINDS, Audit, told
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.peers import LedgerMemory
 from pacs_node.records import JOB_KINDS, REFUSAL_KINDS
@@ -21,6 +23,8 @@ OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is n
 RUNNING_SLACK_S = 900.0  # and so is one whose attempt runs for this much longer than its limits add up to
 STANDING_S = 60.0  # or that has not begun for so long, and two sweeps, though nothing of its queue runs
 AHEAD_S = 60.0  # times so far in the future were not measured by another clock: ours was set back
+
+MOST_LOOKED_AT = 100_000  # messages of the audit trail, for one page
 
 ATTENTION = 20  # jobs that /health names one by one
 
@@ -49,6 +53,7 @@ class Running(Viewed, Protocol):
     """The node whose facts these are."""
 
     retention: Retention
+    audit: Audit
 
     def rejected(self, job_id: str) -> Path: ...
     @property
@@ -220,6 +225,25 @@ class NodeFacts(ViewerFacts):
             "counts": {kind: {**count, "means": REFUSAL_KINDS.get(kind, "")} for kind, count in counts.items()},
             "refusals": self.node.ledger.refusals(limit),
         }
+
+    def audit(self, limit: int, before: str, wanted: Mapping[str, str]) -> dict[str, Any]:
+        """The audit trail, the newest first."""
+        found = islice(self._audited(before, wanted), limit)
+        return {"kinds": list(KINDS), "events": [self._without_paths(event) for event in found]}
+
+    def _audited(self, before: str, wanted: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        who = wanted.get("who", "").casefold()
+        for line in islice(self.node.audit.trail.backwards(), MOST_LOOKED_AT):
+            event = told(line)
+            if event is None or (before and event["at"] >= before):
+                continue
+            names = "\n".join((*event["who"], *event["from"])).casefold()
+            if (
+                wanted.get("event") in (None, "", event["event"])
+                and who in names
+                and wanted.get("study") in (None, "", *event["about"])
+            ):
+                yield event
 
     def retry(self, job_id: str) -> str | None:
         ledger = self.node.ledger

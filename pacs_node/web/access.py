@@ -43,6 +43,8 @@ NEEDS: dict[str, str | None] = {
     "/api/rerun": ADMIN,
     "/api/destinations": VIEWER,
     "/api/refusals": VIEWER,
+    "/audit": ADMIN,
+    "/api/audit": ADMIN,
     "/api/jobs/{id}/retry": ADMIN,
     "/api/jobs/{id}/dismiss": ADMIN,
     "/api/jobs/{id}/results/{name}": READER,  # as it was sent, with the patient's name
@@ -52,12 +54,15 @@ NEEDS: dict[str, str | None] = {
     "/logout": VIEWER,
 }
 
+LOGS = ("/audit", "/api/audit")  # whoever reads the audit trail stands in it
+
 View = Callable[[Request], Response]
 
 
 class Door:
     """Lets in. accounts: None where nobody logs in. secure: the browser is to send its key over TLS alone. audit: told
-    of who came in, who did not, and who changed what."""
+    of who came in, who did not, who pressed what, and who saw what: every answer of an address that needs READER, and
+    each study that a view names in request.state.studies."""
 
     def __init__(
         self,
@@ -81,25 +86,46 @@ class Door:
                 if who is None:
                     return self._log_in_first(request)
                 if not who.may(least):
+                    self._tell(request, who, "asked", {"what": request.url.path, "status": 403})
                     raise HTTPException(403, f"this needs the role {least}; you are {who.name!r}, {who.role}")
-            request.state.who, request.state.form = who, ()
+            request.state.who, request.state.form, request.state.studies = who, (), ()
             if request.method == "POST":
                 request.state.form = tuple(parse_qsl(await body_of(request), keep_blank_values=True))
                 self._must_be_ours(request, who)
-            return await run_in_threadpool(self._answered, view, request, who)
+            return await run_in_threadpool(self._answered, view, request, who, least)
 
         return asked
 
-    def _answered(self, view: View, request: Request, who: Who | None) -> Response:
-        response = view(request)
-        if request.method == "POST" and who is not None and request.url.path != "/logout":
-            self.audit("asked", {"user": who.name, "what": request.url.path, "status": response.status_code})
+    def _answered(self, view: View, request: Request, who: Who | None, least: str | None) -> Response:
+        """What the view says; and the audit trail is told who pressed what, and who saw what."""
+        try:
+            response = view(request)
+        except HTTPException as refused:
+            self._told_of(request, who, least, refused.status_code)
+            raise
+        self._told_of(request, who, least, response.status_code)
         return response
+
+    def _told_of(self, request: Request, who: Who | None, least: str | None, status: int) -> None:
+        what, seen = {"what": request.url.path, "status": status}, request.state.studies
+        if who is None or request.url.path == "/logout":
+            return
+        if request.method == "POST":
+            self._tell(request, who, "asked", what)
+        elif request.url.path in LOGS and status < 400:
+            self._tell(request, who, "audit-used", what)
+        elif least == READER and not seen:
+            self._tell(request, who, "identity-asked", what)
+        for study in seen if status < 400 else ():
+            self._tell(request, who, "instances-accessed", {**what, "study": study})
+
+    def _tell(self, request: Request, who: Who, event: str, facts: Mapping[str, object]) -> None:
+        self.audit(event, {"user": who.name or "anybody", "from": _address(request), **facts})
 
     def _who(self, request: Request) -> Who | None:
         if self.accounts is None:
             return ANYBODY
-        address = request.client.host if request.client else ""
+        address = _address(request)
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             try:
@@ -133,7 +159,7 @@ class Door:
 
     def login(self, request: Request) -> Response:
         form = dict(request.state.form or request.query_params)
-        onward, address = inside(form.get("next", "/")), request.client.host if request.client else ""
+        onward, address = inside(form.get("next", "/")), _address(request)
         if self.accounts is None or (request.method == "GET" and self.accounts.open):
             return RedirectResponse(onward, status_code=303)
         if request.method == "GET":
@@ -142,7 +168,7 @@ class Door:
         try:
             key, user = self.accounts.log_in(name, form.get("password", ""), address)
         except NotLoggedIn as error:
-            self.audit("login-refused", {"user": name[:64], "from": address})
+            self.audit("login-refused", {"user": name[:64], "from": address, "words": str(error)})
             return self.views.page(request, "login.html", {"next": onward, "words": str(error)}, 401)
         self.audit("login", {"user": user.name, "from": address})
         response = RedirectResponse(onward, status_code=303)
@@ -153,7 +179,12 @@ class Door:
         key = request.cookies.get(COOKIE)
         if key and self.accounts is not None:
             self.accounts.log_out(key)
-            self.audit("logout", {"user": request.state.who.name})
+            self.audit("logout", {"user": request.state.who.name, "from": _address(request)})
         response = RedirectResponse("/login", status_code=303)
         response.delete_cookie(COOKIE, path="/")
         return response
+
+
+def _address(request: Request) -> str:
+    """Of who asks."""
+    return request.client.host if request.client else ""

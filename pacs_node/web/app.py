@@ -7,6 +7,7 @@
     GET  /refusals                what was refused or kept aside at receipt: when, from whom, why
     GET  /queue                   what runs and what waits, in its order, and why
     GET  /rerun                   a form: run many series again
+    GET  /audit                   who did what: the audit trail
     GET  /destinations            where results go, and what each destination accepted and refused
     GET  /login                   name and password; POST logs in, and POST /logout out
     GET  /health                  ok and degraded: 200; trouble: 503; with the reasons
@@ -21,6 +22,7 @@
     GET  /api/destinations
     GET  /api/queue               the same as /queue
     GET  /api/inference           the devices, and the forms in which networks are served
+    GET  /api/audit               the same as /audit
     GET  /api/refusals            {"counts": of each kind, "refusals": the newest}
     POST /api/jobs/{id}/retry     run an open, failed or refused job now, afresh
     POST /api/jobs/{id}/dismiss   a job that failed for good is no trouble any more
@@ -60,7 +62,7 @@ from pacs_node.errors import LedgerUnavailable
 from pacs_node.web.access import Door
 from pacs_node.web.facts import Facts
 from pacs_node.web.viewer import ViewerViews
-from pacs_node.web.views import View, Views, knowing
+from pacs_node.web.views import AUDIT_KEYS, View, Views, knowing
 
 HERE = Path(__file__).parent
 
@@ -98,6 +100,7 @@ def create_app(
             at("/destinations", views.destinations_page),
             at("/refusals", views.refusals_page),
             at("/queue", views.queue_page),
+            at("/audit", views.audit_page, *AUDIT_KEYS),
             at("/health", views.health),
             at("/metrics", views.metrics),
             at("/api/series", views.series_list, "limit", "before"),
@@ -110,6 +113,7 @@ def create_app(
             at("/api/jobs/{id}/results/{name}", viewer.result),
             at("/api/destinations", views.destinations),
             at("/api/refusals", views.refusals, "limit"),
+            at("/api/audit", views.audit, "limit", *AUDIT_KEYS),
             at("/api/inference", views.inference),
             at("/api/queue", views.queue, "limit"),
             at("/api/series/{uid}/rerun", views.rerun, methods=post),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,10 @@ class Facts(Protocol):
     def refusals(self, limit: int) -> dict[str, Any]:
         """What was refused or kept aside at receipt, the newest first, and how often there was one of each kind:
         {"counts": {kind: {"number", "latest", "means"}}, "refusals": [...]}"""
+
+    def audit(self, limit: int, before: str, wanted: Mapping[str, str]) -> dict[str, Any]:
+        """The audit trail, the newest first: {"kinds": names of events, "events": [...]}; `before` a time, and of
+        `wanted`: event (its name), who (a part of a name or address), study (its UID)."""
 
     def retry(self, job_id: str) -> str | None:
         """Run this job afresh, whoever holds it. None, or why not: there is none, it has ended well, a newer one is

@@ -89,6 +89,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "loop": {"errors"},
     "jobs": {"records", "errors", "flow", "ledger", "loop"},
     "observe": {"records", "errors"},
+    "audit": {"records", "durable", "loop", "observe"},
+    "syslog": {"audit", "durable", "errors", "loop"},
 }
 DOORS = {  # outside package -> files and folders that may import it
     "sqlalchemy": ("pacs_node/ledger/",),

@@ -193,7 +193,10 @@ class Told:
             self.ledger.arrival_counts,
             self.ledger.refusal_counts,
             lambda: self.node.retention.sizes,
+            self.node.audit_figures,
         )
+        self.node.audit("instances-received", {"calling_ae": "US1", "study": "1.2", "objects": {"1.2": 3}})
+        self.node.audit.flush()
         self.app = create_app(NodeFacts(self.node), observe.registry(collector), ("testserver",))
         self.web = TestClient(self.app)
 
@@ -311,6 +314,7 @@ def test_every_query_key_is_documented_and_no_other(told: Told) -> None:
         "/api/series/{uid}",
         "/api/destinations",
         "/api/refusals",
+        "/api/audit",
         "/api/queue",
         "/api/inference",
     ],
