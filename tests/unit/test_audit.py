@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from lxml import etree
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
+from config import load
+from models import catalogue
 from pacs_node import audit as module
 from pacs_node.accounts import ADMIN, READER, ROLES, VIEWER, Accounts
 from pacs_node.audit import EVENTS, KINDS, START, Audit, Source, Trail, Transfers, message
 from pacs_node.audit import told as row_of
+from pacs_node.errors import TryAgain
 from pacs_node.facts import NodeFacts
-from pacs_node.records import AssociationEnd, Instance
+from pacs_node.node import Node
+from pacs_node.records import AssociationEnd, Instance, Package, Receipt
 from pacs_node.web import access
 from pacs_node.web.app import create_app
 from tests.factories import us_image
@@ -549,3 +554,93 @@ def test_who_changes_users_is_told(accounts: Accounts, tmp_path: Path) -> None:
     assert {event for event, _ in events} == {"user-changed"}
     for each in (GOOD, "another long secret", secret):
         assert each not in repr(events)
+
+
+# ---- what is sent ---------------------------------------------------------------------------------------------------
+
+PEERS = """
+[node]
+data_dir = "store"
+[[peer]]
+name = "pacs"
+ae_title = "PACS"
+host = "10.0.0.5"
+port = 104
+[[peer]]
+name = "web"
+dicomweb_url = "https://archive.example/dicom-web"
+[[peer]]
+name = "files"
+folder = "out"
+"""
+
+
+def receipt(number: int, *, stored: bool = True) -> Receipt:
+    return Receipt(f"2.25.{number}", stored, 0, "", NOON, "1.2.840.10008.5.1.4.1.1.66.4")
+
+
+class Fake:
+    """A destination that takes what it takes."""
+
+    def __init__(self, receipts: list[Receipt], failure: str = "") -> None:
+        self.receipts, self.failure = receipts, failure
+
+    def deliver(self, package: Package, now: Callable[[], datetime]) -> list[Receipt]:
+        if self.failure:
+            raise TryAgain(self.failure, self.receipts)
+        return self.receipts
+
+
+@pytest.mark.parametrize(
+    ("peer", "begun", "sent", "where"),
+    [
+        ("pacs", ["sending-begun"], "sent", "10.0.0.5"),
+        ("web", ["sending-begun"], "sent", "archive.example"),
+        ("files", [], "exported", None),
+    ],
+)
+def test_what_is_sent_is_told_and_what_did_not_get_there(
+    tmp_path: Path, peer: str, begun: list[str], sent: str, where: str | None
+) -> None:
+    (tmp_path / "node.toml").write_text(PEERS)
+    node = Node(load(tmp_path / "node.toml", catalogue()))
+    events: list[tuple[str, Any]] = []
+    node.stages.audit = lambda *said: events.append(said)
+    package = Package("job", (), study_uid="1.2.3")
+    for fake, said in (
+        (Fake([receipt(1), receipt(2)]), [f"instances-{sent}"]),
+        (Fake([], "connection refused"), [f"instances-not-{sent}"]),
+        (Fake([receipt(1), receipt(2, stored=False)], "full"), [f"instances-not-{sent}", f"instances-{sent}"]),
+    ):
+        events.clear()
+        node.stages.destinations[peer] = fake
+        with pytest.raises(TryAgain) if fake.failure else nullcontext():
+            node.stages.deliver(peer, package)
+        assert [event for event, _ in events] == [*begun, *said]
+        assert {facts["study"] for _, facts in events} == {"1.2.3"}
+        for event, facts in events:
+            assert facts.get("host") == where
+            assert ("words" in facts) == ("-not-" in event)
+            parsed(message(event, facts, SOURCE, NOON))
+        stored = sum(each.stored for each in fake.receipts)
+        counted = [sum(facts["objects"].values()) for event, facts in events if event == f"instances-{sent}"]
+        assert counted == ([stored] if stored else [])
+    node.stop()
+
+
+def test_changed_settings_are_told_at_the_next_start(tmp_path: Path) -> None:
+    def start() -> list[str]:
+        node = Node(load(tmp_path / "node.toml", catalogue()))
+        node.audit.log = lambda event, facts: said.append(event)
+        said: list[str] = []
+        node.audit.trail.folder.mkdir(parents=True, exist_ok=True)
+        node._tell_of_settings()
+        node.stop()
+        return said
+
+    (tmp_path / "node.toml").write_text(PEERS)
+    assert start() == [], "a first start has nothing before it"
+    assert start() == []
+    (tmp_path / "node.toml").write_text(PEERS.replace("104", "105"))
+    assert start() == ["configuration-changed"]
+    assert start() == []
