@@ -459,6 +459,8 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
 def _unreadable_files(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
     if config.store.ca is not None and (words := _unreadable(config.store.ca)):
         yield ("store", "ca"), f"ca in [store]: {words}", "error"
+    if config.oidc.issuer_ca is not None and (words := _unreadable(config.oidc.issuer_ca)):
+        yield ("oidc", "issuer_ca"), f"issuer_ca in [oidc]: {words}", "error"
     for key in SYSLOG_FILES:
         if (file := getattr(config.audit, key)) is not None and (words := _unreadable(file)):
             yield ("audit", key), f"{key} in [audit]: {words}", "error"

@@ -309,6 +309,45 @@ class Store(Settings):
         return self.ca.read_bytes() if self.ca is not None else None
 
 
+class Oidc(Settings):
+    """[oidc]: the hospital's single sign-on, by OpenID Connect."""
+
+    issuer: str = ""  # as it names itself: https://idp.hospital.example/realms/main; none: users of the node alone
+    client_id: str = ""  # under which the node is registered there
+    client_secret: OptionalSecret = None  # none: a public client, PKCE alone
+    client_secret_file: OptionalPath = None
+    name_claim: Annotated[str, Field(min_length=1)] = "preferred_username"  # what a user is called; else its `sub`
+    role_claim: Annotated[str, Field(min_length=1)] = "groups"  # what gives roles; within others: realm_access.roles
+    viewers: Annotated[tuple[str, ...], Field(strict=False)] = ()  # values of it that give the role viewer
+    readers: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    admins: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    issuer_ca: OptionalPath = None  # PEM; certificates that may have signed its own; default: whom the machine trusts
+
+    @field_validator("issuer")
+    @classmethod
+    def _issuer(cls, url: str) -> str:
+        if not url:
+            return url
+        if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", url):
+            raise ValueError("needs https://, a host and perhaps a path, and neither user, query nor fragment")
+        if words := _bad_place(url):
+            raise ValueError(words)
+        if url.startswith("http://") and not is_loopback(urlsplit(url).hostname or ""):
+            raise ValueError("needs https://: over plain http anybody on the way could log in as anybody")
+        return url
+
+    @model_validator(mode="after")
+    def _fits(self) -> Oidc:
+        given = [name for name, field in Oidc.model_fields.items() if getattr(self, name) != field.default]
+        if given and not self.issuer:
+            raise ValueError(f"{given[0]} needs an issuer")
+        if self.issuer and not self.client_id:
+            raise ValueError("issuer needs a client_id")
+        if self.issuer and not (self.viewers or self.readers or self.admins):
+            raise ValueError("gives nobody a role: name values of role_claim in viewers, readers or admins")
+        return self
+
+
 class Audit(Settings):
     """[audit]: where the audit trail goes, besides the files below data_dir."""
 
@@ -647,6 +686,7 @@ class Config(Settings):
     receive: Receive = Receive()
     tls: Tls = Tls()
     web: Web = Web()
+    oidc: Oidc = Oidc()
     audit: Audit = Audit()
     database: Database = Database()
     store: Store = Store()
@@ -682,6 +722,7 @@ class Config(Settings):
                     update=_absolute(self.tls, folder, ("own_certificate", "own_key", "trusted"))
                 ),
                 "web": self.web.model_copy(update=_absolute(self.web, folder, ("certificate", "key"))),
+                "oidc": self.oidc.model_copy(update=_absolute(self.oidc, folder, ("client_secret_file", "issuer_ca"))),
                 "audit": self.audit.model_copy(update=_absolute(self.audit, folder, SYSLOG_FILES)),
                 "peers": tuple(
                     peer.model_copy(update=_absolute(peer, folder, ("folder", "dicomweb_ca"))) for peer in self.peers

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from hmac import compare_digest
 from typing import Protocol
 
 import argon2
@@ -29,12 +30,17 @@ SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 256  # characters; no other rule: NIST
 WRONG_IN_A_ROW = 5  # passwords of one user; then it is locked
 LOCKED_MIN = 15.0
 FAILURES_OF_ONE = 20  # from one address, whoever they were for, in that time
+BY_OTHERS = "single sign-on "  # in place of a password: it fits none. Whose user it is follows, as a digest
 TOKEN_PREFIX = "pn_"  # noqa: S105  so that a leaked token is recognised as one
 SEEN_EVERY_S = 30.0  # a session's last use is written down no more often
 
 
 class NotLoggedIn(NodeError):
     """Nobody is let in, in words that tell a stranger nothing."""
+
+
+class SignOnAway(NotLoggedIn):
+    """The single sign-on does not answer, or not as it should."""
 
 
 class BadAccount(NodeError):
@@ -118,8 +124,9 @@ class Accounts:
         idle_min: float = 30,
         longest_h: float = 12,
         audit: Callable[[str, Mapping[str, object]], None] = lambda event, facts: None,
+        single_sign_on: bool = False,
     ) -> None:
-        self.kept, self.now, self.audit = kept, now, audit
+        self.kept, self.now, self.audit, self.single_sign_on = kept, now, audit, single_sign_on
         self.idle, self.longest = timedelta(minutes=idle_min), timedelta(hours=longest_h)
         self._hasher = argon2.PasswordHasher()
         self._failures: dict[str, deque[datetime]] = {}  # by address
@@ -145,6 +152,9 @@ class Accounts:
     def change(self, name: str, *, role: str | None = None, password: str | None = None) -> None:
         """Whoever is logged in under this name is logged out. Raises BadAccount."""
         values: dict[str, object] = {"wrong": 0, "locked_until": None}
+        known = self.kept.user(name)
+        if known is not None and known.password.startswith(BY_OTHERS) and (role is not None or password is not None):
+            raise BadAccount(f"{name!r} comes by single sign-on, which gives the role; there is no password here")
         if role is not None:
             must_be_role(role)
             self._must_leave_an_admin(name, becomes=role)
@@ -197,10 +207,35 @@ class Accounts:
         if self._hasher.check_needs_rehash(user.password):
             changed["password"] = self._hasher.hash(password)
         self.kept.change_user(user.name, **changed)
+        return self._session(user, now), user
+
+    def _session(self, user: User, now: datetime) -> str:
         self.kept.end_sessions(before=now - self.longest)
         key = secrets.token_urlsafe(32)
         self.kept.add_session(Session(digest(key), user.name, secrets.token_urlsafe(32), now, now))
-        return key, user
+        return key
+
+    def log_in_by(self, issuer: str, subject: str, name: str, role: str) -> tuple[str, User]:
+        """As log_in, of somebody for whom a single sign-on answers; its word gives the role each time.
+
+        Raises NotLoggedIn where the name is that of a user of the node's own, or of another person.
+        """
+        now, mark = self.now(), f"{BY_OTHERS}{digest(f'{issuer} {subject}')}"
+        name = re.sub(r"[^A-Za-z0-9._@-]", "-", name)[:64]
+        if not NAME.fullmatch(name):
+            raise NotLoggedIn("the single sign-on gives no name that can be one here")
+        user = User(name, role, mark, now)
+        if not self.kept.add_user(user):
+            known = self.kept.user(name)
+            if known is None or not compare_digest(known.password, mark):
+                raise NotLoggedIn(f"there is another user {name!r} here; an admin can remove that one")
+            if known.role != role:
+                self.kept.change_user(name, role=role)
+                self.kept.end_sessions(user=name)
+                self._changed(f"user:{name}", f"the single sign-on gives the role {role}")
+        else:
+            self._changed(f"user:{name}", f"came by single sign-on, with the role {role}")
+        return self._session(user, now), user
 
     def log_out(self, key: str) -> None:
         self.kept.end_sessions(key=digest(key))
@@ -215,8 +250,8 @@ class Accounts:
 
     @property
     def open(self) -> bool:
-        """There are no users: whoever can reach the pages may do everything."""
-        return not self.kept.users()
+        """There are no users and no single sign-on: whoever can reach the pages may do everything."""
+        return not self.single_sign_on and not self.kept.users()
 
     def of_session(self, key: str) -> Who | None:
         now, session = self.now(), self.kept.session(digest(key))

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import structlog
 import uvicorn
@@ -26,7 +26,7 @@ from config import Config
 from config.certificates import Unusable, certificates
 from models import forms
 from pacs_node import __version__, observe
-from pacs_node.accounts import Accounts
+from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
 from pacs_node.assembler import Assembler
 from pacs_node.audit import Audit, Source, Trail, Transfers
 from pacs_node.durable import write_whole
@@ -59,6 +59,9 @@ from pacs_node.web.app import create_app
 from pacs_node.web.certificate import Certificate
 from pacs_node.web.connection import Connection
 
+if TYPE_CHECKING:
+    from pacs_node.web.oidc import SingleSignOn
+
 log = structlog.get_logger()
 
 AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
@@ -72,6 +75,20 @@ ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def single_sign_on_of(config: Config) -> SingleSignOn | None:
+    """Raises CannotStart."""
+    asked = config.oidc
+    if not asked.issuer:
+        return None
+    from pacs_node.web.oidc import Provider, SingleSignOn  # 15 MB, for who has one
+
+    secret = asked.client_secret.get_secret_value() if asked.client_secret is not None else None
+    roles = {ADMIN: asked.admins, READER: asked.readers, VIEWER: asked.viewers}
+    return SingleSignOn(
+        Provider(asked.issuer, asked.client_id, secret, asked.name_claim, asked.role_claim, roles, asked.issuer_ca)
+    )
 
 
 def audit_of(config: Config, now: Callable[[], datetime]) -> tuple[Audit, Forwarder | None]:
@@ -160,7 +177,14 @@ class Node:
         self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
         web = config.web
-        self.accounts = Accounts(self.ledger, now, idle_min=web.idle_min, longest_h=web.longest_h, audit=self.audit)
+        self.accounts = Accounts(
+            self.ledger,
+            now,
+            idle_min=web.idle_min,
+            longest_h=web.longest_h,
+            audit=self.audit,
+            single_sign_on=bool(config.oidc.issuer),
+        )
         self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
         self._started = False
         self._displaced = False  # another data folder receives into this database
@@ -407,7 +431,15 @@ class Node:
         machine = socket.gethostname()
         names = (node.web_host, machine, machine.partition(".")[0], *node.web_names)
         secure = bool(settings.certificate) or settings.behind_proxy
-        app = create_app(NodeFacts(self), observe.registry(collector), names, self.accounts, self.audit, secure=secure)
+        app = create_app(
+            NodeFacts(self),
+            observe.registry(collector),
+            names,
+            self.accounts,
+            self.audit,
+            secure=secure,
+            single_sign_on=single_sign_on_of(self.config),
+        )
         with listening_on(
             "web_port", node.web_port, "web_host", node.web_host
         ):  # here, so that a taken port stops start-up

@@ -10,6 +10,7 @@
     GET  /audit                   who did what: the audit trail
     GET  /destinations            where results go, and what each destination accepted and refused
     GET  /login                   name and password; POST logs in, and POST /logout out
+    GET  /oidc/login              to the single sign-on; /callback is where it sends back to, /logout its own log out
     GET  /health                  ok and degraded: 200; trouble: 503; with the reasons
     GET  /metrics                 Prometheus
     GET  /api/series              a list; the Link header leads to older ones
@@ -44,6 +45,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from h11 import LocalProtocolError
@@ -59,10 +61,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pacs_node.accounts import Accounts
 from pacs_node.errors import LedgerUnavailable
-from pacs_node.web.access import Door
+from pacs_node.web.access import ANSWERED, Door
 from pacs_node.web.facts import Facts
 from pacs_node.web.viewer import ViewerViews
 from pacs_node.web.views import AUDIT_KEYS, View, Views, knowing
+
+if TYPE_CHECKING:
+    from pacs_node.web.oidc import SingleSignOn
 
 HERE = Path(__file__).parent
 
@@ -75,16 +80,18 @@ def create_app(
     audit: Callable[[str, Mapping[str, object]], None] = lambda event, facts: None,
     *,
     secure: bool = False,
+    single_sign_on: SingleSignOn | None = None,
 ) -> Starlette:
     """The whole application; `facts` may block, it is called from worker threads.
 
     names     host names, without port, under which the node may be asked; localhost and addresses always may
     accounts  None: nobody logs in
     secure    browsers reach it over TLS alone
+    single_sign_on  None: people log in with users of the node alone
     """
     views = Views(facts, registry, HERE / "templates")
     viewer = ViewerViews(facts, views)
-    door = Door(accounts, views, audit, secure=secure)
+    door = Door(accounts, views, audit, secure=secure, single_sign_on=single_sign_on)
     post = ["POST"]
 
     def at(path: str, view: View, *keys: str, methods: list[str] | None = None) -> Route:
@@ -124,6 +131,9 @@ def create_app(
             at("/api/jobs/{id}/rejected/{name}", views.rejected_object),
             at("/login", door.login, "next", methods=["GET", "POST"]),
             at("/logout", door.logout, methods=post),
+            at("/oidc/login", door.oidc_login, "next"),
+            at("/oidc/callback", door.oidc_callback, *ANSWERED),
+            at("/oidc/logout", door.oidc_logout),
             Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         ],
         exception_handlers={

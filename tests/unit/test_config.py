@@ -240,7 +240,7 @@ HOST_SETTINGS = {
     "host": PEER.replace('"h"', "{}"),
     "syslog_host": "[audit]\nsyslog_host = {}",
 }
-MAY_BE_EMPTY = ("syslog_host", "syslog_ca")  # that is: none
+MAY_BE_EMPTY = ("syslog_host", "syslog_ca", "issuer_ca")  # that is: none
 
 
 @pytest.mark.parametrize("setting", HOST_SETTINGS)
@@ -345,6 +345,7 @@ PATH_SETTINGS = {
     "data_dir": "[node]\ndata_dir = {}",
     "folder": '[[peer]]\nname = "f"\nfolder = {}',
     "dicomweb_ca": WEB + "dicomweb_ca = {}",
+    "issuer_ca": '[oidc]\nissuer = "https://i.example"\nclient_id = "n"\nviewers = ["v"]\nissuer_ca = {}',
     "syslog_ca": '[audit]\nsyslog_host = "h"\nsyslog_ca = {}',
 }
 

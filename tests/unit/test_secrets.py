@@ -16,6 +16,7 @@ PEER = '[[peer]]\nname = "w"\ndicomweb_url = "https://archive.example/dicom-web"
 AROUND = {  # what a secret needs beside it
     ("peer", "dicomweb_token"): PEER,
     ("peer", "dicomweb_password"): f'{PEER}dicomweb_user = "u"\n',
+    ("oidc", "client_secret"): '[oidc]\nissuer = "https://idp.example"\nclient_id = "node"\nviewers = ["v"]\n',
     ("store", "secret_access_key"): '[store]\nkind = "s3"\nbucket = "images"\naccess_key_id = "node"\n',
     ("database", "url"): "[database]\n",
 }
