@@ -202,7 +202,8 @@ def test_what_failed_says_so(facts: dict[str, Any], outcome: str) -> None:
     assert root.find("EventIdentification").get("EventOutcomeIndicator") == outcome
 
 
-ANY = st.text(max_size=12) | st.sampled_from(["\ud800\x00\x1b", "x\r\n<a/>&\"'" * 900, "\u2028\x85", " "])
+ODD = ["\ud800\x00\x1b", "x\r\n<a/>&\"'" * 900, "\u2028\x85\ufffe", " ", "Кто", "誰\U0001f600"]
+ANY = st.binary(max_size=20).map(lambda some: some.decode("latin-1")) | st.sampled_from(ODD)
 
 
 @given(st.sampled_from(sorted(EVENTS)), st.dictionaries(st.sampled_from([k for k in FACTS if k != "objects"]), ANY))
