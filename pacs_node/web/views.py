@@ -288,9 +288,9 @@ def deidentified(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def study_of(path: Path) -> str:
+def study_of(file: Path | BytesIO) -> str:
     """The Study Instance UID of a DICOM file."""
-    return str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
+    return str(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
 
 
 def for_people(request: Request) -> bool:
