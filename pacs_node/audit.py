@@ -119,6 +119,7 @@ EVENTS: dict[str, Kind] = {
     "logout": Kind(AUTHENTICATION, LOGOUT, "E", (ASKER, NODE)),
     "association-opened": Kind(ALERT, NODE_AUTHENTICATION, "E", (NODE, Part("peer")), "node"),
     "association-rejected": Kind(ALERT, NODE_AUTHENTICATION, "E", (NODE, Part("peer")), "node", fails=True),
+    "tls-failed": Kind(ALERT, NODE_AUTHENTICATION, "E", (NODE, Part("peer")), "node", fails=True),
     "transfer-begun": Kind(BEGUN, None, "E", RECEIVES, "study"),
     "instances-received": Kind(TRANSFERRED, None, "C", RECEIVES, "study"),
     "instance-refused": Kind(ALERT, RESTRICTED, "E", (NODE, Part("peer")), "node", fails=True),

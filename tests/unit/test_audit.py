@@ -75,6 +75,7 @@ STANDARD: dict[str, tuple[str, str | None, str, str, list[str | None], int | Non
     "logout": ("110114", "110123", "E", "0", [None, None], 0, None),
     "association-opened": ("110113", "110126", "E", "0", [None, None], None, "110182"),
     "association-rejected": ("110113", "110126", "E", "4", [None, None], None, "110182"),
+    "tls-failed": ("110113", "110126", "E", "4", [None, None], None, "110182"),
     "transfer-begun": ("110102", None, "E", "0", ["110153", "110152"], 0, "110180"),
     "instances-received": ("110104", None, "C", "0", ["110153", "110152"], 0, "110180"),
     "instance-refused": ("110113", "110132", "E", "4", [None, None], None, "110182"),
