@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup dev demo test lint bench soak faults powercuts machines knockout fuzz vendor pictures clean
+.PHONY: setup dev demo test lint bench soak faults powercuts machines knockout fuzz vendor pictures audit clean
 
 # ---- to run the node
 
@@ -72,6 +72,17 @@ vendor:
 # docs/results/viewer.png, as the tests see it
 pictures: dev
 	VIEWER_PICTURE=docs/results/viewer.png OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop/test_viewer.py -k picture
+
+# What is known against the pinned packages (as far as the network lets it ask), what the node is made of (CycloneDX), and
+# under which licences: into build/
+audit: dev
+	mkdir -p build
+	$(BIN)/python -m tests.licences build/licences.csv
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.cdx.json $(BIN)/python
+	test -x build/tools/bin/pip-audit || { $(PYTHON) -m venv build/tools && build/tools/bin/pip install -q pip-audit; } || \
+	  { echo "pip-audit cannot be installed: is there a network?"; exit 2; }
+	build/tools/bin/pip-audit --disable-pip --no-deps -r constraints.txt -f json -o build/vulnerabilities.json; code=$$?; \
+	  test -s build/vulnerabilities.json || echo "nothing was asked: the database of vulnerabilities was not reached"; exit $$code
 
 clean:
 	rm -rf .venv demo-out runs build *.egg-info

@@ -11,12 +11,14 @@ from pathlib import Path
 from config.check import Known, Problem, check
 from config.schema import (
     Assemble,
+    Audit,
     Config,
     Database,
     Infer,
     Jobs,
     Node,
     Notify,
+    Oidc,
     Peer,
     Receive,
     Retention,
@@ -28,6 +30,7 @@ from config.schema import (
 
 __all__ = [
     "Assemble",
+    "Audit",
     "Config",
     "ConfigError",
     "Database",
@@ -36,6 +39,7 @@ __all__ = [
     "Known",
     "Node",
     "Notify",
+    "Oidc",
     "Peer",
     "Problem",
     "Receive",

@@ -20,8 +20,9 @@ import re2
 from pydantic import BaseModel, ValidationError
 from pydicom.datadict import DicomDictionary
 
+from config import secrets
 from config.certificates import Certificate, Unusable, certificates, why_key_does_not_fit
-from config.schema import Config, Notify, Peer, Route, bad_condition, is_keyword_path, is_loopback
+from config.schema import SYSLOG_FILES, Config, Notify, Peer, Route, bad_condition, is_keyword_path, is_loopback
 
 Place = tuple[str | int, ...]  # ("peer", 0, "host"): the key `host` of the first [[peer]]
 
@@ -88,6 +89,9 @@ def check(path: Path, pipelines: Known | None) -> tuple[Config | None, list[Prob
     lines = lines_of(text)
     found: list[Found] = []
     config = None
+    given = raw
+    raw, missing = secrets.filled(given, TABLES | LISTS, path.resolve().parent)
+    found += [(place, f"{_name(place, raw)}: {words}", "error") for place, words in missing]
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
@@ -96,7 +100,8 @@ def check(path: Path, pipelines: Known | None) -> tuple[Config | None, list[Prob
     found += [(place, words, "warning") for place, words in _warnings(raw, pipelines)]
     config = config.resolved(path.resolve().parent) if config else None
     found += [*_place_problems(config, raw), *_marks(config)] if config else []
-    found += _open_to_others(path, config, raw) if config else []
+    found += _open_to_others(path, config, given) if config else []
+    found += [(place, words, "warning") for place, words in secrets.taken_literally(given, TABLES | LISTS)]
     result = [Problem(path, _line(lines, place), words, severity) for place, words, severity in found]
     result.sort(key=lambda problem: problem.line or 0)
     return config, result
@@ -174,7 +179,8 @@ WORDS = {  # pydantic's error type -> what the value must be
 }
 
 
-SECRETS = ("dicomweb_token", "dicomweb_password", "urls")  # never shown, not even when wrong
+# never shown, not even when wrong
+SECRETS = {name for model in (TABLES | LISTS).values() for name in secrets.names(model)}
 
 
 def _schema_problems(error: ValidationError, raw: dict[str, Any]) -> Iterator[tuple[Place, str]]:
@@ -460,9 +466,13 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
 
 
 def _unreadable_files(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
-    for key, file in (("secret_access_key_file", config.store.secret_access_key_file), ("ca", config.store.ca)):
-        if file is not None and (words := _unreadable(file)):
-            yield ("store", key), f"{key} in [store]: {words}", "error"
+    if config.store.ca is not None and (words := _unreadable(config.store.ca)):
+        yield ("store", "ca"), f"ca in [store]: {words}", "error"
+    if config.oidc.issuer_ca is not None and (words := _unreadable(config.oidc.issuer_ca)):
+        yield ("oidc", "issuer_ca"), f"issuer_ca in [oidc]: {words}", "error"
+    for key in SYSLOG_FILES:
+        if (file := getattr(config.audit, key)) is not None and (words := _unreadable(file)):
+            yield ("audit", key), f"{key} in [audit]: {words}", "error"
     for i, peer in enumerate(config.peers):
         if peer.dicomweb_ca is not None and (words := _unreadable(peer.dicomweb_ca)):
             yield ("peer", i, "dicomweb_ca"), f"'dicomweb_ca' in {_table_name(('peer', i), raw)}: {words}", "error"
@@ -525,19 +535,23 @@ def _marks(config: Config) -> Iterator[Found]:
 
 def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator[Found]:
     """What other users can read though it holds secrets or patients; what they cannot, and may want to."""
-    secret = any(peer.dicomweb_token or peer.dicomweb_password for peer in config.peers) or bool(config.notices)
-    secret = secret or bool(urlsplit(config.database.url).password) or "password=" in config.database.url
+    secret = any(_holds_a_secret(table, model) for _, table, model in secrets.places(raw, TABLES | LISTS))
     if secret and (_bits(path, 0o004) or (_bits(path, 0o040) and path.stat().st_gid != os.getegid())):
         words = f"holds a secret, and other users can read it: make it the node's own user's, and chmod 600 {path}"
         yield (), words, "warning"
-    key = config.store.secret_access_key_file
-    if key is not None and _bits(key, 0o077):
-        words = f"secret_access_key_file in [store]: other users can read it: chmod 600 {key}"
-        yield ("store", "secret_access_key_file"), words, "warning"
+    for place, table, model in secrets.places(raw, TABLES | LISTS):
+        for name in secrets.names(model):
+            file = table.get(f"{name}_file")
+            if file and _bits(key := path.resolve().parent / Path(file).expanduser(), 0o077):
+                words = f"{_name((*place, f'{name}_file'), raw)}: other users can read it: chmod 600 {key}"
+                yield (*place, f"{name}_file"), words, "warning"
     endpoint = urlsplit(config.store.endpoint)
     if endpoint.scheme == "http" and not is_loopback(endpoint.hostname or ""):
         words = f"endpoint in [store] is {config.store.endpoint}: images and results cross the network for all to read;"
         yield ("store", "endpoint"), f"{words} use https", "warning"
+    if config.audit.syslog_host and config.audit.syslog_transport == "udp":
+        words = "syslog_transport in [audit] is udp: what of the audit trail is lost on the way nobody notices, and all"
+        yield ("audit", "syslog_transport"), f"{words} on the way can read it; use tls where the server can", "warning"
     data_dir = config.node.data_dir
     if _bits(data_dir, 0o077):
         words = f"data_dir in [node]: {data_dir} holds images and names of patients, and is open to other users of this"
@@ -551,6 +565,22 @@ def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator
                 f"{words} into it is not; if they are to read it, set readable_by",
                 "warning",
             )
+
+
+def _holds_a_secret(table: dict[str, Any], model: type[BaseModel]) -> bool:
+    """In the settings file itself, and not where it names."""
+    for value in (table.get(name) for name in secrets.names(model)):
+        if isinstance(value, str) and value:
+            parts = secrets.VARIABLE.sub("", value)
+            if ("://" not in value and parts) or _password_in(value):
+                return True
+    return False
+
+
+def _password_in(url: str) -> bool:
+    found = re.search(r"[?&]password=([^&]*)", url)
+    password = found[1] if found else (urlsplit(url).password if "://" in url else "")
+    return bool(secrets.VARIABLE.sub("", password or ""))
 
 
 def _bits(path: Path, bits: int) -> int:

@@ -81,6 +81,7 @@ def is_loopback(host: str) -> bool:
 
 
 YEAR_S = 31_536_000.0
+SYSLOG_FILES = ("syslog_ca", "syslog_certificate", "syslog_key")
 
 
 def _fingerprint(text: str) -> str:
@@ -113,7 +114,11 @@ def _path(path: object) -> object:
 
 # relative to the folder of the settings file
 RelativePath = Annotated[Path, Field(strict=False), BeforeValidator(_path)]
-OptionalPath = Annotated[Path | None, Field(strict=False), BeforeValidator(lambda path: _path(path) if path else None)]
+OptionalPath = Annotated[
+    Path | None, Field(strict=False), BeforeValidator(lambda path: _path(path) if path != "" else None)
+]
+# a secret has a setting `..._file` beside it, see secrets.py
+OptionalSecret = Annotated[SecretStr | None, BeforeValidator(lambda secret: secret if secret != "" else None)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
@@ -234,6 +239,7 @@ class Database(Settings):
     """[database]: where series, jobs and receipts are kept."""
 
     url: str = "sqlite:///{data_dir}/node.sqlite"  # or postgresql+psycopg://user:password@host/name
+    url_file: OptionalPath = None  # a file that holds the url, password and all
 
     @field_validator("url")
     @classmethod
@@ -259,6 +265,7 @@ class Store(Settings):
     region: Annotated[str, Field(min_length=1)] = "us-east-1"
     prefix: str = ""  # of every name in the bucket, where it has other users
     access_key_id: str = ""  # none: AWS_ACCESS_KEY_ID and its like in the environment, or the machine's role
+    secret_access_key: OptionalSecret = None
     secret_access_key_file: OptionalPath = None  # a file that holds the secret key and nothing else
     ca: OptionalPath = None  # certificates that may have signed its own; default: whom the machine trusts
 
@@ -292,20 +299,77 @@ class Store(Settings):
             raise ValueError(f"{given[0]} needs kind = 's3'")
         if self.kind == "s3" and not self.bucket:
             raise ValueError("kind = 's3' needs a bucket")
-        if (not self.access_key_id) != (self.secret_access_key_file is None):
-            raise ValueError("needs both access_key_id and secret_access_key_file, or neither")
+        if (not self.access_key_id) != (self.secret_access_key is None):
+            raise ValueError("needs both access_key_id and secret_access_key (or secret_access_key_file), or neither")
         return self
-
-    @property
-    def secret_access_key(self) -> str | None:
-        """Raises OSError."""
-        file = self.secret_access_key_file
-        return file.read_text(encoding="utf-8").strip() if file is not None else None
 
     @property
     def certificates(self) -> bytes | None:
         """Raises OSError."""
         return self.ca.read_bytes() if self.ca is not None else None
+
+
+class Oidc(Settings):
+    """[oidc]: the hospital's single sign-on, by OpenID Connect."""
+
+    issuer: str = ""  # as it names itself: https://idp.hospital.example/realms/main; none: users of the node alone
+    client_id: str = ""  # under which the node is registered there
+    client_secret: OptionalSecret = None  # none: a public client, PKCE alone
+    client_secret_file: OptionalPath = None
+    name_claim: Annotated[str, Field(min_length=1)] = "preferred_username"  # what a user is called; else its `sub`
+    role_claim: Annotated[str, Field(min_length=1)] = "groups"  # what gives roles; within others: realm_access.roles
+    viewers: Annotated[tuple[str, ...], Field(strict=False)] = ()  # values of it that give the role viewer
+    readers: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    admins: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    issuer_ca: OptionalPath = None  # PEM; certificates that may have signed its own; default: whom the machine trusts
+
+    @field_validator("issuer")
+    @classmethod
+    def _issuer(cls, url: str) -> str:
+        if not url:
+            return url
+        if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", url):
+            raise ValueError("needs https://, a host and perhaps a path, and neither user, query nor fragment")
+        if words := _bad_place(url):
+            raise ValueError(words)
+        if url.startswith("http://") and not is_loopback(urlsplit(url).hostname or ""):
+            raise ValueError("needs https://: over plain http anybody on the way could log in as anybody")
+        return url
+
+    @model_validator(mode="after")
+    def _fits(self) -> Oidc:
+        given = [name for name, field in Oidc.model_fields.items() if getattr(self, name) != field.default]
+        if given and not self.issuer:
+            raise ValueError(f"{given[0]} needs an issuer")
+        if self.issuer and not self.client_id:
+            raise ValueError("issuer needs a client_id")
+        if self.issuer and not (self.viewers or self.readers or self.admins):
+            raise ValueError("gives nobody a role: name values of role_claim in viewers, readers or admins")
+        return self
+
+
+class Audit(Settings):
+    """[audit]: where the audit trail goes, besides the files below data_dir."""
+
+    file_mb: Annotated[int, Field(ge=1, le=4096)] = 64  # of one file; a new one is begun then, and each day (UTC)
+    syslog_host: Annotated[str, AfterValidator(lambda host: _host(host) if host else host)] = ""  # none: files alone
+    syslog_port: Port = 6514  # registered for syslog over TLS, RFC 5425; UDP mostly has 514
+    syslog_transport: Literal["tls", "udp"] = "tls"
+    syslog_ca: OptionalPath = None  # PEM; certificates that may have signed its own; default: whom the machine trusts
+    syslog_certificate: OptionalPath = None  # PEM; ours, for a server that asks for one
+    syslog_key: OptionalPath = None  # PEM, without a password
+
+    @model_validator(mode="after")
+    def _fits(self) -> Audit:
+        given = [name for name, field in Audit.model_fields.items() if getattr(self, name) != field.default]
+        given = [name for name in given if name.startswith("syslog_")]
+        if given and not self.syslog_host:
+            raise ValueError(f"{given[0]} needs a syslog_host")
+        if bool(self.syslog_certificate) != bool(self.syslog_key):
+            raise ValueError("syslog_certificate and syslog_key belong together: give both, or neither")
+        if self.syslog_transport == "udp" and (self.syslog_ca or self.syslog_certificate):
+            raise ValueError("syslog_ca, syslog_certificate and syslog_key need syslog_transport = 'tls'")
+        return self
 
 
 class Assemble(Settings):
@@ -422,8 +486,10 @@ class Peer(Settings):
     confirm: Literal["auto", "commitment", "query", "none"] = "auto"  # how to prove that results arrived
     dicomweb_url: str | None = None  # results go here by STOW-RS: the address of its /studies without that word
     dicomweb_token: SecretStr | None = None  # sent as a bearer token; or a user and a password:
+    dicomweb_token_file: RelativePath | None = None  # a file that holds it and nothing else
     dicomweb_user: str | None = None
     dicomweb_password: SecretStr | None = None
+    dicomweb_password_file: RelativePath | None = None
     dicomweb_verify: bool = True  # check its TLS certificate
     dicomweb_ca: RelativePath | None = None  # certificates that may have signed it; default: whom the machine trusts
     folder: RelativePath | None = None  # results are written here as files; instead of all of the above
@@ -648,6 +714,8 @@ class Config(Settings):
     receive: Receive = Receive()
     tls: Tls = Tls()
     web: Web = Web()
+    oidc: Oidc = Oidc()
+    audit: Audit = Audit()
     database: Database = Database()
     store: Store = Store()
     assemble: Assemble = Assemble()
@@ -677,12 +745,14 @@ class Config(Settings):
         return self.model_copy(
             update={
                 "node": self.node.model_copy(update={"data_dir": data_dir}),
-                "database": Database(url=url),
+                "database": self.database.model_copy(update={"url": url}),
                 "store": self.store.model_copy(update=_absolute(self.store, folder, ("secret_access_key_file", "ca"))),
                 "tls": self.tls.model_copy(
                     update=_absolute(self.tls, folder, ("own_certificate", "own_key", "trusted"))
                 ),
                 "web": self.web.model_copy(update=_absolute(self.web, folder, ("certificate", "key"))),
+                "oidc": self.oidc.model_copy(update=_absolute(self.oidc, folder, ("client_secret_file", "issuer_ca"))),
+                "audit": self.audit.model_copy(update=_absolute(self.audit, folder, SYSLOG_FILES)),
                 "peers": tuple(
                     peer.model_copy(update=_absolute(peer, folder, ("folder", "dicomweb_ca"))) for peer in self.peers
                 ),

@@ -11,10 +11,11 @@ import re
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from hmac import compare_digest
 from typing import Protocol
 
 import argon2
@@ -29,12 +30,17 @@ SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 256  # characters; no other rule: NIST
 WRONG_IN_A_ROW = 5  # passwords of one user; then it is locked
 LOCKED_MIN = 15.0
 FAILURES_OF_ONE = 20  # from one address, whoever they were for, in that time
+BY_OTHERS = "single sign-on "  # in place of a password: it fits none. Whose user it is follows, as a digest
 TOKEN_PREFIX = "pn_"  # noqa: S105  so that a leaked token is recognised as one
 SEEN_EVERY_S = 30.0  # a session's last use is written down no more often
 
 
 class NotLoggedIn(NodeError):
     """Nobody is let in, in words that tell a stranger nothing."""
+
+
+class SignOnAway(NotLoggedIn):
+    """The single sign-on does not answer, or not as it should."""
 
 
 class BadAccount(NodeError):
@@ -110,8 +116,17 @@ class Kept(Protocol):
 class Accounts:
     """idle_min, longest_h: after so long without use, and after so long in any case, a session ends."""
 
-    def __init__(self, kept: Kept, now: Callable[[], datetime], *, idle_min: float = 30, longest_h: float = 12) -> None:
-        self.kept, self.now = kept, now
+    def __init__(
+        self,
+        kept: Kept,
+        now: Callable[[], datetime],
+        *,
+        idle_min: float = 30,
+        longest_h: float = 12,
+        audit: Callable[[str, Mapping[str, object]], None] = lambda event, facts: None,
+        single_sign_on: bool = False,
+    ) -> None:
+        self.kept, self.now, self.audit, self.single_sign_on = kept, now, audit, single_sign_on
         self.idle, self.longest = timedelta(minutes=idle_min), timedelta(hours=longest_h)
         self._hasher = argon2.PasswordHasher()
         self._failures: dict[str, deque[datetime]] = {}  # by address
@@ -132,10 +147,14 @@ class Accounts:
         must_be_fit(name, password)
         if not self.kept.add_user(User(name, role, self._hasher.hash(password), self.now())):
             raise BadAccount(f"there is a user {name!r} already")
+        self._changed(f"user:{name}", f"a user with the role {role} was made")
 
     def change(self, name: str, *, role: str | None = None, password: str | None = None) -> None:
         """Whoever is logged in under this name is logged out. Raises BadAccount."""
         values: dict[str, object] = {"wrong": 0, "locked_until": None}
+        known = self.kept.user(name)
+        if known is not None and known.password.startswith(BY_OTHERS) and (role is not None or password is not None):
+            raise BadAccount(f"{name!r} comes by single sign-on, which gives the role; there is no password here")
         if role is not None:
             must_be_role(role)
             self._must_leave_an_admin(name, becomes=role)
@@ -146,6 +165,8 @@ class Accounts:
         if not self.kept.change_user(name, **values):
             raise BadAccount(f"there is no user {name!r}")
         self.kept.end_sessions(user=name)
+        given = [f"the role {role}"] * (role is not None) + ["another password"] * (password is not None)
+        self._changed(f"user:{name}", f"the user was given {' and '.join(given)}" if given else "the user was unlocked")
 
     def remove(self, name: str) -> None:
         """Raises BadAccount."""
@@ -153,6 +174,10 @@ class Accounts:
         if not self.kept.remove_user(name):
             raise BadAccount(f"there is no user {name!r}")
         self.kept.end_sessions(user=name)
+        self._changed(f"user:{name}", "the user was removed")
+
+    def _changed(self, what: str, words: str) -> None:
+        self.audit("user-changed", {"what": what, "words": words})
 
     def _must_leave_an_admin(self, name: str, becomes: str | None) -> None:
         """The last user may go, and the pages are open again; the last admin among others may not."""
@@ -174,16 +199,43 @@ class Accounts:
             self._failed(address, now)
             if user is not None:
                 locked = now + timedelta(minutes=LOCKED_MIN) if user.wrong + 1 >= WRONG_IN_A_ROW else None
+                if locked is not None:
+                    self._changed(f"user:{user.name}", f"the user is locked: {WRONG_IN_A_ROW} wrong passwords in a row")
                 self.kept.change_user(user.name, wrong=0 if locked else user.wrong + 1, locked_until=locked)
             raise NotLoggedIn("name or password is wrong, or the user is locked for a while")
         changed: dict[str, object] = {"wrong": 0, "locked_until": None}
         if self._hasher.check_needs_rehash(user.password):
             changed["password"] = self._hasher.hash(password)
         self.kept.change_user(user.name, **changed)
+        return self._session(user, now), user
+
+    def _session(self, user: User, now: datetime) -> str:
         self.kept.end_sessions(before=now - self.longest)
         key = secrets.token_urlsafe(32)
         self.kept.add_session(Session(digest(key), user.name, secrets.token_urlsafe(32), now, now))
-        return key, user
+        return key
+
+    def log_in_by(self, issuer: str, subject: str, name: str, role: str) -> tuple[str, User]:
+        """As log_in, of somebody for whom a single sign-on answers; its word gives the role each time.
+
+        Raises NotLoggedIn where the name is that of a user of the node's own, or of another person.
+        """
+        now, mark = self.now(), f"{BY_OTHERS}{digest(f'{issuer} {subject}')}"
+        name = re.sub(r"[^A-Za-z0-9._@-]", "-", name)[:64]
+        if not NAME.fullmatch(name):
+            raise NotLoggedIn("the single sign-on gives no name that can be one here")
+        user = User(name, role, mark, now)
+        if not self.kept.add_user(user):
+            known = self.kept.user(name)
+            if known is None or not compare_digest(known.password, mark):
+                raise NotLoggedIn(f"there is another user {name!r} here; an admin can remove that one")
+            if known.role != role:
+                self.kept.change_user(name, role=role)
+                self.kept.end_sessions(user=name)
+                self._changed(f"user:{name}", f"the single sign-on gives the role {role}")
+        else:
+            self._changed(f"user:{name}", f"came by single sign-on, with the role {role}")
+        return self._session(user, now), user
 
     def log_out(self, key: str) -> None:
         self.kept.end_sessions(key=digest(key))
@@ -198,8 +250,8 @@ class Accounts:
 
     @property
     def open(self) -> bool:
-        """There are no users: whoever can reach the pages may do everything."""
-        return not self.kept.users()
+        """There are no users and no single sign-on: whoever can reach the pages may do everything."""
+        return not self.single_sign_on and not self.kept.users()
 
     def of_session(self, key: str) -> Who | None:
         now, session = self.now(), self.kept.session(digest(key))
@@ -244,12 +296,14 @@ class Accounts:
         secret, now = TOKEN_PREFIX + secrets.token_urlsafe(32), self.now()
         if not self.kept.add_token(Token(name, digest(secret), role, now, now + timedelta(days=days))):
             raise BadAccount(f"there is a token {name!r} already; remove it first")
+        self._changed(f"token:{name}", f"a token with the role {role} was made, for {days:g} days")
         return secret
 
     def remove_token(self, name: str) -> None:
         """Raises BadAccount."""
         if not self.kept.remove_token(name):
             raise BadAccount(f"there is no token {name!r}")
+        self._changed(f"token:{name}", "the token was removed")
 
     # ---- attempts
 

@@ -39,7 +39,7 @@ from pacs_node.system import BACKUP
 FORM = 1  # of the manifest
 MANIFEST, SETTINGS, DATABASE, FILES = "manifest.json", "node.toml", "database", "files"
 # below data_dir; what is being worked on is made again
-KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected", "spool.id")
+KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected", "audit", "spool.id")
 
 
 class BackupError(NodeError):

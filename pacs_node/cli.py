@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -169,6 +169,9 @@ def rerun(
         if route is not None and not series:
             of_route = node.ledger.series_of_route(route)
             wanted = of_route if since is None else [uid for uid in wanted if uid in set(of_route)]
+        node.audit.log = _silent
+        node.audit("asked", {"user": _me(), "what": "pacs-node rerun", "words": asked if not series else "by its UID"})
+        node.audit.stop()
         for uid in wanted:
             why_not = node.flow.rerun(uid, route)
             failed += why_not is not None
@@ -410,6 +413,7 @@ def retention(
                     if gone is not None:
                         decisions.append(gone)
                         told(gone, "deleted")
+            node.audit.stop()
             if node.retention.away is not None:
                 console.print(f"{node.retention.away}; it goes in a later pass", markup=False, highlight=False)
         else:
@@ -611,18 +615,36 @@ def _accounts(config: Path) -> Iterator[Accounts]:
     from config import load
     from pacs_node.accounts import Accounts
     from pacs_node.ledger import Ledger
-    from pacs_node.node import utc_now
+    from pacs_node.node import audit_of, utc_now
     from pacs_node.start_up import keep_private, must_be_writable
 
     keep_private()
     settings = load(config, catalogue())
     must_be_writable(settings.node.data_dir)
     ledger = Ledger(settings.database.url, settings.node.data_dir)
+    audit, _ = audit_of(settings, utc_now)
+    audit.log = _silent
     try:
         ledger.migrate()
-        yield Accounts(ledger, utc_now)
+        yield Accounts(ledger, utc_now, audit=lambda event, facts: audit(event, {"user": _me(), **facts}))
     finally:
+        audit.stop()
         ledger.close()
+
+
+def _silent(event: str, facts: Mapping[str, object]) -> None:
+    """A command says on the screen what it did; no line of the log stands among that."""
+
+
+def _me() -> str:
+    """Who works at the command line, as the system knows it."""
+    import getpass
+    import os
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container there may be no name
+        return f"uid {os.getuid()}"
 
 
 def _password(file: Path | None) -> str:

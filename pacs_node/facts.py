@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from models import catalogue
 from pacs_node import __version__
+from pacs_node.audit import KINDS, Audit, told
 from pacs_node.errors import LedgerUnavailable, NodeError, Told
 from pacs_node.peers import LedgerMemory
 from pacs_node.records import EVERY, JOB_KINDS, REFUSAL_KINDS, Wanted
@@ -26,6 +28,8 @@ AHEAD_S = 60.0  # times so far in the future were not measured by another clock:
 
 MOST_AT_ONCE = 1000  # series of a filter that one button is for
 SENDERS_SHOWN = 50  # with refusals: whoever knocks can make as many as there are addresses
+MOST_LOOKED_AT = 100_000  # messages of the audit trail, for one page
+
 ATTENTION = 20  # jobs that /health names one by one
 
 TASKS = {  # kind of job -> what it does, in words
@@ -56,6 +60,7 @@ class Running(Viewed, Protocol):
     retention: Retention
     started_at: datetime
     stopping: bool
+    audit: Audit
 
     def rejected(self, job_id: str) -> Path: ...
     @property
@@ -290,6 +295,25 @@ class NodeFacts(ViewerFacts):
             "senders": self.node.ledger.refusals_by_sender(SENDERS_SHOWN),
             "refusals": self.node.ledger.refusals(limit, kind, sender),
         }
+
+    def audit(self, limit: int, before: str, wanted: Mapping[str, str]) -> dict[str, Any]:
+        """The audit trail, the newest first."""
+        found = islice(self._audited(before, wanted), limit)
+        return {"kinds": list(KINDS), "events": [self._without_paths(event) for event in found]}
+
+    def _audited(self, before: str, wanted: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        who = wanted.get("who", "").casefold()
+        for line in islice(self.node.audit.trail.backwards(), MOST_LOOKED_AT):
+            event = told(line)
+            if event is None or (before and event["at"] >= before):
+                continue
+            names = "\n".join((*event["who"], *event["from"])).casefold()
+            if (
+                wanted.get("event") in (None, "", event["event"])
+                and who in names
+                and wanted.get("study") in (None, "", *event["about"])
+            ):
+                yield event
 
     def retry(self, job_id: str) -> str | None:
         ledger = self.node.ledger

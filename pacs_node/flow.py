@@ -522,7 +522,7 @@ class Flow:
         assert job.destination is not None
         assert job.infer_job is not None
         paths = tuple(result.path for result in self.ledger.results(job.infer_job))
-        package = Package(job.id, paths, self._sources(job), lambda: self._is_ours(job))
+        package = Package(job.id, paths, self._sources(job), lambda: self._is_ours(job), job.study_uid)
         with _step("sending"):
             receipts = self.stages.deliver(job.destination, package)
         self.at("sent")

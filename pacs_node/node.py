@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -10,13 +11,13 @@ import ssl
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import structlog
 import uvicorn
@@ -26,8 +27,9 @@ from config import Config
 from config.certificates import Unusable, certificates
 from models import forms
 from pacs_node import __version__, observe
-from pacs_node.accounts import Accounts
+from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
 from pacs_node.assembler import Assembler
+from pacs_node.audit import Audit, Source, Trail, Transfers
 from pacs_node.durable import write_whole
 from pacs_node.errors import AlreadyRunning, LedgerUnavailable
 from pacs_node.facts import NodeFacts
@@ -52,12 +54,16 @@ from pacs_node.records import (
 from pacs_node.retention import Retention
 from pacs_node.stages import WiredStages
 from pacs_node.start_up import hold, listening_on, must_be_whole, must_be_writable, must_not_be_open
+from pacs_node.syslog import Forwarder, Server
 from pacs_node.system import state_of
 from pacs_node.tls import Renewed
 from pacs_node.viewing import Viewing
 from pacs_node.web.app import create_app
 from pacs_node.web.certificate import Certificate
 from pacs_node.web.connection import Connection
+
+if TYPE_CHECKING:
+    from pacs_node.web.oidc import SingleSignOn
 
 log = structlog.get_logger()
 
@@ -72,6 +78,41 @@ ENGINE_POLL_S = 0.1  # how soon a new job is noticed
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def single_sign_on_of(config: Config) -> SingleSignOn | None:
+    """Raises CannotStart."""
+    asked = config.oidc
+    if not asked.issuer:
+        return None
+    from pacs_node.web.oidc import Provider, SingleSignOn  # 15 MB, for who has one
+
+    secret = asked.client_secret.get_secret_value() if asked.client_secret is not None else None
+    roles = {ADMIN: asked.admins, READER: asked.readers, VIEWER: asked.viewers}
+    return SingleSignOn(
+        Provider(asked.issuer, asked.client_id, secret, asked.name_claim, asked.role_claim, roles, asked.issuer_ca)
+    )
+
+
+def audit_of(config: Config, now: Callable[[], datetime]) -> tuple[Audit, Forwarder | None]:
+    """The audit trail of a data folder, and what brings it to a syslog server."""
+    settings = config.audit
+    source = Source(config.node.ae_title, socket.gethostname(), str(os.getpid()))
+    trail = Trail(config.node.data_dir / "audit", settings.file_mb << 20, now)
+    audit = Audit(source, trail, now)
+    if not settings.syslog_host:
+        return audit, None
+    server = Server(
+        settings.syslog_host,
+        settings.syslog_port,
+        settings.syslog_transport,
+        settings.syslog_ca,
+        settings.syslog_certificate,
+        settings.syslog_key,
+    )
+    forwarder = Forwarder(trail, server, source)
+    audit.on_written = forwarder.loop.wake
+    return audit, forwarder
 
 
 class Node:
@@ -89,7 +130,9 @@ class Node:
         must_be_writable(data_dir)
         must_be_whole(data_dir)
         self.ledger = Ledger(config.database.url, data_dir)
-        self.stages = WiredStages(config, self.ledger, now)
+        self.audit, self.syslog = audit_of(config, now)
+        self.transfers = Transfers(self.audit)
+        self.stages = WiredStages(config, self.ledger, now, self.audit)
         # One worker per SQLite file, so its name can stay the same and it finds its own jobs again at once.
         alone = self.ledger.embedded
         self.executor = "local" if alone else f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -116,7 +159,9 @@ class Node:
         self.intake = Intake(self.ledger, self._indexed, at, self._kept_twice, lambda: self.spool.close_unused())
         receive = config.receive
         self.spool = Spool(data_dir / "spool", receive.keep_free_gb, self.intake.find, receive.largest_mb << 20)
-        self.retention = Retention(config, self.ledger, self.spool, self.stages.store, self.let_go, self.settle, now)
+        self.retention = Retention(
+            config, self.ledger, self.spool, self.stages.store, self.let_go, self.settle, now, self.audit
+        )
         self.viewing = Viewing(
             data_dir,
             int(config.web.viewer_gb * 1e9),
@@ -136,8 +181,17 @@ class Node:
         self._threads: list[threading.Thread] = []
         self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
-        self.accounts = Accounts(self.ledger, now, idle_min=config.web.idle_min, longest_h=config.web.longest_h)
+        web = config.web
+        self.accounts = Accounts(
+            self.ledger,
+            now,
+            idle_min=web.idle_min,
+            longest_h=web.longest_h,
+            audit=self.audit,
+            single_sign_on=bool(config.oidc.issuer),
+        )
         self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
+        self._started = False
         self._displaced = False  # another data folder receives into this database
         self._alone = Loop("receiving", self._receive_alone, ALONE_EVERY_S)
         self._lock: IO[str] | None = None  # of the jobs, and of what is received
@@ -148,6 +202,9 @@ class Node:
     def start(self, *, listen: bool = True, work: bool = True, web: bool = True) -> None:
         """Raises AlreadyRunning, LedgerTooOld, LedgerUnavailable; CannotStart when a port or folder cannot be had."""
         self.stages.receives = listen
+        self.audit.loop.start()
+        if self.syslog is not None:
+            self.syslog.start()
         if work:
             self._lock = hold(self.config.node.data_dir / "worker.lock") if self.ledger.embedded else None
         self.ledger.migrate()
@@ -171,7 +228,17 @@ class Node:
             self._start_notifier()
         if work:
             self._start_engine()
+        self._tell_of_settings()
+        self.audit("application-started", {"words": f"pacs-node {__version__}"})
+        self._started = True
         log.info("node started", version=__version__, listen=listen, work=work, web=web)
+
+    def _end_audit(self) -> None:
+        if self._started:
+            self.audit("application-stopped", {"words": f"pacs-node {__version__}"})
+        self.audit.stop()
+        if self.syslog is not None:
+            self.syslog.stop()
 
     def stop(self) -> None:
         """Drain: senders and running jobs get `drain_s` to end; everything else is taken up at the next start."""
@@ -204,6 +271,7 @@ class Node:
         for thread in self._threads:
             thread.join(timeout=10)
         self.assembler.shut_down()
+        self._end_audit()
         self.ledger.close()
         for lock in (self._lock, self._receiving):
             if lock is not None:
@@ -242,6 +310,8 @@ class Node:
     ) -> None:
         """In this process. Of one among several: doors are where all of them listen, counts of the associations in all
         of them, woken is called when something is for the ASSEMBLER or the ENGINE of the parent."""
+        if woken is not None:  # one among several: the parent's trail is its own, in the same files
+            self.audit.loop.start()
         self._woken = woken or self._wake_here
         self._start_listener(doors, counts)
         self.intake.loop.start()
@@ -250,6 +320,7 @@ class Node:
         if self.listener is not None:
             self.listener.stop(drain_s)
         self._put_down()
+        self.audit.stop()
         self.ledger.close()
 
     def _put_down(self) -> None:
@@ -315,14 +386,14 @@ class Node:
             judge=self._judge_commitment,
             on_reported=lambda request: self.ledger.mark_reported(request, self.now()),
             on_report=self._commitment_reported,
-            audit=observe.audit,
+            audit=self.audit,
         )
         self.listener = Listener(
             settings,
             self.spool,
-            self.intake.stored,
+            self._stored,
             self._sender_left,
-            observe.audit,
+            self._heard,
             self.now,
             commitment,
             self._refused,
@@ -365,7 +436,15 @@ class Node:
         names = (node.web_host, machine, machine.partition(".")[0], *node.web_names)
         secure = bool(settings.certificate) or settings.behind_proxy
         facts = NodeFacts(self)
-        app = create_app(facts, self.figures(facts), names, self.accounts, observe.audit, secure=secure)
+        app = create_app(
+            facts,
+            self.figures(facts),
+            names,
+            self.accounts,
+            self.audit,
+            secure=secure,
+            single_sign_on=single_sign_on_of(self.config),
+        )
         with listening_on(
             "web_port", node.web_port, "web_host", node.web_host
         ):  # here, so that a taken port stops start-up
@@ -425,6 +504,7 @@ class Node:
             self.ledger.arrival_counts,
             self.ledger.refusal_counts,
             lambda: self.retention.sizes,
+            self.audit_figures,
         )
         as_a_whole = observe.SystemCollector(
             self.ledger.durations, lambda: state_of(self), lambda: facts.health()["status"]
@@ -436,6 +516,7 @@ class Node:
         loops = [self.assembler.loop, self.retention.loop, self._alone]
         loops += [self.engine.sweeper, self.engine.forgetter] if self.engine is not None else []
         own = (*(loop.trouble for loop in loops), self.assembler.trouble)
+        own = (*own, self.audit.trouble)
         said = [*self.trouble_of_receiving(), *(trouble for trouble in own if trouble is not None)]
         said += self.receivers.trouble if self.receivers is not None else []
         free_gb = shutil.disk_usage(self.spool.root).free / 1e9
@@ -477,6 +558,8 @@ class Node:
         """What rests because it fails, while others work; a certificate of ours that nobody will take for long; and who
         could not be told."""
         told = self.notifier.trouble() if self.notifier is not None else []
+        away = self.syslog.trouble if self.syslog is not None else None
+        told = [*told, *([away] if away is not None else [])]
         return [*self.stages.inference.trouble(), *self._certificate_ends(), *told]
 
     def _certificate_ends(self) -> Iterator[str]:
@@ -492,6 +575,22 @@ class Node:
             yield f"{setting} {words}"
         elif own.ends < self.now() + RENEW_BEFORE:
             yield f"{setting} ends on {own.ends:%Y-%m-%d}: renew it"
+
+    def audit_figures(self) -> dict[str, int]:
+        """Messages of the audit trail that are lost, and bytes of it that the syslog server has not got."""
+        lost, unsent = (self.syslog.lost, self.syslog.unsent) if self.syslog is not None else (0, 0)
+        return {"lost": self.audit.lost + lost, "unsent": unsent}
+
+    def _tell_of_settings(self) -> None:
+        """Who changed a settings file nobody knows; that it is another than at the last start can be told."""
+        kept = self.audit.trail.folder / "settings.sha256"
+        now = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()
+        before = kept.read_text() if kept.exists() else ""
+        if now != before:
+            write_whole(kept, lambda file: file.write(now.encode()), mode=0o600)
+        if before not in ("", now):
+            words = "the settings are not those of the last start"
+            self.audit("configuration-changed", {"what": "node.toml", "words": words})
 
     def rerun(self, series_uid: str, route: str | None = None) -> str | None:
         """Run a closed series again; None, or why not."""
@@ -562,7 +661,18 @@ class Node:
                 self._not_noted.append(refusal)  # behind the others, so that it cannot hold them up
                 raise
 
+    def _heard(self, event: str, facts: Mapping[str, Any]) -> None:
+        """The listener speaks to the audit trail."""
+        if event == "association-opened":
+            self.transfers.opened(facts["association"], facts["from"])
+        self.audit(event, facts)
+
+    def _stored(self, instance: Instance) -> None:
+        self.intake.stored(instance)
+        self.transfers.stored(instance)
+
     def _sender_left(self, end: AssociationEnd) -> None:
+        self.transfers.left(end)
         self.intake.left(end)
         self._woken(ASSEMBLER)
 

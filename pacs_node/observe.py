@@ -135,7 +135,7 @@ def _told(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[st
 
 
 def audit(event: str, facts: Mapping[str, Any]) -> None:
-    """One line of the security audit: who connected, who was rejected and why (PS3.15 A.5 events, by name)."""
+    """The line of the log beside the message of the audit trail, see audit.py."""
     log.info("audit", audit_event=event, **facts)
 
 
@@ -150,9 +150,10 @@ class LedgerCollector(Collector):
         arrivals: Callable[[], list[tuple[str, str, str, int]]],
         refusals: Callable[[], Mapping[str, Mapping[str, Any]]],
         kept: Callable[[], Mapping[str, int | None]],
+        audit: Callable[[], Mapping[str, int]] = lambda: {"lost": 0, "unsent": 0},
     ) -> None:
         self.counts, self.connected, self.spool, self.arrivals = counts, connected, spool, arrivals
-        self.refusals, self.kept = refusals, kept
+        self.refusals, self.kept, self.audit = refusals, kept, audit
 
     def collect(self) -> Iterator[Metric]:
         counts = self.counts()
@@ -185,6 +186,11 @@ class LedgerCollector(Collector):
         for what, size in self.kept().items():
             kept.add_metric([what], float("nan") if size is None else size)
         yield kept
+        trail = self.audit()
+        yield CounterMetricFamily("pacs_node_audit_lost", "Messages of the audit trail that are lost", trail["lost"])
+        yield GaugeMetricFamily(
+            "pacs_node_audit_unsent_bytes", "Bytes of the audit trail that wait for the syslog server", trail["unsent"]
+        )
         yield GaugeMetricFamily("pacs_node_free_bytes", "Free bytes where images are kept", value=_free(self.spool))
 
 

@@ -145,6 +145,7 @@ class Package:
     paths: tuple[Path, ...]
     sources: Mapping[str, Stored] = field(default_factory=dict)  # by SOP Instance UID of the image
     is_ours: Callable[[], bool] = lambda: True  # False once another worker has the job: nothing more is sent
+    study_uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,7 @@ class Holding:
     jobs: tuple[Job, ...] = ()  # the oldest first
     stored: Mapping[str, frozenset[str]] = field(default_factory=dict)  # send job -> objects stored, by its destination
     proven: Mapping[str, frozenset[str]] = field(default_factory=dict)  # send job -> those proven to have arrived
+    study_uid: str = ""
 
 
 @dataclass(frozen=True)

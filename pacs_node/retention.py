@@ -164,9 +164,11 @@ class Retention:
         let_go: Callable[[str], AbstractContextManager[list[Path] | None]],
         settle: Callable[[], None],
         now: Callable[[], datetime],
+        audit: Callable[[str, Mapping[str, object]], None] = observe.audit,
         at: Callable[[str], None] = lambda step: None,
     ) -> None:
         self.config, self.ledger, self.spool, self.store, self.now, self.at = config, ledger, spool, store, now, at
+        self.audit = audit
         self.let_go, self.settle = let_go, settle
         self.alone = threading.RLock()  # held from the rows to the files: by whoever deletes, or looks for lost images
         self.settings, self.data_dir = config.retention, config.node.data_dir
@@ -291,8 +293,13 @@ class Retention:
                 deletion = self.ledger.delete_series(holding, files, said, self.now())
             if deletion is None:
                 return False
-            facts = {"series": holding.series_uid, "instances": holding.arrived, "bytes": decision.size}
-            observe.audit("instances-deleted", {**facts, "why": decision.why})
+            facts = {
+                "study": holding.study_uid,
+                "series": holding.series_uid,
+                "instances": holding.arrived,
+                "bytes": decision.size,
+            }
+            self.audit("instances-deleted", {**facts, "why": decision.why})
             self.at("rows gone")
             _finish_here(deletion, self.data_dir, self.ledger, self.store, self._drop_folder, self.at)
         return True
@@ -333,7 +340,7 @@ class Retention:
                     name = path.relative_to(self.spool.root).as_posix()
                     self.ledger.bytes_deleted(name, why, now)
                     remove(path)
-                    observe.audit("refused-bytes-deleted", {"file": name})
+                    self.audit("refused-bytes-deleted", {"file": name})
         if self.settings.timeline_days:
             self.ledger.forget_timelines(now - timedelta(days=self.settings.timeline_days))
         running = {job.id for job in self.ledger.running_jobs()}

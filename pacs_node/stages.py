@@ -6,11 +6,14 @@ import errno
 import itertools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from pydicom import Dataset
@@ -91,8 +94,14 @@ def devices_of(config: Config, *, known_forms: bool = True) -> Devices:
 class WiredStages:
     """The stages of `flow.Stages`, wired to the settings."""
 
-    def __init__(self, config: Config, ledger: Ledger, now: Callable[[], datetime]) -> None:
-        self.config, self.ledger, self.now = config, ledger, now
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        now: Callable[[], datetime],
+        audit: Callable[[str, Mapping[str, Any]], None] = lambda event, facts: None,
+    ) -> None:
+        self.config, self.ledger, self.now, self.audit = config, ledger, now, audit
         self.rules = [
             Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors) for r in config.routes
         ]
@@ -356,10 +365,32 @@ class WiredStages:
         try:
             with self._copies(copies), self.here(package.paths) as paths:
                 here = replace(package, paths=paths, sources=self._brought(package.sources, copies))
-                receipts = self.destinations[destination].deliver(here, self.now)
+                with self._told_of(destination, package.study_uid, receipts):
+                    receipts += self.destinations[destination].deliver(here, self.now)
         except StoreAway as away:
             raise StoreAway(str(away), (*receipts, *away.receipts)) from away
         return receipts
+
+    @contextmanager
+    def _told_of(self, destination: str, study_uid: str, receipts: list[Receipt]) -> Iterator[None]:
+        """The audit trail is told what goes to a destination, and what did not get there."""
+        peer = self.config.peer(destination)
+        done = "exported" if peer.folder is not None else "sent"
+        where = {"to_ae": peer.ae_title or peer.name, "host": peer.host or urlsplit(peer.dicomweb_url or "").hostname}
+        facts = {"study": study_uid, "folder": str(peer.folder)} if peer.folder else {"study": study_uid, **where}
+        if peer.folder is None:
+            self.audit("sending-begun", facts)
+        stored: Sequence[Receipt] = receipts
+        try:
+            yield
+        except JobError as failure:
+            stored = [receipt for receipt in failure.receipts if receipt.stored]
+            self.audit(f"instances-not-{done}", {**facts, "words": str(failure)})
+            raise
+        finally:
+            if stored:
+                objects = Counter(receipt.sop_class_uid or "unknown" for receipt in stored)
+                self.audit(f"instances-{done}", {**facts, "objects": dict(objects)})
 
     def _brought(self, images: Mapping[str, Stored], folder: Path) -> Mapping[str, Stored]:
         """The images that results speak of, each brought here when it is asked for. Raises StoreAway then."""
@@ -417,7 +448,7 @@ def store_of(config: Config) -> Store:
             region=asked.region,
             prefix=asked.prefix,
             access_key_id=asked.access_key_id or None,
-            secret_access_key=asked.secret_access_key,
+            secret_access_key=asked.secret_access_key.get_secret_value() if asked.secret_access_key else None,
             certificates=asked.certificates,
         ),
         config.node.data_dir,

@@ -77,7 +77,10 @@ class Holdings(SeriesRows, Commitments):
             (of_send.add if arrived else of_send.discard)(uid)
         return [
             Holding(
-                **{name: row[name] for name in ("series_uid", "state", "last_arrival", "arrived", "committed_to")},
+                **{
+                    name: row[name]
+                    for name in ("series_uid", "state", "last_arrival", "arrived", "committed_to", "study_uid")
+                },
                 size=sizes.get(row["series_uid"], 0),
                 jobs=(own := tuple(job for job in jobs if job.series_uid == row["series_uid"])),
                 stored={job.id: frozenset(stored[job.id]) for job in own if job.kind == "send"},

@@ -215,12 +215,15 @@ class Listener:
             held = len(self._open) + self._elsewhere(len(self._open))
             rejection = rejection or why_no_room(held, self.settings.max_associations, self._draining)
             if rejection is None:
-                self._open[association] = _Sender(f"{self._began}-{next(self._serial)}", calling)
+                self._open[association] = sender = _Sender(f"{self._began}-{next(self._serial)}", calling)
                 self._elsewhere(len(self._open))
                 offered = self._accepted if calling in self.settings.allowed else frozenset()
                 offered = offered | ({VERIFICATION, PUSH_MODEL} if reports else {VERIFICATION})
                 association.acceptor.supported_contexts = _supported(request, offered)
-                return
+        if rejection is None:
+            facts = {"calling_ae": calling, "from": address, "association": sender.association}
+            self._audit("association-opened", facts)
+            return
         association.acse.send_reject(rejection.result, rejection.source, rejection.reason)
         self._audit(
             "association-rejected",

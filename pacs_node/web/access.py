@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from hmac import compare_digest
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote
 
 from starlette.concurrency import run_in_threadpool
@@ -12,10 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from pacs_node.accounts import ADMIN, ANYBODY, READER, VIEWER, Accounts, NotLoggedIn, Who
+from pacs_node.accounts import ADMIN, ANYBODY, READER, VIEWER, Accounts, NotLoggedIn, SignOnAway, Who
 from pacs_node.web.views import Views, body_of, for_people, inside
 
+if TYPE_CHECKING:
+    from pacs_node.web.oidc import SingleSignOn
+
 COOKIE = "pacs-node"
+STATE = "pacs-node-oidc"
 CSRF = "csrf"  # the field of a form that proves that one of our pages has made it
 
 # address -> the least role that may ask for it; None: anybody
@@ -49,6 +54,8 @@ NEEDS: dict[str, str | None] = {
     "/api/rerun": ADMIN,
     "/api/destinations": VIEWER,
     "/api/refusals": VIEWER,
+    "/audit": ADMIN,
+    "/api/audit": ADMIN,
     "/api/jobs/{id}/retry": ADMIN,
     "/api/jobs/{id}/dismiss": ADMIN,
     "/api/jobs/{id}/results/{name}": READER,  # as it was sent, with the patient's name
@@ -56,14 +63,26 @@ NEEDS: dict[str, str | None] = {
     "/api/jobs/{id}/rejected/{name}": VIEWER,
     "/login": None,
     "/logout": VIEWER,
+    "/oidc/login": None,
+    "/oidc/callback": None,
+    "/oidc/logout": None,
 }
+
+# what a single sign-on sends a browser back with: RFC 6749 4.1.2, RFC 9207, OpenID Connect Session Management 3; and
+# what some providers add
+ANSWERED = (
+    *("code", "state", "iss", "error", "error_description", "error_uri", "session_state"),
+    *("scope", "authuser", "prompt", "hd"),
+)
+LOGS = ("/audit", "/api/audit")  # whoever reads the audit trail stands in it
 
 View = Callable[[Request], Response]
 
 
 class Door:
     """Lets in. accounts: None where nobody logs in. secure: the browser is to send its key over TLS alone. audit: told
-    of who came in, who did not, and who changed what."""
+    of who came in, who did not, who pressed what, and who saw what: every answer of an address that needs READER, and
+    each study that a view names in request.state.studies."""
 
     def __init__(
         self,
@@ -72,8 +91,10 @@ class Door:
         audit: Callable[[str, Mapping[str, object]], None],
         *,
         secure: bool,
+        single_sign_on: SingleSignOn | None = None,
     ) -> None:
         self.accounts, self.views, self.audit, self.secure = accounts, views, audit, secure
+        self.single_sign_on = single_sign_on
 
     def guarded(self, path: str, view: View) -> Callable[..., object]:
         """The view, for whom NEEDS lets have it; a form must show that it is ours."""
@@ -87,25 +108,46 @@ class Door:
                 if who is None:
                     return self._log_in_first(request)
                 if not who.may(least):
+                    self._tell(request, who, "asked", {"what": request.url.path, "status": 403})
                     raise HTTPException(403, f"this needs the role {least}; you are {who.name!r}, {who.role}")
-            request.state.who, request.state.form = who, ()
+            request.state.who, request.state.form, request.state.studies = who, (), ()
             if request.method == "POST":
                 request.state.form = tuple(parse_qsl(await body_of(request), keep_blank_values=True))
                 self._must_be_ours(request, who)
-            return await run_in_threadpool(self._answered, view, request, who)
+            return await run_in_threadpool(self._answered, view, request, who, least)
 
         return asked
 
-    def _answered(self, view: View, request: Request, who: Who | None) -> Response:
-        response = view(request)
-        if request.method == "POST" and who is not None and request.url.path != "/logout":
-            self.audit("asked", {"user": who.name, "what": request.url.path, "status": response.status_code})
+    def _answered(self, view: View, request: Request, who: Who | None, least: str | None) -> Response:
+        """What the view says; and the audit trail is told who pressed what, and who saw what."""
+        try:
+            response = view(request)
+        except HTTPException as refused:
+            self._told_of(request, who, least, refused.status_code)
+            raise
+        self._told_of(request, who, least, response.status_code)
         return response
+
+    def _told_of(self, request: Request, who: Who | None, least: str | None, status: int) -> None:
+        what, seen = {"what": request.url.path, "status": status}, request.state.studies
+        if who is None or request.url.path == "/logout":
+            return
+        if request.method == "POST":
+            self._tell(request, who, "asked", what)
+        elif request.url.path in LOGS and status < 400:
+            self._tell(request, who, "audit-used", what)
+        elif least == READER and not seen:
+            self._tell(request, who, "identity-asked", what)
+        for study in seen if status < 400 else ():
+            self._tell(request, who, "instances-accessed", {**what, "study": study})
+
+    def _tell(self, request: Request, who: Who, event: str, facts: Mapping[str, object]) -> None:
+        self.audit(event, {"user": who.name or "anybody", "from": _address(request), **facts})
 
     def _who(self, request: Request) -> Who | None:
         if self.accounts is None:
             return ANYBODY
-        address = request.client.host if request.client else ""
+        address = _address(request)
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             try:
@@ -139,27 +181,83 @@ class Door:
 
     def login(self, request: Request) -> Response:
         form = dict(request.state.form or request.query_params)
-        onward, address = inside(form.get("next", "/")), request.client.host if request.client else ""
+        onward, address = inside(form.get("next", "/")), _address(request)
         if self.accounts is None or (request.method == "GET" and self.accounts.open):
             return RedirectResponse(onward, status_code=303)
         if request.method == "GET":
-            return self.views.page(request, "login.html", {"next": onward, "words": None})
+            return self._login_page(request, onward)
         name = form.get("name", "")
         try:
             key, user = self.accounts.log_in(name, form.get("password", ""), address)
         except NotLoggedIn as error:
-            self.audit("login-refused", {"user": name[:64], "from": address})
-            return self.views.page(request, "login.html", {"next": onward, "words": str(error)}, 401)
-        self.audit("login", {"user": user.name, "from": address})
+            self.audit("login-refused", {"user": name[:64], "from": address, "words": str(error)})
+            return self._login_page(request, onward, str(error), 401)
+        return self._logged_in(request, onward, key, user.name)
+
+    def _login_page(self, request: Request, onward: str, words: str | None = None, status: int = 200) -> Response:
+        shown = {"next": onward, "words": words, "single_sign_on": self.single_sign_on is not None}
+        return self.views.page(request, "login.html", shown, status)
+
+    def _logged_in(self, request: Request, onward: str, key: str, name: str) -> Response:
+        self.audit("login", {"user": name, "from": _address(request)})
         response = RedirectResponse(onward, status_code=303)
         response.set_cookie(COOKIE, key, httponly=True, samesite="lax", secure=self.secure, path="/")
         return response
+
+    def oidc_login(self, request: Request) -> Response:
+        """To the single sign-on, which sends the browser back to oidc_callback."""
+        sign_on, onward = self._sign_on(), inside(request.query_params.get("next", "/"))
+        try:
+            address, state = sign_on.begin(self._own(request, "/oidc/callback"), onward)
+        except SignOnAway as error:
+            return self._login_page(request, onward, str(error), 503)
+        response = RedirectResponse(address, status_code=303)
+        # lax: the browser comes back from another site
+        response.set_cookie(STATE, state, 600, httponly=True, samesite="lax", secure=self.secure, path="/oidc")
+        return response
+
+    def oidc_callback(self, request: Request) -> Response:
+        sign_on, accounts = self._sign_on(), self.accounts
+        assert accounts is not None
+        try:
+            person, onward = sign_on.end(request.query_params, request.cookies.get(STATE, ""))
+            key, user = accounts.log_in_by(sign_on.provider.issuer, person.subject, person.name, person.role)
+        except NotLoggedIn as error:
+            self.audit("login-refused", {"user": "", "from": _address(request), "words": str(error)})
+            response = self._login_page(request, "/", str(error), 503 if isinstance(error, SignOnAway) else 401)
+        else:
+            response = self._logged_in(request, onward, key, user.name)
+        response.delete_cookie(STATE, path="/oidc")
+        return response
+
+    def oidc_logout(self, request: Request) -> Response:
+        """To the page of the single sign-on that ends it for all that it is for."""
+        try:
+            address = self._sign_on().farewell(self._own(request, "/login"))
+        except SignOnAway as error:
+            return self._login_page(request, "/", str(error), 503)
+        return RedirectResponse(address or "/login", status_code=303)
+
+    def _sign_on(self) -> SingleSignOn:
+        if self.single_sign_on is None or self.accounts is None:
+            raise HTTPException(404, "there is no single sign-on; see [oidc] in the settings")
+        return self.single_sign_on
+
+    def _own(self, request: Request, path: str) -> str:
+        """An address of ours as the browser knows it; the name it was asked under is one of ours, see app."""
+        scheme = "https" if self.secure else request.url.scheme
+        return f"{scheme}://{request.url.netloc}{path}"
 
     def logout(self, request: Request) -> Response:
         key = request.cookies.get(COOKIE)
         if key and self.accounts is not None:
             self.accounts.log_out(key)
-            self.audit("logout", {"user": request.state.who.name})
+            self.audit("logout", {"user": request.state.who.name, "from": _address(request)})
         response = RedirectResponse("/login", status_code=303)
         response.delete_cookie(COOKIE, path="/")
         return response
+
+
+def _address(request: Request) -> str:
+    """Of who asks."""
+    return request.client.host if request.client else ""

@@ -7,10 +7,12 @@
     GET  /refusals                what was refused or kept aside at receipt: when, from whom, why
     GET  /queue                   what runs and what waits, in its order, and why
     GET  /rerun                   a form: run many series again
+    GET  /audit                   who did what: the audit trail
     GET  /destinations            where results go, and what each destination accepted and refused
     GET  /login                   name and password; POST logs in, and POST /logout out
     GET  /system                  versions, devices, disk, backlog, backup, certificates, peers
     GET  /ready                   200 while senders and people should be led here, else 503; with the reasons
+    GET  /oidc/login              to the single sign-on; /callback is where it sends back to, /logout its own log out
     GET  /health                  ok and degraded: 200; trouble: 503; with the reasons
     GET  /metrics                 Prometheus
     GET  /api/series              a list; the Link header leads to older ones
@@ -27,6 +29,7 @@
     GET  /api/queue               the same as /queue
     GET  /api/system              the same as /system
     GET  /api/inference           the devices, and the forms in which networks are served
+    GET  /api/audit               the same as /audit
     GET  /api/refusals            {"counts": of each kind, "refusals": the newest}
     POST /api/jobs/{id}/retry     run an open, failed or refused job now, afresh
     POST /api/jobs/{id}/dismiss   a job that failed for good is no trouble any more
@@ -48,6 +51,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from h11 import LocalProtocolError
@@ -63,13 +67,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pacs_node.accounts import Accounts
 from pacs_node.errors import LedgerUnavailable
-from pacs_node.web.access import Door
+from pacs_node.web.access import ANSWERED, Door
 from pacs_node.web.facts import Facts
 from pacs_node.web.lists import FILTER, WHERE, ListViews
 from pacs_node.web.live import LiveViews
 from pacs_node.web.system import SystemViews
 from pacs_node.web.viewer import ViewerViews
-from pacs_node.web.views import View, Views, knowing
+from pacs_node.web.views import AUDIT_KEYS, View, Views, knowing
+
+if TYPE_CHECKING:
+    from pacs_node.web.oidc import SingleSignOn
 
 HERE = Path(__file__).parent
 
@@ -82,17 +89,19 @@ def create_app(
     audit: Callable[[str, Mapping[str, object]], None] = lambda event, facts: None,
     *,
     secure: bool = False,
+    single_sign_on: SingleSignOn | None = None,
 ) -> Starlette:
     """The whole application; `facts` may block, it is called from worker threads.
 
     names     host names, without port, under which the node may be asked; localhost and addresses always may
     accounts  None: nobody logs in
     secure    browsers reach it over TLS alone
+    single_sign_on  None: people log in with users of the node alone
     """
     views = Views(facts, registry, HERE / "templates")
     viewer = ViewerViews(facts, views)
     lists, system = ListViews(facts, views), SystemViews(facts, views)
-    door = Door(accounts, views, audit, secure=secure)
+    door = Door(accounts, views, audit, secure=secure, single_sign_on=single_sign_on)
     post = ["POST"]
 
     def at(path: str, view: View, *keys: str, methods: list[str] | None = None) -> Route:
@@ -109,6 +118,7 @@ def create_app(
             at("/refusals", views.refusals_page, "kind", "sender"),
             at("/queue", views.queue_page),
             at("/system", system.page),
+            at("/audit", views.audit_page, *AUDIT_KEYS),
             at("/health", views.health),
             at("/ready", system.ready),
             at("/metrics", views.metrics),
@@ -125,6 +135,7 @@ def create_app(
             at("/api/jobs/{id}/results/{name}", viewer.result),
             at("/api/destinations", views.destinations),
             at("/api/refusals", views.refusals, "limit", "kind", "sender"),
+            at("/api/audit", views.audit, "limit", *AUDIT_KEYS),
             at("/api/inference", views.inference),
             at("/api/system", system.state),
             at("/api/queue", views.queue, "limit"),
@@ -136,6 +147,9 @@ def create_app(
             at("/api/jobs/{id}/rejected/{name}", views.rejected_object),
             at("/login", door.login, "next", methods=["GET", "POST"]),
             at("/logout", door.logout, methods=post),
+            at("/oidc/login", door.oidc_login, "next"),
+            at("/oidc/callback", door.oidc_callback, *ANSWERED),
+            at("/oidc/logout", door.oidc_logout),
             Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         ],
         exception_handlers={

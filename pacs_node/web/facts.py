@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,6 +55,10 @@ class Facts(Protocol):
     def refusals(self, limit: int, kind: str = "", sender: str = "") -> dict[str, Any]:
         """What was refused or kept aside at receipt, the newest first, how often there was one of each kind, and from
         whom: {"counts": {kind: {"number", "latest", "means"}}, "senders": [...], "refusals": [...]}"""
+
+    def audit(self, limit: int, before: str, wanted: Mapping[str, str]) -> dict[str, Any]:
+        """The audit trail, the newest first: {"kinds": names of events, "events": [...]}; `before` a time, and of
+        `wanted`: event (its name), who (a part of a name or address), study (its UID)."""
 
     def retry(self, job_id: str) -> str | None:
         """Run this job afresh, whoever holds it. None, or why not: there is none, it has ended well, a newer one is

@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from pacs_node.accounts import READER
 from pacs_node.records import FEEDBACK_KINDS
 from pacs_node.web.found import may_see_all, shown_of
-from pacs_node.web.views import Views, back
+from pacs_node.web.views import Views, back, study_of
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
@@ -88,6 +88,8 @@ class ViewerViews:
             raise HTTPException(404, "no such picture or volume; it may be in preparation")
         if not self._may_see(request, uid, name):
             raise HTTPException(403, BURNT_IN)
+        if name.endswith(".nii.gz") and (told := self.facts.series(uid)) is not None:
+            request.state.studies = (told["study_uid"],)  # the images themselves: the audit trail is told
         kind = "image/png" if path.suffix == ".png" else "application/gzip"
         return FileResponse(path, media_type=kind, headers=HEADERS)
 
@@ -96,6 +98,7 @@ class ViewerViews:
         content = self.facts.result_file(request.path_params["id"], name)
         if content is None:
             raise HTTPException(404, "no such result, or it is not here any more")
+        request.state.studies = (study_of(io.BytesIO(content)),)
         named = {"content-disposition": f'attachment; filename="{name}"', **HEADERS}
         return Response(content, media_type="application/dicom", headers=named)
 

@@ -9,7 +9,7 @@ from functools import wraps
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pydicom
 import structlog
@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 PAGE = 50  # series on one page
 MOST = 1000  # series in one answer
 LONGEST_FORM = 8192  # bytes
+AUDIT_KEYS = ("before", "event", "who", "study")
 REFUSALS_SHOWN = 200  # on their page; the JSON has all that are kept
 
 TONES = {  # state of a series or job -> its colour on the page
@@ -102,6 +103,15 @@ class Views:
     def inference(self, request: Request) -> Response:
         return JSONResponse(self.facts.inference())
 
+    def audit(self, request: Request) -> Response:
+        return JSONResponse(self._audited(request, limit_of(request, MOST))["events"])
+
+    def _audited(self, request: Request, limit: int) -> dict[str, Any]:
+        before = day_or_time("before", request.query_params.get("before"))
+        wanted = {key: request.query_params[key] for key in AUDIT_KEYS[1:] if request.query_params.get(key)}
+        text = before.isoformat(timespec="microseconds") if before is not None else ""
+        return {**self.facts.audit(limit, text, wanted), "wanted": wanted}
+
     def retry(self, request: Request) -> Response:
         why_not = self.facts.retry(request.path_params["id"])
         if why_not is not None:
@@ -145,6 +155,7 @@ class Views:
         path = self.facts.rejected(request.path_params["id"]).get(request.path_params["name"])
         if path is None:
             raise HTTPException(404, "no such object")
+        request.state.studies = (study_of(path),)
         named = {"content-disposition": f'attachment; filename="{path.name}"'}
         return Response(deidentified(path), media_type="application/dicom", headers=named)
 
@@ -175,7 +186,13 @@ class Views:
 
     def queue_page(self, request: Request) -> Response:
         shown = {"queues": self.facts.queue(PAGE), **self.facts.inference(), "refresh": True}
-        return self.pages.TemplateResponse(request, "queue.html", shown)
+        return self.page(request, "queue.html", shown)
+
+    def audit_page(self, request: Request) -> Response:
+        shown = self._audited(request, REFUSALS_SHOWN)
+        older = shown["events"][-1]["at"] if len(shown["events"]) == REFUSALS_SHOWN else None
+        keys = urlencode({**shown["wanted"], "before": older}) if older else ""
+        return self.page(request, "audit.html", {**shown, "older": keys})
 
     def error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -254,6 +271,11 @@ def deidentified(path: Path) -> bytes:
     buffer = BytesIO()
     dataset.save_as(buffer)
     return buffer.getvalue()
+
+
+def study_of(file: Path | BytesIO) -> str:
+    """The Study Instance UID of a DICOM file."""
+    return str(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
 
 
 def for_people(request: Request) -> bool:

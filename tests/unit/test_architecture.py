@@ -92,6 +92,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "loop": {"errors"},
     "jobs": {"records", "errors", "flow", "ledger", "loop"},
     "observe": {"records", "errors"},
+    "audit": {"records", "durable", "loop", "observe"},
+    "syslog": {"audit", "durable", "errors", "loop"},
 }
 DOORS = {  # outside package -> files and folders that may import it
     "sqlalchemy": ("pacs_node/ledger/",),
@@ -114,7 +116,9 @@ DOORS = {  # outside package -> files and folders that may import it
     "openvino": ("models/runtime.py",),
     "torch": ("models/", "pacs_node/infer.py"),
     "highdicom": ("dicom_sr/",),
-    "httpx": ("pacs_node/deliver/stow.py", "pacs_node/demo.py"),
+    "httpx": ("pacs_node/deliver/stow.py", "pacs_node/demo.py", "pacs_node/web/oidc.py"),
+    "authlib": ("pacs_node/web/oidc.py",),
+    "joserfc": ("pacs_node/web/oidc.py",),
     "requests": (),
     "orthanc_rest_client": ("pacs_node/demo.py",),
     "starlette": ("pacs_node/web/",),

@@ -188,6 +188,8 @@ class Told:
         keep(self.node.config.node.data_dir / "inference" / "forms.json", [choice], Path.write_bytes)
         facts = NodeFacts(self.node)
         self.ledger.mark("backup", self.now(), "3 files, monday")
+        self.node.audit("instances-received", {"calling_ae": "US1", "study": "1.2", "objects": {"1.2": 3}})
+        self.node.audit.flush()
         self.app = create_app(facts, self.node.figures(facts), ("testserver",))
         self.web = TestClient(self.app)
 
@@ -305,6 +307,7 @@ def test_every_query_key_is_documented_and_no_other(told: Told) -> None:
         "/api/series/{uid}",
         "/api/destinations",
         "/api/refusals",
+        "/api/audit",
         "/api/queue",
         "/api/inference",
         "/api/system",

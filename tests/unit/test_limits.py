@@ -20,7 +20,7 @@ ROWS = re.findall(r"(?m)^\| .+ \| `([\w.]+)` \| `([^`]+)` \|", PAGE)
 MODULES = [
     *("dicom_sr.reading", "dicom_sr.attributes", "dicom_sr.frames", "dicom_sr.regions", "dicom_sr.slices"),
     *("models.frames", "models.palette", "models.pixels", "models.command.results"),
-    *("pacs_node.messages", "pacs_node.confine", "pacs_node.route", "pacs_node.intake"),
+    *("pacs_node.audit", "pacs_node.messages", "pacs_node.confine", "pacs_node.route", "pacs_node.intake"),
     *("pacs_node.receive.upper_layer", "pacs_node.receive.transfer"),
     *("pacs_node.association", "pacs_node.deliver.stow", "pacs_node.priors"),
     "pacs_node.web.connection",

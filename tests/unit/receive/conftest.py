@@ -33,6 +33,7 @@ class Node:
     stored: list[Instance] = field(default_factory=list)
     ends: list[AssociationEnd] = field(default_factory=list)
     audit: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    opened: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
 
     @property
@@ -81,7 +82,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
             spool,
             stored,
             node.ends.append,
-            lambda event, facts: node.audit.append((event, facts)),
+            lambda event, facts: (node.opened if event == "association-opened" else node.audit).append((event, facts)),
             lambda: NOON,
             on_refused=node.refused.append,
         )

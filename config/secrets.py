@@ -1,0 +1,104 @@
+"""Secrets that do not stand in the settings file: in a file of their own, or in the environment.
+
+    dicomweb_token_file = "archive.token"      a file that holds the value of dicomweb_token, and nothing else
+    dicomweb_token = "${ARCHIVE_TOKEN}"        an environment variable
+
+Both hold for every setting that has a `..._file` beside it, and for no other: what everybody may see is in one place.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel
+
+Place = tuple[str | int, ...]
+Models = Mapping[str, type[BaseModel]]
+
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+LONGEST = 65_536  # bytes of a file that holds one secret
+UNKNOWN = "unknown"  # in place of what cannot be read, so that nothing else is said of it
+
+
+def names(model: type[BaseModel]) -> list[str]:
+    """The settings of a table that are secret."""
+    return [name for name in model.model_fields if f"{name}_file" in model.model_fields]
+
+
+def places(raw: Mapping[str, Any], models: Models) -> Iterator[tuple[Place, dict[str, Any], type[BaseModel]]]:
+    """Every well-formed table of a settings file, where it stands, and its model."""
+    for name, model in models.items():
+        table = raw.get(name)
+        if isinstance(table, dict):
+            yield (name,), table, model
+        elif isinstance(table, list):
+            yield from (((name, i), each, model) for i, each in enumerate(table) if isinstance(each, dict))
+
+
+def filled(raw: dict[str, Any], models: Models, folder: Path) -> tuple[dict[str, Any], list[tuple[Place, str]]]:
+    """The same settings with every secret in its place, and what is wrong, in words that quote none of them.
+
+    folder   relative paths count from it
+    """
+    raw, wrong = copy.deepcopy(raw), list[tuple[Place, str]]()
+    for place, table, model in places(raw, models):
+        for name in names(model):
+            try:
+                _fill(table, name, folder)
+            except ValueError as error:
+                at = f"{name}_file" if table.get(f"{name}_file") else name
+                wrong.append(((*place, at), str(error)))
+                if model.model_fields[name].annotation is str:  # it has a default, which will do for what else is said
+                    table.pop(name, None)
+                else:
+                    table[name] = UNKNOWN
+    return raw, wrong
+
+
+def _fill(table: dict[str, Any], name: str, folder: Path) -> None:
+    """Raises ValueError: why not."""
+    file, value = table.get(f"{name}_file"), table.get(name)
+    if file and value:
+        raise ValueError(f"{name} and {name}_file are both given; keep one of them")
+    if file and isinstance(file, str):
+        table[name] = read(folder / Path(file).expanduser())
+    elif isinstance(value, str):
+        whole = VARIABLE.fullmatch(value) is not None
+        quoted = "://" in value and not whole  # a part of an address: a password may hold any character
+        table[name] = VARIABLE.sub(lambda found: _variable(found[1], quoted=quoted), value)
+
+
+def read(file: Path) -> str:
+    """The secret that a file holds; the end of its line is none of it. Raises ValueError."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(LONGEST + 1)
+        text = content.decode("utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, ValueError) as error:  # ValueError: a path that is none
+        raise ValueError(f"{file} does not hold text in UTF-8") from error
+    if not text.strip() or len(content) > LONGEST or "\n" in text or "\0" in text:
+        raise ValueError(f"{file} is to hold the secret alone, in one line; it is empty, or holds more")
+    return text
+
+
+def _variable(name: str, *, quoted: bool) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise ValueError(f"the environment has no variable {name}, or it is empty; set it where the node is started")
+    return quote(value, safe="") if quoted else value
+
+
+def taken_literally(raw: Mapping[str, Any], models: Models) -> Iterator[tuple[Place, str]]:
+    """Where a variable is meant, and none is put in place."""
+    for place, table, model in places(raw, models):
+        for name, value in table.items():
+            if name not in names(model) and isinstance(value, str) and VARIABLE.search(value):
+                yield (*place, name), f"'{name}' is no secret: {value!r} is taken as it stands, without the variable"
