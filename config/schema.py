@@ -694,6 +694,7 @@ class Notify(Settings):
     name: str = Field(min_length=1, max_length=64)
     # where to, as Apprise has it: mail, chat, pager, webhook; they hold secrets
     urls: Annotated[tuple[Annotated[SecretStr, AfterValidator(_no_url)], ...], Field(strict=False, min_length=1)]
+    urls_file: RelativePath | None = None  # a file that holds one of them and nothing else
     about: Annotated[tuple[About, ...], Field(strict=False, min_length=1)] = (
         *("node", "jobs", "destination", "disk", "certificate", "silence"),
     )

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 from urllib.parse import quote
 
 from pydantic import BaseModel
@@ -24,6 +24,7 @@ Models = Mapping[str, type[BaseModel]]
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 LONGEST = 65_536  # bytes of a file that holds one secret
 UNKNOWN = "unknown"  # in place of what cannot be read, so that nothing else is said of it
+UNKNOWN_ADDRESS = "json://unknown"  # the same in a list, which is of addresses
 
 
 def names(model: type[BaseModel]) -> list[str]:
@@ -51,13 +52,15 @@ def filled(raw: dict[str, Any], models: Models, folder: Path) -> tuple[dict[str,
         for name in names(model):
             try:
                 _fill(table, name, folder)
+                if _several(model, name) and isinstance(table.get(name), str):
+                    table[name] = [table[name]]
             except ValueError as error:
                 at = f"{name}_file" if table.get(f"{name}_file") else name
                 wrong.append(((*place, at), str(error)))
                 if model.model_fields[name].annotation is str:  # it has a default, which will do for what else is said
                     table.pop(name, None)
                 else:
-                    table[name] = UNKNOWN
+                    table[name] = [UNKNOWN_ADDRESS] if _several(model, name) else UNKNOWN
     return raw, wrong
 
 
@@ -69,9 +72,21 @@ def _fill(table: dict[str, Any], name: str, folder: Path) -> None:
     if file and isinstance(file, str):
         table[name] = read(folder / Path(file).expanduser())
     elif isinstance(value, str):
-        whole = VARIABLE.fullmatch(value) is not None
-        quoted = "://" in value and not whole  # a part of an address: a password may hold any character
-        table[name] = VARIABLE.sub(lambda found: _variable(found[1], quoted=quoted), value)
+        table[name] = _with_variables(value)
+    elif isinstance(value, list):
+        table[name] = [_with_variables(each) if isinstance(each, str) else each for each in value]
+
+
+def _with_variables(value: str) -> str:
+    """Raises ValueError."""
+    whole = VARIABLE.fullmatch(value) is not None
+    quoted = "://" in value and not whole  # a part of an address: a password may hold any character
+    return VARIABLE.sub(lambda found: _variable(found[1], quoted=quoted), value)
+
+
+def _several(model: type[BaseModel], name: str) -> bool:
+    """Is the setting a list of secrets? One alone may stand without brackets."""
+    return get_origin(model.model_fields[name].annotation) is tuple
 
 
 def read(file: Path) -> str:

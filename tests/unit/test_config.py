@@ -563,7 +563,7 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
         (NOTIFY + "min_size_mm = 5", "[[notify]] 'n': 'min_size_mm' needs \"finding\" in 'about'"),
         (NOTIFY + 'kinds = ["Nodule"]', "[[notify]] 'n': 'kinds' needs \"finding\" in 'about'"),
         (NOTIFY + 'pipelines = ["lung-nodule"]', "[[notify]] 'n': 'pipelines' needs \"finding\" in 'about'"),
-        (NOTIFY + "urlss = 1", "no setting 'urlss' in [[notify]]; did you mean 'urls'?"),
+        (NOTIFY + "urlss = 1", "no setting 'urlss' in [[notify]]; did you mean 'urls' or 'urls_file'?"),
     ],
 )
 def test_what_is_wrong_with_who_is_told(tmp_path: Path, text: str, words: str) -> None:

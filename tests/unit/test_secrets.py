@@ -19,8 +19,9 @@ AROUND = {  # what a secret needs beside it
     ("oidc", "client_secret"): '[oidc]\nissuer = "https://idp.example"\nclient_id = "node"\nviewers = ["v"]\n',
     ("store", "secret_access_key"): '[store]\nkind = "s3"\nbucket = "images"\naccess_key_id = "node"\n',
     ("database", "url"): "[database]\n",
+    ("notify", "urls"): '[[notify]]\nname = "n"\n',
 }
-VALUES = {"url": "postgresql+psycopg://node:hush-hush@db.example/node"}
+VALUES = {"urls": "json://node:hush-hush@hooks.example", "url": "postgresql+psycopg://node:hush-hush@db.example/node"}
 SECRET = "hush-hush-1"
 
 
@@ -44,8 +45,10 @@ def written(folder: Path, text: str) -> Path:
 
 def loaded(path: Path, table: str, key: str) -> str:
     settings = config.load(path)
-    held = settings.peers[0] if table == "peer" else getattr(settings, table)
+    held = {"peer": settings.peers, "notify": settings.notices}.get(table, [getattr(settings, table, None)])[0]
     value = getattr(held, key)
+    if isinstance(value, tuple):
+        [value] = value
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
