@@ -48,6 +48,7 @@ __all__ = [
     "Store",
     "Tls",
     "Web",
+    "check",
     "load",
     "problems",
 ]

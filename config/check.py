@@ -73,10 +73,14 @@ class Known(Protocol):
         """... with these options; or why it cannot have them."""
 
 
-def check(path: Path, pipelines: Known | None) -> tuple[Config | None, list[Problem]]:
-    """The settings, or None, and everything there is to say about the file, in the order of its lines."""
+def check(path: Path, pipelines: Known | None, instead: str | None = None) -> tuple[Config | None, list[Problem]]:
+    """The settings, or None, and everything there is to say about the file, in the order of its lines.
+
+    instead: what the file is to hold, in place of what it holds
+    """
+    text = instead or ""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if instead is None else instead
         raw = tomllib.loads(text)
     except OSError as error:
         return None, [Problem(path, None, f"cannot be read: {error.strerror}")]

@@ -25,6 +25,7 @@ class PipelineOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     starts_programs: ClassVar[bool] = False  # of other makers: the process it runs in gives up less
+    runs_code: ClassVar[bool] = False  # that they name: they are changed in the settings file alone, not by the pages
     compares: ClassVar[bool] = False  # with an earlier study of the patient, if the route says `priors`
 
     threads: int | None = Field(default=None, ge=1)  # processor threads on the cpu; all cores when not given

@@ -65,6 +65,10 @@ class Assembler:
         self.closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="close")
         self.askers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ask-peer")
 
+    def between_series(self, do: Callable[[], None]) -> None:
+        """While no series is judged or closed."""
+        self.closer.submit(do).result()
+
     def shut_down(self) -> None:
         """Once the loop has stopped: what is being closed ends, who is being asked is not waited for."""
         self.closer.shutdown(wait=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -255,6 +256,34 @@ def doctor(
     line(f"\n{bad} of the steps are bad" if bad else "\nnothing is bad")
     if bad:
         raise typer.Exit(1)
+
+
+@app.command()
+def reload(config: ConfigFile) -> None:
+    """Have the node that runs here take up its settings file as it is now, without a restart.
+
+    Exit code 1 if the file is wrong, no node runs, or it does not take the file up; then the former settings stay.
+    """
+    from config import load, problems
+    from pacs_node.errors import SettingsRefused
+    from pacs_node.ledger import Ledger
+    from pacs_node.settings import told_to_reload
+    from pacs_node.start_up import keep_private
+
+    keep_private()
+    with _in_words():
+        wrong = [str(problem) for problem in problems(config, catalogue()) if problem.severity == "error"]
+        if wrong:
+            _fail("\n".join(wrong))
+        settings = load(config, catalogue())
+        ledger = Ledger(settings.database.url, settings.node.data_dir)
+        try:
+            said = told_to_reload(config, settings.node.data_dir, ledger)
+        except SettingsRefused as error:
+            _fail(str(error))
+        finally:
+            ledger.close()
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -766,18 +795,30 @@ def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
     few_arenas()
     observe.start_logging(plain=sys.stderr.isatty())
     observe.hear_everything()
-    stop = threading.Event()
+    at_a_terminal = sys.stdin is not None and sys.stdin.isatty()
+    asked: SimpleQueue[str] = SimpleQueue()  # a signal may come while another is put into it
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: asked.put("stop"))
+    signal.signal(signal.SIGHUP, lambda *_: asked.put("stop" if at_a_terminal and not _has_terminal() else "reload"))
     with _in_words():
-        node = Node(load(config, catalogue()))
+        node = Node(load(config, catalogue()), file=config)
         try:
             node.start(listen=listen, work=work, web=web)
         except BaseException:
             node.stop()  # what has started must not keep the process alive
             raise
-    stop.wait()
+    while asked.get() == "reload":
+        node.reload()
     node.stop()
+
+
+def _has_terminal() -> bool:
+    """Whether the terminal that the process was started on is still there."""
+    try:
+        os.tcgetpgrp(sys.stdin.fileno())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager

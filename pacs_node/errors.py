@@ -21,6 +21,8 @@ NodeError
 │   └── Interrupted         the node is stopping: the job is put back as if it had not begun
 ├── NotJudged               an error nobody foresaw in judging a series: it is set aside, in the error's words
 ├── EditionChanged          a destination got earlier results meanwhile: the new ones are written once more
+├── SettingsRefused         new settings are not taken up, in the words of `check`; those in force stay
+│   └── SettingsChanged     ... because somebody else has changed them since they were looked at
 └── StartError              start-up stops, with a sentence that says what to do
     ├── LedgerTooOld        the database was written by a newer node
     ├── AlreadyRunning      another worker holds this data folder
@@ -157,6 +159,14 @@ class NotJudged(NodeError):
 
 class EditionChanged(NodeError):
     pass
+
+
+class SettingsRefused(NodeError):
+    """Those in force stay as they are."""
+
+
+class SettingsChanged(SettingsRefused):
+    """Somebody else has changed the file since it was looked at."""
 
 
 class StartError(NodeError):

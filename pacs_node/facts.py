@@ -18,6 +18,7 @@ from pacs_node.errors import LedgerUnavailable, NodeError, Told
 from pacs_node.peers import LedgerMemory
 from pacs_node.records import EVERY, JOB_KINDS, REFUSAL_KINDS, Wanted
 from pacs_node.retention import Retention
+from pacs_node.settings import LiveSettings
 from pacs_node.system import state_of
 from pacs_node.viewer_facts import Viewed, ViewerFacts
 
@@ -61,6 +62,7 @@ class Running(Viewed, Protocol):
     started_at: datetime
     stopping: bool
     audit: Audit
+    settings: LiveSettings | None
 
     def rejected(self, job_id: str) -> Path: ...
     @property
@@ -83,20 +85,27 @@ class NodeFacts(ViewerFacts):
 
     def __init__(self, node: Running, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.node, self.monotonic, self.since = node, monotonic, monotonic()
-        config = node.config
+        self._ever_named: dict[str, str] = {}  # a job may tell of a peer that is gone
+
+    @property
+    def _named(self) -> list[tuple[str, str]]:
+        """Paths of the settings, and what they are called."""
+        config = self.node.config
         named = [(config.node.data_dir, "data_dir"), (Path(config.database.url.partition(":///")[2]), "the database")]
         named += [(peer.folder, f"the folder of '{peer.name}'") for peer in config.peers if peer.folder is not None]
         # the longest first: a folder of results may lie within data_dir
-        self._named = sorted(((str(path), name) for path, name in named), key=lambda each: -len(each[0]))
+        self._ever_named = {**self._ever_named, **{str(path): name for path, name in named}}
+        return sorted(self._ever_named.items(), key=lambda each: -len(each[0]))
 
-    def _without_paths(self, value: Any) -> Any:
+    def _without_paths(self, value: Any, named: list[tuple[str, str]] | None = None) -> Any:
         """The same value, with the settings' own folders called by their names in every text."""
+        named = self._named if named is None else named
         if isinstance(value, dict):
-            return {key: self._without_paths(each) for key, each in value.items()}
+            return {key: self._without_paths(each, named) for key, each in value.items()}
         if isinstance(value, list):
-            return [self._without_paths(each) for each in value]
+            return [self._without_paths(each, named) for each in value]
         if isinstance(value, str):
-            for path, name in self._named:
+            for path, name in named:
                 value = value.replace(path, name) if len(path) > 1 else value
         return value
 
@@ -104,6 +113,8 @@ class NodeFacts(ViewerFacts):
         """ "trouble": unfit to receive or to work. "degraded": it does both, but a job needs a person."""
         node = self.node
         trouble, needs, attention = node.trouble(), node.ailing(), []
+        if node.settings is not None and node.settings.problem is not None:
+            needs.append(node.settings.problem.partition("\n")[0])
         counts: dict[str, Any] = {}
         try:
             counts = node.ledger.counts()

@@ -31,13 +31,13 @@ from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
 from pacs_node.assembler import Assembler
 from pacs_node.audit import Audit, Source, Trail, Transfers
 from pacs_node.durable import write_whole
-from pacs_node.errors import AlreadyRunning, LedgerUnavailable
+from pacs_node.errors import AlreadyRunning, LedgerUnavailable, SettingsRefused
 from pacs_node.facts import NodeFacts
 from pacs_node.flow import Flow, RetryPolicy
 from pacs_node.intake import Intake
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
-from pacs_node.loop import Loop
+from pacs_node.loop import Loop, describe
 from pacs_node.notify import Notifier, World
 from pacs_node.peers import calls_from, certified, tls_files, why_not_believed
 from pacs_node.receive.commitment import CommitmentService
@@ -52,7 +52,10 @@ from pacs_node.records import (
     Refusal,
 )
 from pacs_node.retention import Retention
-from pacs_node.stages import WiredStages
+from pacs_node.settings import LiveSettings
+from pacs_node.settings_desk import SettingsDesk
+from pacs_node.settings_trial import Trial
+from pacs_node.stages import WiredStages, Wiring
 from pacs_node.start_up import hold, listening_on, must_be_whole, must_be_writable, must_not_be_open
 from pacs_node.syslog import Forwarder, Server
 from pacs_node.system import state_of
@@ -118,11 +121,17 @@ def audit_of(config: Config, now: Callable[[], datetime]) -> tuple[Audit, Forwar
 class Node:
     """The whole node in one process, or its worker alone.
 
-    at: called with the name of every step of `flow.STEPS` as it is reached; fault tests stop the process there.
+    file: of the settings, where they may be changed while it runs. at: called with the name of every step of
+    `flow.STEPS` as it is reached; fault tests stop the process there.
     """
 
     def __init__(
-        self, config: Config, *, now: Callable[[], datetime] = utc_now, at: Callable[[str], None] = lambda step: None
+        self,
+        config: Config,
+        *,
+        file: Path | None = None,
+        now: Callable[[], datetime] = utc_now,
+        at: Callable[[str], None] = lambda step: None,
     ) -> None:
         self.config, self.now = config, now
         self.started_at, self.stopping = now(), False
@@ -133,6 +142,11 @@ class Node:
         self.audit, self.syslog = audit_of(config, now)
         self.transfers = Transfers(self.audit)
         self.stages = WiredStages(config, self.ledger, now, self.audit)
+        self.settings = (
+            LiveSettings(file, config, self.ledger, self.stages.known, self.ready, now, self.audit)
+            if file is not None
+            else None
+        )
         # One worker per SQLite file, so its name can stay the same and it finds its own jobs again at once.
         alone = self.ledger.embedded
         self.executor = "local" if alone else f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -222,6 +236,8 @@ class Node:
                 self._start_receivers(self._receiving.fileno())
             self.assembler.loop.start()
             self.retention.loop.start()
+        if self.settings is not None:
+            self.settings.started()
         if web:
             self._start_web()
         if listen and self.config.notices:
@@ -277,6 +293,53 @@ class Node:
             if lock is not None:
                 lock.close()
         log.info("node stopped")
+
+    # ---- new settings
+
+    def ready(self, config: Config) -> Callable[[], None]:
+        """Makes everything that new settings need; gives what takes them up, which no association and no job notices.
+        Raises CannotStart."""
+        wiring = self.stages.wiring(config)
+        return lambda: self.assembler.between_series(lambda: self._take_up(wiring))
+
+    def take_up(self, config: Config) -> None:
+        """New settings, at once. Raises CannotStart; then the former ones stay."""
+        self.ready(config)()
+
+    def _take_up(self, wiring: Wiring) -> None:
+        known, config = {repr(each) for each in self._pipelines()}, wiring.config
+        self.config = self.assembler.config = config
+        self.stages.wire(wiring)
+        self.retention.take_up(config)
+        if self.listener is not None:
+            self.listener.take_up(self._listener_settings(self.listener.settings.tls))
+        if self.receivers is not None:
+            self.receivers.take_up(partial(Node, config), config)
+        new = [each for each in self._pipelines() if repr(each) not in known]
+        if self.engine is not None and new:
+            self.stages.inference.warm(new)
+
+    def reload(self) -> None:
+        """Take up the settings file as it is now; the log and /health say what is wrong with one that is wrong."""
+        try:
+            if self.settings is not None:
+                self.settings.reload()
+        except SettingsRefused:
+            pass  # the log has it
+        except Exception as error:  # noqa: BLE001 - the edge of what a signal asks for: the node goes on
+            log.error("settings not taken up", error=describe(error))
+
+    def desk(self) -> SettingsDesk | None:
+        """What the pages ask of the settings; None where they are of no file."""
+        if self.settings is None:
+            return None
+        return SettingsDesk(self.settings, Trial(self.stages, self.ledger, self.now), lambda: self.config)
+
+    def _pipelines(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Of the routes, with what they are told."""
+        return [(route.pipeline, route.options) for route in self.config.routes]
+
+    # ---- start and stop, in parts
 
     def _receive_alone(self) -> None:
         """Raises AlreadyRunning: two machines would each close series whose images the other has."""
@@ -362,9 +425,9 @@ class Node:
         else:
             self.wake()
 
-    def _start_listener(self, doors: Doors, counts: Counts | None) -> None:
-        node, receive, tls = self.config.node, self.config.receive, self.config.tls
-        settings = ListenerSettings(
+    def _listener_settings(self, tls: Renewed | None) -> ListenerSettings:
+        node, receive = self.config.node, self.config.receive
+        return ListenerSettings(
             ae_title=node.ae_title,
             host=node.dicom_host,
             port=node.dicom_port,
@@ -377,10 +440,14 @@ class Node:
             dimse_timeout_s=receive.dimse_timeout_s,
             calls_from=calls_from(self.config),
             modalities=self.stages.modalities,
-            tls=Renewed(tls_files(self.config), calls=False) if tls.dicom_tls_port else None,
-            tls_port=tls.dicom_tls_port,
+            tls=tls,
+            tls_port=self.config.tls.dicom_tls_port,
             certified=certified(self.config),
         )
+
+    def _start_listener(self, doors: Doors, counts: Counts | None) -> None:
+        node, tls = self.config.node, self.config.tls
+        renewed = Renewed(tls_files(self.config), calls=False) if tls.dicom_tls_port else None
         commitment = CommitmentService(
             on_request=self._commitment_asked,
             judge=self._judge_commitment,
@@ -389,7 +456,7 @@ class Node:
             audit=self.audit,
         )
         self.listener = Listener(
-            settings,
+            self._listener_settings(renewed),
             self.spool,
             self._stored,
             self._sender_left,
@@ -424,8 +491,8 @@ class Node:
             overtaken_s=jobs.overtaken_s,
         )
         self.engine.start()
-        inference, routes = self.stages.inference, self.config.routes
-        (inference.prepare if self.config.infer.tune else inference.warm)([(r.pipeline, r.options) for r in routes])
+        inference = self.stages.inference
+        (inference.prepare if self.config.infer.tune else inference.warm)(self._pipelines())
 
     def _start_web(self) -> None:
         if self.ledger.embedded:  # else others may be at work in the same folder
@@ -444,6 +511,7 @@ class Node:
             self.audit,
             secure=secure,
             single_sign_on=single_sign_on_of(self.config),
+            desk=self.desk(),
         )
         with listening_on(
             "web_port", node.web_port, "web_host", node.web_host

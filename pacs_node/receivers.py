@@ -63,6 +63,7 @@ class Receives(Protocol):
     def let_go_here(self, series_uid: str) -> bool: ...
     def go_on(self) -> None: ...
     def trouble_of_receiving(self) -> list[str]: ...
+    def take_up(self, settings: Any) -> None: ...
 
 
 class _Handed:
@@ -96,6 +97,7 @@ class Receivers:
         self._children: list[_Receiver] = []
         self._stopping = threading.Event()
         self._trouble: dict[int, str] = {}
+        self._settings: Any = None  # that were taken up since the start
 
     def start(self, doors: Doors, lock: int) -> None:
         """doors: listen already. lock: descriptor of the lock of the spool, held until the last of them has ended."""
@@ -119,6 +121,22 @@ class Receivers:
         """The ledger has all that they were sent by now. Raises LedgerUnavailable."""
         for child in self._children:
             child.ask("settle")
+
+    def take_up(self, make: Callable[[], Receives], settings: Any) -> None:
+        """New settings, for those that are there and for those that take their place. One that gives no answer is
+        trouble: it goes on with the former ones."""
+        self._make, self._settings = make, settings
+        for child in list(self._children):
+            self._told_settings(child)
+
+    def _told_settings(self, child: _Receiver) -> None:
+        try:
+            child.ask("take_up", self._settings)
+        except NodeError as error:
+            log.error("listener.settings-not-taken-up", number=child.number, error=str(error))
+            self._trouble[child.number] = f"receiving process {child.number} goes on with the former settings: {error}"
+        else:
+            self._trouble.pop(child.number, None)
 
     @contextmanager
     def let_go(self, series_uid: str) -> Iterator[bool]:
@@ -189,7 +207,9 @@ class Receivers:
                 self._trouble[child.number] = f"{words}; another cannot be started: {describe(error)}"
                 continue
             self._children[child.number] = new
-            del self._trouble[child.number]
+            self._trouble.pop(child.number, None)
+            if self._settings is not None:  # it may have begun with the former ones
+                self._told_settings(new)
             return
 
 
@@ -248,8 +268,8 @@ def receive(
     tells: Connection,
 ) -> None:
     """One of them: until it is told to stop, or nobody is there to tell it."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)  # they are for the parent, which drains
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)  # they are for the parent, which drains, or tells of new settings
     keep_private()
     few_arenas()
     observe.start_logging(plain=plain)
@@ -269,6 +289,7 @@ def receive(
         "let_go": node.let_go_here,
         "go_on": lambda _: node.go_on(),
         "trouble": lambda _: node.trouble_of_receiving(),
+        "take_up": node.take_up,
     }
     drain_s = 0.0
     with suppress(EOFError, OSError):

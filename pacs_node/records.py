@@ -458,3 +458,31 @@ class Feedback:
     finding: int | None = None  # its number; none of one that was missed
     label: str = ""
     place: Mapping[str, Any] | None = None  # of one that was missed: sop_instance_uid, frame, column, row, lps_mm
+
+
+@dataclass(frozen=True)
+class SettingsVersion:
+    """What a settings file was from `at` on, and how it came to be so."""
+
+    id: int
+    place: str  # the machine and the path of the file
+    at: datetime
+    who: str  # a user of the pages; "": whoever edited the file
+    what: str  # "peer 'pacs' changed"
+    difference: str  # to the one before, without secrets
+    digest: str
+    text: str = field(repr=False)  # all of it, with its secrets
+
+
+@dataclass(frozen=True)
+class Received:
+    """A series as a route may be tried on it."""
+
+    series_uid: str
+    modality: str
+    description: str
+    arrived: int
+    last_arrival: datetime
+    fit: bool
+    reason: str
+    first_used: str  # SOP Instance UID; "": none was used

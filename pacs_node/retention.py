@@ -171,8 +171,7 @@ class Retention:
         self.audit = audit
         self.let_go, self.settle = let_go, settle
         self.alone = threading.RLock()  # held from the rows to the files: by whoever deletes, or looks for lost images
-        self.settings, self.data_dir = config.retention, config.node.data_dir
-        self.folders = frozenset(peer.name for peer in config.peers if peer.folder is not None)
+        self.data_dir = config.node.data_dir
         self.loop = Loop("retention", self.tick, LOOK_EVERY_S)
         self.short: str | None = None  # why not enough could be deleted, for /health
         self.away: str | None = None  # why what was deleted is still in the store
@@ -180,6 +179,13 @@ class Retention:
         self.full_in_days: float | None = None
         self._next_pass = 0.0  # by the monotonic clock
         self._pass: Iterator[Decision | None] | None = None  # that has begun and not ended
+        self.take_up(config)
+
+    def take_up(self, config: Config) -> None:
+        """From the next series on; the next look is a pass."""
+        self.settings = config.retention
+        self.folders = frozenset(peer.name for peer in config.peers if peer.folder is not None)
+        self._next_pass = 0.0
 
     def tick(self) -> float | None:
         """One look: a pass each hour, or when the disk has passed its mark; a part of it at a time."""

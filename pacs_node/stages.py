@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,11 @@ from models.pixels import faults
 from pacs_node import __version__, kept, pack, priors
 from pacs_node.assemble.geometry import card_for, judge
 from pacs_node.assemble.series import Close, decide
+from pacs_node.association import Peer as DicomPeer
 from pacs_node.commitment import judge_request
 from pacs_node.confirm import ArrivalCheck
 from pacs_node.deliver.arrival import sent_objects
+from pacs_node.deliver.destination import Destination
 from pacs_node.devices import Devices
 from pacs_node.errors import (
     GiveUp,
@@ -91,6 +93,18 @@ def devices_of(config: Config, *, known_forms: bool = True) -> Devices:
     return devices
 
 
+@dataclass(frozen=True)
+class Wiring:
+    """What settings make of peers and routes."""
+
+    config: Config
+    rules: list[Rule]
+    destinations: dict[str, Destination]
+    arrival_checks: dict[str, ArrivalCheck]
+    cards: dict[str, Card]  # of each route
+    dicom_peers: dict[str, DicomPeer]
+
+
 class WiredStages:
     """The stages of `flow.Stages`, wired to the settings."""
 
@@ -101,23 +115,12 @@ class WiredStages:
         now: Callable[[], datetime],
         audit: Callable[[str, Mapping[str, Any]], None] = lambda event, facts: None,
     ) -> None:
-        self.config, self.ledger, self.now, self.audit = config, ledger, now, audit
-        self.rules = [
-            Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors) for r in config.routes
-        ]
-        self.destinations = {
-            peer.name: destination_of(config, peer.name, ledger) for peer in config.peers if peer.reachable
-        }
-        arrival_checks = {peer.name: arrival_check_of(config, peer) for peer in config.peers if peer.reachable}
-        self.arrival_checks = {
-            name: arrival_check for name, arrival_check in arrival_checks.items() if arrival_check is not None
-        }
-        self.dicom_peers = {peer.name: dicom_peer(config, peer) for peer in config.peers if peer.host is not None}
+        self.ledger, self.now, self.audit = ledger, now, audit
+        self.known = catalogue()
+        self.dicom_peers: dict[str, DicomPeer] = {}
         self.inference = devices_of(config)
-        known = self.known = catalogue()
-        self.cards = {route.name: known.card(route.pipeline, route.options) for route in config.routes}
-        self.other_cards = known.cards
-        self.modalities = frozenset(each for card in (*self.cards.values(), *known.cards) for each in card.modality)
+        self.reported: dict[str, bool] = {}  # route -> its report_not_run, also of those that are gone: jobs may not be
+        self.wire(self.wiring(config))
         self.store = store_of(config)
         self.receives = True  # whether this machine is the one that the images come to
         self.results = config.node.data_dir / "results"
@@ -125,6 +128,30 @@ class WiredStages:
         self.rejected = config.node.data_dir / "rejected"
         self.patience: dict[str, int] = {}  # with the disk, for each series
         self.unkept: dict[tuple[str, str], Findings] = {}  # by job and request: those that could not be written down
+
+    def wiring(self, config: Config) -> Wiring:
+        """Everything that settings need, made; nothing is changed. Raises CannotStart."""
+        reachable = [peer for peer in config.peers if peer.reachable]
+        checks = {peer.name: arrival_check_of(config, peer) for peer in reachable}
+        return Wiring(
+            config,
+            rules_of(config),
+            {peer.name: destination_of(config, peer.name, self.ledger) for peer in reachable},
+            {name: check for name, check in checks.items() if check is not None},
+            {route.name: self.known.card(route.pipeline, route.options) for route in config.routes},
+            {peer.name: dicom_peer(config, peer) for peer in config.peers if peer.host is not None},
+        )
+
+    def wire(self, wiring: Wiring) -> None:
+        """From now on. A series must not be judged meanwhile: its verdict and its rules belong together."""
+        self.dicom_peers = {**self.dicom_peers, **wiring.dicom_peers}  # a job may be about to ask one that is gone
+        self.config, self.rules, self.cards = wiring.config, wiring.rules, wiring.cards
+        self.destinations, self.arrival_checks = wiring.destinations, wiring.arrival_checks
+        self.other_cards = self.known.cards
+        self.modalities = frozenset(
+            each for card in (*self.cards.values(), *self.other_cards) for each in card.modality
+        )
+        self.reported = {**self.reported, **{route.name: route.report_not_run for route in self.config.routes}}
 
     def decide(self, series: OpenSeries, now: datetime) -> str | None:
         waits = self.config.assemble
@@ -304,7 +331,7 @@ class WiredStages:
         return self._of(written, folder, job.id)
 
     def reports_not_run(self, job: Job) -> bool:
-        return any(route.name == job.route and route.report_not_run for route in self.config.routes)
+        return self.reported.get(job.route, False)
 
     def encode_not_run(self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition) -> list[Result]:
         from pacs_node.encode import encode_not_run, variant_of
@@ -434,6 +461,10 @@ class WiredStages:
         if peer is None or peer.host is None or peer.port is None:
             raise GiveUp(f"the settings have no host and port for {calling_ae}, so its report cannot be brought to it")
         bring_report(report, self.dicom_peers[peer.name])
+
+
+def rules_of(config: Config) -> list[Rule]:
+    return [Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors) for r in config.routes]
 
 
 def store_of(config: Config) -> Store:

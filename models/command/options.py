@@ -15,6 +15,7 @@ INPUT, OUTPUT = "{input}", "{output}"  # in the words of the command: its two fo
 
 class Options(LabelledOptions):
     starts_programs: ClassVar[bool] = True
+    runs_code: ClassVar[bool] = True
 
     command: list[str] = Field(min_length=1)  # word by word, no shell: ["/opt/tool/run", "{input}", "{output}"]
     name: str = Field(min_length=1, max_length=48)  # of the tool, in every result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,8 @@ SUFFIXES = (".json", ".yaml", ".yml")  # of a bundle's configuration
 
 
 class Options(LabelledOptions):
+    runs_code: ClassVar[bool] = True  # expressions of its configuration
+
     bundle: str  # absolute path of the bundle's folder, which holds configs/ and models/
     labels: Labels = Field(min_length=1)  # what each label of its map is: [route.options.labels.1]
     modality: Literal["CT", "MR"] = "CT"  # of the volumes that it was made for

@@ -71,7 +71,7 @@ def judge(
     # an image that cannot be read, or is of another modality, is set aside whoever's it is
     if differs := identity_differs([h for h in headers if attributes.text(h, "Modality") == modality]):
         return Verdict(False, differs)
-    kept_from = {uid_of(h): why for h in headers if (why := _outside(h, card, modality))} | dict(faults)
+    kept_from = {uid_of(h): why for h in headers if (why := outside(h, card, modality))} | dict(faults)
     if not card.requires.volume:
         return _judge_images(headers, modality, card.requires, kept_from)
     if modality not in VOLUME_CLASSES:
@@ -92,7 +92,7 @@ def _modality(headers: Sequence[Dataset]) -> str:
     return min((-count, name) for name, count in modalities.items())[1] if modalities else ""
 
 
-def _outside(header: Dataset, card: Card, modality: str) -> str | None:
+def outside(header: Dataset, card: Card, modality: str) -> str | None:
     """None, or what the card of a pipeline keeps this image from it for. An image that does not say it is let in."""
     if attributes.text(header, "Modality") != modality:
         return None  # said elsewhere

@@ -377,3 +377,18 @@ feedback_table = sa.Table(  # what readers say of the findings
     sa.Column("place", sa.JSON),  # of one that was missed
     sa.Index("ix_feedback_counts", "pipeline", "version", "kind"),
 )
+
+
+settings_version_table = sa.Table(  # of the settings file of a machine: what it was from then on
+    "settings_version",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("place", sa.Text, nullable=False),  # machine and path
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),  # a user of the pages; "": whoever edited the file
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("difference", sa.Text, nullable=False),  # to the one before, without secrets
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),  # all of it, secrets too
+    sa.Index("ix_settings_version_place", "place", "id"),
+)

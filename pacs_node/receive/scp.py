@@ -97,11 +97,9 @@ class Listener:
         on_refused: Callable[[Refusal], None] = lambda refusal: None,
         elsewhere: Callable[[int], int] = lambda here: 0,
     ) -> None:
-        self.settings = settings
         self.commitment = commitment
-        self._accepted = frozenset(accepted_for(settings.modalities))
-        self._callers = Callers(settings.ae_title, settings.allowed, settings.calls_from, certified=settings.certified)
-        self._reporters = replace(self._callers, allowed=settings.allowed | settings.reporters)
+        self._ever_accepted: frozenset[str] = frozenset()  # an open association keeps what it was promised
+        self.take_up(settings)
         self._spool = spool
         self._on_stored = on_stored
         self._on_association_end = on_association_end
@@ -117,6 +115,18 @@ class Listener:
         self._began = ""
         self._server: Server | None = None
         self._secured: Server | None = None  # the one with TLS
+
+    def take_up(self, settings: ListenerSettings) -> None:
+        """From the next association on: who may send what. Address, title and limits count from the next start on."""
+        self.settings = settings
+        _register(settings)
+        senders = Callers(settings.ae_title, settings.allowed, settings.calls_from, certified=settings.certified)
+        self._welcome = _Welcome(
+            senders,
+            replace(senders, allowed=settings.allowed | settings.reporters),
+            frozenset(accepted_for(settings.modalities)),
+        )
+        self._ever_accepted |= self._welcome.accepted
 
     def start(self, door: socket.socket | None = None) -> None:
         """Bind and listen, or wait at a door that listens already. Raises OSError when the port is taken."""
@@ -209,7 +219,8 @@ class Listener:
         reports = self.commitment is not None and PUSH_MODEL in proposed
         address = str(association.requestor.address)
         # before the lock is taken: a host name may have to be resolved
-        callers = self._reporters if reports else self._callers
+        welcome = self._welcome
+        callers = welcome.reporters if reports else welcome.senders
         rejection = callers.why_rejected(calling, called, address, association.upper_layer.connection.shown)
         with self._change:
             held = len(self._open) + self._elsewhere(len(self._open))
@@ -217,7 +228,7 @@ class Listener:
             if rejection is None:
                 self._open[association] = sender = _Sender(f"{self._began}-{next(self._serial)}", calling)
                 self._elsewhere(len(self._open))
-                offered = self._accepted if calling in self.settings.allowed else frozenset()
+                offered = welcome.accepted if calling in welcome.senders.allowed else frozenset()
                 offered = offered | ({VERIFICATION, PUSH_MODEL} if reports else {VERIFICATION})
                 association.acceptor.supported_contexts = _supported(request, offered)
         if rejection is None:
@@ -245,7 +256,7 @@ class Listener:
         if request.context_id not in contexts:
             raise ProtocolError(f"a C-STORE in presentation context {request.context_id}, which was not accepted")
         context, sender = contexts[request.context_id], self._open[association]
-        if str(context.abstract_syntax) not in self._accepted:
+        if str(context.abstract_syntax) not in self._ever_accepted:
             raise ProtocolError(f"a C-STORE in a presentation context for {context.abstract_syntax}")
         announced = Announced(
             request.sop_class_uid,
@@ -354,6 +365,15 @@ class _Store:
 
 
 @dataclass(frozen=True)
+class _Welcome:
+    """Whom the listener takes associations from, and which SOP classes."""
+
+    senders: Callers
+    reporters: Callers  # on a storage commitment that we asked for; senders among them
+    accepted: frozenset[str]
+
+
+@dataclass(frozen=True)
 class _Sender:
     association: str  # its id
     calling_ae: str
@@ -370,10 +390,13 @@ def _application_entity(settings: ListenerSettings) -> AE:
     ae.acse_timeout = settings.acse_timeout_s
     ae.dimse_timeout = settings.dimse_timeout_s
     ae.add_supported_context(VERIFICATION)  # the others depend on what is proposed: see _supported
+    return ae
+
+
+def _register(settings: ListenerSettings) -> None:
     for uid, name in accepted_for(settings.modalities).items():
         if uid_to_service_class(uid) is not StorageServiceClass:  # pynetdicom does not know the retired ones
             register_uid(uid, "".join(filter(str.isalnum, name)), StorageServiceClass)
-    return ae
 
 
 def _supported(request: A_ASSOCIATE, offered: Collection[str]) -> list[PresentationContext]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from functools import wraps
 from hmac import compare_digest
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from pacs_node.accounts import ADMIN, ANYBODY, READER, VIEWER, Accounts, NotLoggedIn, SignOnAway, Who
-from pacs_node.web.views import Views, body_of, for_people, inside
+from pacs_node.web.uploads import LONGEST_TEXT_FORM, is_multipart, parts_of
+from pacs_node.web.views import LONGEST_FORM, Views, body_of, for_people, inside
 
 if TYPE_CHECKING:
     from pacs_node.web.oidc import SingleSignOn
@@ -61,6 +63,16 @@ NEEDS: dict[str, str | None] = {
     "/api/jobs/{id}/results/{name}": READER,  # as it was sent, with the patient's name
     "/api/jobs/{id}/rejected": VIEWER,
     "/api/jobs/{id}/rejected/{name}": VIEWER,
+    "/peers": VIEWER,
+    "/peers/edit": ADMIN,
+    "/peers/delete": ADMIN,
+    "/peers/test": ADMIN,
+    "/routes": VIEWER,
+    "/routes/edit": ADMIN,
+    "/routes/delete": ADMIN,
+    "/settings": ADMIN,
+    "/settings/undo": ADMIN,
+    "/settings/reload": ADMIN,
     "/login": None,
     "/logout": VIEWER,
     "/oidc/login": None,
@@ -75,6 +87,7 @@ ANSWERED = (
     *("scope", "authuser", "prompt", "hd"),
 )
 LOGS = ("/audit", "/api/audit")  # whoever reads the audit trail stands in it
+UPLOADS = {"/routes/edit"}  # addresses that take a file with a form, and a longer text
 
 View = Callable[[Request], Response]
 
@@ -111,10 +124,17 @@ class Door:
                     self._tell(request, who, "asked", {"what": request.url.path, "status": 403})
                     raise HTTPException(403, f"this needs the role {least}; you are {who.name!r}, {who.role}")
             request.state.who, request.state.form, request.state.studies = who, (), ()
-            if request.method == "POST":
-                request.state.form = tuple(parse_qsl(await body_of(request), keep_blank_values=True))
-                self._must_be_ours(request, who)
-            return await run_in_threadpool(self._answered, view, request, who, least)
+            request.state.file = None
+            async with AsyncExitStack() as stack:
+                if request.method == "POST" and path in UPLOADS and is_multipart(request):
+                    fields, request.state.file = await stack.enter_async_context(parts_of(request))
+                    request.state.form = fields
+                elif request.method == "POST":
+                    longest = LONGEST_TEXT_FORM if path in UPLOADS else LONGEST_FORM
+                    request.state.form = tuple(parse_qsl(await body_of(request, longest), keep_blank_values=True))
+                if request.method == "POST":
+                    self._must_be_ours(request, who)
+                return await run_in_threadpool(self._answered, view, request, who, least)
 
         return asked
 

@@ -9,6 +9,9 @@
     GET  /rerun                   a form: run many series again
     GET  /audit                   who did what: the audit trail
     GET  /destinations            where results go, and what each destination accepted and refused
+    GET  /peers                   the systems around; /edit, /test, /delete change and ask them
+    GET  /routes                  which series goes where; /edit tries a route before it is taken up, /delete
+    GET  /settings                what was changed, when, by whom; /undo, /reload
     GET  /login                   name and password; POST logs in, and POST /logout out
     GET  /system                  versions, devices, disk, backlog, backup, certificates, peers
     GET  /ready                   200 while senders and people should be led here, else 503; with the reasons
@@ -71,6 +74,7 @@ from pacs_node.web.access import ANSWERED, Door
 from pacs_node.web.facts import Facts
 from pacs_node.web.lists import FILTER, WHERE, ListViews
 from pacs_node.web.live import LiveViews
+from pacs_node.web.settings_views import Desk, SettingsViews
 from pacs_node.web.system import SystemViews
 from pacs_node.web.viewer import ViewerViews
 from pacs_node.web.views import AUDIT_KEYS, View, Views, knowing
@@ -90,6 +94,7 @@ def create_app(
     *,
     secure: bool = False,
     single_sign_on: SingleSignOn | None = None,
+    desk: Desk | None = None,
 ) -> Starlette:
     """The whole application; `facts` may block, it is called from worker threads.
 
@@ -97,12 +102,14 @@ def create_app(
     accounts  None: nobody logs in
     secure    browsers reach it over TLS alone
     single_sign_on  None: people log in with users of the node alone
+    desk      the settings, where they can be changed
     """
     views = Views(facts, registry, HERE / "templates")
     viewer = ViewerViews(facts, views)
     lists, system = ListViews(facts, views), SystemViews(facts, views)
     door = Door(accounts, views, audit, secure=secure, single_sign_on=single_sign_on)
-    post = ["POST"]
+    of_settings = SettingsViews(views, desk)
+    post, both = ["POST"], ["GET", "POST"]
 
     def at(path: str, view: View, *keys: str, methods: list[str] | None = None) -> Route:
         return Route(path, door.guarded(path, knowing(view, *keys)), methods=methods)
@@ -145,6 +152,16 @@ def create_app(
             at("/api/jobs/{id}/dismiss", views.dismiss, methods=post),
             at("/api/jobs/{id}/rejected", views.rejected),
             at("/api/jobs/{id}/rejected/{name}", views.rejected_object),
+            at("/peers", of_settings.peers),
+            at("/peers/edit", of_settings.edit_peer, "name", methods=both),
+            at("/peers/delete", of_settings.delete_peer, methods=post),
+            at("/peers/test", of_settings.test_peer, methods=post),
+            at("/routes", of_settings.routes),
+            at("/routes/edit", of_settings.edit_route, "name", methods=both),
+            at("/routes/delete", of_settings.delete_route, methods=post),
+            at("/settings", of_settings.settings),
+            at("/settings/undo", of_settings.undo, methods=post),
+            at("/settings/reload", of_settings.reload, methods=post),
             at("/login", door.login, "next", methods=["GET", "POST"]),
             at("/logout", door.logout, methods=post),
             at("/oidc/login", door.oidc_login, "next"),

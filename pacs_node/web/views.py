@@ -236,14 +236,14 @@ def knowing(view: View, *keys: str) -> View:
     return asked
 
 
-async def body_of(request: Request) -> str:
+async def body_of(request: Request, longest: int = LONGEST_FORM) -> str:
     """What a form sends. Raises HTTPException: 413 for more than any of ours can say, 400 for one that is cut off."""
     body = b""
     try:
         async for piece in request.stream():
             body += piece
-            if len(body) > LONGEST_FORM:
-                raise HTTPException(413, f"a form is at most {LONGEST_FORM} bytes")
+            if len(body) > longest:
+                raise HTTPException(413, f"a form is at most {longest} bytes")
     except ClientDisconnect as error:
         raise HTTPException(400, "the request is cut off") from error
     return body.decode("utf-8", "replace")

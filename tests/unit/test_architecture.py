@@ -32,6 +32,7 @@ WIRING = {
     "doctor",
     "system",
     "notify",
+    *("settings", "settings_desk", "settings_trial"),
 }
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
     "receive": {"dicom_sr"},  # how our software names itself; headers, read within limits
@@ -73,6 +74,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "intake": {"records", "errors", "ledger", "loop", "pack"},
     "receivers": {"errors", "loop", "observe", "start_up"},
     "new_pipeline": {"errors"},
+    "settings_file": {"errors", "durable"},
     "messages": {"errors"},  # between the node and its inference process
     "confine": set(),
     "inference_process": {"confine", "infer"},
@@ -130,6 +132,8 @@ DOORS = {  # outside package -> files and folders that may import it
     "typer": ("pacs_node/cli.py",),
     "tomllib": ("config/",),
     "cryptography": ("config/certificates.py",),
+    "tomlkit": ("pacs_node/settings_file.py", "pacs_node/settings_desk.py"),
+    "python_multipart": (),  # starlette.formparsers is its door
 }
 PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/assemble/series.py",

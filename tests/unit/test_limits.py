@@ -23,7 +23,7 @@ MODULES = [
     *("pacs_node.audit", "pacs_node.messages", "pacs_node.confine", "pacs_node.route", "pacs_node.intake"),
     *("pacs_node.receive.upper_layer", "pacs_node.receive.transfer"),
     *("pacs_node.association", "pacs_node.deliver.stow", "pacs_node.priors"),
-    "pacs_node.web.connection",
+    *("pacs_node.web.connection", "pacs_node.web.uploads", "pacs_node.ledger.settings", "pacs_node.settings_trial"),
     *("pacs_node.viewing", "pacs_node.viewing_process"),
     "pacs_node.assemble.geometry",
 ]

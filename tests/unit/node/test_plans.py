@@ -110,7 +110,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], P
     folder = tmp_path_factory.mktemp("plans")
     ports = {"dicom": free_port(), "web": free_port()}
     (folder / "node.toml").write_text(TOML.format(**ports))
-    node = Node(load(folder / "node.toml", catalogue()))
+    node = Node(load(folder / "node.toml", catalogue()), file=folder / "node.toml")
     node.stages.inference = Inference()  # type: ignore[assignment]
     node.stages.arrival_check = lambda destination: Asking()  # type: ignore[method-assign,assignment,return-value]
     transactions = trace(node.ledger.engine)
@@ -137,6 +137,15 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], P
                          "/api/refusals", "/api/queue", f"/series/{uid}/view",
                          f"/api/series/{uid}/view/image-0.png", "/feedback", "/api/feedback"):  # fmt: skip
                 assert client.get(page).status_code == 200, page
+        desk = node.desk()
+        assert desk is not None
+        text = '[[peer]]\nname = "new"\nae_title = "NEW"\nmay_send = true\n'
+        desk.save("peer", None, text, desk.state()["digest"], "ana")
+        desk.undo(desk.history()[0]["id"], desk.state()["digest"], "ana")
+        desk.peers()
+        assert desk.trial.seen()
+        assert desk.trial.on_the_last(30, node.config).tried == 1
+        assert desk.trial.on_series(uid, node.config)
     finally:
         node.stop()
     return transactions, folder / "data" / "node.sqlite"

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0019"
-down_revision = "0015"
+down_revision = "0018"
 
 TIME = sa.String(32).with_variant(sa.DateTime(timezone=True), "postgresql")
 

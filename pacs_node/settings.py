@@ -1,0 +1,266 @@
+"""The settings of a running node: what of the file is in force, how it is changed, and how it was.
+
+    checked -> everything new is made -> the former text is in the ledger -> the file is written -> taken up
+
+What fails before the last step changes nothing; the last one cannot fail. Associations and jobs go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from config import Config, Known, check
+from pacs_node import settings_file
+from pacs_node.errors import LedgerUnavailable, NodeError, SettingsChanged, SettingsRefused, Told
+from pacs_node.ledger import Ledger
+from pacs_node.records import SettingsVersion
+
+log = structlog.get_logger()
+
+# tables of a settings file that a running node takes up; the others it reads at its start
+AT_ONCE = ("assemble", "priors", "retention", "peers", "routes")
+
+FOUND = "found in the file"
+TAKEN_UP_S = 60.0  # that a node gets to take up new settings: a series that is being judged is waited for
+
+
+def in_force(running: Config, asked: Config) -> tuple[Config, tuple[str, ...]]:
+    """The settings that a running node has from now on, and which of the asked ones wait for its next start."""
+    waiting = []
+    for name, field in Config.model_fields.items():
+        new, old = getattr(asked, name), getattr(running, name)
+        if name in AT_ONCE or new == old:
+            continue
+        keys = (
+            [] if isinstance(new, tuple) else [k for k in type(new).model_fields if getattr(new, k) != getattr(old, k)]
+        )
+        waiting += [f"{key} in [{name}]" for key in keys] or [f"[[{field.alias or name}]]"]
+    return running.model_copy(update={name: getattr(asked, name) for name in AT_ONCE}), tuple(waiting)
+
+
+def place_of(path: Path) -> str:
+    """Whose file it is: several machines may keep their history in one database."""
+    return f"{socket.gethostname()}:{path.resolve()}"
+
+
+class LiveSettings:
+    """The settings file of a running node.
+
+    ready: makes everything that new settings need, and gives what takes them up. Raises NodeError; what it gives does
+    not. audit: told who changed what.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        running: Config,
+        ledger: Ledger,
+        known: Known,
+        ready: Callable[[Config], Callable[[], None]],
+        now: Callable[[], datetime],
+        audit: Callable[[str, Mapping[str, Any]], None],
+    ) -> None:
+        self.path, self.running, self.ledger, self.known = path, running, ledger, known
+        self.ready, self.now, self.audit = ready, now, audit
+        self.place = place_of(path)
+        self.waiting: tuple[str, ...] = ()  # for the next start
+        self.problem: str | None = None  # why what the file says is not in force
+        self._one_at_a_time = threading.Lock()
+
+    def started(self) -> None:
+        """The node has started with the file as it is. Raises LedgerUnavailable."""
+        try:
+            self._note(settings_file.read(self.path), "", "the node started")
+        except SettingsRefused as error:  # it was there a moment ago
+            self.problem = str(error)
+
+    # ---- changes
+
+    def text(self) -> str:
+        """Raises SettingsRefused."""
+        return settings_file.read(self.path)
+
+    def checked(self, text: str) -> Config:
+        """Raises SettingsRefused in the words of `pacs-node check`."""
+        config, problems = check(self.path, self.known, text)
+        errors = [str(problem) for problem in problems if problem.severity == "error"]
+        if errors or config is None:
+            raise SettingsRefused("\n".join(errors))
+        return config
+
+    def warnings(self) -> list[str]:
+        """What `check` says of the file as it is, and does not refuse."""
+        _, problems = check(self.path, self.known)
+        return [str(problem) for problem in problems if problem.severity == "warning"]
+
+    def change(self, make: Callable[[str], str], looked_at: str, who: str, what: str, *, back: bool = False) -> None:
+        """Change the file and take it up. Raises SettingsRefused, and SettingsChanged when it is not as `looked_at` (a
+        digest) says any more; LedgerUnavailable. Then nothing has changed.
+
+        back: to what it was. Else no route may name other code to run: who may edit the file decides that, not who may
+        use the pages.
+        """
+        with self._one_at_a_time:
+            former = self.text()
+            if settings_file.digest(former) != looked_at:
+                raise SettingsChanged(self._meanwhile(former))
+            text = make(former)
+            if text == former:
+                raise SettingsRefused("nothing is different")
+            asked = self.checked(text)
+            if not back:
+                self._must_run_no_other_code(former, asked)
+            config, waiting = in_force(self.running, asked)
+            take_up = self._ready(config)
+            self._note(former, "", FOUND)
+            noted = self._note(text, who, what)
+            try:
+                settings_file.write(self.path, text)
+            except SettingsRefused:
+                if noted is not None:
+                    self.ledger.forget_settings(noted)
+                raise
+            self._take_up(take_up, config, waiting, who, what)
+
+    def reload(self, who: str = "") -> bool:
+        """Take up the file as somebody has edited it. False: nothing in it has changed. Raises SettingsRefused: the
+        former settings stay in force, and `problem` says so until the file is right."""
+        with self._one_at_a_time:
+            try:
+                text = self.text()
+                config, waiting = in_force(self.running, self.checked(text))
+                take_up = self._ready(config)
+            except SettingsRefused as error:
+                self.problem = f"the settings file is not in force as it is: {error}"
+                log.error("settings refused", error=str(error))
+                raise
+            noted = None
+            try:
+                noted = self._note(text, who, "the file was edited")
+            except LedgerUnavailable as error:  # what is in force matters more than its history
+                log.warning("settings not noted", error=str(error))
+            same = noted is None and config == self.running and waiting == self.waiting
+            self._take_up(take_up, config, waiting, who, "nothing changed" if same else "the file was edited")
+            return not same
+
+    def undo(self, number: int, looked_at: str, who: str) -> None:
+        """Make the file what it was before the version of this number. Raises as `change` does."""
+        versions = self.versions()
+        before = next((each for each in versions if each.id < number), None)
+        if before is None or number not in {each.id for each in versions}:
+            raise SettingsRefused("what the settings were before is not known any more")
+        what = f"put back as before {next(each.at for each in versions if each.id == number):%Y-%m-%d %H:%M:%S}"
+        self.change(lambda _: before.text, looked_at, who, what, back=True)
+
+    def versions(self, limit: int = 100) -> list[SettingsVersion]:
+        """The newest first."""
+        return self.ledger.settings_versions(self.place, limit)
+
+    def _must_run_no_other_code(self, former: str, asked: Config) -> None:
+        """Raises SettingsRefused."""
+        known = [(each.get("pipeline"), each.get("options", {})) for each in settings_file.entries(former, "route")]
+        for route in asked.routes:
+            model = self.known.options.get(route.pipeline)
+            if getattr(model, "runs_code", False) and (route.pipeline, route.options) not in known:
+                raise SettingsRefused(
+                    f"route '{route.name}': which code {route.pipeline} runs is said in the settings file alone: write "
+                    "its options there, then `pacs-node reload`"
+                )
+
+    def _ready(self, config: Config) -> Callable[[], None]:
+        try:
+            return self.ready(config)
+        except NodeError as error:
+            raise SettingsRefused(str(error)) from error
+        except Exception as error:  # a destination or a card that nobody foresaw: the former settings stay
+            told = Told.of(error)
+            log.error("settings cannot be taken up", error=told.words, trace=told.trace)
+            raise SettingsRefused(f"{self.path.name}: cannot be taken up: {told.words}") from error
+
+    def _take_up(
+        self, take_up: Callable[[], None], config: Config, waiting: tuple[str, ...], who: str, what: str
+    ) -> None:
+        take_up()
+        self.running, self.waiting, self.problem = config, waiting, None
+        log.info("settings in force", what=what, next_start=list(waiting))
+        self.audit("configuration-changed", {"user": who, "what": self.path.name, "words": what})
+
+    def _note(self, text: str, who: str, what: str) -> int | None:
+        """The number of the new version; None: it is the latest already."""
+        latest = next(iter(self.versions(1)), None)
+        digest = settings_file.digest(text)
+        if latest is not None and latest.digest == digest:
+            return None
+        lines = settings_file.difference(latest.text, text) if latest is not None else ""
+        what = "first seen" if latest is None else what
+        return self.ledger.keep_settings(SettingsVersion(0, self.place, self.now(), who, what, lines, digest, text))
+
+    def _meanwhile(self, text: str) -> str:
+        """Who was quicker, as far as it is known."""
+        latest = next(iter(self.versions(1)), None)
+        if latest is None or latest.digest != settings_file.digest(text):
+            return "the settings file was edited meanwhile: look at it as it is now, then change it again"
+        by = f" by {latest.who}" if latest.who else ""
+        return (
+            f"the settings were changed meanwhile{by} ({latest.what}): look at them as they are now, then change again"
+        )
+
+
+def told_to_reload(path: Path, data_dir: Path, ledger: Ledger, within_s: float = TAKEN_UP_S) -> str:
+    """What came of telling the node on a data folder of this machine that its file has changed, in words. Raises
+    SettingsRefused."""
+    pids = sorted(set(running_on(data_dir)))
+    if not pids:
+        raise SettingsRefused(
+            f"no node of this machine holds {data_dir}: there is nothing to tell (a worker of its own is told by "
+            "`kill -HUP`, or by systemctl reload)"
+        )
+    digest, place = settings_file.digest(settings_file.read(path)), place_of(path)
+    before = next(iter(ledger.settings_versions(place, 1)), None)
+    for pid in pids:
+        os.kill(pid, signal.SIGHUP)
+    told = f"process {' and '.join(map(str, pids))} was told"
+    if before is not None and before.digest == digest:
+        return f"{told}; the file is as it was when it was last taken up"
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        latest = next(iter(ledger.settings_versions(place, 1)), None)
+        if latest is not None and latest.digest == digest:
+            return f"{told}; the file is in force"
+        time.sleep(0.1)
+    raise SettingsRefused(f"{told}, and has not taken the file up within {within_s:g} s; its log and /health say why")
+
+
+def running_on(data_dir: Path) -> Iterator[int]:
+    """Processes of this machine that hold the locks of a data folder."""
+    for name in ("spool.lock", "worker.lock"):
+        try:
+            with (data_dir / name).open("r+") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pid = int(file.read().strip() or 0)
+                    if _is_a_node(pid):
+                        yield pid
+        except (OSError, ValueError):
+            continue
+
+
+def _is_a_node(pid: int) -> bool:
+    """The lock may be of another machine, whose number means another process here."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"pacs-node" in command or b"pacs_node" in command

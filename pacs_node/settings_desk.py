@@ -1,0 +1,529 @@
+"""The settings as the pages show and change them: peers and routes as forms, tried before they are taken up.
+
+An entry on its way is the TOML text of one [[peer]] or [[route]]; a form is a view of it. Secrets are never shown: a
+form that leaves one empty keeps it.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import tempfile
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import tomlkit
+from pydantic import BaseModel, SecretStr
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from tomlkit.exceptions import TOMLKitError
+
+from config import Config, Peer, Route
+from config.check import KEYWORDS, SECRETS
+from config.schema import NUMBER, NUMBER_VRS
+from pacs_node import settings_file
+from pacs_node.deliver.dimse import echo
+from pacs_node.deliver.stow import reach
+from pacs_node.errors import NodeError, SettingsRefused
+from pacs_node.peers import dicom_peer, web_peer
+from pacs_node.settings import LiveSettings
+from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial
+
+KINDS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route}
+OWN_WIDGETS = {"match", "options", "pipeline", "send_to", "priors"}  # of a route: the page has its own for them
+HELP = {  # what the page says beside a field
+    "name": "how routes call it",
+    "ae_title": "AE title of a DICOM peer",
+    "host": "host name or address, if we send to it or ask it",
+    "may_send": "it may send images to us; all others are rejected",
+    "calls_from": "hosts that its AE title may be used at, with commas; empty: any",
+    "confirm": "how to prove that results arrived",
+    "dicomweb_url": "results go here by STOW-RS: the address of its /studies without that word",
+    "dicomweb_ca": "PEM file of certificates that may have signed its own",
+    "folder": "results are written here as files, in place of all of the above",
+    "readable_by": "who besides the node may read the files in the folder",
+    "segmentation": "Segmentation Type that it is sent",
+    "omit_empty_frames": "no frames for images without a finding",
+    "key_images": "of which findings captures are sent, too",
+    "viewer": "ohif: reports that OHIF makes measurements of its own of",
+    "key_objects": "send a Key Object Selection of the images with findings, too",
+    "ask_again_h": "hours that a refused SOP class is not proposed to it",
+    "reject_replaced": "also send a note that has it hide what new results replace (IHE IOCM)",
+    "priority": "stat is run first",
+    "report_not_run": "a series that is refused gets a report that says why",
+}
+HOWS = {  # how a condition is put -> in words
+    "is": "is",
+    "regex": "contains (expression)",
+    "range": "is from ... to",
+    "present": "is present",
+    "absent": "is absent",
+}
+MORE_ROWS = 3  # empty conditions at the end of the form
+HISTORY = 50
+
+
+class SettingsDesk:
+    """What the pages ask of a node's settings. config: those in force."""
+
+    def __init__(self, live: LiveSettings, trial: Trial, config: Callable[[], Config]) -> None:
+        self.live, self.trial, self.config = live, trial, config
+
+    # ---- what there is
+
+    def state(self) -> dict[str, Any]:
+        """{"digest": of the file as it is, "problem", "waiting": for the next start, "warnings"}"""
+        try:
+            digest, problem = settings_file.digest(self.live.text()), self.live.problem
+        except SettingsRefused as error:
+            digest, problem = "", str(error)
+        return {"digest": digest, "problem": problem, "waiting": list(self.live.waiting)}
+
+    def warnings(self) -> list[str]:
+        return self.live.warnings()
+
+    def history(self) -> list[dict[str, Any]]:
+        """The newest version of the file first."""
+        versions = self.live.versions(HISTORY)
+        return [
+            {
+                "id": each.id,
+                "at": each.at.isoformat(timespec="milliseconds"),
+                "who": each.who,
+                "what": each.what,
+                "difference": each.difference,
+                "undo": number + 1 < len(versions),  # there is one before it
+            }
+            for number, each in enumerate(versions)
+        ]
+
+    def peers(self) -> list[dict[str, Any]]:
+        """As they are in force. No path of this machine, and no secret."""
+        waiting, routes = self.live.ledger.open_sends(), self.config().routes
+        return [
+            {
+                "name": peer.name,
+                "ae_title": peer.ae_title,
+                "where": _where(peer),
+                "may_send": peer.may_send,
+                "calls_from": list(peer.calls_from),
+                "reachable": peer.reachable,
+                "routes": [route.name for route in routes if peer.name in (*route.send_to, route.priors)],
+                "open_jobs": waiting.get(peer.name, 0),
+            }
+            for peer in self.config().peers
+        ]
+
+    def routes(self) -> list[dict[str, Any]]:
+        """As they are in force."""
+        return [
+            {
+                "name": route.name,
+                "pipeline": route.pipeline,
+                "send_to": list(route.send_to),
+                "priority": route.priority,
+                "toml": self._text_in_force("route", route.name),
+                "conditions": [f"{key} {_said(condition)}" for key, condition in route.match.items()],
+            }
+            for route in self.config().routes
+        ]
+
+    def _text_in_force(self, kind: str, name: str) -> str:
+        try:
+            return settings_file.entry_text(self.live.text(), kind, name)
+        except SettingsRefused:  # the file says something else by now
+            return ""
+
+    # ---- an entry on its way
+
+    def entry(self, kind: str, name: str | None) -> str:
+        """The text of an entry of the file; of a new one what is always needed. Raises SettingsRefused."""
+        if name is not None:
+            return settings_file.entry_text(self.live.text(), kind, name)
+        new: dict[str, Any] = {"name": ""} if kind == "peer" else {"name": "", "match": {"Modality": ""}}
+        return settings_file.as_text(kind, new)
+
+    def from_form(self, kind: str, name: str | None, form: Sequence[tuple[str, str]]) -> tuple[str, str | None]:
+        """The text of the entry with what a form says, and what of that could not be used, in words. What no field is
+        for stays as it is. Raises SettingsRefused."""
+        block = self.entry(kind, name)
+        before = settings_file.entries(block, kind)[0]
+        values = {key: value for key, value in before.items() if not _has_field(kind, key)}
+        said = _Form(form)
+        kept = {key for key in SECRETS if not said.text(key)}
+        for field in self.fields(kind, before):
+            value = _value_of(field, said, before)
+            if value is not None:
+                values[field["key"]] = value
+        bad = _token_for_another(before, values, kept) if kind == "peer" else None
+        if kind == "route":
+            values, bad = _with_route(values, before, said)
+        order = {key: number for number, key in enumerate(KINDS[kind].model_fields)}
+        values = dict(sorted(values.items(), key=lambda each: order.get(each[0], len(order))))
+        return settings_file.changed(block, kind, values), bad
+
+    def fields(self, kind: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The fields of a form, of which none shows a secret."""
+        return [
+            field
+            for key, info in KINDS[kind].model_fields.items()
+            if _has_field(kind, key) and (field := _field(key, info.annotation, info.default, values)) is not None
+        ]
+
+    def form(self, kind: str, text: str) -> dict[str, Any]:
+        """What the page of an entry shows. Raises SettingsRefused."""
+        values = settings_file.entries(text, kind)
+        if len(values) != 1:
+            raise SettingsRefused(f"write one [[{kind}]], and nothing else")
+        shown: dict[str, Any] = {"fields": self.fields(kind, values[0]), "name": values[0].get("name", "")}
+        if kind == "route":
+            shown |= self._route_form(values[0])
+        return shown
+
+    def _route_form(self, route: Mapping[str, Any]) -> dict[str, Any]:
+        config, match, options = self.config(), route.get("match"), route.get("options")
+        send_to = route.get("send_to")
+        known = self.live.known
+        return {
+            "pipeline": str(route.get("pipeline", "")),
+            "pipelines": sorted(known.options),
+            "options": tomlkit.dumps(options) if isinstance(options, dict) else "",
+            "options_known": {name: sorted(model.model_fields) for name, model in sorted(known.options.items())},
+            "send_to": list(map(str, send_to)) if isinstance(send_to, list) else [],
+            "destinations": [peer.name for peer in config.peers if peer.reachable],
+            "priors": str(route.get("priors", "")),
+            "archives": [peer.name for peer in config.peers if peer.host is not None],
+            "conditions": [_row(key, condition) for key, condition in match.items()]
+            if isinstance(match, Mapping)
+            else [],
+            "more_rows": MORE_ROWS,
+            "hows": HOWS,
+        }
+
+    def offered(self) -> dict[str, Any]:
+        """{"seen": keyword -> values of what came last, "keywords": all others of the dictionary}"""
+        seen = self.trial.seen()
+        return {"seen": seen, "keywords": [keyword for keyword in KEYWORDS if keyword not in seen]}
+
+    def problems(self, kind: str, name: str | None, text: str) -> list[str]:
+        """What `check` would say of the file with this entry."""
+        try:
+            self._with(kind, name, text)
+        except SettingsRefused as error:
+            return str(error).splitlines()
+        return []
+
+    def _with(self, kind: str, name: str | None, text: str) -> Config:
+        """Raises SettingsRefused."""
+        return self.live.checked(settings_file.with_entry_text(self.live.text(), kind, name, text))
+
+    # ---- changes
+
+    def save(self, kind: str, name: str | None, text: str, looked_at: str, who: str) -> None:
+        """Raises SettingsRefused, SettingsChanged, LedgerUnavailable; then nothing has changed."""
+        called = settings_file.entries(text, kind)[:1]
+        new = str(called[0].get("name", "")) if called else ""
+        what = f"{kind} '{new}' added" if name is None else f"{kind} '{name}' changed"
+        if name is not None and new != name:
+            what += f", and is called '{new}' now"
+        self.live.change(lambda file: settings_file.with_entry_text(file, kind, name, text), looked_at, who, what)
+
+    def delete(self, kind: str, name: str, looked_at: str, who: str) -> None:
+        """Raises as `save` does."""
+        what = f"{kind} '{name}' deleted"
+        self.live.change(lambda file: settings_file.without_entry(file, kind, name), looked_at, who, what)
+
+    def undo(self, number: int, looked_at: str, who: str) -> None:
+        self.live.undo(number, looked_at, who)
+
+    def reload(self, who: str) -> bool:
+        return self.live.reload(who)
+
+    # ---- tried
+
+    def test(self, text: str | None, name: str | None) -> dict[str, Any]:
+        """Asks a peer whether it is there: {"ok", "words"}. text: as it is to be; None: as it is in force."""
+        if text is None:
+            peer = next((each for each in self.config().peers if each.name == name), None)
+        else:
+            try:
+                config = self._with("peer", name, text)
+            except SettingsRefused as error:
+                return {"ok": False, "words": str(error)}
+            called = str(settings_file.entries(text, "peer")[0].get("name"))
+            peer = next((each for each in config.peers if each.name == called), None)
+        if peer is None:
+            return {"ok": False, "words": f"the settings have no peer '{name}'"}
+        try:
+            return {"ok": True, "words": f"{peer.name}: {self._asked(peer)}"}
+        except (NodeError, OSError, ValueError) as error:  # OSError, ValueError: of a certificate or a folder
+            return {"ok": False, "words": f"{peer.name}: {error}"}
+
+    def _asked(self, peer: Peer) -> str:
+        if peer.folder is not None:
+            return _written(peer.folder)
+        said = []
+        if peer.host is not None and peer.port is not None and peer.ae_title is not None:
+            said.append(f"C-ECHO {echo(dicom_peer(self.config(), peer))}")
+        if peer.dicomweb_url is not None:
+            said.append(f"QIDO-RS {reach(web_peer(self.config(), peer))}")
+        return "; ".join(said) or "it only sends to us: there is nothing to ask it"
+
+    def try_route(
+        self, name: str | None, text: str, *, days: int | None, series_uid: str | None, file: Path | None
+    ) -> dict[str, Any]:
+        """What the routes would do with this one among them. Raises SettingsRefused."""
+        then = self._with("route", name, text)
+        try:
+            if file is not None:
+                return {"file": [_shown(each) for each in self.trial.on_file(file, then)]}
+            if series_uid is not None:
+                found = self.trial.on_series(series_uid, then)
+                if found is None:
+                    return {"words": f"there are no images of series {series_uid} here"}
+                received, said = found
+                return {"series": {**_of_series(received), "said": [_shown(each) for each in said]}}
+        except UNREADABLE as error:
+            return {"words": f"its header cannot be read: {error}"}
+        return {"replay": _replayed(self.trial.on_the_last(min(days or 1, MOST_DAYS), then))}
+
+
+# ---- in words
+
+
+def _where(peer: Peer) -> str:
+    if peer.folder is not None:
+        return "a folder"
+    dicom = f"{peer.ae_title} at {peer.host}:{peer.port}" if peer.host is not None else ""
+    return "; ".join(filter(None, (dicom, peer.dicomweb_url or ""))) or "only sends to us"
+
+
+def _said(condition: Any) -> str:
+    match condition:
+        case {"regex": pattern}:
+            return f"contains /{pattern}/"
+        case {"min": low, "max": high}:
+            return f"is from {low} to {high}"
+        case {"min": low}:
+            return f"is at least {low}"
+        case {"max": high}:
+            return f"is at most {high}"
+        case {"present": True}:
+            return "is present"
+        case {"absent": True}:
+            return "is absent"
+        case list() | tuple():
+            return f"is {' or '.join(map(str, condition))}"
+        case _:
+            return f"is {condition}"
+
+
+def _shown(said: Outcome) -> dict[str, Any]:
+    return {**asdict(said), "change": said.change}
+
+
+def _of_series(received: Any) -> dict[str, Any]:
+    shown = {name: getattr(received, name) for name in ("series_uid", "modality", "description", "arrived", "fit")}
+    return {**shown, "at": received.last_arrival.isoformat(timespec="milliseconds"), "reason": received.reason}
+
+
+def _replayed(replay: Replay) -> dict[str, Any]:
+    return {
+        "days": replay.days,
+        "tried": replay.tried,
+        "most": MOST_TRIED if replay.left_out else None,
+        "unread": replay.unread,
+        "routes": [_of_route(each) for each in replay.routes],
+        "changed": [
+            {**_of_series(received), "said": [_shown(each) for each in said if each.change]}
+            for received, said in replay.changed
+        ],
+        "minutes": None if replay.more_seconds is None else replay.more_seconds / 60,
+    }
+
+
+def _of_route(route: OfRoute) -> dict[str, Any]:
+    names = ("route", "pipeline", "now", "then", "more", "less", "refused")
+    shown = {name: getattr(route, name) for name in names}
+    each = route.seconds_each
+    minutes = None if each is None else {"each": each / 60, "change": (route.more - route.less) * each / 60}
+    return {**shown, "minutes": minutes, "why_not": route.why_not.most_common(3)}
+
+
+def _written(folder: Path) -> str:
+    with tempfile.TemporaryFile(dir=folder if folder.is_dir() else folder.parent):
+        return "can be written"
+
+
+# ---- forms
+
+
+class _Form:
+    """What a form says: fields by their names."""
+
+    def __init__(self, said: Sequence[tuple[str, str]]) -> None:
+        self._said = said
+
+    def text(self, key: str) -> str:
+        return next((value for name, value in self._said if name == key), "").strip()
+
+    def all(self, key: str) -> list[str]:
+        return [value for name, value in self._said if name == key and value]
+
+    def raw(self, key: str) -> list[str]:
+        """Of each row, empty ones too."""
+        return [value.strip() for name, value in self._said if name == key]
+
+
+def _has_field(kind: str, key: str) -> bool:
+    own = kind == "route" and key in OWN_WIDGETS
+    return own or (key in KINDS[kind].model_fields and _kind_of(KINDS[kind].model_fields[key].annotation) is not None)
+
+
+def _kind_of(annotation: Any) -> str | None:
+    """The kind of field that a setting of this type has; None: the form has none, the file keeps what it says."""
+    given = [each for each in get_args(annotation) if each is not type(None)]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _kind_of(given[0])
+    if get_origin(annotation) is Literal:
+        return "choice"
+    if get_origin(annotation) is tuple:
+        return "list"
+    if hasattr(annotation, "__metadata__"):
+        return _kind_of(given[0])
+    simple = {bool: "bool", int: "number", float: "number", str: "text", Path: "text", SecretStr: "secret"}
+    return simple.get(annotation)
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(each) for each in get_args(annotation)]
+    return [choice for each in get_args(annotation) for choice in _choices(each)]
+
+
+def _field(key: str, annotation: Any, default: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    if key in OWN_WIDGETS:
+        return None
+    kind = _kind_of(annotation)
+    value, default = values.get(key), None if repr(default) == "PydanticUndefined" else default
+    shown: Any = default if value is None else value
+    if kind == "list":
+        shown = ", ".join(map(str, shown or ()))
+    elif kind == "secret":
+        shown = ""
+    elif kind != "bool":
+        shown = "" if shown is None else str(shown)
+    field = {"key": key, "kind": kind, "value": shown, "default": default, "help": HELP.get(key, "")}
+    return {**field, "choices": _choices(annotation), "kept": kind == "secret" and value is not None}
+
+
+def _value_of(field: Mapping[str, Any], said: _Form, before: Mapping[str, Any]) -> Any:
+    """What the file is to say; None: nothing, which is the default."""
+    key, kind, default = field["key"], field["kind"], field["default"]
+    text = said.text(key)
+    value: Any
+    if kind == "secret":
+        return text or (None if said.text(f"{key}.remove") else before.get(key))
+    if kind == "bool":
+        value = bool(text)
+    elif kind == "list":
+        value = [each for each in (part.strip() for part in text.split(",")) if each]
+    elif not text:
+        value = None
+    else:
+        value = _number(text) if kind == "number" else text
+    unsaid = value is None or (
+        key not in before and value == (list(default) if isinstance(default, tuple) else default)
+    )
+    return None if unsaid or (kind == "list" and not value) else value
+
+
+def _number(text: str) -> int | float | str:
+    """A number, or the text, of which `check` says what it should be."""
+    if not re.fullmatch(NUMBER, text):
+        return text
+    return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
+
+
+def _token_for_another(before: Mapping[str, Any], values: Mapping[str, Any], kept: Collection[str]) -> str | None:
+    """None, or what a form would do that nobody should: bring a secret, which it does not show, to another server."""
+    sent = sorted(key for key in kept if values.get(key))
+    if sent and values.get("dicomweb_url") != before.get("dicomweb_url"):
+        return f"dicomweb_url is another one: enter its {sent[0]} again, or remove it"
+    return None
+
+
+def _with_route(values: dict[str, Any], before: Mapping[str, Any], said: _Form) -> tuple[dict[str, Any], str | None]:
+    """With what a route has besides simple fields, and what of it could not be used."""
+    match, bad = _match_of(said)
+    values |= {"match": match, "pipeline": said.text("pipeline"), "send_to": said.all("send_to")}
+    if said.text("priors"):
+        values["priors"] = said.text("priors")
+    try:
+        options = tomlkit.parse(said.text("options")).unwrap()
+    except (TOMLKitError, ValueError) as error:
+        options, bad = before.get("options", {}), f"options: a line is KEY = VALUE, as in views = 3: {error}"
+    if options:
+        values["options"] = options
+    return values, bad
+
+
+def _match_of(said: _Form) -> tuple[dict[str, Any], str | None]:
+    """The conditions of the rows of a form; a row without a keyword is none."""
+    match: dict[str, Any] = {}
+    bad = None
+    rows = zip(*(said.raw(f"condition.{part}") for part in ("keyword", "how", "value", "upto")), strict=False)
+    for keyword, how, value, upto in rows:
+        if keyword in match:
+            bad = f"{keyword} has two conditions; write several values into one, with commas between"
+        elif keyword:
+            match[keyword] = _condition(keyword, how, value, upto)
+    return match, bad
+
+
+def _condition(keyword: str, how: str, value: str, upto: str) -> Any:
+    if how in ("present", "absent"):
+        return {how: True}
+    if how == "regex":
+        return {"regex": value}
+    if how == "range":
+        return {name: _number(text) for name, text in (("min", value), ("max", upto)) if text}
+    several = [_value(keyword, part.strip()) for part in next(csv.reader([value], skipinitialspace=True), [""])]
+    return several[0] if len(several) == 1 else several
+
+
+def _value(keyword: str, text: str) -> Any:
+    """A number where the attribute holds numbers."""
+    tag = tag_for_keyword(keyword.rpartition(".")[2])
+    return _number(text) if tag is not None and dictionary_VR(tag)[:2] in NUMBER_VRS else text
+
+
+def _row(keyword: str, condition: Any) -> dict[str, str]:
+    """A condition as a row of the form; one that no row can say is left to the TOML beside it."""
+    row = {"keyword": keyword, "how": "is", "value": "", "upto": ""}
+    match condition:
+        case {"regex": pattern}:
+            return {**row, "how": "regex", "value": str(pattern)}
+        case {"present": True} | {"absent": True}:
+            return {**row, "how": next(iter(condition))}
+        case dict():
+            return {
+                **row,
+                "how": "range",
+                "value": str(condition.get("min", "")),
+                "upto": str(condition.get("max", "")),
+            }
+        case list():
+            return {**row, "value": _with_commas(condition)}
+        case _:
+            return {**row, "value": _with_commas([condition])}
+
+
+def _with_commas(values: Sequence[Any]) -> str:
+    """As `_condition` reads them: one that holds a comma stands in quotes."""
+    line = StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()

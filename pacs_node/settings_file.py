@@ -1,0 +1,258 @@
+"""The settings file as a text: one peer or route of it changed, and every comment where it was.
+
+What is written back is what was read, but for the lines of the one entry; a text that would say anything else is
+refused. `write` leaves the file whole, and as whose it was.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import AoT, InlineTable, Item, SingleKey, Table
+
+from pacs_node.durable import write_whole
+from pacs_node.errors import SettingsRefused
+
+# what no page and no difference shows
+SECRET = re.compile(
+    r"""(?P<key>\b\w*(?:token|password|secret|_key)["']?\s*=\s*)(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*')"""
+    r"""|(?P<list>\burls\s*=\s*)\[[^\]]*\]""",  # of [[notify]]
+    re.DOTALL,
+)
+PASSWORD_OF_URL = re.compile(r"(?P<before>://[^\s:/@\"']*:)[^\s@\"']+(?=@)|(?P<word>\bpassword=)[^\s&\"']+")
+NOT_SHOWN = "(not shown)"
+
+BY_HAND = "it is written in a way that cannot be changed here: change the file by hand, then `pacs-node reload`"
+
+
+def read(path: Path) -> str:
+    """Raises SettingsRefused."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsRefused(f"{path.name}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsRefused(f"{path.name}: is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def write(path: Path, text: str) -> None:
+    """The whole text or nothing of it, with the mode and the owner that the file has. Raises SettingsRefused."""
+    path = path.resolve()  # of a link the file that it leads to
+    try:
+        there = path.stat()
+
+        def put(file: BinaryIO) -> None:
+            made = os.fstat(file.fileno())
+            if (made.st_uid, made.st_gid) != (there.st_uid, there.st_gid):
+                os.fchown(file.fileno(), there.st_uid, there.st_gid)
+            file.write(text.encode())
+
+        write_whole(path, put, mode=there.st_mode & 0o7777)
+    except OSError as error:
+        raise SettingsRefused(
+            f"{path.name}: cannot be written by the node's user ({(error.strerror or '').lower()}): let that user "
+            "write the file and its folder, or change it by hand and then `pacs-node reload`"
+        ) from error
+
+
+def digest(text: str) -> str:
+    """Says whether the file is still what somebody has looked at."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def difference(former: str, text: str) -> str:
+    """The lines that changed, as `diff -u` shows them, without secrets."""
+    old, new = without_secrets(former), without_secrets(text)
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=2)
+    shown = [line for line in lines if not line.startswith(("---", "+++"))]
+    if _secrets(former) != _secrets(text):
+        shown.append("(a secret was changed)")
+    return "\n".join(shown)
+
+
+def _secrets(text: str) -> list[str]:
+    return [found[0] for pattern in (SECRET, PASSWORD_OF_URL) for found in pattern.finditer(text)]
+
+
+def without_secrets(text: str) -> str:
+    text = SECRET.sub(lambda found: f'{found["key"] or found["list"]}"{NOT_SHOWN}"', text)
+    return PASSWORD_OF_URL.sub(lambda found: f"{found['before'] or found['word']}{NOT_SHOWN}", text)
+
+
+# ---- entries: the peers and the routes
+
+
+def entries(text: str, kind: str) -> list[dict[str, Any]]:
+    """All [[peer]] or [[route]] of a text, in its order. Raises SettingsRefused for what is no TOML."""
+    listed = _parsed(text).get(kind, [])
+    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+
+
+def entry_text(text: str, kind: str, name: str) -> str:
+    """The lines of one of them, as they stand. Raises SettingsRefused."""
+    start, end = _lines_of(text, kind, _number(text, kind, name))
+    return "".join(text.splitlines(keepends=True)[start:end])
+
+
+def as_text(kind: str, values: Mapping[str, Any]) -> str:
+    """An entry as a settings file says it."""
+    return changed(f"[[{kind}]]\n", kind, values)
+
+
+def with_entry(text: str, kind: str, name: str | None, values: Mapping[str, Any]) -> str:
+    """The text with new values of the entry that has this name; None: with another entry. Raises SettingsRefused."""
+    if name is None:
+        return _with_block(text, kind, None, as_text(kind, values), dict(values))
+    number = _number(text, kind, name)
+    start, end = _lines_of(text, kind, number)
+    block = "".join(text.splitlines(keepends=True)[start:end])
+    return _with_block(text, kind, number, changed(block, kind, values), dict(values))
+
+
+def with_entry_text(text: str, kind: str, name: str | None, block: str) -> str:
+    """The same, from the lines of one entry. Raises SettingsRefused."""
+    given = _parsed(block)
+    if given.keys() != {kind} or not isinstance(given[kind], list) or len(given[kind]) != 1:
+        raise SettingsRefused(f"write one [[{kind}]], and nothing else")
+    number = None if name is None else _number(text, kind, name)
+    return _with_block(text, kind, number, block if block.endswith("\n") else f"{block}\n", given[kind][0])
+
+
+def without_entry(text: str, kind: str, name: str) -> str:
+    """Raises SettingsRefused."""
+    return _with_block(text, kind, _number(text, kind, name), "", None)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return tomlkit.parse(text).unwrap()
+    except (TOMLKitError, ValueError) as error:  # ValueError: a date or a number that cannot be
+        raise SettingsRefused(f"is not TOML: {error}") from error
+
+
+def _number(text: str, kind: str, name: str) -> int:
+    numbers = [n for n, each in enumerate(entries(text, kind)) if each.get("name") == name]
+    if not numbers:
+        raise SettingsRefused(f"the settings have no {kind} '{name}' any more; load the page again")
+    return numbers[0]
+
+
+def _with_block(text: str, kind: str, number: int | None, block: str, values: dict[str, Any] | None) -> str:
+    """The text with other lines in place of those of one entry (None: after all of them), if it then says just that."""
+    lines = text.splitlines(keepends=True)
+    count = len(entries(text, kind))
+    if number is not None:
+        start, end = _lines_of(text, kind, number)
+        if not block:  # and the empty line before it
+            start -= start > 0 and not lines[start - 1].strip()
+    elif count:
+        start = end = _lines_of(text, kind, count - 1)[1]
+        block = f"\n{block}"
+    else:
+        start = end = len(lines)
+        block = f"\n{block}" if text.strip() else block
+    if start and not lines[start - 1].endswith("\n"):
+        block = f"\n{block}"
+    new = "".join([*lines[:start], block, *lines[end:]])
+    expected = _parsed(text)
+    listed = expected.setdefault(kind, [])
+    if values is None:
+        del listed[number]
+    elif number is None:
+        listed.append(values)
+    else:
+        listed[number] = values
+    if not listed:
+        del expected[kind]
+    if _parsed(new) != expected:
+        raise SettingsRefused(BY_HAND)
+    return new
+
+
+def _lines_of(text: str, kind: str, number: int) -> tuple[int, int]:
+    """First and last line (not included) of an entry; comments at its end belong to what follows.
+
+    An entry ends where both it and what stands before are TOML by themselves.
+    """
+    lines = text.splitlines(keepends=True)
+    begins = re.compile(rf"""^\s*\[\[\s*(["']?){kind}\1\s*\]\]""")
+    starts = [n for n, line in enumerate(lines) if begins.match(line)]
+    if len(starts) != len(entries(text, kind)):
+        raise SettingsRefused(BY_HAND)
+    start = starts[number]
+    for end in _ends(lines, start, kind):
+        if _is_toml("".join(lines[start:end])) and _is_toml("".join(lines[end:])):
+            while end > start + 1 and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
+                end -= 1
+            return start, _with_own_comments(lines, end)
+    raise SettingsRefused(BY_HAND)
+
+
+def _with_own_comments(lines: Sequence[str], end: int) -> int:
+    """Comments that follow without an empty line are the entry's own, such as a setting that is switched off; unless a
+    table follows them likewise, which they are about."""
+    own = end
+    while own < len(lines) and lines[own].lstrip().startswith("#"):
+        own += 1
+    return own if own == len(lines) or not lines[own].strip() else end
+
+
+def _ends(lines: Sequence[str], start: int, kind: str) -> Iterator[int]:
+    """Where an entry may end: before each header that is not of a table within it."""
+    within = re.compile(rf"""^\s*\[\s*(["']?){kind}\1\s*\.""")
+    for number in range(start + 1, len(lines)):
+        if re.match(r"^\s*\[", lines[number]) and not within.match(lines[number]):
+            yield number
+    yield len(lines)
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        tomlkit.parse(text)
+    except (TOMLKitError, ValueError):
+        return False
+    return True
+
+
+def changed(block: str, kind: str, values: Mapping[str, Any]) -> str:
+    """The lines of an entry with these values and no others. Raises SettingsRefused."""
+    document = tomlkit.parse(block)
+    listed = document[kind]
+    if not isinstance(listed, AoT):
+        raise SettingsRefused(BY_HAND)
+    _bring(listed[0], values)
+    return document.as_string()
+
+
+def _bring(table: Table | InlineTable, values: Mapping[str, Any]) -> None:
+    """These values and no others; what stays the same stays as it is written."""
+    for key in [key for key in table if key not in values]:
+        table.remove(key)
+    for key, value in values.items():
+        there = table.get(key)
+        if key in table and repr(there.unwrap() if isinstance(there, Item) else there) == repr(value):
+            continue  # repr: 1 is not true, nor 1.0
+        fewer = isinstance(there, InlineTable) and isinstance(value, Mapping) and not there.keys() <= value.keys()
+        if isinstance(there, Table | InlineTable) and isinstance(value, Mapping) and value and not fewer:
+            _bring(there, value)
+        else:
+            table[key] = _item(value)
+
+
+def _item(value: Any) -> Any:
+    return tomlkit.value(_inline(value)) if isinstance(value, Mapping) else tomlkit.item(value)
+
+
+def _inline(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(tomlkit.item(value).as_string())
+    pairs = ", ".join(f"{SingleKey(key).as_string()} = {_inline(each)}" for key, each in value.items())
+    return f"{{ {pairs} }}" if pairs else "{}"

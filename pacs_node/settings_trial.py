@@ -1,0 +1,237 @@
+"""What other routes would do, tried before they are taken up: on an image, on a series, on all that came of late.
+
+Nothing is judged and nothing is run: headers are read, and the rules say what they say of them.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.errors import InvalidDicomError
+
+from config import Config
+from dicom_sr import attributes
+from dicom_sr.reading import TooMuch, read_header
+from models.pipeline import Card
+from pacs_node.assemble.geometry import outside
+from pacs_node.errors import NodeError
+from pacs_node.ledger import Ledger
+from pacs_node.privacy import identifies
+from pacs_node.records import Received, Stored
+from pacs_node.route import Rule, not_ours
+from pacs_node.stages import WiredStages, rules_of
+
+MOST_TRIED = 500  # series of one replay, the newest
+MOST_DAYS = 365
+MOST_LOOKED_AT = 40  # series whose headers give the values that a condition may be picked from
+MOST_VALUES = 12  # of one attribute, the most frequent
+LONGEST_VALUE = 64  # characters of one that is offered
+MEASURED_DAYS, MOST_MEASURED = 90, 500  # inferences that a forecast goes by
+NO_SUCH_ROUTE = "there is no such route"
+# what reading a header of a stranger's may raise
+UNREADABLE = (*attributes.UNREADABLE, attributes.BadAttribute, InvalidDicomError, TooMuch, NodeError, OSError)
+
+CardOf = Callable[[str, Mapping[str, Any]], Card]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a route says of a series now, and what it would say. None: it takes it."""
+
+    route: str
+    pipeline: str
+    now: str | None
+    then: str | None
+    refused: str | None = None  # why the pipeline would not run for it, if the route takes it
+    same_job: bool = True  # where both take it: the same pipeline is told the same
+
+    @property
+    def change(self) -> str:
+        """What the change would make of this series: "more", "less", "other", or "": nothing."""
+        if self.now is None and self.then is None:
+            return "" if self.same_job else "other"
+        return "more" if self.then is None else "less" if self.now is None else ""
+
+
+def outcomes(header: Dataset, now: Sequence[Rule], then: Sequence[Rule], card_of: CardOf) -> list[Outcome]:
+    """Of each route that there is or would be, in their order."""
+    guard = not_ours(header)
+    before, after = {rule.name: rule for rule in now}, {rule.name: rule for rule in then}
+    found = []
+    for name in dict.fromkeys((*after, *before)):
+        old, new = before.get(name), after.get(name)
+        rule = new or old
+        assert rule is not None
+        found.append(
+            Outcome(
+                name,
+                rule.pipeline,
+                NO_SUCH_ROUTE if old is None else guard or old.why_not(header),
+                NO_SUCH_ROUTE if new is None else guard or new.why_not(header),
+                _refused(header, card_of(rule.pipeline, rule.options)),
+                old is None or new is None or (old.pipeline, old.options) == (new.pipeline, new.options),
+            )
+        )
+    return found
+
+
+def _refused(header: Dataset, card: Card) -> str | None:
+    """None, or what the card of the pipeline keeps such an image from it for."""
+    modality = attributes.text(header, "Modality")
+    if modality not in card.modality:
+        return f"Modality is {modality or 'missing'}, {card.name} takes {' or '.join(sorted(card.modality))}"
+    return outside(header, card, modality)
+
+
+@dataclass
+class OfRoute:
+    """A route, over many series."""
+
+    route: str
+    pipeline: str
+    now: int = 0
+    then: int = 0
+    more: int = 0
+    less: int = 0
+    refused: int = 0  # of those that it would take: outside of the card, or not fit when they came
+    seconds_each: float | None = None  # of an inference, as it took of late; None: not known
+    why_not: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of late, under other routes."""
+
+    days: int
+    tried: int
+    left_out: bool  # there is more than was tried
+    unread: int  # series whose images are gone or cannot be read
+    routes: list[OfRoute]
+    changed: list[tuple[Received, list[Outcome]]]  # the series that something changes for
+
+    @property
+    def more_seconds(self) -> float | None:
+        """Of inference, for what would run additionally and no longer; None: of a route that is not known."""
+        known = [route for route in self.routes if route.more or route.less]
+        if any(route.seconds_each is None for route in known):
+            return None
+        return sum((route.more - route.less) * (route.seconds_each or 0.0) for route in known)
+
+
+class Trial:
+    """Tries routes on what the node has. now: the time."""
+
+    def __init__(self, stages: WiredStages, ledger: Ledger, now: Callable[[], datetime]) -> None:
+        self.stages, self.ledger, self.now = stages, ledger, now
+
+    def on_file(self, path: Path, then: Config) -> list[Outcome]:
+        """Raises UNREADABLE."""
+        return self._outcomes(read_header(path), then)
+
+    def on_series(self, series_uid: str, then: Config) -> tuple[Received, list[Outcome]] | None:
+        """None: there is no such series, or no image of it. Raises UNREADABLE."""
+        received = self.ledger.tried_on(series_uid)
+        header = self._header(received) if received is not None else None
+        return (received, self._outcomes(header, then)) if received is not None and header is not None else None
+
+    def on_the_last(self, days: int, then: Config) -> Replay:
+        since = self.now() - timedelta(days=days)
+        found = self.ledger.tried_on_since(since, MOST_TRIED + 1)
+        routes: dict[str, OfRoute] = {}
+        changed, unread = [], 0
+        for received in found[:MOST_TRIED]:
+            try:
+                header = self._header(received)
+            except UNREADABLE:
+                header = None
+            if header is None:
+                unread += 1
+                continue
+            said = self._outcomes(header, then)
+            for each in said:
+                _count(routes.setdefault(each.route, OfRoute(each.route, each.pipeline)), each, received)
+            if any(each.change for each in said):
+                changed.append((received, said))
+        of_route, of_pipeline = self._seconds()
+        for route in routes.values():
+            route.seconds_each = of_route.get((route.route, route.pipeline), of_pipeline.get(route.pipeline))
+        tried = min(len(found), MOST_TRIED)
+        return Replay(days, tried, len(found) > MOST_TRIED, unread, list(routes.values()), changed)
+
+    def seen(self) -> dict[str, list[str]]:
+        """Keyword -> values of it in the headers of what came last, the most frequent first. None tells who a patient
+        is."""
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for received in self.ledger.tried_on_since(self.now() - timedelta(days=MOST_DAYS), MOST_LOOKED_AT):
+            try:
+                header = self._header(received)
+            except UNREADABLE:
+                continue
+            for keyword, value in _offered(header) if header is not None else ():
+                counts[keyword][value] += 1
+        return {key: [value for value, _ in of.most_common(MOST_VALUES)] for key, of in sorted(counts.items())}
+
+    def _outcomes(self, header: Dataset, then: Config) -> list[Outcome]:
+        return outcomes(header, self.stages.rules, rules_of(then), self.stages.known.card)
+
+    def _header(self, received: Received) -> Dataset | None:
+        image = self.ledger.an_image_of(received)
+        return self._read(image.stored) if image is not None else None
+
+    def _read(self, stored: Stored) -> Dataset:
+        with self.stages.unpacked(f"{uuid.uuid4().hex[:16]}.look", [stored], whole=True) as files:
+            return read_header(files[0])
+
+    def _seconds(self) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
+        """How long an inference took of late: of a route, and of a pipeline."""
+        measured = self.ledger.inference_seconds(self.now() - timedelta(days=MEASURED_DAYS), MOST_MEASURED)
+        return (
+            _means(((route, pipeline), seconds) for route, pipeline, seconds in measured),
+            _means((pipeline, seconds) for _, pipeline, seconds in measured),
+        )
+
+
+def _count(route: OfRoute, said: Outcome, received: Received) -> None:
+    route.now += said.now is None
+    route.then += said.then is None
+    route.more += said.change in ("more", "other")
+    route.less += said.change in ("less", "other")
+    route.refused += said.then is None and (said.refused is not None or not received.fit)
+    if said.then is not None:
+        route.why_not[said.then] += 1
+
+
+def _means(measured: Iterable[tuple[Any, float]]) -> dict[Any, float]:
+    of: dict[Any, list[float]] = defaultdict(list)
+    for key, seconds in measured:
+        of[key].append(seconds)
+    return {key: sum(each) / len(each) for key, each in of.items()}
+
+
+# besides what tells who a patient is: what names an order or a device of one's own, and free text of a study
+NEVER_OFFERED = re.compile(r"(ID|UID|Comments|OrderNumber\w*|(?<!Series)Description)$")
+NOT_OFFERED = {"DA", "TM", "DT", "OB", "OW", "OD", "OF", "OL", "OV", "UN", "SQ", "LT", "ST", "UT"}
+
+
+def _offered(header: Dataset) -> Iterator[tuple[str, str]]:
+    """Attributes of a header that a condition may ask for, each with its values."""
+    for tag in sorted(header.keys()):
+        keyword = keyword_for_tag(tag)
+        if not keyword or tag.group <= 2 or identifies(tag) or dictionary_VR(tag) in NOT_OFFERED:
+            continue
+        if NEVER_OFFERED.search(keyword) and keyword != "SOPClassUID":
+            continue
+        try:
+            values = {str(each).strip() for each in attributes.values(header, keyword)[:MOST_VALUES]}
+        except UNREADABLE:
+            continue
+        yield from ((keyword, value) for value in sorted(values) if 0 < len(value) <= LONGEST_VALUE)

@@ -1,0 +1,209 @@
+"""The settings file as a text: one entry changes, everything else stays as it was written."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pacs_node import settings_file
+from pacs_node.errors import SettingsRefused
+from pacs_node.settings_file import with_entry, with_entry_text, without_entry
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = """# ours
+[node]
+ae_title = "AI"   # what the PACS calls
+
+# the archive
+[[peer]]
+name = "pacs"
+ae_title = "ORTHANC" # as it says itself
+host = "10.0.0.5"
+port = 4242
+#may_send = true
+
+[[peer]]
+name = "web"
+dicomweb_url = "https://archive.example/dicom-web"
+dicomweb_token = "s3cret \\" quoted"
+# what follows are the routes
+
+# Which series goes where.
+[[route]]
+name = "chest"
+match = { Modality = "CT", BodyPartExamined = ["CHEST", "LUNG"] } # both
+pipeline = "lung-nodule"
+send_to = ["pacs"]
+[route.options]
+views = 1 # quick
+
+[retention]
+keep_days = 30
+"""
+PEER = {"name": "new", "ae_title": "NEW", "may_send": True}
+
+
+def named(text: str, kind: str) -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in tomllib.loads(text)[kind]}
+
+
+def test_one_value_is_one_line() -> None:
+    pacs = {**named(TEXT, "peer")["pacs"], "port": 4343}
+    assert with_entry(TEXT, "peer", "pacs", pacs) == TEXT.replace("4242", "4343")
+
+
+def test_a_value_within_a_table_is_one_line() -> None:
+    chest = {**named(TEXT, "route")["chest"], "options": {"views": 3}}
+    assert with_entry(TEXT, "route", "chest", chest) == TEXT.replace("views = 1 # quick", "views = 3 # quick")
+
+
+def test_nothing_changed_is_the_same_text() -> None:
+    for kind in ("peer", "route"):
+        for name, values in named(TEXT, kind).items():
+            assert with_entry(TEXT, kind, name, values) == TEXT
+
+
+def test_a_new_peer_stands_behind_the_others_and_before_what_is_said_of_the_routes() -> None:
+    text = with_entry(TEXT, "peer", None, PEER)
+    assert list(named(text, "peer")) == ["pacs", "web", "new"]
+    new, routes = text.index('name = "new"'), text.index("# Which series goes where.\n[[route]]")
+    assert text.index("dicomweb_token") < new < routes
+    assert without_entry(text, "peer", "new") == TEXT
+
+
+def test_what_is_deleted_takes_no_comment_of_another_with_it() -> None:
+    text = without_entry(TEXT, "peer", "pacs")
+    assert list(named(text, "peer")) == ["web"]
+    assert "#may_send" not in text, "a setting of its own that is switched off goes with it"
+    text = without_entry(TEXT, "peer", "web")
+    assert "# Which series goes where.\n[[route]]" in text
+    text = without_entry(TEXT, "route", "chest")
+    assert tomllib.loads(text)["retention"] == {"keep_days": 30}
+    assert "views" not in text
+
+
+def test_the_first_of_a_kind_is_put_at_the_end() -> None:
+    text = with_entry("[node]\nae_title = 'AI'", "peer", None, PEER)
+    assert tomllib.loads(text) == {"node": {"ae_title": "AI"}, "peer": [PEER]}
+    assert tomllib.loads(with_entry("", "peer", None, PEER)) == {"peer": [PEER]}
+
+
+def test_the_file_that_shows_every_setting_can_be_begun_with() -> None:
+    shown = (ROOT / "config" / "node.toml").read_text()
+    text = with_entry(with_entry(shown, "peer", None, PEER), "peer", None, {**PEER, "name": "second"})
+    assert text.startswith(shown)
+    assert without_entry(without_entry(text, "peer", "second"), "peer", "new").rstrip() == shown.rstrip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'peer = [{ name = "pacs", ae_title = "A" }]\n',  # on one line
+        '[node]\nx = """\n[[peer]]\n"""\n[[peer]]\nname = "pacs"\n',  # a header in a text
+        '[[peer]]\nname = "pacs"\n[other]\nx = 1\n[[ "peer" ]]\nname = "third"\n[peer.x]\ny = 1\n',
+    ],
+)
+def test_what_is_not_understood_is_refused_and_never_damaged(text: str) -> None:
+    expected = tomllib.loads(text)
+    expected["peer"] = [{**each, "ae_title": "B"} if each["name"] == "pacs" else each for each in expected["peer"]]
+    with suppress(SettingsRefused):
+        assert tomllib.loads(with_entry(text, "peer", "pacs", {"name": "pacs", "ae_title": "B"})) == expected
+
+
+VALUES = st.one_of(
+    st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(blacklist_categories=["Cs"]), max_size=20),
+)  # fmt: skip
+ENTRY = st.dictionaries(
+    st.sampled_from(["host", "port", "match", "options", "a b", "x"]),
+    st.one_of(VALUES, st.lists(VALUES, max_size=3), st.dictionaries(st.sampled_from(["A", "B.c", "d e"]), VALUES)),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(ENTRY, ENTRY)
+def test_whatever_is_written_is_what_was_meant(first: dict[str, Any], second: dict[str, Any]) -> None:
+    before = tomllib.loads(TEXT)
+    text = with_entry(TEXT, "route", None, {"name": "new", **first})
+    text = with_entry(text, "route", "new", {"name": "new", **second})
+    now = tomllib.loads(text)
+    assert now["route"][-1] == {"name": "new", **second}
+    assert {**now, "route": now["route"][:-1]} == before
+    assert without_entry(text, "route", "new") == TEXT
+
+
+def test_lines_of_ones_own_are_taken_as_they_are() -> None:
+    block = '[[peer]] # mine\nname = "pacs"\nae_title = "ORTHANC"\nmay_send = true # now\n'
+    text = with_entry_text(TEXT, "peer", "pacs", block)
+    assert block in text
+    assert settings_file.entry_text(text, "peer", "pacs") == block
+
+
+@pytest.mark.parametrize(
+    "block", ["", "[node]\n", "[[peer]]\nname = 1\n[[peer]]\nname = 2\n", "[[peer]]\n[node]\nx = 1\n"]
+)
+def test_lines_that_say_anything_else_are_refused(block: str) -> None:
+    with pytest.raises(SettingsRefused, match=r"write one \[\[peer\]\], and nothing else"):
+        with_entry_text(TEXT, "peer", "pacs", block)
+
+
+SECRETS = [
+    'dicomweb_token = "s3cret \\" quoted"',
+    "dicomweb_password = 's3cret'",
+    "dicomweb_password = '''s3cret\nof two lines'''",
+    '"dicomweb_token" = """s3cret"""',
+    '#dicomweb_password = "s3cret"',
+    'url = "postgresql+psycopg://node:s3cret@host/name"',
+    'url = "postgresql+psycopg://host/name?user=node&password=s3cret"',
+    'urls = ["https://x/s3cret",\n  "mailto://s3cret@x"]',
+    'peer = [{ name = "x", dicomweb_token = "s3cret" }]',
+]
+
+
+@pytest.mark.parametrize("line", SECRETS)
+def test_no_difference_shows_a_secret(line: str) -> None:
+    for former, text in ((line, ""), ("", line), (line, line.replace("s3cret", "0ther-s3cret"))):
+        shown = settings_file.difference(former, text)
+        assert "s3cret" not in shown
+        assert "not shown" in shown or "a secret was changed" in shown
+
+
+def test_the_file_is_replaced_whole_with_its_mode_and_owner(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(TEXT)
+    path.chmod(0o640)
+    if os.getuid() == 0:
+        os.chown(path, 1234, 4321)
+    link = tmp_path / "link.toml"
+    link.symlink_to(path)
+    before = path.stat()
+    settings_file.write(link, "[node]\n")
+    after = path.stat()
+    assert link.is_symlink()
+    assert path.read_text() == "[node]\n"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert after.st_ino != before.st_ino, "whoever reads it has the old one or the new one"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link.toml", "node.toml"]
+
+
+def test_a_file_that_cannot_be_written_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(TEXT)
+
+    def full(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(
+        SettingsRefused, match=r"node.toml: cannot be written by the node's user \(read-only file system"
+    ):
+        settings_file.write(path, "")
+    assert path.read_text() == TEXT
+    assert [each.name for each in tmp_path.iterdir()] == ["node.toml"]

@@ -1,0 +1,397 @@
+"""Peers, routes and history as pages: who sees, who changes, what a form means, and what no page shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.testclient import TestClient
+
+from config import Config, Peer, Route, load
+from models import catalogue
+from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
+from pacs_node.facts import NodeFacts
+from pacs_node.node import Node
+from pacs_node.settings_desk import _has_field, _kind_of
+from pacs_node.web.app import create_app
+from pacs_node.web.uploads import LONGEST_UPLOAD
+from tests.factories import us_image
+from tests.harness import Receiver, free_port
+
+SECRET = "a-token-that-is-secret"
+TOML = f"""
+[node]
+data_dir = "data"
+# our PACS
+[[peer]]
+name = "pacs & <co>"
+ae_title = "PACS"
+host = "127.0.0.1"
+port = 4242
+may_send = true
+[[peer]]
+name = "web"
+dicomweb_url = "https://archive.example/dicom-web"
+dicomweb_token = "{SECRET}"
+[[peer]]
+name = "results"
+folder = "results"
+[[route]]
+name = "breast"
+match = {{ Modality = "US", Manufacturer = {{ regex = "^A.*, Inc" }}, KVP = {{ absent = true }} }} # ours
+pipeline = "breast-us"
+send_to = ["results"]
+"""
+HTML = {"accept": "text/html"}
+POSTS = ("/peers/edit", "/peers/delete", "/peers/test", "/routes/edit", "/routes/delete",
+         "/settings/undo", "/settings/reload")  # fmt: skip
+
+
+class Pages:
+    """A node on a settings file, and a browser for each role."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "node.toml"
+        self.file.write_text(TOML)
+        self.node = Node(load(self.file, catalogue()), file=self.file)
+        self.node.ledger.migrate()
+        assert self.node.settings is not None
+        self.node.settings.started()
+        self.tokens: dict[str, str] = {}
+        accounts = self.accounts = Accounts(self.node.ledger, lambda: datetime.now(UTC))
+        for role in (VIEWER, READER, ADMIN):
+            self.tokens[role] = accounts.add_token(f"a-{role}", role, 1)
+        self.app = create_app(
+            NodeFacts(self.node), CollectorRegistry(), ["testserver"], accounts, desk=self.node.desk()
+        )
+        self.admin = self.browser(ADMIN)
+
+    def browser(self, role: str) -> TestClient:
+        headers = {**HTML, "authorization": f"Bearer {self.tokens[role]}"}
+        return TestClient(self.app, follow_redirects=False, headers=headers)
+
+    @property
+    def config(self) -> Config:
+        return self.node.config
+
+    def form(self, address: str, source: str = "form") -> list[tuple[str, str]]:
+        """What a browser sends of the form of a page that nothing was changed in."""
+        page = self.admin.get(address)
+        assert page.status_code == 200, page.text
+        [form] = [each for each in re.findall(r"(?s)<form class=\"entry\".*?</form>", page.text)
+                  if f'name="source" value="{source}"' in each]  # fmt: skip
+        said = []
+        for tag in re.finditer(r"(?s)<input ([^>]*)>|<select name=\"([^\"]+)\"[^>]*>(.*?)</select>|"
+                               r"<textarea name=\"([^\"]+)\"[^>]*>(.*?)</textarea>", form):  # fmt: skip
+            attributes, select, options, area, text = tag.groups()
+            if select:
+                chosen = re.search(r"<option(?: value=\"([^\"]*)\")? selected>([^<]*)", options)
+                first = re.search(r"<option(?: value=\"([^\"]*)\")?>([^<]*)", options)
+                found = chosen or first
+                assert found, select
+                said.append((select, found[1] if found[1] is not None else found[2]))
+            elif area:
+                said.append((area, text))
+            else:
+                of = dict(re.findall(r'([\w-]+)="([^"]*)"', attributes))
+                if of.get("type") == "file" or (of.get("type") == "checkbox" and " checked" not in attributes):
+                    continue
+                said.append((of["name"], of.get("value", "")))
+        return [(name, unescape(value)) for name, value in said]
+
+    def post(self, address: str, form: list[tuple[str, str]], client: TestClient | None = None, **files: Any) -> Any:
+        data: dict[str, list[str]] = {}
+        for name, value in form:
+            data.setdefault(name, []).append(value)
+        return (client or self.admin).post(address, data=data, files=files or None)
+
+
+def changed(form: list[tuple[str, str]], **values: str) -> list[tuple[str, str]]:
+    there = {name for name, _ in form}
+    return [(name, values.get(name, value)) for name, value in form] + [
+        each for each in values.items() if each[0] not in there
+    ]
+
+
+def text_of(page: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Iterator[Pages]:
+    pages = Pages(tmp_path)
+    yield pages
+    pages.node.stop()
+
+
+def test_who_may_see_sees_and_who_may_change_changes(pages: Pages) -> None:
+    for role in (VIEWER, READER):
+        client = pages.browser(role)
+        for address in ("/peers", "/routes"):
+            page = client.get(address).text
+            assert "breast" in page
+            assert "<form" not in page, "nothing that he may not press"
+            assert "/edit" not in page
+        for address in ("/settings", "/peers/edit", "/routes/edit"):
+            assert client.get(address).status_code == 403
+        for address in POSTS:
+            assert pages.post(address, [("name", "web")], client).status_code == 403, address
+    assert pages.file.read_text() == TOML
+    assert "/peers/edit?name=pacs%20%26%20%3Cco%3E" in pages.admin.get("/peers").text
+
+
+def test_where_there_are_no_users_nobody_changes_settings(pages: Pages) -> None:
+    app = create_app(NodeFacts(pages.node), CollectorRegistry(), ["testserver"], None, desk=pages.node.desk())
+    client = TestClient(app, follow_redirects=False, headers=HTML)
+    assert "Settings are changed here by users only" in text_of(client.get("/routes").text)
+    for address in POSTS:
+        answer = pages.post(address, [("name", "web"), ("id", "1")], client)
+        assert answer.status_code == 403
+        assert "pacs-node user add" in answer.text
+    assert client.get("/settings").status_code == 403
+
+
+@pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}])
+def test_no_page_of_another_site_presses_a_button(pages: Pages, headers: dict[str, str]) -> None:
+    posts = {route.path for route in pages.app.routes if "POST" in (getattr(route, "methods", None) or ())}
+    assert {path for path in posts if path.startswith(("/peers", "/routes", "/settings"))} == set(POSTS)
+    for address in POSTS:
+        assert pages.admin.post(address, data={"name": "web"}, headers=headers).status_code == 403
+
+
+def test_a_form_without_the_secret_of_the_session_is_refused(pages: Pages) -> None:
+    pages.accounts.add("ana", ADMIN, "a long enough secret")
+    client = TestClient(pages.app, follow_redirects=False, headers=HTML)
+    client.post("/login", data={"name": "ana", "password": "a long enough secret"})
+    csrf = re.findall(r'name="csrf" value="([^"]+)"', client.get("/routes/edit?name=breast").text)
+    assert len(csrf) == 3, "log out, and a form on either side"
+    form = changed(pages.form("/routes/edit?name=breast"), options="threads = 3")
+    refused = pages.post("/routes/edit", form, client)
+    assert "load the page again" in refused.text
+    assert pages.post("/routes/edit", form, client, file=b"x").status_code == 403, "a form with a file, too"
+    assert pages.post("/routes/edit", [*form, ("csrf", csrf[0])], client, file=b"x").status_code == 303
+    assert pages.config.routes[0].options == {"threads": 3}
+    assert pages.node.desk().history()[0]["who"] == "ana"  # type: ignore[union-attr]
+
+
+def test_a_node_without_a_file_says_so(pages: Pages) -> None:
+    app = create_app(NodeFacts(pages.node), CollectorRegistry(), ["testserver"], None)
+    answer = TestClient(app).get("/peers", headers=HTML)
+    assert answer.status_code == 503
+    assert "without a settings file" in answer.text
+
+
+@pytest.mark.parametrize("address", ["/peers/edit?name=pacs%20%26%20%3Cco%3E", "/peers/edit?name=web",
+                                     "/peers/edit?name=results", "/routes/edit?name=breast"])  # fmt: skip
+def test_a_form_that_nothing_was_changed_in_changes_nothing(pages: Pages, address: str) -> None:
+    """Every field of every kind means what the file says: also secrets, which the page does not have."""
+    answer = pages.post(address.partition("?")[0], changed(pages.form(address), do="save"))
+    assert answer.status_code == 400
+    assert "nothing is different" in answer.text
+    assert pages.file.read_text() == TOML
+
+
+@pytest.mark.parametrize(("kind", "model"), [("peer", Peer), ("route", Route)])
+def test_every_setting_has_its_field(kind: str, model: type[Peer | Route]) -> None:
+    without = {key for key, field in model.model_fields.items() if not _has_field(kind, key)}
+    assert without == {key for key, field in model.model_fields.items() if isinstance(_kind_of(field.annotation), dict)}
+
+
+def test_a_peer_is_added_changed_and_deleted(pages: Pages) -> None:
+    form = pages.form("/peers/edit")
+    answer = pages.post(
+        "/peers/edit", changed(form, name="new", ae_title="NEW", may_send="true", calls_from="10.0.0.7, ct")
+    )
+    assert (answer.status_code, answer.headers["location"]) == (303, "/peers")
+    lines = '[[peer]]\nname = "new"\nae_title = "NEW"\nmay_send = true\ncalls_from = ["10.0.0.7", "ct"]\n'
+    assert pages.file.read_text() == TOML.replace("[[route]]", f"\n{lines}[[route]]")
+    new = pages.config.peer("new")
+    assert (new.may_send, new.calls_from) == (True, ("10.0.0.7", "ct"))
+    form = pages.form("/peers/edit?name=new")
+    pages.post(
+        "/peers/edit", changed([each for each in form if each[0] != "calls_from"], port="104", host="ct.example")
+    )
+    assert (pages.config.peer("new").port, pages.config.peer("new").calls_from) == (104, ())
+    digest = dict(pages.form("/peers/edit"))["looked_at"]
+    assert pages.post("/peers/delete", [("name", "new"), ("looked_at", digest)]).status_code == 303
+    assert pages.file.read_text() == TOML
+
+
+def test_what_check_would_say_is_said_and_what_was_entered_is_kept(pages: Pages) -> None:
+    answer = pages.post("/peers/edit", changed(pages.form("/peers/edit"), name="new", ae_title="A" * 17, port="many"))
+    assert answer.status_code == 400
+    said = text_of(answer.text)
+    assert "AE title 'AAAAAAAAAAAAAAAAA' has 17 characters; 16 are allowed" in said
+    assert "'port' in [[peer]] 'new' must be a whole number, not 'many'" in said
+    assert 'value="many"' in answer.text
+    assert pages.file.read_text() == TOML
+
+
+def test_a_peer_that_a_route_needs_is_not_deleted(pages: Pages) -> None:
+    digest = dict(pages.form("/peers/edit"))["looked_at"]
+    answer = pages.post("/peers/delete", [("name", "results"), ("looked_at", digest)])
+    assert answer.status_code == 400
+    assert "[[route]] 'breast': no peer 'results'" in text_of(answer.text)
+
+
+def test_no_page_shows_a_secret_and_no_form_brings_it_elsewhere(pages: Pages) -> None:
+    form = pages.form("/peers/edit?name=web")
+    answer = pages.post("/peers/edit", changed(form, dicomweb_url="https://evil.example"))
+    assert answer.status_code == 400
+    assert "enter its dicomweb_token again" in text_of(answer.text)
+    tested = pages.post("/peers/edit", changed(form, dicomweb_url="https://evil.example", do="test"))
+    assert "enter its dicomweb_token again" in text_of(tested.text)
+    assert pages.post("/peers/edit", changed(form, key_objects="true")).status_code == 303
+    token = pages.config.peer("web").dicomweb_token
+    assert token is not None
+    assert token.get_secret_value() == SECRET
+    removed = pages.post(
+        "/peers/edit", changed(pages.form("/peers/edit?name=web"), **{"dicomweb_token.remove": "true"})
+    )
+    assert removed.status_code == 303
+    assert pages.config.peer("web").dicomweb_token is None
+    shown = [answer, tested, *(pages.admin.get(a) for a in ("/peers", "/peers/edit?name=web", "/settings", "/routes"))]
+    assert not any(SECRET in page.text for page in shown)
+    assert "(not shown)" in pages.admin.get("/settings").text
+
+
+def test_the_second_of_two_is_told_and_keeps_what_was_entered(pages: Pages) -> None:
+    form = changed(pages.form("/peers/edit?name=results"), name="theirs", readable_by="group")
+    assert pages.post("/peers/edit", changed(pages.form("/peers/edit"), name="new", ae_title="NEW", may_send="true")
+                      ).status_code == 303  # fmt: skip
+    answer = pages.post("/peers/edit", form)
+    assert answer.status_code == 409
+    assert "changed meanwhile by token a-admin (peer 'new' added)" in text_of(answer.text)
+    assert 'value="theirs"' in answer.text
+
+
+def test_a_route_is_changed_by_its_form(pages: Pages) -> None:
+    form = pages.form("/routes/edit?name=breast")
+    assert [value for name, value in form if name == "condition.keyword"][:3] == ["Modality", "Manufacturer", "KVP"]
+    rows = iter(["US, OT", "^A", ""])
+    form = [(name, next(rows, value) if name == "condition.value" else value) for name, value in form]
+    answer = pages.post("/routes/edit", changed(form, options="threads = 2", priority="stat"))
+    assert answer.status_code == 303, text_of(answer.text)
+    [route] = pages.config.routes
+    assert route.match == {"Modality": ["US", "OT"], "Manufacturer": {"regex": "^A"}, "KVP": {"absent": True}}
+    assert (route.options, route.priority) == ({"threads": 2}, "stat")
+    assert "# ours" in pages.file.read_text()
+    assert pages.node.stages.rules[0].match == route.match
+
+
+CONDITIONS = [
+    ("Modality", "is", "US", "", "US"),
+    ("SliceThickness", "is", "1, 2.5", "", [1, 2.5]),
+    ("SliceThickness", "range", "", "3", {"max": 3}),
+    ("SliceThickness", "range", "0.5", "3", {"min": 0.5, "max": 3}),
+    ("SeriesDescription", "is", '"Thorax, 1.0", 5', "", ["Thorax, 1.0", "5"]),
+    ("SeriesDescription", "regex", "lung|chest", "", {"regex": "lung|chest"}),
+    ("ContrastBolusAgent", "present", "", "", {"present": True}),
+]
+
+
+@pytest.mark.parametrize(("keyword", "how", "value", "upto", "meant"), CONDITIONS)
+def test_each_condition_means_what_its_row_says_and_back(
+    pages: Pages, keyword: str, how: str, value: str, upto: str, meant: Any
+) -> None:
+    form = [each for each in pages.form("/routes/edit?name=breast") if not each[0].startswith("condition.")]
+    row = zip(("keyword", "how", "value", "upto"), (keyword, how, value, upto), strict=True)
+    form += [(f"condition.{part}", said) for part, said in row]
+    assert pages.post("/routes/edit", form).status_code == 303
+    assert pages.config.routes[0].match == {keyword: meant}
+    assert pages.post("/routes/edit", pages.form("/routes/edit?name=breast")).status_code == 400, "nothing is different"
+
+
+def test_a_route_is_changed_by_its_text(pages: Pages) -> None:
+    form = pages.form("/routes/edit?name=breast", "toml")
+    text = dict(form)["toml"].replace('"US"', '["US", "OT"]').replace("\n", "\r\n")  # as browsers send it
+    assert pages.post("/routes/edit", changed(form, toml=text)).status_code == 303
+    assert pages.file.read_text() == TOML.replace('Modality = "US"', 'Modality = ["US", "OT"]')
+    wrong = pages.post("/routes/edit", changed(pages.form("/routes/edit?name=breast", "toml"), toml="[[route]\nname ="))
+    assert wrong.status_code == 400
+    assert "[[route]\nname =" in unescape(wrong.text), "what was written is still there"
+
+
+def test_a_route_is_tried_on_a_file_and_nothing_is_changed(pages: Pages, tmp_path: Path) -> None:
+    us_image().save_as(tmp_path / "us.dcm", enforce_file_format=True)
+    form = changed(pages.form("/routes/edit?name=breast", "toml"), do="try")
+    form = changed(form, toml=dict(form)["toml"].replace('"US"', '"US", StationName = "nobody"'))
+    with (tmp_path / "us.dcm").open("rb") as file:
+        answer = pages.post("/routes/edit", form, file=file)
+    assert answer.status_code == 200
+    assert "rule wants nobody" in text_of(answer.text)
+    assert "Test^Patient" not in answer.text
+    broken = pages.post("/routes/edit", form, file=b"no DICOM at all")
+    assert "its header cannot be read" in text_of(broken.text)
+    assert pages.file.read_text() == TOML
+    for days in ("0", "366", "x"):
+        assert pages.post("/routes/edit", changed(form, days=days)).status_code == 400
+    replay = text_of(pages.post("/routes/edit", changed(form, days="30")).text)
+    assert "0 series of the last 30 days" in replay
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": "multipart/form-data"}, 400),
+        ({"content-type": "multipart/form-data; boundary=x"}, 400),
+        ({"content-type": "multipart/form-data; boundary=x", "content-length": str(LONGEST_UPLOAD + 1)}, 413),
+    ],
+)
+def test_what_is_no_form_is_refused(pages: Pages, headers: dict[str, str], status: int) -> None:
+    answer = pages.admin.post("/routes/edit", content=b"--y\r\n\r\nx", headers=headers)
+    assert answer.status_code == status
+
+
+def test_a_form_with_a_file_says_how_long_it_is(pages: Pages) -> None:
+    answer = pages.admin.post(
+        "/routes/edit", content=iter([b"x"]), headers={"content-type": "multipart/form-data; boundary=x"}
+    )
+    assert answer.status_code == 411
+
+
+def test_a_peer_is_asked_before_it_is_saved(pages: Pages) -> None:
+    there = Receiver("THERE")
+    there._ae.add_supported_context("1.2.840.10008.1.1")
+    with there:
+        peer = {"name": "new", "ae_title": "THERE", "host": "127.0.0.1", "may_send": "true", "do": "test"}
+
+        def asked(port: int) -> str:
+            form = changed(pages.form("/peers/edit"), **peer, port=str(port))
+            return text_of(pages.post("/peers/edit", form).text)
+
+        assert "new: C-ECHO answered in" in asked(there.port)
+        assert "cannot be reached" in asked(free_port())
+    answer = pages.post("/peers/test", [("name", "results")])
+    assert "results: can be written" in text_of(answer.text)
+    assert pages.file.read_text() == TOML
+
+
+def test_history_is_shown_and_undone(pages: Pages) -> None:
+    pages.post("/peers/edit", changed(pages.form("/peers/edit"), name="new", ae_title="NEW", may_send="true"))
+    page = pages.admin.get("/settings").text
+    assert '+ae_title = "NEW"' in unescape(page)
+    assert "peer 'new' added" in unescape(page)
+    undo = dict(re.findall(r'name="(looked_at|id)" value="([^"]+)"', page))
+    assert pages.post("/settings/undo", list(undo.items())).status_code == 303
+    assert pages.file.read_text() == TOML
+    assert pages.post("/settings/undo", list(undo.items())).status_code == 409, "it was looked at before"
+    assert pages.post("/settings/undo", [("id", "x")]).status_code == 400
+
+
+def test_a_file_edited_by_hand_is_taken_up_by_a_button(pages: Pages) -> None:
+    pages.file.write_text(TOML.replace("port = 4242", "port = 4343"))
+    assert pages.post("/settings/reload", []).status_code == 303
+    assert pages.config.peers[0].port == 4343
+    pages.file.write_text(TOML.replace("port = 4242", "prot = 4343"))
+    answer = pages.post("/settings/reload", [])
+    assert answer.status_code == 400
+    assert "no setting 'prot' in [[peer]]; did you mean 'port'?" in text_of(answer.text)
+    assert "no setting 'prot'" in text_of(pages.admin.get("/peers").text), "until it is right"
+    assert pages.config.peers[0].port == 4343
