@@ -46,11 +46,13 @@ def licence_of(package: Distribution) -> str:
 def closure(name: str, extras: frozenset[str] = frozenset()) -> set[str]:
     """Names of a package and of all that it needs, as far as they are installed."""
     found: set[str] = set()
+    seen: set[tuple[str, frozenset[str]]] = set()
     todo = [(canonicalize_name(name), extras)]
     while todo:
         each, wanted = todo.pop()
-        if each in found and not wanted:
+        if (each, wanted) in seen:
             continue
+        seen.add((each, wanted))
         try:
             package = distribution(each)
         except PackageNotFoundError:
@@ -59,7 +61,7 @@ def closure(name: str, extras: frozenset[str] = frozenset()) -> set[str]:
         for text in package.requires or ():
             needs = Requirement(text)
             fits = needs.marker is None or any(needs.marker.evaluate({"extra": extra}) for extra in ("", *wanted))
-            if fits and canonicalize_name(needs.name) not in found:
+            if fits and (needs.extras or canonicalize_name(needs.name) not in found):
                 todo.append((canonicalize_name(needs.name), frozenset(needs.extras)))
     return found
 

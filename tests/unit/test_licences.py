@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from tests.licences import closure, licences, main
 
@@ -35,7 +36,7 @@ def test_no_package_has_come_under_terms_that_nobody_looked_at() -> None:
 
 
 def test_what_is_needed_is_pinned() -> None:
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    pinned = {canonicalize_name(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().split()}
     needed = closure("pacs-node", frozenset({"dev", "openvino", "s3", "train"})) - {"pacs-node", "setuptools", "pip"}
     left = {name for name in needed if not name.startswith(("nvidia", "cuda", "triton"))}  # of torch with CUDA
     assert left - pinned == set()
@@ -57,6 +58,6 @@ def test_the_bill_of_materials_names_every_package(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     bill = json.loads(out.read_text())
     assert bill["bomFormat"] == "CycloneDX"
-    named = {each["name"].lower().replace("_", "-") for each in bill["components"]}
+    named = {canonicalize_name(each["name"]) for each in bill["components"]}
     assert closure("pacs-node") - {"pacs-node"} <= named
     assert bill["metadata"]["component"]["name"] == "pacs-node"
