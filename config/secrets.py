@@ -104,7 +104,17 @@ def read(file: Path) -> str:
     return text
 
 
+# what holds a secret in the environment: of a bucket, where the settings name none; and whatever settings have named
+_of_secrets = {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+
+
+def environment_without_secrets() -> dict[str, str]:
+    """For programs that need none: networks and files of other makers run in them."""
+    return {name: value for name, value in os.environ.items() if name not in _of_secrets}
+
+
 def _variable(name: str, *, quoted: bool) -> str:
+    _of_secrets.add(name)
     value = os.environ.get(name, "")
     if not value:
         raise ValueError(f"the environment has no variable {name}, or it is empty; set it where the node is started")

@@ -24,6 +24,7 @@ from typing import Any
 
 import structlog
 
+from config.secrets import environment_without_secrets
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
 from dicom_sr.typed import WrongType, made, plain
@@ -183,6 +184,9 @@ class Child:
         networks are kept"""
         ours, theirs = socket.socketpair()
         line, self._life_line = os.pipe()
+        environment = environment_without_secrets()
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
         told = {
             "path": sys.path,
             "messages": theirs.fileno(),
@@ -198,7 +202,7 @@ class Child:
                 [sys.executable, "-P", str(PROGRAM), json.dumps(told)],
                 pass_fds=(theirs.fileno(), line),
                 stdin=subprocess.DEVNULL,
-                env=dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)},
+                env=environment,
             )
         finally:
             theirs.close()

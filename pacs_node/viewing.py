@@ -26,6 +26,7 @@ from typing import Any
 
 import structlog
 
+from config.secrets import environment_without_secrets
 from pacs_node.errors import NodeError, Told, TryAgain
 from pacs_node.records import Stored
 
@@ -202,7 +203,8 @@ class Viewing:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # a trace may quote the patient
                 text=True,
-                env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},  # the one place it may write to
+                # TMPDIR: the one place it may write to
+                env={**environment_without_secrets(), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
             )
         process = self._process
         try:

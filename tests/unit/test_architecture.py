@@ -39,7 +39,7 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     # what a header says of an image: the same for verdict, reader and writer; what a pipeline's card requires of it
     "assemble": {"dicom_sr", "models"},
     "route": {"dicom_sr"},
-    "infer": {"models", "dicom_sr"},
+    "infer": {"models", "dicom_sr", "config"},  # config.secrets: what no child is to see
     "devices": {"models", "dicom_sr"},
     "priors": {"dicom_sr", "models"},
     "kept": {"dicom_sr"},
@@ -96,6 +96,10 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "observe": {"records", "errors"},
     "audit": {"records", "durable", "loop", "observe"},
     "syslog": {"audit", "durable", "errors", "loop"},
+}
+OUTSIDE = {  # of the spine: which other packages of ours
+    **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment")},
+    "viewing": {"config"},  # config.secrets, as infer
 }
 DOORS = {  # outside package -> files and folders that may import it
     "sqlalchemy": ("pacs_node/ledger/",),
@@ -208,7 +212,7 @@ def _within_the_node(root: Path, name: str, module: list[str]) -> str | None:
     if room not in ROOMS and room not in SPINE:
         return f"{room} is neither a room nor listed in this test: say what it may import"
     if module[0] in PACKAGES and module[0] != "pacs_node":
-        allowed = ROOMS.get(room, {"dicom_sr"} if room in ("flow", "records", "association", "commitment") else set())
+        allowed = ROOMS.get(room, OUTSIDE.get(room, set()))
         return None if module[0] in allowed else f"{room} must not import {module[0]}"
     if module[0] != "pacs_node" or len(module) == 1:
         return None
