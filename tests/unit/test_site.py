@@ -1,0 +1,66 @@
+"""The documentation as a site: complete, whole, and of nothing that lies elsewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.harness import ROOT
+
+SITE = ROOT / "build" / "site"
+LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    done = subprocess.run([sys.executable, "deploy/site.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr  # strict: a link to nowhere is an error
+    return {path.relative_to(SITE).as_posix(): path.read_text(encoding="utf-8") for path in SITE.rglob("*.html")}
+
+
+def test_every_document_has_its_place_in_the_contents() -> None:
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
+    text = (ROOT / "deploy" / "site.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": (\S+\.md)$", text, flags=re.MULTILINE))
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("*.md", "docs/*.md", "models/*/CARD.md")
+        for path in ROOT.glob(pattern)
+    }
+    assert named == there
+    assert yaml.load(text, Loader)["nav"]
+
+
+class Loaded(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.from_elsewhere: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        where = given.get(LOADS.get(tag, ""), "") or ""
+        if where.startswith(("http:", "https:", "//")) and given.get("rel") != "canonical":
+            self.from_elsewhere.append(f"{tag} {where}")
+
+
+def test_nothing_is_loaded_from_elsewhere(pages: dict[str, str]) -> None:
+    assert len(pages) > 30
+    for name, page in pages.items():
+        loaded = Loaded()
+        loaded.feed(page)
+        assert loaded.from_elsewhere == [], name
+    for style in Path(SITE).rglob("*.css"):
+        assert not re.search(r"@import|url\(['\"]?(https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+def test_every_page_says_what_the_node_is_not_for(pages: dict[str, str]) -> None:
+    assert [name for name, page in pages.items() if "not for diagnostic use" not in page] == []
