@@ -10,6 +10,7 @@ from dicom_sr.forms import CHAINS, KEY_OBJECTS, LABEL_MAP, PICTURE, SEGMENTATION
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node import __version__, priors
 from pacs_node.association import SUCCESS
+from pacs_node.audit import EVENTS
 from pacs_node.commitment import FAILURE_REASONS, PUSH_MODEL
 from pacs_node.deliver.arrival import STUDY_ROOT_FIND
 from pacs_node.deliver.destination import STATUSES
@@ -190,6 +191,15 @@ def _security() -> Iterator[str]:
     )
     yield ""
     yield from _table(("cipher suite of TLS 1.2 (RFC 9325 4.2)", "in OpenSSL"), list(SUITES.items()))
+    yield (
+        "Audit trail by PS3.15 A.5, in files and, where `[audit]` names a server, by syslog (RFC 5424) over UDP (RFC "
+        "5426) or TLS (RFC 5425). Messages name studies by their UID and, unlike those of A.5.3, never a patient."
+    )
+    yield ""
+    of_event: dict[str, list[str]] = {}
+    for name, kind in EVENTS.items():
+        of_event.setdefault(f"{kind.event.meaning} ({kind.event.scheme} {kind.event.value})", []).append(name)
+    yield from _table(("audit event", "of"), [(event, ", ".join(names)) for event, names in of_event.items()])
 
 
 def _sent() -> Iterator[tuple[str, str, str, str]]:
