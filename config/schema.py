@@ -691,7 +691,7 @@ def _no_url(url: SecretStr) -> SecretStr:
 class Notify(Settings):
     """[[notify]]: who is told when something needs a person, and of what. Never of who a patient is."""
 
-    name: str = Field(min_length=1, max_length=64)
+    name: str = Field(min_length=1, max_length=56)  # the ledger notes it with a word before
     # where to, as Apprise has it: mail, chat, pager, webhook; they hold secrets
     urls: Annotated[tuple[Annotated[SecretStr, AfterValidator(_no_url)], ...], Field(strict=False, min_length=1)]
     urls_file: RelativePath | None = None  # a file that holds one of them and nothing else

@@ -324,7 +324,6 @@ class Trail:
                 size = os.fstat(descriptor).st_size
                 broken = size and not _ends_line(path)  # a power cut
                 _write_all(descriptor, size, ("\n" if broken else "") + "".join(f"{line}\n" for line in lines))
-                os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             if not size:
@@ -380,6 +379,7 @@ def _write_all(descriptor: int, size: int, text: str) -> None:
     try:
         while left:
             left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
     except OSError:
         with suppress(OSError):
             os.ftruncate(descriptor, size)
@@ -446,10 +446,16 @@ class Audit:
 
     @property
     def trouble(self) -> str | None:
-        """None, or what is wrong, in words, for /health."""
-        if self.lost:
-            return f"{self.lost} audit messages are lost: the disk of data_dir took none; free some space"
-        return self.loop.trouble
+        """None, or why nothing is written now, in words, for /health."""
+        lost = f"; {self.lost} audit messages are lost: free some space" if self.lost else ""
+        return f"{self.loop.trouble}{lost}" if self.loop.trouble is not None else None
+
+    @property
+    def ailing(self) -> str | None:
+        """None, or what was lost since the start while the disk took nothing."""
+        if not self.lost or self.loop.trouble is not None:
+            return None
+        return f"{self.lost} audit messages are lost: the disk of data_dir took none for a while"
 
 
 class Transfers:

@@ -183,6 +183,7 @@ class Node:
             self.stages.here,
             gone=lambda series_uid: self.ledger.why_gone(series_uid) is not None,
             confined=config.infer.confine,
+            keep_free_bytes=int(config.receive.keep_free_gb * 1e9),
         )
         self.listener: Listener | None = None
         self.receivers: Receivers | None = None  # instead of it, where several processes receive
@@ -549,16 +550,11 @@ class Node:
         """What somebody may have to be told of."""
         now, facts = self.now(), NodeFacts(self)
         state, health = facts.system(), facts.health()
-
-        def takes_nothing(name: str, since: datetime) -> bool:
-            last = self.ledger.last_sent(name)
-            return last is None or last < since
-
         return World(
             now,
             trouble=health["reasons"] if health["status"] == "trouble" else (),
             failed=facts.failed_tasks(),
-            down=[each for each in self.ledger.failing_sends(now) if takes_nothing(*each[:2])],
+            down=self.ledger.failing_sends(now),
             full_in_days=state["disk"]["full_in_days"],
             certificates=[(each["what"], each["days"]) for each in state["certificates"]],
         )
@@ -584,7 +580,6 @@ class Node:
         loops = [self.assembler.loop, self.retention.loop, self._alone]
         loops += [self.engine.sweeper, self.engine.forgetter] if self.engine is not None else []
         own = (*(loop.trouble for loop in loops), self.assembler.trouble)
-        own = (*own, self.audit.trouble)
         said = [*self.trouble_of_receiving(), *(trouble for trouble in own if trouble is not None)]
         said += self.receivers.trouble if self.receivers is not None else []
         free_gb = shutil.disk_usage(self.spool.root).free / 1e9
@@ -594,7 +589,8 @@ class Node:
 
     def trouble_of_receiving(self) -> list[str]:
         """In this process."""
-        return [trouble for loop in (self.intake.loop, self._refusals) if (trouble := loop.trouble) is not None]
+        said = (self.intake.loop.trouble, self._refusals.trouble, self.audit.trouble)
+        return [trouble for trouble in said if trouble is not None]
 
     # ---- what drives the flow, and what is told of it
 
@@ -627,7 +623,7 @@ class Node:
         could not be told."""
         told = self.notifier.trouble() if self.notifier is not None else []
         away = self.syslog.trouble if self.syslog is not None else None
-        told = [*told, *([away] if away is not None else [])]
+        told = [*told, *(each for each in (away, self.audit.ailing) if each is not None)]
         return [*self.stages.inference.trouble(), *self._certificate_ends(), *told]
 
     def _certificate_ends(self) -> Iterator[str]:

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 
 from config import Notify
-from pacs_node.errors import NodeError
+from config.schema import About
+from pacs_node.errors import LedgerUnavailable, NodeError
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop
 from pacs_node.records import Notice
@@ -34,6 +35,7 @@ LONGEST_S = 60.0  # that one message may take
 OVERLAP = timedelta(minutes=10)  # between two looks at what was found: clocks of workers differ
 FORGOTTEN_AFTER = timedelta(hours=2)  # a finding that was told; by then no look comes across it
 SHOWN = 20  # lines of one message
+TOPICS: tuple[str, ...] = get_args(About)
 SILENCE, FINDING = "silence ", "finding "  # how what they are about begins
 
 
@@ -90,8 +92,15 @@ class Plan:
     over: tuple[str, ...] = ()
 
 
-def planned(told: Mapping[str, Notice], wrong: Mapping[str, str], again: timedelta, now: datetime) -> Plan:
-    """New things at once, what lasts once in `again`, and once that it is well again."""
+def planned(
+    told: Mapping[str, Notice],
+    wrong: Mapping[str, str],
+    again: timedelta,
+    now: datetime,
+    wanted: Sequence[str] = TOPICS,
+) -> Plan:
+    """New things at once, what lasts once in `again`, and once that it is well again. wanted: what it is about; of what
+    is not wanted any more nobody knows if it is well."""
     new = {key: Notice(text, now, now) for key, text in wrong.items() if key not in told}
     due = {
         key: replace(told[key], text=text, told_at=now)
@@ -103,7 +112,7 @@ def planned(told: Mapping[str, Notice], wrong: Mapping[str, str], again: timedel
         *(notice.text for notice in new.values()),
         *(f"still, since {_local(notice.since)}: {notice.text}" for notice in due.values()),
     ]
-    good = [f"well again: {told[key].text}" for key in over]
+    good = [f"well again: {told[key].text}" for key in over if key.partition(" ")[0] in wanted]
     return Plan((*bad, *good), len(bad), tuple((new | due).items()), tuple(over))
 
 
@@ -147,6 +156,8 @@ class Notifier:
         self.send = send or deliver
         self.loop = Loop("notices", self.look, LOOK_EVERY_S)
         self.troubles: dict[str, str] = {}  # receiver -> why it could not be told
+        # receiver -> what it was told, or of what it was told that it is over (None), while the ledger takes no writes
+        self._unnoted: dict[str, dict[str, Notice | None]] = {}
         self._learnt: tuple[float, Mapping[str, str], Mapping[str, datetime]] | None = None
         self._stopping = threading.Event()
 
@@ -165,12 +176,20 @@ class Notifier:
         if any("silence" in about.about for about in self.receivers):
             silent, heard = self._silence(world.now)
             world = replace(world, silent=silent, heard=heard)
+        away: LedgerUnavailable | None = None
         for about in self.receivers:
-            self._tell(about, world)
+            try:
+                self._tell(about, world)
+            except LedgerUnavailable as error:  # one that takes no writes; the others are told all the same
+                away = error
+        if away is not None:
+            raise away
 
     def _tell(self, about: Notify, world: World) -> None:
-        told = self.ledger.notices(about.name)
-        plan = planned(told, wrong_now(about, world, told), timedelta(hours=about.again_h), world.now)
+        unnoted = self._unnoted.setdefault(about.name, {})
+        known = {**self.ledger.notices(about.name), **unnoted}
+        told = {key: notice for key, notice in known.items() if notice is not None}
+        plan = planned(told, wrong_now(about, world, told), timedelta(hours=about.again_h), world.now, about.about)
         if "finding" in about.about:
             plan = self._with_findings(about, told, plan, world.now)
         if plan.lines:
@@ -182,8 +201,11 @@ class Notifier:
                 return
             self.troubles.pop(about.name, None)
             log.info("notice told", receiver=about.name, lines=len(plan.lines))
-        if plan.noted or plan.over:
-            self.ledger.told(about.name, plan.noted, plan.over)
+        unnoted.update({**dict(plan.noted), **dict.fromkeys(plan.over)})
+        if unnoted:
+            noted = [(key, notice) for key, notice in unnoted.items() if notice is not None]
+            self.ledger.told(about.name, noted, [key for key, notice in unnoted.items() if notice is None])
+            unnoted.clear()
         if "finding" in about.about:
             self.ledger.mark(f"notify {about.name}", world.now, "")
 

@@ -36,7 +36,17 @@ TAKEN_UP_S = 60.0  # that a node gets to take up new settings: a series that is 
 
 
 def in_force(running: Config, asked: Config) -> tuple[Config, tuple[str, ...]]:
-    """The settings that a running node has from now on, and which of the asked ones wait for its next start."""
+    """The settings that a running node has from now on, and which of the asked ones wait for its next start.
+
+    Raises SettingsRefused for peers that would be called, or taken, without the certificates that they are for.
+    """
+    before = {peer.name: peer for peer in running.peers}
+    new_tls = [peer.name for peer in asked.peers if peer.tls and before.get(peer.name) != peer]
+    if new_tls and asked.tls != running.tls:
+        raise SettingsRefused(
+            f"[tls] and the peers that use it ({', '.join(new_tls)}) are taken up together, at the next start: restart "
+            "the node"
+        )
     waiting = []
     for name, field in Config.model_fields.items():
         new, old = getattr(asked, name), getattr(running, name)
@@ -121,6 +131,7 @@ class LiveSettings:
             asked = self.checked(text)
             if not back:
                 self._must_run_no_other_code(former, asked)
+                settings_file.must_bring_no_secret_elsewhere(former, text)
             config, waiting = in_force(self.running, asked)
             take_up = self._ready(config)
             self._note(former, "", FOUND)

@@ -218,7 +218,11 @@ class SettingsDesk:
 
     def _with(self, kind: str, name: str | None, text: str) -> Config:
         """Raises SettingsRefused."""
-        return self.live.checked(settings_file.with_entry_text(self.live.text(), kind, name, text))
+        former = self.live.text()
+        new = settings_file.with_entry_text(former, kind, name, text)
+        config = self.live.checked(new)
+        settings_file.must_bring_no_secret_elsewhere(former, new)
+        return config
 
     # ---- changes
 

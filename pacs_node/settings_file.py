@@ -24,7 +24,9 @@ from pacs_node.errors import SettingsRefused
 # what no page and no difference shows
 SECRET = re.compile(
     r"""(?P<key>\b\w*(?:token|password|secret|_key)["']?\s*=\s*)(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*')"""
-    r"""|(?P<list>\burls\s*=\s*)\[[^\]]*\]""",  # of [[notify]]
+    # of [[notify]]: a list of texts, or one without brackets
+    r"""|(?P<list>\burls["']?\s*=\s*)(?:\[(?:"{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*'|[^\]"'])*\]"""
+    r"""|"{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*')""",
     re.DOTALL,
 )
 PASSWORD_OF_URL = re.compile(r"(?P<before>://[^\s:/@\"']*:)[^\s@\"']+(?=@)|(?P<word>\bpassword=)[^\s&\"']+")
@@ -36,7 +38,7 @@ BY_HAND = "it is written in a way that cannot be changed here: change the file b
 def read(path: Path) -> str:
     """Raises SettingsRefused."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # with the ends of lines that it has
     except OSError as error:
         raise SettingsRefused(f"{path.name}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -85,6 +87,28 @@ def _secrets(text: str) -> list[str]:
 def without_secrets(text: str) -> str:
     text = SECRET.sub(lambda found: f'{found["key"] or found["list"]}"{NOT_SHOWN}"', text)
     return PASSWORD_OF_URL.sub(lambda found: f"{found['before'] or found['word']}{NOT_SHOWN}", text)
+
+
+OF_SECRETS = ("dicomweb_token", "dicomweb_password")
+
+
+def must_bring_no_secret_elsewhere(former: str, text: str) -> None:
+    """Raises SettingsRefused where a peer has a secret that nobody has entered, out of a file or the environment, and
+    did not have it before at the same address: who may use the pages would have any file brought anywhere."""
+    known = {_reference(each) for each in entries(former, "peer")}
+    for peer in entries(text, "peer"):
+        if _reference(peer)[1:] != (None,) * (2 * len(OF_SECRETS)) and _reference(peer) not in known:
+            raise SettingsRefused(
+                f"peer '{peer.get('name')}': a secret in a file or in the environment, and the address that it is for, "
+                "are said in the settings file alone: write them there, then `pacs-node reload`"
+            )
+
+
+def _reference(peer: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """An address, and what is named of its secrets and stands elsewhere."""
+    named = [peer.get(f"{key}_file") for key in OF_SECRETS]
+    named += [peer.get(key) if "${" in str(peer.get(key)) else None for key in OF_SECRETS]
+    return tuple(None if each is None else str(each) for each in (peer.get("dicomweb_url"), *named))
 
 
 # ---- entries: the peers and the routes

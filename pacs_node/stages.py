@@ -19,7 +19,7 @@ import structlog
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from config import Config
+from config import Config, Peer
 from dicom_sr.attributes import UNREADABLE
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
@@ -381,7 +381,9 @@ class WiredStages:
         return [replace(result, path=self.results / job_id / result.path.relative_to(folder)) for result in results]
 
     def deliver(self, destination: str, package: Package) -> list[Receipt]:
-        if destination not in self.destinations:
+        to = self.destinations.get(destination)  # once: settings may change meanwhile
+        peer = next((each for each in self.config.peers if each.name == destination), None)
+        if to is None or peer is None:
             raise GiveUp(f"the settings have no peer '{destination}' that results can be sent to")
         if not self._wants_note(destination):
             from pacs_node.encode import REJECTION_NOTE
@@ -392,16 +394,15 @@ class WiredStages:
         try:
             with self._copies(copies), self.here(package.paths) as paths:
                 here = replace(package, paths=paths, sources=self._brought(package.sources, copies))
-                with self._told_of(destination, package.study_uid, receipts):
-                    receipts += self.destinations[destination].deliver(here, self.now)
+                with self._told_of(peer, package.study_uid, receipts):
+                    receipts += to.deliver(here, self.now)
         except StoreAway as away:
             raise StoreAway(str(away), (*receipts, *away.receipts)) from away
         return receipts
 
     @contextmanager
-    def _told_of(self, destination: str, study_uid: str, receipts: list[Receipt]) -> Iterator[None]:
+    def _told_of(self, peer: Peer, study_uid: str, receipts: list[Receipt]) -> Iterator[None]:
         """The audit trail is told what goes to a destination, and what did not get there."""
-        peer = self.config.peer(destination)
         done = "exported" if peer.folder is not None else "sent"
         where = {"to_ae": peer.ae_title or peer.name, "host": peer.host or urlsplit(peer.dicomweb_url or "").hostname}
         facts = {"study": study_uid, "folder": str(peer.folder)} if peer.folder else {"study": study_uid, **where}

@@ -42,8 +42,10 @@ class ViewerFacts:
             return None
         jobs = results_in_force(series["jobs"])
         instances = {each.sop_instance_uid: each.stored for each in ledger.instances(series_uid)}
-        verdict = ledger.verdict(series_uid, jobs[0]["route"] if jobs else "")
-        used = [uid for uid in (verdict.use if verdict else ()) if uid in instances]
+        verdicts = [ledger.verdict(series_uid, route) for route in dict.fromkeys(job["route"] for job in jobs)]
+        uses = [verdict.use for verdict in verdicts if verdict is not None and verdict.fit]
+        # one route may set aside what another one uses: the most that lies together
+        used = [uid for uid in max(uses, key=len, default=()) if uid in instances]
         images = tuple(instances[uid] for uid in used or sorted(instances))
         results = {job["id"]: tuple(each.path for each in ledger.results(job["id"])) for job in jobs}
         return Asked(series_uid, images, results)

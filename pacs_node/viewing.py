@@ -95,11 +95,12 @@ class Viewing:
         *,
         gone: Callable[[str], bool] = lambda series_uid: False,
         confined: bool = True,
+        keep_free_bytes: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.data_dir, self.root, self.most_bytes = data_dir, data_dir / FOLDER, most_bytes
         self.unpacked, self.here, self.gone = unpacked, here, gone
-        self.confined, self.monotonic = confined, monotonic
+        self.confined, self.keep_free_bytes, self.monotonic = confined, keep_free_bytes, monotonic
         self._pool = ThreadPoolExecutor(1, "viewing")
         self._lock = threading.Lock()
         self._open: dict[tuple[Path, str], Future[None]] = {}
@@ -159,6 +160,8 @@ class Viewing:
 
     def _made(self, asked: Asked, part: str, folder: Path) -> str:
         """Make the files; why not, in words, or nothing."""
+        if not self._has_room(asked):
+            return "the disk has too little room for it: what is received comes first"
         unfinished = self.root / f"{UNFINISHED}-{part}-{folder.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700, parents=True)
@@ -221,11 +224,18 @@ class Viewing:
         killed = process.returncode < 0
         return "it cannot be prepared: its process was ended" if killed else "it cannot be prepared: it cannot be read"
 
-    def _keep_within_bounds(self, newest: Path) -> None:
+    def _has_room(self, asked: Asked) -> bool:
+        """Beside what is kept free for images: for these unpacked, and as files. What can be made again goes first."""
+        needed = self.keep_free_bytes + 2 * sum(image.size for image in asked.images)
+        if shutil.disk_usage(self.data_dir).free < needed:
+            self._keep_within_bounds(None, 0)
+        return shutil.disk_usage(self.data_dir).free >= needed
+
+    def _keep_within_bounds(self, newest: Path | None, most_bytes: int | None = None) -> None:
         """What was looked at longest ago goes; what has just been made stays, whatever it takes."""
         kept = sorted((path for path in self.root.glob("*/*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
         sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in kept}
-        over = sum(sizes.values()) - self.most_bytes
+        over = sum(sizes.values()) - (self.most_bytes if most_bytes is None else most_bytes)
         for path in kept:
             if over <= 0:
                 return

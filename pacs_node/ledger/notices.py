@@ -8,12 +8,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pacs_node.ledger.engine import Database
+from pacs_node.ledger.figures import Figures
 from pacs_node.ledger.tables import job_table, notice_table, series_table
 from pacs_node.records import Notice
 
 
-class Notices(Database):
+class Notices(Figures):
     """Notices, and the questions behind them."""
 
     def notices(self, receiver: str) -> dict[str, Notice]:
@@ -36,14 +36,19 @@ class Notices(Database):
                 db.execute(sa.delete(notice_table).where(mine, notice_table.c.key.in_(gone[start : start + 500])))
 
     def failing_sends(self, made_before: datetime) -> list[tuple[str, datetime, str]]:
-        """(destination, since when, why) of each to which a send that was made before then is tried again and again."""
+        """(destination, since when, why) of each that has taken nothing since a send was made that is tried again and
+        again; of those that were made before then."""
         again = (job_table.c.kind == "send", job_table.c.state.in_(("queued", "waiting", "running")))
         query = sa.select(job_table.c.destination, job_table.c.created_at, job_table.c.reason).where(
             *again, job_table.c.attempt > 1, job_table.c.created_at < made_before
         )
-        found: dict[str, tuple[str, datetime, str]] = {}
         with self._reading() as db:
-            for destination, since, reason in db.execute(query.order_by(job_table.c.created_at)):
+            failing = db.execute(query.order_by(job_table.c.created_at)).all()
+        took = {name: self.last_sent(name) for name in {destination for destination, _, _ in failing}}
+        found: dict[str, tuple[str, datetime, str]] = {}
+        for destination, since, reason in failing:
+            last = took[destination]
+            if last is None or last < since:
                 found.setdefault(destination, (destination, since, reason))
         return list(found.values())
 

@@ -39,6 +39,7 @@ PATIENCE_S = 10.0  # with the provider
 LONGEST_LOGIN_S = 600.0  # from the button to the return
 MOST_LOGINS = 1000  # that are under way; those that were begun first are forgotten
 DISCOVERED_S = 3600.0  # how long what the provider says of itself, and its keys, are good for
+KEYS_AGAIN_S = 30.0  # the least time between two questions for its keys
 LEEWAY_S = 60  # between its clock and ours
 SCOPE = "openid profile email"
 # by keys of which we know the public half alone: RFC 7518 3.1, RFC 9864
@@ -170,7 +171,10 @@ class SingleSignOn:
             nonce={"essential": True, "value": nonce},
         )
         try:
-            claims = jwt.decode(id_token, keys, algorithms=ALGORITHMS).claims
+            try:
+                claims = jwt.decode(id_token, keys, algorithms=ALGORITHMS).claims
+            except (JoseError, ValueError):  # its keys may be new: OpenID Connect Core 10.1.1
+                claims = jwt.decode(id_token, self._keys_again(keys), algorithms=ALGORITHMS).claims
             of.validate(claims)
         except (JoseError, ValueError) as error:
             log.warning("oidc.token-refused", error=type(error).__name__)
@@ -200,6 +204,13 @@ class SingleSignOn:
             timeout=PATIENCE_S,
             verify=self._trust,
         )
+
+    def _keys_again(self, keys: KeySet) -> KeySet:
+        """Asked for again, but not for every token that is wrong. Raises SignOnAway."""
+        if self._known is not None and self._monotonic() - self._known[0] >= KEYS_AGAIN_S:
+            self._known = None
+            return self._discovered()[1]
+        return keys
 
     def _discovered(self) -> tuple[dict[str, Any], KeySet]:
         """What the provider says of itself (OpenID Connect Discovery 4), and its keys. Raises SignOnAway."""

@@ -31,6 +31,7 @@ from pacs_node.audit import EVENTS, KINDS, START, Audit, Source, Trail, Transfer
 from pacs_node.audit import told as row_of
 from pacs_node.errors import TryAgain
 from pacs_node.facts import NodeFacts
+from pacs_node.loop import Loop
 from pacs_node.node import Node
 from pacs_node.records import AssociationEnd, Instance, Package, Receipt
 from pacs_node.web import access
@@ -364,10 +365,16 @@ def test_while_the_disk_takes_nothing_messages_wait_and_then_are_counted(
         audit.flush()
     assert list(trail.backwards()) == [""] or not list(trail.backwards()), "nothing of a message that is not whole"
     assert audit.lost == 2
-    assert audit.trouble is not None
-    assert "2 audit messages are lost" in audit.trouble
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Loop, "trouble", property(lambda loop: "audit: No space left on device"))
+        assert audit.trouble is not None
+        assert "2 audit messages are lost" in audit.trouble
+        assert audit.ailing is None, "it is said once"
     monkeypatch.setattr(os, "write", wrote)
     audit.flush()
+    assert audit.trouble is None, "the node is well again"
+    assert audit.ailing is not None
+    assert "2 audit messages are lost" in audit.ailing
     assert [row_of(line) is not None for line in trail.backwards()] == [True] * 3
 
 

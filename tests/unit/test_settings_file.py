@@ -164,6 +164,10 @@ SECRETS = [
     'url = "postgresql+psycopg://host/name?user=node&password=s3cret"',
     'urls = ["https://x/s3cret",\n  "mailto://s3cret@x"]',
     'peer = [{ name = "x", dicomweb_token = "s3cret" }]',
+    'urls = "slack://A/B/s3cret"',
+    '"urls" = ["slack://A/s3cret"]',
+    'urls = ["json://[fe80::1]/a/s3cret?x=1", "slack://A/B/s3cret"]',
+    "urls = [\n  'json://[::1]/s3cret',\n]",
 ]
 
 
@@ -173,6 +177,33 @@ def test_no_difference_shows_a_secret(line: str) -> None:
         shown = settings_file.difference(former, text)
         assert "s3cret" not in shown
         assert "not shown" in shown or "a secret was changed" in shown
+
+
+def test_the_ends_of_lines_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_bytes(TEXT.replace("\n", "\r\n").encode())
+    settings_file.write(path, settings_file.read(path))
+    assert path.read_bytes() == TEXT.replace("\n", "\r\n").encode()
+
+
+WEB = '[[peer]]\nname = "web"\ndicomweb_url = "https://ours/"\n'
+
+
+@pytest.mark.parametrize("named", ['dicomweb_token_file = "token"', 'dicomweb_password = "${PASSWORD}"'])
+def test_a_secret_that_nobody_entered_is_brought_nowhere_else(named: str) -> None:
+    """Nor is another file, or another variable, named in a page."""
+    former = f"{WEB}{named}\n"
+    for text in (former, WEB, former.replace("[[peer]]", "[[peer]]\nmay_send = false"), f"{former}{WEB}"):
+        settings_file.must_bring_no_secret_elsewhere(former, text)
+    for text in (
+        former.replace("https://ours/", "https://theirs/"),
+        former.replace('"token"', '"passwd"').replace("${PASSWORD}", "${HOME}"),
+        f"{former}{former.replace('ours', 'theirs').replace('"web"', '"other"')}",
+    ):
+        with pytest.raises(SettingsRefused, match="said in the settings file alone"):
+            settings_file.must_bring_no_secret_elsewhere(former, text)
+    with pytest.raises(SettingsRefused, match="said in the settings file alone"):
+        settings_file.must_bring_no_secret_elsewhere(WEB, former)
 
 
 def test_the_file_is_replaced_whole_with_its_mode_and_owner(tmp_path: Path) -> None:

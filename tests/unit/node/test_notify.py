@@ -23,6 +23,7 @@ from config import Notify
 from config.schema import About
 from pacs_node import notify
 from pacs_node.cli import app
+from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import series_table
 from pacs_node.notify import Notifier, NotTold, World, deliver, found, planned, unknown_addresses, wrong_now
@@ -179,6 +180,33 @@ def test_a_restart_repeats_nothing_and_forgets_nothing(ledger: Ledger) -> None:
     assert body.count("- well again: ") == 5
     assert watched.look(World(NOON + timedelta(hours=3))) == []
     assert ledger.notices("on-call") == {}
+
+
+def test_nobody_is_told_again_because_the_ledger_takes_no_writes(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is told of, once, to everybody; and once that it is well again."""
+
+    def full(*_: Any) -> None:
+        raise LedgerUnavailable("the database does not answer")
+
+    watched, told = Watched(ledger, receiver(name="first"), receiver(name="second")), ledger.told
+    monkeypatch.setattr(ledger, "told", full)
+    said = []
+    for minute in range(3):
+        with pytest.raises(LedgerUnavailable):
+            watched.look(World(NOON + timedelta(minutes=minute), trouble=("the disk is full",)))
+        said.append(len(watched.inbox.messages))
+    assert said == [2, 2, 2]
+    monkeypatch.setattr(ledger, "told", told)
+    assert len(watched.look(World(NOON + timedelta(hours=1)))) == 2
+    assert (ledger.notices("first"), ledger.notices("second")) == ({}, {})
+
+
+def test_what_nobody_wants_to_hear_of_any_more_is_not_called_well() -> None:
+    told = {"disk": Notice("full in 2 days", NOON, NOON), "node": Notice("it is down", NOON, NOON)}
+    plan = planned(told, {}, timedelta(hours=24), NOON, ("node",))
+    assert (plan.lines, set(plan.over)) == (("well again: it is down",), {"disk", "node"})
 
 
 @pytest.mark.parametrize("error", [NotTold("address 1 of urls did not take the message"), OSError(SECRET)])
