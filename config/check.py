@@ -573,7 +573,11 @@ def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator
 
 def _holds_a_secret(table: dict[str, Any], model: type[BaseModel]) -> bool:
     """In the settings file itself, and not where it names."""
-    for value in (table.get(name) for name in secrets.names(model)):
+    named = [table.get(name) for name in secrets.names(model)]
+    for given in named:
+        if isinstance(given, list) and any(secrets.VARIABLE.sub("", str(each)) for each in given):
+            return True  # an address may be one as a whole
+    for value in named:
         if isinstance(value, str) and value:
             parts = secrets.VARIABLE.sub("", value)
             if ("://" not in value and parts) or _password_in(value):

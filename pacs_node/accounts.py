@@ -29,6 +29,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 256  # characters; no other rule: NIST SP 800-63B 5.1.1.2
 WRONG_IN_A_ROW = 5  # passwords of one user; then it is locked
 LOCKED_MIN = 15.0
+MOST_AT_ONCE = 2  # passwords that are compared at one moment: each takes 64 MiB, as it has to
+LONGEST_WAIT_S = 3.0  # for one's turn
 FAILURES_OF_ONE = 20  # from one address, whoever they were for, in that time
 BY_OTHERS = "single sign-on "  # in place of a password: it fits none. Whose user it is follows, as a digest
 TOKEN_PREFIX = "pn_"  # noqa: S105  so that a leaked token is recognised as one
@@ -131,6 +133,7 @@ class Accounts:
         self._hasher = argon2.PasswordHasher()
         self._failures: dict[str, deque[datetime]] = {}  # by address
         self._lock = threading.Lock()
+        self._logging_in = threading.BoundedSemaphore(MOST_AT_ONCE)
 
     @cached_property
     def _nobodys(self) -> str:
@@ -187,6 +190,16 @@ class Accounts:
 
     def log_in(self, name: str, password: str, address: str) -> tuple[str, User]:
         """What the browser is to hold, and whose it is. Raises NotLoggedIn."""
+        if self._too_many(address, self.now()):  # without waiting
+            raise NotLoggedIn(f"too many attempts from here; try again in {LOCKED_MIN:g} minutes")
+        if not self._logging_in.acquire(timeout=LONGEST_WAIT_S):
+            raise NotLoggedIn("too many log in at this moment; try again")
+        try:
+            return self._log_in(name, password, address)
+        finally:
+            self._logging_in.release()
+
+    def _log_in(self, name: str, password: str, address: str) -> tuple[str, User]:
         now = self.now()
         if self._too_many(address, now):
             raise NotLoggedIn(f"too many attempts from here; try again in {LOCKED_MIN:g} minutes")
@@ -272,13 +285,14 @@ class Accounts:
         return Who(user.name, user.role, session.csrf)
 
     def of_token(self, secret: str, address: str) -> Who | None:
-        """Raises NotLoggedIn when too many wrong ones came from there."""
-        now = self.now()
-        if self._too_many(address, now):
-            raise NotLoggedIn(f"too many attempts from here; try again in {LOCKED_MIN:g} minutes")
+        """Raises NotLoggedIn when too many wrong ones came from there. They lock out neither who has a right one, which
+        nobody guesses, nor people behind the same address, whose passwords are counted apart."""
+        now, programs = self.now(), f"tokens from {address}"
         token = self.kept.token(digest(secret)) if secret.startswith(TOKEN_PREFIX) else None
         if token is None or token.expires_at <= now:
-            self._failed(address, now)
+            if self._too_many(programs, now):
+                raise NotLoggedIn(f"too many attempts from here; try again in {LOCKED_MIN:g} minutes")
+            self._failed(programs, now)
             return None
         if token.used_at is None or (now - token.used_at).total_seconds() > SEEN_EVERY_S:
             self.kept.token_used(token.digest, now)

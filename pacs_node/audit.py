@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ log = structlog.get_logger()
 
 Facts = Mapping[str, Any]
 
+MOST_A_MINUTE = 120  # of a kind of event that is a failure, as strangers cause them; the others are counted
 MOST_WAITING = 10_000  # messages that are not written yet, because the disk takes none
 LONGEST_VALUE = 1024  # characters of one: callers choose their names
 WRITE_EVERY_S = 60.0  # again, where the disk took nothing; else at once
@@ -417,16 +419,38 @@ class Audit:
         self.on_written: Callable[[], None] = lambda: None
         self._waiting: deque[str] = deque()
         self._one_at_a_time = threading.Lock()
+        self._in_a_minute: dict[str, tuple[int, int, int]] = {}  # event -> the minute, how many, how many passed over
+        self._counting = threading.Lock()
 
     def __call__(self, event: str, facts: Facts) -> None:
+        kind = EVENTS.get(event)
+        if kind is not None and kind.fails:
+            over = self._passed_over(event)
+            if over is None:
+                return
+            if over:
+                words = f"{over} more of these within a minute are not written down"
+                facts = {**facts, "words": "; ".join(filter(None, (str(facts.get("words", "")), words)))}
         self.log(event, facts)
-        if event not in EVENTS:
+        if kind is None:
             return  # a line of the log alone
         if len(self._waiting) >= MOST_WAITING:
             self.lost += 1
             return
         self._waiting.append(message(event, facts, self.source, self.now()))
         self.loop.wake()
+
+    def _passed_over(self, event: str) -> int | None:
+        """None: there were MOST_A_MINUTE of these in this minute already, and a stranger must not fill the disk. Else
+        how many were passed over in the minute before."""
+        minute = int(time.monotonic() // 60)
+        with self._counting:
+            began, number, over = self._in_a_minute.get(event, (minute, 0, 0))
+            if began == minute:
+                self._in_a_minute[event] = minute, number + 1, over + (number >= MOST_A_MINUTE)
+                return 0 if number < MOST_A_MINUTE else None
+            self._in_a_minute[event] = minute, 1, 0
+            return over
 
     def flush(self) -> None:
         """All that has been told by now is on the disk when this returns. Raises OSError, and tries again later."""
@@ -463,17 +487,19 @@ class Transfers:
 
     def __init__(self, audit: Callable[[str, Facts], None]) -> None:
         self._audit = audit
-        self._from: dict[str, str] = {}  # association -> address
+        self._from: dict[str, tuple[str, str]] = {}  # association -> who calls, and from where
         self._held: dict[str, dict[str, Counter[str]]] = {}  # association -> study -> SOP class -> images
 
-    def opened(self, association: str, address: str) -> None:
-        self._from[association] = address
+    def opened(self, association: str, calling_ae: str, address: str) -> None:
+        self._from[association] = calling_ae, address
 
     def stored(self, instance: Instance) -> None:
         studies = self._held.setdefault(instance.association, {})
         if instance.study_uid not in studies:
             studies[instance.study_uid] = Counter()
-            self._audit("transfer-begun", self._facts(instance.association, instance.calling_ae, instance.study_uid))
+            # who brings it now; the instance names who brought it first
+            calling_ae, _ = self._from.get(instance.association, (instance.calling_ae, ""))
+            self._audit("transfer-begun", self._facts(instance.association, calling_ae, instance.study_uid))
         studies[instance.study_uid][instance.sop_class_uid] += 1
 
     def left(self, end: AssociationEnd) -> None:
@@ -484,4 +510,4 @@ class Transfers:
         self._from.pop(end.association, None)
 
     def _facts(self, association: str, calling_ae: str, study: str) -> dict[str, Any]:
-        return {"calling_ae": calling_ae, "from": self._from.get(association, ""), "study": study}
+        return {"calling_ae": calling_ae, "from": self._from.get(association, ("", ""))[1], "study": study}

@@ -321,7 +321,8 @@ def _commitment(peer: Peer, asked: DicomPeer, say: Say) -> Finding:
     except (Unreachable, Rejected) as error:
         return say("storage commitment", "bad", _without_name(error, asked), "its log may say more")
     if accepted:
-        advice = "it reports on an association of its own to this node: see below what it must know"
+        advice = "it reports on an association of its own to this node, which it must know: "
+        advice += f"`pacs-node doctor {peer.name}` prints how"
         return say("storage commitment", "good", "offered", advice)
     text = f"not offered: {', '.join(sorted(set(why_not.values()))) or 'no answer'}"
     if peer.confirm == "commitment":

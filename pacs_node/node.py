@@ -728,7 +728,7 @@ class Node:
     def _heard(self, event: str, facts: Mapping[str, Any]) -> None:
         """The listener speaks to the audit trail."""
         if event == "association-opened":
-            self.transfers.opened(facts["association"], facts["from"])
+            self.transfers.opened(facts["association"], facts["calling_ae"], facts["from"])
         self.audit(event, facts)
 
     def _stored(self, instance: Instance) -> None:

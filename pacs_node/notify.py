@@ -33,7 +33,7 @@ LOOK_EVERY_S = 60.0
 LEARN_EVERY_S = 300.0  # who is silent is asked of some thousand rows
 LONGEST_S = 60.0  # that one message may take
 OVERLAP = timedelta(minutes=10)  # between two looks at what was found: clocks of workers differ
-FORGOTTEN_AFTER = timedelta(hours=2)  # a finding that was told; by then no look comes across it
+FORGOTTEN_AFTER = timedelta(days=7)  # a finding that was told: one that runs again meanwhile is no news
 SHOWN = 20  # lines of one message
 TOPICS: tuple[str, ...] = get_args(About)
 SILENCE, FINDING = "silence ", "finding "  # how what they are about begins
@@ -214,11 +214,19 @@ class Notifier:
         if looked is None:
             return plan  # the first look: what was found before is no news
         since = looked["at"] - OVERLAP
-        events = found(about, self.ledger.inferred_since(since, since - self.longest))
+        events = {self._result_of(job): said for job, said in self._found(about, since).items()}
         new = {key: Notice(text, now, now) for key, text in events.items() if key not in told}
         old = [key for key, notice in told.items() if key.startswith(FINDING) and now - notice.since > FORGOTTEN_AFTER]
         lines = [notice.text for notice in new.values()]
         return Plan((*lines, *plan.lines), len(lines) + plan.wrong, (*plan.noted, *new.items()), (*plan.over, *old))
+
+    def _found(self, about: Notify, since: datetime) -> dict[str, str]:
+        return found(about, self.ledger.inferred_since(since, since - self.longest))
+
+    def _result_of(self, key: str) -> str:
+        """Of a job that found something: run again with the same outcome, it has the same result, and is no news."""
+        results = self.ledger.results(key.removeprefix(FINDING))
+        return f"{FINDING}{min(each.sop_instance_uid for each in results)}" if results else key
 
     def _silence(self, now: datetime) -> tuple[Mapping[str, str], Mapping[str, datetime]]:
         if self._learnt is not None and time.monotonic() - self._learnt[0] < LEARN_EVERY_S:

@@ -112,8 +112,8 @@ def _why_not(header: Dataset, path: str, condition: Any) -> str | None:
     if condition == {"absent": True}:
         return f"{path} is present, rule wants it absent"
     if not values:
-        return f"{path} is missing, rule wants {'any value' if _identifying(path) else _wish(condition)}"
-    if _identifying(path):
+        return f"{path} is missing, rule wants {'any value' if identifying(path) else _wish(condition)}"
+    if identifying(path):
         return f"{path} differs from what the rule wants"
     shown = ", ".join(_cut(str(value), LONGEST_SHOWN) for value in values[:MOST_SHOWN])
     more = f" and {len(values) - MOST_SHOWN} more" if len(values) > MOST_SHOWN else ""
@@ -210,7 +210,7 @@ def _wish(condition: Any) -> str:
             return str(condition)
 
 
-def _identifying(path: str) -> bool:
+def identifying(path: str) -> bool:
     """Would a value at this path tell who the patient is?"""
     tags = [tag_for_keyword(keyword) for keyword in path.split(".")]
     return any(identifies(Tag(tag)) for tag in tags if tag is not None)

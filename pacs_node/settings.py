@@ -32,6 +32,7 @@ log = structlog.get_logger()
 AT_ONCE = ("assemble", "priors", "retention", "peers", "routes")
 
 FOUND = "found in the file"
+WAITS = ", but for what the next start of the node takes up: "
 TAKEN_UP_S = 60.0  # that a node gets to take up new settings: a series that is being judged is waited for
 
 
@@ -151,18 +152,19 @@ class LiveSettings:
             try:
                 text = self.text()
                 config, waiting = in_force(self.running, self.checked(text))
+                self._must_be_whole(config)
                 take_up = self._ready(config)
             except SettingsRefused as error:
                 self.problem = f"the settings file is not in force as it is: {error}"
                 log.error("settings refused", error=str(error))
                 raise
-            noted = None
+            noted, what = None, "the file was edited" + (f"{WAITS}{', '.join(waiting)}" if waiting else "")
             try:
-                noted = self._note(text, who, "the file was edited")
+                noted = self._note(text, who, what)
             except LedgerUnavailable as error:  # what is in force matters more than its history
                 log.warning("settings not noted", error=str(error))
             same = noted is None and config == self.running and waiting == self.waiting
-            self._take_up(take_up, config, waiting, who, "nothing changed" if same else "the file was edited")
+            self._take_up(take_up, config, waiting, who, "nothing changed" if same else what)
             return not same
 
     def undo(self, number: int, looked_at: str, who: str) -> None:
@@ -177,6 +179,17 @@ class LiveSettings:
     def versions(self, limit: int = 100) -> list[SettingsVersion]:
         """The newest first."""
         return self.ledger.settings_versions(self.place, limit)
+
+    def _must_be_whole(self, config: Config) -> None:
+        """Raises SettingsRefused: a file that was cut off, or is written again just now, is valid, too."""
+        for what, before, after in (
+            ("[[peer]]", self.running.peers, config.peers),
+            ("[[route]]", self.running.routes, config.routes),
+        ):
+            if before and not after:
+                raise SettingsRefused(
+                    f"{self.path.name} has no {what} any more: is it whole? If that is meant, restart the node"
+                )
 
     def _must_run_no_other_code(self, former: str, asked: Config) -> None:
         """Raises SettingsRefused."""
@@ -243,14 +256,22 @@ def told_to_reload(path: Path, data_dir: Path, ledger: Ledger, within_s: float =
         os.kill(pid, signal.SIGHUP)
     told = f"process {' and '.join(map(str, pids))} was told"
     if before is not None and before.digest == digest:
-        return f"{told}; the file is as it was when it was last taken up"
+        return f"{told}; the file is as it was when it was last taken up{_waits(before)}"
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         latest = next(iter(ledger.settings_versions(place, 1)), None)
         if latest is not None and latest.digest == digest:
-            return f"{told}; the file is in force"
+            return f"{told}; the file is in force{_waits(latest)}"
         time.sleep(0.1)
-    raise SettingsRefused(f"{told}, and has not taken the file up within {within_s:g} s; its log and /health say why")
+    raise SettingsRefused(
+        f"{told}, and has not taken the file up within {within_s:g} s; its log and /health say why, unless it was "
+        "started with another file"
+    )
+
+
+def _waits(version: SettingsVersion) -> str:
+    _, waits, what = version.what.partition(WAITS)
+    return f"{waits}{what}"
 
 
 def running_on(data_dir: Path) -> Iterator[int]:

@@ -29,6 +29,7 @@ from pacs_node.deliver.dimse import echo
 from pacs_node.deliver.stow import reach
 from pacs_node.errors import NodeError, SettingsRefused
 from pacs_node.peers import dicom_peer, web_peer
+from pacs_node.route import identifying
 from pacs_node.settings import LiveSettings
 from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial
 
@@ -125,8 +126,12 @@ class SettingsDesk:
                 "pipeline": route.pipeline,
                 "send_to": list(route.send_to),
                 "priority": route.priority,
-                "toml": self._text_in_force("route", route.name),
-                "conditions": [f"{key} {_said(condition)}" for key, condition in route.match.items()],
+                # a value that would tell who a patient is stands in the form of the route alone, which is for admins
+                "toml": "" if any(map(identifying, route.match)) else self._text_in_force("route", route.name),
+                "conditions": [
+                    f"{key} {'is wanted (not shown)' if identifying(key) else _said(condition)}"
+                    for key, condition in route.match.items()
+                ],
             }
             for route in self.config().routes
         ]

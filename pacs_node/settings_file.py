@@ -27,9 +27,11 @@ SECRET = re.compile(
     # of [[notify]]: a list of texts, or one without brackets
     r"""|(?P<list>\burls["']?\s*=\s*)(?:\[(?:"{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*'|[^\]"'])*\]"""
     r"""|"{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*')""",
-    re.DOTALL,
+    re.DOTALL | re.IGNORECASE,
 )
-PASSWORD_OF_URL = re.compile(r"(?P<before>://[^\s:/@\"']*:)[^\s@\"']+(?=@)|(?P<word>\bpassword=)[^\s&\"']+")
+PASSWORD_OF_URL = re.compile(
+    r"(?P<before>://[^\s:/@\"']*:)[^\s\"']+(?=@)|(?P<word>(?:password|token|secret|key)=)[^\s&\"']+", re.IGNORECASE
+)
 NOT_SHOWN = "(not shown)"
 
 BY_HAND = "it is written in a way that cannot be changed here: change the file by hand, then `pacs-node reload`"
@@ -94,19 +96,20 @@ OF_SECRETS = ("dicomweb_token", "dicomweb_password")
 
 def must_bring_no_secret_elsewhere(former: str, text: str) -> None:
     """Raises SettingsRefused where a peer has a secret that nobody has entered, out of a file or the environment, and
-    did not have it before at the same address: who may use the pages would have any file brought anywhere."""
+    did not have it before at the same address: who may use the pages would have any file brought anywhere. And where
+    it is another folder of this machine, which would be written to."""
     known = {_reference(each) for each in entries(former, "peer")}
     for peer in entries(text, "peer"):
-        if _reference(peer)[1:] != (None,) * (2 * len(OF_SECRETS)) and _reference(peer) not in known:
+        if any(each is not None for each in _reference(peer)[1:]) and _reference(peer) not in known:
             raise SettingsRefused(
-                f"peer '{peer.get('name')}': a secret in a file or in the environment, and the address that it is for, "
-                "are said in the settings file alone: write them there, then `pacs-node reload`"
+                f"peer '{peer.get('name')}': a folder, a secret in a file or in the environment, and the address that "
+                "it is for, are said in the settings file alone: write them there, then `pacs-node reload`"
             )
 
 
 def _reference(peer: Mapping[str, Any]) -> tuple[str | None, ...]:
     """An address, and what is named of its secrets and stands elsewhere."""
-    named = [peer.get(f"{key}_file") for key in OF_SECRETS]
+    named = [peer.get("folder"), *(peer.get(f"{key}_file") for key in OF_SECRETS)]
     named += [peer.get(key) if "${" in str(peer.get(key)) else None for key in OF_SECRETS]
     return tuple(None if each is None else str(each) for each in (peer.get("dicomweb_url"), *named))
 

@@ -62,7 +62,7 @@ NEEDS: dict[str, str | None] = {
     "/api/jobs/{id}/dismiss": ADMIN,
     "/api/jobs/{id}/results/{name}": READER,  # as it was sent, with the patient's name
     "/api/jobs/{id}/rejected": VIEWER,
-    "/api/jobs/{id}/rejected/{name}": VIEWER,
+    "/api/jobs/{id}/rejected/{name}": READER,  # names may be burnt into its pixels
     "/peers": VIEWER,
     "/peers/edit": ADMIN,
     "/peers/delete": ADMIN,

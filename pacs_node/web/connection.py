@@ -9,6 +9,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LONGEST_REQUEST_S = 30.0  # from its first byte to its last
+LONGEST_UNREAD_S = 20.0  # that a client takes nothing of its answer
 MOST_CONNECTIONS = 256  # each takes a descriptor, which the listener needs, too
 
 WHOLE = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)  # states of a client that has said all of its request
@@ -16,6 +17,7 @@ WHOLE = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)  # states of a client that has sa
 
 class Connection(H11Protocol):
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -34,8 +36,23 @@ class Connection(H11Protocol):
         if self.conn.their_state in WHOLE:
             self._in_time()
 
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is answered."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(LONGEST_UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._read()
+        super().resume_writing()
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
+        self._read()
         super().connection_lost(exc)
 
     def _in_time(self) -> None:

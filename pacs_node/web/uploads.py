@@ -30,7 +30,7 @@ async def parts_of(request: Request) -> AsyncIterator[tuple[Fields, Path | None]
     """The fields, and the file where there is one, which is gone afterwards. Raises HTTPException: 411 for a form that
     does not say how long it is, 413 for one that is too long, 400 for one that cannot be read."""
     length = request.headers.get("content-length", "")
-    if not length.isdigit():
+    if not length.isdigit() or "transfer-encoding" in request.headers:  # RFC 9112 6.3: that one would count
         raise HTTPException(411, "a form with a file says how long it is: Content-Length")
     if int(length) > LONGEST_UPLOAD:
         raise HTTPException(413, f"a form with a file is at most {LONGEST_UPLOAD >> 20} MiB")

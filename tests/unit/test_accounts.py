@@ -22,6 +22,7 @@ from pacs_node.accounts import (
     ADMIN,
     FAILURES_OF_ONE,
     LOCKED_MIN,
+    MOST_AT_ONCE,
     READER,
     ROLES,
     VIEWER,
@@ -36,7 +37,7 @@ from pacs_node.ledger import Ledger
 from pacs_node.web.access import COOKIE, NEEDS
 from pacs_node.web.app import create_app
 from pacs_node.web.certificate import Certificate
-from tests.harness import need
+from tests.harness import need, wait_for
 from tests.unit.test_documented import Told
 
 NOON = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
@@ -260,11 +261,53 @@ def test_one_address_has_only_so_many_attempts(accounts: Accounts, clock: Clock)
             accounts.log_in(f"nobody-{number}", "wrong", "10.0.0.9")
     with pytest.raises(NotLoggedIn, match="too many"):
         accounts.log_in("a-admin", GOOD, "10.0.0.9")
-    with pytest.raises(NotLoggedIn, match="too many"):
-        accounts.of_token("pn_x", "10.0.0.9")
     accounts.log_in("a-admin", GOOD, "10.0.0.8")
     clock.on(minutes=LOCKED_MIN + 0.1)
     accounts.log_in("a-admin", GOOD, "10.0.0.9")
+
+
+def test_wrong_tokens_lock_out_neither_people_nor_who_has_a_right_one(accounts: Accounts) -> None:
+    """A program whose token has expired goes on asking, from the address that all others have."""
+    secret = accounts.add_token("scraper", "viewer", days=1)
+    for _ in range(FAILURES_OF_ONE):
+        assert accounts.of_token("pn_x", "10.0.0.9") is None
+    with pytest.raises(NotLoggedIn, match="too many"):
+        accounts.of_token("pn_x", "10.0.0.9")
+    assert accounts.of_token(secret, "10.0.0.9") is not None
+    accounts.log_in("a-admin", GOOD, "10.0.0.9")
+
+
+def test_no_more_passwords_are_compared_at_once_than_memory_is_for(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparing, most, go_on = [0], [0], threading.Event()
+
+    def slow(password: str, said: str) -> bool:
+        comparing[0] += 1
+        most[0] = max(most[0], comparing[0])
+        go_on.wait(20)
+        comparing[0] -= 1
+        return False
+
+    monkeypatch.setattr("pacs_node.accounts.LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr(accounts, "_fits", slow)
+    said: list[str] = []
+
+    def log_in(number: int) -> None:
+        try:
+            accounts.log_in("nobody", "wrong", f"10.0.0.{number}")
+        except NotLoggedIn as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=log_in, args=(number,)) for number in range(MOST_AT_ONCE + 5)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(said) == 5, 20, "the others are sent away")
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert most[0] == MOST_AT_ONCE
+    assert sum("at this moment" in words for words in said) == 5
 
 
 def test_nobody_learns_which_users_there_are(accounts: Accounts) -> None:

@@ -27,7 +27,7 @@ from config import load
 from models import catalogue
 from pacs_node import audit as module
 from pacs_node.accounts import ADMIN, READER, ROLES, VIEWER, Accounts
-from pacs_node.audit import EVENTS, KINDS, START, Audit, Source, Trail, Transfers, message
+from pacs_node.audit import EVENTS, KINDS, MOST_A_MINUTE, START, Audit, Source, Trail, Transfers, message
 from pacs_node.audit import told as row_of
 from pacs_node.errors import TryAgain
 from pacs_node.facts import NodeFacts
@@ -378,6 +378,25 @@ def test_while_the_disk_takes_nothing_messages_wait_and_then_are_counted(
     assert [row_of(line) is not None for line in trail.backwards()] == [True] * 3
 
 
+def test_a_stranger_does_not_fill_the_disk(trail: Trail, now: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the log; how many were passed over is said with the next one."""
+    minute = [0.0]
+    monkeypatch.setattr("pacs_node.audit.time.monotonic", lambda: minute[0])
+    audit, logged = Audit(SOURCE, trail, now), list[str]()
+    audit.log = lambda event, facts: logged.append(str(facts.get("words", "")))
+    for _ in range(500):
+        audit("login-refused", FACTS)
+        audit("login", FACTS)
+    assert len(logged) == 500 + MOST_A_MINUTE
+    minute[0] = 60.0
+    audit("login-refused", FACTS)
+    audit("login-refused", FACTS)
+    assert f"{500 - MOST_A_MINUTE} more of these within a minute are not written down" in logged[-2]
+    assert "more of these" not in logged[-1]
+    audit.flush()
+    assert sum(1 for line in trail.backwards() if line) == 500 + MOST_A_MINUTE + 2
+
+
 def test_nobody_waits_for_the_disk(trail: Trail, now: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     audit, go_on = Audit(SOURCE, trail, now), threading.Event()
     monkeypatch.setattr(os, "fsync", lambda descriptor: go_on.wait(30))
@@ -409,7 +428,7 @@ def test_transfers_are_told_by_study_and_counted() -> None:
     def image(study: str, sop_class: str, association: str = "a") -> Instance:
         return Instance("1", sop_class, "s", study, "t", Path("p"), 1, NOON, association, "CT1")
 
-    transfers.opened("a", "10.0.0.7")
+    transfers.opened("a", "CT2", "10.0.0.7")  # what it brings came from CT1 first
     for each in (
         image("1.1", "ct"),
         image("1.1", "ct"),
@@ -430,6 +449,7 @@ def test_transfers_are_told_by_study_and_counted() -> None:
         ("instances-received", "1.2", "10.0.0.7", {"us": 1}),
         ("instances-received", "1.1", "", {"x": 1}),
     ]
+    assert [facts["calling_ae"] for event, facts in events if event == "transfer-begun"] == ["CT2", "CT2", "CT1"]
     assert "broken off" in events[-1][1]["words"]
     assert not transfers._held
     assert not transfers._from
@@ -497,12 +517,12 @@ def test_an_object_that_is_handed_out_is_told_with_its_study(
     image = us_image()
     image.save_as(tmp_path / "01-SEG.dcm", enforce_file_format=True)
     monkeypatch.setattr(NodeFacts, "rejected", lambda self, job: {"01-SEG.dcm": tmp_path / "01-SEG.dcm"})
-    client = browser(VIEWER)
+    client = browser(READER)
     audit.clear()
     assert client.get("/api/jobs/x/rejected/01-SEG.dcm").status_code == 200
     assert client.get("/api/jobs/x/rejected/02-SEG.dcm").status_code == 404
-    [(event, facts)] = audit
-    assert (event, facts["user"], facts["study"]) == ("instances-accessed", "a-viewer", str(image.StudyInstanceUID))
+    [facts] = [facts for event, facts in audit if event == "instances-accessed"]
+    assert (facts["user"], facts["study"]) == ("a-reader", str(image.StudyInstanceUID))
 
 
 def test_the_page_shows_the_trail_to_admins_and_finds_in_it(

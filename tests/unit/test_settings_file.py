@@ -198,7 +198,7 @@ def test_a_secret_that_nobody_entered_is_brought_nowhere_else(named: str) -> Non
     for text in (
         former.replace("https://ours/", "https://theirs/"),
         former.replace('"token"', '"passwd"').replace("${PASSWORD}", "${HOME}"),
-        f"{former}{former.replace('ours', 'theirs').replace('"web"', '"other"')}",
+        former + former.replace("ours", "theirs").replace('"web"', '"other"'),
     ):
         with pytest.raises(SettingsRefused, match="said in the settings file alone"):
             settings_file.must_bring_no_secret_elsewhere(former, text)

@@ -27,7 +27,7 @@ from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import series_table
 from pacs_node.notify import Notifier, NotTold, World, deliver, found, planned, unknown_addresses, wrong_now
-from pacs_node.records import Notice
+from pacs_node.records import Notice, Result
 from tests.harness import free_port, wait_for
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -312,8 +312,14 @@ def test_findings_are_told_once_and_none_of_before(ledger: Ledger, monkeypatch: 
     )
     watched.start()
     assert watched.look(World(NOON + timedelta(minutes=2))) == []
+    jobs[:] = [job(3, Nodule=20.0)]  # it runs again, with the same outcome
+    same = Result("2.25.1", "1.2.840.10008.5.1.4.1.1.88.34", Path("1.dcm"))
+    monkeypatch.setattr(ledger, "results", lambda job_id: [same])
+    assert len(watched.look(World(NOON + timedelta(minutes=3)))) == 1
+    jobs[:] = [job(4, Nodule=20.0)]
+    assert watched.look(World(NOON + timedelta(minutes=4))) == []
     jobs.clear()
-    assert watched.look(World(NOON + timedelta(hours=5))) == [], "that it is over is no news"
+    assert watched.look(World(NOON + timedelta(days=8))) == [], "that it is over is no news"
     assert ledger.notices("on-call") == {}
     assert asked[0] < NOON
 

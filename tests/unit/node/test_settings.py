@@ -288,6 +288,7 @@ def test_what_waits_for_the_next_start_is_named_and_not_in_force(told: Told) -> 
     told.edit("drain_s = 1.0", "drain_s = 2.0")
     told.live.reload()
     assert told.live.waiting == ("ae_title in [node]", "drain_s in [receive]")
+    assert "ae_title in [node], drain_s in [receive]" in told.live.versions()[0].what, "the command says so, too"
     assert told.node.config.node.ae_title == "NODE"
     assert told.associate("ME") == ASSOCIATE_AC
     told.edit('"OTHER"', '"NODE"')
@@ -340,3 +341,17 @@ def test_no_page_names_other_code_to_run(told: Told) -> None:
     with pytest.raises(SettingsRefused, match="in the settings file alone"):
         told.change("route", "tool", {**route, "options": {**run, "command": ["/bin/sh", "{input}", "{output}"]}})
     told.live.undo(told.live.versions()[0].id, told.digest, "ana")
+
+
+def test_a_file_that_was_cut_off_is_not_taken_up(told: Told) -> None:
+    """It is valid, and would have every sender rejected."""
+    whole = told.file.read_text()
+    for text in ("", whole[: whole.index("[[peer]]")], whole[: whole.index("[[route]]")]):
+        told.file.write_text(text)
+        with pytest.raises(SettingsRefused, match=r"has no \[\[(peer|route)\]\] any more: is it whole"):
+            told.live.reload()
+        assert told.live.problem is not None
+        assert told.associate("ME") == ASSOCIATE_AC
+    told.file.write_text(whole)
+    told.live.reload()
+    assert told.live.problem is None

@@ -81,6 +81,20 @@ def test_connections_have_a_limit(port: int, monkeypatch: pytest.MonkeyPatch) ->
     wait_for(lambda: healthy(port), 20, "room again")
 
 
+def test_who_does_not_read_his_answers_is_hung_up_on(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else would get in: connections have a limit."""
+    monkeypatch.setattr(connection, "LONGEST_UNREAD_S", 0.5)
+    asked = b"GET /static/vendor/niivue.js HTTP/1.1\r\nHost: localhost\r\n\r\n"  # 2 MB
+    with contextlib.ExitStack() as stack:
+        for _ in range(9):
+            deaf = stack.enter_context(socket.socket())
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", port))
+            with contextlib.suppress(OSError):
+                deaf.sendall(asked * 3)
+        wait_for(lambda: healthy(port), 20, "room, though they are all there still")
+
+
 BROKEN = {
     "more than it said": b"POST /api/rerun HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nab" + b"\0" * 50,
     "a chunk that is none": b"POST /api/rerun HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
