@@ -122,6 +122,10 @@ def test_bad_values_of_every_key_at_every_address(told: Told) -> None:
     assert statuses == {200, 400, 405}
 
 
+# of a node that has never been started, as this one: it is not ready, and no settings of it can be changed
+NOT_STARTED = ("/ready", "/peers", "/routes", "/settings")
+
+
 @pytest.mark.parametrize("header", HEADERS)
 def test_bad_headers_at_every_address(told: Told, header: str) -> None:
     asked = [
@@ -130,13 +134,13 @@ def test_bad_headers_at_every_address(told: Told, header: str) -> None:
         for value, method in itertools.product(HEADER_VALUES, ("GET", "POST"))
     ]
     for (method, target, headers, _), status, _ in ask(told, asked):
-        assert status < 500, (method, target, headers, status)
+        assert status < 500 or (status == 503 and target.startswith(NOT_STARTED)), (method, target, headers, status)
 
 
 def test_whoever_asks_may_leave(told: Told) -> None:
     posts = [(method, path, {}, None) for path in there(told) for method in ("GET", "POST")]
     for asked, status, _ in ask(told, posts):
-        assert status < 500, asked
+        assert status < 500 or (status == 503 and asked[1].startswith(NOT_STARTED)), asked
 
 
 def test_bad_forms(told: Told) -> None:
