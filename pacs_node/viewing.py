@@ -226,10 +226,11 @@ class Viewing:
 
     def _has_room(self, asked: Asked) -> bool:
         """Beside what is kept free for images: for these unpacked, and as files. What can be made again goes first."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         needed = self.keep_free_bytes + 2 * sum(image.size for image in asked.images)
-        if shutil.disk_usage(self.data_dir).free < needed:
+        if shutil.disk_usage(self.root).free < needed:
             self._keep_within_bounds(None, 0)
-        return shutil.disk_usage(self.data_dir).free >= needed
+        return shutil.disk_usage(self.root).free >= needed
 
     def _keep_within_bounds(self, newest: Path | None, most_bytes: int | None = None) -> None:
         """What was looked at longest ago goes; what has just been made stays, whatever it takes."""
