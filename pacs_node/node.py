@@ -543,12 +543,13 @@ class Node:
         jobs = self.config.jobs
         longest_s = jobs.infer_timeout_s + 2 * self.config.priors.timeout_s + jobs.lease_s
         name = f"pacs-node {self.config.node.ae_title}"
-        self.notifier = Notifier(self.config.notices, self.ledger, self._world, name, longest_s)
+        world = partial(self._world, NodeFacts(self))  # one, which knows for how long it has looked
+        self.notifier = Notifier(self.config.notices, self.ledger, world, name, longest_s)
         self.notifier.loop.start()
 
-    def _world(self) -> World:
+    def _world(self, facts: NodeFacts) -> World:
         """What somebody may have to be told of."""
-        now, facts = self.now(), NodeFacts(self)
+        now = self.now()
         state, health = facts.system(), facts.health()
         return World(
             now,

@@ -214,14 +214,12 @@ class Notifier:
         if looked is None:
             return plan  # the first look: what was found before is no news
         since = looked["at"] - OVERLAP
-        events = {self._result_of(job): said for job, said in self._found(about, since).items()}
+        inferred = self.ledger.inferred_since(since, since - self.longest)
+        events = {self._result_of(job): said for job, said in found(about, inferred).items()}
         new = {key: Notice(text, now, now) for key, text in events.items() if key not in told}
         old = [key for key, notice in told.items() if key.startswith(FINDING) and now - notice.since > FORGOTTEN_AFTER]
         lines = [notice.text for notice in new.values()]
         return Plan((*lines, *plan.lines), len(lines) + plan.wrong, (*plan.noted, *new.items()), (*plan.over, *old))
-
-    def _found(self, about: Notify, since: datetime) -> dict[str, str]:
-        return found(about, self.ledger.inferred_since(since, since - self.longest))
 
     def _result_of(self, key: str) -> str:
         """Of a job that found something: run again with the same outcome, it has the same result, and is no news."""

@@ -112,12 +112,12 @@ def _why_not(header: Dataset, path: str, condition: Any) -> str | None:
     if condition == {"absent": True}:
         return f"{path} is present, rule wants it absent"
     if not values:
-        return f"{path} is missing, rule wants {'any value' if identifying(path) else _wish(condition)}"
+        return f"{path} is missing, rule wants {'any value' if identifying(path) else wish(condition)}"
     if identifying(path):
         return f"{path} differs from what the rule wants"
     shown = ", ".join(_cut(str(value), LONGEST_SHOWN) for value in values[:MOST_SHOWN])
     more = f" and {len(values) - MOST_SHOWN} more" if len(values) > MOST_SHOWN else ""
-    return f"{path} is {shown}{more}, rule wants {_wish(condition)}"
+    return f"{path} is {shown}{more}, rule wants {wish(condition)}"
 
 
 def _values(items: Sequence[Dataset], keywords: Sequence[str], *, cut: bool) -> list[Any]:
@@ -192,7 +192,8 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _wish(condition: Any) -> str:
+def wish(condition: Any) -> str:
+    """What a rule wants of an attribute, in words."""
     match condition:
         case {"present": True}:
             return "any value"

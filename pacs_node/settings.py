@@ -115,12 +115,19 @@ class LiveSettings:
         _, problems = check(self.path, self.known)
         return [str(problem) for problem in problems if problem.severity == "warning"]
 
+    def allowed(self, former: str, text: str) -> Config:
+        """As `checked`; and it says nothing that who may use the pages may not say."""
+        asked = self.checked(text)
+        self._must_run_no_other_code(former, asked)
+        settings_file.must_bring_no_secret_elsewhere(former, text)
+        return asked
+
     def change(self, make: Callable[[str], str], looked_at: str, who: str, what: str, *, back: bool = False) -> None:
         """Change the file and take it up. Raises SettingsRefused, and SettingsChanged when it is not as `looked_at` (a
         digest) says any more; LedgerUnavailable. Then nothing has changed.
 
-        back: to what it was. Else no route may name other code to run: who may edit the file decides that, not who may
-        use the pages.
+        back: to what it was. Else no route may name other code to run, and no peer another file or folder: who may edit
+        the file decides that, not who may use the pages.
         """
         with self._one_at_a_time:
             former = self.text()
@@ -129,10 +136,7 @@ class LiveSettings:
             text = make(former)
             if text == former:
                 raise SettingsRefused("nothing is different")
-            asked = self.checked(text)
-            if not back:
-                self._must_run_no_other_code(former, asked)
-                settings_file.must_bring_no_secret_elsewhere(former, text)
+            asked = self.checked(text) if back else self.allowed(former, text)
             config, waiting = in_force(self.running, asked)
             take_up = self._ready(config)
             self._note(former, "", FOUND)

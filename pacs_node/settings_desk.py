@@ -29,7 +29,7 @@ from pacs_node.deliver.dimse import echo
 from pacs_node.deliver.stow import reach
 from pacs_node.errors import NodeError, SettingsRefused
 from pacs_node.peers import dicom_peer, web_peer
-from pacs_node.route import identifying
+from pacs_node.route import identifying, wish
 from pacs_node.settings import LiveSettings
 from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial
 
@@ -214,7 +214,7 @@ class SettingsDesk:
         return {"seen": seen, "keywords": [keyword for keyword in KEYWORDS if keyword not in seen]}
 
     def problems(self, kind: str, name: str | None, text: str) -> list[str]:
-        """What `check` would say of the file with this entry."""
+        """What `check` would say of the file with this entry, and why it could not be saved."""
         try:
             self._with(kind, name, text)
         except SettingsRefused as error:
@@ -224,10 +224,7 @@ class SettingsDesk:
     def _with(self, kind: str, name: str | None, text: str) -> Config:
         """Raises SettingsRefused."""
         former = self.live.text()
-        new = settings_file.with_entry_text(former, kind, name, text)
-        config = self.live.checked(new)
-        settings_file.must_bring_no_secret_elsewhere(former, new)
-        return config
+        return self.live.allowed(former, settings_file.with_entry_text(former, kind, name, text))
 
     # ---- changes
 
@@ -312,22 +309,14 @@ def _where(peer: Peer) -> str:
 
 def _said(condition: Any) -> str:
     match condition:
-        case {"regex": pattern}:
-            return f"contains /{pattern}/"
-        case {"min": low, "max": high}:
-            return f"is from {low} to {high}"
-        case {"min": low}:
-            return f"is at least {low}"
-        case {"max": high}:
-            return f"is at most {high}"
-        case {"present": True}:
-            return "is present"
-        case {"absent": True}:
-            return "is absent"
-        case list() | tuple():
-            return f"is {' or '.join(map(str, condition))}"
+        case {"present": True} | {"absent": True}:
+            return f"is {next(iter(condition))}"
+        case {"regex": _}:
+            return f"contains {wish(condition)}"
+        case {"min": _, "max": _}:
+            return f"is from {wish(condition)}"
         case _:
-            return f"is {condition}"
+            return f"is {wish(condition)}"
 
 
 def _shown(said: Outcome) -> dict[str, Any]:

@@ -18,10 +18,12 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, InlineTable, Item, SingleKey, Table
 
+from config import Peer, secrets
+from config.check import LISTS, TABLES
 from pacs_node.durable import write_whole
 from pacs_node.errors import SettingsRefused
 
-# what no page and no difference shows
+# what no page and no difference shows, where it is not found as the value of a setting: in a comment, in options
 SECRET = re.compile(
     r"""(?P<key>\b\w*(?:token|password|secret|_key)["']?\s*=\s*)(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*')"""
     # of [[notify]]: a list of texts, or one without brackets
@@ -83,15 +85,31 @@ def difference(former: str, text: str) -> str:
 
 
 def _secrets(text: str) -> list[str]:
-    return [found[0] for pattern in (SECRET, PASSWORD_OF_URL) for found in pattern.finditer(text)]
+    found = [value for _, value in _of_settings(text)]
+    return found + [each[0] for pattern in (SECRET, PASSWORD_OF_URL) for each in pattern.finditer(text)]
+
+
+def _of_settings(text: str) -> Iterator[tuple[str, str]]:
+    """(setting, its value as it is written) of each that is secret; nothing of what is no TOML."""
+    try:
+        document = tomlkit.parse(text)
+    except (TOMLKitError, ValueError):
+        return
+    for _, table, model in secrets.places(document, TABLES | LISTS):
+        for name in secrets.names(model):
+            if isinstance(item := table.get(name), Item) and "SecretStr" in str(model.model_fields[name].annotation):
+                yield name, item.as_string()
 
 
 def without_secrets(text: str) -> str:
+    for name, value in _of_settings(text):
+        written = rf"(\b{name}[\"']?\s*=\s*){re.escape(value)}"
+        text = re.sub(written, lambda found: f'{found[1]}"{NOT_SHOWN}"', text)
     text = SECRET.sub(lambda found: f'{found["key"] or found["list"]}"{NOT_SHOWN}"', text)
     return PASSWORD_OF_URL.sub(lambda found: f"{found['before'] or found['word']}{NOT_SHOWN}", text)
 
 
-OF_SECRETS = ("dicomweb_token", "dicomweb_password")
+OF_SECRETS = secrets.names(Peer)
 
 
 def must_bring_no_secret_elsewhere(former: str, text: str) -> None:

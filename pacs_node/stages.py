@@ -385,7 +385,7 @@ class WiredStages:
         peer = next((each for each in self.config.peers if each.name == destination), None)
         if to is None or peer is None:
             raise GiveUp(f"the settings have no peer '{destination}' that results can be sent to")
-        if not self._wants_note(destination):
+        if not peer.reject_replaced:
             from pacs_node.encode import REJECTION_NOTE
 
             package = replace(package, paths=tuple(path for path in package.paths if REJECTION_NOTE not in path.name))

@@ -176,7 +176,7 @@ class Viewing:
                 if self.gone(asked.series_uid):  # meanwhile: what was deleted is not made again
                     self.forget(asked.series_uid)
                     return "its images were deleted here"
-                self._keep_within_bounds(folder)
+                self._keep_within(self.most_bytes, folder)
             return why
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -229,14 +229,14 @@ class Viewing:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         needed = self.keep_free_bytes + 2 * sum(image.size for image in asked.images)
         if shutil.disk_usage(self.root).free < needed:
-            self._keep_within_bounds(None, 0)
+            self._keep_within(0)
         return shutil.disk_usage(self.root).free >= needed
 
-    def _keep_within_bounds(self, newest: Path | None, most_bytes: int | None = None) -> None:
+    def _keep_within(self, most_bytes: int, newest: Path | None = None) -> None:
         """What was looked at longest ago goes; what has just been made stays, whatever it takes."""
         kept = sorted((path for path in self.root.glob("*/*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
         sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in kept}
-        over = sum(sizes.values()) - (self.most_bytes if most_bytes is None else most_bytes)
+        over = sum(sizes.values()) - most_bytes
         for path in kept:
             if over <= 0:
                 return

@@ -38,19 +38,26 @@ class Notices(Figures):
     def failing_sends(self, made_before: datetime) -> list[tuple[str, datetime, str]]:
         """(destination, since when, why) of each that has taken nothing since a send was made that is tried again and
         again; of those that were made before then."""
-        again = (job_table.c.kind == "send", job_table.c.state.in_(("queued", "waiting", "running")))
-        query = sa.select(job_table.c.destination, job_table.c.created_at, job_table.c.reason).where(
-            *again, job_table.c.attempt > 1, job_table.c.created_at < made_before
+        failing = (
+            job_table.c.kind == "send",
+            job_table.c.state.in_(("queued", "waiting", "running")),
+            job_table.c.attempt > 1,
+            job_table.c.created_at < made_before,
         )
         with self._reading() as db:
-            failing = db.execute(query.order_by(job_table.c.created_at)).all()
-        took = {name: self.last_sent(name) for name in {destination for destination, _, _ in failing}}
-        found: dict[str, tuple[str, datetime, str]] = {}
-        for destination, since, reason in failing:
-            last = took[destination]
-            if last is None or last < since:
-                found.setdefault(destination, (destination, since, reason))
-        return list(found.values())
+            names = list(db.scalars(sa.select(job_table.c.destination).where(*failing).distinct()))
+        found = []
+        for name in names:
+            last = self.last_sent(name)
+            since = (job_table.c.created_at > last,) if last is not None else ()
+            first = sa.select(job_table.c.created_at, job_table.c.reason).where(
+                *failing, job_table.c.destination == name, *since
+            )
+            with self._reading() as db:
+                row = db.execute(first.order_by(job_table.c.created_at).limit(1)).first()
+            if row is not None:
+                found.append((name, row.created_at, row.reason))
+        return found
 
     def inferred_since(self, since: datetime, began_since: datetime) -> list[dict[str, Any]]:
         """Inferences that ended well since then, of those that began since the other: what they found, in figures."""

@@ -42,17 +42,17 @@ class Connection(H11Protocol):
         self._unread = self.loop.call_later(LONGEST_UNREAD_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._read()
+        self._has_read()
         super().resume_writing()
 
-    def _read(self) -> None:
+    def _has_read(self) -> None:
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
-        self._read()
+        self._has_read()
         super().connection_lost(exc)
 
     def _in_time(self) -> None:

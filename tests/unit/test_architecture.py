@@ -100,6 +100,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
 OUTSIDE = {  # of the spine: which other packages of ours
     **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment")},
     "viewing": {"config"},  # config.secrets, as infer
+    "settings_file": {"config"},  # which settings are secret
 }
 DOORS = {  # outside package -> files and folders that may import it
     "sqlalchemy": ("pacs_node/ledger/",),

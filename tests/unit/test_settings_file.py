@@ -168,6 +168,10 @@ SECRETS = [
     '"urls" = ["slack://A/s3cret"]',
     'urls = ["json://[fe80::1]/a/s3cret?x=1", "slack://A/B/s3cret"]',
     "urls = [\n  'json://[::1]/s3cret',\n]",
+    '[[notify]]\nname = "n"\nurls = [\n  "json://a/",  # see [wiki]\n  "json://b/s3cret",\n]',
+    '[[peer]]\nname = "p"\n"dicomweb_token" = "s3cret"',
+    'url = "postgresql+psycopg://host/name?sslpassword=s3cret"',
+    'url = "postgresql+psycopg://node:p@s3cret@host/name"',
 ]
 
 
