@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tests.bench.flow import PARTS
 from tests.bench.receive import CASES
 from tests.bench.record import RESULTS
 from tests.bench.where import CASES as SPENT
@@ -42,15 +41,7 @@ def measured_on(line: Mapping[str, Any]) -> str:
     return f"*{line['machine']}{load}; commit {line['commit']}, {line['at'][:10]}.*"
 
 
-def receiving() -> Iterator[str]:
-    yield "## Receiving"
-    yield ""
-    yield ABOUT_RECEIVING
-    yield ""
-    line = last("receive")
-    if line is None or f"{CASES[0].name}: ours" not in line:
-        yield "Not measured yet."
-        return
+def receiving(line: Mapping[str, Any]) -> Iterator[str]:
     yield "| images | storescp | Orthanc | ours | ours / storescp | ours / Orthanc | disk alone | CPU, ms | peak MB |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for case in CASES:
@@ -61,18 +52,9 @@ def receiving() -> Iterator[str]:
         cells = (case.name, *rates, *(f"{ratio:.2f}" for ratio in ratios), f"{found['disk alone']:.0f}", *cost)
         yield f"| {' | '.join(cells)} |"
     yield ""
-    yield measured_on(line)
 
 
-def spending() -> Iterator[str]:
-    yield "## Where the time of one image goes"
-    yield ""
-    yield ABOUT_SPENDING
-    yield ""
-    line = last("where")
-    if line is None:
-        yield "Not measured yet."
-        return
+def spending(line: Mapping[str, Any]) -> Iterator[str]:
     names = [case.name for case in SPENT]
     keys = [key.removeprefix(f"{names[0]}: ").removesuffix(", ms") for key in line if key.startswith(names[0])]
     yield f"| ms of an image | {' | '.join(names)} |"
@@ -81,16 +63,9 @@ def spending() -> Iterator[str]:
         found = [line.get(f"{name}: {what}, ms", 0.0) for name in names]
         yield f"| {what} | {' | '.join(f'{ms:.2f}' for ms in found)} |"
     yield ""
-    yield measured_on(line)
 
 
-def chest() -> Iterator[str]:
-    yield "## A chest CT of 300 slices"
-    yield ""
-    line = last("chest: 300 slices, nodulenet")
-    if line is None:
-        yield "Not measured yet."
-        return
+def chest(line: Mapping[str, Any]) -> Iterator[str]:
     cost = f"{line['s']:.1f} s, {line['CPU s']:.1f} s of processor"
     yield f"`lung-nodule`, {line['threads']} threads, {line['form']}: {cost}."
     yield ""
@@ -99,18 +74,10 @@ def chest() -> Iterator[str]:
     for what in [key.removesuffix(", peak MB") for key in line if key.endswith(", peak MB")]:
         yield f"| {what} | {line[f'{what}, s']:.2f} | {line[f'{what}, peak MB']} |"
     yield ""
-    yield measured_on(line)
 
 
-def flowing() -> Iterator[str]:
-    yield "## From the last image to the result accepted"
-    yield ""
-    yield ABOUT_FLOW
-    yield ""
-    lines = [line for kind in ("chest CT", "ultrasound image") if (line := last(f"flow: {kind}")) and PARTS[-1] in line]
-    if not lines:
-        yield "Not measured yet."
-        return
+def flowing(chest_ct: Mapping[str, Any]) -> Iterator[str]:
+    lines = [chest_ct, *filter(None, [last("flow: ultrasound image")])]
     yield "| series | images | node adds, s | closing | queueing | encoding | sending | inference, s |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for line in lines:
@@ -124,18 +91,11 @@ def flowing() -> Iterator[str]:
     yield ""
     memory = last("flow: peak memory")
     if memory is not None:
-        yield f"The main process held at most {memory['node_mb']:.0f} MB meanwhile. {measured_on(lines[0])}"
+        yield f"The main process held at most {memory['node_mb']:.0f} MB meanwhile."
+        yield ""
 
 
-def pages() -> Iterator[str]:
-    yield "## Pages of a full ledger"
-    yield ""
-    yield ABOUT_PAGES
-    yield ""
-    line = last("pages")
-    if line is None:
-        yield "Not measured yet."
-        return
+def pages(line: Mapping[str, Any]) -> Iterator[str]:
     yield f"{line['rows']} instances of {line['series']} series, {line['ledger MB']:.0f} MB:"
     yield ""
     yield "| page | median, ms | 95th percentile, ms |"
@@ -150,25 +110,33 @@ def pages() -> Iterator[str]:
         f"the ratio of pairs is {line['receiving, ratio']:.2f}."
     )
     yield ""
-    yield measured_on(line)
 
 
-def idling() -> Iterator[str]:
-    yield "## A node that nobody sends anything"
-    yield ""
-    line = last("idle")
-    if line is None:
-        yield "Not measured yet."
-        return
+def idling(line: Mapping[str, Any]) -> Iterator[str]:
     cost = f"{line['cpu %']:.2f} % of a core over a minute and {line['resident MB']:.0f} MB"
     yield f"The main process takes {cost}; the models are in a process of their own."
     yield ""
-    yield measured_on(line)
+
+
+# what it is about -> which figures, and how they are told
+SECTIONS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
+    "Receiving": (ABOUT_RECEIVING, "receive", receiving),
+    "Where the time of one image goes": (ABOUT_SPENDING, "where", spending),
+    "From the last image to the result accepted": (ABOUT_FLOW, "flow: chest CT", flowing),
+    "A chest CT of 300 slices": ("", "chest: 300 slices, nodulenet", chest),
+    "Pages of a full ledger": (ABOUT_PAGES, "pages", pages),
+    "A node that nobody sends anything": ("", "idle", idling),
+}
 
 
 def page() -> str:
-    parts = (receiving, spending, flowing, chest, pages, idling)
-    return "\n".join([HEAD, *(line for part in parts for line in (*part(), ""))])
+    lines = [HEAD]
+    for title, (about, name, told) in SECTIONS.items():
+        lines += [f"## {title}", "", *([about, ""] if about else [])]
+        line = last(name)
+        lines += ["Not measured yet."] if line is None else [*told(line), measured_on(line)]
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

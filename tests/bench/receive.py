@@ -80,8 +80,8 @@ def make_images(folder: Path, case: Case) -> list[Path]:
     return series
 
 
-def serve(folder: Path, told: Connection) -> None:
-    """Our listener, until told to stop; then says what it cost."""
+def serve(folder: Path, told: Connection, also: Callable[[], dict[str, float]] = dict) -> None:
+    """Our listener, until told to stop; then says what it cost, and whatever else `also` says then."""
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(50),
@@ -115,7 +115,7 @@ def serve(folder: Path, told: Connection) -> None:
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     (peak_kb,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    told.send({"cpu_s": cpu_s, "peak_mb": int(peak_kb) / 1024})
+    told.send({"cpu_s": cpu_s, "peak_mb": int(peak_kb) / 1024, **also()})
 
 
 @dataclass
@@ -125,7 +125,9 @@ class Server:
 
 
 @contextmanager
-def ours(folder: Path, case: Case, costs: list[dict[str, float]]) -> Iterator[Server]:
+def ours(
+    folder: Path, case: Case, costs: list[dict[str, float]], serve: Callable[[Path, Connection], None] = serve
+) -> Iterator[Server]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(folder, there))

@@ -6,14 +6,13 @@ copies its bytes by the processor time of the thread. storescp's time for an ima
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from pacs_node.ledger import Ledger
 from pacs_node.receive import spool
 from pacs_node.receive.connection import Connection
 from pacs_node.receive.upper_layer import UpperLayer
-from tests.bench.receive import ROUNDS, Case, Server, make_images, seconds_to_send, serve, storescp
+from tests.bench.receive import ROUNDS, Case, make_images, ours, seconds_to_send, serve, storescp
 from tests.bench.record import record
 
 CASES = (
@@ -32,6 +31,7 @@ CASES = (
 )
 WAITING, READING = "waiting for the sender", "copying from the socket"
 REST = "Python around it"
+PART = "part: "  # how a part is called among what the listener cost
 
 
 class Stopwatch:
@@ -96,42 +96,24 @@ def serve_timed(folder: Path, told: Pipe) -> None:
     pack.xxh3_64 = lambda *args: Stopwatch.Digest(watch, made(*args))  # type: ignore[assignment,misc]
     Connection._fill = watch.reading(Connection._fill)  # type: ignore[method-assign]
     UpperLayer._read = watch.part(REST, UpperLayer._read)  # type: ignore[method-assign]
-    serve(folder, told)
-    told.send(dict(watch.spent))
-
-
-@contextmanager
-def ours(folder: Path, case: Case, found: list[dict[str, float]]) -> Iterator[Server]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve_timed, args=(folder, there))
-    process.start()
-
-    def settle() -> None:
-        here.send("all in?")
-        assert here.recv() == case.images
-
-    yield Server(here.recv(), settle)
-    here.send("stop")
-    here.recv()
-    found.append(here.recv())
-    process.join()
+    serve(folder, told, lambda: {f"{PART}{name}": seconds for name, seconds in watch.spent.items()})
 
 
 def measure(case: Case) -> dict[str, float]:
     """Milliseconds of one image by part, medians of the rounds."""
     found: list[dict[str, float]] = []
     whole: dict[str, list[float]] = {"storescp": [], "ours": []}
-    with tempfile.TemporaryDirectory() as name:
-        base = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary)
         make_images(base / "images", case)
         for number in range(ROUNDS):
-            for server, told in ((storescp, []), (ours, found)):
-                folder = base / f"{server.__name__}{number}"
+            for name, server in (("storescp", storescp), ("ours", partial(ours, serve=serve_timed))):
+                folder = base / f"{name}{number}"
                 folder.mkdir()
-                with server(folder, case, told) as running:
-                    whole[server.__name__].append(seconds_to_send(base / "images", running, case))
-    parts = {part: statistics.median(each.get(part, 0.0) for each in found) for part in found[0]}
+                with server(folder, case, found if name == "ours" else []) as running:
+                    whole[name].append(seconds_to_send(base / "images", running, case))
+    names = [name for name in found[0] if name.startswith(PART)]
+    parts = {name.removeprefix(PART): statistics.median(each.get(name, 0.0) for each in found) for name in names}
     return {
         **{part: seconds / case.images * 1000 for part, seconds in sorted(parts.items(), key=lambda each: -each[1])},
         **{f"{name}, whole": statistics.median(each) / case.images * 1000 for name, each in whole.items()},
