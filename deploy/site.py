@@ -46,7 +46,9 @@ def copied(path: Path, documents: set[Path]) -> None:
             beside.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(named, beside)
             return found[0]
-        return found[0] if picture else words if words.startswith("`") else f"{words} (`{named.relative_to(ROOT)}`)"
+        if picture or words.startswith("`"):
+            return found[0] if picture else words
+        return f"{words} (`{named.relative_to(ROOT)}`)"
 
     target.write_text(LINK.sub(link, path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -40,14 +40,6 @@ FIT = Verdict(
 )
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
-    ledger.migrate()
-    yield ledger
-    ledger.close()
-
-
 def instance(uid: str, *, series: str = "1.9", association: str = "a1", at: datetime = T0) -> Instance:
     return Instance(uid, "1.2.840.10008.5.1.4.1.1.2", series, "1.8", "1.2.840.10008.1.2.1", Path(f"/spool/{uid}"),
                     10, at, association, "CT1")  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,14 +15,6 @@ from pacs_node.records import Answer
 T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SEG, EXPLICIT_LE, IMPLICIT_LE = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 PACS = Peer(name="pacs", ae_title="ORTHANC", host="10.0.0.5", port=4242, ask_again_h=2.0)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
-    ledger.migrate()
-    yield ledger
-    ledger.close()
 
 
 def test_a_refusal_holds_for_a_while(ledger: Ledger) -> None:

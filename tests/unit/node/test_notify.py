@@ -25,7 +25,7 @@ from pacs_node import notify
 from pacs_node.cli import app
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
-from pacs_node.ledger.tables import series_table
+from pacs_node.ledger.tables import job_table, series_table
 from pacs_node.notify import Notifier, NotTold, World, deliver, found, planned, unknown_addresses, wrong_now
 from pacs_node.records import Notice, Result
 from tests.harness import free_port, wait_for
@@ -129,14 +129,6 @@ def test_findings_are_told_by_pipeline_kind_and_size(settings: dict[str, Any], w
 # With a ledger --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
-    ledger.migrate()
-    yield ledger
-    ledger.close()
-
-
 class Inbox:
     """Takes messages; refuses them while it is told to."""
 
@@ -201,6 +193,28 @@ def test_nobody_is_told_again_because_the_ledger_takes_no_writes(
     monkeypatch.setattr(ledger, "told", told)
     assert len(watched.look(World(NOON + timedelta(hours=1)))) == 2
     assert (ledger.notices("first"), ledger.notices("second")) == ({}, {})
+
+
+def test_a_destination_that_takes_nothing_is_told_though_an_older_send_to_it_waits(ledger: Ledger) -> None:
+    """Since the first one that failed after the last one that succeeded; one that others overtook hides nothing."""
+    job = {"kind": "send", "series_uid": "1.2", "study_uid": "1.3", "revision": 1, "pipeline": "p", "route": "r"}
+    job |= {"options": {}, "send_to": [], "destination": "pacs", "priority": 5, "warnings": [], "facts": {}}
+
+    def add(name: str, hours_ago: float, state: str, ended_hours_ago: float | None = None, attempt: int = 20) -> None:
+        made = NOON - timedelta(hours=hours_ago)
+        ended = None if ended_hours_ago is None else NOON - timedelta(hours=ended_hours_ago)
+        own = {"id": name, "created_at": made, "started_at": made, "finished_at": ended, "attempt": attempt}
+        with ledger.engine.begin() as db:
+            db.execute(sa.insert(job_table).values(**job, **own, state=state, reason=f"{name}: no answer"))
+
+    add("old", 50, "waiting")
+    assert ledger.failing_sends(NOON) == [("pacs", NOON - timedelta(hours=50), "old: no answer")]
+    add("went through", 49, "done", 48)
+    assert ledger.failing_sends(NOON) == [], "it takes what is sent since"
+    add("first of many", 40, "waiting")
+    add("second", 39, "queued")
+    add("new", 1, "queued", attempt=1)
+    assert ledger.failing_sends(NOON) == [("pacs", NOON - timedelta(hours=40), "first of many: no answer")]
 
 
 def test_what_nobody_wants_to_hear_of_any_more_is_not_called_well() -> None:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
-import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -145,14 +144,6 @@ def test_nothing_waits_for_ever(before: int, priority: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------- the same, in the ledger
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
-    ledger.migrate()
-    yield ledger
-    ledger.close()
 
 
 @contextmanager
