@@ -44,7 +44,7 @@ HELP = {  # what the page says beside a field
     "confirm": "how to prove that results arrived",
     "dicomweb_url": "results go here by STOW-RS: the address of its /studies without that word",
     "dicomweb_ca": "PEM file of certificates that may have signed its own",
-    "folder": "results are written here as files, in place of all of the above",
+    "folder": "results are written here as files, in place of all of the above; set in the settings file alone",
     "readable_by": "who besides the node may read the files in the folder",
     "segmentation": "Segmentation Type that it is sent",
     "omit_empty_frames": "no frames for images without a finding",

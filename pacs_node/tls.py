@@ -101,7 +101,7 @@ class Files:
 
     def state(self) -> tuple[tuple[int, int, int], ...]:
         """Another one after a file was renewed. Raises OSError."""
-        return tuple(_seen(path) for path in (self.certificate, self.key, self.trusted) if path is not None)
+        return tuple(state_of(path) for path in (self.certificate, self.key, self.trusted) if path is not None)
 
     def for_callers(self) -> ssl.SSLContext:
         """They must show a certificate, too. Raises OSError."""
@@ -226,6 +226,7 @@ def _canonical(name: str) -> str:
         return name.lower().removesuffix(".")
 
 
-def _seen(path: Path) -> tuple[int, int, int]:
+def state_of(path: Path) -> tuple[int, int, int]:
+    """Another one after the file was renewed. Raises OSError."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns, status.st_size

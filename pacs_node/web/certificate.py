@@ -9,6 +9,7 @@ import structlog
 
 from pacs_node.errors import CannotStart
 from pacs_node.loop import Loop
+from pacs_node.tls import in_words, state_of
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +27,7 @@ class Certificate:
             self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
             self._seen = self._state()
         except (OSError, ssl.SSLError) as error:
-            raise CannotStart(f"certificate and key in [web] cannot be used: {_words(error)}") from error
+            raise CannotStart(f"certificate and key in [web] cannot be used: {in_words(error)}") from error
 
     def serve(self, context: ssl.SSLContext) -> None:
         """Keep what a server hands out to new connections up to date."""
@@ -43,7 +44,7 @@ class Certificate:
             self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # both fit, before anything is changed
             self._load(self._served)
         except ssl.SSLError as error:  # perhaps one of the two is renewed, and the other is about to be
-            log.warning("web.certificate-not-taken", error=_words(error))
+            log.warning("web.certificate-not-taken", error=in_words(error))
             return
         self._seen = state
         log.info("web.certificate-renewed")
@@ -52,15 +53,4 @@ class Certificate:
         context.load_cert_chain(self.certificate, self.key, password=lambda: "")
 
     def _state(self) -> tuple[int, ...]:
-        return tuple(number for path in (self.certificate, self.key) for number in _seen(path))
-
-
-def _seen(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _words(error: OSError | ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
-    return (error.strerror or str(error)).lower()
+        return tuple(number for path in (self.certificate, self.key) for number in state_of(path))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.exceptions import HTTPException
@@ -14,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from pacs_node.records import EVERY, JOB_STATES, SORTS, Wanted
-from pacs_node.web.views import MOST, PAGE, PLAIN, Views, day_or_time, for_people, limit_of, once
+from pacs_node.web.views import MOST, PAGE, PLAIN, Views, csv_line, day_or_time, for_people, limit_of, once
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
@@ -34,7 +32,6 @@ COLUMNS = (
     "series_uid", "study_uid", "modality", "description", "sender", "state", "instances", "revision", "first_arrival",
     "last_arrival", "turnaround_s", "closed_because",
 )  # fmt: skip
-FORMULA = "=+-@\t\r"  # what a spreadsheet would calculate instead of show: OWASP, CSV Injection
 
 
 class ListViews:
@@ -83,11 +80,11 @@ class ListViews:
         return StreamingResponse(self._rows(wanted), media_type="text/csv; charset=utf-8", headers=named)
 
     def _rows(self, wanted: Wanted) -> Iterator[str]:
-        yield _line([*COLUMNS, "jobs"])
+        yield csv_line([*COLUMNS, "jobs"])
         while series := self.facts.series_list(MOST, wanted):
             for each in series:
                 jobs = "; ".join(f"{job['kind']} {job['pipeline']} {job['state']}" for job in each["jobs"])
-                yield _line([*(each[column] for column in COLUMNS), jobs])
+                yield csv_line([*(each[column] for column in COLUMNS), jobs])
             if len(series) < MOST:
                 return
             wanted = replace(wanted, after=series[-1]["series_uid"])
@@ -137,11 +134,3 @@ def wanted_of(asked: Mapping[str, str]) -> Wanted:
         before=day_or_time("before", given.get("before")),
         sort=given.get("sort", "newest"),
     )
-
-
-def _line(values: list[Any]) -> str:
-    """RFC 4180. What a sender wrote is shown by a spreadsheet, never calculated."""
-    line = StringIO()
-    texts = ["" if value is None else str(value) for value in values]
-    csv.writer(line).writerow([f"'{text}" if text[:1] and text[0] in FORMULA else text for text in texts])
-    return line.getvalue()

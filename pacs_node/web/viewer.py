@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from pacs_node.accounts import READER
 from pacs_node.records import FEEDBACK_KINDS
 from pacs_node.web.found import may_see_all, shown_of
-from pacs_node.web.views import Views, back, study_of
+from pacs_node.web.views import Views, back, csv_line, study_of
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
@@ -166,20 +165,9 @@ def _place(lps_mm: Sequence[float] | None) -> dict[str, float]:
 
 
 def _csv(name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Response:
-    """RFC 4180, in UTF-8. What a spreadsheet would take for a formula begins with an apostrophe."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_cell(row.get(column)) for column in columns])
+    lines = [csv_line(columns), *(csv_line([row.get(column) for column in columns]) for row in rows)]
     named = {"content-disposition": f'attachment; filename="{Path(name).name}"', **HEADERS}
-    return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=named)
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return Response("".join(lines), media_type="text/csv; charset=utf-8", headers=named)
 
 
 def _form(request: Request) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import wraps
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
@@ -34,6 +35,7 @@ PAGE = 50  # series on one page
 MOST = 1000  # series in one answer
 LONGEST_FORM = 8192  # bytes
 AUDIT_KEYS = ("before", "event", "who", "study")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins what a spreadsheet would calculate
 REFUSALS_SHOWN = 200  # on their page; the JSON has all that are kept
 
 TONES = {  # state of a series or job -> its colour on the page
@@ -259,6 +261,15 @@ def once(items: list[tuple[str, str]], known: tuple[str, ...]) -> dict[str, str]
             raise HTTPException(400, f"query key '{key}' is given twice")
         asked[key] = value
     return asked
+
+
+def csv_line(values: Sequence[object]) -> str:
+    """RFC 4180. What a sender wrote is shown by a spreadsheet, never calculated: OWASP, CSV Injection."""
+    line = StringIO(newline="")
+    csv.writer(line).writerow(
+        [f"'{each}" if isinstance(each, str) and each.startswith(FORMULA) else each for each in values]
+    )
+    return line.getvalue()
 
 
 def deidentified(path: Path) -> bytes:

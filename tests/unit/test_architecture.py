@@ -56,7 +56,7 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "privacy": {"route", "web"},
     "accounts": {"web"},
     "loop": {"web"},
-    "tls": {"receive"},  # deliver and the others have it by way of association
+    "tls": {"receive", "web"},  # deliver and the others have it by way of association
     "messages": {"infer"},
     "memory": {"infer", "devices", "viewing_process"},
     "confine": {"viewing_process"},
