@@ -19,7 +19,7 @@ from models import catalogue
 from pacs_node.accounts import ADMIN, Accounts
 from pacs_node.ledger import Ledger
 from tests.factories import us_image
-from tests.harness import ROOT, NodeProcess, missing, need, storescu, wait_for
+from tests.harness import ROOT, NodeProcess, Orthanc, missing, need, storescu, wait_for
 from tests.parrot import ASSOCIATE_AC, Parrot
 from tests.unit.receive.conftest import encoded
 
@@ -89,12 +89,16 @@ def test_an_administrator_adds_a_peer_and_a_route_tries_it_and_puts_it_back(site
     images[0].save_as(tmp_path / "dropped" / "us.dcm", enforce_file_format=True)
     uid = str(images[0].SeriesInstanceUID)
     before = site.node.config.read_text()
-    with Parrot(site.node.dicom_port, timeout_s=300) as parrot:  # open all the while
+    with (
+        Orthanc(tmp_path / "pacs") as pacs,
+        Parrot(site.node.dicom_port, timeout_s=300) as parrot,
+    ):  # open all the while
         assert parrot.associate(called=site.node.aet, sop_class=images[0].SOPClassUID)[0] == ASSOCIATE_AC
         assert parrot.store(images[0].SOPInstanceUID, encoded(images[0]), images[0].SOPClassUID) == 0x0000
         tested, added, tried, activated = site.browse(
             ("goto", f"{site.url}/peers/edit"),
-            ("fill", "[name=name]", "results"), ("fill", "[name=folder]", "results"),
+            ("fill", "[name=name]", "results"), ("fill", "[name=ae_title]", pacs.aet),
+            ("fill", "[name=host]", "127.0.0.1"), ("fill", "[name=port]", str(pacs.dicom_port)),
             ("click", "button[value=test]"), ("read",),
             ("click", "button[value=save]"), ("read",),
             ("goto", f"{site.url}/routes/edit"),
@@ -105,7 +109,7 @@ def test_an_administrator_adds_a_peer_and_a_route_tries_it_and_puts_it_back(site
             ("click", "button[value=try]"), ("read",),
             ("click", "button[value=save]"), ("read",),
         )  # fmt: skip
-        assert "results: can be written" in tested["text"]
+        assert "results: C-ECHO answered" in tested["text"]
         assert "results" in added["text"]
         assert re.search(r"runs\s+breast\s+additionally", tried["text"]), tried["text"]
         assert "Modality is US" in activated["text"]

@@ -265,6 +265,9 @@ def test_the_head_holds_what_it_may(host: str, said: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())  # of nodes that other tests did not let start
     yield
-    left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("syslog", "audit"))]
+    left = [
+        thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith(("syslog", "audit"))
+    ]
     assert left == []

@@ -1,8 +1,8 @@
 // A page in a headless Chromium, told what to do line by line: {"do": "open", ...} on stdin, {"done": ...} or {"error": ...} back.
 // What the page complains of (its console, its policy, what it could not load) is kept.
 //   node seen.mjs CHROMIUM
-import readline from 'node:readline';
 import { chromium } from 'playwright-core';
+import { told } from './told.mjs';
 
 const [executablePath] = process.argv.slice(2);
 const browser = await chromium.launch({
@@ -56,14 +56,6 @@ const actions = {
   },
 };
 
-console.log(JSON.stringify({ done: 'ready' }));
-for await (const line of readline.createInterface({ input: process.stdin })) {
-  const { do: name, ...options } = JSON.parse(line);
-  try {
-    console.log(JSON.stringify({ done: (await actions[name](options)) ?? null }));
-  } catch (error) {
-    console.log(JSON.stringify({ error: String(error.message ?? error) }));
-  }
-}
+await told(actions, 'ready');
 await browser.close();
 process.exit(0);

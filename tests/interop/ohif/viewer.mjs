@@ -1,8 +1,8 @@
 // OHIF in a headless Chromium, told what to do line by line: {"do": "open", ...} on stdin, {"done": ...} or {"error": ...} back.
 //   node viewer.mjs CHROMIUM ORTHANC_URL
-import readline from 'node:readline';
 import { chromium } from 'playwright-core';
 import { serve } from './serve.mjs';
+import { told } from './told.mjs';
 
 const [executablePath, orthanc] = process.argv.slice(2);
 const address = await serve(orthanc);
@@ -50,14 +50,6 @@ const actions = {
   },
 };
 
-console.log(JSON.stringify({ done: address }));
-for await (const line of readline.createInterface({ input: process.stdin })) {
-  const { do: name, ...options } = JSON.parse(line);
-  try {
-    console.log(JSON.stringify({ done: (await actions[name](options)) ?? null }));
-  } catch (error) {
-    console.log(JSON.stringify({ error: String(error.message ?? error) }));
-  }
-}
+await told(actions, address);
 await browser.close();
 process.exit(0);

@@ -166,7 +166,7 @@ def test_a_node_tells_of_what_failed_and_of_a_destination_that_takes_nothing(
     story.now.time += timedelta(minutes=31)
     told = Notify.model_validate({"name": "on-call", "urls": ["json://127.0.0.1/"]})
     story.node.config = story.node.config.model_copy(update={"notices": (told,)})
-    assert story.node._world().down == [("results", send.created_at, "the folder is away")]
+    assert story.node._world(NodeFacts(story.node)).down == [("results", send.created_at, "the folder is away")]
     story.node._start_notifier()
     try:
         wait_for(lambda: messages, 60, "a message")
