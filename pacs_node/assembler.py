@@ -107,6 +107,9 @@ class Assembler:
                 self._close(series, because)
         if self.config.assemble.ask_peer:
             self._ask_peers()
+        silent = self.flow.may_be_complete()
+        if silent is not None:
+            self.closer.submit(self.flow.judge_ahead, silent).result()
 
     def _close(self, series: OpenSeries, because: str) -> None:
         """One series that cannot be handled must not stop the next: its error is its own."""

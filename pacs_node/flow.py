@@ -22,6 +22,7 @@ import structlog
 
 from dicom_sr import attributes
 from dicom_sr.importance import size
+from pacs_node.ahead import Ahead
 from pacs_node.confirm import ArrivalCheck, Confirm
 from pacs_node.editions import next_revision, same_objects, unchanged
 from pacs_node.errors import (
@@ -172,6 +173,8 @@ class Flow:
             OutOfMemory: min(infer_attempts, OUT_OF_MEMORY_ATTEMPTS),
         }
         self.silence = Silence(monotonic)
+        self.ahead = Ahead(self._judge)
+        self._open: list[OpenSeries] = []  # at the last look
         self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
 
@@ -193,8 +196,16 @@ class Flow:
 
     def complete(self, connected: frozenset[str]) -> list[tuple[OpenSeries, str]]:
         """The open series whose evidence says that they are complete, and why."""
-        decided = [(each, self._why_complete(each)) for each in self.receiving(connected)]
+        self._open = self.receiving(connected)
+        decided = [(each, self._why_complete(each)) for each in self._open]
         return [(each, because) for each, because in decided if because is not None]
+
+    def may_be_complete(self) -> OpenSeries | None:
+        """One that was open at the last look, and should be judged while it is waited whether more comes."""
+        return self.ahead.due(self._open, self.now())
+
+    def judge_ahead(self, series: OpenSeries) -> None:
+        self.ahead.look(series, self.ledger.instances(series.series_uid))
 
     def _why_complete(self, series: OpenSeries) -> str | None:
         """One series that cannot be decided on holds up no other: it is set aside, in the error's words."""
@@ -273,7 +284,7 @@ class Flow:
     def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         """The header that stands for the series, whether it is fit, and what the rules say. Raises NotJudged."""
         try:
-            header, verdict, matches = self._judge(instances)
+            header, verdict, matches = self.ahead.answer(instances) or self._judge(instances)
         except (LedgerUnavailable, TryAgain):
             raise
         except Exception as error:  # the edge of judging: whatever a header holds, it is this series' own

@@ -311,6 +311,7 @@ class Node:
         known, config = {repr(each) for each in self._pipelines()}, wiring.config
         self.config = self.assembler.config = config
         self.stages.wire(wiring)
+        self.flow.ahead.forget()
         self.retention.take_up(config)
         if self.listener is not None:
             self.listener.take_up(self._listener_settings(self.listener.settings.tls))
