@@ -31,6 +31,7 @@ WRONG_IN_A_ROW = 5  # passwords of one user; then it is locked
 LOCKED_MIN = 15.0
 MOST_AT_ONCE = 2  # passwords that are compared at one moment: each takes 64 MiB, as it has to
 LONGEST_WAIT_S = 3.0  # for one's turn
+MOST_AT_HOME = 1000  # users at addresses that they logged in from
 FAILURES_OF_ONE = 20  # from one address, whoever they were for, in that time
 BY_OTHERS = "single sign-on "  # in place of a password: it fits none. Whose user it is follows, as a digest
 TOKEN_PREFIX = "pn_"  # noqa: S105  so that a leaked token is recognised as one
@@ -132,6 +133,7 @@ class Accounts:
         self.idle, self.longest = timedelta(minutes=idle_min), timedelta(hours=longest_h)
         self._hasher = argon2.PasswordHasher()
         self._failures: dict[str, deque[datetime]] = {}  # by address
+        self._at_home: dict[tuple[str, str], int] = {}  # (user, address it logged in from) -> wrong ones since
         self._lock = threading.Lock()
         self._logging_in = threading.BoundedSemaphore(MOST_AT_ONCE)
 
@@ -168,6 +170,7 @@ class Accounts:
         if not self.kept.change_user(name, **values):
             raise BadAccount(f"there is no user {name!r}")
         self.kept.end_sessions(user=name)
+        self._leaves_home(name)
         given = [f"the role {role}"] * (role is not None) + ["another password"] * (password is not None)
         self._changed(f"user:{name}", f"the user was given {' and '.join(given)}" if given else "the user was unlocked")
 
@@ -177,7 +180,12 @@ class Accounts:
         if not self.kept.remove_user(name):
             raise BadAccount(f"there is no user {name!r}")
         self.kept.end_sessions(user=name)
+        self._leaves_home(name)
         self._changed(f"user:{name}", "the user was removed")
+
+    def _leaves_home(self, name: str) -> None:
+        for known in [each for each in self._at_home if each[0] == name]:
+            self._at_home.pop(known, None)
 
     def _changed(self, what: str, words: str) -> None:
         self.audit("user-changed", {"what": what, "words": words})
@@ -205,12 +213,16 @@ class Accounts:
             raise NotLoggedIn(f"too many attempts from here; try again in {LOCKED_MIN:g} minutes")
         user, nobodys = self.kept.user(name) if NAME.fullmatch(name) else None, self._nobodys  # whoever asks
         right = self._fits(user.password if user else nobodys, password) and user is not None
-        if user is not None and user.locked_until is not None and user.locked_until > now:
+        at_home = self._at_home.get((name, address))
+        if user is not None and at_home is None and user.locked_until is not None and user.locked_until > now:
             self._failed(address, now)
             raise NotLoggedIn("name or password is wrong, or the user is locked for a while")
         if not right or user is None:
             self._failed(address, now)
-            if user is not None:
+            if at_home is not None and at_home + 1 < WRONG_IN_A_ROW:
+                self._at_home[name, address] = at_home + 1
+            elif user is not None:
+                self._at_home.pop((name, address), None)
                 locked = now + timedelta(minutes=LOCKED_MIN) if user.wrong + 1 >= WRONG_IN_A_ROW else None
                 if locked is not None:
                     self._changed(f"user:{user.name}", f"the user is locked: {WRONG_IN_A_ROW} wrong passwords in a row")
@@ -220,7 +232,16 @@ class Accounts:
         if self._hasher.check_needs_rehash(user.password):
             changed["password"] = self._hasher.hash(password)
         self.kept.change_user(user.name, **changed)
+        self._was_at_home(name, address)
         return self._session(user, now), user
+
+    def _was_at_home(self, name: str, address: str) -> None:
+        """Wrong passwords from elsewhere lock nobody out from where the right one came from: else any stranger could
+        keep everybody out. Known until the node is started again."""
+        self._at_home.pop((name, address), None)
+        self._at_home[name, address] = 0
+        for oldest in list(self._at_home)[:-MOST_AT_HOME]:
+            del self._at_home[oldest]
 
     def _session(self, user: User, now: datetime) -> str:
         self.kept.end_sessions(before=now - self.longest)

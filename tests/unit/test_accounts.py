@@ -255,6 +255,38 @@ def test_wrong_passwords_lock_a_user_for_a_while(accounts: Accounts, clock: Cloc
     accounts.log_in("a-viewer", GOOD, "10.0.1.1")
 
 
+def test_who_logged_in_from_here_is_not_locked_out_from_elsewhere(accounts: Accounts, clock: Clock) -> None:
+    accounts.add("ana", ADMIN, GOOD)
+    accounts.log_in("ana", GOOD, "10.0.0.1")
+    for _ in range(WRONG_IN_A_ROW):
+        with pytest.raises(NotLoggedIn):
+            accounts.log_in("ana", "a wrong one, guessed", "10.6.6.6")
+    with pytest.raises(NotLoggedIn, match="locked for a while"):
+        accounts.log_in("ana", GOOD, "10.0.0.2")
+    accounts.log_in("ana", GOOD, "10.0.0.1")
+
+
+def test_from_where_it_logged_in_a_user_has_no_more_attempts_than_from_elsewhere(accounts: Accounts) -> None:
+    accounts.add("ana", ADMIN, GOOD)
+    accounts.log_in("ana", GOOD, "10.0.0.1")
+    for _ in range(2 * WRONG_IN_A_ROW):
+        with pytest.raises(NotLoggedIn):
+            accounts.log_in("ana", "a wrong one, guessed", "10.0.0.1")
+    with pytest.raises(NotLoggedIn, match="locked for a while"):
+        accounts.log_in("ana", GOOD, "10.0.0.1")
+
+
+def test_another_password_is_another_beginning(accounts: Accounts) -> None:
+    accounts.add("ana", ADMIN, GOOD)
+    accounts.log_in("ana", GOOD, "10.0.0.1")
+    accounts.change("ana", password="another long secret")
+    for _ in range(WRONG_IN_A_ROW):
+        with pytest.raises(NotLoggedIn):
+            accounts.log_in("ana", GOOD, "10.0.0.3")
+    with pytest.raises(NotLoggedIn, match="locked for a while"):
+        accounts.log_in("ana", "another long secret", "10.0.0.1")
+
+
 def test_one_address_has_only_so_many_attempts(accounts: Accounts, clock: Clock) -> None:
     for number in range(FAILURES_OF_ONE):
         with pytest.raises(NotLoggedIn, match="wrong"):
