@@ -228,7 +228,7 @@ class Door:
         """To the single sign-on, which sends the browser back to oidc_callback."""
         sign_on, onward = self._sign_on(), inside(request.query_params.get("next", "/"))
         try:
-            address, state = sign_on.begin(self._own(request, "/oidc/callback"), onward)
+            address, state = sign_on.begin(self._own(request, "/oidc/callback"), onward, _address(request))
         except SignOnAway as error:
             return self._login_page(request, onward, str(error), 503)
         response = RedirectResponse(address, status_code=303)

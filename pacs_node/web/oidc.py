@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hmac import compare_digest
@@ -37,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 PATIENCE_S = 10.0  # with the provider
 LONGEST_LOGIN_S = 600.0  # from the button to the return
-MOST_LOGINS = 1000  # that are under way; those that were begun first are forgotten
+MOST_LOGINS = 1000  # that are under way; of the address with most of them those that were begun first are forgotten
 DISCOVERED_S = 3600.0  # how long what the provider says of itself, and its keys, are good for
 KEYS_AGAIN_S = 30.0  # the least time between two questions for its keys
 LEEWAY_S = 60  # between its clock and ours
@@ -68,6 +69,7 @@ class Begun:
     callback: str
     onward: str
     at: float
+    address: str  # of the browser
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,16 @@ class SingleSignOn:
         self._lock = threading.Lock()
         self._known: tuple[float, dict[str, Any], KeySet] | None = None
 
-    def begin(self, callback: str, onward: str) -> tuple[str, str]:
+    def begin(self, callback: str, onward: str, browser: str = "") -> tuple[str, str]:
         """(the address that the browser is sent to, the state that its cookie is to hold). Raises SignOnAway."""
         known, _ = self._discovered()
         state, now = secrets.token_urlsafe(32), self._monotonic()
-        begun = Begun(secrets.token_urlsafe(32), secrets.token_urlsafe(48), callback, onward, now)
+        begun = Begun(secrets.token_urlsafe(32), secrets.token_urlsafe(48), callback, onward, now, browser)
         with self._lock:
             self._begun = {key: each for key, each in self._begun.items() if now - each.at < LONGEST_LOGIN_S}
-            while len(self._begun) >= MOST_LOGINS:
-                del self._begun[next(iter(self._begun))]
+            if len(self._begun) >= MOST_LOGINS:
+                [(most, _)] = Counter(each.address for each in self._begun.values()).most_common(1)
+                del self._begun[next(key for key, each in self._begun.items() if each.address == most)]
             self._begun[state] = begun
         with self._client(callback) as client:
             address, _ = client.create_authorization_url(

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts, BadAccount, NotLoggedIn, SignOnAway
 from pacs_node.facts import NodeFacts
 from pacs_node.web.app import create_app
+from pacs_node.web import oidc
 from pacs_node.web.oidc import Provider, SingleSignOn, role_of
 from tests.harness import free_port, missing, wait_for
 from tests.unit.test_accounts import GOOD, HTML, accounts, clock, token_of, told  # noqa: F401  fixtures
@@ -234,8 +235,8 @@ def lying(monkeypatch: pytest.MonkeyPatch, token: Callable[[str], str], known: d
     nonces: list[str] = []
     begin = sign_on.begin
 
-    def begun(callback: str, onward: str) -> tuple[str, str]:
-        address, state = begin(callback, onward)
+    def begun(callback: str, onward: str, browser: str = "") -> tuple[str, str]:
+        address, state = begin(callback, onward, browser)
         nonces[:] = [sign_on._begun[state].nonce]
         return address, state
 
@@ -249,6 +250,14 @@ def test_a_token_that_is_right_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     _, state = right.begin(f"{NODE}/oidc/callback", "/queue")
     person, onward = right.end({"state": state, "code": "c"}, state)
     assert (person.name, person.role, person.subject, onward) == ("ana", ADMIN, "1", "/queue")
+
+
+def test_who_begins_without_end_makes_only_itself_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oidc, "MOST_LOGINS", 5)
+    sign_on = lying(monkeypatch, lambda nonce: "")
+    _, ours = sign_on.begin(f"{NODE}/oidc/callback", "/", "10.0.0.1")
+    theirs = [sign_on.begin(f"{NODE}/oidc/callback", "/", "10.6.6.6")[1] for _ in range(20)]
+    assert list(sign_on._begun) == [ours, *theirs[-4:]]
 
 
 @pytest.mark.parametrize("lie", LIES)
