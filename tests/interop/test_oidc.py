@@ -20,8 +20,8 @@ from starlette.testclient import TestClient
 
 from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts, BadAccount, NotLoggedIn, SignOnAway
 from pacs_node.facts import NodeFacts
-from pacs_node.web.app import create_app
 from pacs_node.web import oidc
+from pacs_node.web.app import create_app
 from pacs_node.web.oidc import Provider, SingleSignOn, role_of
 from tests.harness import free_port, missing, wait_for
 from tests.unit.test_accounts import GOOD, HTML, accounts, clock, token_of, told  # noqa: F401  fixtures
