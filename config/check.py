@@ -22,7 +22,7 @@ from pydicom.datadict import DicomDictionary
 
 from config import secrets
 from config.certificates import Certificate, Unusable, certificates, why_key_does_not_fit
-from config.schema import SYSLOG_FILES, Config, Notify, Peer, Route, bad_condition, is_keyword_path, is_loopback
+from config.schema import SYSLOG_FILES, Also, Config, Notify, Peer, Route, bad_condition, is_keyword_path, is_loopback
 
 Place = tuple[str | int, ...]  # ("peer", 0, "host"): the key `host` of the first [[peer]]
 
@@ -32,6 +32,7 @@ TABLES: dict[str, type[BaseModel]] = {
     if field.alias is None
 }
 LISTS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route, "notify": Notify}
+WITHIN: dict[tuple[str, str], type[BaseModel]] = {("route", "also"): Also}  # lists of tables within those
 
 
 Found = tuple[Place, str, Literal["error", "warning"]]
@@ -60,6 +61,8 @@ class Takes(Protocol):
     def sop_classes(self) -> frozenset[str]: ...  # empty: any
     @property
     def body_part(self) -> frozenset[str]: ...  # empty: any
+    @property
+    def finds(self) -> Mapping[str, bool]: ...  # kind of finding -> has it a size in mm; empty: not known
 
 
 class Known(Protocol):
@@ -216,13 +219,22 @@ def _shown(value: object) -> str:
 
 def _name(place: Place, raw: dict[str, Any]) -> str:
     """How a reader of the file calls this place: "dicom_port in [node]", "[[peer]] 'pacs'"."""
-    if len(place) == 1 or (len(place) == 2 and isinstance(place[1], int)):
+    if len(place) == 1 or (len(place) == 2 and isinstance(place[1], int)) or (len(place) == 4 and _within(place)):
         return _table_name(place, raw)
-    keys = [str(part) for part in place[2 if isinstance(place[1], int) else 1 :] if isinstance(part, str)]
+    start = 4 if _within(place) else 2 if isinstance(place[1], int) else 1
+    keys = [str(part) for part in place[start:] if isinstance(part, str)]
     return f"'{'.'.join(keys)}' in {_table_name(place[: -len(keys)] if keys else place, raw)}"
 
 
+def _within(place: Place) -> type[BaseModel] | None:
+    """The model of the table that a place is in, where that is one of a list within another."""
+    in_it = len(place) > 3 and isinstance(place[1], int) and isinstance(place[3], int)
+    return WITHIN.get((str(place[0]), str(place[2]))) if in_it else None
+
+
 def _table_name(place: Place, raw: dict[str, Any] | None = None) -> str:
+    if _within(place) is not None:
+        return f"[[{place[0]}.{place[2]}]] number {int(place[3]) + 1} of {_table_name(place[:2], raw)}"
     if len(place) > 1 and isinstance(place[1], int):
         entry = raw[str(place[0])][place[1]] if raw else None
         name = entry.get("name") if isinstance(entry, dict) else None
@@ -237,11 +249,12 @@ def _unknown(place: Place) -> str:
         hint = did_you_mean(str(place[0]), tables) or f"there are {', '.join(_table_name((t,)) for t in tables)}"
         return f"no table or setting '{place[0]}'; {hint}"
     key, table = str(place[-1]), str(place[0])
-    known = list((TABLES | LISTS)[table].model_fields)
-    home = [name for name, model in TABLES.items() if key in model.model_fields]
+    within = _within(place)
+    known = list((within or (TABLES | LISTS)[table]).model_fields)
+    home = [name for name, model in TABLES.items() if not within and key in model.model_fields]
     belongs = f"it belongs in [{home[0]}]" if home else None
     hint = belongs or did_you_mean(key, known) or f"there are {', '.join(known)}"
-    return f"no setting '{key}' in {_table_name((table,))}; {hint}"
+    return f"no setting '{key}' in {f'[[{table}.{place[2]}]]' if within else _table_name((table,))}; {hint}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
@@ -293,7 +306,8 @@ def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tu
     peers = {peer["name"]: peer for _, peer in _tables(raw, "peer") if isinstance(peer.get("name"), str)}
     for i, route in _tables(raw, "route"):
         where = _table_name(("route", i), raw)
-        yield from _destinations(i, route, where, peers)
+        yield from _destinations(("route", i), route, where, peers)
+        yield from _also(i, route, raw, peers, pipelines)
         yield from _priors(i, route, where, peers, pipelines)
         if pipelines is not None and isinstance(route.get("pipeline"), str):
             yield from _pipeline(i, route, where, pipelines)
@@ -368,19 +382,61 @@ def option_problems(given: dict[str, Any], model: type[BaseModel]) -> Iterator[t
                 yield key, f"{words}, not {_shown(item['input'])}"
 
 
-def _destinations(i: int, route: dict[str, Any], where: str, peers: dict[str, Any]) -> Iterator[tuple[Place, str]]:
-    names = route.get("send_to")
-    names = names if isinstance(names, list) else []
+def _destinations(
+    place: Place, table: dict[str, Any], where: str, peers: dict[str, Any]
+) -> Iterator[tuple[Place, str]]:
+    at, names = (*place, "send_to"), _names(table.get("send_to"))
     for name in names:
-        if not isinstance(name, str):
-            continue  # reported by the schema
         if name not in peers:
-            yield ("route", i, "send_to"), f"{where}: no peer '{name}'; {hint(name, peers)}"
+            yield at, f"{where}: no peer '{name}'; {hint(name, peers)}"
         elif not {"folder", "host", "dicomweb_url"} & peers[name].keys():
-            yield ("route", i, "send_to"), f"{where}: peer '{name}' has no host and port, so nothing can be sent to it"
+            yield at, f"{where}: peer '{name}' has no host and port, so nothing can be sent to it"
         if names.count(name) > 1 and name:
-            yield ("route", i, "send_to"), f"{where}: peer '{name}' is named twice in send_to"
+            yield at, f"{where}: peer '{name}' is named twice in send_to"
             break
+
+
+def _names(listed: object) -> list[str]:
+    """The texts of a list; what else it holds has been reported by the schema."""
+    return [each for each in listed if isinstance(each, str)] if isinstance(listed, list) else []
+
+
+def _also(
+    i: int, route: dict[str, Any], raw: dict[str, Any], peers: dict[str, Any], pipelines: Known | None
+) -> Iterator[tuple[Place, str]]:
+    """Further destinations: they do not get every result already, and what they wait for can be found."""
+    finds = _finds(route, pipelines)
+    for number, also in _tables(route, "also"):
+        place: Place = ("route", i, "also", number)
+        where = _table_name(place, raw)
+        yield from _destinations(place, also, where, peers)
+        for name in set(_names(also.get("send_to"))) & set(_names(route.get("send_to"))):
+            yield (*place, "send_to"), f"{where}: peer '{name}' gets every result of the route already; remove it here"
+        for key, words in _never_found(also, str(route.get("pipeline")), finds):
+            yield (*place, key), f"{where}: {words}"
+
+
+def _finds(route: dict[str, Any], pipelines: Known | None) -> Mapping[str, bool]:
+    """What the pipeline of a route finds; nothing where that is not known."""
+    name, options = route.get("pipeline"), route.get("options", {})
+    if pipelines is None or not isinstance(name, str) or name not in pipelines.options or not isinstance(options, dict):
+        return {}
+    takes = pipelines.takes(name, options)
+    return {} if isinstance(takes, str) else takes.finds
+
+
+def _never_found(of_kind: dict[str, Any], pipeline: str, finds: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
+    """What keeps every finding of a pipeline from being of this kind."""
+    kinds, known = _names(of_kind.get("kinds")), {kind.casefold(): kind for kind in finds}
+    if not finds:
+        return
+    for kind in kinds:
+        if kind.casefold() not in known:
+            yield "kinds", f"{pipeline} never finds '{kind}'; {hint(kind, finds)}"
+    wanted = [known[kind.casefold()] for kind in kinds if kind.casefold() in known] or ([] if kinds else [*finds])
+    least = of_kind.get("min_size_mm")
+    if isinstance(least, int | float) and least > 0 and wanted and not any(finds[kind] for kind in wanted):
+        yield "min_size_mm", f"{pipeline} does not measure {' or '.join(wanted)} in millimetres; remove 'min_size_mm'"
 
 
 def _priors(
@@ -646,13 +702,10 @@ def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Pl
         if peer.get("may_send") is True and isinstance(peer.get("ae_title"), str) and not known:
             text = f"{_table_name(('peer', i), raw)} may send, and its AE title alone says who it is: whoever knows the"
             yield ("peer", i, "may_send"), f"{text} title gets in from any address; name its hosts in calls_from"
-    used = {
-        name
-        for _, route in _tables(raw, "route")
-        if isinstance(route.get("send_to"), list)
-        for name in route["send_to"]
-        if isinstance(name, str)
-    } | {route.get("priors") for _, route in _tables(raw, "route")}
+    routes = [route for _, route in _tables(raw, "route")]
+    tables = [*routes, *(also for route in routes for _, also in _tables(route, "also"))]
+    used: set[Any] = {name for table in tables for name in _names(table.get("send_to"))}
+    used |= {route.get("priors") for route in routes}
     for i, peer in _tables(raw, "peer"):
         if isinstance(peer.get("name"), str) and peer.get("may_send") is not True and peer["name"] not in used:
             yield ("peer", i, "name"), f"peer '{peer['name']}' may not send and no route sends to it"

@@ -662,6 +662,19 @@ def why_no_expression(pattern: str) -> str | None:
 PRIORITIES = {"stat": 1, "routine": 5}  # lower runs first
 
 
+class OfKind(Settings):
+    """A finding of a kind. One whose size in millimetres nobody knows is not known to be smaller."""
+
+    kinds: Annotated[tuple[str, ...], Field(strict=False)] = ()  # as reports call them: "Nodule"; none: of any
+    min_size_mm: Annotated[float, Field(ge=0, le=10000)] = 0.0  # of the largest; mean diameter, else long axis
+
+
+class Also(OfKind):
+    """[[route.also]]: who gets the results of a route as well, if a finding of a kind is among them."""
+
+    send_to: Names  # names of peers
+
+
 class Route(Settings):
     """[[route]]: which series goes to which pipeline, and where its results go. Every matching route makes a job."""
 
@@ -669,6 +682,7 @@ class Route(Settings):
     match: dict[str, Any]  # DICOM keyword -> condition; all must hold
     pipeline: str  # "lung-nodule", "breast-us"
     send_to: Names  # names of peers
+    also: Annotated[tuple[Also, ...], Field(strict=False)] = ()  # further ones, for results with a finding of a kind
     priority: Literal["routine", "stat"] = "routine"  # routine: unless the images name another one
     priors: str | None = None  # the peer to ask for earlier studies of the patient; none: nothing is compared
     options: dict[str, Any] = Field(default_factory=dict)  # handed to the pipeline as they are
@@ -677,6 +691,11 @@ class Route(Settings):
     @property
     def priority_number(self) -> int:
         return PRIORITIES[self.priority]
+
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        """Every peer that its results may go to."""
+        return tuple(dict.fromkeys((*self.send_to, *(name for also in self.also for name in also.send_to))))
 
 
 About = Literal["node", "jobs", "destination", "disk", "certificate", "silence", "finding"]
@@ -688,7 +707,7 @@ def _no_url(url: SecretStr) -> SecretStr:
     return url
 
 
-class Notify(Settings):
+class Notify(OfKind):
     """[[notify]]: who is told when something needs a person, and of what. Never of who a patient is."""
 
     name: str = Field(min_length=1, max_length=56)  # the ledger notes it with a word before
@@ -702,10 +721,8 @@ class Notify(Settings):
     down_min: Annotated[float, Field(gt=0, le=525600)] = 30.0  # a destination that takes nothing for so long
     full_in_days: Annotated[float, Field(ge=0, le=36525)] = 7.0  # the disk, by the forecast
     certificate_days: Annotated[int, Field(ge=0, le=36525)] = 14  # before a certificate of the node ends
-    # "finding" is told of these; none: of all
+    # "finding" is told of these, and of the kinds of OfKind; none: of all
     pipelines: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    kinds: Annotated[tuple[str, ...], Field(strict=False)] = ()  # of findings, as reports call them: "Nodule"
-    min_size_mm: Annotated[float, Field(ge=0, le=10000)] = 0.0
 
 
 class Config(Settings):

@@ -92,6 +92,16 @@ def by_number(labels: Mapping[str, Label]) -> dict[int, Label]:
     return {int(key): labels[key] for key in sorted(labels, key=int)}
 
 
+def measured_kinds(labels: Mapping[str, Label]) -> dict[str, bool]:
+    """Type of finding -> whether it is given a size in millimetres: `finds` of a card."""
+    return {
+        label.type_code.meaning: any(
+            "diameters" in each.measure for each in labels.values() if each.type_code == label.type_code
+        )
+        for label in labels.values()
+    }
+
+
 Labels = Annotated[dict[str, Label], AfterValidator(check_labels)]
 
 

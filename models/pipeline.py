@@ -63,6 +63,8 @@ class Card:
     sop_classes: frozenset[str] = frozenset()  # SOP Class UIDs; empty: any image of the modality
     body_part: frozenset[str] = frozenset()  # values of BodyPartExamined; empty: any
     requires: Requirements = Requirements()
+    # type of finding, as reports call it ("Nodule") -> whether it is measured in millimetres; empty: not known
+    finds: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

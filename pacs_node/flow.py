@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from dicom_sr import attributes
-from dicom_sr.importance import size
 from pacs_node.ahead import Ahead
 from pacs_node.confirm import ArrivalCheck, Confirm
 from pacs_node.editions import next_revision, same_objects, unchanged
@@ -43,7 +42,9 @@ from pacs_node.errors import (
     Unforeseen,
     may_pass,
 )
+from pacs_node.kinds import decided, sizes
 from pacs_node.records import (
+    Also,
     CommitmentReport,
     CommitmentRequest,
     Edition,
@@ -131,6 +132,7 @@ class RouteMatch:
     priority: int
     options: Mapping[str, Any]
     priors: str | None = None
+    also: tuple[Also, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -347,6 +349,7 @@ class Flow:
             route=match.rule,
             priority=match.priority,
             send_to=match.send_to,
+            also=match.also,
             options=match.options,
             priors=match.priors,
             sender=sender,
@@ -432,7 +435,7 @@ class Flow:
             state="done",
             reason=f"{count} finding{'' if count == 1 else 's'}",
             warnings=list(findings.warnings),
-            facts={**findings.facts, **_largest(findings)},
+            facts={**findings.facts, **sizes(findings)},
         )
 
     def _refuse(self, job: Job, reason: str) -> None:
@@ -470,6 +473,7 @@ class Flow:
         analysed, began = state == "done", time.monotonic()
         while True:
             earlier = self.ledger.editions(job)
+            also = decided(job.also, facts or {}, {place for each in earlier for place in each.released_to})
             edition = unchanged(earlier, job, version, analysed=analysed)
             with _step("encoding"):
                 results = write(edition) if edition else []
@@ -483,10 +487,10 @@ class Flow:
                     state,
                     now=self.now(),
                     results=results,
-                    follow_up=[self._send_job(job, destination) for destination in job.send_to] if results else [],
+                    follow_up=[self._send_job(job, place) for place in _destinations(job, also)] if results else [],
                     edition=replace(edition, objects=tuple(results)) if results else None,
                     warnings=[*warnings, *(remark for result in results for remark in result.remarks)],
-                    facts=None if facts is None else {**facts, "encode_seconds": round(time.monotonic() - began, 3)},
+                    facts=_told(facts, also, time.monotonic() - began),
                     **said,
                 )
             except EditionChanged:
@@ -669,11 +673,11 @@ def _id(*parts: str) -> str:
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
 
 
-def _largest(findings: Findings) -> dict[str, dict[str, float]]:
-    """{"largest_mm": of each kind of finding the largest}, where sizes are known; for lists and notices."""
-    sizes: dict[str, float] = {}
-    for finding in findings.findings:
-        in_mm, extent = size(finding)
-        if in_mm:
-            sizes[finding.type.meaning] = max(round(extent, 1), sizes.get(finding.type.meaning, 0.0))
-    return {"largest_mm": sizes} if sizes else {}
+def _destinations(job: Job, also: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [*job.send_to, *(each["to"] for each in also if each["sent"])]
+
+
+def _told(facts: Mapping[str, Any] | None, also: Sequence[Mapping[str, Any]], encode_s: float) -> dict[str, Any] | None:
+    """The facts of a job; of one that made no findings who got its report as well."""
+    said = {"also": list(also)} if also else {}
+    return {**facts, **said, "encode_seconds": round(encode_s, 3)} if facts is not None else said or None

@@ -22,6 +22,7 @@ import structlog
 from config import Notify
 from config.schema import About
 from pacs_node.errors import LedgerUnavailable, NodeError
+from pacs_node.kinds import of_kind
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop
 from pacs_node.records import Notice
@@ -120,12 +121,9 @@ def found(about: Notify, jobs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Of these inferences those with a finding that this receiver is to hear of: key -> in words."""
     told = {}
     for job in jobs:
-        sizes = job["facts"].get("largest_mm") or {}
-        kinds = {kind: size for kind, size in sizes.items() if not about.kinds or kind in about.kinds}
-        largest = {kind: size for kind, size in kinds.items() if size >= about.min_size_mm}
-        if largest and (not about.pipelines or job["pipeline"] in about.pipelines):
-            sized = ", ".join(f"{kind} of {size:g} mm" for kind, size in sorted(largest.items()))
-            told[f"{FINDING}{job['id']}"] = f"{job['pipeline']} found: {sized}; series {job['series_uid']}"
+        wanted = of_kind(job["facts"], about.kinds, about.min_size_mm)
+        if wanted and (not about.pipelines or job["pipeline"] in about.pipelines):
+            told[f"{FINDING}{job['id']}"] = f"{job['pipeline']} found: {', '.join(wanted)}; series {job['series_uid']}"
     return told
 
 

@@ -240,6 +240,15 @@ JOB_STATES = (*OPEN_JOB_STATES, "done", "refused", "failed", "superseded")
 
 
 @dataclass(frozen=True)
+class Also:
+    """Who gets the results of a job as well, if a finding of a kind is among them: see kinds.py."""
+
+    send_to: tuple[str, ...]
+    kinds: tuple[str, ...] = ()  # none: of any
+    min_size_mm: float = 0.0
+
+
+@dataclass(frozen=True)
 class Job:
     """One unit of durable work, by kind.
 
@@ -257,6 +266,7 @@ class Job:
     priority: int  # of PRIORITY_NAMES
     created_at: datetime
     send_to: tuple[str, ...] = ()
+    also: tuple[Also, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     priors: str | None = None  # the peer to ask for earlier studies of the patient
     destination: str | None = None
@@ -272,6 +282,11 @@ class Job:
     executor: str | None = None
     reason: str = ""
     not_before: datetime | None = None
+
+    @property
+    def destinations(self) -> frozenset[str]:
+        """Every peer that its results may go to."""
+        return frozenset((*self.send_to, *(name for also in self.also for name in also.send_to)))
 
     @property
     def asked(self) -> dict[str, Any]:

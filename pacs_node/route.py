@@ -27,6 +27,7 @@ from pydicom.tag import Tag
 
 from dicom_sr import attributes
 from pacs_node.privacy import identifies
+from pacs_node.records import Also
 
 OURS = "pacs-node"  # what our results carry as Manufacturer
 
@@ -61,6 +62,7 @@ class Rule:
     priority: int = ROUTINE
     options: Mapping[str, Any] = field(default_factory=dict)
     priors: str | None = None  # the peer to ask for earlier studies
+    also: tuple[Also, ...] = ()  # who gets results with a finding of a kind as well
 
     def why_not(self, header: Dataset) -> str | None:
         """None, or the first condition that fails, in words and without patient values.

@@ -28,13 +28,14 @@ from pacs_node import settings_file
 from pacs_node.deliver.dimse import echo
 from pacs_node.deliver.stow import reach
 from pacs_node.errors import NodeError, SettingsRefused
+from pacs_node.kinds import as_well
 from pacs_node.peers import dicom_peer, web_peer
 from pacs_node.route import identifying, wish
 from pacs_node.settings import LiveSettings
 from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial
 
 KINDS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route}
-OWN_WIDGETS = {"match", "options", "pipeline", "send_to", "priors"}  # of a route: the page has its own for them
+OWN_WIDGETS = {"match", "options", "pipeline", "send_to", "also", "priors"}  # of a route: the page has its own for them
 HELP = {  # what the page says beside a field
     "name": "how routes call it",
     "ae_title": "AE title of a DICOM peer",
@@ -112,7 +113,7 @@ class SettingsDesk:
                 "may_send": peer.may_send,
                 "calls_from": list(peer.calls_from),
                 "reachable": peer.reachable,
-                "routes": [route.name for route in routes if peer.name in (*route.send_to, route.priors)],
+                "routes": [route.name for route in routes if peer.name in (*route.destinations, route.priors)],
                 "open_jobs": waiting.get(peer.name, 0),
             }
             for peer in self.config().peers
@@ -125,6 +126,7 @@ class SettingsDesk:
                 "name": route.name,
                 "pipeline": route.pipeline,
                 "send_to": list(route.send_to),
+                "also": [as_well(each.send_to, each.kinds, each.min_size_mm) for each in route.also],
                 "priority": route.priority,
                 # a value that would tell who a patient is stands in the form of the route alone, which is for admins
                 "toml": "" if any(map(identifying, route.match)) else self._text_in_force("route", route.name),
@@ -199,6 +201,7 @@ class SettingsDesk:
             "options_known": {name: sorted(model.model_fields) for name, model in sorted(known.options.items())},
             "send_to": list(map(str, send_to)) if isinstance(send_to, list) else [],
             "destinations": [peer.name for peer in config.peers if peer.reachable],
+            "also": [_also_row(each) for each in _tables(route.get("also"))],
             "priors": str(route.get("priors", "")),
             "archives": [peer.name for peer in config.peers if peer.host is not None],
             "conditions": [_row(key, condition) for key, condition in match.items()]
@@ -428,7 +431,7 @@ def _value_of(field: Mapping[str, Any], said: _Form, before: Mapping[str, Any]) 
     if kind == "bool":
         value = bool(text)
     elif kind == "list":
-        value = [each for each in (part.strip() for part in text.split(",")) if each]
+        value = _listed(text)
     elif not text:
         value = None
     else:
@@ -458,6 +461,8 @@ def _with_route(values: dict[str, Any], before: Mapping[str, Any], said: _Form) 
     """With what a route has besides simple fields, and what of it could not be used."""
     match, bad = _match_of(said)
     values |= {"match": match, "pipeline": said.text("pipeline"), "send_to": said.all("send_to")}
+    if also := _also_of(said):
+        values["also"] = before["also"] if also == before.get("also") else also
     if said.text("priors"):
         values["priors"] = said.text("priors")
     try:
@@ -467,6 +472,31 @@ def _with_route(values: dict[str, Any], before: Mapping[str, Any], said: _Form) 
     if options:
         values["options"] = options
     return values, bad
+
+
+def _also_of(said: _Form) -> list[dict[str, Any]]:
+    """The further destinations of the rows of a form; a row without a peer is none."""
+    rows = zip(*(said.raw(f"also.{part}") for part in ("send_to", "kinds", "min_size_mm")), strict=False)
+    return [
+        {"send_to": _listed(send_to)}
+        | ({"kinds": _listed(kinds)} if _listed(kinds) else {})
+        | ({"min_size_mm": _number(size)} if size else {})
+        for send_to, kinds, size in rows
+        if _listed(send_to)
+    ]
+
+
+def _also_row(also: Mapping[str, Any]) -> dict[str, str]:
+    lists = {key: ", ".join(map(str, also.get(key) or ())) for key in ("send_to", "kinds")}
+    return {**lists, "min_size_mm": str(also.get("min_size_mm", ""))}
+
+
+def _listed(text: str) -> list[str]:
+    return [each for each in (part.strip() for part in text.split(",")) if each]
+
+
+def _tables(listed: Any) -> list[Mapping[str, Any]]:
+    return [each for each in listed if isinstance(each, Mapping)] if isinstance(listed, list) else []
 
 
 def _match_of(said: _Form) -> tuple[dict[str, Any], str | None]:

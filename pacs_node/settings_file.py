@@ -252,7 +252,7 @@ def _with_own_comments(lines: Sequence[str], end: int) -> int:
 
 def _ends(lines: Sequence[str], start: int, kind: str) -> Iterator[int]:
     """Where an entry may end: before each header that is not of a table within it."""
-    within = re.compile(rf"""^\s*\[\s*(["']?){kind}\1\s*\.""")
+    within = re.compile(rf"""^\s*\[\[?\s*(["']?){kind}\1\s*\.""")
     for number in range(start + 1, len(lines)):
         if re.match(r"^\s*\[", lines[number]) and not within.match(lines[number]):
             yield number
@@ -293,10 +293,13 @@ def _bring(table: Table | InlineTable, values: Mapping[str, Any]) -> None:
 
 
 def _item(value: Any) -> Any:
-    return tomlkit.value(_inline(value)) if isinstance(value, Mapping) else tomlkit.item(value)
+    tables = isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
+    return tomlkit.value(_inline(value)) if isinstance(value, Mapping) or tables else tomlkit.item(value)
 
 
 def _inline(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_inline, value))}]"
     if not isinstance(value, Mapping):
         return str(tomlkit.item(value).as_string())
     pairs = ", ".join(f"{SingleKey(key).as_string()} = {_inline(each)}" for key, each in value.items())

@@ -24,6 +24,7 @@ from dicom_sr.reading import TooMuch, read_header
 from models.pipeline import Card
 from pacs_node.assemble.geometry import outside
 from pacs_node.errors import NodeError
+from pacs_node.kinds import as_well
 from pacs_node.ledger import Ledger
 from pacs_node.privacy import identifies
 from pacs_node.records import Received, Stored
@@ -53,6 +54,7 @@ class Outcome:
     then: str | None
     refused: str | None = None  # why the pipeline would not run for it, if the route takes it
     same_job: bool = True  # where both take it: the same pipeline is told the same
+    terms: tuple[str, ...] = ()  # what else the route says of what it takes, in words
 
     @property
     def change(self) -> str:
@@ -79,9 +81,14 @@ def outcomes(header: Dataset, now: Sequence[Rule], then: Sequence[Rule], card_of
                 NO_SUCH_ROUTE if new is None else guard or new.why_not(header),
                 _refused(header, card_of(rule.pipeline, rule.options)),
                 old is None or new is None or (old.pipeline, old.options) == (new.pipeline, new.options),
+                _terms(rule),
             )
         )
     return found
+
+
+def _terms(rule: Rule) -> tuple[str, ...]:
+    return tuple(as_well(each.send_to, each.kinds, each.min_size_mm) for each in rule.also)
 
 
 def _refused(header: Dataset, card: Card) -> str | None:

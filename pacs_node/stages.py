@@ -19,7 +19,7 @@ import structlog
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from config import Config, Peer
+from config import Config, Peer, Route
 from dicom_sr.attributes import UNREADABLE
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
@@ -53,6 +53,7 @@ from pacs_node.memory import Peaks
 from pacs_node.peers import arrival_check_of, destination_of, dicom_peer
 from pacs_node.receive.commitment import bring_report
 from pacs_node.records import (
+    Also,
     CommitmentReport,
     CommitmentRequest,
     Edition,
@@ -195,7 +196,14 @@ class WiredStages:
     def matches(self, header: Dataset) -> list[RouteMatch]:
         return [
             RouteMatch(
-                rule.name, why_not, rule.pipeline, rule.send_to, priority_of(rule, header), rule.options, rule.priors
+                rule.name,
+                why_not,
+                rule.pipeline,
+                rule.send_to,
+                priority_of(rule, header),
+                rule.options,
+                rule.priors,
+                rule.also,
             )
             for rule, why_not in route(self.rules, header)
         ]
@@ -325,7 +333,7 @@ class WiredStages:
                 when=edition.dated,
                 revision=edition.result_revision,
                 replaces=edition.replaces,
-                note=any(self._wants_note(name) for name in job.send_to),
+                note=any(self._wants_note(name) for name in job.destinations),
                 rejected=rejected,
             )
         return self._of(written, folder, job.id)
@@ -465,7 +473,14 @@ class WiredStages:
 
 
 def rules_of(config: Config) -> list[Rule]:
-    return [Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors) for r in config.routes]
+    return [
+        Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors, _also(r))
+        for r in config.routes
+    ]
+
+
+def _also(route: Route) -> tuple[Also, ...]:
+    return tuple(Also(each.send_to, each.kinds, each.min_size_mm) for each in route.also)
 
 
 def store_of(config: Config) -> Store:

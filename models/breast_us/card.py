@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dicom_sr import codes
 from dicom_sr.findings import Algorithm
 from models.breast_us.options import Options
 from models.pipeline import Card, Declaration
@@ -17,6 +18,7 @@ CARD = Card(
         "Outlines the largest lesion of a breast ultrasound image and estimates whether the image is normal, "
         "benign or malignant. Research use only, not for diagnostic use."
     ),
+    finds={codes.MASS.meaning: True},  # where the image says how large its pixels are
     # no body part: many systems leave BodyPartExamined empty or at a preset; a report of another one carries a warning
 )
 PIPELINE = Declaration(CARD, "models.breast_us.pipeline:BreastUltrasound", Options)

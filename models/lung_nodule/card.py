@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dicom_sr import codes
 from dicom_sr.findings import Algorithm
 from models.lung_nodule.options import Options
 from models.pipeline import Card, Declaration, Requirements
@@ -22,6 +23,7 @@ CARD = Card(
         max_tilt_deg=0.5,  # 0.9 mm of shift over 100 mm
         hounsfield=True,
     ),
+    finds={codes.NODULE.meaning: True},
 )
 PIPELINE = Declaration(
     CARD, "models.lung_nodule.pipeline:LungNodule", Options, comparison="models.lung_nodule.compare:compare"

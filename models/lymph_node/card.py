@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dicom_sr import codes
 from dicom_sr.findings import Algorithm
 from models.lymph_node.options import Options
 from models.pipeline import Card, Declaration, Requirements
@@ -15,5 +16,6 @@ CARD = Card(
     intended_use="Marks what may be lymph nodes of the mediastinum and abdomen on axial CT with contrast agent, for"
     " engineers; experimental, made without any real image of one. Research use only, not for diagnostic use.",
     requires=Requirements(volume=True, axial=True, min_slices=9, max_tilt_deg=0.5, hounsfield=True),
+    finds={codes.LYMPH_NODE.meaning: True},
 )
 PIPELINE = Declaration(CARD, "models.lymph_node.pipeline:LymphNode", Options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dicom_sr.findings import Algorithm
+from models.labels import measured_kinds
 from models.monai_bundle.options import Options
 from models.pipeline import Card, Declaration, Requirements
 
@@ -21,6 +22,7 @@ def card(options: Options) -> Card:
         " diagnostic use.",
         body_part=frozenset(options.body_part),
         requires=Requirements(volume=True, min_slices=2, max_tilt_deg=0.5, hounsfield=options.modality == "CT"),
+        finds=measured_kinds(options.labels),
     )
 
 

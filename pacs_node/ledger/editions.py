@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -70,7 +70,9 @@ class Editions(Database):
         with self._reading() as db:
             return [each for objects in db.scalars(kept) for each in self._objects(objects)]
 
-    def _add_edition(self, db: sa.Connection, job: Job, edition: Edition, now: datetime) -> None:
+    def _add_edition(
+        self, db: sa.Connection, job: Job, edition: Edition, now: datetime, sent_to: Collection[str | None]
+    ) -> None:
         known = self._editions(db, job)
         if all(edition.result_revision != each.result_revision for each in known):
             if edition.analysed:  # what waits to be sent is old now, and must not be sent after the new
@@ -80,6 +82,10 @@ class Editions(Database):
                 raise EditionChanged(
                     f"what revision {edition.result_revision} replaces has changed while it was written"
                 )
+        further = job.destinations - {*job.send_to}
+        held_by = {place for each in known for place in each.released_to} if further else set()
+        if missed := (held_by & further) - {*sent_to}:
+            raise EditionChanged(f"{', '.join(sorted(missed))} got an earlier revision while this one was written")
         row: dict[str, Any] = {"number": edition.result_revision, "revision": edition.series_revision}
         row |= {name: getattr(edition, name) for name in ("version", "analysed", "dated")}
         row |= {name: [self._object_row(each) for each in getattr(edition, name)] for name in ("replaces", "objects")}
@@ -97,7 +103,7 @@ class Editions(Database):
         )
         earlier = [infer_job for infer_job, options in rows if options == job.asked]
         sends = sa.select(job_table.c.id).where(
-            job_table.c.kind == "send", job_table.c.parent.in_(earlier), job_table.c.destination.in_(job.send_to)
+            job_table.c.kind == "send", job_table.c.parent.in_(earlier), job_table.c.destination.in_(job.destinations)
         )
         over = db.scalars(sends).all()
         db.execute(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -41,6 +41,7 @@ class Jobs(Editions, Queues, Figures):
             "turn": self._turn(db, job),
             "parent": getattr(job, BELONGS_TO[job.kind]) if job.kind in BELONGS_TO else None,
             "send_to": list(job.send_to),
+            "also": [asdict(each) for each in job.also],
             "options": dict(job.options),
             "warnings": [],
             "facts": {},
@@ -203,7 +204,8 @@ class Jobs(Editions, Queues, Figures):
     ) -> bool:
         """End a job: its results, receipts and the jobs that follow, in one transaction. False: not ours any more.
 
-        Raises EditionChanged, and writes nothing, when `edition` does not replace what stands at the destinations now.
+        Raises EditionChanged, and writes nothing, when `edition` does not replace what stands at the destinations now,
+        or a further destination holds an earlier one and would not get it.
         """
         with self._begin() as db:
             ended = self._move(
@@ -221,7 +223,7 @@ class Jobs(Editions, Queues, Figures):
                 self._late_outcome(db, job, receipts)
                 return False
             if edition is not None:
-                self._add_edition(db, job, edition, now)
+                self._add_edition(db, job, edition, now, {each.destination for each in follow_up})
             for position, result in enumerate(results):
                 db.execute(
                     self._insert(result_table)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from pacs_node.ledger.engine import Database
 from pacs_node.ledger.tables import job_table, queue_table
-from pacs_node.records import Job
+from pacs_node.records import Also, Job
 from pacs_node.turns import Next, begun, in_order, turn_of
 
 BELONGS_TO = {"send": "infer_job", "confirm": "send_job", "report": "transaction_uid"}  # the column `parent`, by kind
@@ -187,4 +187,8 @@ def job_of(row: Any) -> Job:
     values = {name: row[name] for name in JOB_FIELDS}
     if row["kind"] in BELONGS_TO:
         values[BELONGS_TO[row["kind"]]] = row["parent"]
-    return Job(**{**values, "send_to": tuple(values["send_to"]), "options": dict(values["options"])})
+    also = tuple(
+        Also(tuple(each["send_to"]), tuple(each["kinds"]), each["min_size_mm"]) for each in values["also"] or ()
+    )
+    lists = {"send_to": tuple(values["send_to"]), "also": also, "options": dict(values["options"])}
+    return Job(**{**values, **lists})

@@ -114,6 +114,7 @@ job_table = sa.Table(
     sa.Column("options", sa.JSON, nullable=False),
     sa.Column("priors", sa.String(64)),  # the peer to ask for earlier studies of the patient
     sa.Column("send_to", sa.JSON, nullable=False),  # names of peers; an infer job's destinations
+    sa.Column("also", sa.JSON, nullable=False, server_default="[]"),  # its further ones, and for which findings
     sa.Column("destination", sa.String(64)),  # a send or confirm job's one; of a report the sender's AE title
     # a send job's infer job, a confirm job's send job, a report's Transaction UID
     sa.Column("parent", sa.String(64), index=True),

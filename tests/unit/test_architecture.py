@@ -87,7 +87,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "silence_alarm": set(),
     "turns": {"records"},
     "memory": {"durable"},
-    "flow": {"records", "errors", "ledger", "editions", "confirm", "silence", "ahead"},
+    "kinds": {"records"},
+    "flow": {"records", "errors", "ledger", "editions", "confirm", "silence", "ahead", "kinds"},
     "ledger": {"accounts", "records", "errors", "editions", "turns"},
     "start_up": {"errors", "durable"},
     "viewing": {"records", "errors"},
@@ -99,7 +100,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "syslog": {"audit", "durable", "errors", "loop"},
 }
 OUTSIDE = {  # of the spine: which other packages of ours
-    **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment")},
+    **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment", "kinds")},
     "viewing": {"config"},  # config.secrets, as infer
     "settings_file": {"config"},  # which settings are secret
 }

@@ -570,6 +570,60 @@ def test_what_is_wrong_with_who_is_told(tmp_path: Path, text: str, words: str) -
     assert any(words in line for line in said(tmp_path, text)), said(tmp_path, text)
 
 
+NTH = "[[route.also]] number {} of [[route]] 'r'"
+
+
+def also(text: str, pipeline: str = "lung-nodule") -> str:
+    """A route that sends to `a`, and as this says further."""
+    two = '[[peer]]\nname = "b"\nfolder = "b"\n[[peer]]\nname = "mute"\nae_title = "M"\nmay_send = true\n'
+    route = ROUTE.replace("lung-nodule", pipeline) + "match = {}\n"
+    return f"{PEER}{two}{route}[[route.also]]\n{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", f"node.toml:19: {NTH.format(1)} needs 'send_to'"),
+        ("send_to = []", f"node.toml:20: 'send_to' in {NTH.format(1)} must not be empty"),
+        ('send_to = ["x"]', f"node.toml:20: {NTH.format(1)}: no peer 'x'; there are a, b, mute"),
+        ('send_to = ["mute"]', "peer 'mute' has no host and port, so nothing can be sent to it"),
+        ('send_to = ["b", "b"]', "peer 'b' is named twice in send_to"),
+        ('send_to = ["b", "a"]', "peer 'a' gets every result of the route already; remove it here"),
+        ('send_to = ["b"]\nkind = 1', "no setting 'kind' in [[route.also]]; did you mean 'kinds'?"),
+        ('send_to = ["b"]\nkinds = ["Nodul"]', f"{NTH.format(1)}: lung-nodule never finds 'Nodul'; did you mean"),
+        ('send_to = ["b"]\nmin_size_mm = -1', f"'min_size_mm' in {NTH.format(1)} must be 0.0 or more, not -1"),
+        ('send_to = ["b"]\n[[route.also]]\nkinds = 3\nsend_to = ["b"]', f"'kinds' in {NTH.format(2)} must be a list"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_further_destinations(tmp_path: Path, text: str, words: str) -> None:
+    assert any(words in line for line in said(tmp_path, also(text))), said(tmp_path, also(text))
+
+
+def test_further_destinations_load_and_count_as_used(tmp_path: Path) -> None:
+    text = also('send_to = ["b"]\nkinds = ["nodule"]\nmin_size_mm = 8').replace("may_send = true", "")
+    text = text.replace('[[peer]]\nname = "mute"\nae_title = "M"\n', "")
+    assert said(tmp_path, text) == []
+    [route] = config.load(tmp_path / "node.toml", catalogue()).routes
+    assert route.destinations == ("a", "b")
+    assert not [line for line in said(tmp_path, text, "warning") if "peer 'b'" in line]
+
+
+def test_a_size_is_wanted_of_nothing_that_is_not_measured(tmp_path: Path) -> None:
+    """A network for organs, of which one has diameters."""
+    (tmp_path / "bundle" / "configs").mkdir(parents=True)
+    label = '{{ name = "{0}", type = ["{0}", "99X", "{0}"], measure = ["{1}"] }}'
+    labels = f"labels = {{ 1 = {label.format('Spleen', 'volume')}, 2 = {label.format('Node', 'diameters')} }}"
+    options = f'options = {{ bundle = "{tmp_path}/bundle", {labels} }}\n'
+
+    def of(kinds: str, least: float = 8) -> list[str]:
+        text = also(f'send_to = ["b"]\nkinds = {kinds}\nmin_size_mm = {least}', "monai-bundle")
+        return said(tmp_path, text.replace("[[route.also]]", f"{options}[[route.also]]"))
+
+    words = "[[route.also]] number 1 of [[route]] 'r': monai-bundle does not measure Spleen in millimetres"
+    assert of('["Spleen"]') == [f"node.toml:23: {words}; remove 'min_size_mm'"]
+    assert of('["Spleen"]', 0) == of('["Node"]') == of('["Spleen", "Node"]') == of("[]") == []
+
+
 @pytest.mark.parametrize(
     ("condition", "words"),
     [

@@ -197,6 +197,31 @@ def test_a_form_that_nothing_was_changed_in_changes_nothing(pages: Pages, addres
     assert pages.file.read_text() == TOML
 
 
+ALSO = """# the surgeon
+[[route.also]]
+min_size_mm = 8 # or more
+send_to = ["web"]
+"""
+
+
+def test_further_destinations_are_rows_of_the_form(pages: Pages) -> None:
+    pages.file.write_text(TOML + ALSO)
+    form = pages.form("/routes/edit?name=breast")
+    answer = pages.post("/routes/edit", changed(form, do="save"))
+    assert "nothing is different" in answer.text
+    assert pages.post("/routes/edit", [("also.send_to", "pacs & <co>"), ("also.kinds", "Mass, mass"),
+                                       ("also.min_size_mm", ""), *form]).status_code == 303  # fmt: skip
+    first, second = pages.config.routes[0].also
+    assert (first.send_to, first.kinds, first.min_size_mm) == (("pacs & <co>",), ("Mass", "mass"), 0)
+    assert (second.send_to, second.kinds, second.min_size_mm) == (("web",), (), 8)
+    page = unescape(pages.admin.get("/routes").text)
+    assert "to pacs & <co> as well, if found: Mass or mass" in page
+    assert "to web as well, if found: finding of at least 8 mm" in page
+    assert pages.post("/routes/edit", changed(pages.form("/routes/edit?name=breast"), **{"also.send_to": ""})
+                      ).status_code == 303  # fmt: skip
+    assert pages.config.routes[0].also == ()
+
+
 @pytest.mark.parametrize(("kind", "model"), [("peer", Peer), ("route", Route)])
 def test_every_setting_has_its_field(kind: str, model: type[Peer | Route]) -> None:
     without = {key for key, field in model.model_fields.items() if not _has_field(kind, key)}

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from config import load
 from models import catalogue
-from pacs_node.flow import _largest
+from pacs_node.kinds import sizes as sizes_of
 from pacs_node.observe import SystemCollector, registry
 from pacs_node.records import DURATIONS, STEPS_S
 from pacs_node.system import good_until, models
@@ -103,6 +103,6 @@ def test_models_are_those_of_the_routes_with_what_their_cards_say(tmp_path: Path
 
 def test_the_largest_finding_of_each_kind_is_among_the_figures_of_a_job() -> None:
     findings = encoded("ct_two")[0].findings
-    sizes = _largest(findings)["largest_mm"]
+    sizes = sizes_of(findings)["largest_mm"]
     assert sizes.keys() == {finding.type.meaning for finding in findings.findings}
     assert all(0 < size < 500 for size in sizes.values())
