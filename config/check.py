@@ -309,6 +309,9 @@ def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tu
         yield from _destinations(("route", i), route, where, peers)
         yield from _also(i, route, raw, peers, pipelines)
         yield from _priors(i, route, where, peers, pipelines)
+        if route.get("shadow") is True and "priors" in route:
+            words = "a shadow sends nothing to anybody, not even a question about earlier studies; remove 'priors'"
+            yield ("route", i, "priors"), f"{where}: {words}"
         if pipelines is not None and isinstance(route.get("pipeline"), str):
             yield from _pipeline(i, route, where, pipelines)
         if isinstance(route.get("match"), dict):

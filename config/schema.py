@@ -687,6 +687,8 @@ class Route(Settings):
     priors: str | None = None  # the peer to ask for earlier studies of the patient; none: nothing is compared
     options: dict[str, Any] = Field(default_factory=dict)  # handed to the pipeline as they are
     report_not_run: bool = False  # a series that is refused gets a report that says why
+    # it runs behind all others and its results are kept, but nothing of it is sent to anybody, whatever send_to says
+    shadow: bool = False
 
     @property
     def priority_number(self) -> int:

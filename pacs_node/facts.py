@@ -19,6 +19,7 @@ from pacs_node.peers import LedgerMemory
 from pacs_node.records import EVERY, JOB_KINDS, REFUSAL_KINDS, Wanted
 from pacs_node.retention import Retention
 from pacs_node.settings import LiveSettings
+from pacs_node.shadow import Pair, agreement, paired
 from pacs_node.system import state_of
 from pacs_node.viewer_facts import Viewed, ViewerFacts
 
@@ -29,6 +30,7 @@ AHEAD_S = 60.0  # times so far in the future were not measured by another clock:
 
 MOST_AT_ONCE = 1000  # series of a filter that one button is for
 SENDERS_SHOWN = 50  # with refusals: whoever knocks can make as many as there are addresses
+MOST_COMPARED = 2000  # series of a shadow and a live route, the newest
 MOST_LOOKED_AT = 100_000  # messages of the audit trail, for one page
 
 ATTENTION = 20  # jobs that /health names one by one
@@ -113,6 +115,7 @@ class NodeFacts(ViewerFacts):
         """ "trouble": unfit to receive or to work. "degraded": it does both, but a job needs a person."""
         node = self.node
         trouble, needs, attention = node.trouble(), node.ailing(), []
+        shadows: list[str] = []
         if node.settings is not None and node.settings.problem is not None:
             needs.append(node.settings.problem.partition("\n")[0])
         counts: dict[str, Any] = {}
@@ -124,6 +127,7 @@ class NodeFacts(ViewerFacts):
                 needs += in_need(list(new.values()), said)
                 named |= new
             attention = list(named.values())[:ATTENTION]
+            shadows = in_need(node.ledger.unresolved(shadow=True), FAILED)
             needs += self._clock()
             needs += [why for why in (node.retention.short, node.retention.away) if why is not None]
         except LedgerUnavailable as error:
@@ -132,6 +136,7 @@ class NodeFacts(ViewerFacts):
             "status": "trouble" if trouble else "degraded" if needs else "ok",
             "reasons": [*trouble, *needs],
             "attention": attention,
+            "shadow_reasons": shadows,
             "version": __version__,
             "ae_title": node.config.node.ae_title,
             "dicom_port": node.config.node.dicom_port,
@@ -354,9 +359,55 @@ class NodeFacts(ViewerFacts):
             wanted = ledger.series_of_route(route)
         return self._without_paths({uid: self.node.rerun(uid, route) for uid in wanted})
 
+    def shadows(self) -> list[dict[str, Any]]:
+        """Every shadow route that there is or was: what became of its inferences, and which live routes took the same
+        series."""
+        ledger, states = self.node.ledger, self.node.ledger.shadow_states()
+        now = {route.name: route for route in self.node.config.routes if route.shadow}
+        return [
+            {
+                "route": name,
+                "pipeline": now[name].pipeline if name in now else "",
+                "in_force": name in now,
+                "states": states.get(name, {}),
+                "beside": ledger.live_beside(name),
+            }
+            for name in sorted({*now, *states})
+        ]
+
+    def compared(
+        self, route: str, live: str, since: datetime | None = None, before: datetime | None = None
+    ) -> dict[str, Any]:
+        """A shadow route and a live one on the same series: `agreement`, and each series with what differs."""
+        rows = self.node.ledger.compared(route, live, since, before, MOST_COMPARED)
+        pairs = [paired(row["series_uid"], row["live"], row["shadow"]) for row in rows]
+        series = [_compared(row, pair) for row, pair in zip(rows, pairs, strict=True)]
+        told = {"route": route, "live": live, "most": len(rows) == MOST_COMPARED, **agreement(pairs)}
+        return self._without_paths({**told, "each": series})
+
     def rejected(self, job_id: str) -> dict[str, Path]:
         job = self.node.ledger.job(job_id)
-        if job is None or job.state != "failed" or job.kind != "infer":
+        if job is None or job.state != "failed" or job.kind != "infer" or job.shadow:
             return {}
         folder = self.node.rejected(job_id)
         return {path.name: path for path in sorted(folder.glob("*.dcm"))}
+
+
+def _compared(row: Mapping[str, Any], pair: Pair) -> dict[str, Any]:
+    """One series, in figures."""
+    live, shadow = pair.alone
+    return {
+        **{name: row[name] for name in ("series_uid", "modality", "description", "first_arrival")},
+        "live_state": pair.live["state"],
+        "shadow_state": pair.shadow["state"],
+        "live_job": pair.live["job"],
+        "shadow_job": pair.shadow["job"],
+        "both": len(pair.both),
+        "live_alone": live,
+        "shadow_alone": shadow,
+        "size_differences_mm": [round(b - a, 2) for a, b in pair.sizes_mm],
+        "classes": [{"live": a, "shadow": b} for a, b in pair.classes],
+        "live_seconds": pair.live["seconds"],
+        "shadow_seconds": pair.shadow["seconds"],
+        "differs": pair.differs(),
+    }

@@ -109,8 +109,10 @@ class Stages(Protocol):
         self, job: Job, images: Sequence[Stored], files: Sequence[Path], progress: Callable[[float, str], None]
     ) -> Findings: ...
     def compare(self, job: Job, findings: Findings, files: Sequence[Path]) -> Findings: ...
+    def places(self, findings: Findings, files: Mapping[str, Path]) -> dict[str, Any] | None: ...
     def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]: ...
     def reports_not_run(self, job: Job) -> bool: ...
+    def is_shadow(self, route: str) -> bool: ...
     def encode_not_run(
         self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition
     ) -> list[Result]: ...
@@ -133,6 +135,7 @@ class RouteMatch:
     options: Mapping[str, Any]
     priors: str | None = None
     also: tuple[Also, ...] = ()
+    shadow: bool = False
 
 
 @dataclass(frozen=True)
@@ -348,10 +351,11 @@ class Flow:
             pipeline=match.pipeline,
             route=match.rule,
             priority=match.priority,
-            send_to=match.send_to,
-            also=match.also,
+            send_to=() if match.shadow else match.send_to,
+            also=() if match.shadow else match.also,
             options=match.options,
             priors=match.priors,
+            shadow=match.shadow,
             sender=sender,
             created_at=now,
         )
@@ -436,6 +440,7 @@ class Flow:
             reason=f"{count} finding{'' if count == 1 else 's'}",
             warnings=list(findings.warnings),
             facts={**findings.facts, **sizes(findings)},
+            places=self.stages.places(findings, dict(zip(verdict.use, files, strict=True))),
         )
 
     def _refuse(self, job: Job, reason: str) -> None:
@@ -487,7 +492,7 @@ class Flow:
                     state,
                     now=self.now(),
                     results=results,
-                    follow_up=[self._send_job(job, place) for place in _destinations(job, also)] if results else [],
+                    follow_up=self._sends(job, also) if results else [],
                     edition=replace(edition, objects=tuple(results)) if results else None,
                     warnings=[*warnings, *(remark for result in results for remark in result.remarks)],
                     facts=_told(facts, also, time.monotonic() - began),
@@ -516,6 +521,10 @@ class Flow:
             return by_uid
         return {uid: by_uid[uid] for uid in verdict.use if uid in by_uid}
 
+    def _sends(self, job: Job, also: Sequence[Mapping[str, Any]]) -> list[Job]:
+        """None of a shadow, wherever its route would send to."""
+        return [] if job.shadow else [self._send_job(job, place) for place in _destinations(job, also)]
+
     def _send_job(self, job: Job, destination: str) -> Job:
         return Job(
             id=_id("send", job.id, str(job.generation), destination),
@@ -526,6 +535,7 @@ class Flow:
             pipeline=job.pipeline,
             route=job.route,
             priority=job.priority,
+            shadow=job.shadow,
             sender=job.sender,
             destination=destination,
             infer_job=job.id,
@@ -536,6 +546,8 @@ class Flow:
         self.at("send begun")
         assert job.destination is not None
         assert job.infer_job is not None
+        if job.shadow or self.stages.is_shadow(job.route):
+            raise Refused(f"not sent: route '{job.route}' is a shadow, and nothing of a shadow leaves the node")
         paths = tuple(result.path for result in self.ledger.results(job.infer_job))
         package = Package(job.id, paths, self._sources(job), lambda: self._is_ours(job), job.study_uid)
         with _step("sending"):

@@ -203,7 +203,8 @@ class Receipt:
 
 JOB_KINDS = ("infer", "send", "confirm", "report")
 
-PRIORITY_NAMES = {1: "STAT", 3: "high", 5: "routine", 7: "low"}  # lower runs first
+SHADOW = 9  # the priority of what a shadow route asks for: behind all others, and never owed a turn
+PRIORITY_NAMES = {1: "STAT", 3: "high", 5: "routine", 7: "low", SHADOW: "shadow"}  # lower runs first
 
 # A job's states, and every change between them that may happen. The ledger refuses all others.
 TRANSITIONS: dict[tuple[str, str], str] = {
@@ -269,6 +270,7 @@ class Job:
     also: tuple[Also, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     priors: str | None = None  # the peer to ask for earlier studies of the patient
+    shadow: bool = False  # its results go nowhere
     destination: str | None = None
     infer_job: str | None = None  # send: whose results
     send_job: str | None = None  # confirm: whose objects
@@ -290,8 +292,10 @@ class Job:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What makes results of one pipeline about one series different ones: its options, and whether it compares."""
-        return dict(self.options) | ({"priors": self.priors} if self.priors else {})
+        """What makes results of one pipeline about one series different ones: its options, whether it compares, and
+        whether they go anywhere: no object of a shadow ever has the UID of one that a destination holds."""
+        own = ({"priors": self.priors} if self.priors else {}) | ({"shadow": True} if self.shadow else {})
+        return dict(self.options) | own
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def doubts(holding: Holding, folders: Collection[str]) -> Iterator[tuple[str, st
     """
     if holding.committed_to is not None:
         yield "committed", f"{holding.committed_to} asked for storage commitment of its images and relies on them"
-    inferences, sends = _by_route(holding.jobs, "infer"), _by_route(holding.jobs, "send")
+    live = [job for job in holding.jobs if not job.shadow]  # what a shadow says is to be nowhere
+    inferences, sends = _by_route(live, "infer"), _by_route(live, "send")
     if not inferences:
         yield "no results", "no route took it"
     for (route, pipeline, _), jobs in inferences.items():

@@ -27,7 +27,7 @@ from pydicom.tag import Tag
 
 from dicom_sr import attributes
 from pacs_node.privacy import identifies
-from pacs_node.records import Also
+from pacs_node.records import SHADOW, Also
 
 OURS = "pacs-node"  # what our results carry as Manufacturer
 
@@ -63,6 +63,7 @@ class Rule:
     options: Mapping[str, Any] = field(default_factory=dict)
     priors: str | None = None  # the peer to ask for earlier studies
     also: tuple[Also, ...] = ()  # who gets results with a finding of a kind as well
+    shadow: bool = False  # its results go nowhere
 
     def why_not(self, header: Dataset) -> str | None:
         """None, or the first condition that fails, in words and without patient values.
@@ -81,7 +82,9 @@ def route(rules: Iterable[Rule], header: Dataset) -> list[tuple[Rule, str | None
 
 
 def priority_of(rule: Rule, header: Dataset) -> int:
-    """What the rule says; where that is routine, what the images say that was requested."""
+    """What the rule says; where that is routine, what the images say that was requested. A shadow is always last."""
+    if rule.shadow:
+        return SHADOW
     if rule.priority != ROUTINE:
         return rule.priority
     requests = [header, *attributes.items(header, "RequestAttributesSequence")]

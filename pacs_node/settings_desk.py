@@ -56,6 +56,7 @@ HELP = {  # what the page says beside a field
     "reject_replaced": "also send a note that has it hide what new results replace (IHE IOCM)",
     "priority": "stat is run first",
     "report_not_run": "a series that is refused gets a report that says why",
+    "shadow": "runs behind all others, keeps its results, and sends nothing to anybody",
 }
 HOWS = {  # how a condition is put -> in words
     "is": "is",
@@ -128,6 +129,7 @@ class SettingsDesk:
                 "send_to": list(route.send_to),
                 "also": [as_well(each.send_to, each.kinds, each.min_size_mm) for each in route.also],
                 "priority": route.priority,
+                "shadow": route.shadow,
                 # a value that would tell who a patient is stands in the form of the route alone, which is for admins
                 "toml": "" if any(map(identifying, route.match)) else self._text_in_force("route", route.name),
                 "conditions": [

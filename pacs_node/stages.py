@@ -69,6 +69,7 @@ from pacs_node.records import (
     WhenAsked,
 )
 from pacs_node.route import Rule, priority_of, route
+from pacs_node.shadow import places_of
 from pacs_node.store import Bucket, ObjectStore, SharedFolder, Store, clear_forgotten
 
 log = structlog.get_logger()
@@ -121,6 +122,7 @@ class WiredStages:
         self.dicom_peers: dict[str, DicomPeer] = {}
         self.inference = devices_of(config)
         self.reported: dict[str, bool] = {}  # route -> its report_not_run, also of those that are gone: jobs may not be
+        self.shadows: frozenset[str] = frozenset()  # routes that are shadows, or were when they went
         self.wire(self.wiring(config))
         self.store = store_of(config)
         self.receives = True  # whether this machine is the one that the images come to
@@ -139,7 +141,11 @@ class WiredStages:
             rules_of(config),
             {peer.name: destination_of(config, peer.name, self.ledger) for peer in reachable},
             {name: check for name, check in checks.items() if check is not None},
-            {route.name: self.known.card(route.pipeline, route.options) for route in config.routes},
+            # the live ones first: what is said of a series is not said by a shadow, if another route takes it
+            {
+                route.name: self.known.card(route.pipeline, route.options)
+                for route in sorted(config.routes, key=lambda each: each.shadow)
+            },
             {peer.name: dicom_peer(config, peer) for peer in config.peers if peer.host is not None},
         )
 
@@ -153,6 +159,8 @@ class WiredStages:
             each for card in (*self.cards.values(), *self.other_cards) for each in card.modality
         )
         self.reported = {**self.reported, **{route.name: route.report_not_run for route in self.config.routes}}
+        self.shadows = self.shadows | {route.name for route in self.config.routes if route.shadow}
+        self.shadows -= {route.name for route in self.config.routes if not route.shadow}
 
     def decide(self, series: OpenSeries, now: datetime) -> str | None:
         waits = self.config.assemble
@@ -204,6 +212,7 @@ class WiredStages:
                 rule.options,
                 rule.priors,
                 rule.also,
+                rule.shadow,
             )
             for rule, why_not in route(self.rules, header)
         ]
@@ -341,6 +350,18 @@ class WiredStages:
     def reports_not_run(self, job: Job) -> bool:
         return self.reported.get(job.route, False)
 
+    def is_shadow(self, route: str) -> bool:
+        return route in self.shadows
+
+    def places(self, findings: Findings, files: Mapping[str, Path]) -> dict[str, Any] | None:
+        """Where what was found lies, in figures, to be compared with what another route says; None, with a line in the
+        log, where that cannot be told: the result goes out all the same. files: by SOP Instance UID."""
+        try:
+            return places_of(findings, lambda uid: read_header(files[uid]))
+        except Exception as error:  # noqa: BLE001 - the edge of an aid: whatever a header holds
+            log.warning("places not noted", pipeline=findings.pipeline, error=Told.of(error).words)
+            return None
+
     def encode_not_run(self, job: Job, reason: str, instances: Sequence[Instance], edition: Edition) -> list[Result]:
         from pacs_node.encode import encode_not_run, variant_of
 
@@ -474,7 +495,7 @@ class WiredStages:
 
 def rules_of(config: Config) -> list[Rule]:
     return [
-        Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors, _also(r))
+        Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors, _also(r), r.shadow)
         for r in config.routes
     ]
 

@@ -3,7 +3,7 @@
 A queue is a kind of job and a destination. In each class of priority a job has a turn: one behind the last of the same
 sender, and none before the turn that is on. So a sender with ten thousand series has one in each round, and the single
 series of another is in the round that is on (start-time fair queueing: Goyal, Vin and Cheng, 1996). What more urgent
-jobs overtake for too long gets one start of every EVERY.
+jobs overtake for too long gets one start of every EVERY; but a shadow is owed none, however long it waits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pacs_node.records import PRIORITY_NAMES, Job
+from pacs_node.records import PRIORITY_NAMES, SHADOW, Job
 
 EVERY = 4  # starts: one of so many is for a job that has been overtaken for too long
 
@@ -46,8 +46,9 @@ def in_order(
     while classes and len(found) < most:
         first = min(classes)
         # counted for all classes at once: several that are owed one share the starts
-        may = all(behind.get(each, 0) >= EVERY - 1 for each in {*behind, *classes} if each > first)
-        owed = [each for each, jobs in classes.items() if may and each > first and jobs[0].created_at <= long_ago]
+        may = all(behind.get(each, 0) >= EVERY - 1 for each in {*behind, *classes} if first < each < SHADOW)
+        less = [(each, jobs[0]) for each, jobs in classes.items() if first < each < SHADOW]
+        owed = [each for each, oldest in less if may and oldest.created_at <= long_ago]
         chosen = min(owed, key=lambda each: (classes[each][0].created_at, each), default=first)
         job = classes[chosen].popleft()
         found.append(Next(job, _why(job, owed=bool(owed))))

@@ -12,6 +12,7 @@ from config import Config
 from pacs_node.errors import NodeError
 from pacs_node.ledger import Ledger
 from pacs_node.records import FEEDBACK_KINDS, Feedback
+from pacs_node.shadow import WORDS
 from pacs_node.stages import WiredStages
 from pacs_node.viewing import PARTS, Asked, Made, Viewing
 
@@ -58,7 +59,9 @@ class ViewerFacts:
             return None
         if not asked.results:
             return {"state": "none", "why": "there are no results yet", "results": []}
-        return {"results": [], **self._told(asked, "findings", wait_s)}
+        told = {"results": [], **self._told(asked, "findings", wait_s)}
+        shadows = self.node.ledger.shadows_among(asked.results)
+        return {**told, "results": [_marked(each, each["job"] in shadows) for each in told["results"]]}
 
     def volume(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
         """As `findings`, of the series as one volume."""
@@ -92,7 +95,9 @@ class ViewerFacts:
         return path if path is not None and path.is_file() and name not in PARTS.values() else None
 
     def result_file(self, job_id: str, name: str) -> bytes | None:
-        """A result of a job, as it was sent; name: its SOP Instance UID and .dcm."""
+        """A result of a job, as it was sent; name: its SOP Instance UID and .dcm. None of a shadow."""
+        if self.node.ledger.shadows_among([job_id]):
+            return None
         path = next((e.path for e in self.node.ledger.results(job_id) if f"{e.sop_instance_uid}.dcm" == name), None)
         if path is None:
             return None
@@ -158,12 +163,21 @@ class ViewerFacts:
 
 
 def results_in_force(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each route and pipeline the last inference that has results. jobs: of a series, the oldest first."""
+    """Of each route and pipeline the last inference that has results; those of shadows behind all others. jobs: of a
+    series, the oldest first."""
     last: dict[tuple[str, str], dict[str, Any]] = {}
     for job in jobs:
         if job["kind"] == "infer" and job["results"] and job["state"] in ("done", "refused"):
             last[job["route"], job["pipeline"]] = job
-    return list(last.values())
+    return sorted(last.values(), key=lambda job: bool(job["shadow"]))
+
+
+def _marked(result: dict[str, Any], shadow: bool) -> dict[str, Any]:
+    """What a shadow says is never taken for a result: it stands beside it, and in the name of each finding."""
+    if not shadow:
+        return {**result, "shadow": False}
+    named = [{**each, "label": f"{each['label']} (shadow)"} for each in result["findings"]]
+    return {**result, "shadow": True, "warnings": [WORDS, *result["warnings"]], "findings": named}
 
 
 def _place(known: dict[str, Any], place: Place) -> dict[str, Any] | None:

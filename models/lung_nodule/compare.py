@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, dcmread
-from scipy.optimize import linear_sum_assignment
 
 from dicom_sr import read
 from dicom_sr.changes import THIN_MM, Comparison, Lesion, Match, size_of
 from dicom_sr.findings import ComparedWith, Finding, Findings
 from models.lung_nodule.lungs import find_lungs
 from models.lung_nodule.register import Rigid, chest, register
+from models.pairing import pairing
 from models.pipeline import Prior, UnfitInput
 from models.read import Volume, header_of, read_ct
 
@@ -148,16 +148,6 @@ def paired(
             if j not in {j for _, j in pairs} and here.shows(places[lesion.tracking_uid], lesion.size.mean_mm / 2)
         ),
     )
-
-
-def pairing(distance_mm: np.ndarray, gate_mm: np.ndarray) -> list[tuple[int, int]]:
-    """(n, m) distances -> pairs (row, column), each row and column at most once, none beyond its gate.
-
-    The assignment (Kuhn 1955) of least total distance, where leaving two unpaired costs as much as their gate.
-    """
-    cost = np.minimum(distance_mm / gate_mm - 1, 0)
-    rows, columns = linear_sum_assignment(cost)
-    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if distance_mm[i, j] < gate_mm[i, j]]
 
 
 def lesions_of(report: Dataset) -> list[Lesion]:

@@ -14,12 +14,13 @@ from pacs_node.ledger.notices import Notices
 from pacs_node.ledger.pages import Pages
 from pacs_node.ledger.refusals import MOST_REFUSALS, Refusals
 from pacs_node.ledger.settings import SettingsRows
+from pacs_node.ledger.shadows import Shadows
 from pacs_node.ledger.workers import Workers
 
 __all__ = ["MOST_REFUSALS", "Ledger"]
 
 
-class Ledger(Holdings, Refusals, Workers, AccountRows, FeedbackRows, SettingsRows, Notices, Pages):
+class Ledger(Holdings, Refusals, Workers, AccountRows, FeedbackRows, SettingsRows, Notices, Pages, Shadows):
     """Every question and every change the node has about its rows. One transaction per method.
 
     Any of them raises LedgerUnavailable when the database cannot be reached.

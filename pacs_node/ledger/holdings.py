@@ -24,6 +24,7 @@ from pacs_node.ledger.tables import (
     event_table,
     instance_table,
     job_table,
+    place_table,
     receipt_table,
     refusal_table,
     series_table,
@@ -145,6 +146,8 @@ class Holdings(SeriesRows, Commitments):
         with self._begin() as db:
             old = sa.delete(event_table).where(event_table.c.series_uid.in_(gone), event_table.c.event != DELETED)
             number = db.execute(old).rowcount
+            of_gone = sa.select(job_table.c.id).where(job_table.c.series_uid.in_(gone))
+            db.execute(sa.delete(place_table).where(place_table.c.job.in_(of_gone)))
             db.execute(sa.delete(association_table).where(association_table.c.ended_at < before, ~still))
             return number
 

@@ -18,6 +18,7 @@ from pacs_node.ledger.tables import (
     commitment_table,
     edition_table,
     job_table,
+    place_table,
     receipt_table,
     result_table,
     series_table,
@@ -37,6 +38,8 @@ class Jobs(Editions, Queues, Figures):
     """Jobs from queued to ended. A write of a job says WHERE generation = :mine."""
 
     def _add_job(self, db: sa.Connection, job: Job) -> None:
+        if job.shadow and job.kind != "infer":
+            raise ValueError(f"nothing of a shadow leaves the node: no {job.kind} job for route '{job.route}'")
         row = {name: getattr(job, name) for name in JOB_FIELDS} | {
             "turn": self._turn(db, job),
             "parent": getattr(job, BELONGS_TO[job.kind]) if job.kind in BELONGS_TO else None,
@@ -146,7 +149,7 @@ class Jobs(Editions, Queues, Figures):
             )
             if moved:
                 self._count_start(db, job)
-                if job.kind == "infer" and (job.generation, job.attempt) == (1, 1):
+                if job.kind == "infer" and not job.shadow and (job.generation, job.attempt) == (1, 1):
                     self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds())
             return moved
 
@@ -201,6 +204,7 @@ class Jobs(Editions, Queues, Figures):
         warnings: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
         edition: Edition | None = None,
+        places: Mapping[str, Any] | None = None,
     ) -> bool:
         """End a job: its results, receipts and the jobs that follow, in one transaction. False: not ours any more.
 
@@ -224,6 +228,8 @@ class Jobs(Editions, Queues, Figures):
                 return False
             if edition is not None:
                 self._add_edition(db, job, edition, now, {each.destination for each in follow_up})
+            if places is not None:
+                self._add_places(db, job, places)
             for position, result in enumerate(results):
                 db.execute(
                     self._insert(result_table)
@@ -258,6 +264,11 @@ class Jobs(Editions, Queues, Figures):
                 if job.kind in ("send", "confirm") and not follow_up and all(each.arrived for each in arrivals):
                     self._have_arrived(db, job, now)
             return True
+
+    def _add_places(self, db: sa.Connection, job: Job, places: Mapping[str, Any]) -> None:
+        row = self._insert(place_table).values(job=job.id, said=as_json(places))
+        again = {"said": as_json(places)}
+        db.execute(row.on_conflict_do_update(index_elements=[place_table.c.job], set_=again))
 
     def _time(self, db: sa.Connection, job: Job, now: datetime, facts: Mapping[str, Any]) -> None:
         """How long a job took that has ended well."""

@@ -20,7 +20,7 @@ SUMMARY = [series_table.c[name] for name in (
     "series_uid", "study_uid", "modality", "description", "sender", "state", "arrived", "revision", "closed_because",
     "first_arrival", "last_arrival", "turnaround_s", "deleted_at", "deleted_images",
 )]  # fmt: skip
-OF_A_JOB = [job_table.c[name] for name in ("series_uid", "pipeline", "kind", "state", "revision", "reason")]
+OF_A_JOB = [job_table.c[name] for name in ("series_uid", "pipeline", "kind", "state", "revision", "reason", "shadow")]
 BETWEEN = "\x01"  # in no text that anybody seeks
 UID = re.compile(r"[0-9]+\.[0-9.]*")
 
@@ -111,15 +111,16 @@ def conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
     if wanted.job:
         found.append(of.series_uid.in_(sa.select(job_table.c.series_uid).where(job_table.c.state == wanted.job)))
     if wanted.trouble:
-        again = job_table.c.state == "waiting", job_table.c.attempt > 1
+        again = job_table.c.state == "waiting", job_table.c.attempt > 1, job_table.c.shadow.is_(False)
         retried = sa.select(job_table.c.series_uid).where(*again)
         failed = failed_for_good(sa.select(job_table.c.series_uid))
         found.append(of.series_uid.in_(sa.union(retried, failed)))
     return found
 
 
-def failed_for_good(query: sa.Select[Any]) -> sa.Select[Any]:
-    """Of these columns of jobs, those of jobs that failed for good and that nobody has dealt with.
+def failed_for_good(query: sa.Select[Any], *, shadow: bool = False) -> sa.Select[Any]:
+    """Of these columns of jobs, those of jobs that failed for good and that nobody has dealt with: live ones, or those
+    of shadows.
 
     Dealt with: retried, dismissed, run again with its series (a later job of its kind, route and destination),
     overtaken by late images, or of a series whose images were deleted.
@@ -137,7 +138,13 @@ def failed_for_good(query: sa.Select[Any]) -> sa.Select[Any]:
     return (
         query.select_from(job_table)
         .outerjoin(series, series.c.series_uid == job_table.c.series_uid)
-        .where(job_table.c.state == "failed", current, ~again, series.c.state.is_distinct_from("deleted"))
+        .where(
+            job_table.c.state == "failed",
+            job_table.c.shadow.is_(shadow),
+            current,
+            ~again,
+            series.c.state.is_distinct_from("deleted"),
+        )
     )
 
 
@@ -154,7 +161,9 @@ def summary(row: Any, jobs: Any) -> dict[str, Any]:
         "turnaround_s": row["turnaround_s"],
         "deleted_at": iso(row["deleted_at"]),
         "deleted_images": row["deleted_images"],
-        "jobs": [{name: job[name] for name in ("pipeline", "kind", "state", "revision", "reason")} for job in jobs],
+        "jobs": [
+            {name: job[name] for name in ("pipeline", "kind", "state", "revision", "reason", "shadow")} for job in jobs
+        ],
     }
 
 

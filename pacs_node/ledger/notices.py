@@ -60,7 +60,8 @@ class Notices(Figures):
         return found
 
     def inferred_since(self, since: datetime, began_since: datetime) -> list[dict[str, Any]]:
-        """Inferences that ended well since then, of those that began since the other: what they found, in figures."""
+        """Inferences that ended well since then, of those that began since the other: what they found, in figures. None
+        of a shadow: nobody is told of what it found."""
         names = ("id", "series_uid", "pipeline", "route", "reason", "facts", "finished_at")
         query = sa.select(*(job_table.c[name] for name in names)).where(
             job_table.c.kind == "infer",
@@ -68,6 +69,7 @@ class Notices(Figures):
             job_table.c.started_at >= began_since,
             job_table.c.finished_at >= since,
             job_table.c.state == "done",
+            job_table.c.shadow.is_(False),
         )
         with self._reading() as db:
             return [dict(row) for row in db.execute(query.order_by(job_table.c.finished_at)).mappings()]

@@ -96,20 +96,22 @@ class Pages(Lists):
                 ],
             }
 
-    def unresolved(self) -> list[dict[str, Any]]:
-        """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values."""
-        query = failed_for_good(sa.select(job_table)).order_by(job_table.c.finished_at.desc())
+    def unresolved(self, *, shadow: bool = False) -> list[dict[str, Any]]:
+        """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values. shadow: those of
+        shadow routes instead."""
+        query = failed_for_good(sa.select(job_table), shadow=shadow).order_by(job_table.c.finished_at.desc())
         with self._reading() as db:
             return [_trouble(row) for row in db.execute(query).mappings()]
 
     def overdue(self, made_before: Mapping[str, datetime]) -> list[dict[str, Any]]:
-        """Jobs that have not ended though they were made before the time of their kind, the oldest first."""
+        """Jobs that have not ended though they were made before the time of their kind, the oldest first. Shadows wait
+        as long as others run."""
         old = [
             sa.and_(job_table.c.kind == kind, job_table.c.created_at < before) for kind, before in made_before.items()
         ]
         query = (
             sa.select(job_table)
-            .where(job_table.c.state.in_(OPEN_JOB_STATES), sa.or_(*old))
+            .where(job_table.c.state.in_(OPEN_JOB_STATES), job_table.c.shadow.is_(False), sa.or_(*old))
             .order_by(job_table.c.created_at)
         )
         with self._reading() as db:
@@ -183,12 +185,16 @@ class Pages(Lists):
                     job_table.c.kind, job_table.c.state
                 )
             ).all()
+            of_shadows = sa.select(job_table.c.state, sa.func.count()).where(job_table.c.shadow)
+            shadows: dict[str, int] = dict(tuple(row) for row in db.execute(of_shadows.group_by(job_table.c.state)))
             return {
                 "series": dict(tuple(row) for row in series),
                 **{
-                    each: dict.fromkeys(JOB_STATES, 0) | {s: n for kind, s, n in jobs if kind == each}
+                    each: dict.fromkeys(JOB_STATES, 0)
+                    | {s: n - (shadows.get(s, 0) if each == "infer" else 0) for kind, s, n in jobs if kind == each}
                     for each in JOB_KINDS
                 },
+                "shadow": dict.fromkeys(JOB_STATES, 0) | shadows,  # inferences of shadows, which are in no other
             }
 
     def arrival_counts(self) -> list[tuple[str, str, str, int]]:
@@ -208,7 +214,7 @@ def _trouble(job: Any) -> dict[str, Any]:
 def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arrivals: Iterable[Any]) -> dict[str, Any]:
     latest = {a["sop_instance_uid"]: a for a in arrivals if a["job"] == job["id"]}
     plain = (
-        "id", "kind", "pipeline", "route", "destination", "revision", "state", "priority", "reason",
+        "id", "kind", "pipeline", "route", "destination", "revision", "state", "priority", "shadow", "reason",
         "progress", "progress_text", "warnings", "facts",
     )  # fmt: skip
     return {

@@ -228,7 +228,8 @@ class SeriesRows(Jobs):
             if closed is None:
                 return False
             # Work on the former images is void; results made of them are still sent, unless better ones are coming.
-            void = ("infer", "send") if any(verdict.of(job.route).fit for job in jobs) else ("infer",)
+            better = any(verdict.of(job.route).fit for job in jobs if not job.shadow)
+            void = ("infer", "send") if better else ("infer",)
             db.execute(
                 sa.update(job_table)
                 .where(
@@ -260,13 +261,15 @@ class SeriesRows(Jobs):
         jobs: Sequence[Job],
         now: datetime,
     ) -> bool:
-        """New jobs for a closed series. False, and nothing written, when it is being worked on or has changed."""
+        """New jobs for a closed series. False, and nothing written, when it is being worked on or has changed. Shadows
+        hold up nobody: what waits or runs of one is void."""
         with self._begin() as db:
             busy = db.scalar(
                 sa.select(job_table.c.id).where(
                     job_table.c.series_uid == series_uid,
                     job_table.c.kind == "infer",
                     job_table.c.state.in_(OPEN_JOB_STATES),
+                    job_table.c.shadow.is_(False),
                 )
             )
             if busy is not None:
@@ -283,6 +286,16 @@ class SeriesRows(Jobs):
             ).rowcount
             if not closed:
                 return False
+            db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.series_uid == series_uid,
+                    job_table.c.shadow,
+                    job_table.c.state.in_(OPEN_JOB_STATES),
+                    job_table.c.route.in_([job.route for job in jobs]),
+                )
+                .values(state="superseded", finished_at=now, reason="run again")
+            )
             for job in in_order_of_queues(jobs):
                 self._add_job(db, job)
             self._note(db, series_uid, now, "run again", ", ".join(job.route for job in jobs))

@@ -113,6 +113,7 @@ job_table = sa.Table(
     sa.Column("route", sa.String(64), nullable=False),
     sa.Column("options", sa.JSON, nullable=False),
     sa.Column("priors", sa.String(64)),  # the peer to ask for earlier studies of the patient
+    sa.Column("shadow", sa.Boolean, nullable=False, server_default=sa.false()),  # its results go nowhere
     sa.Column("send_to", sa.JSON, nullable=False),  # names of peers; an infer job's destinations
     sa.Column("also", sa.JSON, nullable=False, server_default="[]"),  # its further ones, and for which findings
     sa.Column("destination", sa.String(64)),  # a send or confirm job's one; of a report the sender's AE title
@@ -141,6 +142,15 @@ job_table = sa.Table(
     sa.Index("ix_job_not_before", "not_before"),
     sa.Index("ix_job_started", "kind", "destination", "started_at"),
     sa.Index("ix_job_pipeline", "kind", "pipeline", "series_uid"),
+    sa.Index("ix_job_shadow", "shadow", "route", "state", "created_at"),  # what shadows ask for, which is little of all
+)
+
+
+place_table = sa.Table(  # where a job found what, in figures: what a shadow and a live route are compared by
+    "place",
+    metadata,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("said", sa.JSON, nullable=False),  # see shadow.py
 )
 
 

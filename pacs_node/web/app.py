@@ -11,6 +11,7 @@
     GET  /destinations            where results go, and what each destination accepted and refused
     GET  /peers                   the systems around; /edit, /test, /delete change and ask them
     GET  /routes                  which series goes where; /edit tries a route before it is taken up, /delete
+    GET  /shadow                  a shadow route beside a live one, on the same series
     GET  /settings                what was changed, when, by whom; /undo, /reload
     GET  /login                   name and password; POST logs in, and POST /logout out
     GET  /system                  versions, devices, disk, backlog, backup, certificates, peers
@@ -28,6 +29,7 @@
     POST /api/series/{uid}/feedback  what a reader says of a finding, or where one was missed
     GET  /api/feedback            all that was said, as JSON or CSV
     GET  /api/jobs/{id}/results/{name}  a result, as it was sent
+    GET  /api/shadow              the same as /shadow; /api/shadow.csv is a line for each series
     GET  /api/destinations
     GET  /api/queue               the same as /queue
     GET  /api/system              the same as /system
@@ -75,6 +77,8 @@ from pacs_node.web.facts import Facts
 from pacs_node.web.lists import FILTER, WHERE, ListViews
 from pacs_node.web.live import LiveViews
 from pacs_node.web.settings_views import Desk, SettingsViews
+from pacs_node.web.shadow import KEYS as SHADOW_KEYS
+from pacs_node.web.shadow import ShadowViews
 from pacs_node.web.system import SystemViews
 from pacs_node.web.viewer import ViewerViews
 from pacs_node.web.views import AUDIT_KEYS, View, Views, knowing
@@ -108,7 +112,7 @@ def create_app(
     viewer = ViewerViews(facts, views)
     lists, system = ListViews(facts, views), SystemViews(facts, views)
     door = Door(accounts, views, audit, secure=secure, single_sign_on=single_sign_on)
-    of_settings = SettingsViews(views, desk)
+    of_settings, shadow = SettingsViews(views, desk), ShadowViews(facts, views)
     post, both = ["POST"], ["GET", "POST"]
 
     def at(path: str, view: View, *keys: str, methods: list[str] | None = None) -> Route:
@@ -134,7 +138,7 @@ def create_app(
             at("/api/changes", LiveViews(facts).changes),
             at("/api/bulk", lists.bulk, "do", "series", "all", "query", "confirmed", methods=post),
             at("/api/series/{uid}", views.series),
-            at("/api/series/{uid}/findings", viewer.findings, "form"),
+            at("/api/series/{uid}/findings", viewer.findings, "form", "shadow"),
             at("/api/series/{uid}/view", viewer.volume),
             at("/api/series/{uid}/view/{name}", viewer.file),
             at("/api/series/{uid}/feedback", viewer.note_feedback, methods=post),
@@ -159,6 +163,9 @@ def create_app(
             at("/routes", of_settings.routes),
             at("/routes/edit", of_settings.edit_route, "name", methods=both),
             at("/routes/delete", of_settings.delete_route, methods=post),
+            at("/shadow", shadow.page, *SHADOW_KEYS),
+            at("/api/shadow", shadow.compared, *SHADOW_KEYS),
+            at("/api/shadow.csv", shadow.export, *SHADOW_KEYS),
             at("/settings", of_settings.settings),
             at("/settings/undo", of_settings.undo, methods=post),
             at("/settings/reload", of_settings.reload, methods=post),

@@ -73,6 +73,14 @@ class Facts(Protocol):
     def rerun_many(self, route: str | None, since: datetime | None) -> dict[str, str | None]:
         """Run again what came since then, or what this route has taken: series UID -> None, or why not."""
 
+    def shadows(self) -> list[dict[str, Any]]:
+        """Every shadow route: "states" of its inferences, and "beside": live routes that took the same series."""
+
+    def compared(
+        self, route: str, live: str, since: datetime | None = None, before: datetime | None = None
+    ) -> dict[str, Any]:
+        """A shadow route and a live one on the series of a time: agreement, and "each" series with what differs."""
+
     def rejected(self, job_id: str) -> dict[str, Path]:
         """The objects of a job that were held back: name -> file."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.exceptions import HTTPException
@@ -83,7 +83,7 @@ class ListViews:
         yield csv_line([*COLUMNS, "jobs"])
         while series := self.facts.series_list(MOST, wanted):
             for each in series:
-                jobs = "; ".join(f"{job['kind']} {job['pipeline']} {job['state']}" for job in each["jobs"])
+                jobs = "; ".join(map(_job, each["jobs"]))
                 yield csv_line([*(each[column] for column in COLUMNS), jobs])
             if len(series) < MOST:
                 return
@@ -116,6 +116,11 @@ class ListViews:
         if for_people(request):
             return self.views.page(request, "bulk.html", {"words": DO[do], "done": done, "left": left, "query": query})
         return JSONResponse({"done": done, "not": left})
+
+
+def _job(job: Mapping[str, Any]) -> str:
+    whose = "shadow " if job["shadow"] else ""
+    return f"{whose}{job['kind']} {job['pipeline']} {job['state']}"
 
 
 def wanted_of(asked: Mapping[str, str]) -> Wanted:

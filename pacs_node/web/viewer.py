@@ -70,11 +70,13 @@ class ViewerViews:
     def findings(self, request: Request) -> Response:
         uid, form = request.path_params["uid"], _form(request)
         told = self._known(self.facts.findings(uid, PROGRAM_WAITS_S))
+        shadows = "shadow" in request.query_params  # what a shadow says is no result, for who does not ask for it
+        told = {**told, "results": [each for each in told["results"] if shadows or not each["shadow"]]}
         if form == "json":
             return JSONResponse(told, headers=HEADERS)
         if told["state"] == "refused":
             raise HTTPException(409, told["why"])
-        return _csv(f"findings-{uid}.csv", FINDING_COLUMNS, finding_rows(uid, told["results"]))
+        return csv_of(f"findings-{uid}.csv", FINDING_COLUMNS, finding_rows(uid, told["results"]))
 
     def volume(self, request: Request) -> Response:
         return JSONResponse(self._known(self.facts.volume(request.path_params["uid"])), headers=HEADERS)
@@ -104,7 +106,7 @@ class ViewerViews:
     def feedback(self, request: Request) -> Response:
         said = self.facts.feedback()
         if _form(request) == "csv":
-            return _csv("feedback.csv", FEEDBACK_COLUMNS, feedback_rows(said))
+            return csv_of("feedback.csv", FEEDBACK_COLUMNS, feedback_rows(said))
         return JSONResponse(list(said), headers=HEADERS)
 
     def note_feedback(self, request: Request) -> Response:
@@ -164,7 +166,7 @@ def _place(lps_mm: Sequence[float] | None) -> dict[str, float]:
     return dict(zip(("x_lps_mm", "y_lps_mm", "z_lps_mm"), lps_mm or (), strict=False))
 
 
-def _csv(name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Response:
+def csv_of(name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Response:
     lines = [csv_line(columns), *(csv_line([row.get(column) for column in columns]) for row in rows)]
     named = {"content-disposition": f'attachment; filename="{Path(name).name}"', **HEADERS}
     return Response("".join(lines), media_type="text/csv; charset=utf-8", headers=named)

@@ -43,6 +43,7 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     "devices": {"models", "dicom_sr"},
     "priors": {"dicom_sr", "models"},
     "kept": {"dicom_sr"},
+    "shadow": {"dicom_sr", "models"},  # models.pairing: which finding is which
     "encode": {"dicom_sr", "models"},  # models.read for captures: the only reader of pixels
     "deliver": {"dicom_sr"},  # what a peer answers is read as a header is: whatever it holds
     "viewing_process": {"dicom_sr", "models"},  # decodes what is looked at
@@ -148,6 +149,7 @@ PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/assemble/geometry.py",
     "pacs_node/route.py",
     "pacs_node/editions.py",
+    "pacs_node/shadow.py",
     "pacs_node/turns.py",
     "pacs_node/silence_alarm.py",
 }

@@ -182,7 +182,7 @@ class InMemory:
             "version": "1.2.3",
             "python": "3.12.1",
             "database": "PostgreSQL",
-            "schema": "0021",
+            "schema": "0023",
             "started_at": "2026-03-01T13:01:05.000+00:00",
             "now": "2026-03-02T13:01:05.000+00:00",
             "clock_ahead_s": -7.25,
@@ -877,7 +877,7 @@ def test_the_system_page(web: TestClient, facts: InMemory) -> None:
     html = web.get("/system").text
     assert "<script>" not in html
     for words in (
-        "1.2.3, Python 3.12.1, PostgreSQL at schema 0021",
+        "1.2.3, Python 3.12.1, PostgreSQL at schema 0023",
         "the database is 7.2 s behind synchronise the clocks",
         "1.5 GB of 2.0 TB free; full in 3.5 days",
         "images 1.0 TB, aside not measured yet",

@@ -347,7 +347,7 @@
       say('This browser has no WebGL 2, which the viewer needs. The pictures of the findings are below.');
       return;
     }
-    const told = await made(`${api}/findings`);
+    const told = await made(`${api}/findings?shadow=1`);
     if (root.dataset.findings === 'preparing') {
       location.reload(); // the table below has them now
       return;

@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -105,6 +105,12 @@ class Scripted:
 
     def arrival_check(self, destination: str) -> None:
         return None  # nobody is asked whether anything arrived: that is another story
+
+    def is_shadow(self, route: str) -> bool:
+        return False
+
+    def places(self, findings: Findings, files: Mapping[str, Path]) -> None:
+        return None
 
     def reports_not_run(self, job: Job) -> bool:
         return self.report_not_run

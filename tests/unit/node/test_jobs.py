@@ -6,7 +6,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -58,6 +58,12 @@ class ScriptedRooms:
 
     def compare(self, job: Job, findings: Findings, files: list[Path]) -> Findings:
         return findings
+
+    def is_shadow(self, route: str) -> bool:
+        return False
+
+    def places(self, findings: Findings, files: Mapping[str, Path]) -> None:
+        return None
 
     def reports_not_run(self, job: Job) -> bool:
         return False

@@ -52,7 +52,7 @@ STATE = {
     "version": "1.2.3",
     "python": "3.12",
     "database": "SQLite",
-    "schema": "0021",
+    "schema": "0023",
     "devices": [
         {"device": "cuda:0", "state": "idle", "held_mb": 7},
         {"device": "cuda:0", "state": "idle", "held_mb": 8},
