@@ -700,7 +700,7 @@ class Route(Settings):
         return tuple(dict.fromkeys((*self.send_to, *(name for also in self.also for name in also.send_to))))
 
 
-About = Literal["node", "jobs", "destination", "disk", "certificate", "silence", "finding"]
+About = Literal["node", "jobs", "destination", "disk", "certificate", "silence", "pause", "finding"]
 
 
 def _no_url(url: SecretStr) -> SecretStr:
@@ -717,12 +717,13 @@ class Notify(OfKind):
     urls: Annotated[tuple[Annotated[SecretStr, AfterValidator(_no_url)], ...], Field(strict=False, min_length=1)]
     urls_file: RelativePath | None = None  # a file that holds one of them and nothing else
     about: Annotated[tuple[About, ...], Field(strict=False, min_length=1)] = (
-        *("node", "jobs", "destination", "disk", "certificate", "silence"),
+        *("node", "jobs", "destination", "disk", "certificate", "silence", "pause"),
     )
     again_h: Annotated[float, Field(gt=0, le=8760)] = 24.0  # what lasts is said again no more often
     down_min: Annotated[float, Field(gt=0, le=525600)] = 30.0  # a destination that takes nothing for so long
     full_in_days: Annotated[float, Field(ge=0, le=36525)] = 7.0  # the disk, by the forecast
     certificate_days: Annotated[int, Field(ge=0, le=36525)] = 14  # before a certificate of the node ends
+    paused_h: Annotated[float, Field(ge=0, le=8760)] = 12.0  # something that is paused for so long may be forgotten
     # "finding" is told of these, and of the kinds of OfKind; none: of all
     pipelines: Annotated[tuple[str, ...], Field(strict=False)] = ()
 

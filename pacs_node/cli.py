@@ -22,6 +22,7 @@ from pacs_node import __version__
 
 if TYPE_CHECKING:
     from pacs_node.accounts import Accounts
+    from pacs_node.facts import NodeFacts
 
 app = typer.Typer(
     help="A PACS-integrated AI node. Research use only, not for diagnostic use.",
@@ -182,6 +183,61 @@ def rerun(
     console.print(f"{len(wanted) - failed} of {len(wanted)} series will run again")
     if failed:
         raise typer.Exit(1)
+
+
+PausedKind = Annotated[str, typer.Argument(metavar="KIND", help="destination, pipeline or device.")]
+PausedName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Of a peer, of a pipeline, or of a device: cuda:0, on one machine cuda:0@HOST."
+    ),
+]
+
+
+@app.command()
+def pause(
+    kind: PausedKind,
+    name: PausedName,
+    config: ConfigFile,
+    reason: Annotated[str, typer.Option(help="Why; the pages say it.")] = "",
+    hours: Annotated[float | None, typer.Option(help="For so long; default: until it is resumed.")] = None,
+) -> None:
+    """Let no job of a destination, pipeline or device begin. What runs ends; what waits stays where it is."""
+    with _in_words(), _facts(config) as facts:
+        why_not = facts.pause(kind, name, _me(), reason, hours)
+        if why_not is not None:
+            _fail(why_not)
+        for each in facts.pauses():
+            console.print(each["words"], markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def resume(kind: PausedKind, name: PausedName, config: ConfigFile) -> None:
+    """End a pause: what has waited begins, in its order."""
+    with _in_words(), _facts(config) as facts:
+        if not facts.resume(kind, name, _me()):
+            paused = ", ".join(f"{each['kind']} {each['name']}" for each in facts.pauses())
+            _fail(f"{kind} '{name}' is not paused; paused are: {paused or 'none'}")
+    console.print(f"{kind} {name}: resumed", markup=False, highlight=False)
+
+
+@contextmanager
+def _facts(config: Path) -> Iterator[NodeFacts]:
+    """Of a node that is not started: what it does is in the database, where one that runs sees it."""
+    from config import load
+    from pacs_node.facts import NodeFacts
+    from pacs_node.node import Node
+    from pacs_node.start_up import keep_private
+
+    keep_private()
+    node = Node(load(config, catalogue()))
+    node.audit.log = _silent
+    try:
+        node.ledger.migrate()
+        yield NodeFacts(node)
+    finally:
+        node.audit.stop()
+        node.ledger.close()
 
 
 def _time(text: str) -> datetime:

@@ -30,6 +30,7 @@ from pacs_node.durable import write_whole
 from pacs_node.errors import Interrupted, JobError, OutOfMemory, Refused, TimedOut, TryAgain, Unforeseen
 from pacs_node.infer import MOST_OF_MEMORY, Inference, Progress
 from pacs_node.memory import Peaks, free_bytes, machine_bytes
+from pacs_node.records import Pause, device_pauses
 
 log = structlog.get_logger()
 
@@ -61,6 +62,7 @@ class Device:
     failures: int = 0  # in a row
     failure: str = ""  # the last
     rests_until: float = 0.0  # of a clock that nobody sets
+    paused: bool = False  # by a person: nothing begins on it that could begin on another
 
     @property
     def kind(self) -> str:
@@ -175,6 +177,14 @@ class Devices:
             device.inference.stop()
         return [kept[choice.key] for choice in measured]
 
+    def heed(self, pauses: Sequence[Pause], machine: str) -> int:
+        """Take up which devices are paused; how many are not."""
+        with self._changed:
+            for device in self.all:
+                device.paused = bool(device_pauses(pauses, device.name, machine))
+            self._changed.notify_all()
+            return sum(not device.paused for device in self.all)
+
     def stop(self) -> None:
         for device in self.all:
             device.inference.stop()
@@ -196,6 +206,8 @@ class Devices:
                     "device": device.name,
                     "state": "running"
                     if device.need is not None
+                    else "paused"
+                    if device.paused
                     else "resting"
                     if device.rests_until > now
                     else "idle",
@@ -283,9 +295,10 @@ class Devices:
     def _fit(self, task: str | None, files: int) -> tuple[Device | None, str]:
         """A device that it may begin on now; or why there is none."""
         now = self.monotonic()
-        well = [device for device in self.all if device.rests_until <= now]
+        left = [device for device in self.all if not device.paused] or self.all  # what has begun ends, on any
+        well = [device for device in left if device.rests_until <= now]
         # all are ill: the job that comes tries the one that has rested longest
-        usable = well or sorted(self.all, key=lambda device: device.rests_until)[:1]
+        usable = well or sorted(left, key=lambda device: device.rests_until)[:1]
         reasons = ["every device is at work"]
         # first those on which least runs: they have most memory
         for device in sorted(usable, key=lambda each: (len(self._with(each)), each.failures)):

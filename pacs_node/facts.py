@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -15,8 +16,9 @@ from models import catalogue
 from pacs_node import __version__
 from pacs_node.audit import KINDS, Audit, told
 from pacs_node.errors import LedgerUnavailable, NodeError, Told
+from pacs_node.ledger.lists import iso
 from pacs_node.peers import LedgerMemory
-from pacs_node.records import EVERY, JOB_KINDS, REFUSAL_KINDS, Wanted
+from pacs_node.records import EVERY, JOB_KINDS, PAUSES, PRIORITY_NAMES, REFUSAL_KINDS, Pause, Wanted, why_held
 from pacs_node.retention import Retention
 from pacs_node.settings import LiveSettings
 from pacs_node.shadow import Pair, agreement, paired
@@ -32,6 +34,9 @@ MOST_AT_ONCE = 1000  # series of a filter that one button is for
 SENDERS_SHOWN = 50  # with refusals: whoever knocks can make as many as there are addresses
 MOST_COMPARED = 2000  # series of a shadow and a live route, the newest
 MOST_LOOKED_AT = 100_000  # messages of the audit trail, for one page
+
+LONGEST_NAME, LONGEST_REASON = 128, 200  # characters of what is paused, and why
+LONGEST_PAUSE_H = 8760
 
 ATTENTION = 20  # jobs that /health names one by one
 
@@ -119,6 +124,7 @@ class NodeFacts(ViewerFacts):
         if node.settings is not None and node.settings.problem is not None:
             needs.append(node.settings.problem.partition("\n")[0])
         counts: dict[str, Any] = {}
+        paused: list[str] = []
         try:
             counts = node.ledger.counts()
             named: dict[str, dict[str, Any]] = {}
@@ -128,6 +134,7 @@ class NodeFacts(ViewerFacts):
                 named |= new
             attention = list(named.values())[:ATTENTION]
             shadows = in_need(node.ledger.unresolved(shadow=True), FAILED)
+            paused = [each.said() for each in node.ledger.pauses(node.now())]
             needs += self._clock()
             needs += [why for why in (node.retention.short, node.retention.away) if why is not None]
         except LedgerUnavailable as error:
@@ -137,6 +144,7 @@ class NodeFacts(ViewerFacts):
             "reasons": [*trouble, *needs],
             "attention": attention,
             "shadow_reasons": shadows,
+            "paused": paused,
             "version": __version__,
             "ae_title": node.config.node.ae_title,
             "dicom_port": node.config.node.dicom_port,
@@ -179,12 +187,80 @@ class NodeFacts(ViewerFacts):
         standing_s = STANDING_S + 2 * self.node.config.jobs.sweep_s
         settled = self.monotonic() - self.since > standing_s  # before that, what was left is still being taken up
         still = now - timedelta(seconds=standing_s)
+        held = self._no_device() is not None
+
+        def not_held(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [job for job in jobs if not (held and job["kind"] == "infer" and job["state"] != "running")]
+
         return {
             FAILED: ledger.unresolved(),
             "runs for longer than it may": ledger.running_too_long(self._limits(), ledger.living(), still),
-            "stands still": ledger.standing_still(still) if settled else [],
-            "is overdue": ledger.overdue(self._due()),
+            "stands still": not_held(ledger.standing_still(still)) if settled else [],
+            "is overdue": not_held(ledger.overdue(self._due())),
         }
+
+    # ---- what a person has paused
+
+    def pauses(self) -> list[dict[str, Any]]:
+        now = self.node.now()
+        return [
+            {**asdict(each), "since": iso(each.since), "until": iso(each.until), "what": each.what, "words": each.words}
+            for each in self.node.ledger.pauses(now)
+        ]
+
+    def is_paused(self, destination: str) -> bool:
+        """Whether nothing is sent there now."""
+        return why_held(self.node.ledger.pauses(self.node.now()), "send", "", destination) is not None
+
+    def can_pause(self) -> dict[str, list[str]]:
+        """Kind -> the names that it knows; a device may also be one of another machine."""
+        config = self.node.config
+        return {
+            "destination": [peer.name for peer in config.peers if peer.reachable],
+            "pipeline": sorted({route.pipeline for route in config.routes}),
+            "device": list(dict.fromkeys(each["device"] for each in self.node.devices())),
+        }
+
+    def pause(self, kind: str, name: str, by: str, reason: str = "", hours: float | None = None) -> str | None:
+        """Jobs of it begin no more, for so long or until somebody resumes it. None, or why not."""
+        known, now = self.can_pause().get(kind), self.node.now()
+        if known is None:
+            return f"kind is one of {', '.join(PAUSES)}, not '{kind}'"
+        if (name.partition("@")[0] if kind == "device" else name) not in known or len(name) > LONGEST_NAME:
+            return f"there is no {kind} '{name}'; there are {', '.join(known) or 'none'}"
+        if hours is not None and not 0 < hours <= LONGEST_PAUSE_H:
+            return f"hours is a number up to {LONGEST_PAUSE_H}; without, it lasts until somebody resumes it"
+        if len(reason) > LONGEST_REASON or not reason.isprintable():
+            return f"reason is a text of at most {LONGEST_REASON} characters"
+        until = None if hours is None else now + timedelta(hours=hours)
+        pause = Pause(kind, name, now, by, reason, until)
+        self.node.ledger.pause(pause)
+        self.node.audit("paused", {"user": by, "what": f"{kind} {name}", "words": pause.words})
+        self.node.wake()
+        return None
+
+    def resume(self, kind: str, name: str, by: str) -> bool:
+        """False: it is not paused."""
+        resumed = self.node.ledger.resume(kind, name, self.node.now())
+        if resumed:
+            self.node.audit("resumed", {"user": by, "what": f"{kind} {name}"})
+            self.node.wake()
+        return resumed
+
+    def hurry(self, job_id: str, priority: int, by: str) -> str | None:
+        """A job that waits is next, or STAT. None, or why not."""
+        why_not = self.node.ledger.hurry(job_id, priority, by, self.node.now())
+        if why_not is None:
+            words = f"it is {PRIORITY_NAMES[priority]} from now on"
+            self.node.audit("priority-changed", {"user": by, "what": f"job {job_id}", "words": words})
+            self.node.wake()
+        return why_not
+
+    def _no_device(self) -> str | None:
+        """What is paused, if no device is left for inferences; as far as this machine knows the devices."""
+        pauses = [each for each in self.node.ledger.pauses(self.node.now()) if each.kind == "device"]
+        of = [[each for each in pauses if each.name.partition("@")[0] == name] for name in self.can_pause()["device"]]
+        return "; ".join(dict.fromkeys(each.words for one in of for each in one)) if of and all(of) else None
 
     def _limits(self) -> dict[str, datetime]:
         """For each kind of job: an attempt that began before this should have ended by now."""
@@ -258,7 +334,13 @@ class NodeFacts(ViewerFacts):
             return Told.of(error).words
 
     def series(self, uid: str) -> dict[str, Any] | None:
-        return self._without_paths(self.node.ledger.series(uid))
+        series = self.node.ledger.series(uid)
+        waiting = [job for job in series["jobs"] if job["state"] in ("queued", "waiting")] if series else []
+        pauses = self.node.ledger.pauses(self.node.now()) if waiting else []
+        for job in waiting:
+            held = why_held(pauses, job["kind"], job["pipeline"], job["destination"])
+            job["paused"] = held or (self._no_device() if pauses and job["kind"] == "infer" else None)
+        return self._without_paths(series)
 
     def destinations(self) -> list[dict[str, Any]]:
         """Every peer that results are sent to, and what it accepted and refused."""
@@ -297,7 +379,11 @@ class NodeFacts(ViewerFacts):
     def queue(self, limit: int) -> list[dict[str, Any]]:
         """What runs and what waits, each queue in its order, and why."""
         node = self.node
-        queues = node.ledger.queues(node.now(), limit, node.config.jobs.overtaken_s)
+        queues, held = node.ledger.queues(node.now(), limit, node.config.jobs.overtaken_s), self._no_device()
+        for queue in queues if held else ():
+            if queue["kind"] == "infer":
+                waits = {"place": None, "why": held}
+                queue["jobs"] = [job if job["state"] == "running" else {**job, **waits} for job in queue["jobs"]]
         return self._without_paths([{**queue, "what": QUEUES[queue["kind"]].format(**queue)} for queue in queues])
 
     def inference(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -26,7 +26,7 @@ from pacs_node.flow import Flow
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.engine import engine_for_jobs
 from pacs_node.loop import Loop
-from pacs_node.records import Job
+from pacs_node.records import NEXT, Job, Pause
 
 log = structlog.get_logger()
 
@@ -34,10 +34,15 @@ WORKFLOW = "pacs-node.job"  # constant, like the version below: an upgrade must 
 APPLICATION_VERSION = "1"
 PARTITIONED = ("send", "confirm", "report")  # kinds of jobs that talk to a destination
 WINDOW = 4  # sends that the engine is given for each slot: they are short, and no slot should idle between two
-PRIORITY = 1  # of every job, for the engine: their order is the ledger's. Always set: an unset one sorts first
+# For the engine, lower first: their order is the ledger's, but what a person wants next passes what was given to it
+# before. Always set: an unset one sorts first.
+FIRST, PRIORITY = 1, 2
 NOWHERE = ("", None)  # no workflow, no worker
 BEGIN_WITHIN_S = 10.0  # what the engine has given to this worker begins at once; after this it never will
 DOZE_S = 5.0  # how often the engine looks for work while there is none
+HAND_BACK_S = (
+    5.0  # before a worker whose devices are paused gives back an inference, so that it does not get it at once
+)
 SLACK_S = 60.0  # between the moment at which a wait was reckoned, or looked at, and the one at which it was written
 FINISHED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")  # states of a workflow
 FINISHED_DAYS = 1.0  # that the engine remembers what has ended: whatever it says of it counts for nothing
@@ -104,7 +109,10 @@ class Engine:
         now: Callable[[], datetime],
         overtaken_s: float = 3600.0,
         monotonic: Callable[[], float] = time.monotonic,
+        devices_left: Callable[[Sequence[Pause]], int] | None = None,
     ) -> None:
+        """devices_left: how many inferences may run here at a time while this is paused."""
+        self.devices_left = devices_left or (lambda pauses: infer_slots)
         self.ledger, self.flow, self.executor, self.now, self.monotonic = ledger, flow, executor, now, monotonic
         self.infer_slots, self.send_slots = infer_slots, send_slots
         self.lease_s, self.poll_s, self.overtaken_s = lease_s, poll_s, overtaken_s
@@ -139,13 +147,15 @@ class Engine:
 
     def start(self) -> None:
         self.ledger.renew_lease(self.executor, self.lease_s)
+        slots = self.infer_slots
+        self.infer_slots = self.devices_left(self.ledger.pauses(self.now()))
         for job in self.ledger.running_jobs():
             if job.executor == self.executor:
                 self.ledger.take_over(job, "the node ended while it ran", self.now())  # the sweeper submits it
         DBOS.launch()
         for stopped in self._dbos.background_thread_stop_events:
             self._pace.set_for(stopped)
-        DBOS.register_queue("infer", worker_concurrency=self.infer_slots, polling_interval_sec=self.poll_s)
+        DBOS.register_queue("infer", worker_concurrency=slots, polling_interval_sec=self.poll_s)
         # One partition per destination: a dead one fills its own slots, never those of another.
         for kind in PARTITIONED:
             DBOS.register_queue(kind, partition_worker_concurrency=self.send_slots, polling_interval_sec=self.poll_s)
@@ -182,7 +192,8 @@ class Engine:
             self._here.add(workflow)
         delay_s: float | None = None
         try:
-            delay_s = self.flow.run(job_id, generation, attempt)
+            if self._may_begin(job_id, generation, attempt):
+                delay_s = self.flow.run(job_id, generation, attempt)
         except LedgerUnavailable as error:  # the row says "running", and nobody runs it: the sweeper sees to that
             log.warning("outcome not written down", job=job_id, error=str(error))
         finally:
@@ -193,6 +204,19 @@ class Engine:
                 self._due[job_id] = self.monotonic() + delay_s
         self.wake()  # a finished inference has left send jobs behind; and there is room for the next one
 
+    def _may_begin(self, job_id: str, generation: int, attempt: int) -> bool:
+        """Unless it is an inference and all devices are paused: what was handed out goes back into its place."""
+        if self.infer_slots:
+            return True
+        job = self.ledger.job(job_id)
+        if job is None or job.kind != "infer":
+            return True
+        if (job.generation, job.attempt) == (generation, attempt):
+            if not self.ledger.embedded:
+                time.sleep(HAND_BACK_S)
+            self.ledger.let_go(job)
+        return False
+
     # ---- the sweeper
 
     def sweep(self) -> float | None:
@@ -201,6 +225,7 @@ class Engine:
         self._back()
         living = self._living()
         self._correct_times()
+        self.infer_slots = self.devices_left(self.ledger.pauses(self.now()))
         running = self.ledger.running_jobs()
         failures = self._each(running, lambda job: self._see_to_running(job, living))
         jobs = self.ledger.due_jobs(self.now(), self._windows(len(living)), self.overtaken_s)
@@ -337,7 +362,7 @@ class Engine:
     def _submit(self, job: Job | None) -> None:
         if job is None:
             return
-        options: dict[str, Any] = {"priority": PRIORITY}
+        options: dict[str, Any] = {"priority": FIRST if job.priority == NEXT else PRIORITY}
         if job.kind in PARTITIONED:
             options["queue_partition_key"] = job.destination
         with SetWorkflowID(_of(job)), SetEnqueueOptions(**options):

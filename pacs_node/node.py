@@ -491,6 +491,7 @@ class Node:
             poll_s=ENGINE_POLL_S,
             now=self.now,
             overtaken_s=jobs.overtaken_s,
+            devices_left=partial(self.stages.inference.heed, machine=socket.gethostname()),
         )
         self.engine.start()
         inference = self.stages.inference
@@ -556,7 +557,8 @@ class Node:
             now,
             trouble=health["reasons"] if health["status"] == "trouble" else (),
             failed=facts.failed_tasks(),
-            down=self.ledger.failing_sends(now),
+            down=[each for each in self.ledger.failing_sends(now) if not facts.is_paused(each[0])],
+            paused=self.ledger.pauses(now),
             full_in_days=state["disk"]["full_in_days"],
             certificates=[(each["what"], each["days"]) for each in state["certificates"]],
         )

@@ -25,7 +25,7 @@ from pacs_node.errors import LedgerUnavailable, NodeError
 from pacs_node.kinds import of_kind
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop
-from pacs_node.records import Notice
+from pacs_node.records import Notice, Pause
 from pacs_node.silence_alarm import WEEK, WEEKS, fallen_silent, words
 
 log = structlog.get_logger()
@@ -56,6 +56,7 @@ class World:
     certificates: Sequence[tuple[str, int | None]] = ()  # what for, days until it ends
     silent: Mapping[str, str] = field(default_factory=dict)  # sender and modality -> that it fell silent, in words
     heard: Mapping[str, datetime] = field(default_factory=dict)  # sender and modality -> when last
+    paused: Sequence[Pause] = ()
 
 
 def wrong_now(about: Notify, world: World, told: Mapping[str, Notice]) -> dict[str, str]:
@@ -68,6 +69,11 @@ def wrong_now(about: Notify, world: World, told: Mapping[str, Notice]) -> dict[s
         f"destination {name}": f"{name} has taken nothing since {_local(since)}: {why}"
         for name, since, why in world.down
         if world.now - since >= timedelta(minutes=about.down_min)
+    }
+    found |= {
+        f"pause {each.kind} {each.name}": each.words
+        for each in world.paused
+        if world.now - each.since >= timedelta(hours=about.paused_h)
     }
     if world.full_in_days is not None and world.full_in_days <= about.full_in_days:
         found["disk"] = f"the disk of the node is full in {world.full_in_days:.1f} days"

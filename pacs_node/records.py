@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -204,7 +204,8 @@ class Receipt:
 JOB_KINDS = ("infer", "send", "confirm", "report")
 
 SHADOW = 9  # the priority of what a shadow route asks for: behind all others, and never owed a turn
-PRIORITY_NAMES = {1: "STAT", 3: "high", 5: "routine", 7: "low", SHADOW: "shadow"}  # lower runs first
+PRIORITY_NAMES = {0: "next", 1: "STAT", 3: "high", 5: "routine", 7: "low", SHADOW: "shadow"}  # lower runs first
+NEXT, STAT = 0, 1  # what a person can make of a job that waits; no route asks for NEXT
 
 # A job's states, and every change between them that may happen. The ledger refuses all others.
 TRANSITIONS: dict[tuple[str, str], str] = {
@@ -306,6 +307,60 @@ class OpenSeries:
     study_uid: str
     evidence: Evidence
     calling_aes: tuple[str, ...]
+
+
+PAUSES = {  # what can be paused -> what of it waits, in words
+    "destination": "sending to {name}",
+    "pipeline": "{name}",
+    "device": "device {name}",
+}
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Jobs of something do not begin, because a person wants it so. What runs ends."""
+
+    kind: str  # of PAUSES
+    name: str  # of a peer or pipeline; a device as the settings name it, with "@" and the host name of one machine
+    since: datetime
+    who: str
+    reason: str = ""
+    until: datetime | None = None  # None: somebody has to end it
+
+    def holds(self, kind: str, pipeline: str, destination: str | None) -> bool:
+        """Whether jobs of this kind wait for its end. Devices hold none of their own: see `device_pauses`."""
+        if self.kind == "destination":
+            return kind in PAUSED_WITH_DESTINATION and destination == self.name
+        return self.kind == "pipeline" and kind == "infer" and pipeline == self.name
+
+    @property
+    def what(self) -> str:
+        return PAUSES[self.kind].format(name=self.name)
+
+    @property
+    def words(self) -> str:
+        return self.said(f" by {self.who}")
+
+    def said(self, by: str = "") -> str:
+        """For whom it may be nobody's business who has paused it."""
+        end = f" until {self.until:%Y-%m-%d %H:%M} UTC" if self.until is not None else ""
+        why = f": {self.reason}" if self.reason else ""
+        return f"{self.what} is paused{by} since {self.since:%Y-%m-%d %H:%M} UTC{end}{why}"
+
+
+# a report tells a sender what we keep of its images: nothing of ours is brought there
+PAUSED_WITH_DESTINATION = ("send", "confirm")
+
+
+def why_held(pauses: Iterable[Pause], kind: str, pipeline: str, destination: str | None) -> str | None:
+    """None, or what holds such a job, in words."""
+    return next((each.words for each in pauses if each.holds(kind, pipeline, destination)), None)
+
+
+def device_pauses(pauses: Iterable[Pause], device: str, machine: str) -> list[Pause]:
+    """Those of a device of this machine."""
+    names = (device, f"{device}@{machine}")
+    return [each for each in pauses if each.kind == "device" and each.name in names]
 
 
 SORTS = {  # of a list of series -> in words

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pacs_node.records import PRIORITY_NAMES, SHADOW, Job
+from pacs_node.records import NEXT, PRIORITY_NAMES, SHADOW, Job
 
 EVERY = 4  # starts: one of so many is for a job that has been overtaken for too long
 
@@ -47,6 +47,7 @@ def in_order(
         first = min(classes)
         # counted for all classes at once: several that are owed one share the starts
         may = all(behind.get(each, 0) >= EVERY - 1 for each in {*behind, *classes} if first < each < SHADOW)
+        may = may and first != NEXT  # a person wants that one first
         less = [(each, jobs[0]) for each, jobs in classes.items() if first < each < SHADOW]
         owed = [each for each, oldest in less if may and oldest.created_at <= long_ago]
         chosen = min(owed, key=lambda each: (classes[each][0].created_at, each), default=first)
@@ -69,4 +70,6 @@ def _why(job: Job, *, owed: bool) -> str:
     if owed:
         since = f"{job.created_at:%Y-%m-%d %H:%M}"
         return f"{kind}, waiting since {since}: one start of {EVERY} is for what more urgent jobs overtake"
+    if job.priority == NEXT:
+        return "next, because a person wants it so"
     return f"{kind}, turn {job.turn} of {job.sender or 'what is run again'}"

@@ -24,13 +24,16 @@ from pacs_node.ledger.tables import (
     series_table,
 )
 from pacs_node.records import (
+    NEXT,
     OPEN_JOB_STATES,
+    PRIORITY_NAMES,
     TRANSITIONS,
     ArrivalProof,
     Edition,
     Job,
     Receipt,
     Result,
+    why_held,
 )
 
 
@@ -134,8 +137,11 @@ class Jobs(Editions, Queues, Figures):
         return bool(moved)
 
     def begin(self, job: Job, executor: str, now: datetime) -> bool:
-        """Start one attempt. False when the job is finished or another generation has taken it."""
+        """Start one attempt. False when the job is finished, another generation has taken it, or it is paused."""
         with self._begin() as db:
+            if why_held(self._pauses(db, now), job.kind, job.pipeline, job.destination):
+                self._let_go(db, job)
+                return False
             moved = self._move(
                 db,
                 job,
@@ -152,6 +158,47 @@ class Jobs(Editions, Queues, Figures):
                 if job.kind == "infer" and not job.shadow and (job.generation, job.attempt) == (1, 1):
                     self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds())
             return moved
+
+    def let_go(self, job: Job) -> None:
+        """It does not begin now, though the engine was given it; in its place it will be given it anew."""
+        with self._begin() as db:
+            self._let_go(db, job)
+
+    def _let_go(self, db: sa.Connection, job: Job) -> None:
+        mine = job_table.c.id == job.id, job_table.c.generation == job.generation, job_table.c.attempt == job.attempt
+        waits = job_table.c.state.in_(BEGINNABLE)
+        db.execute(sa.update(job_table).where(*mine, waits).values(generation=job.generation + 1))
+
+    def hurry(self, job_id: str, priority: int, by: str, now: datetime) -> str | None:
+        """Make a job that waits NEXT, before all of its queue, or STAT. None, or why not."""
+        with self._begin() as db:
+            row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
+            if row is None:
+                return "there is no such job"
+            job, name = job_of(row), PRIORITY_NAMES[priority]
+            if job.state not in BEGINNABLE:
+                return f"it does not wait: it is {job.state}"
+            if job.shadow:
+                return "it is of a shadow route, which is in nobody's way"
+            if job.priority == priority != NEXT:
+                return f"it is {name} already"
+            moved = replace(job, priority=priority)
+            turn = self._turn_of_next(db, moved) if priority == NEXT else self._turn(db, moved)
+            place = {"priority": priority, "turn": turn, "generation": job.generation + 1}  # the engine may have had it
+            hurried = db.execute(
+                sa.update(job_table)
+                .where(
+                    job_table.c.id == job_id,
+                    job_table.c.generation == job.generation,
+                    job_table.c.attempt == job.attempt,
+                    job_table.c.state.in_(BEGINNABLE),
+                )
+                .values(**place)
+            ).rowcount
+            if not hurried:
+                return "it has just begun"
+            self._note(db, job.series_uid, now, "priority", f"{task_of(job)}: {name}, asked for by {by}")
+            return None
 
     def progress(self, job: Job, fraction: float, text: str) -> None:
         with self._begin() as db:

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pacs_node.ledger.engine import Database
+from pacs_node.ledger.pauses import Pauses
 from pacs_node.ledger.tables import event_table, job_table, series_table
 from pacs_node.records import EVERY, Wanted
 
@@ -25,7 +25,7 @@ BETWEEN = "\x01"  # in no text that anybody seeks
 UID = re.compile(r"[0-9]+\.[0-9.]*")
 
 
-class Lists(Database):
+class Lists(Pauses):
     """Questions about many series."""
 
     def series_list(self, limit: int, wanted: Wanted = EVERY) -> list[dict[str, Any]]:
@@ -63,7 +63,8 @@ class Lists(Database):
         runs = sa.select(sa.func.count(), sa.func.sum(job_table.c.progress)).where(job_table.c.state == "running")
         with self._reading() as db:
             event, arrival, (number, progress) = db.scalar(last), db.scalar(came), db.execute(runs).one()
-        return f"{event or 0}-{iso(arrival) or ''}-{number}-{progress or 0:.3f}"
+            paused = self._pauses_changed(db)
+        return f"{event or 0}-{iso(arrival) or ''}-{number}-{progress or 0:.3f}{paused}"
 
     def senders_and_modalities(self) -> list[tuple[str, str]]:
         """Which AE title has sent which modality; "" while a series is open."""

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.lists import Lists, failed_for_good, iso, summary
+from pacs_node.ledger.pauses import held
 from pacs_node.ledger.tables import (
     arrival_table,
     edition_table,
@@ -104,18 +105,16 @@ class Pages(Lists):
             return [_trouble(row) for row in db.execute(query).mappings()]
 
     def overdue(self, made_before: Mapping[str, datetime]) -> list[dict[str, Any]]:
-        """Jobs that have not ended though they were made before the time of their kind, the oldest first. Shadows wait
-        as long as others run."""
-        old = [
-            sa.and_(job_table.c.kind == kind, job_table.c.created_at < before) for kind, before in made_before.items()
-        ]
-        query = (
-            sa.select(job_table)
-            .where(job_table.c.state.in_(OPEN_JOB_STATES), job_table.c.shadow.is_(False), sa.or_(*old))
-            .order_by(job_table.c.created_at)
-        )
+        """Jobs that have not ended though they were made before the time of their kind, the oldest first; without those
+        that were paused since. Shadows wait as long as others run."""
+        found: list[Any] = []
         with self._reading() as db:
-            return [_trouble(row) for row in db.execute(query).mappings()]
+            for kind, before in made_before.items():
+                old = job_table.c.kind == kind, job_table.c.created_at < before, job_table.c.state.in_(OPEN_JOB_STATES)
+                live = job_table.c.shadow.is_(False)
+                query = sa.select(job_table).where(*old, live, ~held(self._pauses(db, before)))
+                found += db.execute(query).mappings()
+        return [_trouble(row) for row in sorted(found, key=lambda row: row["created_at"])]
 
     def running_too_long(
         self, begun_before: Mapping[str, datetime], living: Iterable[str], unattended_before: datetime
@@ -135,13 +134,15 @@ class Pages(Lists):
             return [_trouble(row) for row in db.execute(query).mappings()]
 
     def standing_still(self, since: datetime) -> list[dict[str, Any]]:
-        """Jobs that might have begun before then, of queues in which nothing runs or has begun or ended since."""
-        waits = (
-            job_table.c.state.in_(("queued", "waiting")),
-            sa.func.coalesce(job_table.c.not_before, job_table.c.created_at) < since,
-        )
+        """Jobs that might have begun before then, of queues in which nothing runs or has begun or ended since; without
+        those that were paused since."""
         standing: list[dict[str, Any]] = []
         with self._reading() as db:
+            waits = (
+                job_table.c.state.in_(("queued", "waiting")),
+                sa.func.coalesce(job_table.c.not_before, job_table.c.created_at) < since,
+                ~held(self._pauses(db, since)),
+            )
             queues = db.execute(sa.select(job_table.c.kind, job_table.c.destination).where(*waits).distinct()).all()
             for kind, destination in queues:
                 same = job_table.c.destination
@@ -219,6 +220,7 @@ def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arriva
     )  # fmt: skip
     return {
         **{name: job[name] for name in plain},
+        "paused": None,  # why it does not begin, where a person has paused it: the facts know
         "attempts": job["attempt"],
         **{name: iso(job[name]) for name in ("not_before", "created_at", "started_at", "finished_at")},
         "results": [

@@ -8,9 +8,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pacs_node.ledger.engine import Database
+from pacs_node.ledger.pauses import Pauses, held
 from pacs_node.ledger.tables import job_table, queue_table
-from pacs_node.records import Also, Job
+from pacs_node.records import Also, Job, Pause, why_held
 from pacs_node.turns import Next, begun, in_order, turn_of
 
 BELONGS_TO = {"send": "infer_job", "confirm": "send_job", "report": "transaction_uid"}  # the column `parent`, by kind
@@ -18,7 +18,7 @@ BEGINNABLE = ("queued", "waiting")
 JOB_FIELDS = tuple(name for name in Job.__dataclass_fields__ if name not in BELONGS_TO.values())
 
 
-class Queues(Database):
+class Queues(Pauses):
     """The order of what waits. A queue is a kind of job and a destination; within it each priority is a class."""
 
     def due_jobs(self, now: datetime, most: Mapping[str, int], overtaken_s: float) -> list[Job]:
@@ -28,9 +28,12 @@ class Queues(Database):
         """
         found: list[Job] = []
         with self._reading() as db:
+            pauses = self._pauses(db, now)
             for kind, destination in self._queues(db):
                 if most[kind] > 0:
-                    found += [one.job for one in self._first(db, kind, destination, now, most[kind], overtaken_s)]
+                    found += [
+                        one.job for one in self._first(db, kind, destination, now, most[kind], overtaken_s, pauses)
+                    ]
         return found
 
     def number_running(self, kind: str) -> int:
@@ -41,6 +44,7 @@ class Queues(Database):
     def queues(self, now: datetime, most: int, overtaken_s: float) -> list[dict[str, Any]]:
         """Each queue in which something runs or waits, as plain values, and why each job is in its place."""
         with self._reading() as db:
+            pauses = self._pauses(db, now)
             return [
                 {
                     "kind": kind,
@@ -51,10 +55,11 @@ class Queues(Database):
                         *(
                             _shown(one.job, one.why, one.job.created_at, place=place)
                             for place, one in enumerate(
-                                self._first(db, kind, destination, now, most, overtaken_s), start=1
+                                self._first(db, kind, destination, now, most, overtaken_s, pauses), start=1
                             )
                         ),
                         *self._delayed(db, kind, destination, now, most),
+                        *self._held(db, kind, destination, now, most, pauses),
                     ],
                 }
                 for kind, destination in self._queues(db, ("running", *BEGINNABLE))
@@ -81,22 +86,43 @@ class Queues(Database):
             _shown(job, f"not before {job.not_before:%Y-%m-%d %H:%M:%S}: {job.reason}", job.created_at) for job in jobs
         ]
 
+    def _held(
+        self, db: sa.Connection, kind: str, destination: str | None, now: datetime, most: int, pauses: Sequence[Pause]
+    ) -> list[dict[str, Any]]:
+        """Those that could begin if nothing were paused, in their order."""
+        if not any(each.holds(kind, each.name, destination) for each in pauses):
+            return []
+        waiting = job_table.c.state.in_(BEGINNABLE), _due(now), held(pauses), *in_queue(kind, destination)
+        order = job_table.c.priority, job_table.c.turn, job_table.c.created_at
+        rows = db.execute(sa.select(job_table).where(*waiting).order_by(*order).limit(most)).mappings()
+        jobs = [job_of(row) for row in rows]
+        return [_shown(job, why_held(pauses, kind, job.pipeline, destination) or "", job.created_at) for job in jobs]
+
     def _queues(self, db: sa.Connection, states: Sequence[str] = BEGINNABLE) -> list[tuple[str, str | None]]:
         queue = job_table.c.kind, job_table.c.destination
         rows = db.execute(sa.select(*queue).where(job_table.c.state.in_(states)).distinct())
         return sorted((tuple(row) for row in rows), key=lambda one: (one[0], one[1] or ""))
 
     def _first(
-        self, db: sa.Connection, kind: str, destination: str | None, now: datetime, most: int, overtaken_s: float
+        self,
+        db: sa.Connection,
+        kind: str,
+        destination: str | None,
+        now: datetime,
+        most: int,
+        overtaken_s: float,
+        pauses: Sequence[Pause],
     ) -> list[Next]:
-        due = sa.or_(job_table.c.not_before.is_(None), job_table.c.not_before <= now)
-        in_it = in_queue(kind, destination)
+        if why_held(pauses, kind, "", destination):
+            return []
+        free = [~held(pauses)] if any(each.holds(kind, each.name, destination) for each in pauses) else []
+        in_it = (*in_queue(kind, destination), *free)
         waiting: list[Job] = []
         for state in BEGINNABLE:  # one at a time: the index has each in this order
             for priority in self._classes(db, state, kind, destination):
                 rows = db.execute(
                     sa.select(job_table)
-                    .where(job_table.c.state == state, *in_it, job_table.c.priority == priority, due)
+                    .where(job_table.c.state == state, *in_it, job_table.c.priority == priority, _due(now))
                     .order_by(job_table.c.turn, job_table.c.created_at)
                     .limit(most)
                 ).mappings()
@@ -139,6 +165,16 @@ class Queues(Database):
         )
         return turn_of(on, latest)
 
+    def _turn_of_next(self, db: sa.Connection, job: Job) -> int:
+        """One before all that wait in this class of its queue."""
+        first = sa.select(sa.func.min(job_table.c.turn)).where(
+            *in_queue(job.kind, job.destination),
+            job_table.c.priority == job.priority,
+            job_table.c.state.in_(BEGINNABLE),
+        )
+        on, before = self._turn(db, job), db.scalar(first)
+        return on if before is None else before - 1
+
     def _count_start(self, db: sa.Connection, job: Job) -> None:
         """Its turn has come; and it has overtaken whatever is less urgent."""
         in_it = _row_of(job.kind, job.destination)
@@ -156,6 +192,10 @@ class Queues(Database):
                     .where(*in_it, queue_table.c.priority == priority)
                     .values(turn=turn, overtaken=after[priority])
                 )
+
+
+def _due(now: datetime) -> sa.ColumnElement[bool]:
+    return sa.or_(job_table.c.not_before.is_(None), job_table.c.not_before <= now)
 
 
 def in_order_of_queues(jobs: Iterable[Job]) -> list[Job]:

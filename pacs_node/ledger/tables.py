@@ -165,6 +165,18 @@ queue_table = sa.Table(  # one row for each class of priority in each queue
 )
 
 
+pause_table = sa.Table(  # the latest of each: what does not begin because a person wants it so
+    "pause",
+    metadata,
+    sa.Column("kind", sa.String(16), primary_key=True),  # records.PAUSES
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("since", UtcDateTime, nullable=False),
+    sa.Column("who", sa.String(80), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("until", UtcDateTime),  # NULL: somebody has to end it; when somebody has, the time of that
+)
+
+
 result_table = sa.Table(
     "result",
     metadata,

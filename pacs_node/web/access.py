@@ -36,6 +36,10 @@ NEEDS: dict[str, str | None] = {
     "/refusals": VIEWER,
     "/queue": VIEWER,
     "/api/queue": VIEWER,
+    "/api/pauses": VIEWER,
+    "/api/pause": ADMIN,
+    "/api/resume": ADMIN,
+    "/api/jobs/{id}/priority": ADMIN,
     "/api/inference": VIEWER,
     "/health": None,  # for load balancers and watchers: it names no patient
     "/ready": None,

@@ -5,7 +5,7 @@
     GET  /series/{uid}/view       the images of a series, and what was found on them
     GET  /feedback                what readers say of the findings: counts of each pipeline and version
     GET  /refusals                what was refused or kept aside at receipt: when, from whom, why
-    GET  /queue                   what runs and what waits, in its order, and why
+    GET  /queue                   what runs and what waits, in its order, and why; what is paused
     GET  /rerun                   a form: run many series again
     GET  /audit                   who did what: the audit trail
     GET  /destinations            where results go, and what each destination accepted and refused
@@ -76,6 +76,7 @@ from pacs_node.web.access import ANSWERED, Door
 from pacs_node.web.facts import Facts
 from pacs_node.web.lists import FILTER, WHERE, ListViews
 from pacs_node.web.live import LiveViews
+from pacs_node.web.queue import QueueViews
 from pacs_node.web.settings_views import Desk, SettingsViews
 from pacs_node.web.shadow import KEYS as SHADOW_KEYS
 from pacs_node.web.shadow import ShadowViews
@@ -110,6 +111,7 @@ def create_app(
     """
     views = Views(facts, registry, HERE / "templates")
     viewer = ViewerViews(facts, views)
+    queue = QueueViews(facts, views)
     lists, system = ListViews(facts, views), SystemViews(facts, views)
     door = Door(accounts, views, audit, secure=secure, single_sign_on=single_sign_on)
     of_settings, shadow = SettingsViews(views, desk), ShadowViews(facts, views)
@@ -127,7 +129,7 @@ def create_app(
             at("/rerun", views.rerun_page),
             at("/destinations", views.destinations_page),
             at("/refusals", views.refusals_page, "kind", "sender"),
-            at("/queue", views.queue_page),
+            at("/queue", queue.page),
             at("/system", system.page),
             at("/audit", views.audit_page, *AUDIT_KEYS),
             at("/health", views.health),
@@ -149,7 +151,11 @@ def create_app(
             at("/api/audit", views.audit, "limit", *AUDIT_KEYS),
             at("/api/inference", views.inference),
             at("/api/system", system.state),
-            at("/api/queue", views.queue, "limit"),
+            at("/api/queue", queue.queue, "limit"),
+            at("/api/pauses", queue.pauses),
+            at("/api/pause", queue.pause, "what", "reason", "hours", methods=post),
+            at("/api/resume", queue.resume, "what", methods=post),
+            at("/api/jobs/{id}/priority", queue.priority, "to", methods=post),
             at("/api/series/{uid}/rerun", views.rerun, methods=post),
             at("/api/rerun", views.rerun_many, "route", "since", methods=post),
             at("/api/jobs/{id}/retry", views.retry, methods=post),

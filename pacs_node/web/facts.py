@@ -49,6 +49,21 @@ class Facts(Protocol):
     def queue(self, limit: int) -> list[dict[str, Any]]:
         """Each queue with what runs, what is next in its order, and what is delayed; why each is there."""
 
+    def pauses(self) -> list[dict[str, Any]]:
+        """What a person has paused: "kind", "name", "what", "since", "who", "reason", "until", "words"."""
+
+    def can_pause(self) -> dict[str, list[str]]:
+        """What can be paused: kind -> names."""
+
+    def pause(self, kind: str, name: str, by: str, reason: str = "", hours: float | None = None) -> str | None:
+        """Jobs of it begin no more, for so long or until somebody resumes it. None, or why not."""
+
+    def resume(self, kind: str, name: str, by: str) -> bool:
+        """False: it is not paused."""
+
+    def hurry(self, job_id: str, priority: int, by: str) -> str | None:
+        """A job that waits is next, or STAT. None, or why not."""
+
     def inference(self) -> dict[str, Any]:
         """{"devices": what runs on each and what ails it, "forms": in which form each network is served, and why}"""
 

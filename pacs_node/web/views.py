@@ -48,6 +48,7 @@ TONES = {  # state of a series or job -> its colour on the page
     "failed": "bad",
 }
 UNFINISHED = {"receiving", "queued", "running", "waiting"}
+WAITS = {"queued", "waiting"}  # jobs that can be made more urgent
 AGAIN = {"queued", "running", "waiting", "failed", "refused"}  # jobs with a "Retry now" button
 
 
@@ -64,7 +65,7 @@ class Views:
             "duration": duration,
             "size": size,
         }
-        self.pages.env.globals |= {"AGAIN": AGAIN, "pictured": pictured}
+        self.pages.env.globals |= {"AGAIN": AGAIN, "pictured": pictured, "WAITS": WAITS}
 
     def page(
         self,
@@ -98,9 +99,6 @@ class Views:
 
     def refusals(self, request: Request) -> Response:
         return JSONResponse(self.facts.refusals(limit_of(request, MOST), *_of_whom(request)))
-
-    def queue(self, request: Request) -> Response:
-        return JSONResponse(self.facts.queue(limit_of(request, MOST)))
 
     def inference(self, request: Request) -> Response:
         return JSONResponse(self.facts.inference())
@@ -185,10 +183,6 @@ class Views:
         kind, sender = _of_whom(request)
         shown = {**self.facts.refusals(REFUSALS_SHOWN, kind, sender), "chosen": {"kind": kind, "sender": sender}}
         return self.page(request, "refusals.html", shown)
-
-    def queue_page(self, request: Request) -> Response:
-        shown = {"queues": self.facts.queue(PAGE), **self.facts.inference(), "refresh": True}
-        return self.page(request, "queue.html", shown)
 
     def audit_page(self, request: Request) -> Response:
         shown = self._audited(request, REFUSALS_SHOWN)

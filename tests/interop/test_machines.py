@@ -143,11 +143,15 @@ class Machines:
         """All at once, on an empty database."""
         self._ends.enter_context(self.pacs)
         self._ends.enter_context(self.node.start("--no-work", wait=False))
-        for number in range(2):
-            self.workers.append(self._ends.enter_context(Worker(self.node.config, self.folder / f"worker{number}.log")))
+        for _ in range(2):
+            self.start_worker()
         wait_for(self.node.healthy, PATIENCE_S, f"the listener:\n{self.node.log()}")
         wait_for(lambda: len(self.ledger.living()) == 2, PATIENCE_S, f"two workers:\n{self.said()}")
         return self
+
+    def start_worker(self) -> None:
+        log = self.folder / f"worker{len(self.workers)}.log"
+        self.workers.append(self._ends.enter_context(Worker(self.node.config, log)))
 
     def __exit__(self, *_: object) -> None:
         self._ends.close()

@@ -138,6 +138,8 @@ class InMemory:
         self.stamps = ["7-x"]
         self.readiness: dict[str, Any] = {"ready": True, "reasons": []}
         self.many_asked: list[tuple[str | None, datetime | None]] = []
+        self.paused: list[dict[str, Any]] = []
+        self.hurried: list[tuple[str, int]] = []
         self.dismissed: list[str] = []
         self.held_back: dict[str, Path] = {}
         self.found: dict[str, Any] = {}
@@ -282,6 +284,30 @@ class InMemory:
             {**job, "state": "queued", "place": 1, "why": "routine, turn 3 of CT1"},
         ]
         return [{"what": "inference", "kind": "infer", "destination": None, "waiting": 7, "jobs": jobs[:limit]}]
+
+    def pauses(self) -> list[dict[str, Any]]:
+        return self.paused
+
+    def can_pause(self) -> dict[str, list[str]]:
+        return {"destination": ["pacs", "archive"], "pipeline": ["lung-nodule"], "device": ["cuda:1"]}
+
+    def pause(self, kind: str, name: str, by: str, reason: str = "", hours: float | None = None) -> str | None:
+        if name not in self.can_pause().get(kind, ()):
+            return f"there is no {kind} '{name}'"
+        words = f"sending to {name} is paused by {by}: {reason}"
+        self.paused.append({"kind": kind, "name": name, "words": words, "hours": hours})
+        return None
+
+    def resume(self, kind: str, name: str, by: str) -> bool:
+        before, self.paused = (
+            self.paused,
+            [each for each in self.paused if (each["kind"], each["name"]) != (kind, name)],
+        )
+        return len(before) != len(self.paused)
+
+    def hurry(self, job_id: str, priority: int, by: str) -> str | None:
+        self.hurried.append((job_id, priority))
+        return None if job_id == "job-send" else "it does not wait: it is done"
 
     def inference(self) -> dict[str, Any]:
         device = {"device": "cuda:1", "state": "resting", "does": "", "held_mb": 1234, "failures": 3}
@@ -431,6 +457,44 @@ def test_what_each_destination_accepted(web: TestClient, facts: InMemory) -> Non
         assert words in page, words
 
 
+def test_a_pause_is_made_and_ended_by_buttons(web: TestClient, facts: InMemory) -> None:
+    assert "pipeline lung-nodule" in web.get("/queue").text
+    press = {"accept": "text/html", "referer": "http://testserver/queue", "origin": "http://testserver"}
+    asked = {"what": "destination pacs", "reason": "<b>maintenance", "hours": " 2,5 "}
+    answer = web.post("/api/pause", data=asked, headers=press, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/queue")
+    assert facts.paused[0]["hours"] == 2.5
+    assert facts.pauses() == web.get("/api/pauses").json()
+    html = web.get("/queue").text
+    assert "<b>" not in html
+    assert "paused sending to pacs is paused by somebody: &lt;b&gt;maintenance Resume" in visible(html)
+    assert web.post("/api/resume?what=destination+pacs").json() == {"resumed": True}
+    assert web.post("/api/resume?what=destination+pacs").status_code == 409
+    assert facts.paused == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "what=pacs", "what=destination+other", "what=destination+pacs&hours=long", "what=destination+pacs&by=me"],
+)
+def test_what_cannot_be_paused_is_not(web: TestClient, facts: InMemory, query: str) -> None:
+    answer = web.post(f"/api/pause?{query}")
+    assert (answer.status_code, facts.paused) == (400, [])
+    assert answer.json()["error"]
+
+
+def test_a_job_that_waits_is_made_more_urgent(web: TestClient, facts: InMemory) -> None:
+    page = web.get("/series/1.2.826.7").text
+    assert page.count('action="/api/jobs/job-send/priority"') == 1, "it is STAT already: it can be the next"
+    assert "/api/jobs/job-infer/priority" not in page, "it has ended"
+    assert "/api/jobs/job-running/priority" not in page
+    assert web.get("/queue").text.count('action="/api/jobs/j/priority"') == 2, "next and STAT of the one that waits"
+    assert web.post("/api/jobs/job-send/priority?to=next").json() == {"priority": 0}
+    assert web.post("/api/jobs/job-infer/priority?to=stat").status_code == 409
+    assert web.post("/api/jobs/job-send/priority?to=never").status_code == 400
+    assert facts.hurried == [("job-send", 0), ("job-infer", 1)]
+
+
 def test_what_was_refused_at_receipt(web: TestClient, facts: InMemory) -> None:
     assert web.get("/api/refusals?limit=3").json() == facts.refusals(3)
     assert web.get("/api/refusals?limit=x").status_code == 400
@@ -511,6 +575,9 @@ POSTS = [
     "/api/series/1.2.826.7/rerun",
     "/api/rerun?route=chest",
     "/api/bulk?do=retry&series=1.2.826.7&confirmed=yes",
+    "/api/pause?what=destination+pacs",
+    "/api/resume?what=destination+archive",
+    "/api/jobs/job-send/priority?to=stat",
 ]
 SENDERS = [  # headers of the one who asks -> whether the node does what is asked
     ({}, True),  # a program
@@ -555,8 +622,21 @@ def test_only_a_page_of_ours_presses_a_button(
     facts: InMemory, address: str, headers: dict[str, str], done: bool
 ) -> None:
     web = TestClient(create_app(facts, CollectorRegistry(), ("testserver", "node.hospital.example")))
+    if address.startswith("/api/resume"):
+        facts.pause("destination", "archive", "ada")
     assert web.post(address, headers=headers).status_code == (200 if done else 403)
-    asked = [*facts.retried, *facts.rerun_asked, *facts.many_asked, *facts.dismissed, *facts.bulk_asked]
+    if address.startswith("/api/resume"):
+        assert bool(facts.paused) is not done
+        return
+    asked = [
+        *facts.paused,
+        *facts.hurried,
+        *facts.retried,
+        *facts.rerun_asked,
+        *facts.many_asked,
+        *facts.dismissed,
+        *facts.bulk_asked,
+    ]
     assert bool(asked) is done
 
 
@@ -681,7 +761,7 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
         "dismiss",
         "rejected",
         "refusals",
-        "queue",
+        *("queue", "pauses", "can_pause", "pause", "resume", "hurry"),
         "inference",
         "findings",
         "volume",
@@ -694,7 +774,8 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
     for method, address in addresses(web):
         if address in ("/health", "/ready", "/metrics", "/rerun", "/login", "/logout"):
             continue
-        query = {"/api/rerun": "?route=chest", "/api/bulk": "?do=retry&series=1.2&confirmed=yes"}.get(address, "")
+        queries = {"/api/rerun": "?route=chest", "/api/bulk": "?do=retry&series=1.2&confirmed=yes"}
+        query = (queries | {"/api/jobs/job-infer/priority": "?to=stat"}).get(address, "")
         if address in ("/audit", "/api/audit") or address.startswith("/oidc/"):  # they ask it nothing
             continue
         if address in ("/api/series.csv", "/api/changes"):  # it has begun to answer when it asks

@@ -25,7 +25,7 @@ from pacs_node.errors import GiveUp, Refused, TryAgain
 from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
 from pacs_node.notify import Notifier, World
-from pacs_node.records import Evidence, Instance, Job, OpenSeries, Package, Receipt, Wanted
+from pacs_node.records import NEXT, SHADOW, STAT, Evidence, Instance, Job, OpenSeries, Package, Receipt, Wanted
 from pacs_node.shadow import NEAR_MM, agreement, class_of, paired, places_of
 from pacs_node.web.app import create_app
 from tests import results
@@ -358,6 +358,13 @@ def test_a_shadow_is_behind_every_live_job_however_long_it_waits(story: Story) -
         assert story.ledger.begin(job, "w", story.now())
         order.append(job.id)
     assert order[-1] == shadow.id
+
+
+@pytest.mark.parametrize("priority", [NEXT, STAT])
+def test_nobody_makes_a_shadow_urgent(story: Story, priority: int) -> None:
+    shadow = next(job for job in story.receive() if job.shadow)
+    assert "shadow" in str(story.ledger.hurry(shadow.id, priority, "ana", story.now()))
+    assert {job.priority for job in story.ledger.open_jobs() if job.shadow} == {SHADOW}
 
 
 def test_a_shadow_that_fails_is_said_and_no_trouble(story: Story) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pacs_node.ledger import Ledger, engine
 from pacs_node.ledger.queues import in_order_of_queues
 from pacs_node.ledger.tables import job_table
-from pacs_node.records import Job
+from pacs_node.records import NEXT, Job
 from pacs_node.turns import EVERY, begun, in_order, turn_of
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -97,6 +97,22 @@ def test_stat_is_first_but_for_one_start_in_four(arrivals: list[list[tuple[str, 
         assert now - one.created_at >= timedelta(seconds=EVER_S)
         assert stats >= EVERY - 1 or all(other.priority > 1 for other in waiting)
         stats = 0
+
+
+@given(ARRIVALS, st.lists(st.integers(0, 99), min_size=1, max_size=9))
+def test_what_a_person_wants_next_is_before_all(arrivals: list[list[tuple[str, int]]], wanted: list[int]) -> None:
+    """Also before what is owed a start, because more urgent jobs have overtaken it for too long."""
+    waiting = [
+        job(f"{n}", sender, priority) for n, (sender, priority) in enumerate(each for a in arrivals for each in a)
+    ]
+    for number in wanted if waiting else ():
+        chosen = waiting[number % len(waiting)]
+        waiting[waiting.index(chosen)] = replace(chosen, priority=NEXT)
+    nexts = sum(one.priority == NEXT for one in waiting)
+    overtaken = dict.fromkeys(PRIORITIES, EVERY)
+    order = in_order(waiting, overtaken, T0 + timedelta(days=1), EVER_S, len(waiting))
+    assert [one.job.priority for one in order[:nexts]] == [NEXT] * nexts
+    assert len(order) == len(waiting)
 
 
 @given(ARRIVALS, st.integers(0, 3))
