@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class Viewing:
     """Thread-safe.
 
     unpacked   images as files, for as long as somebody works on them
-    here       results where this machine can read them, for as long
+    here       results of one job where this machine can read them, for as long
     gone       is this series deleted?
     confined   the process gives up what it does not need
     """
@@ -182,10 +182,9 @@ class Viewing:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _brought_and_run(self, asked: Asked, part: str, files: Sequence[Path], folder: Path) -> str:
-        paths = [path for each in asked.results.values() for path in each]
-        with self.here(paths) as here:
-            brought = dict(zip(paths, here, strict=True))
-            results = {job: [str(brought[path]) for path in each] for job, each in asked.results.items()}
+        with ExitStack() as stack:  # of each job its own: they lie in folders of their own
+            here = {job: stack.enter_context(self.here(paths)) for job, paths in asked.results.items()}
+            results = {job: [str(path) for path in paths] for job, paths in here.items()}
             told = {
                 "path": sys.path,
                 "confine": self.confined,
