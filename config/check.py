@@ -22,7 +22,18 @@ from pydicom.datadict import DicomDictionary
 
 from config import secrets
 from config.certificates import Certificate, Unusable, certificates, why_key_does_not_fit
-from config.schema import SYSLOG_FILES, Also, Config, Notify, Peer, Route, bad_condition, is_keyword_path, is_loopback
+from config.schema import (
+    SYSLOG_FILES,
+    Also,
+    Config,
+    Needs,
+    Notify,
+    Peer,
+    Route,
+    bad_condition,
+    is_keyword_path,
+    is_loopback,
+)
 
 Place = tuple[str | int, ...]  # ("peer", 0, "host"): the key `host` of the first [[peer]]
 
@@ -196,7 +207,7 @@ def _schema_problems(error: ValidationError, raw: dict[str, Any]) -> Iterator[tu
         if item["type"] == "extra_forbidden":
             yield place, _unknown(place)
         elif item["type"] == "missing":
-            yield place[:-1], f"{_table_name(place[:-1], raw)} needs '{place[-1]}'"
+            yield place[:-1], f"{_name(place[:-1], raw)} needs '{place[-1]}'"
         elif item["type"] == "value_error":
             yield place, f"{_name(place, raw)}: {item['ctx']['error']}"
         elif item["type"] in WORDS:
@@ -249,6 +260,9 @@ def _unknown(place: Place) -> str:
         hint = did_you_mean(str(place[0]), tables) or f"there are {', '.join(_table_name((t,)) for t in tables)}"
         return f"no table or setting '{place[0]}'; {hint}"
     key, table = str(place[-1]), str(place[0])
+    if len(place) > 3 and place[2] == "needs":
+        near = did_you_mean(key, Needs.model_fields) or f"there are {', '.join(Needs.model_fields)}"
+        return f"no setting '{key}' in 'needs' of a [[route]]; {near}"
     within = _within(place)
     known = list((within or (TABLES | LISTS)[table]).model_fields)
     home = [name for name, model in TABLES.items() if not within and key in model.model_fields]
@@ -317,6 +331,17 @@ def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tu
         if isinstance(route.get("match"), dict):
             for place, words in _conditions(route["match"]):
                 yield ("route", i, "match", *place), f"{where}: {words}"
+        yield from _needs(i, route, where)
+
+
+def _needs(i: int, route: dict[str, Any], where: str) -> Iterator[tuple[Place, str]]:
+    """What could never be, or be read, of the other series that a route needs."""
+    needs = route.get("needs")
+    series = needs.get("series") if isinstance(needs, dict) else None
+    for number, match in enumerate(series if isinstance(series, list) else ()):
+        if isinstance(match, dict):
+            for place, words in _conditions(match):
+                yield ("route", i, "needs", "series", *place), f"{where}: needs: series {number + 1}: {words}"
 
 
 def _pipeline(i: int, route: dict[str, Any], where: str, pipelines: Known) -> Iterator[tuple[Place, str]]:

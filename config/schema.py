@@ -675,6 +675,15 @@ class Also(OfKind):
     send_to: Names  # names of peers
 
 
+class Needs(Settings):
+    """[route.needs]: other series of the same study that a route waits for, once a series has matched it."""
+
+    # of each such series what `match` is of the route's own; each must be another one
+    series: Annotated[tuple[dict[str, Any], ...], Field(strict=False, min_length=1, max_length=16)]
+    wait_minutes: Annotated[float, Field(gt=0, le=10080)] = 60.0  # from the closing of the series that matched
+    if_incomplete: Literal["skip", "run"] = "skip"  # what is done when they have not come by then
+
+
 class Route(Settings):
     """[[route]]: which series goes to which pipeline, and where its results go. Every matching route makes a job."""
 
@@ -689,6 +698,7 @@ class Route(Settings):
     report_not_run: bool = False  # a series that is refused gets a report that says why
     # it runs behind all others and its results are kept, but nothing of it is sent to anybody, whatever send_to says
     shadow: bool = False
+    needs: Needs | None = None
 
     @property
     def priority_number(self) -> int:

@@ -99,9 +99,10 @@ class TryAgain(JobError):
 class Await(TryAgain):
     """Not a failure: there is nothing to do before `until`, unless what is awaited comes first."""
 
-    def __init__(self, message: str, until: datetime) -> None:
+    def __init__(self, message: str, until: datetime, *, counts: bool = True) -> None:
+        """counts: False, and it is none of the attempts that a job may make"""
         super().__init__(message)
-        self.until = until
+        self.until, self.counts = until, counts
 
 
 class ProcessDied(TryAgain):

@@ -50,6 +50,7 @@ from pacs_node.records import (
     Edition,
     Instance,
     Job,
+    Needs,
     OpenSeries,
     Package,
     Receipt,
@@ -101,6 +102,8 @@ class Stages(Protocol):
     def headers(self, instances: Sequence[Instance], files: Sequence[Path]) -> list[Dataset]: ...
     def judge(self, headers: Sequence[Dataset]) -> Verdict: ...
     def matches(self, header: Dataset) -> list[RouteMatch]: ...
+    def study(self, study_uid: str, without: str) -> list[Dataset]: ...
+    def missing(self, needs: Mapping[str, Any], others: Sequence[Dataset]) -> list[str]: ...
     def share(self, instances: Sequence[Instance]) -> None: ...
     def unpacked(
         self, name: str, images: Sequence[Stored], *, whole: bool = False
@@ -136,6 +139,7 @@ class RouteMatch:
     priors: str | None = None
     also: tuple[Also, ...] = ()
     shadow: bool = False
+    needs: Needs | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,8 @@ class Flow:
         now = self.now()  # one time for all jobs: routes that ask for the same make the same bytes
         sender = instances[0].calling_ae if instances else ""
         jobs = [self._infer_job(series, match, revision, now, sender) for match in matches if match.why_not is None]
+        jobs = self._as_the_study_is(jobs, verdict)
+        complete = self._completed_by(series, header)
         if jobs:
             self.stages.share(instances)  # before another machine may take one
         self.at("closing")
@@ -247,6 +253,7 @@ class Flow:
             verdict=verdict,
             rules=_rules(matches),
             jobs=jobs,
+            complete=complete,
             revision=revision,
             now=now,
         )
@@ -269,15 +276,14 @@ class Flow:
             why = "no rule matches" if route is None else f"route '{route}' does not match"
             return f"{why}: {'; '.join(said)}" if said else f"{why}: the settings have none"
         self.stages.share(instances)
+        jobs = [self._infer_job(instances[0], match, revision, now, "", "again", now.isoformat()) for match in wanted]
         started = self.ledger.run_series_again(
             series_uid,
             arrived=len(instances),
             revision=revision,
             verdict=verdict,
             rules=_rules(matches),
-            jobs=[
-                self._infer_job(instances[0], match, revision, now, "", "again", now.isoformat()) for match in wanted
-            ],
+            jobs=self._as_the_study_is(jobs, verdict),
             now=now,
         )
         return (
@@ -285,6 +291,34 @@ class Flow:
             if started
             else "it still receives images, or is being worked on; ask again when that has ended, or retry its jobs"
         )
+
+    def _as_the_study_is(self, jobs: Sequence[Job], verdict: Verdict) -> list[Job]:
+        """Those that need other series of the study wait for what of these is not here; unless nothing will be run."""
+        return [
+            job if job.needs is None or not verdict.of(job.route).fit else self._waits(job, job.needs) for job in jobs
+        ]
+
+    def _waits(self, job: Job, needs: Mapping[str, Any]) -> Job:
+        lacks = self.stages.missing(needs, self.stages.study(job.study_uid, job.series_uid))
+        if not lacks:
+            return replace(job, study="complete")
+        until = job.created_at + timedelta(minutes=needs["wait_minutes"])
+        reason = f"waits for {' and '.join(lacks)} of the study"
+        return replace(job, study="waiting", waits_until=until, not_before=until, reason=reason)
+
+    def _completed_by(self, series: OpenSeries, header: Dataset) -> list[Job]:
+        """Jobs of the study that need no more than this series, which is about to close."""
+        return [
+            job
+            for job in self.ledger.waiting_in_study(series.study_uid)
+            if job.needs is not None
+            and job.series_uid != series.series_uid
+            and not self.stages.missing(job.needs, [header, *self._others(job, series.series_uid)])
+        ]
+
+    def _others(self, job: Job, closing: str) -> list[Dataset]:
+        others = self.stages.study(job.study_uid, job.series_uid)
+        return [each for each in others if attributes.text(each, "SeriesInstanceUID") != closing]
 
     def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         """The header that stands for the series, whether it is fit, and what the rules say. Raises NotJudged."""
@@ -356,6 +390,7 @@ class Flow:
             options=match.options,
             priors=match.priors,
             shadow=match.shadow,
+            needs=None if match.needs is None else _needs_row(match.needs),
             sender=sender,
             created_at=now,
         )
@@ -412,6 +447,8 @@ class Flow:
         self.at("infer begun")
         try:
             verdict, images = self._input(job)
+            if job.needs is not None:
+                verdict = self._study_of(job, job.needs, verdict)
             with ExitStack() as stack:
                 with _step("unpacking"):
                     files = stack.enter_context(self.stages.unpacked(f"{job.id}.{job.generation}", images, whole=True))
@@ -419,6 +456,21 @@ class Flow:
         except Refused as refusal:
             self._refuse(job, str(refusal))
         self.at("infer done")
+
+    def _study_of(self, job: Job, needs: Mapping[str, Any], verdict: Verdict) -> Verdict:
+        """The verdict, with what is missing of the study if it is to run without. Raises Refused, and Await."""
+        lacks = self.stages.missing(needs, self.stages.study(job.study_uid, job.series_uid))
+        if not lacks:
+            self.ledger.note_study(job, "complete")
+            return verdict
+        words = f"{' and '.join(lacks)} of the study"
+        if job.waits_until is not None and self.now() < job.waits_until:
+            raise Await(f"waits for {words}", job.waits_until, counts=False)
+        if needs["if_incomplete"] == "skip":
+            self.ledger.note_study(job, "skipped")
+            raise Refused(f"skipped: {words} did not come within {needs['wait_minutes']:g} minutes")
+        self.ledger.note_study(job, "incomplete")
+        return replace(verdict, remarks=(*verdict.remarks, f"analysed without {words}, which did not come in time"))
 
     def _analyse(self, job: Job, verdict: Verdict, images: Sequence[Stored], files: Sequence[Path]) -> None:
         def progress(fraction: float, text: str) -> None:
@@ -634,8 +686,8 @@ class Flow:
 
     def _again(self, job: Job, failure: TryAgain) -> float | None:
         if isinstance(failure, Await):
-            self.ledger.retry_later(job, str(failure), failure.until, (), self.now())
-            return (failure.until - self.now()).total_seconds()
+            waits = self.ledger.retry_later(job, str(failure), failure.until, (), self.now(), counts=failure.counts)
+            return (failure.until - self.now()).total_seconds() if waits else None
         if isinstance(failure, StoreAway):  # it says nothing of this job: however long it takes
             until = self.now() + timedelta(seconds=STORE_AGAIN_S)
             waits = self.ledger.retry_later(job, str(failure), until, failure.receipts, self.now(), counts=False)
@@ -674,6 +726,14 @@ def _step(name: str) -> Iterator[None]:
 def _foremost(headers: Sequence[Dataset], verdict: Verdict) -> Dataset:
     """The header that stands for the series: of the first image that is used, if one is."""
     return next((h for h in headers if attributes.text(h, "SOPInstanceUID") in verdict.use[:1]), headers[0])
+
+
+def _needs_row(needs: Needs) -> dict[str, Any]:
+    return {
+        "series": [dict(match) for match in needs.series],
+        "wait_minutes": needs.wait_minutes,
+        "if_incomplete": needs.if_incomplete,
+    }
 
 
 def _rules(matches: Sequence[RouteMatch]) -> list[dict[str, Any]]:

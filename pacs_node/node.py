@@ -573,6 +573,7 @@ class Node:
             self.ledger.refusal_counts,
             lambda: self.retention.sizes,
             self.audit_figures,
+            self.ledger.studies,
         )
         as_a_whole = observe.SystemCollector(
             self.ledger.durations, lambda: state_of(self), lambda: facts.health()["status"]

@@ -151,9 +151,10 @@ class LedgerCollector(Collector):
         refusals: Callable[[], Mapping[str, Mapping[str, Any]]],
         kept: Callable[[], Mapping[str, int | None]],
         audit: Callable[[], Mapping[str, int]] = lambda: {"lost": 0, "unsent": 0},
+        studies: Callable[[], list[tuple[str, str, int]]] = list,
     ) -> None:
         self.counts, self.connected, self.spool, self.arrivals = counts, connected, spool, arrivals
-        self.refusals, self.kept, self.audit = refusals, kept, audit
+        self.refusals, self.kept, self.audit, self.studies = refusals, kept, audit, studies
 
     def collect(self) -> Iterator[Metric]:
         counts = self.counts()
@@ -166,6 +167,14 @@ class LedgerCollector(Collector):
             for state, number in counts[kind].items():
                 jobs.add_metric([kind, state], number)
         yield jobs
+        studies = GaugeMetricFamily(
+            "pacs_node_studies",
+            "Jobs that need other series of their study, by how it was: waiting, complete, incomplete, skipped",
+            labels=["route", "study"],
+        )
+        for route, study, number in self.studies():
+            studies.add_metric([route, study], number)
+        yield studies
         arrivals = CounterMetricFamily(
             "pacs_node_arrivals",
             "Objects that a destination was asked about: arrived (yes, no, not proven), and how that is known",

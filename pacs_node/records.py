@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -251,6 +251,24 @@ class Also:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """Other series of the same study that a route waits for: of each the conditions, as a route's `match`."""
+
+    series: tuple[Mapping[str, Any], ...]
+    wait_minutes: float
+    if_incomplete: str  # "skip" or "run"
+
+
+LONGEST_STUDY = timedelta(minutes=10080)  # that the settings let a route wait
+STUDIES = {  # how the study of a job with needs was -> in words
+    "waiting": "other series of the study are waited for",
+    "complete": "all series that the route needs were there",
+    "incomplete": "it ran without them",
+    "skipped": "it did not run, for they did not come in time",
+}
+
+
+@dataclass(frozen=True)
 class Job:
     """One unit of durable work, by kind.
 
@@ -272,6 +290,9 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     priors: str | None = None  # the peer to ask for earlier studies of the patient
     shadow: bool = False  # its results go nowhere
+    needs: Mapping[str, Any] | None = None  # other series of the study: see Needs
+    waits_until: datetime | None = None  # for these, at the latest
+    study: str | None = None  # one of STUDIES, of a job with needs
     destination: str | None = None
     infer_job: str | None = None  # send: whose results
     send_job: str | None = None  # confirm: whose objects

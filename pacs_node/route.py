@@ -27,7 +27,7 @@ from pydicom.tag import Tag
 
 from dicom_sr import attributes
 from pacs_node.privacy import identifies
-from pacs_node.records import SHADOW, Also
+from pacs_node.records import SHADOW, Also, Needs
 
 OURS = "pacs-node"  # what our results carry as Manufacturer
 
@@ -64,6 +64,7 @@ class Rule:
     priors: str | None = None  # the peer to ask for earlier studies
     also: tuple[Also, ...] = ()  # who gets results with a finding of a kind as well
     shadow: bool = False  # its results go nowhere
+    needs: Needs | None = None  # other series of the study that it waits for
 
     def why_not(self, header: Dataset) -> str | None:
         """None, or the first condition that fails, in words and without patient values.
@@ -73,6 +74,34 @@ class Rule:
         """
         reasons = (_why_not(header, path, condition) for path, condition in self.match.items())
         return next((reason for reason in reasons if reason), None)
+
+
+def missing(series: Sequence[Mapping[str, Any]], others: Sequence[Dataset]) -> list[str]:
+    """Of the series that a route needs, those that are not among the others of the study, in words. One series is not
+    two of them: what is missing is the least that it can be (augmenting paths, Kuhn 1955)."""
+    fits = [[number for number, header in enumerate(others) if _takes(match, header)] for match in series]
+    of: dict[int, int] = {}  # other series -> the need that it is for
+
+    def found(need: int, seen: set[int]) -> bool:
+        for other in fits[need]:
+            if other not in seen:
+                seen.add(other)
+                if other not in of or found(of[other], seen):
+                    of[other] = need
+                    return True
+        return False
+
+    return [wishes(match) for need, match in enumerate(series) if not found(need, set())]
+
+
+def _takes(match: Mapping[str, Any], header: Dataset) -> bool:
+    return not any(_why_not(header, path, condition) for path, condition in match.items())
+
+
+def wishes(match: Mapping[str, Any]) -> str:
+    """What a route wants of a series, in words and without patient values."""
+    said = [f"{path} {'as the route says' if identifying(path) else wish(wanted)}" for path, wanted in match.items()]
+    return "a series with " + ", ".join(said) if said else "any other series"
 
 
 def route(rules: Iterable[Rule], header: Dataset) -> list[tuple[Rule, str | None]]:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, SecretStr
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from tomlkit.exceptions import TOMLKitError
 
-from config import Config, Peer, Route
+from config import Config, Needs, Peer, Route
 from config.check import KEYWORDS, SECRETS
 from config.schema import NUMBER, NUMBER_VRS
 from pacs_node import settings_file
@@ -30,7 +30,7 @@ from pacs_node.deliver.stow import reach
 from pacs_node.errors import NodeError, SettingsRefused
 from pacs_node.kinds import as_well
 from pacs_node.peers import dicom_peer, web_peer
-from pacs_node.route import identifying, wish
+from pacs_node.route import identifying, wish, wishes
 from pacs_node.settings import LiveSettings
 from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial
 
@@ -131,11 +131,13 @@ class SettingsDesk:
                 "priority": route.priority,
                 "shadow": route.shadow,
                 # a value that would tell who a patient is stands in the form of the route alone, which is for admins
-                "toml": "" if any(map(identifying, route.match)) else self._text_in_force("route", route.name),
+                "toml": "" if any(map(identifying, _asked_of(route))) else self._text_in_force("route", route.name),
                 "conditions": [
                     f"{key} {'is wanted (not shown)' if identifying(key) else _said(condition)}"
                     for key, condition in route.match.items()
                 ],
+                "needs": [] if route.needs is None else list(map(wishes, route.needs.series)),
+                "waits": "" if route.needs is None else _patience(route.needs),
             }
             for route in self.config().routes
         ]
@@ -312,6 +314,17 @@ def _where(peer: Peer) -> str:
     return "; ".join(filter(None, (dicom, peer.dicomweb_url or ""))) or "only sends to us"
 
 
+def _asked_of(route: Route) -> list[str]:
+    """Every keyword that a route asks for, of the series and of others of its study."""
+    others = () if route.needs is None else route.needs.series
+    return [keyword for match in (route.match, *others) for keyword in match]
+
+
+def _patience(needs: Needs) -> str:
+    otherwise = "runs without" if needs.if_incomplete == "run" else "does not run"
+    return f"waits {needs.wait_minutes:g} minutes for them, then {otherwise}"
+
+
 def _said(condition: Any) -> str:
     match condition:
         case {"present": True} | {"absent": True}:
@@ -349,7 +362,7 @@ def _replayed(replay: Replay) -> dict[str, Any]:
 
 
 def _of_route(route: OfRoute) -> dict[str, Any]:
-    names = ("route", "pipeline", "now", "then", "more", "less", "refused")
+    names = ("route", "pipeline", "now", "then", "more", "less", "refused", "waits")
     shown = {name: getattr(route, name) for name in names}
     each = route.seconds_each
     minutes = None if each is None else {"each": each / 60, "change": (route.more - route.less) * each / 60}

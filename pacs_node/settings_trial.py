@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pacs_node.kinds import as_well
 from pacs_node.ledger import Ledger
 from pacs_node.privacy import identifies
 from pacs_node.records import Received, Stored
-from pacs_node.route import Rule, not_ours
+from pacs_node.route import Rule, missing, not_ours
 from pacs_node.stages import WiredStages, rules_of
 
 MOST_TRIED = 500  # series of one replay, the newest
@@ -55,6 +56,7 @@ class Outcome:
     refused: str | None = None  # why the pipeline would not run for it, if the route takes it
     same_job: bool = True  # where both take it: the same pipeline is told the same
     terms: tuple[str, ...] = ()  # what else the route says of what it takes, in words
+    waits: tuple[str, ...] = ()  # for these series of its study, if the route takes it: they are not here
 
     @property
     def change(self) -> str:
@@ -64,8 +66,14 @@ class Outcome:
         return "more" if self.then is None else "less" if self.now is None else ""
 
 
-def outcomes(header: Dataset, now: Sequence[Rule], then: Sequence[Rule], card_of: CardOf) -> list[Outcome]:
-    """Of each route that there is or would be, in their order."""
+def outcomes(
+    header: Dataset,
+    now: Sequence[Rule],
+    then: Sequence[Rule],
+    card_of: CardOf,
+    others: Callable[[], Sequence[Dataset]] = tuple,
+) -> list[Outcome]:
+    """Of each route that there is or would be, in their order. others: of the other series of its study, a header."""
     guard = not_ours(header)
     before, after = {rule.name: rule for rule in now}, {rule.name: rule for rule in then}
     found = []
@@ -73,15 +81,18 @@ def outcomes(header: Dataset, now: Sequence[Rule], then: Sequence[Rule], card_of
         old, new = before.get(name), after.get(name)
         rule = new or old
         assert rule is not None
+        why_not = NO_SUCH_ROUTE if new is None else guard or new.why_not(header)
+        needs = new.needs if new is not None and why_not is None else None
         found.append(
             Outcome(
                 name,
                 rule.pipeline,
                 NO_SUCH_ROUTE if old is None else guard or old.why_not(header),
-                NO_SUCH_ROUTE if new is None else guard or new.why_not(header),
+                why_not,
                 _refused(header, card_of(rule.pipeline, rule.options)),
                 old is None or new is None or (old.pipeline, old.options) == (new.pipeline, new.options),
                 _terms(rule),
+                () if needs is None else tuple(missing(needs.series, others())),
             )
         )
     return found
@@ -110,6 +121,7 @@ class OfRoute:
     more: int = 0
     less: int = 0
     refused: int = 0  # of those that it would take: outside of the card, or not fit when they came
+    waits: int = 0  # of those that it would take: not all series that it needs of the study are here
     seconds_each: float | None = None  # of an inference, as it took of late; None: not known
     why_not: Counter[str] = field(default_factory=Counter)
 
@@ -188,7 +200,9 @@ class Trial:
         return {key: [value for value, _ in of.most_common(MOST_VALUES)] for key, of in sorted(counts.items())}
 
     def _outcomes(self, header: Dataset, then: Config) -> list[Outcome]:
-        return outcomes(header, self.stages.rules, rules_of(then), self.stages.known.card)
+        study, series = (attributes.text(header, f"{of}InstanceUID") for of in ("Study", "Series"))
+        others = partial(self.stages.study, study, series)
+        return outcomes(header, self.stages.rules, rules_of(then), self.stages.known.card, others)
 
     def _header(self, received: Received) -> Dataset | None:
         image = self.ledger.an_image_of(received)
@@ -213,6 +227,7 @@ def _count(route: OfRoute, said: Outcome, received: Received) -> None:
     route.more += said.change in ("more", "other")
     route.less += said.change in ("less", "other")
     route.refused += said.then is None and (said.refused is not None or not received.fit)
+    route.waits += bool(said.waits)
     if said.then is not None:
         route.why_not[said.then] += 1
 

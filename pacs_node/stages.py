@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -59,6 +60,7 @@ from pacs_node.records import (
     Edition,
     Instance,
     Job,
+    Needs,
     OpenSeries,
     Package,
     Receipt,
@@ -68,7 +70,7 @@ from pacs_node.records import (
     Verdict,
     WhenAsked,
 )
-from pacs_node.route import Rule, priority_of, route
+from pacs_node.route import Rule, missing, priority_of, route
 from pacs_node.shadow import places_of
 from pacs_node.store import Bucket, ObjectStore, SharedFolder, Store, clear_forgotten
 
@@ -213,9 +215,25 @@ class WiredStages:
                 rule.priors,
                 rule.also,
                 rule.shadow,
+                rule.needs,
             )
             for rule, why_not in route(self.rules, header)
         ]
+
+    def study(self, study_uid: str, without: str) -> list[Dataset]:
+        """Of every closed series of a study but this one a header that stands for it; none of what cannot be read."""
+        images = [
+            image
+            for received in self.ledger.received_of_study(study_uid)
+            if received.series_uid != without and (image := self.ledger.an_image_of(received)) is not None
+        ]
+        name = f"study-{uuid.uuid4().hex[:16]}.0"
+        with self.unpacked(name, [image.stored for image in images]) as files:
+            known = [header_of(image, path) for image, path in zip(images, files, strict=True)]
+        return [header for header in known if not isinstance(header, Unread)]
+
+    def missing(self, needs: Mapping[str, Any], others: Sequence[Dataset]) -> list[str]:
+        return missing(needs["series"], others)
 
     @contextmanager
     def unpacked(self, name: str, images: Sequence[Stored], *, whole: bool = False) -> Iterator[list[Path]]:
@@ -495,13 +513,29 @@ class WiredStages:
 
 def rules_of(config: Config) -> list[Rule]:
     return [
-        Rule(r.name, r.match, r.pipeline, r.send_to, r.priority_number, r.options, r.priors, _also(r), r.shadow)
+        Rule(
+            r.name,
+            r.match,
+            r.pipeline,
+            r.send_to,
+            r.priority_number,
+            r.options,
+            r.priors,
+            _also(r),
+            r.shadow,
+            _needs(r),
+        )
         for r in config.routes
     ]
 
 
 def _also(route: Route) -> tuple[Also, ...]:
     return tuple(Also(each.send_to, each.kinds, each.min_size_mm) for each in route.also)
+
+
+def _needs(route: Route) -> Needs | None:
+    given = route.needs
+    return None if given is None else Needs(given.series, given.wait_minutes, given.if_incomplete)
 
 
 def store_of(config: Config) -> Store:

@@ -57,10 +57,13 @@ class Figures(Database):
             return {row["name"]: {"at": row["at"], "text": row["text"]} for row in rows}
 
     def backlog(self) -> list[dict[str, Any]]:
-        """Of each queue how many jobs wait and run, and when the oldest of them was made."""
+        """Of each queue how many jobs wait and run, and when the oldest of them was made. Without shadows, and what
+        waits for other series of its study: that is as it should be."""
         of = job_table.c.kind, job_table.c.destination
         states = job_table.c.state, sa.func.count(), sa.func.min(job_table.c.created_at)
-        query = sa.select(*of, *states).where(job_table.c.state.in_(OPEN_JOB_STATES)).group_by(*of, job_table.c.state)
+        meant = job_table.c.shadow.is_(False), job_table.c.study.is_distinct_from("waiting")
+        query = sa.select(*of, *states).where(job_table.c.state.in_(OPEN_JOB_STATES), *meant)
+        query = query.group_by(*of, job_table.c.state)
         queues: dict[tuple[str, str | None], dict[str, Any]] = {}
         with self._reading() as db:
             for kind, destination, state, number, oldest in db.execute(query):

@@ -24,6 +24,7 @@ from pacs_node.ledger.tables import (
     series_table,
 )
 from pacs_node.records import (
+    LONGEST_STUDY,
     NEXT,
     OPEN_JOB_STATES,
     PRIORITY_NAMES,
@@ -60,6 +61,28 @@ class Jobs(Editions, Queues, Figures):
         with self._reading() as db:
             row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
             return None if row is None else job_of(row)
+
+    def waiting_in_study(self, study_uid: str) -> list[Job]:
+        """Jobs that wait for other series of this study; and those that have waited in vain."""
+        waits = sa.and_(job_table.c.study == "waiting", job_table.c.state.in_(BEGINNABLE))
+        gone_by = sa.and_(job_table.c.study.in_(("incomplete", "skipped")), job_table.c.state.in_(("done", "refused")))
+        mine = job_table.c.study_uid == study_uid, sa.or_(waits, gone_by)
+        with self._reading() as db:
+            rows = db.execute(sa.select(job_table).where(*mine).order_by(job_table.c.id)).mappings()
+            return [job_of(row) for row in rows]
+
+    def note_study(self, job: Job, study: str) -> None:
+        """How the study of a job was that has begun: one of STUDIES."""
+        with self._begin() as db:
+            mine = job_table.c.id == job.id, job_table.c.generation == job.generation
+            db.execute(sa.update(job_table).where(*mine).values(study=study))
+
+    def studies(self) -> list[tuple[str, str, int]]:
+        """(route, how the study was, number) of jobs that needed other series of it."""
+        of = job_table.c.route, job_table.c.study
+        query = sa.select(*of, sa.func.count()).where(job_table.c.study.is_not(None)).group_by(*of).order_by(*of)
+        with self._reading() as db:
+            return [tuple(row) for row in db.execute(query)]
 
     def is_ours(self, job: Job) -> bool:
         """Whether this attempt still holds the job: nobody has taken it over, and it is not superseded."""
@@ -105,7 +128,13 @@ class Jobs(Editions, Queues, Figures):
 
     def end_impossible_waits(self, now: datetime, longest_s: float) -> list[Job]:
         """Let jobs begin now that wait for longer than any job may: the clock was set back. It is said at each."""
-        beyond = job_table.c.not_before > now + timedelta(seconds=longest_s)
+        time = job_table.c.not_before
+        beyond = sa.and_(
+            time > now + timedelta(seconds=longest_s),
+            sa.or_(  # what waits for other series of its study may wait for longer
+                job_table.c.waits_until.is_(None), time > job_table.c.waits_until, time > now + LONGEST_STUDY
+            ),
+        )
         with self._reading() as db:  # first, and nearly always only this: asked at every sweep
             if db.scalar(sa.select(job_table.c.id).where(beyond).limit(1)) is None:
                 return []
@@ -155,7 +184,8 @@ class Jobs(Editions, Queues, Figures):
             )
             if moved:
                 self._count_start(db, job)
-                if job.kind == "infer" and not job.shadow and (job.generation, job.attempt) == (1, 1):
+                waits_for_a_turn = job.kind == "infer" and not job.shadow and job.needs is None
+                if waits_for_a_turn and (job.generation, job.attempt) == (1, 1):
                     self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds())
             return moved
 

@@ -106,13 +106,15 @@ class Pages(Lists):
 
     def overdue(self, made_before: Mapping[str, datetime]) -> list[dict[str, Any]]:
         """Jobs that have not ended though they were made before the time of their kind, the oldest first; without those
-        that were paused since. Shadows wait as long as others run."""
+        that were paused since. Shadows wait as long as others run, and who waits for other series of a study has a time
+        of their own."""
         found: list[Any] = []
+        since = sa.func.coalesce(job_table.c.waits_until, job_table.c.created_at)
         with self._reading() as db:
             for kind, before in made_before.items():
                 old = job_table.c.kind == kind, job_table.c.created_at < before, job_table.c.state.in_(OPEN_JOB_STATES)
-                live = job_table.c.shadow.is_(False)
-                query = sa.select(job_table).where(*old, live, ~held(self._pauses(db, before)))
+                live = job_table.c.shadow.is_(False), since < before
+                query = sa.select(job_table).where(*old, *live, ~held(self._pauses(db, before)))
                 found += db.execute(query).mappings()
         return [_trouble(row) for row in sorted(found, key=lambda row: row["created_at"])]
 
@@ -215,7 +217,7 @@ def _trouble(job: Any) -> dict[str, Any]:
 def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arrivals: Iterable[Any]) -> dict[str, Any]:
     latest = {a["sop_instance_uid"]: a for a in arrivals if a["job"] == job["id"]}
     plain = (
-        "id", "kind", "pipeline", "route", "destination", "revision", "state", "priority", "shadow", "reason",
+        "id", "kind", "pipeline", "route", "destination", "revision", "state", "priority", "shadow", "study", "reason",
         "progress", "progress_text", "warnings", "facts",
     )  # fmt: skip
     return {

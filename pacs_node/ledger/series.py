@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.jobs import Jobs, as_json
-from pacs_node.ledger.queues import in_order_of_queues
+from pacs_node.ledger.queues import BEGINNABLE, in_order_of_queues
 from pacs_node.ledger.tables import (
     association_table,
     instance_table,
@@ -200,8 +200,12 @@ class SeriesRows(Jobs):
         jobs: Sequence[Job],
         revision: int,
         now: datetime,
+        complete: Sequence[Job] = (),
     ) -> bool:
         """Close a series and write down everything decided about it, jobs included, at once.
+
+        complete: jobs of the study that need no more than this series. Those that wait for it run now; where one has
+        waited in vain, it is said
 
         False, and nothing written, when another instance arrived meanwhile.
         """
@@ -241,6 +245,8 @@ class SeriesRows(Jobs):
             )
             for job in in_order_of_queues(jobs):
                 self._add_job(db, job)
+            for job in complete:
+                self._study_complete(db, job, series_uid, now)
             self._note(db, series_uid, now, "closed", f"revision {revision}: {because}")
             self._note(db, series_uid, now, "judged", verdict.reason)
             for rule in rules:
@@ -249,6 +255,17 @@ class SeriesRows(Jobs):
             if revision == 1:
                 self._took(db, "receive", modality[:16], (closed.last_arrival - closed.first_arrival).total_seconds())
             return True
+
+    def _study_complete(self, db: sa.Connection, job: Job, series_uid: str, now: datetime) -> None:
+        """A series has come that a job has waited for."""
+        if job.study == "waiting":
+            waits = job_table.c.id == job.id, job_table.c.study == "waiting", job_table.c.state.in_(BEGINNABLE)
+            values = {"not_before": None, "study": "complete", "reason": "its study is complete"}
+            db.execute(sa.update(job_table).where(*waits).values(**values))
+            said = f"route {job.route}: its study is complete since series {series_uid} is here"
+        else:
+            said = f"route {job.route}: series {series_uid} came after the wait had ended; run it again to have both"
+        self._note(db, job.series_uid, now, "study", said)
 
     def run_series_again(
         self,

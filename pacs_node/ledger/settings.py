@@ -55,6 +55,13 @@ class SettingsRows(Database):
             )
             return [_received(row) for row in db.execute(query).mappings()]
 
+    def received_of_study(self, study_uid: str) -> list[Received]:
+        """Its closed series."""
+        mine = series_table.c.study_uid == study_uid, series_table.c.state == "closed"
+        with self._reading() as db:
+            rows = db.execute(sa.select(*RECEIVED).where(*mine).order_by(series_table.c.series_uid)).mappings()
+            return [_received(row) for row in rows]
+
     def tried_on(self, series_uid: str) -> Received | None:
         with self._reading() as db:
             row = db.execute(sa.select(*RECEIVED).where(series_table.c.series_uid == series_uid)).mappings().first()

@@ -75,6 +75,7 @@ series_table = sa.Table(
     sa.Index(
         "ix_series_list", "first_arrival", "series_uid", "study_uid", "modality", "description", "sender", "state"
     ),
+    sa.Index("ix_series_study", "study_uid", "state"),
     sa.Index("ix_series_turnaround", "turnaround_s", "series_uid"),
     sa.Index("ix_series_sender", "sender", "modality", "first_arrival"),  # who sends what, and when
 )
@@ -114,6 +115,9 @@ job_table = sa.Table(
     sa.Column("options", sa.JSON, nullable=False),
     sa.Column("priors", sa.String(64)),  # the peer to ask for earlier studies of the patient
     sa.Column("shadow", sa.Boolean, nullable=False, server_default=sa.false()),  # its results go nowhere
+    sa.Column("needs", sa.JSON),  # other series of the study that it waits for: see records.Needs
+    sa.Column("waits_until", UtcDateTime),
+    sa.Column("study", sa.String(16)),  # of a job with needs, one of records.STUDIES
     sa.Column("send_to", sa.JSON, nullable=False),  # names of peers; an infer job's destinations
     sa.Column("also", sa.JSON, nullable=False, server_default="[]"),  # its further ones, and for which findings
     sa.Column("destination", sa.String(64)),  # a send or confirm job's one; of a report the sender's AE title
@@ -142,6 +146,8 @@ job_table = sa.Table(
     sa.Index("ix_job_not_before", "not_before"),
     sa.Index("ix_job_started", "kind", "destination", "started_at"),
     sa.Index("ix_job_pipeline", "kind", "pipeline", "series_uid"),
+    sa.Index("ix_job_study", "study", "route"),  # few have needs
+    sa.Index("ix_job_study_uid", "study_uid", "study"),
     sa.Index("ix_job_shadow", "shadow", "route", "state", "created_at"),  # what shadows ask for, which is little of all
 )
 

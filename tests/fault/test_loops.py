@@ -85,7 +85,7 @@ match = { Modality = "US" }
 pipeline = "breast-us"
 send_to = ["results"]
 """
-OF_LEDGER = ("open_series", "instances", "revision", "deleted", "close_series", "expect")
+OF_LEDGER = ("open_series", "instances", "revision", "deleted", "waiting_in_study", "close_series", "expect")
 OF_ROOMS = ("unpacked", "headers", "judge", "matches", "share")
 
 

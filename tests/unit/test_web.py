@@ -40,8 +40,22 @@ def summary(number: int, **changes: Any) -> dict[str, Any]:
         "last_arrival": "2026-03-01T13:00:09.500+00:00",
         "turnaround_s": 75.3,
         "jobs": [
-            {"pipeline": "lung-nodule", "kind": "infer", "state": "done", "revision": 1, "reason": "2 findings"},
-            {"pipeline": "lung-nodule", "kind": "send", "state": "waiting", "revision": 1, "reason": "no answer"},
+            {
+                "pipeline": "lung-nodule",
+                "kind": "infer",
+                "state": "done",
+                "revision": 1,
+                "reason": "2 findings",
+                "shadow": False,
+            },
+            {
+                "pipeline": "lung-nodule",
+                "kind": "send",
+                "state": "waiting",
+                "revision": 1,
+                "reason": "no answer",
+                "shadow": False,
+            },
         ],
         **changes,
     }
@@ -330,6 +344,14 @@ class InMemory:
 
     def routes(self) -> list[str]:
         return ["chest", "breast"]
+
+    def shadows(self) -> list[dict[str, Any]]:
+        return []
+
+    def compared(
+        self, route: str, live: str, since: datetime | None = None, before: datetime | None = None
+    ) -> dict[str, Any]:
+        raise AssertionError("there is no shadow")
 
     def dismiss(self, job_id: str) -> bool:
         self.dismissed.append(job_id)
@@ -1035,7 +1057,14 @@ def test_the_series_page_says_what_arrived_and_how(web: TestClient, facts: InMem
         job("report", destination="CT1", pipeline="storage commitment"),
     ]
     facts.all[54]["jobs"] = [
-        {"pipeline": "lung-nodule", "kind": "confirm", "state": "done", "revision": 1, "reason": "arrived"}
+        {
+            "pipeline": "lung-nodule",
+            "kind": "confirm",
+            "state": "done",
+            "revision": 1,
+            "reason": "arrived",
+            "shadow": False,
+        }
     ]
     html = web.get("/series/1.2.826.7").text
     for text in (

@@ -84,6 +84,9 @@ class Model:
     def trouble(self) -> list[str]:
         return []
 
+    def facts(self) -> list[dict[str, Any]]:
+        return []
+
     def close(self) -> None:
         pass
 
