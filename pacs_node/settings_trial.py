@@ -90,7 +90,7 @@ def outcomes(
                 NO_SUCH_ROUTE if old is None else guard or old.why_not(header),
                 why_not,
                 _refused(header, card_of(rule.pipeline, rule.options)),
-                old is None or new is None or (old.pipeline, old.options) == (new.pipeline, new.options),
+                old is None or new is None or _asked(old) == _asked(new),
                 _terms(rule),
                 () if needs is None else tuple(missing(needs.series, others())),
             )
@@ -99,7 +99,13 @@ def outcomes(
 
 
 def _terms(rule: Rule) -> tuple[str, ...]:
+    if rule.shadow:
+        return ("as a shadow: nothing of it is sent",)
     return tuple(as_well(each.send_to, each.kinds, each.min_size_mm) for each in rule.also)
+
+
+def _asked(rule: Rule) -> tuple[str, Mapping[str, Any], bool]:
+    return rule.pipeline, rule.options, rule.shadow
 
 
 def _refused(header: Dataset, card: Card) -> str | None:

@@ -26,7 +26,7 @@ from tests.harness import free_port, storescu, wait_for
 from tests.results import us_findings
 
 GROWING = ("instance", "series", "association", "job", "event", "result", "receipt", "arrival", "edition",
-           "commitment", "commitment_request", "refusal", "feedback")  # fmt: skip
+           "commitment", "commitment_request", "refusal", "feedback", "place")  # fmt: skip
 MAY_SCAN = {  # what begins so -> why
     "UPDATE instance SET path=substr(": "once, when a ledger of an earlier version is taken over",
     "UPDATE result SET path=substr(": "as above",
@@ -68,6 +68,13 @@ name = "breast"
 match = {{ Modality = "US" }}
 pipeline = "breast-us"
 send_to = ["results"]
+[[route]]
+name = "next"
+match = {{ Modality = "US" }}
+pipeline = "breast-us"
+send_to = ["results"]
+shadow = true
+needs = {{ series = [{{ Modality = "MR" }}], wait_minutes = 0.02, if_incomplete = "run" }}
 """
 
 
@@ -124,7 +131,9 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], P
         uid = str(image.SeriesInstanceUID)
         with httpx.Client(base_url=f"http://127.0.0.1:{ports['web']}", timeout=20) as client:
             wait_for(lambda: ended(client, uid), 60, "the results to be sent and to have arrived")
-            [infer] = [job for job in client.get(f"/api/series/{uid}").json()["jobs"] if job["kind"] == "infer"]
+            jobs = client.get(f"/api/series/{uid}").json()["jobs"]
+            [infer] = [job for job in jobs if job["kind"] == "infer" and not job["shadow"]]
+            wait_for(lambda: client.get("/api/shadow").json()["compared"]["series"] == 1, 60, "the shadow to end")
             seen = client.get(f"/api/series/{uid}/findings", timeout=60).json()
             assert seen["state"] == "ready", seen["why"]
             said = {"job": infer["id"], "kind": "missed", "image": "1", "column": "3", "row": "4"}
@@ -135,7 +144,8 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], P
             for page in (*(f"/?{each}" for each in lists), f"/series/{uid}", "/refusals", "/destinations", "/rerun",
                          "/health", "/metrics", "/system", "/ready", "/api/series", f"/api/series/{uid}",
                          "/api/refusals", "/api/queue", f"/series/{uid}/view",
-                         f"/api/series/{uid}/view/image-0.png", "/feedback", "/api/feedback"):  # fmt: skip
+                         f"/api/series/{uid}/view/image-0.png", "/feedback", "/api/feedback", "/shadow",
+                         "/api/shadow.csv?route=next&live=breast&since=2026-01-01"):  # fmt: skip
                 assert client.get(page).status_code == 200, page
         desk = node.desk()
         assert desk is not None

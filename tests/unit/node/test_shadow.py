@@ -26,6 +26,7 @@ from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
 from pacs_node.notify import Notifier, World
 from pacs_node.records import NEXT, SHADOW, STAT, Evidence, Instance, Job, OpenSeries, Package, Receipt, Wanted
+from pacs_node.settings_trial import Trial
 from pacs_node.shadow import NEAR_MM, agreement, class_of, paired, places_of
 from pacs_node.web.app import create_app
 from tests import results
@@ -547,3 +548,16 @@ def test_places_are_those_of_the_images(name: str) -> None:
         if ref.frame is None:
             expected = point_lps_mm(headers[ref.sop_instance_uid], row, column)
             assert np.allclose(place["lps_mm"], expected, atol=0.01)
+
+
+def test_the_trial_says_what_would_run_as_a_shadow(story: Story) -> None:
+    story.receive()
+    before = story.node.config
+    live = before.model_copy(update={"routes": tuple(r.model_copy(update={"shadow": False}) for r in before.routes)})
+    trial = Trial(story.node.stages, story.ledger, story.now)
+    as_one = ("as a shadow: nothing of it is sent",)
+    for then, terms, change in ((before, as_one, ""), (live, (), "other")):
+        found = trial.on_series(story.uid, then)
+        assert found is not None
+        [said] = [each for each in found[1] if each.route == "next"]
+        assert (said.then, said.terms, said.change) == (None, terms, change)
