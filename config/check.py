@@ -730,6 +730,7 @@ def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Pl
         if peer.get("may_send") is True and isinstance(peer.get("ae_title"), str) and not known:
             text = f"{_table_name(('peer', i), raw)} may send, and its AE title alone says who it is: whoever knows the"
             yield ("peer", i, "may_send"), f"{text} title gets in from any address; name its hosts in calls_from"
+    yield from _never_falls_back(raw)
     routes = [route for _, route in _tables(raw, "route")]
     tables = [*routes, *(also for route in routes for _, also in _tables(route, "also"))]
     used: set[Any] = {name for table in tables for name in _names(table.get("send_to"))}
@@ -737,3 +738,13 @@ def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Pl
     for i, peer in _tables(raw, "peer"):
         if isinstance(peer.get("name"), str) and peer.get("may_send") is not True and peer["name"] not in used:
             yield ("peer", i, "name"), f"peer '{peer['name']}' may not send and no route sends to it"
+
+
+def _never_falls_back(raw: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    """Fallbacks beside a route that takes every series."""
+    live = [r for _, r in _tables(raw, "route") if not r.get("fallback") and not r.get("shadow")]
+    all_of_it = [r.get("name") for r in live if r.get("match") == {}]
+    for i, route in _tables(raw, "route"):
+        if route.get("fallback") is True and all_of_it:
+            words = f"is a fallback and never runs: [[route]] '{all_of_it[0]}' takes every series"
+            yield ("route", i, "fallback"), f"{_table_name(('route', i), raw)} {words}"

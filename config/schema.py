@@ -11,6 +11,7 @@ from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 import re2
 from pydantic import (
@@ -24,6 +25,8 @@ from pydantic import (
     model_validator,
 )
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+from config.hours import Hours
 
 
 def _ae_title(title: str) -> str:
@@ -399,6 +402,15 @@ class Jobs(Settings):
     lease_s: Seconds = 30.0  # a worker silent for this long loses its jobs to another
     sweep_s: Seconds = 5.0  # how often rows without a running job are looked for
     overtaken_s: Seconds = 3600.0  # a job that more urgent ones overtake for this long gets one start of four
+    time_zone: str = ""  # in which the hours of routes are told: "Europe/Berlin"; none: that of the machine
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            return name and ZoneInfo(name).key
+        except (ValueError, KeyError, OSError) as error:  # OSError: of a name that is a folder of zones
+            raise ValueError(f"no time zone {name!r} is known here; one is 'Europe/Berlin'") from error
 
     @model_validator(mode="after")
     def _in_proportion(self) -> Jobs:
@@ -691,6 +703,7 @@ class Route(Settings):
     match: dict[str, Any]  # DICOM keyword -> condition; all must hold
     pipeline: str  # "lung-nodule", "breast-us"
     send_to: Names  # names of peers
+    hours: str = ""  # local times at which what is not urgent may run: "19:00-07:00"; none: at any
     also: Annotated[tuple[Also, ...], Field(strict=False)] = ()  # further ones, for results with a finding of a kind
     priority: Literal["routine", "stat"] = "routine"  # routine: unless the images name another one
     priors: str | None = None  # the peer to ask for earlier studies of the patient; none: nothing is compared
@@ -699,6 +712,22 @@ class Route(Settings):
     # it runs behind all others and its results are kept, but nothing of it is sent to anybody, whatever send_to says
     shadow: bool = False
     needs: Needs | None = None
+    fallback: bool = False  # only for a series that no other route takes
+
+    @field_validator("hours")
+    @classmethod
+    def _are_hours(cls, text: str) -> str:
+        if text:
+            Hours.of(text)
+        return text
+
+    @model_validator(mode="after")
+    def _stat_has_no_hours(self) -> Route:
+        if self.hours and self.priority == "stat":
+            raise ValueError(
+                "hours are for what is not urgent, and priority = 'stat' waits for none; remove one of them"
+            )
+        return self
 
     @property
     def priority_number(self) -> int:

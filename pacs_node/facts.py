@@ -17,8 +17,20 @@ from pacs_node import __version__
 from pacs_node.audit import KINDS, Audit, told
 from pacs_node.errors import LedgerUnavailable, NodeError, Told
 from pacs_node.ledger.lists import iso
+from pacs_node.off_peak import OffPeak
 from pacs_node.peers import LedgerMemory
-from pacs_node.records import EVERY, JOB_KINDS, PAUSES, PRIORITY_NAMES, REFUSAL_KINDS, Pause, Wanted, why_held
+from pacs_node.records import (
+    BEGINNABLE,
+    EVERY,
+    JOB_KINDS,
+    NOT_URGENT,
+    PAUSES,
+    PRIORITY_NAMES,
+    REFUSAL_KINDS,
+    Pause,
+    Wanted,
+    why_held,
+)
 from pacs_node.retention import Retention
 from pacs_node.settings import LiveSettings
 from pacs_node.shadow import Pair, agreement, paired
@@ -66,6 +78,7 @@ class Running(Viewed, Protocol):
     """The node whose facts these are."""
 
     retention: Retention
+    off_peak: OffPeak
     started_at: datetime
     stopping: bool
     audit: Audit
@@ -195,9 +208,13 @@ class NodeFacts(ViewerFacts):
         return {
             FAILED: ledger.unresolved(),
             "runs for longer than it may": ledger.running_too_long(self._limits(), ledger.living(), still),
-            "stands still": not_held(ledger.standing_still(still)) if settled else [],
-            "is overdue": not_held(ledger.overdue(self._due())),
+            "stands still": not_held(ledger.standing_still(still, self._closed(still))) if settled else [],
+            "is overdue": not_held(ledger.overdue(self._due(), self._closed(self._due()["infer"]))),
         }
+
+    def _closed(self, since: datetime) -> frozenset[str]:
+        """Routes whose jobs had not all the hours since then to run in."""
+        return self.node.off_peak.not_open_since(since)
 
     # ---- what a person has paused
 
@@ -334,12 +351,16 @@ class NodeFacts(ViewerFacts):
             return Told.of(error).words
 
     def series(self, uid: str) -> dict[str, Any] | None:
+        """Everything about one series; of a job that waits for the hours of its route or a pause, what it waits for."""
         series = self.node.ledger.series(uid)
-        waiting = [job for job in series["jobs"] if job["state"] in ("queued", "waiting")] if series else []
+        waiting = [job for job in series["jobs"] if job["state"] in BEGINNABLE] if series else []
         pauses = self.node.ledger.pauses(self.node.now()) if waiting else []
+        closed = self.node.off_peak.closed() if waiting else {}
         for job in waiting:
             held = why_held(pauses, job["kind"], job["pipeline"], job["destination"])
             job["paused"] = held or (self._no_device() if pauses and job["kind"] == "infer" else None)
+            not_urgent = job["kind"] == "infer" and job["priority"] >= NOT_URGENT
+            job["rests"] = closed.get(job["route"]) if not_urgent else None
         return self._without_paths(series)
 
     def destinations(self) -> list[dict[str, Any]]:
@@ -379,7 +400,8 @@ class NodeFacts(ViewerFacts):
     def queue(self, limit: int) -> list[dict[str, Any]]:
         """What runs and what waits, each queue in its order, and why."""
         node = self.node
-        queues, held = node.ledger.queues(node.now(), limit, node.config.jobs.overtaken_s), self._no_device()
+        closed = node.off_peak.closed()
+        queues, held = node.ledger.queues(node.now(), limit, node.config.jobs.overtaken_s, closed), self._no_device()
         for queue in queues if held else ():
             if queue["kind"] == "infer":
                 waits = {"place": None, "why": held}

@@ -140,6 +140,7 @@ class RouteMatch:
     also: tuple[Also, ...] = ()
     shadow: bool = False
     needs: Needs | None = None
+    fallback: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,12 @@ class Flow:
         infer_attempts: int = 3,
         await_report_s: float = 900.0,
         at: Callable[[str], None] = lambda step: None,
+        closed: Callable[[], Mapping[str, str]] = dict,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger, self.stages, self.retry_policies, self.poison_limit = ledger, stages, retry_policies, poison_limit
         self.now, self.jitter, self.executor, self.at = now, jitter, executor, at
+        self.closed = closed  # routes whose hours are not now -> what their jobs wait for
         # of inferences whose process ended; a disk or a database that fails is waited for as a destination is
         self.most_attempts: Mapping[type[TryAgain], int] = {
             ProcessDied: infer_attempts,
@@ -343,9 +346,11 @@ class Flow:
             if own.use[:1] != verdict.use[:1]:
                 others = self.stages.matches(_foremost(headers, own if own.fit else verdict))
                 matches |= {match.rule: match for match in others if match.rule == route}
-        asking = {match.rule for match in matches.values() if match.why_not is None}
+        said = with_fallbacks([(each.rule, each.fallback, each.shadow, each.why_not) for each in matches.values()])
+        decided = [replace(match, why_not=why_not) for match, why_not in zip(matches.values(), said, strict=True)]
+        asking = {match.rule for match in decided if match.why_not is None}
         taken = {route: own for route, own in verdict.of_routes.items() if route in asking}
-        return header, replace(verdict, of_routes=taken), list(matches.values())
+        return header, replace(verdict, of_routes=taken), decided
 
     def _told_of_deleted(self, verdict: Verdict, instances: Sequence[Instance]) -> Verdict:
         """Where retention has deleted more images of the series than have come since, a reader must know."""
@@ -406,6 +411,9 @@ class Flow:
             last = f"; the last reason was: {job.reason}" if job.reason else ""
             reason = f"the worker died {job.crashes} times while running this job{last}"
             self.ledger.give_up(job, reason, self.now())
+            return None
+        if job.rests(self.closed()):  # it was handed out, and the hours of its route have ended since
+            self.ledger.let_go(job)
             return None
         if not self.ledger.begin(job, self.executor, self.now()):
             return None
@@ -734,6 +742,15 @@ def _needs_row(needs: Needs) -> dict[str, Any]:
         "wait_minutes": needs.wait_minutes,
         "if_incomplete": needs.if_incomplete,
     }
+
+
+def with_fallbacks(said: Sequence[tuple[str, bool, bool, str | None]]) -> list[str | None]:
+    """(route, is it a fallback, is it a shadow, why not) of all routes -> why not: a fallback is for what no other
+    route takes. What a shadow takes nobody gets."""
+    live = (name for name, fallback, shadow, why_not in said if why_not is None and not fallback and not shadow)
+    taken = next(live, None)
+    too_late = None if taken is None else f"is a fallback, and '{taken}' takes the series"
+    return [why_not or (too_late if fallback else None) for _, fallback, _, why_not in said]
 
 
 def _rules(matches: Sequence[RouteMatch]) -> list[dict[str, Any]]:

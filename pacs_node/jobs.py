@@ -228,7 +228,7 @@ class Engine:
         self.infer_slots = self.devices_left(self.ledger.pauses(self.now()))
         running = self.ledger.running_jobs()
         failures = self._each(running, lambda job: self._see_to_running(job, living))
-        jobs = self.ledger.due_jobs(self.now(), self._windows(len(living)), self.overtaken_s)
+        jobs = self.ledger.due_jobs(self.now(), self._windows(len(living)), self.overtaken_s, self.flow.closed())
         states = self._states(jobs)
         self._pace.idle(not running and not jobs)
         jobs = self._no_more_than_can_begin(jobs, states, len(living))
@@ -360,7 +360,7 @@ class Engine:
             return None if _of(job) in self._here else change()
 
     def _submit(self, job: Job | None) -> None:
-        if job is None:
+        if job is None or job.rests(self.flow.closed()):
             return
         options: dict[str, Any] = {"priority": FIRST if job.priority == NEXT else PRIORITY}
         if job.kind in PARTITIONED:

@@ -39,6 +39,7 @@ from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop, describe
 from pacs_node.notify import Notifier, World
+from pacs_node.off_peak import OffPeak
 from pacs_node.peers import calls_from, certified, tls_files, why_not_believed
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.scp import Listener, ListenerSettings, why_aside
@@ -150,6 +151,7 @@ class Node:
         # One worker per SQLite file, so its name can stay the same and it finds its own jobs again at once.
         alone = self.ledger.embedded
         self.executor = "local" if alone else f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.off_peak = OffPeak(lambda: self.config, now)
         self.flow = Flow(
             self.ledger,
             self.stages,
@@ -169,6 +171,7 @@ class Node:
             infer_attempts=config.jobs.infer_attempts,
             await_report_s=config.jobs.await_report_s,
             at=at,
+            closed=self.off_peak.closed,
         )
         self.intake = Intake(self.ledger, self._indexed, at, self._kept_twice, lambda: self.spool.close_unused())
         receive = config.receive

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -206,6 +206,7 @@ JOB_KINDS = ("infer", "send", "confirm", "report")
 SHADOW = 9  # the priority of what a shadow route asks for: behind all others, and never owed a turn
 PRIORITY_NAMES = {0: "next", 1: "STAT", 3: "high", 5: "routine", 7: "low", SHADOW: "shadow"}  # lower runs first
 NEXT, STAT = 0, 1  # what a person can make of a job that waits; no route asks for NEXT
+NOT_URGENT = 5  # from this number on a job waits for the hours of its route
 
 # A job's states, and every change between them that may happen. The ledger refuses all others.
 TRANSITIONS: dict[tuple[str, str], str] = {
@@ -236,6 +237,7 @@ DURATIONS = {  # what is timed -> from when to when, and by what it is told apar
 }
 STEPS_S = (0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600, 14400, 86400)  # of histograms of them
 
+BEGINNABLE = ("queued", "waiting")
 OPEN_JOB_STATES = ("queued", "running", "waiting")
 
 JOB_STATES = (*OPEN_JOB_STATES, "done", "refused", "failed", "superseded")
@@ -306,6 +308,10 @@ class Job:
     executor: str | None = None
     reason: str = ""
     not_before: datetime | None = None
+
+    def rests(self, closed: Collection[str]) -> bool:
+        """Whether it waits for the hours of its route. closed: routes whose hours are not now."""
+        return self.kind == "infer" and self.priority >= NOT_URGENT and self.route in closed
 
     @property
     def destinations(self) -> frozenset[str]:

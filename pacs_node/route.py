@@ -65,6 +65,8 @@ class Rule:
     also: tuple[Also, ...] = ()  # who gets results with a finding of a kind as well
     shadow: bool = False  # its results go nowhere
     needs: Needs | None = None  # other series of the study that it waits for
+    hours: str = ""  # at which its jobs run, unless they are urgent
+    fallback: bool = False  # only for what no other route takes
 
     def why_not(self, header: Dataset) -> str | None:
         """None, or the first condition that fails, in words and without patient values.

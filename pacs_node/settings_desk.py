@@ -55,6 +55,8 @@ HELP = {  # what the page says beside a field
     "ask_again_h": "hours that a refused SOP class is not proposed to it",
     "reject_replaced": "also send a note that has it hide what new results replace (IHE IOCM)",
     "priority": "stat is run first",
+    "hours": "local times at which what is not urgent may run: 19:00-07:00, or Mon-Fri 19:00-07:00, Sat-Sun",
+    "fallback": "only for a series that no other route takes",
     "report_not_run": "a series that is refused gets a report that says why",
     "shadow": "runs behind all others, keeps its results, and sends nothing to anybody",
 }
@@ -130,6 +132,8 @@ class SettingsDesk:
                 "also": [as_well(each.send_to, each.kinds, each.min_size_mm) for each in route.also],
                 "priority": route.priority,
                 "shadow": route.shadow,
+                "hours": route.hours,
+                "fallback": route.fallback,
                 # a value that would tell who a patient is stands in the form of the route alone, which is for admins
                 "toml": "" if any(map(identifying, _asked_of(route))) else self._text_in_force("route", route.name),
                 "conditions": [

@@ -25,11 +25,13 @@ from dicom_sr.reading import TooMuch, read_header
 from models.pipeline import Card
 from pacs_node.assemble.geometry import outside
 from pacs_node.errors import NodeError
+from pacs_node.flow import with_fallbacks
 from pacs_node.kinds import as_well
 from pacs_node.ledger import Ledger
 from pacs_node.privacy import identifies
 from pacs_node.records import Received, Stored
-from pacs_node.route import Rule, missing, not_ours
+from pacs_node.route import Rule, missing
+from pacs_node.route import route as asked
 from pacs_node.stages import WiredStages, rules_of
 
 MOST_TRIED = 500  # series of one replay, the newest
@@ -74,20 +76,20 @@ def outcomes(
     others: Callable[[], Sequence[Dataset]] = tuple,
 ) -> list[Outcome]:
     """Of each route that there is or would be, in their order. others: of the other series of its study, a header."""
-    guard = not_ours(header)
     before, after = {rule.name: rule for rule in now}, {rule.name: rule for rule in then}
+    said_now, said_then = _why_not(header, now), _why_not(header, then)
     found = []
     for name in dict.fromkeys((*after, *before)):
         old, new = before.get(name), after.get(name)
         rule = new or old
         assert rule is not None
-        why_not = NO_SUCH_ROUTE if new is None else guard or new.why_not(header)
+        why_not = said_then.get(name, NO_SUCH_ROUTE)
         needs = new.needs if new is not None and why_not is None else None
         found.append(
             Outcome(
                 name,
                 rule.pipeline,
-                NO_SUCH_ROUTE if old is None else guard or old.why_not(header),
+                said_now.get(name, NO_SUCH_ROUTE),
                 why_not,
                 _refused(header, card_of(rule.pipeline, rule.options)),
                 old is None or new is None or _asked(old) == _asked(new),
@@ -98,9 +100,21 @@ def outcomes(
     return found
 
 
+def _why_not(header: Dataset, rules: Sequence[Rule]) -> dict[str, str | None]:
+    """Of each route: None, or why it does not take the series."""
+    said = asked(rules, header)
+    whys = with_fallbacks([(rule.name, rule.fallback, rule.shadow, why_not) for rule, why_not in said])
+    return {rule.name: why_not for rule, why_not in zip(rules, whys, strict=True)}
+
+
 def _terms(rule: Rule) -> tuple[str, ...]:
-    if rule.shadow:
-        return ("as a shadow: nothing of it is sent",)
+    shadow = ("as a shadow: nothing of it is sent",) if rule.shadow else ()
+    fallback = ("no other route takes it, and this one is a fallback",) if rule.fallback else ()
+    hours = (f"runs in its hours, {rule.hours}, unless it is urgent",) if rule.hours else ()
+    return (*shadow, *fallback, *hours, *(() if rule.shadow else _as_well(rule)))
+
+
+def _as_well(rule: Rule) -> tuple[str, ...]:
     return tuple(as_well(each.send_to, each.kinds, each.min_size_mm) for each in rule.also)
 
 

@@ -216,6 +216,7 @@ class WiredStages:
                 rule.also,
                 rule.shadow,
                 rule.needs,
+                rule.fallback,
             )
             for rule, why_not in route(self.rules, header)
         ]
@@ -524,6 +525,8 @@ def rules_of(config: Config) -> list[Rule]:
             _also(r),
             r.shadow,
             _needs(r),
+            r.hours,
+            r.fallback,
         )
         for r in config.routes
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from models.pipeline import Card
 from pacs_node import __version__
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.lists import iso
+from pacs_node.off_peak import OffPeak
 from pacs_node.retention import Retention
 
 BACKUP = "backup"  # the mark of the last one
@@ -29,9 +30,13 @@ class Running(Protocol):
     ledger: Ledger
     now: Callable[[], datetime]
     retention: Retention
+    off_peak: OffPeak
     started_at: datetime
 
     def devices(self) -> list[dict[str, Any]]: ...
+
+
+RESTED = timedelta(hours=1)  # a job that waited for the hours of its route has no age for the first of them
 
 
 def state_of(node: Running) -> dict[str, Any]:
@@ -57,8 +62,8 @@ def state_of(node: Running) -> dict[str, Any]:
             "full_in_days": node.retention.full_in_days,
         },
         "backlog": [
-            {**queue, "oldest_at": iso(queue["oldest_at"]), "oldest_s": age_s(queue["oldest_at"], now)}
-            for queue in ledger.backlog()
+            {**queue, "oldest_at": iso(queue["oldest_at"]), "oldest_s": age_s(queue["oldest_at"] or now, now)}
+            for queue in ledger.backlog(node.off_peak.not_open_since(now - RESTED))
         ],
         "backup": None if backup is None else {"at": iso(backup["at"]), "text": backup["text"]},
         "certificates": [

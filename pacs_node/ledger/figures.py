@@ -4,13 +4,14 @@ something was done last."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from pacs_node.ledger.engine import Database
+from pacs_node.ledger.queues import resting
 from pacs_node.ledger.tables import duration_table, job_table, mark_table, refusal_table, series_table
 from pacs_node.records import DURATIONS, OPEN_JOB_STATES, STEPS_S
 
@@ -56,11 +57,14 @@ class Figures(Database):
             rows = db.execute(sa.select(mark_table)).mappings()
             return {row["name"]: {"at": row["at"], "text": row["text"]} for row in rows}
 
-    def backlog(self) -> list[dict[str, Any]]:
-        """Of each queue how many jobs wait and run, and when the oldest of them was made. Without shadows, and what
-        waits for other series of its study: that is as it should be."""
+    def backlog(self, closed: Collection[str] = ()) -> list[dict[str, Any]]:
+        """Of each queue how many jobs wait and run, and when the oldest of them was made; None where all of them rest
+        because their routes are among the closed. Without shadows, and what waits for other series of its study: that
+        is as it should be."""
         of = job_table.c.kind, job_table.c.destination
-        states = job_table.c.state, sa.func.count(), sa.func.min(job_table.c.created_at)
+        at_rest = sa.and_(resting(closed), job_table.c.state != "running")
+        made = sa.case((at_rest, sa.null()), else_=job_table.c.created_at)
+        states = job_table.c.state, sa.func.count(), sa.func.min(made, type_=job_table.c.created_at.type)
         meant = job_table.c.shadow.is_(False), job_table.c.study.is_distinct_from("waiting")
         query = sa.select(*of, *states).where(job_table.c.state.in_(OPEN_JOB_STATES), *meant)
         query = query.group_by(*of, job_table.c.state)
@@ -70,7 +74,7 @@ class Figures(Database):
                 new = {"kind": kind, "destination": destination, "waiting": 0, "running": 0, "oldest_at": oldest}
                 queue = queues.setdefault((kind, destination), new)
                 queue["running" if state == "running" else "waiting"] += number
-                queue["oldest_at"] = min(queue["oldest_at"], oldest)
+                queue["oldest_at"] = min((at for at in (queue["oldest_at"], oldest) if at is not None), default=None)
         return [queues[key] for key in sorted(queues, key=lambda key: (key[0], key[1] or ""))]
 
     def last_received(self) -> dict[str, datetime]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from pacs_node.ledger.editions import Editions
 from pacs_node.ledger.figures import Figures
-from pacs_node.ledger.queues import BEGINNABLE, BELONGS_TO, JOB_FIELDS, Queues, in_order_of_queues, job_of
+from pacs_node.ledger.queues import BELONGS_TO, JOB_FIELDS, Queues, in_order_of_queues, job_of
 from pacs_node.ledger.tables import (
     arrival_table,
     commitment_table,
@@ -24,6 +24,7 @@ from pacs_node.ledger.tables import (
     series_table,
 )
 from pacs_node.records import (
+    BEGINNABLE,
     LONGEST_STUDY,
     NEXT,
     OPEN_JOB_STATES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from pacs_node.ledger.lists import Lists, failed_for_good, iso, summary
 from pacs_node.ledger.pauses import held
+from pacs_node.ledger.queues import resting
 from pacs_node.ledger.tables import (
     arrival_table,
     edition_table,
@@ -21,6 +22,7 @@ from pacs_node.ledger.tables import (
     series_table,
 )
 from pacs_node.records import (
+    BEGINNABLE,
     JOB_KINDS,
     JOB_STATES,
     OPEN_JOB_STATES,
@@ -104,16 +106,16 @@ class Pages(Lists):
         with self._reading() as db:
             return [_trouble(row) for row in db.execute(query).mappings()]
 
-    def overdue(self, made_before: Mapping[str, datetime]) -> list[dict[str, Any]]:
+    def overdue(self, made_before: Mapping[str, datetime], closed: Collection[str] = ()) -> list[dict[str, Any]]:
         """Jobs that have not ended though they were made before the time of their kind, the oldest first; without those
-        that were paused since. Shadows wait as long as others run, and who waits for other series of a study has a time
-        of their own."""
+        that were paused since, or rest because their route is among the closed. Shadows wait as long as others run, and
+        who waits for other series of a study has a time of their own."""
         found: list[Any] = []
         since = sa.func.coalesce(job_table.c.waits_until, job_table.c.created_at)
         with self._reading() as db:
             for kind, before in made_before.items():
                 old = job_table.c.kind == kind, job_table.c.created_at < before, job_table.c.state.in_(OPEN_JOB_STATES)
-                live = job_table.c.shadow.is_(False), since < before
+                live = job_table.c.shadow.is_(False), since < before, _not_at_rest(closed)
                 query = sa.select(job_table).where(*old, *live, ~held(self._pauses(db, before)))
                 found += db.execute(query).mappings()
         return [_trouble(row) for row in sorted(found, key=lambda row: row["created_at"])]
@@ -135,15 +137,16 @@ class Pages(Lists):
         with self._reading() as db:
             return [_trouble(row) for row in db.execute(query).mappings()]
 
-    def standing_still(self, since: datetime) -> list[dict[str, Any]]:
+    def standing_still(self, since: datetime, closed: Collection[str] = ()) -> list[dict[str, Any]]:
         """Jobs that might have begun before then, of queues in which nothing runs or has begun or ended since; without
-        those that were paused since."""
+        those that were paused since, or rest because their route is among the closed."""
         standing: list[dict[str, Any]] = []
         with self._reading() as db:
             waits = (
                 job_table.c.state.in_(("queued", "waiting")),
                 sa.func.coalesce(job_table.c.not_before, job_table.c.created_at) < since,
                 ~held(self._pauses(db, since)),
+                _not_at_rest(closed),
             )
             queues = db.execute(sa.select(job_table.c.kind, job_table.c.destination).where(*waits).distinct()).all()
             for kind, destination in queues:
@@ -209,6 +212,10 @@ class Pages(Lists):
             return [(destination, words[arrived], how, number) for destination, arrived, how, number in rows]
 
 
+def _not_at_rest(closed: Collection[str]) -> sa.ColumnElement[bool]:
+    return sa.or_(job_table.c.state.not_in(BEGINNABLE), sa.not_(resting(closed)))
+
+
 def _trouble(job: Any) -> dict[str, Any]:
     plain = ("kind", "pipeline", "destination", "series_uid", "state", "reason")
     return {"job": job["id"], **{name: job[name] for name in plain}, "created_at": iso(job["created_at"])}
@@ -222,6 +229,7 @@ def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arriva
     )  # fmt: skip
     return {
         **{name: job[name] for name in plain},
+        "rests": None,  # what it waits for, where these are the hours of its route: the facts know
         "paused": None,  # why it does not begin, where a person has paused it: the facts know
         "attempts": job["attempt"],
         **{name: iso(job[name]) for name in ("not_before", "created_at", "started_at", "finished_at")},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,30 +10,30 @@ import sqlalchemy as sa
 
 from pacs_node.ledger.pauses import Pauses, held
 from pacs_node.ledger.tables import job_table, queue_table
-from pacs_node.records import Also, Job, Pause, why_held
+from pacs_node.records import BEGINNABLE, NOT_URGENT, Also, Job, Pause, why_held
 from pacs_node.turns import Next, begun, in_order, turn_of
 
 BELONGS_TO = {"send": "infer_job", "confirm": "send_job", "report": "transaction_uid"}  # the column `parent`, by kind
-BEGINNABLE = ("queued", "waiting")
 JOB_FIELDS = tuple(name for name in Job.__dataclass_fields__ if name not in BELONGS_TO.values())
 
 
 class Queues(Pauses):
     """The order of what waits. A queue is a kind of job and a destination; within it each priority is a class."""
 
-    def due_jobs(self, now: datetime, most: Mapping[str, int], overtaken_s: float) -> list[Job]:
+    def due_jobs(
+        self, now: datetime, most: Mapping[str, int], overtaken_s: float, closed: Collection[str] = ()
+    ) -> list[Job]:
         """Jobs that may begin now, in their order: `most[kind]` of each queue.
 
-        However many wait: only the first of each class are read.
+        However many wait: only the first of each class are read. closed: routes whose hours are not now.
         """
         found: list[Job] = []
         with self._reading() as db:
             pauses = self._pauses(db, now)
             for kind, destination in self._queues(db):
                 if most[kind] > 0:
-                    found += [
-                        one.job for one in self._first(db, kind, destination, now, most[kind], overtaken_s, pauses)
-                    ]
+                    first = self._first(db, kind, destination, now, most[kind], overtaken_s, pauses, closed)
+                    found += [one.job for one in first]
         return found
 
     def number_running(self, kind: str) -> int:
@@ -41,8 +41,14 @@ class Queues(Pauses):
             of_kind = job_table.c.state == "running", job_table.c.kind == kind
             return db.scalar(sa.select(sa.func.count()).select_from(job_table).where(*of_kind)) or 0
 
-    def queues(self, now: datetime, most: int, overtaken_s: float) -> list[dict[str, Any]]:
-        """Each queue in which something runs or waits, as plain values, and why each job is in its place."""
+    def queues(
+        self, now: datetime, most: int, overtaken_s: float, closed: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Each queue in which something runs or waits, as plain values, and why each job is in its place.
+
+        closed: routes whose hours are not now -> what their jobs wait for.
+        """
+        closed = closed or {}
         with self._reading() as db:
             pauses = self._pauses(db, now)
             return [
@@ -55,11 +61,12 @@ class Queues(Pauses):
                         *(
                             _shown(one.job, one.why, one.job.created_at, place=place)
                             for place, one in enumerate(
-                                self._first(db, kind, destination, now, most, overtaken_s, pauses), start=1
+                                self._first(db, kind, destination, now, most, overtaken_s, pauses, closed), start=1
                             )
                         ),
                         *self._delayed(db, kind, destination, now, most),
                         *self._held(db, kind, destination, now, most, pauses),
+                        *self._resting(db, kind, destination, now, most, pauses, closed),
                     ],
                 }
                 for kind, destination in self._queues(db, ("running", *BEGINNABLE))
@@ -98,6 +105,25 @@ class Queues(Pauses):
         jobs = [job_of(row) for row in rows]
         return [_shown(job, why_held(pauses, kind, job.pipeline, destination) or "", job.created_at) for job in jobs]
 
+    def _resting(
+        self,
+        db: sa.Connection,
+        kind: str,
+        destination: str | None,
+        now: datetime,
+        most: int,
+        pauses: Sequence[Pause],
+        closed: Mapping[str, str],
+    ) -> list[dict[str, Any]]:
+        """Those that wait for the hours of their route, and that nobody has paused besides."""
+        if not closed or kind != "infer":
+            return []
+        at_rest = resting(closed), _due(now), ~held(pauses)
+        waiting = job_table.c.state.in_(BEGINNABLE), *at_rest, *in_queue(kind, destination)
+        order = job_table.c.priority, job_table.c.turn, job_table.c.created_at
+        rows = db.execute(sa.select(job_table).where(*waiting).order_by(*order).limit(most)).mappings()
+        return [_shown(job, closed[job.route], job.created_at) for job in map(job_of, rows)]
+
     def _queues(self, db: sa.Connection, states: Sequence[str] = BEGINNABLE) -> list[tuple[str, str | None]]:
         queue = job_table.c.kind, job_table.c.destination
         rows = db.execute(sa.select(*queue).where(job_table.c.state.in_(states)).distinct())
@@ -112,11 +138,13 @@ class Queues(Pauses):
         most: int,
         overtaken_s: float,
         pauses: Sequence[Pause],
+        closed: Collection[str],
     ) -> list[Next]:
         if why_held(pauses, kind, "", destination):
             return []
         free = [~held(pauses)] if any(each.holds(kind, each.name, destination) for each in pauses) else []
-        in_it = (*in_queue(kind, destination), *free)
+        awake = [~resting(closed)] if closed else []
+        in_it = (*in_queue(kind, destination), *free, *awake)
         waiting: list[Job] = []
         for state in BEGINNABLE:  # one at a time: the index has each in this order
             for priority in self._classes(db, state, kind, destination):
@@ -206,6 +234,12 @@ def in_order_of_queues(jobs: Iterable[Job]) -> list[Job]:
 def in_queue(kind: str, destination: str | None) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     same = job_table.c.destination
     return job_table.c.kind == kind, same.is_(None) if destination is None else same == destination
+
+
+def resting(closed: Collection[str]) -> sa.ColumnElement[bool]:
+    """As `Job.rests` says it."""
+    urgent = job_table.c.priority < NOT_URGENT
+    return sa.and_(job_table.c.kind == "infer", sa.not_(urgent), job_table.c.route.in_(list(closed)))
 
 
 def _row_of(kind: str, destination: str | None) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.jobs import Jobs, as_json
-from pacs_node.ledger.queues import BEGINNABLE, in_order_of_queues
+from pacs_node.ledger.queues import in_order_of_queues
 from pacs_node.ledger.tables import (
     association_table,
     instance_table,
@@ -18,6 +18,7 @@ from pacs_node.ledger.tables import (
     series_table,
 )
 from pacs_node.records import (
+    BEGINNABLE,
     OPEN_JOB_STATES,
     AssociationEnd,
     Evidence,

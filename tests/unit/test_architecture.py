@@ -89,6 +89,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "turns": {"records"},
     "memory": {"durable"},
     "kinds": {"records"},
+    "off_peak": set(),
     "flow": {"records", "errors", "ledger", "editions", "confirm", "silence", "ahead", "kinds"},
     "ledger": {"accounts", "records", "errors", "editions", "turns"},
     "start_up": {"errors", "durable"},
@@ -102,6 +103,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
 }
 OUTSIDE = {  # of the spine: which other packages of ours
     **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment", "kinds")},
+    "off_peak": {"config"},  # the settings in force, and hours of the week
     "viewing": {"config"},  # config.secrets, as infer
     "settings_file": {"config"},  # which settings are secret
 }
@@ -150,6 +152,8 @@ PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/route.py",
     "pacs_node/editions.py",
     "pacs_node/shadow.py",
+    "config/hours.py",
+    "pacs_node/kinds.py",
     "pacs_node/turns.py",
     "pacs_node/silence_alarm.py",
 }

@@ -207,6 +207,35 @@ def test_stat_overtakes_routine_and_senders_take_turns(running: Running) -> None
     assert order.begun == ["first", "stat", "single", "second", "third"]
 
 
+def test_what_is_not_urgent_waits_for_the_hours_of_its_route(running: Running) -> None:
+    """A STAT job behind it has run, twice, and no worker has begun with it."""
+    closed = {"r": "waits for 19:00"}
+    running.flow.closed = lambda: closed
+    running.add("routine")
+    for name in ("stat", "another"):
+        running.add(name, priority=1)
+        running.wait(lambda name=name: running.ledger.job(name).state == "done")
+    waits = running.ledger.job("routine")
+    assert (waits.state, waits.generation, waits.attempt) == ("queued", 1, 1)
+    closed.clear()
+    running.wait(lambda: running.states() == {"done"})
+
+
+def test_a_job_of_a_dead_worker_waits_for_the_hours_of_its_route_too(running: Running) -> None:
+    closed = {"r": "waits for 19:00"}
+    running.add("routine")
+    running.wait(lambda: running.states() == {"done"})
+    running.flow.closed = lambda: closed
+    running.add("left")
+    assert running.ledger.begin(running.ledger.job("left"), "gone", now())
+    running.wait(lambda: running.ledger.job("left").state == "queued")
+    running.add("stat", priority=1)
+    running.wait(lambda: running.ledger.job("stat").state == "done")
+    assert running.ledger.job("left").state == "queued"
+    closed.clear()
+    running.wait(lambda: running.states() == {"done"})
+
+
 def test_as_many_inferences_run_as_there_are_devices(tmp_path: Path) -> None:
     running = Running(tmp_path, infer_slots=2)
     order = Gate(running)
