@@ -532,7 +532,7 @@ def _page_problems(config: Config) -> Iterator[Found]:
 def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
     """What the settings are right to ask for, and this machine does not grant."""
     data_dir = config.node.data_dir
-    if words := _unwritable(data_dir):
+    if words := unwritable(data_dir):
         yield ("node", "data_dir"), f"data_dir in [node]: {words}", "error"
     elif shutil.disk_usage(_existing(data_dir)).total < config.receive.keep_free_gb * 1e9:
         text = (
@@ -541,14 +541,14 @@ def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
         yield ("receive", "keep_free_gb"), f"{text}: every image would be refused", "error"
     if config.database.url.startswith("sqlite:///"):
         file = Path(config.database.url.removeprefix("sqlite:///"))
-        words = f"{file} is a folder" if file.is_dir() else _unwritable(file.parent)
+        words = f"{file} is a folder" if file.is_dir() else unwritable(file.parent)
         if words and file.parent != data_dir:
             yield ("database", "url"), f"url in [database]: {words}", "error"
     yield from _unreadable_files(config, raw)
     yield from _tls_problems(config, raw)
     for i, peer in enumerate(config.peers):
         where = _table_name(("peer", i), raw)
-        if peer.folder is not None and (words := _unwritable(peer.folder)):
+        if peer.folder is not None and (words := unwritable(peer.folder)):
             yield ("peer", i, "folder"), f"'folder' in {where}: {words}", "error"
     yield from _page_problems(config)
 
@@ -689,7 +689,7 @@ def _existing(folder: Path) -> Path:
     return next(place for place in above if os.path.exists(place) or place == place.parent)  # noqa: PTH110
 
 
-def _unwritable(folder: Path) -> str | None:
+def unwritable(folder: Path) -> str | None:
     """None, or why no file can be made in this folder, or the folder itself not be made. Leaves nothing behind."""
     place = _existing(folder)
     if not place.is_dir():

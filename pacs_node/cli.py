@@ -287,29 +287,30 @@ def doctor(
     Nothing is stored by it. Exit code 1 if something is bad.
     """
     from config import load
-    from pacs_node.doctor import examine, for_the_other_side
+    from pacs_node.doctor import conclusion, examine, for_the_other_side
     from pacs_node.node import utc_now
 
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    bad = 0
+    found = []
     with _in_words():
         settings = load(config, catalogue())
         names = [each.name for each in settings.peers]
         if peer is not None and peer not in names:
             _fail(f"the settings have no peer '{peer}'; there are {', '.join(names) or 'none'}")
-        for found in examine(settings, utc_now, peer):
-            bad += found.state == "bad"
-            mark = "BAD" if found.state == "bad" else found.state
-            line(f"{mark:9}  {found.peer}: {found.step}: {found.text}")
-            if found.advice:
-                line(f"{'':9}  -> {found.advice}")
+        for step in examine(settings, utc_now, peer):
+            found.append(step)
+            mark = "BAD" if step.state == "bad" else step.state
+            line(f"{mark:9}  {step.peer}: {step.step}: {step.text}")
+            if step.advice:
+                line(f"{'':9}  -> {step.advice}")
+        bad = any(step.state == "bad" for step in found)
         for each in settings.peers:
-            if each.ae_title is not None and (each.name == peer or (peer is None and bad)):
+            if each.name == peer or (peer is None and bad):
                 for whom, text in for_the_other_side(settings, each).items():
                     line(f"\nwhat {each.name} must know of this node, if it is {whom}:\n{text}")
-    line(f"\n{bad} of the steps are bad" if bad else "\nnothing is bad")
+    line(f"\n{conclusion(found)}")
     if bad:
         raise typer.Exit(1)
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Literal
 
 from config import Config, Peer
 from config.certificates import Certificate, certificate_of
+from config.check import unwritable
 from dicom_sr.forms import CHAINS, KEY_OBJECTS, PICTURE, Form, Profile, forms_of
 from pacs_node.association import (
     REJECTIONS,
@@ -34,7 +37,7 @@ from pacs_node.commitment import PUSH_MODEL, TRANSFER_SYNTAXES
 from pacs_node.deliver import dimse, stow
 from pacs_node.deliver.arrival import DimseArrivalCheck
 from pacs_node.deliver.destination import Deferred, Outcome, Undeliverable
-from pacs_node.errors import NodeError, NotOffered, Unreachable
+from pacs_node.errors import NodeError, NotOffered, TryAgain, Unreachable
 from pacs_node.peers import dicom_peer, profile_of, web_peer
 from pacs_node.receive.address import number_of, resolved
 from pacs_node.records import Sent
@@ -44,6 +47,8 @@ State = Literal["good", "remark", "bad", "not asked"]
 PATIENCE_S = 10.0  # for a connection, and for each answer
 SOON = timedelta(days=30)  # a certificate that ends within it is a remark
 MOST_APART_S = 60.0  # two clocks: dates of results and of log lines are compared by people
+LIMIT_S = 45.0  # for all steps together where a page waits: proxies give up after a minute
+MOST_AT_ONCE = 4  # examinations that pages wait for
 NOBODYS_UID = "2.25.1"  # asked for where any answer will do: nothing has it
 
 
@@ -68,10 +73,52 @@ def examine(config: Config, now: Callable[[], datetime], only: str | None = None
             yield from _examined(config, peer, now)
 
 
+def conclusion(found: Sequence[Finding]) -> str:
+    bad = sum(each.state == "bad" for each in found)
+    return f"{bad} of the steps are bad" if bad else "nothing is bad"
+
+
+class Examiner:
+    """Examines for pages that wait: not beyond `limit_s`, and not many at once. What still hangs then ends by its own
+    patience, in a thread that nothing waits for."""
+
+    def __init__(self, limit_s: float = LIMIT_S, most_at_once: int = MOST_AT_ONCE) -> None:
+        self.limit_s, self._free = limit_s, threading.BoundedSemaphore(most_at_once)
+
+    def examine(self, config: Config, now: Callable[[], datetime], name: str) -> tuple[list[Finding], dict[str, str]]:
+        """The steps of one peer, and what it must know of this node where that is a DICOM peer. Raises TryAgain."""
+        if not self._free.acquire(blocking=False):
+            raise TryAgain("others are being tested: try again as soon as they have answered")
+        found: list[Finding] = []
+        told: dict[str, str] = {}
+        failed: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                for each in examine(config, now, name):
+                    found.append(each)  # noqa: PERF402 - one by one: who waits may go before the last
+                told.update(for_the_other_side(config, config.peer(name)))
+            except Exception as error:  # noqa: BLE001 - raised again by who waits
+                failed.append(error)
+            finally:
+                self._free.release()
+
+        asked = threading.Thread(target=ask, name=f"doctor {name}", daemon=True)
+        asked.start()
+        asked.join(self.limit_s)
+        for error in failed:
+            raise error
+        if asked.is_alive():
+            advice = f"`pacs-node doctor {name}` asks it to the end"
+            late = Finding(name, "time", "bad", f"not done within {self.limit_s:g} s; the rest was not asked", advice)
+            return [*found, late], dict(told)
+        return found, told
+
+
 def _examined(config: Config, peer: Peer, now: Callable[[], datetime]) -> Iterator[Finding]:
     say = partial(Finding, peer.name)
     if peer.folder is not None:
-        yield say("folder", "good", f"{peer.folder} can be written")  # settings that say otherwise are not loaded
+        yield _folder(peer.name, peer.folder, say)
         return
     if peer.host is not None:
         try:
@@ -84,12 +131,19 @@ def _examined(config: Config, peer: Peer, now: Callable[[], datetime]) -> Iterat
         try:
             web = replace(web_peer(config, peer), timeout_s=PATIENCE_S)
             yield from _dicomweb(web, now, say)
-        except NodeError as error:
+        except (NodeError, OSError, ValueError) as error:  # OSError, ValueError: of the file dicomweb_ca
             yield say(
                 "connection", "bad", str(error), "correct dicomweb_url, dicomweb_verify or dicomweb_ca of the peer"
             )
     if peer.host is None and peer.dicomweb_url is None:
         yield say("connection", "not asked", "it has no host and port: it only sends to this node")
+
+
+def _folder(name: str, folder: Path, say: Say) -> Finding:
+    if words := unwritable(folder):
+        advice = f"let the node's user write there, or correct folder of [[peer]] '{name}'"
+        return say("folder", "bad", words, advice)
+    return say("folder", "good", f"{folder} can be written")
 
 
 # A DICOM peer ----------------------------------------------------------------------------------------------------
@@ -127,8 +181,9 @@ def _dicom(config: Config, peer: Peer, asked: DicomPeer, now: Callable[[], datet
         yield say("C-ECHO", "bad", _without_name(error, asked), _association_advice(config, peer, asked, str(error)))
         return
     yield from _results(config, peer, asked, say)
-    yield _query(config, peer, asked, say)
-    yield _commitment(peer, asked, say)
+    queried = _query(config, peer, asked, say)
+    yield queried
+    yield _commitment(peer, asked, queried.state == "good", say)
 
 
 def _secured(peer: Peer, asked: DicomPeer, now: datetime, say: Say) -> Finding:
@@ -313,7 +368,7 @@ def _query(config: Config, peer: Peer, asked: DicomPeer, say: Say) -> Finding:
     return say("C-FIND", "good", "it answers (Study Root)")
 
 
-def _commitment(peer: Peer, asked: DicomPeer, say: Say) -> Finding:
+def _commitment(peer: Peer, asked: DicomPeer, finds: bool, say: Say) -> Finding:
     if peer.confirm in ("query", "none"):
         return say("storage commitment", "not asked", f"confirm = '{peer.confirm}' does without")
     try:
@@ -322,13 +377,16 @@ def _commitment(peer: Peer, asked: DicomPeer, say: Say) -> Finding:
         return say("storage commitment", "bad", _without_name(error, asked), "its log may say more")
     if accepted:
         advice = "it reports on an association of its own to this node, which it must know: "
-        advice += f"`pacs-node doctor {peer.name}` prints how"
+        advice += f"Test on the page of peers, and `pacs-node doctor {peer.name}`, say how"
         return say("storage commitment", "good", "offered", advice)
     text = f"not offered: {', '.join(sorted(set(why_not.values()))) or 'no answer'}"
     if peer.confirm == "commitment":
         advice = f"have it offer {PUSH_MODEL}, or set confirm = 'query' of [[peer]] '{peer.name}'"
         return say("storage commitment", "bad", text, advice)
-    return say("storage commitment", "remark", f"{text}; arrival is proven by C-FIND")
+    if finds:
+        return say("storage commitment", "remark", f"{text}; arrival is proven by C-FIND")
+    advice = f"have it offer this or C-FIND; or set confirm = 'none' of [[peer]] '{peer.name}'"
+    return say("storage commitment", "remark", f"{text}, nor is C-FIND: no arrival can be proven", advice)
 
 
 def _without_name(error: Exception, asked: DicomPeer) -> str:
@@ -392,7 +450,10 @@ def _clock(date: str, now: datetime, say: Say) -> Iterator[Finding]:
 
 
 def for_the_other_side(config: Config, peer: Peer) -> dict[str, str]:
-    """Orthanc and dcm4chee -> what to write into its settings, so that it knows this node. For DICOM peers."""
+    """Orthanc and dcm4chee -> what to write into its settings, so that it knows this node; nothing for what is no DICOM
+    peer."""
+    if peer.ae_title is None:
+        return {}
     secured = peer.tls and bool(config.tls.dicom_tls_port)
     host, title = _our_address(config, peer), config.node.ae_title
     port = config.tls.dicom_tls_port if secured else config.node.dicom_port

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import re
-import tempfile
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import tomlkit
 from pydantic import BaseModel, SecretStr
@@ -25,14 +25,14 @@ from config import Config, Needs, Peer, Route
 from config.check import KEYWORDS, SECRETS
 from config.schema import NUMBER, NUMBER_VRS
 from pacs_node import settings_file
-from pacs_node.deliver.dimse import echo
-from pacs_node.deliver.stow import reach
 from pacs_node.errors import NodeError, SettingsRefused
 from pacs_node.kinds import as_well
-from pacs_node.peers import dicom_peer, web_peer
 from pacs_node.route import identifying, wish, wishes
-from pacs_node.settings import LiveSettings
+from pacs_node.settings import LiveSettings, in_force
 from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial
+
+if TYPE_CHECKING:
+    from pacs_node.doctor import Examiner
 
 KINDS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route}
 OWN_WIDGETS = {"match", "options", "pipeline", "send_to", "also", "priors"}  # of a route: the page has its own for them
@@ -77,6 +77,12 @@ class SettingsDesk:
     def __init__(self, live: LiveSettings, trial: Trial, config: Callable[[], Config]) -> None:
         self.live, self.trial, self.config = live, trial, config
 
+    @cached_property
+    def _examiner(self) -> Examiner:
+        from pacs_node.doctor import Examiner  # with the forms of results: not before somebody asks
+
+        return Examiner()
+
     # ---- what there is
 
     def state(self) -> dict[str, Any]:
@@ -113,6 +119,7 @@ class SettingsDesk:
                 "name": peer.name,
                 "ae_title": peer.ae_title,
                 "where": _where(peer),
+                "tls": _tls_of(peer, self.config()),
                 "may_send": peer.may_send,
                 "calls_from": list(peer.calls_from),
                 "reachable": peer.reachable,
@@ -158,7 +165,9 @@ class SettingsDesk:
         """The text of an entry of the file; of a new one what is always needed. Raises SettingsRefused."""
         if name is not None:
             return settings_file.entry_text(self.live.text(), kind, name)
-        new: dict[str, Any] = {"name": ""} if kind == "peer" else {"name": "", "match": {"Modality": ""}}
+        new: dict[str, Any] = {"name": ""}
+        if kind == "route":  # the first condition that nearly every route has; as it is, it matches nothing
+            new |= {"match": {"Modality": []}, "pipeline": "", "send_to": []}
         return settings_file.as_text(kind, new)
 
     def from_form(self, kind: str, name: str | None, form: Sequence[tuple[str, str]]) -> tuple[str, str | None]:
@@ -262,32 +271,24 @@ class SettingsDesk:
     # ---- tried
 
     def test(self, text: str | None, name: str | None) -> dict[str, Any]:
-        """Asks a peer whether it is there: {"ok", "words"}. text: as it is to be; None: as it is in force."""
-        if text is None:
-            peer = next((each for each in self.config().peers if each.name == name), None)
-        else:
-            try:
-                config = self._with("peer", name, text)
-            except SettingsRefused as error:
-                return {"ok": False, "words": str(error)}
-            called = str(settings_file.entries(text, "peer")[0].get("name"))
-            peer = next((each for each in config.peers if each.name == called), None)
-        if peer is None:
-            return {"ok": False, "words": f"the settings have no peer '{name}'"}
-        try:
-            return {"ok": True, "words": f"{peer.name}: {self._asked(peer)}"}
-        except (NodeError, OSError, ValueError) as error:  # OSError, ValueError: of a certificate or a folder
-            return {"ok": False, "words": f"{peer.name}: {error}"}
+        """What `pacs-node doctor` says of a peer: {"ok", "words", "steps", "for_them": what it must know of this node}.
+        text: as it is to be; None: as it is in force."""
+        from pacs_node.doctor import conclusion
 
-    def _asked(self, peer: Peer) -> str:
-        if peer.folder is not None:
-            return _written(peer.folder)
-        said = []
-        if peer.host is not None and peer.port is not None and peer.ae_title is not None:
-            said.append(f"C-ECHO {echo(dicom_peer(self.config(), peer))}")
-        if peer.dicomweb_url is not None:
-            said.append(f"QIDO-RS {reach(web_peer(self.config(), peer))}")
-        return "; ".join(said) or "it only sends to us: there is nothing to ask it"
+        nothing: dict[str, Any] = {"ok": False, "steps": [], "for_them": {}}
+        try:
+            config, called = self.config(), str(name)
+            if text is not None:
+                config, _ = in_force(config, self._with("peer", name, text))
+                called = str(settings_file.entries(text, "peer")[0].get("name"))
+            if called not in {each.name for each in config.peers}:
+                return {**nothing, "words": f"the settings have no peer '{called}'"}
+            found, for_them = self._examiner.examine(config, self.live.now, called)
+        except NodeError as error:
+            return {**nothing, "words": str(error)}
+        bad = any(each.state == "bad" for each in found)
+        steps = [asdict(each) for each in found]
+        return {"ok": not bad, "words": f"{called}: {conclusion(found)}", "steps": steps, "for_them": for_them}
 
     def try_route(
         self, name: str | None, text: str, *, days: int | None, series_uid: str | None, file: Path | None
@@ -327,6 +328,26 @@ def _asked_of(route: Route) -> list[str]:
 def _patience(needs: Needs) -> str:
     otherwise = "runs without" if needs.if_incomplete == "run" else "does not run"
     return f"waits {needs.wait_minutes:g} minutes for them, then {otherwise}"
+
+
+def _tls_of(peer: Peer, config: Config) -> list[dict[str, Any]]:
+    """How what goes to a peer and comes from it is secured: {"way", "good", "words"}."""
+    ways: list[tuple[str, bool, str]] = []
+    if peer.ae_title is not None and not peer.tls:
+        ways.append(("DICOM", False, "no TLS"))
+    elif peer.ae_title is not None:
+        name = peer.tls_name or peer.host
+        words = "TLS, " + (
+            "known by its fingerprint" if peer.tls_fingerprints else f"named {name}" if name else "any name"
+        )
+        comes_without = peer.may_send and not config.tls.dicom_tls_port
+        ways.append(("DICOM", not comes_without, words + ("; what it sends comes without" if comes_without else "")))
+    if peer.dicomweb_url is not None:
+        secured = peer.dicomweb_url.startswith("https:")
+        words = "TLS" if secured else "no TLS"
+        words += ", whoever signed its certificate" if secured and not peer.dicomweb_verify else ""
+        ways.append(("DICOMweb", words == "TLS", words))
+    return [{"way": way, "good": good, "words": words} for way, good, words in ways]
 
 
 def _said(condition: Any) -> str:
@@ -371,11 +392,6 @@ def _of_route(route: OfRoute) -> dict[str, Any]:
     each = route.seconds_each
     minutes = None if each is None else {"each": each / 60, "change": (route.more - route.less) * each / 60}
     return {**shown, "minutes": minutes, "why_not": route.why_not.most_common(3)}
-
-
-def _written(folder: Path) -> str:
-    with tempfile.TemporaryFile(dir=folder if folder.is_dir() else folder.parent):
-        return "can be written"
 
 
 # ---- forms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,23 +96,28 @@ class Seen:
     def app(self, accounts: Accounts | None = None) -> Starlette:
         return create_app(self.facts, CollectorRegistry(), ("testserver",), accounts)
 
-    @contextmanager
-    def served(self) -> Iterator[str]:
+    def served(self) -> AbstractContextManager[str]:
         """Its pages, at this address."""
-        port = free_port()
-        server = uvicorn.Server(uvicorn.Config(self.app(), port=port, log_level="error"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            wait_for(lambda: server.started, 60, "the pages")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
+        return served(self.app())
 
     def close(self) -> None:
         self.node.viewing.close()
         self.node.ledger.close()
+
+
+@contextmanager
+def served(app: Starlette) -> Iterator[str]:
+    """An application as browsers have it, at this address."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(lambda: server.started, 60, "the pages")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 def chest(

@@ -180,17 +180,6 @@ class QidoArrivalCheck:
         return items
 
 
-def reach(peer: WebPeer) -> str:
-    """A search for one study: "answered HTTP 200". Raises Deferred or Undeliverable with the reason why not."""
-    answer = _Web(peer, None).ask("GET", "/studies?limit=1")
-    outcome, said = meaning_of(answer.status_code)
-    if outcome is Outcome.AGAIN:
-        raise Deferred(f"{peer} answered HTTP {answer.status_code}: {said}")
-    if outcome is not Outcome.STORED:
-        raise Undeliverable(f"{peer} answered HTTP {answer.status_code}: {said}")
-    return f"answered HTTP {answer.status_code}"
-
-
 @dataclass(frozen=True)
 class Answer:
     status_code: int

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
@@ -16,13 +19,16 @@ from starlette.testclient import TestClient
 from config import Config, Peer, Route, load
 from models import catalogue
 from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
+from pacs_node.doctor import examine, for_the_other_side
 from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
 from pacs_node.settings_desk import _has_field, _kind_of
 from pacs_node.web.app import create_app
 from pacs_node.web.uploads import LONGEST_UPLOAD
+from tests.certificates import Authority
 from tests.factories import us_image
 from tests.harness import Receiver, free_port
+from tests.viewers import served
 
 SECRET = "a-token-that-is-secret"
 TOML = f"""
@@ -56,9 +62,9 @@ POSTS = ("/peers/edit", "/peers/delete", "/peers/test", "/routes/edit", "/routes
 class Pages:
     """A node on a settings file, and a browser for each role."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, toml: str = TOML) -> None:
         self.file = folder / "node.toml"
-        self.file.write_text(TOML)
+        self.file.write_text(toml)
         self.node = Node(load(self.file, catalogue()), file=self.file)
         self.node.ledger.migrate()
         assert self.node.settings is not None
@@ -391,10 +397,88 @@ def test_a_peer_is_asked_before_it_is_saved(pages: Pages) -> None:
             form = changed(pages.form("/peers/edit"), **peer, port=str(port))
             return text_of(pages.post("/peers/edit", form).text)
 
-        assert "new: C-ECHO answered in" in asked(there.port)
-        assert "cannot be reached" in asked(free_port())
+        said = asked(there.port)
+        assert "new: nothing is bad" in said
+        assert "C-ECHO good" in said
+        assert f'"Port": {pages.config.node.dicom_port}' in said, "what an Orthanc must know of this node"
+        assert "connection bad" in asked(free_port())
     answer = pages.post("/peers/test", [("name", "results")])
-    assert "results: can be written" in text_of(answer.text)
+    assert "results: nothing is bad" in text_of(answer.text)
+    assert f"{pages.config.peer('results').folder} can be written" in text_of(answer.text)
+    assert "the settings have no peer 'nobody'" in text_of(pages.post("/peers/test", [("name", "nobody")]).text)
+    assert pages.file.read_text() == TOML
+
+
+def test_the_button_says_what_the_doctor_says(pages: Pages) -> None:
+    with Receiver("PACS") as there:
+        form = changed(pages.form("/peers/edit?name=pacs%20%26%20%3Cco%3E"), port=str(there.port), confirm="commitment")
+        tested = text_of(pages.post("/peers/edit", changed(form, do="test")).text)
+        assert pages.post("/peers/edit", form).status_code == 303
+        saved = text_of(pages.post("/peers/test", [("name", "pacs & <co>")]).text)
+        found = list(examine(pages.config, lambda: datetime.now(UTC), "pacs & <co>"))
+    assert {each.state for each in found} >= {"good", "bad"}
+    for page in (tested, saved):
+        for each in found:
+            assert text_of(f"{each.step} {each.state} {escape(each.text)} {escape(each.advice)}") in page
+        for text in for_the_other_side(pages.config, pages.config.peer("pacs & <co>")).values():
+            assert " ".join(text.split()) in page
+
+
+def test_a_peer_that_hangs_while_it_is_tested_holds_up_nobody(pages: Pages) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, served(pages.app) as url:
+        form = changed(pages.form("/peers/edit"), name="new", ae_title="NEW", host="127.0.0.1", may_send="true")
+        form = changed(form, do="test", port=str(silent.getsockname()[1]))
+        headers = {**HTML, "authorization": f"Bearer {pages.tokens[ADMIN]}"}
+        with ThreadPoolExecutor() as pool, httpx.Client(headers=headers, timeout=60) as client:
+            answer = pool.submit(client.post, f"{url}/peers/edit", data=dict(form))
+            silent.accept()[0].close()  # was the port open?
+            asked, _ = silent.accept()  # C-ECHO, which nobody answers
+            assert client.get(f"{url}/peers").status_code == 200
+            assert not answer.done()
+            silent.close()  # nobody waits for what else would be asked
+            asked.close()
+            assert "C-ECHO bad" in text_of(answer.result().text)
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ('ae_title = "A"\nmay_send = true', ["DICOM: no TLS"]),
+        ('ae_title = "A"\nhost = "pacs.example"\nport = 104\ntls = true', ["DICOM: TLS, named pacs.example"]),
+        ('ae_title = "A"\nmay_send = true\ntls = true', ["DICOM: TLS, any name; what it sends comes without"]),
+        ('dicomweb_url = "http://pacs.example/web"', ["DICOMweb: no TLS"]),
+        ('dicomweb_url = "https://pacs.example/web"', ["DICOMweb: TLS"]),
+        (
+            'dicomweb_url = "https://pacs.example/web"\ndicomweb_verify = false',
+            ["DICOMweb: TLS, whoever signed its certificate"],
+        ),
+        (
+            f'dicomweb_url = "https://pacs.example/web"\nae_title = "A"\nmay_send = true\ntls = true\n'
+            f'tls_fingerprints = ["{"ab" * 32}"]',
+            ["DICOM: TLS, known by its fingerprint; what it sends comes without", "DICOMweb: TLS"],
+        ),
+        ('folder = "out"', []),
+    ],
+)
+def test_the_list_says_how_each_peer_is_secured(toml: str, said: list[str], tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    ours = authority.issue("node")
+    tls = f'own_certificate = "{ours.certificate}"\nown_key = "{ours.key}"\ntrusted = "{authority.certificate}"\n'
+    pages = Pages(tmp_path, TOML.replace("[[route]]", f'[[peer]]\nname = "x"\n{toml}\n[tls]\n{tls}[[route]]'))
+    row = pages.browser(VIEWER).get("/peers").text.partition('<td class="series">x</td>')[2].partition("</tr>")[0]
+    assert re.findall(r'<span class="pill (?:good|warn)">(DICOM.*?)</span>', row) == said
+    green = [words for words in said if f'<span class="pill good">{words}' in row]
+    assert green == [words for words in said if "TLS, named" in words or words == "DICOMweb: TLS"]
+    pages.node.stop()
+
+
+def test_a_new_route_has_nothing_chosen_that_nobody_chose(pages: Pages) -> None:
+    form = pages.form("/routes/edit")
+    chosen = {name: value for name, value in form if value and name not in ("looked_at", "source", "condition.how")}
+    assert chosen == {"condition.keyword": "Modality", "priority": "routine", "days": "7"}
+    said = text_of(pages.post("/routes/edit", changed(form, do="check")).text)
+    for wanted in ("needs 'name'", "Modality = []: an empty list matches nothing", "no pipeline ''", "'send_to'"):
+        assert wanted in said
     assert pages.file.read_text() == TOML
 
 

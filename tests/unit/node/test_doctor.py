@@ -19,11 +19,12 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StudyRootQueryRetrieveInformationModelFind, Verification
 from typer.testing import CliRunner
 
-from config import load
+from config import Config, load
 from pacs_node.cli import app
-from pacs_node.doctor import Finding, examine, for_the_other_side
+from pacs_node.doctor import Examiner, Finding, examine, for_the_other_side
+from pacs_node.errors import TryAgain
 from tests.certificates import Authority, Identity
-from tests.harness import free_port
+from tests.harness import free_port, wait_for
 
 NOW = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
 SEG, RTSTRUCT, SC = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.7"
@@ -324,6 +325,15 @@ def test_nobody_at_the_address_of_a_dicomweb_server(tmp_path: Path) -> None:
     assert "correct dicomweb_url" in steps["connection"].advice
 
 
+@pytest.mark.parametrize("finds", [False, True])
+def test_commitment_that_is_not_offered_leaves_it_to_queries_that_are(
+    pacs: Start, finds: bool, site: Site, tmp_path: Path
+) -> None:
+    said = found(settings(site, tmp_path, pacs(commits=False, finds=finds)))["storage commitment"]
+    assert ("proven by C-FIND" in said.text, "no arrival can be proven" in said.text) == (finds, not finds)
+    assert bool(said.advice) is not finds
+
+
 # The command -----------------------------------------------------------------------------------------------------
 
 
@@ -378,3 +388,36 @@ def test_a_silent_port_is_waited_for_no_longer_than_told(
         steps = found(settings(site, tmp_path, door.getsockname()[1], TLS))
         assert steps["TLS"].state == "bad"
         assert "no answer within" in steps["TLS"].text
+
+
+def test_whoever_waits_at_a_page_waits_no_longer_than_told(site: Site, tmp_path: Path) -> None:
+    """And as long as one hangs, no more are begun than told."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = load(settings(site, tmp_path, silent.getsockname()[1]))
+        examiner = Examiner(limit_s=0.5, most_at_once=1)
+        steps, told = examiner.examine(config, lambda: NOW, "pacs")
+        assert [each.step for each in steps] == ["connection", "time"]
+        assert (steps[-1].state, told) == ("bad", {})
+        with pytest.raises(TryAgain, match="others are being tested"):
+            examiner.examine(config, lambda: NOW, "pacs")
+        silent.accept()[0].close()
+        silent.accept()[0].close()  # C-ECHO: it ends
+    steps, told = wait_for(lambda: free(examiner, config), 20, "the end of what hung")
+    assert [each.state for each in steps] == ["bad"]
+    assert told == for_the_other_side(config, config.peer("pacs"))
+
+
+def free(examiner: Examiner, config: Config) -> tuple[list[Finding], dict[str, str]] | None:
+    try:
+        return examiner.examine(config, lambda: NOW, "pacs")
+    except TryAgain:
+        return None
+
+
+def test_a_folder_that_is_none_any_more_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text('[node]\ndata_dir = "data"\n[[peer]]\nname = "out"\nfolder = "out"\n')
+    config = load(tmp_path / "node.toml")
+    (tmp_path / "out").write_text("a file by now")
+    [found] = examine(config, lambda: NOW)
+    assert (found.state, found.text) == ("bad", f"{tmp_path / 'out'} is no folder")
+    assert "folder of [[peer]] 'out'" in found.advice
