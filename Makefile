@@ -73,8 +73,9 @@ vendor:
 	npm ci --ignore-scripts --no-audit --no-fund --prefix deploy/viewer
 	cp deploy/viewer/node_modules/@niivue/niivue/dist/niivue.umd.js pacs_node/web/static/vendor/niivue.js
 
-# docs/results/viewer.png, as the tests see it
+# the pictures of pages in docs/results, as the tests see them
 pictures: dev
+	PICTURES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop/test_every_page.py -k picture
 	VIEWER_PICTURE=docs/results/viewer.png OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop/test_viewer.py -k picture
 
 # What is known against the pinned packages (as far as the network lets it ask), what the node is made of (CycloneDX), and

@@ -56,11 +56,14 @@ send_to = ["results"]
 class Seen:
     """files: of one series. findings: None while it waits for its inference."""
 
+    sender = "CT1"
+    sends = False  # do results go on to their destinations?
+
     def __init__(self, folder: Path, files: Sequence[Path], findings: Findings | None, toml: str = TOML) -> None:
         (folder / "node.toml").write_text(toml)
         self.time = datetime(2026, 3, 1, 12, 30, 5, tzinfo=UTC)
         self.folder, self.files = folder, list(files)
-        self.node = Node(load(folder / "node.toml", catalogue()), now=self.now)
+        self.node = Node(load(folder / "node.toml", catalogue()), now=self.now, file=folder / "node.toml")
         self.node.ledger.migrate()
         self.facts = NodeFacts(self.node)
         self._receive()
@@ -76,9 +79,12 @@ class Seen:
         for path, header in zip(self.files, headers, strict=True):
             uids = str(header.SOPInstanceUID), str(header.SOPClassUID), self.uid, self.study_uid
             syntax = str(header.file_meta.TransferSyntaxUID)
-            self.node.ledger.take_in(Instance(*uids, syntax, path, path.stat().st_size, self.now(), "a", "CT1"))
-        series = OpenSeries(self.uid, self.study_uid, Evidence(self.now(), len(headers)), ("CT1",))
-        assert self.node.flow.close(series, "quiet")
+            self.node.ledger.take_in(Instance(*uids, syntax, path, path.stat().st_size, self.now(), "a", self.sender))
+        self._close(len(headers))
+
+    def _close(self, arrived: int) -> None:
+        series = OpenSeries(self.uid, self.study_uid, Evidence(self.now(), arrived), (self.sender,))
+        self.node.flow.close(series, "quiet")
 
     def _work(self, findings: Findings) -> Job:
         ledger = self.node.ledger
@@ -86,7 +92,11 @@ class Seen:
         self.results = self._encoded(job, findings)
         edition = Edition(1, 1, findings.algorithm.version, True, self.now(), objects=tuple(self.results))
         assert ledger.begin(job, "w", self.now())
-        assert ledger.finish(job, "done", "1 finding", self.now(), results=self.results, edition=edition)
+        count = f"{len(findings.findings)} finding{'' if len(findings.findings) == 1 else 's'}"
+        follow_up = [self.node.flow._send_job(job, name) for name in job.send_to if self.sends]
+        assert ledger.finish(job, "done", count, self.now(), results=self.results, edition=edition, follow_up=follow_up)
+        for send in follow_up:
+            self.node.flow.run(send.id, send.generation, send.attempt)
         return job
 
     def _encoded(self, job: Job, findings: Findings) -> list[Result]:
@@ -94,7 +104,9 @@ class Seen:
         return encode_results(findings, self.files, folder, when=self.now(), revision=1)
 
     def app(self, accounts: Accounts | None = None) -> Starlette:
-        return create_app(self.facts, CollectorRegistry(), ("testserver",), accounts)
+        return create_app(
+            self.facts, CollectorRegistry(), ("testserver",), accounts, self.node.audit, desk=self.node.desk()
+        )
 
     def served(self) -> AbstractContextManager[str]:
         """Its pages, at this address."""

@@ -109,7 +109,7 @@ def test_an_administrator_adds_a_peer_and_a_route_tries_it_and_puts_it_back(site
             ("click", "button[value=try]"), ("read",),
             ("click", "button[value=save]"), ("read",),
         )  # fmt: skip
-        assert "results: C-ECHO answered" in tested["text"]
+        assert "results: nothing is bad" in tested["text"]
         assert "results" in added["text"]
         assert re.search(r"runs\s+breast\s+additionally", tried["text"]), tried["text"]
         assert "Modality is US" in activated["text"]

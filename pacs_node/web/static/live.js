@@ -21,7 +21,10 @@ async function show() {
     if (!next || inUse()) return;
     const open = [...main.querySelectorAll('details')].map(each => each.open);
     next.querySelectorAll('details').forEach((each, number) => { each.open = open[number] || each.open; });
+    const at = main.contains(document.activeElement) ? document.activeElement.outerHTML : null;
     main.replaceWith(next);
+    // who goes by keyboard stays where he is, if it is still there
+    if (at) [...next.querySelectorAll('a, button, summary')].find(each => each.outerHTML === at)?.focus({ preventScroll: true });
     shown = Date.now();
   } catch {
     // the node is away for a moment: the next event comes when it is back

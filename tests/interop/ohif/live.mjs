@@ -12,10 +12,14 @@ const known = page.waitForResponse(response => response.url().endsWith('/api/cha
 await page.goto(url);
 await known;
 await page.evaluate(() => { window.reloaded = false; });
+const link = page.locator('main a.series').first();
+await link.focus();
+const focused = await link.getAttribute('href');
 console.log('open');
 await page.waitForFunction(() => document.querySelector('main').innerText.includes('Came-meanwhile'));
 const same = await page.evaluate(() => window.reloaded === false);
-console.log(same ? 'seen, not reloaded' : 'reloaded');
+const kept = await page.evaluate(href => document.activeElement.getAttribute('href') === href, focused);
+console.log(same ? `seen, not reloaded${kept ? '' : ', and the focus is lost'}` : 'reloaded');
 await page.locator('input[name="series"]').first().check();
 await lines.next();
 // told of the next change: the event after it has come and gone
