@@ -35,6 +35,7 @@ from config.schema import (
     is_loopback,
 )
 
+HEARTBEAT_AE = "PACSNODE-BEAT"  # as pacs_node/records.py has it
 Place = tuple[str | int, ...]  # ("peer", 0, "host"): the key `host` of the first [[peer]]
 
 TABLES: dict[str, type[BaseModel]] = {
@@ -318,6 +319,7 @@ def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tu
             name = "web_port" if secured == web else "dicom_port"
             yield ("tls", "dicom_tls_port"), f"'dicom_tls_port' in [tls] is the same as '{name}'; give each its own"
     peers = {peer["name"]: peer for _, peer in _tables(raw, "peer") if isinstance(peer.get("name"), str)}
+    yield from _heartbeat(raw, peers)
     for i, route in _tables(raw, "route"):
         where = _table_name(("route", i), raw)
         yield from _destinations(("route", i), route, where, peers)
@@ -408,6 +410,31 @@ def option_problems(given: dict[str, Any], model: type[BaseModel]) -> Iterator[t
                 known = WORDS.get(item["type"])
                 words = known.format(**item.get("ctx", {})) if known else item["msg"].removeprefix("Value error, ")
                 yield key, f"{words}, not {_shown(item['input'])}"
+
+
+def _heartbeat(raw: dict[str, Any], peers: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    beats, tls = raw.get("heartbeat"), raw.get("tls", {})
+    if not isinstance(beats, dict) or not beats.get("every_minutes"):
+        return
+    routes = {route["name"]: route for _, route in _tables(raw, "route") if isinstance(route.get("name"), str)}
+    route, to = beats.get("route"), beats.get("to")
+    if isinstance(route, str) and route and route not in routes:
+        yield ("heartbeat", "route"), f"'route' in [heartbeat]: no route '{route}'; {hint(route, routes)}"
+    elif isinstance(route, str) and route and routes[route].get("shadow") is True:
+        yield ("heartbeat", "route"), f"'route' in [heartbeat]: '{route}' is a shadow, of which nothing is sent"
+    elif isinstance(route, str) and route and routes[route].get("hours"):
+        yield ("heartbeat", "route"), f"'route' in [heartbeat]: '{route}' has hours, and the heartbeat beats at any"
+    if isinstance(to, str) and to and to not in peers:
+        yield ("heartbeat", "to"), f"'to' in [heartbeat]: no peer '{to}'; {hint(to, peers)}"
+    elif isinstance(to, str) and to and not {"folder", "host", "dicomweb_url"} & peers[to].keys():
+        yield (
+            ("heartbeat", "to"),
+            f"'to' in [heartbeat]: peer '{to}' has no host and port, so nothing can be sent to it",
+        )
+    if isinstance(tls, dict) and tls.get("only_tls") is True:
+        yield ("heartbeat", "every_minutes"), "the heartbeat calls dicom_port, which only_tls in [tls] closes"
+    if any(peer.get("ae_title") == HEARTBEAT_AE for peer in peers.values()):
+        yield ("heartbeat", "every_minutes"), f"a peer has the AE title {HEARTBEAT_AE}, which is the heartbeat's"
 
 
 def _destinations(

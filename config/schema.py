@@ -428,6 +428,21 @@ class Priors(Settings):
     timeout_s: Seconds = 120.0  # finding and fetching, and again comparing; then the result goes out without
 
 
+class Heartbeat(Settings):
+    """[heartbeat]: a phantom that the node sends itself, to see whether its results arrive."""
+
+    every_minutes: Annotated[float, Field(ge=0, le=10080)] = 0.0  # 0: never
+    route: str = ""  # the name of the one whose way it goes: its pipeline, its options
+    to: str = ""  # the name of the peer that its results go to, in place of those of the route
+    late_minutes: Annotated[float, Field(gt=0, le=1440)] = 15.0  # it has failed if nothing is proven by then
+
+    @model_validator(mode="after")
+    def _has_a_way(self) -> Heartbeat:
+        if self.every_minutes and not (self.route and self.to):
+            raise ValueError("every_minutes needs a route and a peer to send to")
+        return self
+
+
 class Infer(Settings):
     """[infer]: where the models run."""
 
@@ -739,7 +754,7 @@ class Route(Settings):
         return tuple(dict.fromkeys((*self.send_to, *(name for also in self.also for name in also.send_to))))
 
 
-About = Literal["node", "jobs", "destination", "disk", "certificate", "silence", "pause", "finding"]
+About = Literal["node", "jobs", "destination", "disk", "certificate", "silence", "pause", "heartbeat", "finding"]
 
 
 def _no_url(url: SecretStr) -> SecretStr:
@@ -756,7 +771,7 @@ class Notify(OfKind):
     urls: Annotated[tuple[Annotated[SecretStr, AfterValidator(_no_url)], ...], Field(strict=False, min_length=1)]
     urls_file: RelativePath | None = None  # a file that holds one of them and nothing else
     about: Annotated[tuple[About, ...], Field(strict=False, min_length=1)] = (
-        *("node", "jobs", "destination", "disk", "certificate", "silence", "pause"),
+        *("node", "jobs", "destination", "disk", "certificate", "silence", "pause", "heartbeat"),
     )
     again_h: Annotated[float, Field(gt=0, le=8760)] = 24.0  # what lasts is said again no more often
     down_min: Annotated[float, Field(gt=0, le=525600)] = 30.0  # a destination that takes nothing for so long
@@ -783,6 +798,7 @@ class Config(Settings):
     infer: Infer = Infer()
     priors: Priors = Priors()
     retention: Retention = Retention()
+    heartbeat: Heartbeat = Heartbeat()
     peers: tuple[Peer, ...] = Field((), alias="peer", strict=False)
     routes: tuple[Route, ...] = Field((), alias="route", strict=False)
     notices: tuple[Notify, ...] = Field((), alias="notify", strict=False)

@@ -16,6 +16,7 @@ from models import catalogue
 from pacs_node import __version__
 from pacs_node.audit import KINDS, Audit, told
 from pacs_node.errors import LedgerUnavailable, NodeError, Told
+from pacs_node.heartbeat import Heartbeat
 from pacs_node.ledger.lists import iso
 from pacs_node.off_peak import OffPeak
 from pacs_node.peers import LedgerMemory
@@ -79,6 +80,7 @@ class Running(Viewed, Protocol):
 
     retention: Retention
     off_peak: OffPeak
+    heartbeat: Heartbeat
     started_at: datetime
     stopping: bool
     audit: Audit

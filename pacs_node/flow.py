@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -43,7 +43,9 @@ from pacs_node.errors import (
     may_pass,
 )
 from pacs_node.kinds import decided, sizes
+from pacs_node.pulse import Way, is_marked, why_none
 from pacs_node.records import (
+    HEARTBEAT_AE,
     Also,
     CommitmentReport,
     CommitmentRequest,
@@ -187,6 +189,7 @@ class Flow:
         self.silence = Silence(monotonic)
         self.ahead = Ahead(self._judge)
         self._open: list[OpenSeries] = []  # at the last look
+        self.heartbeat: Callable[[], Way | None] = lambda: None  # which way a heartbeat goes, if there are any
         self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
 
@@ -271,6 +274,8 @@ class Flow:
         instances = self.ledger.instances(series_uid)
         if not instances:
             return self.ledger.why_gone(series_uid) or f"there are no images of series {series_uid}"
+        if any(instance.calling_ae == HEARTBEAT_AE for instance in instances):
+            return "it is a heartbeat of the node: the next one comes by itself"
         _, verdict, matches = self._judged(instances)
         revision, now = self.ledger.revision(series_uid), self.now()
         wanted = [match for match in matches if match.why_not is None and route in (None, match.rule)]
@@ -346,11 +351,33 @@ class Flow:
             if own.use[:1] != verdict.use[:1]:
                 others = self.stages.matches(_foremost(headers, own if own.fit else verdict))
                 matches |= {match.rule: match for match in others if match.rule == route}
-        said = with_fallbacks([(each.rule, each.fallback, each.shadow, each.why_not) for each in matches.values()])
-        decided = [replace(match, why_not=why_not) for match, why_not in zip(matches.values(), said, strict=True)]
+        senders = {instance.calling_ae for instance in instances}
+        known = self._of_heartbeat(senders, headers, list(matches.values()))
+        said = with_fallbacks([(each.rule, each.fallback, each.shadow, each.why_not) for each in known])
+        decided = [replace(match, why_not=why_not) for match, why_not in zip(known, said, strict=True)]
         asking = {match.rule for match in decided if match.why_not is None}
         taken = {route: own for route, own in verdict.of_routes.items() if route in asking}
         return header, replace(verdict, of_routes=taken), decided
+
+    def _of_heartbeat(
+        self, senders: Collection[str], headers: Sequence[Dataset], matches: list[RouteMatch]
+    ) -> list[RouteMatch]:
+        """What the rules say of a series, if it is or pretends to be a heartbeat of the node: see pulse.py."""
+        patients = {attributes.text(header, "PatientID") for header in headers}
+        if not is_marked(senders, patients):
+            return matches
+        refused, way = why_none(senders, patients), self.heartbeat()
+        if refused is None and way is None:
+            refused = "it is a heartbeat of the node, which the settings do not ask for any more"
+        if refused is not None or way is None:
+            return [replace(match, why_not=refused) for match in matches]
+        other = f"it is a heartbeat of the node, which goes the way of route '{way.route}'"
+        return [
+            replace(match, send_to=(way.to,), also=(), priors=None, needs=None)
+            if match.rule == way.route
+            else replace(match, why_not=match.why_not or other)
+            for match in matches
+        ]
 
     def _told_of_deleted(self, verdict: Verdict, instances: Sequence[Instance]) -> Verdict:
         """Where retention has deleted more images of the series than have come since, a reader must know."""

@@ -34,6 +34,7 @@ from pacs_node.durable import write_whole
 from pacs_node.errors import AlreadyRunning, LedgerUnavailable, SettingsRefused
 from pacs_node.facts import NodeFacts
 from pacs_node.flow import Flow, RetryPolicy
+from pacs_node.heartbeat import Heartbeat, own_address
 from pacs_node.intake import Intake
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
@@ -41,11 +42,13 @@ from pacs_node.loop import Loop, describe
 from pacs_node.notify import Notifier, World
 from pacs_node.off_peak import OffPeak
 from pacs_node.peers import calls_from, certified, tls_files, why_not_believed
+from pacs_node.pulse import Way
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.scp import Listener, ListenerSettings, why_aside
 from pacs_node.receive.spool import Spool
 from pacs_node.receivers import ASSEMBLER, ENGINE, Counts, Doors, Receivers
 from pacs_node.records import (
+    HEARTBEAT_AE,
     AssociationEnd,
     CommitmentReport,
     CommitmentRequest,
@@ -197,6 +200,8 @@ class Node:
         self._certificate: Certificate | None = None
         self.notifier: Notifier | None = None
         self._threads: list[threading.Thread] = []
+        self.heartbeat = Heartbeat(config, self.ledger, now, self._modality_of, self._delete_phantom)
+        self.flow.heartbeat = self._heartbeat_way
         self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
         web = config.web
@@ -240,6 +245,7 @@ class Node:
                 self._start_receivers(self._receiving.fileno())
             self.assembler.loop.start()
             self.retention.loop.start()
+            self.heartbeat.loop.start()
         if self.settings is not None:
             self.settings.started()
         if web:
@@ -263,6 +269,7 @@ class Node:
     def stop(self) -> None:
         """Drain: senders and running jobs get `drain_s` to end; everything else is taken up at the next start."""
         self.stopping = True
+        self.heartbeat.loop.stop()
         drain_s = self.config.receive.drain_s
         if self.listener is not None:
             self.listener.stop(drain_s)
@@ -312,7 +319,7 @@ class Node:
 
     def _take_up(self, wiring: Wiring) -> None:
         known, config = {repr(each) for each in self._pipelines()}, wiring.config
-        self.config = self.assembler.config = config
+        self.config = self.assembler.config = self.heartbeat.config = config
         self.stages.wire(wiring)
         self.flow.ahead.forget()
         self.retention.take_up(config)
@@ -339,6 +346,19 @@ class Node:
         if self.settings is None:
             return None
         return SettingsDesk(self.settings, Trial(self.stages, self.ledger, self.now), lambda: self.config)
+
+    def _heartbeat_way(self) -> Way | None:
+        beats = self.config.heartbeat
+        return Way(beats.route, beats.to) if beats.every_minutes else None
+
+    def _modality_of(self, route: str) -> frozenset[str]:
+        return self.stages.cards[route].modality
+
+    def _delete_phantom(self, series_uid: str) -> str | None:
+        try:
+            return self.retention.delete_asked(series_uid, "the heartbeat", phantom=True)
+        except OSError as error:
+            return describe(error)
 
     def _pipelines(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Of the routes, with what they are told."""
@@ -436,14 +456,19 @@ class Node:
             ae_title=node.ae_title,
             host=node.dicom_host,
             port=node.dicom_port,
-            allowed=frozenset(peer.ae_title for peer in self.config.peers if peer.may_send and peer.ae_title),
+            allowed=frozenset(
+                [
+                    *(peer.ae_title for peer in self.config.peers if peer.may_send and peer.ae_title),
+                    *([HEARTBEAT_AE] if self.config.heartbeat.every_minutes else ()),
+                ]
+            ),
             reporters=frozenset(peer.ae_title for peer in self.config.peers if peer.host and peer.ae_title),
             max_associations=receive.max_associations,
             max_pdu=receive.max_pdu,
             network_timeout_s=receive.network_timeout_s,
             acse_timeout_s=receive.acse_timeout_s,
             dimse_timeout_s=receive.dimse_timeout_s,
-            calls_from=calls_from(self.config),
+            calls_from={**calls_from(self.config), HEARTBEAT_AE: (own_address(self.config),)},
             modalities=self.stages.modalities,
             tls=tls,
             tls_port=self.config.tls.dicom_tls_port,
@@ -562,6 +587,7 @@ class Node:
             failed=facts.failed_tasks(),
             down=[each for each in self.ledger.failing_sends(now) if not facts.is_paused(each[0])],
             paused=self.ledger.pauses(now),
+            heartbeat=self.heartbeat.trouble(),
             full_in_days=state["disk"]["full_in_days"],
             certificates=[(each["what"], each["days"]) for each in state["certificates"]],
         )
@@ -632,7 +658,13 @@ class Node:
         told = self.notifier.trouble() if self.notifier is not None else []
         away = self.syslog.trouble if self.syslog is not None else None
         told = [*told, *(each for each in (away, self.audit.ailing) if each is not None)]
+        told += self._heartbeat_fails()
         return [*self.stages.inference.trouble(), *self._certificate_ends(), *told]
+
+    def _heartbeat_fails(self) -> list[str]:
+        with suppress(LedgerUnavailable):  # health says so itself
+            return [each for each in (self.heartbeat.trouble(), self.heartbeat.loop.trouble) if each is not None]
+        return []
 
     def _certificate_ends(self) -> Iterator[str]:
         if self.config.tls.own_certificate is None:

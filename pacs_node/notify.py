@@ -57,6 +57,7 @@ class World:
     silent: Mapping[str, str] = field(default_factory=dict)  # sender and modality -> that it fell silent, in words
     heard: Mapping[str, datetime] = field(default_factory=dict)  # sender and modality -> when last
     paused: Sequence[Pause] = ()
+    heartbeat: str | None = None  # what is wrong with it, in words
 
 
 def wrong_now(about: Notify, world: World, told: Mapping[str, Notice]) -> dict[str, str]:
@@ -75,6 +76,8 @@ def wrong_now(about: Notify, world: World, told: Mapping[str, Notice]) -> dict[s
         for each in world.paused
         if world.now - each.since >= timedelta(hours=about.paused_h)
     }
+    if world.heartbeat is not None:
+        found["heartbeat"] = world.heartbeat
     if world.full_in_days is not None and world.full_in_days <= about.full_in_days:
         found["disk"] = f"the disk of the node is full in {world.full_in_days:.1f} days"
     for what, days in world.certificates:

@@ -251,6 +251,13 @@ class SystemCollector(Collector):
             [({"what": each["what"]}, _seconds(each["until"])) for each in state["certificates"]]
             or [({"what": "web"}, float("nan"))],
         )
+        beat = state["heartbeat"] or {"state": "", "seconds": None, "began_at": None}
+        arrived = {"arrived": 1.0, "failed": 0.0}.get(beat["state"], float("nan"))
+        yield GaugeMetricFamily("pacs_node_heartbeat_arrived", "1: the last heartbeat arrived, 0: it failed", arrived)
+        took = _known(beat["seconds"])
+        yield GaugeMetricFamily("pacs_node_heartbeat_seconds", "From sending a phantom to its proof of arrival", took)
+        began = _seconds(beat["began_at"])
+        yield GaugeMetricFamily("pacs_node_heartbeat_timestamp_seconds", "When the last heartbeat began", began)
         ahead = _known(state["clock_ahead_s"])
         yield GaugeMetricFamily("pacs_node_database_clock_ahead_seconds", "The database's clock and ours", value=ahead)
 

@@ -201,6 +201,10 @@ class Receipt:
     sop_class_uid: str = ""  # of the object that was sent, which may stand in place of another
 
 
+# The calling AE title under which the node sends its heartbeat to itself, and the Patient ID that is in it: reserved
+HEARTBEAT_AE = "PACSNODE-BEAT"
+HEARTBEAT_ID = "PACSNODE-HEARTBEAT"
+
 JOB_KINDS = ("infer", "send", "confirm", "report")
 
 SHADOW = 9  # the priority of what a shadow route asks for: behind all others, and never owed a turn

@@ -269,14 +269,14 @@ class Retention:
                     yield Decision(holding, False, stays or "neither its age nor the disk asks for it", size)
             last = holdings[-1]
 
-    def delete_asked(self, series_uid: str, by: str) -> str | None:
+    def delete_asked(self, series_uid: str, by: str, *, phantom: bool = False) -> str | None:
         """A person wants a series gone; None, or why it stays: what is not proven to have arrived stays for them, too.
-        Raises OSError, LedgerUnavailable."""
+        phantom: nobody waits for its results. Raises OSError, LedgerUnavailable."""
         holding = self.ledger.holding(series_uid)
         if holding is None or holding.state != "closed":
             return "it still receives images" if holding and holding.state == "receiving" else "there is none to delete"
         stays = why_it_stays(holding, self.settings, self.folders)
-        if stays is not None:
+        if stays is not None and not (phantom and all(job.state not in OPEN_JOB_STATES for job in holding.jobs)):
             return stays
         with exclusively(self.data_dir / FILES_LOCK, wait=False) as mine:
             if not mine:

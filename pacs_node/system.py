@@ -15,6 +15,7 @@ from config.certificates import certificates as certificates_in
 from models import catalogue
 from models.pipeline import Card
 from pacs_node import __version__
+from pacs_node.heartbeat import Heartbeat
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.lists import iso
 from pacs_node.off_peak import OffPeak
@@ -32,6 +33,7 @@ class Running(Protocol):
     retention: Retention
     off_peak: OffPeak
     started_at: datetime
+    heartbeat: Heartbeat
 
     def devices(self) -> list[dict[str, Any]]: ...
 
@@ -44,6 +46,7 @@ def state_of(node: Running) -> dict[str, Any]:
     config, ledger, now = node.config, node.ledger, node.now()
     disk = shutil.disk_usage(config.node.data_dir)
     backup = ledger.marks().get(BACKUP)
+    heartbeat = node.heartbeat.state()
     ahead_s = ledger.clock_ahead_s()
     return {
         "version": __version__,
@@ -66,6 +69,7 @@ def state_of(node: Running) -> dict[str, Any]:
             for queue in ledger.backlog(node.off_peak.not_open_since(now - RESTED))
         ],
         "backup": None if backup is None else {"at": iso(backup["at"]), "text": backup["text"]},
+        "heartbeat": heartbeat and {**heartbeat, "began_at": iso(heartbeat["began_at"])},
         "certificates": [
             {"what": what, "until": iso(until), "days": None if until is None else (until - now).days}
             for what, until in certificates(config)

@@ -12,7 +12,14 @@ import sqlalchemy as sa
 
 from pacs_node.ledger.engine import Database
 from pacs_node.ledger.queues import resting
-from pacs_node.ledger.tables import duration_table, job_table, mark_table, refusal_table, series_table
+from pacs_node.ledger.tables import (
+    duration_table,
+    job_table,
+    mark_table,
+    no_heartbeat,
+    refusal_table,
+    series_table,
+)
 from pacs_node.records import DURATIONS, OPEN_JOB_STATES, STEPS_S
 
 RECENT = 20  # sends to a destination that are looked at
@@ -65,7 +72,7 @@ class Figures(Database):
         at_rest = sa.and_(resting(closed), job_table.c.state != "running")
         made = sa.case((at_rest, sa.null()), else_=job_table.c.created_at)
         states = job_table.c.state, sa.func.count(), sa.func.min(made, type_=job_table.c.created_at.type)
-        meant = job_table.c.shadow.is_(False), job_table.c.study.is_distinct_from("waiting")
+        meant = job_table.c.shadow.is_(False), job_table.c.study.is_distinct_from("waiting"), no_heartbeat(job_table)
         query = sa.select(*of, *states).where(job_table.c.state.in_(OPEN_JOB_STATES), *meant)
         query = query.group_by(*of, job_table.c.state)
         queues: dict[tuple[str, str | None], dict[str, Any]] = {}

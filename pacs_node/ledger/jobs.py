@@ -25,6 +25,7 @@ from pacs_node.ledger.tables import (
 )
 from pacs_node.records import (
     BEGINNABLE,
+    HEARTBEAT_AE,
     LONGEST_STUDY,
     NEXT,
     OPEN_JOB_STATES,
@@ -106,6 +107,12 @@ class Jobs(Editions, Queues, Figures):
             ).mappings()
             return [job_of(row) for row in rows]
 
+    def open_jobs_of(self, series_uid: str) -> list[Job]:
+        """Those of a series that are not finished."""
+        with self._reading() as db:
+            its = job_table.c.series_uid == series_uid, job_table.c.state.in_(OPEN_JOB_STATES)
+            return [job_of(row) for row in db.execute(sa.select(job_table).where(*its)).mappings()]
+
     def running_jobs(self) -> list[Job]:
         """Jobs whose rows say that a worker runs them."""
         with self._reading() as db:
@@ -185,7 +192,8 @@ class Jobs(Editions, Queues, Figures):
             )
             if moved:
                 self._count_start(db, job)
-                waits_for_a_turn = job.kind == "infer" and not job.shadow and job.needs is None
+                real = not job.shadow and job.sender != HEARTBEAT_AE
+                waits_for_a_turn = job.kind == "infer" and real and job.needs is None
                 if waits_for_a_turn and (job.generation, job.attempt) == (1, 1):
                     self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds())
             return moved
@@ -337,7 +345,7 @@ class Jobs(Editions, Queues, Figures):
                 )
             self._note(db, job.series_uid, now, state, f"{task_of(job)}: {reason}")
             self._wake_for_report(db, job)
-            if state == "done":
+            if state == "done" and job.sender != HEARTBEAT_AE:
                 self._time(db, job, now, facts or {})
                 if job.kind in ("send", "confirm") and not follow_up and all(each.arrived for each in arrivals):
                     self._have_arrived(db, job, now)

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.pauses import Pauses
-from pacs_node.ledger.tables import event_table, job_table, series_table
+from pacs_node.ledger.tables import event_table, job_table, no_heartbeat, series_table
 from pacs_node.records import EVERY, Wanted
 
 # not the verdict, which names every image
@@ -50,7 +50,8 @@ class Lists(Pauses):
     def series_count(self, wanted: Wanted) -> tuple[int, int]:
         """How many are wanted, and how many there are."""
         with self._reading() as db:
-            there = db.scalar(sa.select(sa.func.count()).select_from(series_table)) or 0
+            all_of_it = sa.select(sa.func.count()).select_from(series_table)
+            there = (db.scalar(all_of_it) or 0) - (db.scalar(all_of_it.where(~no_heartbeat(series_table))) or 0)
             if not wanted.narrowed:
                 return there, there
             number = db.scalar(sa.select(sa.func.count(series_table.c.first_arrival)).where(*conditions(wanted)))
@@ -70,7 +71,12 @@ class Lists(Pauses):
         """Which AE title has sent which modality; "" while a series is open."""
         of = series_table.c.sender, series_table.c.modality
         with self._reading() as db:
-            return [(sender, modality) for sender, modality in db.execute(sa.select(*of).distinct().order_by(*of))]
+            return [
+                (sender, modality)
+                for sender, modality in db.execute(
+                    sa.select(*of).where(no_heartbeat(series_table)).distinct().order_by(*of)
+                )
+            ]
 
     def _uids(self, db: sa.Connection, limit: int, wanted: Wanted) -> list[str]:
         by, uid = (
@@ -94,7 +100,7 @@ class Lists(Pauses):
 
 def conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
     """What holds for each row that is wanted."""
-    of, found = series_table.c, list[sa.ColumnElement[bool]]()
+    of, found = series_table.c, [no_heartbeat(series_table)]
     equal = {of.modality: wanted.modality, of.sender: wanted.sender, of.state: wanted.state}
     found += [column == value for column, value in equal.items() if value]
     if wanted.since is not None:
@@ -142,6 +148,7 @@ def failed_for_good(query: sa.Select[Any], *, shadow: bool = False) -> sa.Select
         .where(
             job_table.c.state == "failed",
             job_table.c.shadow.is_(shadow),
+            no_heartbeat(job_table),
             current,
             ~again,
             series.c.state.is_distinct_from("deleted"),

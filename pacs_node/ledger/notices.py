@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.figures import Figures
-from pacs_node.ledger.tables import job_table, notice_table, series_table
+from pacs_node.ledger.tables import job_table, no_heartbeat, notice_table, series_table
 from pacs_node.records import Notice
 
 
@@ -70,6 +70,7 @@ class Notices(Figures):
             job_table.c.finished_at >= since,
             job_table.c.state == "done",
             job_table.c.shadow.is_(False),
+            no_heartbeat(job_table),
         )
         with self._reading() as db:
             return [dict(row) for row in db.execute(query.order_by(job_table.c.finished_at)).mappings()]
@@ -79,6 +80,8 @@ class Notices(Figures):
         of = series_table.c.sender, series_table.c.modality, series_table.c.first_arrival
         found: dict[tuple[str, str], list[datetime]] = {}
         with self._reading() as db:
-            for sender, modality, at in db.execute(sa.select(*of).where(of[2] >= since).order_by(*of)):
+            for sender, modality, at in db.execute(
+                sa.select(*of).where(of[2] >= since, no_heartbeat(series_table)).order_by(*of)
+            ):
                 found.setdefault((sender, modality), []).append(at)
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from pacs_node.ledger.tables import (
 )
 from pacs_node.records import (
     BEGINNABLE,
+    HEARTBEAT_AE,
     JOB_KINDS,
     JOB_STATES,
     OPEN_JOB_STATES,
@@ -185,16 +186,13 @@ class Pages(Lists):
     def counts(self) -> dict[str, dict[str, int]]:
         """Series and jobs by state, for /health and /metrics."""
         with self._reading() as db:
-            series = db.execute(sa.select(series_table.c.state, sa.func.count()).group_by(series_table.c.state)).all()
-            jobs = db.execute(
-                sa.select(job_table.c.kind, job_table.c.state, sa.func.count()).group_by(
-                    job_table.c.kind, job_table.c.state
-                )
-            ).all()
+            state, kinds = series_table.c.state, (job_table.c.kind, job_table.c.state)
+            series = _counted(db, series_table, (state,), HEARTBEATS)
+            jobs = _counted(db, job_table, kinds, job_table.c.series_uid.in_(OF_HEARTBEATS))
             of_shadows = sa.select(job_table.c.state, sa.func.count()).where(job_table.c.shadow)
             shadows: dict[str, int] = dict(tuple(row) for row in db.execute(of_shadows.group_by(job_table.c.state)))
             return {
-                "series": dict(tuple(row) for row in series),
+                "series": dict(series),
                 **{
                     each: dict.fromkeys(JOB_STATES, 0)
                     | {s: n - (shadows.get(s, 0) if each == "infer" else 0) for kind, s, n in jobs if kind == each}
@@ -208,12 +206,28 @@ class Pages(Lists):
         words = {True: "yes", False: "no", None: "not proven"}
         kinds = arrival_table.c.destination, arrival_table.c.arrived, arrival_table.c.how
         with self._reading() as db:
-            rows = db.execute(sa.select(*kinds, sa.func.count()).group_by(*kinds)).all()
+            beats = sa.select(job_table.c.id).where(job_table.c.series_uid.in_(OF_HEARTBEATS))
+            rows = _counted(db, arrival_table, kinds, arrival_table.c.job.in_(beats))
             return [(destination, words[arrived], how, number) for destination, arrived, how, number in rows]
 
 
 def _not_at_rest(closed: Collection[str]) -> sa.ColumnElement[bool]:
     return sa.or_(job_table.c.state.not_in(BEGINNABLE), sa.not_(resting(closed)))
+
+
+HEARTBEATS = series_table.c.sender == HEARTBEAT_AE
+OF_HEARTBEATS = sa.select(series_table.c.series_uid).where(HEARTBEATS)
+
+
+def _counted(
+    db: sa.Connection, table: sa.Table, kinds: Sequence[sa.Column[Any]], beats: sa.ColumnElement[bool]
+) -> list[Any]:
+    """How many rows there are of each kind, less those of heartbeats: all by the index of the kinds alone, these by
+    that of their sender."""
+    of_each = sa.select(*kinds, sa.func.count()).select_from(table).group_by(*kinds)
+    less = {tuple(kind): number for *kind, number in db.execute(of_each.where(beats))}
+    counted = [(*kind, number - less.get(tuple(kind), 0)) for *kind, number in db.execute(of_each)]
+    return [row for row in counted if row[-1]]
 
 
 def _trouble(job: Any) -> dict[str, Any]:

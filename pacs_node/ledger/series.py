@@ -15,10 +15,12 @@ from pacs_node.ledger.tables import (
     association_table,
     instance_table,
     job_table,
+    no_heartbeat,
     series_table,
 )
 from pacs_node.records import (
     BEGINNABLE,
+    HEARTBEAT_AE,
     OPEN_JOB_STATES,
     AssociationEnd,
     Evidence,
@@ -228,7 +230,7 @@ class SeriesRows(Jobs):
                     verdict=_verdict_row(verdict),
                     rules=list(rules),
                 )
-                .returning(series_table.c.first_arrival, series_table.c.last_arrival)
+                .returning(series_table.c.first_arrival, series_table.c.last_arrival, series_table.c.sender)
             ).first()
             if closed is None:
                 return False
@@ -253,7 +255,7 @@ class SeriesRows(Jobs):
             for rule in rules:
                 text = f"route {rule['rule']}: " + (rule["why_not"] or "matches")
                 self._note(db, series_uid, now, "routed", text)
-            if revision == 1:
+            if revision == 1 and closed.sender != HEARTBEAT_AE:
                 self._took(db, "receive", modality[:16], (closed.last_arrival - closed.first_arrival).total_seconds())
             return True
 
@@ -325,7 +327,7 @@ class SeriesRows(Jobs):
             return list(
                 db.scalars(
                     sa.select(job_table.c.series_uid)
-                    .where(job_table.c.route == route, job_table.c.kind == "infer")
+                    .where(job_table.c.route == route, job_table.c.kind == "infer", no_heartbeat(job_table))
                     .group_by(job_table.c.series_uid)
                     .order_by(sa.func.min(job_table.c.created_at))
                 )
@@ -337,7 +339,11 @@ class SeriesRows(Jobs):
             return list(
                 db.scalars(
                     sa.select(series_table.c.series_uid)
-                    .where(series_table.c.state == "closed", series_table.c.last_arrival >= since)
+                    .where(
+                        series_table.c.state == "closed",
+                        series_table.c.last_arrival >= since,
+                        no_heartbeat(series_table),
+                    )
                     .order_by(series_table.c.last_arrival)
                 )
             )

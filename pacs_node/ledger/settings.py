@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.engine import Database
-from pacs_node.ledger.tables import instance_table, job_table, series_table, settings_version_table
+from pacs_node.ledger.tables import instance_table, job_table, no_heartbeat, series_table, settings_version_table
 from pacs_node.records import Instance, Received, SettingsVersion
 
 MOST_VERSIONS = 500  # kept of each settings file, the newest
@@ -49,7 +49,9 @@ class SettingsRows(Database):
         with self._reading() as db:
             query = (
                 sa.select(*RECEIVED)
-                .where(series_table.c.state == "closed", series_table.c.last_arrival >= since)
+                .where(
+                    series_table.c.state == "closed", series_table.c.last_arrival >= since, no_heartbeat(series_table)
+                )
                 .order_by(series_table.c.last_arrival.desc())
                 .limit(limit)
             )
@@ -88,6 +90,7 @@ class SettingsRows(Database):
                     job_table.c.started_at >= since,
                     job_table.c.state == "done",
                     job_table.c.finished_at.is_not(None),
+                    no_heartbeat(job_table),
                 )
                 .order_by(job_table.c.started_at.desc())
                 .limit(limit)

@@ -7,6 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pacs_node.records import HEARTBEAT_AE
+
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
     """An aware UTC time, stored as ISO text on SQLite (which has no time zone) and natively on PostgreSQL."""
@@ -29,6 +31,11 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 metadata = sa.MetaData()
+
+
+def no_heartbeat(table: sa.Table) -> sa.ColumnElement[bool]:
+    """Of series and jobs: those of patients. What the node sends to itself is in no figure and in no list."""
+    return table.c.sender != HEARTBEAT_AE
 
 
 instance_table = sa.Table(

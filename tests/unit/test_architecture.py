@@ -32,6 +32,7 @@ WIRING = {
     "doctor",
     "system",
     "notify",
+    "heartbeat",
     *("settings", "settings_desk", "settings_trial"),
 }
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
@@ -86,11 +87,12 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "silence": {"records"},
     "ahead": {"records", "errors"},
     "silence_alarm": set(),
+    "pulse": {"records"},
     "turns": {"records"},
     "memory": {"durable"},
     "kinds": {"records"},
     "off_peak": set(),
-    "flow": {"records", "errors", "ledger", "editions", "confirm", "silence", "ahead", "kinds"},
+    "flow": {"records", "errors", "ledger", "editions", "confirm", "silence", "ahead", "kinds", "pulse"},
     "ledger": {"accounts", "records", "errors", "editions", "turns"},
     "start_up": {"errors", "durable"},
     "viewing": {"records", "errors"},
@@ -155,6 +157,7 @@ PURE = {  # decisions: no disk, no socket, no clock
     "config/hours.py",
     "pacs_node/kinds.py",
     "pacs_node/turns.py",
+    "pacs_node/pulse.py",
     "pacs_node/silence_alarm.py",
 }
 TRAINING = "models/training/"  # no node needs it, and it is not shipped

@@ -27,7 +27,7 @@ from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import job_table, series_table
 from pacs_node.notify import Notifier, NotTold, World, deliver, found, planned, unknown_addresses, wrong_now
-from pacs_node.records import Notice, Result
+from pacs_node.records import Notice, Pause, Result
 from tests.harness import free_port, wait_for
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -47,6 +47,8 @@ WRONG = World(  # everything at once
     full_in_days=6.9,
     certificates=[("web", 14), ("other", None)],
     silent={"CT from CT2": "no CT from CT2 since 09:40, normally 6 an hour"},
+    paused=[Pause("device", "cpu", NOON - timedelta(hours=13), "ada")],
+    heartbeat="the heartbeat failed",
 )
 KEYS = {
     "node": "node",
@@ -55,6 +57,8 @@ KEYS = {
     "disk": "disk",
     "certificate": "certificate web",
     "silence": "silence CT from CT2",
+    "pause": "pause device cpu",
+    "heartbeat": "heartbeat",
 }
 
 
@@ -420,7 +424,7 @@ def test_the_command_tries_everybody(tmp_path: Path, webhook: tuple[str, list[di
     done = CliRunner().invoke(app, ["notify", "--config", str(file), "--test"])
     assert (done.exit_code, done.output) == (
         0,
-        "on-call: told of node, jobs, destination, disk, certificate, silence\n",
+        "on-call: told of node, jobs, destination, disk, certificate, silence, pause, heartbeat\n",
     )
     assert webhook[1][0]["title"] == "pacs-node PACSNODE: a test"
     file.write_text(TOML.format(url=webhook[0].replace("fine", SECRET)))

@@ -81,6 +81,9 @@ needs = {{ series = [{{ Modality = "MR" }}], wait_minutes = 0.02, if_incomplete 
 class Inference:
     """In the place of the child process."""
 
+    def heed(self, pauses: Sequence[Any], machine: str) -> int:
+        return 1
+
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Any) -> Findings:
         progress(0.5, "half")
         return us_findings([pydicom.dcmread(file, stop_before_pixels=True) for file in files])
@@ -90,9 +93,6 @@ class Inference:
 
     def prepare(self, pipelines: Any) -> None:
         pass
-
-    def heed(self, pauses: Any, machine: str) -> int:
-        return 1
 
     def trouble(self) -> list[str]:
         return []

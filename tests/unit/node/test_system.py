@@ -61,6 +61,7 @@ STATE = {
     "peers": [{"name": "pacs", "received_at": None, "sent_at": NOON.isoformat(), "refused": 3}],
     "disk": {"full_in_days": None},
     "backup": None,
+    "heartbeat": {"state": "arrived", "began_at": NOON.isoformat(), "seconds": 12.5},
     "certificates": [{"what": "web", "until": NOON.isoformat()}],
     "clock_ahead_s": 0.5,
 }
@@ -79,6 +80,9 @@ def test_prometheus_reads_the_figures() -> None:
     assert str(values["pacs_node_peer_received_timestamp_seconds", ("peer", "pacs")]) == "nan"
     assert values["pacs_node_device_held_bytes", ("device", "cuda:0"), ("number", "1")] == 8 << 20
     assert values["pacs_node_certificate_expiry_timestamp_seconds", ("what", "web")] == NOON.timestamp()
+    assert values[("pacs_node_heartbeat_arrived",)] == 1
+    assert values[("pacs_node_heartbeat_seconds",)] == 12.5
+    assert values[("pacs_node_heartbeat_timestamp_seconds",)] == NOON.timestamp()
     histogram = [each for each in samples if each.name.startswith("pacs_node_duration_seconds")]
     assert {each.labels["what"] for each in histogram} == DURATIONS.keys(), "none is a figure, too"
     of_it = [each for each in histogram if each.labels["name"] == "lung-nodule"]
