@@ -10,12 +10,12 @@ from typing import Any
 
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import problems
 from models import catalogue
-from pacs_node.flow import RouteMatch
+from pacs_node.flow import Flow, RouteMatch
 from pacs_node.heartbeat import MARK, Heartbeat, how_far, phantom
 from pacs_node.ledger.tables import job_table, series_table
 from pacs_node.pulse import Way, is_marked, why_none
@@ -44,17 +44,20 @@ def test_nothing_but_a_whole_heartbeat_is_one(senders: set[str], patients: set[s
         assert (why_none(senders, patients) is None) is whole
 
 
-@pytest.mark.parametrize("way", [None, Way("breast", "archive"), Way("gone", "archive")])
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flow]:
+    story = Story(tmp_path_factory.mktemp("node"))
+    yield story.node.flow
+    story.node.stop()
+
+
+@pytest.mark.parametrize("way", [None, Way("breast", "archive"), Way("gone", "archive")], ids=["off", "on", "gone"])
+@settings(deadline=None)
 @given(senders=SENDERS, patients=PATIENTS, why_not=st.sampled_from([None, "Modality is CT, rule wants US"]))
 def test_a_phantom_goes_one_way_to_one_place_and_a_patient_as_ever(
-    tmp_path_factory: pytest.TempPathFactory,
-    way: Way | None,
-    senders: set[str],
-    patients: set[str],
-    why_not: str | None,
+    flow: Flow, way: Way | None, senders: set[str], patients: set[str], why_not: str | None
 ) -> None:
-    story = STORIES.setdefault("one", Story(tmp_path_factory.mktemp("node")))
-    story.node.flow.heartbeat = lambda: way
+    flow.heartbeat = lambda: way
     headers = [pydicom.Dataset() for _ in patients]
     for header, patient in zip(headers, sorted(patients), strict=True):
         header.PatientID = patient
@@ -62,7 +65,7 @@ def test_a_phantom_goes_one_way_to_one_place_and_a_patient_as_ever(
         RouteMatch("breast", why_not, "breast-us", ("pacs",), 5, {}, "pacs"),
         RouteMatch("other", why_not, "breast-us", ("pacs", "archive"), 5, {}),
     ]
-    said = story.node.flow._of_heartbeat(senders, headers, matches)
+    said = flow._of_heartbeat(senders, headers, matches)
     assert [match.rule for match in said] == ["breast", "other"]
     if not is_marked(senders, patients):
         assert said == matches
@@ -71,16 +74,6 @@ def test_a_phantom_goes_one_way_to_one_place_and_a_patient_as_ever(
     a_beat = senders == {HEARTBEAT_AE} and patients == {HEARTBEAT_ID}
     goes = a_beat and why_not is None and way is not None and way.route == "breast"
     assert taken == ([("breast", ("archive",), None)] if goes else [])
-
-
-STORIES: dict[str, Story] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _stopped() -> Iterator[None]:
-    yield
-    for story in STORIES.values():
-        story.node.stop()
 
 
 def receive(story: Story, name: str, sender: str) -> str:
@@ -164,10 +157,9 @@ class Beats:
     """A heartbeat whose clock and listener a test has in hand."""
 
     def __init__(self, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
-        settings = story.node.config.heartbeat.model_copy(
-            update={"every_minutes": 60.0, "route": "breast", "to": "results", "late_minutes": 15.0}
-        )
-        story.node.config = story.node.config.model_copy(update={"heartbeat": settings})
+        hourly = {"every_minutes": 60.0, "route": "breast", "to": "results", "late_minutes": 15.0}
+        settled = story.node.config.heartbeat.model_copy(update=hourly)
+        story.node.config = story.node.config.model_copy(update={"heartbeat": settled})
         self.sent: list[str] = []
         self.refused = ""
         self.now = story.now
