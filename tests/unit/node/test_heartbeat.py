@@ -19,7 +19,7 @@ from pacs_node.flow import Flow, RouteMatch
 from pacs_node.heartbeat import MARK, Heartbeat, how_far, phantom
 from pacs_node.ledger.tables import job_table, series_table
 from pacs_node.pulse import Way, is_marked, why_none
-from pacs_node.records import EVERY, HEARTBEAT_AE, HEARTBEAT_ID, Evidence, Instance, OpenSeries, Pause, Wanted
+from pacs_node.records import EVERY, HEARTBEAT_AE, HEARTBEAT_ID, Also, Evidence, Instance, OpenSeries, Pause, Wanted
 from pacs_node.retention import Retention
 from tests.factories import us_image
 from tests.unit.node.test_facts import Story
@@ -62,7 +62,7 @@ def test_a_phantom_goes_one_way_to_one_place_and_a_patient_as_ever(
     for header, patient in zip(headers, sorted(patients), strict=True):
         header.PatientID = patient
     matches = [
-        RouteMatch("breast", why_not, "breast-us", ("pacs",), 5, {}, "pacs"),
+        RouteMatch("breast", why_not, "breast-us", ("pacs",), 5, {}, "pacs", (Also(("ris",)),)),
         RouteMatch("other", why_not, "breast-us", ("pacs", "archive"), 5, {}),
     ]
     said = flow._of_heartbeat(senders, headers, matches)
@@ -70,10 +70,11 @@ def test_a_phantom_goes_one_way_to_one_place_and_a_patient_as_ever(
     if not is_marked(senders, patients):
         assert said == matches
         return
-    taken = [(match.rule, match.send_to, match.priors) for match in said if match.why_not is None]
-    a_beat = senders == {HEARTBEAT_AE} and patients == {HEARTBEAT_ID}
+    taken = [(match.rule, match.send_to, match.also, match.priors) for match in said if match.why_not is None]
+    # spaces around a value of VR LO do not count: PS3.5 Table 6.2-1
+    a_beat = senders == {HEARTBEAT_AE} and {patient.strip() for patient in patients} == {HEARTBEAT_ID}
     goes = a_beat and why_not is None and way is not None and way.route == "breast"
-    assert taken == ([("breast", ("archive",), None)] if goes else [])
+    assert taken == ([("breast", ("archive",), (), None)] if goes else [])
 
 
 def receive(story: Story, name: str, sender: str) -> str:
