@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from dicom_sr import attributes
+from dicom_sr.returned import CLASSES
 from pacs_node.ahead import Ahead
 from pacs_node.confirm import ArrivalCheck, Confirm
 from pacs_node.editions import next_revision, same_objects, unchanged
@@ -262,6 +263,7 @@ class Flow:
             complete=complete,
             revision=revision,
             now=now,
+            returned=any(instance.sop_class_uid in CLASSES for instance in instances),
         )
         self.at("closed")
         return jobs if closed else []

@@ -56,6 +56,7 @@ from pacs_node.records import (
     Refusal,
 )
 from pacs_node.retention import Retention
+from pacs_node.returned import Returned
 from pacs_node.settings import LiveSettings
 from pacs_node.settings_desk import SettingsDesk
 from pacs_node.settings_trial import Trial
@@ -203,6 +204,7 @@ class Node:
         self.heartbeat = Heartbeat(config, self.ledger, now, self._modality_of, self._delete_phantom)
         self.flow.heartbeat = self._heartbeat_way
         self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
+        self.returned = Returned(self.ledger, self.stages, now, confined=config.infer.confine)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
         web = config.web
         self.accounts = Accounts(
@@ -246,6 +248,7 @@ class Node:
             self.assembler.loop.start()
             self.retention.loop.start()
             self.heartbeat.loop.start()
+            self.returned.loop.start()
         if self.settings is not None:
             self.settings.started()
         if web:
@@ -289,6 +292,7 @@ class Node:
         if self._certificate is not None:
             self._certificate.loop.stop()
         self.retention.loop.stop()
+        self.returned.loop.stop()
         self.assembler.loop.stop()
         self._put_down()
         self._alone.stop()
@@ -611,7 +615,7 @@ class Node:
 
     def trouble(self) -> list[str]:
         """What makes the node unfit to receive or to work, in words; nothing of a node that is well."""
-        loops = [self.assembler.loop, self.retention.loop, self._alone]
+        loops = [self.assembler.loop, self.retention.loop, self.returned.loop, self._alone]
         loops += [self.engine.sweeper, self.engine.forgetter] if self.engine is not None else []
         own = (*(loop.trouble for loop in loops), self.assembler.trouble)
         said = [*self.trouble_of_receiving(), *(trouble for trouble in own if trouble is not None)]

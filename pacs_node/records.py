@@ -551,18 +551,33 @@ FEEDBACK_KINDS = {  # what a reader can say of a finding
 }
 
 
+RETURNED_KINDS = {  # what an object that came back from a PACS says of a finding, or of a whole result
+    "kept": "left as it was in an edited segmentation",
+    "edited": "outline edited",
+    "left-out": "left out of an edited segmentation",
+    "added": "added by a reader",
+    "rejected": "result rejected",
+}
+
+
 @dataclass(frozen=True)
 class Feedback:
-    """What a reader says of a finding, or of a lesion that the results do not have."""
+    """What a reader says of a finding, or of a lesion that the results do not have: on a page, or by an object that
+    came back."""
 
     at: datetime
     reader: str
     series_uid: str
     job: str  # the inference whose results it is about
-    kind: str  # of FEEDBACK_KINDS
-    finding: int | None = None  # its number; none of one that was missed
+    kind: str  # of FEEDBACK_KINDS or RETURNED_KINDS
+    finding: int | None = None  # its number; none of one that was missed or added
     label: str = ""
     place: Mapping[str, Any] | None = None  # of one that was missed: sop_instance_uid, frame, column, row, lps_mm
+    object: str = ""  # SOP Instance UID of what came back; "": said on a page
+    sender: str = ""  # AE title that brought it
+    dice: float | None = None  # of an outline before and after: 2 |A and B| / (|A| + |B|)
+    reason: str = ""  # why it was rejected, or why outlines are not compared
+    made: str = ""  # when, by its maker's clock
 
 
 @dataclass(frozen=True)

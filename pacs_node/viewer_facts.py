@@ -11,7 +11,7 @@ from urllib.parse import quote
 from config import Config
 from pacs_node.errors import NodeError
 from pacs_node.ledger import Ledger
-from pacs_node.records import FEEDBACK_KINDS, Feedback
+from pacs_node.records import FEEDBACK_KINDS, RETURNED_KINDS, Feedback
 from pacs_node.shadow import WORDS
 from pacs_node.stages import WiredStages
 from pacs_node.viewing import PARTS, Asked, Made, Viewing
@@ -155,11 +155,16 @@ class ViewerFacts:
             after = some[-1]["id"]
 
     def feedback_counts(self) -> list[dict[str, Any]]:
-        """For each pipeline and version of its algorithm how often each kind was said."""
-        counts: dict[tuple[str, str], dict[str, int]] = {}
-        for pipeline, version, kind, number in self.node.ledger.feedback_counts():
-            counts.setdefault((pipeline, version), dict.fromkeys(FEEDBACK_KINDS, 0))[kind] = number
-        return [{"pipeline": p, "version": v, "counts": count} for (p, v), count in counts.items()]
+        """For each pipeline and version of its algorithm how often each kind was said, and the mean Dice of outlines
+        that came back edited."""
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        for pipeline, version, kind, number, dice in self.node.ledger.feedback_counts():
+            none = {"counts": dict.fromkeys((*FEEDBACK_KINDS, *RETURNED_KINDS), 0), "dice": None}
+            row = rows.setdefault((pipeline, version), {"pipeline": pipeline, "version": version, **none})
+            row["counts"][kind] = number
+            if kind == "edited" and dice is not None:
+                row["dice"] = round(dice, 3)
+        return list(rows.values())
 
 
 def results_in_force(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

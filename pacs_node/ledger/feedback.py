@@ -6,42 +6,20 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pacs_node.ledger.engine import Database
-from pacs_node.ledger.tables import edition_table, feedback_table, job_table
+from pacs_node.ledger.returned import ReturnedRows
+from pacs_node.ledger.tables import feedback_table
 from pacs_node.records import Feedback
 
 CHUNK = 1000  # rows read at a time
 
 
-class FeedbackRows(Database):
+class FeedbackRows(ReturnedRows):
     """Who said what of which finding."""
 
     def note_feedback(self, feedback: Feedback) -> bool:
         """False: no such job has results of this series. Pipeline and version are those that made them."""
-        of = (
-            sa.select(job_table.c.pipeline, edition_table.c.version)
-            .join(edition_table, edition_table.c.job == job_table.c.id)
-            .where(job_table.c.id == feedback.job, job_table.c.series_uid == feedback.series_uid)
-        )
         with self._begin() as db:
-            made_by = db.execute(of).first()
-            if made_by is None:
-                return False
-            db.execute(
-                self._insert(feedback_table).values(
-                    at=feedback.at,
-                    reader=feedback.reader,
-                    series_uid=feedback.series_uid,
-                    job=feedback.job,
-                    pipeline=made_by.pipeline,
-                    version=made_by.version,
-                    kind=feedback.kind,
-                    finding=feedback.finding,
-                    label=feedback.label,
-                    place=feedback.place,
-                )
-            )
-            return True
+            return self._add_feedback(db, feedback)
 
     def feedback_of(self, series_uid: str) -> list[dict[str, Any]]:
         """What has been said of the findings of a series, the oldest first, as plain values."""
@@ -55,11 +33,12 @@ class FeedbackRows(Database):
         with self._reading() as db:
             return [_plain(row) for row in db.execute(query).mappings()]
 
-    def feedback_counts(self) -> list[tuple[str, str, str, int]]:
-        """(pipeline, version of its algorithm, kind, number)"""
+    def feedback_counts(self) -> list[tuple[str, str, str, int, float | None]]:
+        """(pipeline, version of its algorithm, kind, number, mean Dice of those that have one)"""
         of = feedback_table.c.pipeline, feedback_table.c.version, feedback_table.c.kind
+        told = sa.func.count(), sa.func.avg(feedback_table.c.dice)
         with self._reading() as db:
-            return [tuple(row) for row in db.execute(sa.select(*of, sa.func.count()).group_by(*of).order_by(*of))]
+            return [tuple(row) for row in db.execute(sa.select(*of, *told).group_by(*of).order_by(*of))]
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from pacs_node.ledger.jobs import Jobs, as_json
 from pacs_node.ledger.queues import in_order_of_queues
+from pacs_node.ledger.returned import ReturnedRows
 from pacs_node.ledger.tables import (
     association_table,
     instance_table,
@@ -35,7 +36,7 @@ IS_KNOWN = "SELECT 1 FROM instance WHERE sop_instance_uid = "
 ONE_INSTANCE = sa.select(instance_table).where(instance_table.c.sop_instance_uid == sa.bindparam("uid"))
 
 
-class SeriesRows(Jobs):
+class SeriesRows(Jobs, ReturnedRows):
     """Instances and series."""
 
     def take_in(self, instance: Instance) -> bool:
@@ -204,11 +205,12 @@ class SeriesRows(Jobs):
         revision: int,
         now: datetime,
         complete: Sequence[Job] = (),
+        returned: bool = False,
     ) -> bool:
         """Close a series and write down everything decided about it, jobs included, at once.
 
         complete: jobs of the study that need no more than this series. Those that wait for it run now; where one has
-        waited in vain, it is said
+        waited in vain, it is said. returned: it may say something of our results, and is looked at for that.
 
         False, and nothing written, when another instance arrived meanwhile.
         """
@@ -255,6 +257,8 @@ class SeriesRows(Jobs):
             for rule in rules:
                 text = f"route {rule['rule']}: " + (rule["why_not"] or "matches")
                 self._note(db, series_uid, now, "routed", text)
+            if returned:
+                self._may_be_of_ours(db, series_uid, now)
             if revision == 1 and closed.sender != HEARTBEAT_AE:
                 self._took(db, "receive", modality[:16], (closed.last_arrival - closed.first_arrival).total_seconds())
             return True

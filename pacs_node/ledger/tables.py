@@ -198,6 +198,7 @@ result_table = sa.Table(
     sa.Column("sop_class_uid", sa.String(64), nullable=False),
     sa.Column("path", sa.Text, nullable=False),
     sa.Column("position", sa.Integer, nullable=False),  # in sending order
+    sa.Index("ix_result_object", "sop_instance_uid"),  # whose is an object that came back?
 )
 
 
@@ -212,6 +213,7 @@ receipt_table = sa.Table(
     sa.Column("text", sa.Text, nullable=False),
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Column("sop_class_uid", sa.String(64), nullable=False, server_default=""),  # of what was sent
+    sa.Index("ix_receipt_object", "sop_instance_uid"),  # as of result
 )
 
 
@@ -407,11 +409,26 @@ feedback_table = sa.Table(  # what readers say of the findings
     sa.Column("job", sa.String(64), nullable=False),  # the inference whose results it is about
     sa.Column("pipeline", sa.String(64), nullable=False),
     sa.Column("version", sa.String(64), nullable=False),  # of the algorithm
-    sa.Column("kind", sa.String(16), nullable=False),  # records.FEEDBACK_KINDS
+    sa.Column("kind", sa.String(16), nullable=False),  # records.FEEDBACK_KINDS or RETURNED_KINDS
     sa.Column("finding", sa.Integer),  # its number; none of one that was missed
     sa.Column("label", sa.String(64), nullable=False),
     sa.Column("place", sa.JSON),  # of one that was missed
-    sa.Index("ix_feedback_counts", "pipeline", "version", "kind"),
+    sa.Column("object", sa.String(64), nullable=False, server_default=""),  # SOP Instance UID of what came back
+    sa.Column("sender", sa.String(16), nullable=False, server_default=""),  # AE title that brought it
+    sa.Column("dice", sa.Float),
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),
+    sa.Column("made", sa.String(32), nullable=False, server_default=""),  # by its maker's clock
+    sa.Index("ix_feedback_counts", "pipeline", "version", "kind", "dice"),
+    sa.Index("ix_feedback_object", "object"),
+)
+
+
+returned_table = sa.Table(  # series of segmentations and key objects: do they say something of our results?
+    "returned",
+    metadata,
+    sa.Column("series_uid", sa.String(64), primary_key=True),
+    sa.Column("waits_since", UtcDateTime, index=True),  # NULL: it was looked at
+    sa.Column("said", sa.Text, nullable=False),  # what came of it
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from pacs_node.accounts import READER
-from pacs_node.records import FEEDBACK_KINDS
+from pacs_node.records import FEEDBACK_KINDS, RETURNED_KINDS
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
@@ -23,6 +23,7 @@ def shown_of(facts: Facts, request: Request, series: Mapping[str, Any], told: Ma
         "told": told,
         "said": said,
         "kinds": FEEDBACK_KINDS,
+        "words": FEEDBACK_KINDS | RETURNED_KINDS,
         "may_say": may_see_all(request),
         "hidden": bool(told.get("identity_in_pixels")) and not may_see_all(request),
         "elsewhere": facts.viewer_address(series["study_uid"], series["series_uid"]),

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from pacs_node.accounts import READER
-from pacs_node.records import FEEDBACK_KINDS
+from pacs_node.records import FEEDBACK_KINDS, RETURNED_KINDS
 from pacs_node.web.found import may_see_all, shown_of
 from pacs_node.web.views import Views, back, csv_line, study_of
 
@@ -32,6 +32,7 @@ FINDING_COLUMNS = (
 FEEDBACK_COLUMNS = (
     "id", "at", "reader", "series_uid", "job", "pipeline", "version", "kind", "finding", "label",
     "sop_instance_uid", "frame", "column", "row", "x_lps_mm", "y_lps_mm", "z_lps_mm",
+    "object", "sender", "dice", "reason", "made",
 )  # fmt: skip
 BURNT_IN = (
     "these images may show the patient's name in their pixels, as ultrasound machines write it there; seeing them needs"
@@ -61,9 +62,8 @@ class ViewerViews:
         return self.views.page(request, "view.html", shown)
 
     def feedback_page(self, request: Request) -> Response:
-        return self.views.page(
-            request, "feedback.html", {"rows": self.facts.feedback_counts(), "kinds": FEEDBACK_KINDS, "refresh": False}
-        )
+        shown = {"rows": self.facts.feedback_counts(), "kinds": FEEDBACK_KINDS, "returned": RETURNED_KINDS}
+        return self.views.page(request, "feedback.html", {**shown, "refresh": False})
 
     # ---- for programs, and for the viewer
 

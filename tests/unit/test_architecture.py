@@ -29,6 +29,7 @@ WIRING = {
     "retention",
     "backup",
     "viewer_facts",
+    "returned",
     "doctor",
     "system",
     "notify",
@@ -48,6 +49,7 @@ ROOMS = {  # a room imports records, errors and its own files; and of the other 
     "encode": {"dicom_sr", "models"},  # models.read for captures: the only reader of pixels
     "deliver": {"dicom_sr"},  # what a peer answers is read as a header is: whatever it holds
     "viewing_process": {"dicom_sr", "models"},  # decodes what is looked at
+    "returned_process": {"dicom_sr"},  # as above, what readers edited
     "web": set(),
 }
 SHARED = {  # what several rooms must say or do alike -> those rooms
@@ -61,7 +63,7 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "tls": {"receive", "web"},  # deliver and the others have it by way of association
     "messages": {"infer"},
     "memory": {"infer", "devices", "viewing_process"},
-    "confine": {"viewing_process"},
+    "confine": {"viewing_process", "returned_process"},
     "infer": {"devices"},  # the room of several is around the room of one
 }
 SPINE = {  # the other files of pacs_node -> the files of pacs_node they may import
