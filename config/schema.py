@@ -238,6 +238,14 @@ class Web(Settings):
         return self
 
 
+class Drift(Settings):
+    """[drift]: what a pipeline sees and says, held against its first weeks."""
+
+    reference_weeks: Annotated[int, Field(ge=1, le=520)] = 8  # the first of a version of its algorithm
+    recent_weeks: Annotated[int, Field(ge=1, le=52)] = 4  # the last, this one among them
+    beyond: Annotated[float, Field(gt=0, le=10)] = 0.25  # population stability index; and beyond chance (95 %)
+
+
 class Database(Settings):
     """[database]: where series, jobs and receipts are kept."""
 
@@ -754,7 +762,9 @@ class Route(Settings):
         return tuple(dict.fromkeys((*self.send_to, *(name for also in self.also for name in also.send_to))))
 
 
-About = Literal["node", "jobs", "destination", "disk", "certificate", "silence", "pause", "heartbeat", "finding"]
+About = Literal[
+    "node", "jobs", "destination", "disk", "certificate", "silence", "pause", "heartbeat", "drift", "finding"
+]
 
 
 def _no_url(url: SecretStr) -> SecretStr:
@@ -771,7 +781,7 @@ class Notify(OfKind):
     urls: Annotated[tuple[Annotated[SecretStr, AfterValidator(_no_url)], ...], Field(strict=False, min_length=1)]
     urls_file: RelativePath | None = None  # a file that holds one of them and nothing else
     about: Annotated[tuple[About, ...], Field(strict=False, min_length=1)] = (
-        *("node", "jobs", "destination", "disk", "certificate", "silence", "pause", "heartbeat"),
+        *("node", "jobs", "destination", "disk", "certificate", "silence", "pause", "heartbeat", "drift"),
     )
     again_h: Annotated[float, Field(gt=0, le=8760)] = 24.0  # what lasts is said again no more often
     down_min: Annotated[float, Field(gt=0, le=525600)] = 30.0  # a destination that takes nothing for so long
@@ -799,6 +809,7 @@ class Config(Settings):
     priors: Priors = Priors()
     retention: Retention = Retention()
     heartbeat: Heartbeat = Heartbeat()
+    drift: Drift = Drift()
     peers: tuple[Peer, ...] = Field((), alias="peer", strict=False)
     routes: tuple[Route, ...] = Field((), alias="route", strict=False)
     notices: tuple[Notify, ...] = Field((), alias="notify", strict=False)

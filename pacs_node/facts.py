@@ -20,6 +20,7 @@ from pacs_node.heartbeat import Heartbeat
 from pacs_node.ledger.lists import iso
 from pacs_node.off_peak import OffPeak
 from pacs_node.peers import LedgerMemory
+from pacs_node.pipeline_facts import PipelineFacts
 from pacs_node.records import (
     BEGINNABLE,
     EVERY,
@@ -100,7 +101,7 @@ class Running(Viewed, Protocol):
     def rerun(self, series_uid: str, route: str | None = None) -> str | None: ...
 
 
-class NodeFacts(ViewerFacts):
+class NodeFacts(ViewerFacts, PipelineFacts):
     """What the web pages ask. Nothing of it names a path of this machine."""
 
     node: Running

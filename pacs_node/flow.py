@@ -44,6 +44,7 @@ from pacs_node.errors import (
     may_pass,
 )
 from pacs_node.kinds import decided, sizes
+from pacs_node.outcomes import outcome
 from pacs_node.pulse import Way, is_marked, why_none
 from pacs_node.records import (
     HEARTBEAT_AE,
@@ -530,6 +531,7 @@ class Flow:
             warnings=list(findings.warnings),
             facts={**findings.facts, **sizes(findings)},
             places=self.stages.places(findings, dict(zip(verdict.use, files, strict=True))),
+            counted=None if job.shadow else outcome(findings, files[0]),
         )
 
     def _refuse(self, job: Job, reason: str) -> None:

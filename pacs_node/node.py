@@ -594,6 +594,9 @@ class Node:
             heartbeat=self.heartbeat.trouble(),
             full_in_days=state["disk"]["full_in_days"],
             certificates=[(each["what"], each["days"]) for each in state["certificates"]],
+            drifts={
+                f"{each.pipeline} {each.version} {each.what}": each.words for each in facts.drifting() if each.beyond
+            },
         )
 
     def figures(self, facts: NodeFacts) -> CollectorRegistry:
@@ -607,6 +610,7 @@ class Node:
             lambda: self.retention.sizes,
             self.audit_figures,
             self.ledger.studies,
+            facts.drifting,
         )
         as_a_whole = observe.SystemCollector(
             self.ledger.durations, lambda: state_of(self), lambda: facts.health()["status"]

@@ -54,6 +54,7 @@ class World:
     down: Sequence[tuple[str, datetime, str]] = ()  # destination, since when sends to it fail, why
     full_in_days: float | None = None
     certificates: Sequence[tuple[str, int | None]] = ()  # what for, days until it ends
+    drifts: Mapping[str, str] = field(default_factory=dict)  # pipeline, version and what -> that it drifts, in words
     silent: Mapping[str, str] = field(default_factory=dict)  # sender and modality -> that it fell silent, in words
     heard: Mapping[str, datetime] = field(default_factory=dict)  # sender and modality -> when last
     paused: Sequence[Pause] = ()
@@ -84,6 +85,7 @@ def wrong_now(about: Notify, world: World, told: Mapping[str, Notice]) -> dict[s
         if days is not None and days <= about.certificate_days:
             end = f"ends in {days} days" if days >= 0 else "has ended"
             found[f"certificate {what}"] = f"the {what} certificate of the node {end}"
+    found |= {f"drift {what}": text for what, text in world.drifts.items()}
     found |= {f"{SILENCE}{who}": text for who, text in world.silent.items()}
     for key, notice in told.items():  # it lasts until something comes, also into hours at which nothing ever does
         heard = world.heard.get(key.removeprefix(SILENCE))

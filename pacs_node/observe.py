@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, cast
+from typing import Any, Protocol, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -22,6 +22,26 @@ from pacs_node.errors import Told
 from pacs_node.records import DURATIONS, JOB_KINDS, REFUSAL_KINDS, STEPS_S
 
 log = structlog.get_logger()
+
+
+class Compared(Protocol):
+    @property
+    def psi(self) -> float: ...
+    @property
+    def by_chance(self) -> float: ...
+
+
+class Drifting(Protocol):
+    """What of a version of a pipeline is held against its first weeks: see pipeline_facts.py."""
+
+    @property
+    def pipeline(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+    @property
+    def drift(self) -> Compared: ...
 
 
 class StandardError:
@@ -152,9 +172,11 @@ class LedgerCollector(Collector):
         kept: Callable[[], Mapping[str, int | None]],
         audit: Callable[[], Mapping[str, int]] = lambda: {"lost": 0, "unsent": 0},
         studies: Callable[[], list[tuple[str, str, int]]] = list,
+        drifting: Callable[[], Iterable[Drifting]] = lambda: (),
     ) -> None:
         self.counts, self.connected, self.spool, self.arrivals = counts, connected, spool, arrivals
         self.refusals, self.kept, self.audit, self.studies = refusals, kept, audit, studies
+        self.drifting = drifting
 
     def collect(self) -> Iterator[Metric]:
         counts = self.counts()
@@ -200,7 +222,21 @@ class LedgerCollector(Collector):
         yield GaugeMetricFamily(
             "pacs_node_audit_unsent_bytes", "Bytes of the audit trail that wait for the syslog server", trail["unsent"]
         )
+        yield from self._drift()
         yield GaugeMetricFamily("pacs_node_free_bytes", "Free bytes where images are kept", value=_free(self.spool))
+
+    def _drift(self) -> Iterator[Metric]:
+        nothing = {"pipeline": "", "version": "", "what": ""}, float("nan")
+        told = [({"pipeline": d.pipeline, "version": d.version, "what": d.what}, d.drift) for d in self.drifting()]
+        words = "Population stability index: the last weeks of a pipeline against its first"
+        psi = [(labels, each.psi) for labels, each in told]
+        yield _labelled("pacs_node_pipeline_drift", words, psi or [nothing])
+        words = "What the index stays below, 95 of 100 times, where nothing has changed"
+        yield _labelled(
+            "pacs_node_pipeline_drift_by_chance",
+            words,
+            [(labels, each.by_chance) for labels, each in told] or [nothing],
+        )
 
 
 class SystemCollector(Collector):

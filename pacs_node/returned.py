@@ -2,8 +2,8 @@
 
     a series of Segmentations or Key Objects closes -> which results does it name? -> what does it say? -> feedback
 
-It is kept as any other series is, starts no pipeline (route.py), and nothing waits for it: what could not be looked at now
-is looked at later.
+It is kept as any other series is, starts no pipeline (route.py), and nothing waits for it: what could not be looked at
+now is looked at later.
 """
 
 from __future__ import annotations
@@ -118,10 +118,8 @@ class Returned:
         try:
             compared = self._compared(file, paths)
         except NotCompared as why:
-            return [
-                self._feedback(header, instance, job, uid, kind="edited", reason=str(why))
-                for uid, job in latest.items()
-            ]
+            said = {"kind": "edited", "reason": str(why)}
+            return [self._feedback(header, instance, job, ours[job][0], **said) for job in paths]
         return [
             self._feedback(
                 header, instance, job, ours[job][0], kind=edit["kind"], finding=edit["number"],

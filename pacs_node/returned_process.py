@@ -1,7 +1,7 @@
 """An edited Segmentation held against ours: a program of its own, which decodes what strangers have sent.
 
-Started by `returned.py`: it reads its request as JSON from stdin and answers in JSON on stdout. It gives up first what it
-does not need; its memory goes with it, and is bounded.
+Started by `returned.py`: it reads its request as JSON from stdin and answers in JSON on stdout. It gives up first what
+it does not need; its memory goes with it, and is bounded.
 """
 
 from __future__ import annotations

@@ -33,12 +33,16 @@ class FeedbackRows(ReturnedRows):
         with self._reading() as db:
             return [_plain(row) for row in db.execute(query).mappings()]
 
-    def feedback_counts(self) -> list[tuple[str, str, str, int, float | None]]:
+    def feedback_counts(
+        self, pipeline: str | None = None, version: str | None = None
+    ) -> list[tuple[str, str, str, int, float | None]]:
         """(pipeline, version of its algorithm, kind, number, mean Dice of those that have one)"""
         of = feedback_table.c.pipeline, feedback_table.c.version, feedback_table.c.kind
-        told = sa.func.count(), sa.func.avg(feedback_table.c.dice)
+        query = sa.select(*of, sa.func.count(), sa.func.avg(feedback_table.c.dice)).group_by(*of).order_by(*of)
+        for column, wanted in zip(of, (pipeline, version), strict=False):
+            query = query if wanted is None else query.where(column == wanted)
         with self._reading() as db:
-            return [tuple(row) for row in db.execute(sa.select(*of, *told).group_by(*of).order_by(*of))]
+            return [tuple(row) for row in db.execute(query)]
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from pacs_node.ledger.tables import (
     result_table,
     series_table,
 )
+from pacs_node.ledger.tallies import Tallies
+from pacs_node.outcomes import Counted
 from pacs_node.records import (
     BEGINNABLE,
     HEARTBEAT_AE,
@@ -40,7 +42,7 @@ from pacs_node.records import (
 )
 
 
-class Jobs(Editions, Queues, Figures):
+class Jobs(Editions, Queues, Figures, Tallies):
     """Jobs from queued to ended. A write of a job says WHERE generation = :mine."""
 
     def _add_job(self, db: sa.Connection, job: Job) -> None:
@@ -291,8 +293,11 @@ class Jobs(Editions, Queues, Figures):
         facts: Mapping[str, Any] | None = None,
         edition: Edition | None = None,
         places: Mapping[str, Any] | None = None,
+        counted: Mapping[str, Counted] | None = None,
     ) -> bool:
         """End a job: its results, receipts and the jobs that follow, in one transaction. False: not ours any more.
+
+        counted: what came of its series, see outcomes.py.
 
         Raises EditionChanged, and writes nothing, when `edition` does not replace what stands at the destinations now,
         or a further destination holds an earlier one and would not get it.
@@ -314,6 +319,8 @@ class Jobs(Editions, Queues, Figures):
                 return False
             if edition is not None:
                 self._add_edition(db, job, edition, now, {each.destination for each in follow_up})
+                if counted:
+                    self._tally(db, job, edition, counted, now)
             if places is not None:
                 self._add_places(db, job, places)
             for position, result in enumerate(results):

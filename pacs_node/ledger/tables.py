@@ -432,6 +432,22 @@ returned_table = sa.Table(  # series of segmentations and key objects: do they s
 )
 
 
+tally_table = sa.Table(  # how many series of a week came to what: it grows with the weeks, not with the series
+    "tally",
+    metadata,
+    sa.Column("pipeline", sa.String(64), primary_key=True),
+    sa.Column("version", sa.String(64), primary_key=True),  # of the algorithm
+    sa.Column("what", sa.String(16), primary_key=True),  # outcomes.WORDS
+    sa.Column("week", sa.Integer, primary_key=True, autoincrement=False),  # days since 0001-01-01 // 7
+    sa.Column("value", sa.String(32), primary_key=True),  # a step of outcomes.STEPS, or a text
+    sa.Column("sender", sa.String(16), primary_key=True),  # AE title; "": run again by a person
+    sa.Column("number", sa.BigInteger, nullable=False),  # series
+    sa.Column("total", sa.Float, nullable=False),  # of their numbers
+    sa.Index("ix_tally_week", "pipeline", "week", "version", "what", "value", "number", "total"),
+    sa.Index("ix_tally_sender", "pipeline", "what", "week", "sender", "value", "number"),
+)
+
+
 settings_version_table = sa.Table(  # of the settings file of a machine: what it was from then on
     "settings_version",
     metadata,

@@ -31,6 +31,7 @@ NEEDS: dict[str, str | None] = {
     "/series/{uid}": VIEWER,
     "/series/{uid}/view": VIEWER,
     "/feedback": VIEWER,
+    "/pipelines/{name}": VIEWER,
     "/rerun": ADMIN,
     "/destinations": VIEWER,
     "/refusals": VIEWER,

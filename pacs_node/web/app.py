@@ -4,6 +4,7 @@
     GET  /series/{uid}            one series: why it closed, what each rule said, its jobs, its timeline
     GET  /series/{uid}/view       the images of a series, and what was found on them
     GET  /feedback                what readers say of the findings: counts of each pipeline and version
+    GET  /pipelines/{name}        what a pipeline did, week by week, and whether it drifts
     GET  /refusals                what was refused or kept aside at receipt: when, from whom, why
     GET  /queue                   what runs and what waits, in its order, and why; what is paused
     GET  /rerun                   a form: run many series again
@@ -126,6 +127,7 @@ def create_app(
             at("/series/{uid}", views.series_page),
             at("/series/{uid}/view", viewer.page),
             at("/feedback", viewer.feedback_page),
+            at("/pipelines/{name}", viewer.pipeline_page),
             at("/rerun", views.rerun_page),
             at("/destinations", views.destinations_page),
             at("/refusals", views.refusals_page, "kind", "sender"),

@@ -65,6 +65,12 @@ class ViewerViews:
         shown = {"rows": self.facts.feedback_counts(), "kinds": FEEDBACK_KINDS, "returned": RETURNED_KINDS}
         return self.views.page(request, "feedback.html", {**shown, "refresh": False})
 
+    def pipeline_page(self, request: Request) -> Response:
+        told = self.facts.pipeline(request.path_params["name"])
+        if told is None:
+            raise HTTPException(404, "no such pipeline")
+        return self.views.page(request, "pipeline.html", {**told, "refresh": False})
+
     # ---- for programs, and for the viewer
 
     def findings(self, request: Request) -> Response:

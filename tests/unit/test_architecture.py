@@ -29,6 +29,7 @@ WIRING = {
     "retention",
     "backup",
     "viewer_facts",
+    "pipeline_facts",
     "returned",
     "doctor",
     "system",
@@ -90,12 +91,16 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "ahead": {"records", "errors"},
     "silence_alarm": set(),
     "pulse": {"records"},
+    "outcomes": set(),
+    "drift": set(),
     "turns": {"records"},
     "memory": {"durable"},
     "kinds": {"records"},
     "off_peak": set(),
-    "flow": {"records", "errors", "ledger", "editions", "confirm", "silence", "ahead", "kinds", "pulse"},
-    "ledger": {"accounts", "records", "errors", "editions", "turns"},
+    "flow": {
+        *("records", "errors", "ledger", "editions", "confirm", "silence", "ahead", "kinds", "pulse", "outcomes"),
+    },
+    "ledger": {"accounts", "records", "errors", "editions", "outcomes", "turns"},
     "start_up": {"errors", "durable"},
     "viewing": {"records", "errors"},
     "privacy": set(),
@@ -106,7 +111,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "syslog": {"audit", "durable", "errors", "loop"},
 }
 OUTSIDE = {  # of the spine: which other packages of ours
-    **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment", "kinds")},
+    **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment", "kinds", "outcomes")},
     "off_peak": {"config"},  # the settings in force, and hours of the week
     "viewing": {"config"},  # config.secrets, as infer
     "settings_file": {"config"},  # which settings are secret
@@ -161,6 +166,7 @@ PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/turns.py",
     "pacs_node/pulse.py",
     "pacs_node/silence_alarm.py",
+    "pacs_node/drift.py",
 }
 TRAINING = "models/training/"  # no node needs it, and it is not shipped
 EFFECTS = {

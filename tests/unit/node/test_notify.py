@@ -46,6 +46,7 @@ WRONG = World(  # everything at once
     down=[("pacs", NOON - timedelta(minutes=31), "does not answer")],
     full_in_days=6.9,
     certificates=[("web", 14), ("other", None)],
+    drifts={"lung-nodule 1 kernel": "lung-nodule 1: Convolution Kernel drifts"},
     silent={"CT from CT2": "no CT from CT2 since 09:40, normally 6 an hour"},
     paused=[Pause("device", "cpu", NOON - timedelta(hours=13), "ada")],
     heartbeat="the heartbeat failed",
@@ -59,6 +60,7 @@ KEYS = {
     "silence": "silence CT from CT2",
     "pause": "pause device cpu",
     "heartbeat": "heartbeat",
+    "drift": "drift lung-nodule 1 kernel",
 }
 
 
@@ -424,7 +426,7 @@ def test_the_command_tries_everybody(tmp_path: Path, webhook: tuple[str, list[di
     done = CliRunner().invoke(app, ["notify", "--config", str(file), "--test"])
     assert (done.exit_code, done.output) == (
         0,
-        "on-call: told of node, jobs, destination, disk, certificate, silence, pause, heartbeat\n",
+        "on-call: told of node, jobs, destination, disk, certificate, silence, pause, heartbeat, drift\n",
     )
     assert webhook[1][0]["title"] == "pacs-node PACSNODE: a test"
     file.write_text(TOML.format(url=webhook[0].replace("fine", SECRET)))

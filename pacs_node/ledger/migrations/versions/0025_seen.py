@@ -30,3 +30,17 @@ def upgrade() -> None:
         sa.Column("said", sa.Text(), nullable=False),
     )
     op.create_index("ix_returned_waits_since", "returned", ["waits_since"])
+    op.create_table(
+        "tally",
+        sa.Column("pipeline", sa.String(64), primary_key=True),
+        sa.Column("version", sa.String(64), primary_key=True),
+        sa.Column("what", sa.String(16), primary_key=True),
+        sa.Column("week", sa.Integer(), primary_key=True, autoincrement=False),
+        sa.Column("value", sa.String(32), primary_key=True),
+        sa.Column("sender", sa.String(16), primary_key=True),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.Float(), nullable=False),
+    )
+    by_week = ["pipeline", "week", "version", "what", "value", "number", "total"]
+    op.create_index("ix_tally_week", "tally", by_week)
+    op.create_index("ix_tally_sender", "tally", ["pipeline", "what", "week", "sender", "value", "number"])

@@ -1,0 +1,153 @@
+"""What a pipeline did, week by week, and whether it drifts from its first weeks: for its page, metrics, notices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, Protocol
+
+from config import Config
+from models import catalogue
+from pacs_node.drift import Drift, drift
+from pacs_node.ledger import Ledger
+from pacs_node.ledger.tallies import week_of
+from pacs_node.outcomes import DRIFTS, STEPS, WORDS, in_words
+from pacs_node.records import FEEDBACK_KINDS, RETURNED_KINDS
+
+WEEKS_SHOWN = 52
+
+
+class Tallied(Protocol):
+    """The node whose pipelines these are."""
+
+    config: Config
+    ledger: Ledger
+    now: Callable[[], datetime]
+
+
+@dataclass(frozen=True)
+class Drifting:
+    pipeline: str
+    version: str
+    what: str  # one of outcomes.DRIFTS
+    drift: Drift
+    beyond: bool
+
+    @property
+    def words(self) -> str:
+        return (
+            f"{self.pipeline} {self.version}: {WORDS[self.what]} drifts from its first weeks, PSI"
+            f" {self.drift.psi:.2f} ({self.drift.recent} series against {self.drift.reference}; chance alone stays"
+            f" below {self.drift.by_chance:.2f})"
+        )
+
+
+class PipelineFacts:
+    """Of one node."""
+
+    node: Tallied
+
+    def pipeline(self, name: str) -> dict[str, Any] | None:
+        """None: there is none of this name, and never was."""
+        versions = [each for each in self.node.ledger.tallied() if each[0] == name]
+        if not versions and name not in catalogue().options:
+            return None
+        this_week = week_of(self.node.now())
+        since = this_week - WEEKS_SHOWN + 1
+        rows = self.node.ledger.tallies(name, since, this_week)
+        of_version = {version: [row for row in rows if row[0] == version] for _, version, _, _ in versions}
+        drifting = list(self._drifting(name, versions))
+        return {
+            "name": name,
+            "weeks": WEEKS_SHOWN,
+            "settings": self.node.config.drift,
+            "versions": [
+                {
+                    "version": version,
+                    "first": _monday(first),
+                    "last": _monday(last),
+                    "weeks": _weeks(of_version[version], since, this_week),
+                    "told": [_told(of_version[version], what) for what in STEPS],
+                    "drift": [each for each in drifting if each.version == version],
+                    "feedback": self._feedback(name, version),
+                }
+                for _, version, first, last in reversed(versions)
+            ],
+            "senders": _senders(self.node.ledger.tallies_by_sender(name, since)),
+            "words": WORDS,
+            "kinds": FEEDBACK_KINDS | RETURNED_KINDS,
+        }
+
+    def drifting(self) -> list[Drifting]:
+        """Of every pipeline that was at work in the last weeks, whatever can be compared."""
+        of: dict[str, list[tuple[str, str, int, int]]] = {}
+        for each in self.node.ledger.tallied():
+            of.setdefault(each[0], []).append(each)
+        return [found for name, versions in of.items() for found in self._drifting(name, versions)]
+
+    def _drifting(self, name: str, versions: list[tuple[str, str, int, int]]) -> Iterator[Drifting]:
+        settings, this_week = self.node.config.drift, week_of(self.node.now())
+        recent_from = this_week - settings.recent_weeks + 1
+        for _, version, first, last in versions:
+            until = first + settings.reference_weeks - 1
+            if last < recent_from or until >= recent_from:
+                continue  # it is at work no more, or not long enough
+            early = self.node.ledger.tallies(name, first, until, version)
+            late = self.node.ledger.tallies(name, recent_from, this_week, version)
+            for what in DRIFTS:
+                found = drift(_counts(early, what), _counts(late, what))
+                if found is not None:
+                    yield Drifting(name, version, what, found, found.beyond(settings.beyond))
+
+    def _feedback(self, name: str, version: str) -> dict[str, int]:
+        rows = self.node.ledger.feedback_counts(name, version)
+        return {kind: number for _, _, kind, number, _ in rows}
+
+
+Rows = list[tuple[str, str, int, str, int, float]]
+
+
+def _counts(rows: Rows, what: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for _, each, _, value, number, _ in rows:
+        if each == what:
+            counts[value] = counts.get(value, 0) + number
+    return counts
+
+
+def _weeks(rows: Rows, since: int, last: int) -> list[dict[str, Any]]:
+    """Of each week how many series, and how many with a finding."""
+    counts = {(week, value): number for _, what, week, value, number, _ in rows if what == "positive"}
+    weeks = []
+    for week in range(since, last + 1):
+        positive, negative = (counts.get((week, value), 0) for value in ("yes", "no"))
+        weeks.append({"monday": _monday(week), "series": positive + negative, "positive": positive})
+    return weeks
+
+
+def _told(rows: Rows, what: str) -> dict[str, Any]:
+    counts = _counts(rows, what)
+    number, total = sum(counts.values()), sum(row[5] for row in rows if row[1] == what)
+    return {
+        "what": what,
+        "number": number,
+        "mean": total / number if number else None,
+        "steps": [
+            {"words": in_words(what, str(step)), "number": counts.get(str(step), 0)}
+            for step in range(len(STEPS[what]) + 1)
+        ],
+    }
+
+
+def _senders(rows: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for sender, value, number in rows:
+        row = found.setdefault(sender, {"sender": sender, "series": 0, "positive": 0})
+        row["series"] += number
+        row["positive"] += number if value == "yes" else 0
+    return sorted(found.values(), key=lambda row: -row["series"])
+
+
+def _monday(week: int) -> str:
+    return date.fromordinal(7 * week + 1).isoformat()
