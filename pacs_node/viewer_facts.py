@@ -16,6 +16,7 @@ from pacs_node.shadow import WORDS
 from pacs_node.stages import WiredStages
 from pacs_node.viewing import PARTS, Asked, Made, Viewing
 
+WHOLE = (".nii.gz", ".bin")  # how files end that hold all images of a series
 NEEDED_S = 20.0  # that a program waits for the findings, a picture or the answer to what a reader says
 Place = tuple[int, float, float]  # image, counted from 0 as results count them; column and row, from 0
 
@@ -89,7 +90,7 @@ class ViewerFacts:
         asked = self._asked(series_uid)
         if asked is None or not asked.images or Path(name).name != name:
             return None
-        of_volume = name.endswith(".nii.gz")
+        of_volume = name.endswith(WHOLE)
         made = self._made(asked, "volume" if of_volume else "findings", NEEDED_S)
         path = None if made.folder is None else made.folder / name
         return path if path is not None and path.is_file() and name not in PARTS.values() else None

@@ -34,6 +34,8 @@ MOST_MASKS = 254  # labels that a byte has room for, beside nothing
 SMALL = 160  # pixels, the side of a picture of a finding
 ROUND_IT = 2.5  # how much more than the finding it shows
 LEAST_SIDE = 64  # pixels of the image on it
+JPEG_QUALITY = 90  # of the frames of a clip; outlines are not drawn into them
+FASTEST_MS, SLOWEST_MS, UNSAID_MS = 10.0, 2000.0, 100.0  # a frame is shown
 NICE = 10  # receiving and inference come first
 
 # By number: far from grey, from each other, and from each other for who sees no red or green (Okabe, Ito 2008)
@@ -86,6 +88,8 @@ def main() -> None:
         if asked["part"] == "findings":
             draw_all(images, told, folder)
             write_json(folder / "findings.json", as_plain(images, told))
+        elif images.affine is None and any(ref.frame is not None for ref in images.refs):
+            write_cine(images, told, folder)
         else:
             write_volume(images, files, told, folder)
         answer = {}
@@ -295,10 +299,15 @@ def corners_ras_mm(affine: np.ndarray, first: Sequence[int], last: Sequence[int]
 
 
 def outline_of(finding: Finding) -> list[list[list[float]]]:
-    """On its key image: closed polygons of (column, row), outlines and holes. (0, 0) is the first pixel's corner."""
+    """On its key image: see outline_on."""
+    return outline_on(finding, finding.key_image)
+
+
+def outline_on(finding: Finding, index: int) -> list[list[list[float]]]:
+    """On one image: closed polygons of (column, row), outlines and holes. (0, 0) is the first pixel's corner."""
     from dicom_sr.outline import outlines
 
-    plane = finding.key_image - finding.offset_zyx[0]
+    plane = index - finding.offset_zyx[0]
     if not 0 <= plane < len(finding.mask) or not finding.mask[plane].any():
         return []
     corner = [finding.offset_zyx[2], finding.offset_zyx[1]]
@@ -414,6 +423,83 @@ def write_volume(images: Images, files: Sequence[Path], told: Sequence[Told], fo
         "remarks": list(volume.remarks),
     }
     write_json(folder / "volume.json", told_of_it)
+
+
+# ----------------------------------------------------------------------------------------------------------------- cine
+
+
+def write_cine(images: Images, told: Sequence[Told], folder: Path) -> None:
+    """`cine.bin`, the frames as JPEG one behind the other, and `volume.json`: where each begins, and what is outlined
+    on it. Frames are as the machine shows them; outlines are told beside them, not drawn into them."""
+    from PIL import Image
+
+    rows, columns = images.size_yx
+    if len(images.refs) * rows * columns > MOST_SHOWN:
+        raise NotShown(
+            f"{len(images.refs)} frames of {columns} x {rows} pixels are more than a browser is given; the pictures of"
+            " the findings are below"
+        )
+    frames: list[dict[str, Any]] = []
+    with (folder / "cine.bin").open("wb") as film:
+        for index, seen_ in enumerate(_frames_of(images)):
+            at = film.tell()
+            Image.fromarray(seen_).save(film, "JPEG", quality=JPEG_QUALITY)
+            frames.append({"at": at, "bytes": film.tell() - at, **_image(images, index)})
+    told_of_it = {
+        "kind": "cine",
+        "frame_ms": frame_ms(images.headers[0]),
+        "identity_in_pixels": may_name_the_patient(images),
+        "frames": frames,
+        "outlines": [
+            _outlines(each.job, finding) for each in told if each.findings for finding in each.findings.findings
+        ],
+        "remarks": [],
+    }
+    write_json(folder / "volume.json", told_of_it)
+
+
+def _frames_of(images: Images) -> Iterator[np.ndarray]:
+    """uint8 (rows, columns, 3) of each image, in the order in which results count them."""
+    import numpy as np
+
+    from models.read import read_image
+
+    for path in dict.fromkeys(images.files):
+        for frame in read_image(path).frames():
+            yield frame.rgb if frame.rgb is not None else np.repeat(frame.grey[..., np.newaxis], 3, axis=2)
+
+
+def frame_ms(header: Dataset) -> float:
+    """How long a frame is shown: PS3.3 C.7.6.5 (Cine), then C.12.1.1's recommended rate; of one that says none 100."""
+    from dicom_sr import attributes
+
+    says = {"FrameTime": lambda ms: ms, "RecommendedDisplayFrameRate": _ms_of, "CineRate": _ms_of}
+    for keyword, ms_of in says.items():
+        try:
+            value = attributes.number(header, keyword)
+        except attributes.BadAttribute:
+            continue
+        if value > 0:
+            return float(min(max(ms_of(value), FASTEST_MS), SLOWEST_MS))
+    return UNSAID_MS
+
+
+def _ms_of(per_second: float) -> float:
+    return 1000 / per_second
+
+
+def _outlines(job: str, finding: Finding) -> dict[str, Any]:
+    """Frame by frame, where the finding is on it."""
+    first = finding.offset_zyx[0]
+    there = [first + plane for plane in range(len(finding.mask)) if finding.mask[plane].any()]
+    return {
+        "job": job,
+        "number": finding.number,
+        "label": finding.label,
+        "colour": colour_of(finding),
+        "key_image": finding.key_image,
+        "on": [{"frame": index, "polygons": outline_on(finding, index)} for index in there],
+    }
 
 
 def must_have_room(slices: int, size_yx: tuple[int, int], free: int) -> None:

@@ -40,3 +40,8 @@ def pictured(told: Mapping[str, Any]) -> list[int]:
     """The images that are shown in full: those with a finding, else the first."""
     found = {f["key_image"] for result in told["results"] for f in result["findings"]}
     return sorted(found) or [0]
+
+
+def is_cine(told: Mapping[str, Any]) -> bool:
+    """Whether the images are frames that can be played."""
+    return told.get("kind") == "images" and any(image["frame"] is not None for image in told["images"])

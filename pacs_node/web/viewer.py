@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PERSON_WAITS_S = 5.0  # until the page is there, with the findings or without
 PROGRAM_WAITS_S = 20.0  # until the findings are read
 FORMS = ("json", "csv")
+WHOLE = (".nii.gz", ".bin")  # how files end that hold all images of a series
+KINDS = {".png": "image/png", ".bin": "application/octet-stream"}
 # they name no patient, and still are about one; what is made anew has the same name
 HEADERS = {"cache-control": "no-store"}
 FINDING_COLUMNS = (
@@ -95,9 +97,9 @@ class ViewerViews:
             raise HTTPException(404, "no such picture or volume; it may be in preparation")
         if not self._may_see(request, uid, name):
             raise HTTPException(403, BURNT_IN)
-        if name.endswith(".nii.gz") and (told := self.facts.series(uid)) is not None:
+        if name.endswith(WHOLE) and (told := self.facts.series(uid)) is not None:
             request.state.studies = (told["study_uid"],)  # the images themselves: the audit trail is told
-        kind = "image/png" if path.suffix == ".png" else "application/gzip"
+        kind = KINDS.get(path.suffix, "application/gzip")
         return FileResponse(path, media_type=kind, headers=HEADERS)
 
     def result(self, request: Request) -> Response:
@@ -144,7 +146,7 @@ class ViewerViews:
     def _may_see(self, request: Request, uid: str, name: str) -> bool:
         if may_see_all(request):
             return True
-        told = self.facts.volume(uid) if name.endswith(".nii.gz") else self.facts.findings(uid)
+        told = self.facts.volume(uid) if name.endswith(WHOLE) else self.facts.findings(uid)
         return told is not None and not told.get("identity_in_pixels", True)
 
 

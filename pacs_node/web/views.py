@@ -24,7 +24,7 @@ from starlette.templating import Jinja2Templates
 from pacs_node.errors import Told
 from pacs_node.privacy import identifies
 from pacs_node.records import REFUSAL_KINDS
-from pacs_node.web.found import pictured, shown_of
+from pacs_node.web.found import is_cine, pictured, shown_of
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
@@ -65,7 +65,7 @@ class Views:
             "duration": duration,
             "size": size,
         }
-        self.pages.env.globals |= {"AGAIN": AGAIN, "pictured": pictured, "WAITS": WAITS}
+        self.pages.env.globals |= {"AGAIN": AGAIN, "pictured": pictured, "is_cine": is_cine, "WAITS": WAITS}
 
     def page(
         self,

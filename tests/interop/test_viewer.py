@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
+from models.phantoms import breast_cine
 from models.phantoms.truth import Truth
 from models.read import read_ct
 from tests.factories import us_image
@@ -227,6 +229,53 @@ def test_a_picture_for_the_documents(page: Page, shown: Shown, tmp_path: Path) -
         for path in (f"/series/{seen.uid}/view", f"/series/{seen.uid}", "/feedback"):
             assert page.do("open", url=address + path, width=390, height=844, javaScript=False) == 200
             assert page.do("wide") == 0, path
+
+
+def test_a_clip_is_played_with_its_outline_frame_by_frame(page: Page, tmp_path: Path) -> None:
+    """The lesion of a phantom moves: on every frame that it is on, the outline lies where the phantom has it."""
+    truth = breast_cine(tmp_path / "images", frames=8, shape=(120, 160))
+    image = pydicom.dcmread(truth.files[0], stop_before_pixels=True)
+    lesion = truth.lesions[0]
+    found = mass(1, lesion.offset_zyx, lesion.mask)
+    seen = Seen(tmp_path, truth.files, us_findings([image], found))
+    player, frame = "document.getElementById('cine').player", "Number(document.getElementById('cine').dataset.frame)"
+    try:
+        with seen.served() as address:
+            for made in (seen.facts.findings, seen.facts.volume):
+                wait_for(
+                    lambda made=made: made(seen.uid, 1.0)["state"] == "ready", GIVE_UP_AFTER_S, "what is looked at"
+                )
+            assert page.do("open", url=f"{address}/series/{seen.uid}/view", width=480, height=700) == 200
+            wait_for(
+                lambda: page.value("document.getElementById('cine').dataset.state") == "ready", GIVE_UP_AFTER_S, "clip"
+            )
+            assert page.value(f"{player}.state.plays") is False, "nothing moves before somebody asks"
+            wait_for(lambda: page.value(frame) == found.key_image, 20, "the frame where it is largest")
+            page.value("document.querySelector('.film canvas').focus()")
+            page.do("press", key="Home")
+            for index in range(8):
+                wait_for(lambda index=index: page.value(frame) == index, 20, f"frame {index}")
+                drawn = page.value(f"{player}.state.drawn.map(each => each.polygons.flat())")
+                plane = index - lesion.offset_zyx[0]
+                there = 0 <= plane < len(lesion.mask) and lesion.mask[plane].any()
+                assert bool(drawn) == there
+                if there:
+                    rows, columns = np.nonzero(lesion.mask[plane])
+                    low = np.array([columns.min(), rows.min()]) + lesion.offset_zyx[:0:-1]
+                    assert np.min(drawn[0], axis=0) == pytest.approx(low, abs=1.01)
+                page.do("press", key="ArrowRight")
+            wait_for(lambda: page.value(frame) == 0, 20, "the first one again")
+            page.do("press", key="Space")
+            assert page.value(f"{player}.state.plays") is True
+            wait_for(lambda: page.value(frame) > 1, 60, "the clip to run")
+            page.do("press", key="Space")
+            assert page.value(f"{player}.state.plays") is False
+            page.do("press", key="o")
+            wait_for(lambda: page.value(f"{player}.state.drawn.length") == 0, 20, "no outlines")
+            assert page.do("wide") == 0
+            assert page.do("errors") == []
+    finally:
+        seen.close()
 
 
 def test_an_ultrasound_image_with_its_outline(page: Page, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
@@ -22,7 +24,7 @@ from pacs_node.viewer_facts import results_in_force
 from pacs_node.viewing import folder_name
 from tests.factories import us_image
 from tests.harness import ROOT, wait_for
-from tests.results import mass, us_findings
+from tests.results import ball, mass, us_findings
 from tests.unit.test_documented import documented_fields, told_of
 from tests.unit.test_web import visible
 from tests.viewers import Seen, chest
@@ -75,15 +77,56 @@ def findings(web: TestClient, uid: str) -> dict[str, object]:
     )
 
 
-def test_findings_as_json_are_what_the_document_says(seen: Seen, breast: Seen) -> None:
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "images").mkdir()
+    image = us_image(folder / "images", shape=(60, 80), frames=6, BurnedInAnnotation=None)
+    found = mass(1, (2, 20, 30), ball(3, 10, 14))
+    seen = Seen(folder, sorted((folder / "images").iterdir()), us_findings([image], found))
+    yield seen
+    seen.close()
+
+
+def test_a_clip_is_told_frame_by_frame_with_its_outlines(clip: Seen) -> None:
+    web = client(clip)
+    findings(web, clip.uid)
+    told = wait_for(
+        lambda: (about := web.get(f"/api/series/{clip.uid}/view").json())["state"] != "preparing" and about, 120, "clip"
+    )
+    assert (told["kind"], told["frame_ms"], len(told["frames"])) == ("cine", 40.0, 6)
+    [lesion] = told["outlines"]
+    assert [each["frame"] for each in lesion["on"]] == [2, 3, 4]
+    film = web.get(f"/api/series/{clip.uid}/view/cine.bin")
+    assert film.headers["content-type"] == "application/octet-stream"
+    original = pydicom.dcmread(clip.files[0]).pixel_array
+    for index, frame in enumerate(told["frames"]):
+        with Image.open(io.BytesIO(film.content[frame["at"] : frame["at"] + frame["bytes"]])) as picture:
+            shown = np.asarray(picture.convert("L"), float)
+        assert np.abs(shown - original[index]).mean() < np.abs(shown - original[(index + 1) % 6]).mean() / 2
+        for loop in next((each["polygons"] for each in lesion["on"] if each["frame"] == index), []):
+            assert np.min(loop, axis=0) == pytest.approx([30, 20], abs=3)
+    assert client(clip, READER).get(f"/api/series/{clip.uid}/view/cine.bin").status_code == 200
+    assert client(clip, VIEWER).get(f"/api/series/{clip.uid}/view/cine.bin").status_code == 403, "names may be in it"
+    page = client(clip, READER).get(f"/series/{clip.uid}/view").text
+    assert "/static/cine.js" in page
+    assert "/static/cine.js" not in client(clip, VIEWER).get(f"/series/{clip.uid}/view").text
+
+
+def test_findings_as_json_are_what_the_document_says(seen: Seen, breast: Seen, clip: Seen) -> None:
     web = client(seen)
     told = findings(web, seen.uid)
     of_both = told_of([told, findings(client(breast), breast.uid)])
     assert of_both == documented_fields("GET /api/series/{uid}/findings")
     assert [each["label"] for each in told["results"][0]["findings"]] == ["Nodule 1", "Nodule 2"]
+    clip_told = wait_for(
+        lambda: (about := client(clip).get(f"/api/series/{clip.uid}/view").json())["state"] == "ready" and about,
+        120,
+        "a clip",
+    )
     wait_for(lambda: web.get(f"/api/series/{seen.uid}/view").json()["state"] == "ready", 120, "the volume")
     about = web.get(f"/api/series/{seen.uid}/view").json()
-    assert told_of(about) == documented_fields("GET /api/series/{uid}/view")
+    assert told_of([about, clip_told]) == documented_fields("GET /api/series/{uid}/view")
     assert about["size_xyz"] == [64, 64, 24]
     assert web.get("/api/series/9.9.9/findings").status_code == 404
     assert web.get(f"/api/series/{seen.uid}/findings?form=xml").status_code == 400

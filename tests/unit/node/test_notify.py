@@ -169,7 +169,7 @@ def test_a_restart_repeats_nothing_and_forgets_nothing(ledger: Ledger) -> None:
     watched = Watched(ledger)
     quiet = replace(WRONG, silent={})
     [(title, body)] = watched.look(quiet)
-    assert title == "pacs-node AI: 5 things to see to"
+    assert title == "pacs-node AI: 6 things to see to"
     assert len(body.splitlines()) == 5
     watched.start()
     assert watched.look(replace(quiet, now=NOON + timedelta(hours=1))) == []
