@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +70,33 @@ class ViewerFacts:
         asked = self._asked(series_uid)
         return None if asked is None else self._told(asked, "volume", wait_s)
 
+    def earlier(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
+        """As `volume`, of the study that its results were compared with, and the way to it from this one. "none": there
+        is none, or its images are not here."""
+        known = self.findings(series_uid, wait_s)
+        if known is None or known["state"] != "ready":
+            return None if known is None else {"state": known["state"], "why": known["why"]}
+        compared = _compared_with(known)
+        if compared is None:
+            return {"state": "none", "why": "its results were compared with no earlier study"}
+        asked = self._asked_earlier(series_uid, known)
+        if asked is None:
+            words = (
+                "the images of the earlier study are not kept here: they were fetched to be compared, or deleted since"
+            )
+            return {"state": "none", "why": words}
+        uids = {"series_uid": asked.series_uid, "study_uid": compared["study_uid"], "days": compared["days"]}
+        return {**uids, **self._told(asked, "earlier", wait_s)}
+
+    def _asked_earlier(self, series_uid: str, known: dict[str, Any]) -> Asked | None:
+        """The series here whose report the findings were compared with. What is made lies with it, and goes with it."""
+        compared, present = _compared_with(known), self._asked(series_uid)
+        if compared is None or present is None:
+            return None
+        jobs = self.node.ledger.jobs_named({compared["sop_instance_uid"]}, ())
+        earlier = self._asked(jobs[0][1]) if jobs and jobs[0][1] != series_uid else None
+        return replace(earlier, beside=present.images) if earlier is not None and earlier.images else None
+
     def _told(self, asked: Asked, part: str, wait_s: float = 0.0) -> dict[str, Any]:
         made = self._made(asked, part, wait_s)
         told = made.told(part)
@@ -90,8 +118,13 @@ class ViewerFacts:
         asked = self._asked(series_uid)
         if asked is None or not asked.images or Path(name).name != name:
             return None
-        of_volume = name.endswith(WHOLE)
-        made = self._made(asked, "volume" if of_volume else "findings", NEEDED_S)
+        part = "volume" if name.endswith(WHOLE) else "findings"
+        if name.startswith("earlier"):
+            earlier = self._asked_earlier(series_uid, self.findings(series_uid, NEEDED_S) or {"results": []})
+            if earlier is None:
+                return None
+            asked, part = earlier, "earlier"
+        made = self._made(asked, part, NEEDED_S)
         path = None if made.folder is None else made.folder / name
         return path if path is not None and path.is_file() and name not in PARTS.values() else None
 
@@ -184,6 +217,11 @@ def _marked(result: dict[str, Any], shadow: bool) -> dict[str, Any]:
         return {**result, "shadow": False}
     named = [{**each, "label": f"{each['label']} (shadow)"} for each in result["findings"]]
     return {**result, "shadow": True, "warnings": [WORDS, *result["warnings"]], "findings": named}
+
+
+def _compared_with(known: dict[str, Any]) -> dict[str, Any] | None:
+    """Of the first result that says so."""
+    return next((each["compared_with"] for each in known["results"] if each["compared_with"]), None)
 
 
 def _place(known: dict[str, Any], place: Place) -> dict[str, Any] | None:

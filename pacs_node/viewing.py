@@ -1,7 +1,8 @@
 """Files for whoever looks at a series: made once by a process of its own, kept within bounds, gone with the series.
 
     data_dir/viewing/<digest of the series>/<digest of what is asked>/findings.json, finding-1-1.png, image-42.png
-                                                                      volume.json, volume.nii.gz, masks.nii.gz
+                                                                      volume.json, volume.nii.gz, masks.nii.gz, cine.bin
+              (shown beside a later study)                            earlier.json, earlier.nii.gz, ...
 
 They can be made again at any time, so they are neither synced nor backed up. One is made at a time, at the lowest
 priority: whoever looks waits, receiving and inference do not.
@@ -36,7 +37,11 @@ PROGRAM = Path(__file__).with_name("viewing_process.py")
 FORM = 1  # of the files: those of another one are made anew
 LONGEST_S = 300.0  # that one process may take
 AGAIN_AFTER_S = 60.0  # what could not be made is tried again
-PARTS = {"findings": "findings.json", "volume": "volume.json"}  # what is asked for -> the file that is written last
+PARTS = {
+    "findings": "findings.json",
+    "volume": "volume.json",
+    "earlier": "earlier.json",
+}  # what is asked for -> the file that is written last
 FOLDER = "viewing"  # below data_dir
 UNFINISHED = ".unfinished"
 
@@ -48,16 +53,21 @@ def folder_name(series_uid: str) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is looked at: the images in use, and the files of the results of each job, in the order of sending."""
+    """What is looked at: the images in use, and the files of the results of each job, in the order of sending.
+
+    beside: the images of a later study that these are shown beside, registered.
+    """
 
     series_uid: str
     images: tuple[Stored, ...]
     results: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    beside: tuple[Stored, ...] = ()
 
     @property
     def digest(self) -> str:
         told = [FORM, [[str(each.path), each.offset, each.size] for each in self.images]]
         told += [[job, [path.as_posix() for path in paths]] for job, paths in self.results.items()]
+        told += [["beside", [[str(each.path), each.offset, each.size] for each in self.beside]]] if self.beside else []
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
 
@@ -166,8 +176,12 @@ class Viewing:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700, parents=True)
         try:
-            with self.unpacked(f"viewing-{folder.name}.{os.getpid()}", asked.images) as files:
-                why = self._brought_and_run(asked, part, files, unfinished)
+            name = f"viewing-{folder.name}"
+            with (
+                self.unpacked(f"{name}.{os.getpid()}", asked.images) as files,
+                self.unpacked(f"{name}-beside.{os.getpid()}", asked.beside) as beside,
+            ):
+                why = self._brought_and_run(asked, part, files, beside, unfinished)
             if not why:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 last = PARTS[part]
@@ -181,7 +195,9 @@ class Viewing:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def _brought_and_run(self, asked: Asked, part: str, files: Sequence[Path], folder: Path) -> str:
+    def _brought_and_run(
+        self, asked: Asked, part: str, files: Sequence[Path], beside: Sequence[Path], folder: Path
+    ) -> str:
         with ExitStack() as stack:  # of each job its own: they lie in folders of their own
             here = {job: stack.enter_context(self.here(paths)) for job, paths in asked.results.items()}
             results = {job: [str(path) for path in paths] for job, paths in here.items()}
@@ -190,6 +206,7 @@ class Viewing:
                 "confine": self.confined,
                 "part": part,
                 "files": [str(path) for path in files],
+                "beside": [str(path) for path in beside],
                 "results": results,
                 "folder": str(folder),
             }
@@ -226,7 +243,7 @@ class Viewing:
     def _has_room(self, asked: Asked) -> bool:
         """Beside what is kept free for images: for these unpacked, and as files. What can be made again goes first."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        needed = self.keep_free_bytes + 2 * sum(image.size for image in asked.images)
+        needed = self.keep_free_bytes + 2 * sum(image.size for image in (*asked.images, *asked.beside))
         if shutil.disk_usage(self.root).free < needed:
             self._keep_within(0)
         return shutil.disk_usage(self.root).free >= needed

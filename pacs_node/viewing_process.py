@@ -36,6 +36,7 @@ ROUND_IT = 2.5  # how much more than the finding it shows
 LEAST_SIDE = 64  # pixels of the image on it
 JPEG_QUALITY = 90  # of the frames of a clip; outlines are not drawn into them
 FASTEST_MS, SLOWEST_MS, UNSAID_MS = 10.0, 2000.0, 100.0  # a frame is shown
+MASKS = "masks.nii.gz"
 NICE = 10  # receiving and inference come first
 
 # By number: far from grey, from each other, and from each other for who sees no red or green (Okabe, Ito 2008)
@@ -88,6 +89,8 @@ def main() -> None:
         if asked["part"] == "findings":
             draw_all(images, told, folder)
             write_json(folder / "findings.json", as_plain(images, told))
+        elif asked["part"] == "earlier":
+            write_earlier(images, files, [Path(each) for each in asked["beside"]], told, folder)
         elif images.affine is None and any(ref.frame is not None for ref in images.refs):
             write_cine(images, told, folder)
         else:
@@ -212,6 +215,7 @@ def _result(images: Images, told: Told, place: int, masks: Mapping[tuple[str, in
         "summary": told.summary,
         "why_not": told.why_not,
         "warnings": list(said.warnings) if said else [],
+        "compared_with": _compared_with(said),
         "measurements": [_measurement(each, said) for each in said.measurements] if said else [],
         "evaluations": [_evaluation(each) for each in said.evaluations] if said else [],
         "findings": [
@@ -225,6 +229,19 @@ def _result(images: Images, told: Told, place: int, masks: Mapping[tuple[str, in
         ]
         if said
         else [],
+    }
+
+
+def _compared_with(said: Findings | None) -> dict[str, Any] | None:
+    """The report of an earlier study, by its UIDs."""
+    if said is None or said.compared_with is None:
+        return None
+    earlier = said.compared_with
+    return {
+        "study_uid": earlier.study_uid,
+        "sop_instance_uid": earlier.sop_instance_uid,
+        "days": earlier.days,
+        "residual_mm": earlier.residual_mm,
     }
 
 
@@ -389,6 +406,13 @@ def _small(image: np.ndarray, finding: Finding) -> Any:
 
 def write_volume(images: Images, files: Sequence[Path], told: Sequence[Told], folder: Path) -> None:
     """`volume.nii.gz` (int16 HU; float32 of other modalities), `masks.nii.gz` (uint8, 0: nothing) and `volume.json`."""
+    write_json(folder / "volume.json", _volume_files(images, files, told, folder / "volume.nii.gz", folder / MASKS))
+
+
+def _volume_files(
+    images: Images, files: Sequence[Path], told: Sequence[Told], volume_at: Path, masks_at: Path
+) -> dict[str, Any]:
+    """Both files written, and what is to be told of them."""
     import numpy as np
 
     from models.read import read_ct, read_volume
@@ -399,7 +423,7 @@ def write_volume(images: Images, files: Sequence[Path], told: Sequence[Told], fo
     volume = (read_ct if images.modality == "CT" else read_volume)(files)
     if volume.images != images.refs:
         raise NotShown("; ".join(volume.remarks) or "some of its images cannot be decoded")
-    _nifti(volume.values, volume.affine, folder / "volume.nii.gz")
+    _nifti(volume.values, volume.affine, volume_at)
     masks = np.zeros(volume.values.shape, np.uint8)
     labels: dict[int, dict[str, Any]] = {}
     values = mask_values(told)
@@ -410,8 +434,8 @@ def write_volume(images: Images, files: Sequence[Path], told: Sequence[Told], fo
             box = tuple(slice(at, at + n) for at, n in zip(finding.offset_zyx, finding.mask.shape, strict=True))
             masks[box][finding.mask] = value
             labels[value] = {"value": value, "label": finding.label, "colour": colour_of(finding)}
-    _nifti(masks, volume.affine, folder / "masks.nii.gz")
-    told_of_it = {
+    _nifti(masks, volume.affine, masks_at)
+    return {
         "size_xyz": list(volume.values.shape[::-1]),
         "spacing_mm_xyz": [round(mm, 4) for mm in volume.spacing_mm[::-1]],
         "affine_ras_mm": ras_affine(volume.affine).tolist(),
@@ -422,7 +446,45 @@ def write_volume(images: Images, files: Sequence[Path], told: Sequence[Told], fo
         "labels": [labels[value] for value in sorted(labels)],
         "remarks": list(volume.remarks),
     }
-    write_json(folder / "volume.json", told_of_it)
+
+
+def write_earlier(
+    images: Images, files: Sequence[Path], beside: Sequence[Path], told: Sequence[Told], folder: Path
+) -> None:
+    """The earlier study as one volume, on its own grid, and the way to it from the present one: nothing is resampled.
+    Raises UnfitInput where the two do not fit together."""
+    import numpy as np
+
+    from models.lung_nodule.lungs import find_lungs
+    from models.lung_nodule.register import chest, register
+    from models.read import read_ct
+
+    if images.modality != "CT" or images.affine is None:
+        raise NotShown("the earlier study is no stack of CT slices")
+    present = read_ct(beside)
+    here = chest(present, find_lungs(present))
+    del present  # two whole CT at a time would take twice the memory
+    former = read_ct(files)
+    rigid = register(here, chest(former, find_lungs(former)))
+    del former
+    turned = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS, and back
+    about = _volume_files(images, files, told, folder / "earlier.nii.gz", folder / "earlier-masks.nii.gz")
+    masks = mask_values(told)
+    about |= {
+        "to_earlier_ras": (turned @ rigid.matrix @ turned).tolist(),
+        "residual_mm": round(rigid.residual_mm, 1),
+        "findings": [
+            {
+                **_finding(images, each.findings, finding),
+                "job": each.job,
+                "mask": masks.get((each.job, finding.number), 0),
+            }
+            for each in told
+            if each.findings
+            for finding in each.findings.findings
+        ],
+    }
+    write_json(folder / "earlier.json", about)
 
 
 # ----------------------------------------------------------------------------------------------------------------- cine

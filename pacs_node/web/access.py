@@ -54,6 +54,7 @@ NEEDS: dict[str, str | None] = {
     "/api/series/{uid}": VIEWER,
     "/api/series/{uid}/findings": VIEWER,
     "/api/series/{uid}/view": VIEWER,
+    "/api/series/{uid}/earlier": VIEWER,
     "/api/series/{uid}/view/{name}": VIEWER,  # of images that may show a name: a reader, see web/viewer.py
     "/api/series/{uid}/feedback": READER,
     "/api/feedback": READER,  # it names who has said what

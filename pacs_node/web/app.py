@@ -27,6 +27,7 @@
     GET  /api/series/{uid}
     GET  /api/series/{uid}/findings  what the results say, as JSON or CSV
     GET  /api/series/{uid}/view   the series as one volume; /{name} is one of its files, or a picture
+    GET  /api/series/{uid}/earlier  the study that its results were compared with, registered
     POST /api/series/{uid}/feedback  what a reader says of a finding, or where one was missed
     GET  /api/feedback            all that was said, as JSON or CSV
     GET  /api/jobs/{id}/results/{name}  a result, as it was sent
@@ -144,6 +145,7 @@ def create_app(
             at("/api/series/{uid}", views.series),
             at("/api/series/{uid}/findings", viewer.findings, "form", "shadow"),
             at("/api/series/{uid}/view", viewer.volume),
+            at("/api/series/{uid}/earlier", viewer.earlier),
             at("/api/series/{uid}/view/{name}", viewer.file),
             at("/api/series/{uid}/feedback", viewer.note_feedback, methods=post),
             at("/api/feedback", viewer.feedback, "form"),

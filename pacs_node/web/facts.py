@@ -106,6 +106,9 @@ class Facts(Protocol):
     def volume(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
         """{"state", "why", ...} of a series as one volume. None: there is no such series."""
 
+    def earlier(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
+        """As `volume`, of the study that its results were compared with, and the way to it from this one."""
+
     def view_file(self, series_uid: str, name: str) -> Path | None:
         """A file that was made for who looks at a series."""
 

@@ -89,6 +89,9 @@ class ViewerViews:
     def volume(self, request: Request) -> Response:
         return JSONResponse(self._known(self.facts.volume(request.path_params["uid"])), headers=HEADERS)
 
+    def earlier(self, request: Request) -> Response:
+        return JSONResponse(self._known(self.facts.earlier(request.path_params["uid"])), headers=HEADERS)
+
     def file(self, request: Request) -> Response:
         """A picture, the volume or the masks."""
         uid, name = request.path_params["uid"], request.path_params["name"]
@@ -97,7 +100,8 @@ class ViewerViews:
             raise HTTPException(404, "no such picture or volume; it may be in preparation")
         if not self._may_see(request, uid, name):
             raise HTTPException(403, BURNT_IN)
-        if name.endswith(WHOLE) and (told := self.facts.series(uid)) is not None:
+        about = self.facts.earlier(uid) if name.startswith("earlier") else self.facts.series(uid)
+        if name.endswith(WHOLE) and (told := about) is not None:
             request.state.studies = (told["study_uid"],)  # the images themselves: the audit trail is told
         kind = KINDS.get(path.suffix, "application/gzip")
         return FileResponse(path, media_type=kind, headers=HEADERS)

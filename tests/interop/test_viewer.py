@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import pydicom
 import pytest
 from PIL import Image
 
-from models.phantoms import breast_cine
+from dicom_sr.findings import ComparedWith
+from models.phantoms import breast_cine, chest_ct
 from models.phantoms.truth import Truth
 from models.read import read_ct
 from tests.factories import us_image
+from tests.follow_up import AFTER, BEFORE, DATES, DAYS, POSE, SEED, Study, study
 from tests.harness import ROOT, missing, need, wait_for
 from tests.results import mass, us_findings
+from tests.unit.test_documented import documented_fields
 from tests.viewers import Seen, chest
 
 pytestmark = pytest.mark.timeout(600)
@@ -29,6 +34,7 @@ GIVE_UP_AFTER_S = 120  # a browser without a graphics card on a machine that doe
 RECTANGLE = "(b => [b.x, b.y, b.width, b.height])(document.querySelector('{}').getBoundingClientRect())"
 READY = "document.getElementById('viewer').dataset.state"
 VIEWER = "document.getElementById('viewer').viewer"
+TURNED_TO = f"(at => {{ const {{ nv }} = {VIEWER}; nv.scene.crosshairPos = nv.mm2frac(at, 0, true); nv.drawScene(); }})"
 SIZE = f"[{VIEWER}.nv.gl.canvas.width, {VIEWER}.nv.gl.canvas.height]"
 # what WebGL has drawn alone, without what is drawn over it: RGBA of a patch of 5 x 5 pixels, or of all
 PIXELS = f"""((x, y, wide, tall) => {{
@@ -229,6 +235,65 @@ def test_a_picture_for_the_documents(page: Page, shown: Shown, tmp_path: Path) -
         for path in (f"/series/{seen.uid}/view", f"/series/{seen.uid}", "/feedback"):
             assert page.do("open", url=address + path, width=390, height=844, javaScript=False) == 200
             assert page.do("wide") == 0, path
+
+
+def test_the_earlier_study_is_seen_at_the_same_place(page: Page, tmp_path: Path) -> None:
+    """The patient lay otherwise, on another grid: beside a nodule that grew is the smaller one that it was."""
+    coarse: dict[str, Any] = {"size": 128, "slices": 60, "spacing_mm": (5.0, 2.8, 2.8), "seed": SEED}
+    earlier = study(chest_ct(tmp_path / "before", balls=BEFORE, study_date=DATES[0], **coarse))
+    how: dict[str, Any] = {"balls": AFTER, "pose": POSE, "orientation": "FFP", "study_date": DATES[1]}
+    present = study(chest_ct(tmp_path / "after", **how, **coarse))
+    seen = Seen(tmp_path, earlier.files, earlier.findings)
+    [report] = [pydicom.dcmread(each.path) for each in seen.results if each.path.name.endswith("SR.dcm")]
+    named = ComparedWith(
+        str(report.StudyInstanceUID), str(report.SeriesInstanceUID), str(report.SOPClassUID),
+        str(report.SOPInstanceUID), date(2025, 7, 1), DAYS, 1.0,
+    )  # fmt: skip
+    seen.files = list(present.files)
+    seen._receive()
+    seen.job = seen._work(replace(present.findings, compared_with=named))
+    try:
+        with seen.served() as address:
+            page.open_viewer(seen, address, width=900, height=700)
+            wait_for(lambda: seen.facts.earlier(seen.uid, 1.0)["state"] == "ready", 240, "the earlier study")  # type: ignore[index]
+            about = seen.facts.earlier(seen.uid)
+            assert about is not None
+            fields = {each.partition("[")[0] for each in documented_fields("GET /api/series/{uid}/earlier")}
+            assert about.keys() == fields
+            page.value("document.querySelector('.stage canvas').focus()")
+            page.do("press", key="e")
+            state = "document.getElementById('viewer').dataset"
+            wait_for(lambda: page.value(f"{state}.earlier") == "shown", GIVE_UP_AFTER_S, "both beside each other")
+            beside = f"{VIEWER}.state.earlier"
+            known = [(where, was) for where in present.centres_mm if (was := nearest(where, earlier)) is not None]
+            assert len(known) >= 4, "all but the new one"
+            for where, was in known:
+                ras = [-float(where[0]), -float(where[1]), float(where[2])]
+                page.value(f"{TURNED_TO}({ras})")
+                shown_at = np.array(page.value(f"{VIEWER}.millimetres({beside}.nv.scene.crosshairPos, {beside})"))
+                assert np.linalg.norm(shown_at * [-1, -1, 1] - was) < 8
+            assert page.value(f"{beside}.nv.screenSlices[0].letters") == {
+                "left": "R", "right": "L", "top": "A", "bottom": "P",
+            }  # fmt: skip
+            page.value(f"{VIEWER}.choose(0)")
+            assert page.value(f"{VIEWER}.state.drawn[0].label") == "Nodule 1"
+            assert page.value(f"{beside}.drawn.length") >= 1, "what it was is outlined there"
+            lies = [page.value(RECTANGLE.format(f".viewer .stage:nth-of-type({n})")) for n in (2, 3)]
+            assert lies[0][1] == lies[1][1], "beside each other"
+            page.do("press", key="w")
+            assert page.value(f"[{beside}.nv.volumes[0].cal_min, {VIEWER}.nv.volumes[0].cal_min]") == [-160, -160]
+            page.do("press", key="e")
+            assert page.value(f"{state}.earlier") == ""
+            assert page.do("errors") == []
+    finally:
+        seen.close()
+
+
+def nearest(centre_mm: np.ndarray, earlier: Study) -> np.ndarray | None:
+    """The nodule of the earlier study that this one was; None of one that is new. By the phantom's own pose."""
+    there = np.linalg.inv(POSE) @ [*centre_mm, 1.0]
+    close = [each for each in earlier.centres_mm if np.linalg.norm(each - there[:3]) < 6]
+    return close[0] if close else None
 
 
 def test_a_clip_is_played_with_its_outline_frame_by_frame(page: Page, tmp_path: Path) -> None:

@@ -6,18 +6,20 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime
 
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from pydicom.uid import ComprehensiveSRStorage
 from starlette.testclient import TestClient
 
 from config.schema import Web
 from dicom_sr import codes
-from dicom_sr.findings import Evaluation
+from dicom_sr.findings import ComparedWith, Evaluation
 from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts, User
 from pacs_node.records import FEEDBACK_KINDS, Feedback
 from pacs_node.viewer_facts import results_in_force
@@ -36,7 +38,8 @@ HTML = {"accept": "text/html"}
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     folder = tmp_path_factory.mktemp("seen")
     truth, findings = chest(folder / "images", size=64, spacing_mm=(6.0, 5.6, 5.6))
-    seen = Seen(folder, truth.files, findings)
+    earlier = ComparedWith("1.2.3", "1.2.4", ComprehensiveSRStorage, "1.2.5", date(2025, 7, 1), 184, 1.9)
+    seen = Seen(folder, truth.files, replace(findings, compared_with=earlier))
     yield seen
     seen.close()
 
@@ -130,6 +133,16 @@ def test_findings_as_json_are_what_the_document_says(seen: Seen, breast: Seen, c
     assert about["size_xyz"] == [64, 64, 24]
     assert web.get("/api/series/9.9.9/findings").status_code == 404
     assert web.get(f"/api/series/{seen.uid}/findings?form=xml").status_code == 400
+
+
+def test_an_earlier_study_that_is_not_here_is_said(seen: Seen, breast: Seen) -> None:
+    for each, why in ((seen, "not kept here"), (breast, "compared with no earlier study")):
+        findings(client(each), each.uid)
+        told = client(each).get(f"/api/series/{each.uid}/earlier").json()
+        assert told["state"] == "none"
+        assert why in told["why"]
+        assert client(each).get(f"/api/series/{each.uid}/view/earlier.nii.gz").status_code == 404
+    assert client(seen).get("/api/series/9.9.9/earlier").status_code == 404
 
 
 def test_findings_as_csv(seen: Seen) -> None:

@@ -22,7 +22,24 @@
   const LUNGS = { low: -750, high: -200, R: [0, 110, 0], G: [0, 190, 0], B: [0, 210, 0], A: [0, 90, 0], I: [0, 128, 255] };
   const ZOOMS = 1.25;
 
-  const state = { view: AXIAL, window: 0, finding: -1, outlines: true, findings: [], volume: null, zoom: 1 };
+  const OPTIONS = {
+    isRadiologicalConvention: true, // the patient's right is on the left, as radiologists have it
+    isOrientationTextVisible: false, // ours, which also say A, P, H and F as DICOM does
+    multiplanarShowRender: 0,
+    isColorbar: false,
+    dragAndDropEnabled: false,
+    crosshairWidth: 0.6,
+    crosshairColor: [0.3, 0.75, 0.85, 0.7],
+    backColor: [0, 0, 0, 1],
+    loadingText: '',
+    logLevel: 'error',
+    clipPlaneHotKey: '',
+    viewModeHotKey: '',
+  };
+
+  // where something is drawn: the series itself, and beside it the earlier study
+  const main = { get nv() { return nv; }, pen, over, get findings() { return state.findings; } };
+  const state = { view: AXIAL, window: 0, finding: -1, outlines: true, findings: [], volume: null, zoom: 1, earlier: null };
   let nv;
 
   const say = text => { words.textContent = text; words.hidden = !text; };
@@ -45,16 +62,17 @@
   // ---- places
 
   const through = (matrix, [x, y, z]) => matrix.slice(0, 3).map(row => row[0] * x + row[1] * y + row[2] * z + row[3]);
-  const frac = mm => nv.mm2frac(mm, 0, true); // true: real millimetres, of tilted stacks, too
-  const millimetres = at => Array.from(nv.frac2mm(at, 0, true)).slice(0, 3);
-  const length = axis => nv.volumes[0].dimsRAS[axis + 1];
+  const frac = (mm, on = main) => on.nv.mm2frac(mm, 0, true); // true: real millimetres, of tilted stacks, too
+  const millimetres = (at, on = main) => Array.from(on.nv.frac2mm(at, 0, true)).slice(0, 3);
+  const length = (axis, on = main) => on.nv.volumes[0].dimsRAS[axis + 1];
   const plane = () => (state.view in ACROSS ? state.view : AXIAL);
-  const slice = axis => Math.min(length(axis) - 1, Math.max(0, Math.round(nv.scene.crosshairPos[axis] * length(axis) - 0.5)));
+  const slice = (axis, on = main) =>
+    Math.min(length(axis, on) - 1, Math.max(0, Math.round(on.nv.scene.crosshairPos[axis] * length(axis, on) - 0.5)));
   const voxel = () => through(state.volume.voxel_of_ras_mm, millimetres(nv.scene.crosshairPos));
 
   /** Smallest and largest fraction of the volume on each axis that a finding takes. */
-  const extent = finding => {
-    const [a, b] = finding.corners_ras_mm.map(frac);
+  const extent = (finding, on) => {
+    const [a, b] = finding.corners_ras_mm.map(mm => frac(mm, on));
     return [[0, 1, 2].map(n => Math.min(a[n], b[n])), [0, 1, 2].map(n => Math.max(a[n], b[n]))];
   };
 
@@ -81,42 +99,49 @@
 
   const draw = () => {
     if (!nv || !nv.volumes.length) return;
-    if (over.width !== canvas.width || over.height !== canvas.height) {
-      over.width = canvas.width;
-      over.height = canvas.height;
-    }
-    pen.clearRect(0, 0, over.width, over.height);
-    const scale = over.width / Math.max(1, over.clientWidth);
-    state.drawn = [];
-    for (const tile of nv.screenSlices) {
-      if (!(tile.axCorSag in ACROSS)) continue;
-      letters(tile, scale);
-      if (state.outlines) for (const finding of state.findings) box(tile, finding, scale);
-    }
+    state.drawn = drawOver(main, canvas);
     position();
+    follow();
   };
 
-  const onTile = (tile, at) => {
-    const place = nv.frac2canvasPosWithTile(at, tile.axCorSag);
+  const drawOver = (on, under) => {
+    if (on.over.width !== under.width || on.over.height !== under.height) {
+      on.over.width = under.width;
+      on.over.height = under.height;
+    }
+    on.pen.clearRect(0, 0, on.over.width, on.over.height);
+    const scale = on.over.width / Math.max(1, on.over.clientWidth);
+    const drawn = [];
+    for (const tile of on.nv.screenSlices) {
+      if (!(tile.axCorSag in ACROSS)) continue;
+      letters(tile, scale, on);
+      if (state.outlines) for (const finding of on.findings) drawn.push(box(tile, finding, scale, on));
+    }
+    return drawn.filter(Boolean);
+  };
+
+  const onTile = (tile, at, on) => {
+    const place = on.nv.frac2canvasPosWithTile(at, tile.axCorSag);
     return place && place.pos;
   };
 
   /** A rectangle round a finding on a slice that it is on, with its name, its certainty and its size. */
-  const box = (tile, finding, scale) => {
-    if (!finding.corners_ras_mm) return;
-    const [low, high] = extent(finding);
+  const box = (tile, finding, scale, on) => {
+    const { nv, pen } = on;
+    if (!finding.corners_ras_mm) return null;
+    const [low, high] = extent(finding, on);
     const [across, down, depth] = ACROSS[tile.axCorSag];
     const here = nv.scene.crosshairPos[depth];
-    if (here < low[depth] || here > high[depth]) return;
+    if (here < low[depth] || here > high[depth]) return null;
     const corner = from => {
       const at = Array.from(nv.scene.crosshairPos);
       at[across] = from[across];
       at[down] = from[down];
-      return onTile(tile, at);
+      return onTile(tile, at, on);
     };
     const [one, other] = [corner(low), corner(high)];
-    if (!one || !other) return; // beyond what is shown
-    const outlined = outline(finding, [across, down, depth], [low, high], [one, other], scale);
+    if (!one || !other) return null; // beyond what is shown
+    const outlined = outline(finding, [across, down, depth], [low, high], [one, other], scale, on);
     const gap = 3 * scale;
     const left = Math.min(one[0], other[0]) - gap, top = Math.min(one[1], other[1]) - gap;
     const right = Math.max(one[0], other[0]) + gap, bottom = Math.max(one[1], other[1]) + gap;
@@ -137,16 +162,17 @@
     pen.strokeText(text, x, y);
     pen.fillStyle = finding.colour;
     pen.fillText(text, x, y);
-    state.drawn.push({ plane: tile.axCorSag, label: finding.label, box: [left, top, right, bottom], outlined, text });
+    return { plane: tile.axCorSag, label: finding.label, box: [left, top, right, bottom], outlined, text };
   };
 
   /** Along the edges of the voxels of its mask on this slice; where on the screen that is, or nothing. */
-  const outline = (finding, [across, down, depth], [low, high], [one, other], scale) => {
+  const outline = (finding, [across, down, depth], [low, high], [one, other], scale, on) => {
+    const { nv, pen } = on;
     const masks = nv.volumes[1];
     if (!masks || !finding.mask) return null;
-    const [from, to] = [low, high].map(at => [across, down].map(axis => Math.round(at[axis] * length(axis))));
+    const [from, to] = [low, high].map(at => [across, down].map(axis => Math.round(at[axis] * length(axis, on))));
     const at = [0, 0, 0];
-    at[depth] = slice(depth);
+    at[depth] = slice(depth, on);
     const inside = (i, j) => {
       if (i < from[0] || j < from[1] || i >= to[0] || j >= to[1]) return false;
       at[across] = i;
@@ -177,11 +203,12 @@
   };
 
   /** Towards where in the patient the edges of a slice are: told by what one step on each axis does to both. */
-  const letters = (tile, scale) => {
+  const letters = (tile, scale, on) => {
+    const { nv, pen } = on;
     const at = Array.from(nv.scene.crosshairPos, each => Math.min(0.7, Math.max(0.3, each)));
     const depth = ACROSS[tile.axCorSag][2];
     at[depth] = nv.scene.crosshairPos[depth];
-    const start = onTile(tile, at), here = millimetres(at);
+    const start = onTile(tile, at, on), here = millimetres(at, on);
     if (!start) return;
     const [left, top, w, h] = tile.leftTopWidthHeight, wide = Math.abs(w), tall = Math.abs(h), gap = 12 * scale;
     pen.font = `700 ${15 * scale}px system-ui, sans-serif`;
@@ -191,7 +218,7 @@
     for (const axis of ACROSS[tile.axCorSag].slice(0, 2)) {
       const step = at.slice();
       step[axis] += 0.1;
-      const end = onTile(tile, step), there = millimetres(step);
+      const end = onTile(tile, step, on), there = millimetres(step, on);
       if (!end) continue;
       const moved = there.map((mm, n) => mm - here[n]);
       const main = moved.reduce((best, mm, n) => (Math.abs(mm) > Math.abs(moved[best]) ? n : best), 0);
@@ -238,9 +265,76 @@
     }
   };
 
+  // ---- the earlier study, beside it
+
+  /** Its slices are those through the same place of the patient: by the registration, on its own grid. */
+  const follow = () => {
+    const { earlier } = state;
+    if (!earlier) return;
+    const at = Array.from(frac(through(earlier.told.to_earlier_ras, millimetres(nv.scene.crosshairPos)), earlier));
+    const beyond = at.some(each => each < 0 || each > 1);
+    earlier.nv.scene.crosshairPos = at.map(each => Math.min(1, Math.max(0, each)));
+    earlier.nv.drawScene();
+    earlier.drawn = drawOver(earlier, earlier.canvas);
+    const { days, residual_mm } = earlier.told;
+    earlier.where.textContent = `Earlier study, ${days} days before; registered, lungs ${residual_mm} mm apart on average`
+      + (beyond ? ' · this place is beyond what it shows' : '');
+    root.dataset.beyond = beyond;
+  };
+
+  const compare = async () => {
+    if (state.earlier) {
+      state.earlier.nv.gl.getExtension('WEBGL_lose_context')?.loseContext();
+      state.earlier.stage.remove();
+      state.earlier.where.remove();
+      state.earlier = null;
+      root.dataset.earlier = '';
+      stage.parentElement.classList.remove('pair');
+      pressed();
+      nv.resizeListener();
+      return;
+    }
+    const told = await made(`${api}/earlier`);
+    if (told.state !== 'ready') { say(told.why.replace(/^./, first => first.toUpperCase()) + '.'); return; }
+    say('The earlier study is on its way …');
+    const beside = stage.cloneNode(true), words_ = document.createElement('p');
+    const [under, above] = beside.querySelectorAll('canvas');
+    under.removeAttribute('tabindex');
+    under.setAttribute('aria-label', 'The earlier study at the same place');
+    words_.className = 'meta';
+    stage.after(beside, words_);
+    stage.parentElement.classList.add('pair');
+    const own = new niivue.Niivue({ ...OPTIONS, crosshairColor: [0.95, 0.75, 0.3, 0.7] });
+    own.addColormap('lungs', LUNGS);
+    own.loadDefaultFont = async () => {};
+    own.loadDefaultMatCap = async () => null;
+    await own.attachToCanvas(under, false);
+    await own.loadVolumes([
+      { url: `${api}/view/earlier.nii.gz`, name: 'volume.nii.gz' },
+      ...(told.labels.length ? [{ url: `${api}/view/earlier-masks.nii.gz`, name: 'masks.nii.gz' }] : []),
+    ]);
+    if (own.volumes[1]) own.volumes[1].setColormapLabel(colours(told.labels));
+    state.earlier = {
+      nv: own, pen: above.getContext('2d'), over: above, canvas: under, stage: beside, where: words_, told,
+      findings: told.findings, drawn: [],
+    };
+    nv.resizeListener();
+    own.resizeListener();
+    say('');
+    look();
+    show(state.view);
+    nv.drawScene();
+    root.dataset.earlier = 'shown';
+    pressed();
+  };
+
   // ---- what is shown
 
   const look = () => {
+    lookAt(main);
+    if (state.earlier) lookAt(state.earlier);
+  };
+  const lookAt = ({ nv }) => {
     const image = nv.volumes[0], { centre, width } = state.volume.windows[state.window];
     const deep = state.view === DEPTH && state.volume.unit === 'HU';
     image.colormap = deep ? 'lungs' : 'gray';
@@ -255,6 +349,10 @@
     nv.opts.isOrientCube = view === DEPTH; // which says there what the letters say on slices
     if (before === DEPTH || view === DEPTH) look();
     nv.setSliceType(view);
+    if (state.earlier) {
+      state.earlier.nv.opts.isOrientCube = view === DEPTH;
+      state.earlier.nv.setSliceType(view);
+    }
     slider.disabled = view === DEPTH;
     pressed();
   };
@@ -266,6 +364,7 @@
   };
   const zoom = factor => {
     state.zoom = factor ? Math.min(20, Math.max(1, state.zoom * factor)) : 1;
+    if (state.earlier && state.view !== DEPTH) state.earlier.nv.setPan2Dxyzmm([0, 0, 0, state.zoom]);
     if (state.view === DEPTH) nv.setScale(state.zoom);
     else nv.setPan2Dxyzmm([...(factor ? nv.scene.pan2Dxyzmm.slice(0, 3) : [0, 0, 0]), state.zoom]);
   };
@@ -298,7 +397,7 @@
     ArrowUp: () => turn(1), ArrowDown: () => turn(-1), PageUp: () => turn(10), PageDown: () => turn(-10),
     Home: () => turn(length(ACROSS[plane()][2])), End: () => turn(-length(ACROSS[plane()][2])),
     n: () => choose(state.finding + 1), p: () => choose(state.finding - 1), w: () => throughWindow(state.window + 1),
-    v: () => show((state.view + 1) % VIEWS.length), o: outlines, f: whole,
+    v: () => show((state.view + 1) % VIEWS.length), o: outlines, f: whole, e: () => state.comparable && compare(),
     '+': () => zoom(ZOOMS), '-': () => zoom(1 / ZOOMS), 0: () => zoom(0),
   };
 
@@ -308,6 +407,7 @@
     button('others', 'Outlines', 'o', outlines, () => state.outlines);
     button('others', '+', '+', () => zoom(ZOOMS));
     button('others', '−', '-', () => zoom(1 / ZOOMS));
+    if (state.comparable) button('others', 'Earlier study', 'e', compare, () => Boolean(state.earlier));
     button('others', 'Full screen', 'f', whole, () => document.fullscreenElement === root);
     stage.addEventListener('keydown', event => {
       const act = !event.ctrlKey && !event.altKey && !event.metaKey && KEYS[event.key];
@@ -359,21 +459,9 @@
       return;
     }
     state.findings = (told.results || []).flatMap(result => result.findings.map(each => ({ ...each, job: result.job })));
+    state.comparable = (told.results || []).some(result => result.compared_with);
     say('The images are on their way …');
-    nv = new niivue.Niivue({
-      isRadiologicalConvention: true, // the patient's right is on the left, as radiologists have it
-      isOrientationTextVisible: false, // ours, which also say A, P, H and F as DICOM does
-      multiplanarShowRender: 0,
-      isColorbar: false,
-      dragAndDropEnabled: false,
-      crosshairWidth: 0.6,
-      crosshairColor: [0.3, 0.75, 0.85, 0.7],
-      backColor: [0, 0, 0, 1],
-      loadingText: '',
-      logLevel: 'error',
-      clipPlaneHotKey: '',
-      viewModeHotKey: '',
-    });
+    nv = new niivue.Niivue(OPTIONS);
     nv.addColormap('lungs', LUNGS);
     nv.loadDefaultFont = async () => {}; // a picture in the code, which the page may not load; nothing is written with it
     nv.loadDefaultMatCap = async () => null; // as above; it shades meshes, and there are none
@@ -392,7 +480,7 @@
     show(AXIAL);
     if (state.findings.length) choose(0); else nv.drawScene();
     say(state.volume.remarks.join(' '));
-    root.viewer = { nv, state, turn, show, choose, voxel, millimetres };
+    root.viewer = { nv, state, turn, show, choose, voxel, millimetres, compare };
     root.dataset.state = 'ready';
   };
 
