@@ -68,7 +68,10 @@ class ViewerFacts:
     def volume(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
         """As `findings`, of the series as one volume."""
         asked = self._asked(series_uid)
-        return None if asked is None else self._told(asked, "volume", wait_s)
+        if asked is None:
+            return None
+        told = self._told(asked, "volume", wait_s)
+        return {**told, "outlines": self._shadows_named(asked, told["outlines"])} if "outlines" in told else told
 
     def earlier(self, series_uid: str, wait_s: float = 0.0) -> dict[str, Any] | None:
         """As `volume`, of the study that its results were compared with, and the way to it from this one. "none": there
@@ -81,12 +84,16 @@ class ViewerFacts:
             return {"state": "none", "why": "its results were compared with no earlier study"}
         asked = self._asked_earlier(series_uid, known)
         if asked is None:
-            words = (
-                "the images of the earlier study are not kept here: they were fetched to be compared, or deleted since"
-            )
-            return {"state": "none", "why": words}
+            return {"state": "none", "why": "the images of the earlier study are not kept here, or were deleted since"}
         uids = {"series_uid": asked.series_uid, "study_uid": compared["study_uid"], "days": compared["days"]}
-        return {**uids, **self._told(asked, "earlier", wait_s)}
+        told = self._told(asked, "earlier", wait_s)
+        named = {"findings": self._shadows_named(asked, told["findings"])} if "findings" in told else {}
+        return {**uids, **told, **named}
+
+    def _shadows_named(self, asked: Asked, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of a shadow by another name, as in `findings`."""
+        shadows = self.node.ledger.shadows_among(asked.results)
+        return [{**each, "label": _shadow_name(each["label"])} if each["job"] in shadows else each for each in findings]
 
     def _asked_earlier(self, series_uid: str, known: dict[str, Any]) -> Asked | None:
         """The series here whose report the findings were compared with. What is made lies with it, and goes with it."""
@@ -215,13 +222,17 @@ def _marked(result: dict[str, Any], shadow: bool) -> dict[str, Any]:
     """What a shadow says is never taken for a result: it stands beside it, and in the name of each finding."""
     if not shadow:
         return {**result, "shadow": False}
-    named = [{**each, "label": f"{each['label']} (shadow)"} for each in result["findings"]]
+    named = [{**each, "label": _shadow_name(each["label"])} for each in result["findings"]]
     return {**result, "shadow": True, "warnings": [WORDS, *result["warnings"]], "findings": named}
 
 
 def _compared_with(known: dict[str, Any]) -> dict[str, Any] | None:
     """Of the first result that says so."""
     return next((each["compared_with"] for each in known["results"] if each["compared_with"]), None)
+
+
+def _shadow_name(label: str) -> str:
+    return f"{label} (shadow)"
 
 
 def _place(known: dict[str, Any], place: Place) -> dict[str, Any] | None:

@@ -291,7 +291,9 @@ NUMBERS = [
     if type(field.default) in (int, float)
 ] + [("peer", "ask_again_h")]
 LISTS_WITH = {"peer": PEER, "notify": NOTIFY}
-NUMBERS += [("notify", key) for key in ("again_h", "down_min", "full_in_days", "certificate_days", "min_size_mm")]
+NUMBERS += [
+    ("notify", key) for key in ("again_h", "down_min", "full_in_days", "certificate_days", "paused_h", "min_size_mm")
+]
 
 
 @pytest.mark.parametrize(("table", "key"), NUMBERS)
