@@ -75,6 +75,9 @@ class Inference:
     def warm(self, pipelines: Any) -> None:
         pass
 
+    def heed(self, pauses: Any, machine: str) -> int:
+        return 1
+
     def trouble(self) -> list[str]:
         return []
 
