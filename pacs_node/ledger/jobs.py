@@ -319,7 +319,7 @@ class Jobs(Editions, Queues, Figures, Tallies):
                 return False
             if edition is not None:
                 self._add_edition(db, job, edition, now, {each.destination for each in follow_up})
-                if counted:
+                if counted and job.sender != HEARTBEAT_AE:
                     self._tally(db, job, edition, counted, now)
             if places is not None:
                 self._add_places(db, job, places)

@@ -23,7 +23,7 @@ from pacs_node.ledger.tables import tally_table
 from pacs_node.ledger.tallies import MOST_TEXTS, OTHERS, week_of
 from pacs_node.node import Node
 from pacs_node.outcomes import STEPS, Counted, in_words, outcome, step_of
-from pacs_node.records import Edition, Evidence, Instance, Job, OpenSeries
+from pacs_node.records import HEARTBEAT_AE, Edition, Evidence, Instance, Job, OpenSeries
 from pacs_node.web.app import create_app
 from tests.factories import ct_series, enhanced_ct
 from tests.results import ct_findings, nodule
@@ -300,3 +300,10 @@ def test_a_page_of_a_million_series_reads_indexes_alone(counting: Counting) -> N
             assert any("COVERING INDEX" in step for step in plan), (statement, plan)
             if "min(" not in statement:  # which versions there are is asked of the whole key
                 assert any(step.startswith("SEARCH tally USING COVERING INDEX") for step in plan), plan
+
+
+def test_a_heartbeat_of_the_node_is_not_counted(counting: Counting) -> None:
+    counting.ends("1.1", {"positive": Counted("yes")}, sender=HEARTBEAT_AE)
+    assert counting.ledger.tallied() == []
+    counting.ends("1.2", {"positive": Counted("yes")})
+    assert len(counting.ledger.tallied()) == 1
