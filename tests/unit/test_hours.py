@@ -58,6 +58,7 @@ def is_open(spans: list[tuple[int, int, int, int, str]], now: datetime, zone: Zo
     return False
 
 
+@settings(deadline=None)
 @given(SPANS, TIMES, st.sampled_from(ZONES))
 def test_hours_are_open_as_the_clock_on_the_wall_says(
     spans: list[tuple[int, int, int, int, str]], now: datetime, zone: str
