@@ -136,7 +136,8 @@ class Everything(Seen):
         return served(self.app(self.accounts))
 
     def ready(self) -> None:
-        """What is looked at has been made."""
+        """What is looked at has been made, and the audit trail written."""
+        self.node.audit.flush()
         for uid in (self.series["chest CT"], self.series["breast ultrasound"]):
             for made in (self.facts.findings, self.facts.volume):
                 wait_for(lambda made=made, uid=uid: made(uid, 1.0)["state"] != "preparing", 120, "what is looked at")
