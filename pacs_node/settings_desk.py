@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from pacs_node.doctor import Examiner
 
 KINDS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route}
-OWN_WIDGETS = {"match", "options", "pipeline", "send_to", "also", "priors"}  # of a route: the page has its own for them
+# of a route, with fields of their own
+OWN_WIDGETS = {"match", "options", "pipeline", "send_to", "also", "priors", "needs"}
 HELP = {  # what the page says beside a field
     "name": "how routes call it",
     "ae_title": "AE title of a DICOM peer",
@@ -215,6 +216,7 @@ class SettingsDesk:
             "pipeline": str(route.get("pipeline", "")),
             "pipelines": sorted(known.options),
             "options": tomlkit.dumps(options) if isinstance(options, dict) else "",
+            "needs": tomlkit.dumps(needs) if isinstance(needs := route.get("needs"), dict) else "",
             "options_known": {name: sorted(model.model_fields) for name, model in sorted(known.options.items())},
             "send_to": list(map(str, send_to)) if isinstance(send_to, list) else [],
             "destinations": [peer.name for peer in config.peers if peer.reachable],
@@ -500,12 +502,13 @@ def _with_route(values: dict[str, Any], before: Mapping[str, Any], said: _Form) 
         values["also"] = before["also"] if also == before.get("also") else also
     if said.text("priors"):
         values["priors"] = said.text("priors")
-    try:
-        options = tomlkit.parse(said.text("options")).unwrap()
-    except (TOMLKitError, ValueError) as error:
-        options, bad = before.get("options", {}), f"options: a line is KEY = VALUE, as in views = 3: {error}"
-    if options:
-        values["options"] = options
+    for key, example in (("options", "views = 3"), ("needs", "wait_minutes = 30.0")):
+        try:
+            table = tomlkit.parse(said.text(key)).unwrap()
+        except (TOMLKitError, ValueError) as error:
+            table, bad = before.get(key, {}), f"{key}: a line is KEY = VALUE, as in {example}: {error}"
+        if table:
+            values[key] = table
     return values, bad
 
 

@@ -203,6 +203,32 @@ def test_a_form_that_nothing_was_changed_in_changes_nothing(pages: Pages, addres
     assert pages.file.read_text() == TOML
 
 
+NEEDS_OF_STUDY = """[route.needs]
+series = [{ Modality = "US", SeriesDescription = "right" }]
+wait_minutes = 45.0  # at night, too
+"""
+
+
+def test_what_a_route_needs_of_a_study_is_in_its_form(pages: Pages) -> None:
+    pages.file.write_text(TOML + NEEDS_OF_STUDY)
+    pages.node.reload()
+    form = pages.form("/routes/edit?name=breast")
+    unchanged = pages.post("/routes/edit", changed(form, do="save"))
+    assert "nothing is different" in unchanged.text
+    assert pages.file.read_text() == TOML + NEEDS_OF_STUDY
+    shorter = dict(form)["needs"].replace("45.0", "5.0")
+    assert pages.post("/routes/edit", changed(form, needs=shorter, do="save")).status_code == 303
+    needs = pages.config.routes[0].needs
+    assert needs is not None
+    assert (needs.wait_minutes, [dict(each) for each in needs.series]) == (
+        5.0,
+        [{"Modality": "US", "SeriesDescription": "right"}],
+    )
+    form = pages.form("/routes/edit?name=breast")
+    assert pages.post("/routes/edit", changed(form, needs="", do="save")).status_code == 303
+    assert pages.config.routes[0].needs is None
+
+
 ALSO = """# the surgeon
 [[route.also]]
 min_size_mm = 8 # or more
