@@ -173,7 +173,7 @@ def test_no_refusal_is_forgotten_because_it_could_not_be_noted(assembling: Assem
 
 OF_SWEEPER = (
     *("renew_lease", "living", "end_impossible_waits", "running_jobs", "number_running", "due_jobs", "job", "due_now"),
-    *("take_over", "put_back"),
+    *("take_over", "put_back", "pauses"),
 )
 OF_ENGINE = ("list_workflows", "enqueue_workflow")
 

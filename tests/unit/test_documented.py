@@ -153,6 +153,10 @@ def test_every_argument_of_a_command_is_documented(name: str) -> None:
 TOML = """
 [node]
 data_dir = "store"
+[heartbeat]
+every_minutes = 60
+route = "breast"
+to = "pacs"
 [[peer]]
 name = "pacs"
 ae_title = "PACS"
@@ -188,6 +192,7 @@ class Told:
         keep(self.node.config.node.data_dir / "inference" / "forms.json", [choice], Path.write_bytes)
         facts = NodeFacts(self.node)
         self.ledger.mark("backup", self.now(), "3 files, monday")
+        self.node.heartbeat._ended("arrived", self.now(), "1.2.3", "C-FIND found it", 3.0)
         self.node.audit("instances-received", {"calling_ae": "US1", "study": "1.2", "objects": {"1.2": 3}})
         self.node.audit.flush()
         self.app = create_app(facts, self.node.figures(facts), ("testserver",))

@@ -346,6 +346,12 @@ class InMemory:
     def routes(self) -> list[str]:
         return ["chest", "breast"]
 
+    def pipeline(self, name: str) -> dict[str, Any] | None:
+        return None
+
+    def earlier(self, uid: str) -> dict[str, Any]:
+        raise AssertionError("there is no viewer")
+
     def shadows(self) -> list[dict[str, Any]]:
         return []
 
@@ -774,7 +780,7 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
         "series",
         "series_list",
         "series_count",
-        *("shadows", "compared"),
+        *("shadows", "compared", "pipeline", "earlier"),
         "choices",
         "bulk",
         "system",
@@ -1119,7 +1125,7 @@ def test_unknown_pages(web: TestClient) -> None:
 def test_pages_load_nothing_from_elsewhere_and_say_what_they_are_for(web: TestClient, address: str) -> None:
     answer = web.get(address)
     assert "Research use only, not for diagnostic use." in answer.text
-    assert not re.findall(r'(?:src|href)="(?!/)[^"]*"', answer.text)
+    assert not re.findall(r'(?:src|href)="(?![/#])[^"]*"', answer.text)
     ours = '<script src="/static/live.js" defer></script>'  # pages do without it
     assert not re.search(r"<script|\sstyle=|\son\w+=", answer.text.replace(ours, ""))
     assert answer.headers["content-security-policy"].startswith("default-src 'self'")
