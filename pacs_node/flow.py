@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -310,7 +311,9 @@ class Flow:
         ]
 
     def _waits(self, job: Job, needs: Mapping[str, Any]) -> Job:
-        lacks = self.stages.missing(needs, self.stages.study(job.study_uid, job.series_uid))
+        lacks = self._lacking(job, lambda: self.stages.study(job.study_uid, job.series_uid))
+        if lacks is None:
+            return job  # it asks again when it runs, and ends in the words of the error
         if not lacks:
             return replace(job, study="complete")
         until = job.created_at + timedelta(minutes=needs["wait_minutes"])
@@ -324,12 +327,26 @@ class Flow:
             for job in self.ledger.waiting_in_study(series.study_uid)
             if job.needs is not None
             and job.series_uid != series.series_uid
-            and not self.stages.missing(job.needs, [header, *self._others(job, series.series_uid)])
+            and self._lacking(job, partial(self._with, header, job, series.series_uid)) == []
         ]
 
-    def _others(self, job: Job, closing: str) -> list[Dataset]:
+    def _lacking(self, job: Job, others: Callable[[], list[Dataset]]) -> list[str] | None:
+        """What is not here of what a job needs; None if that cannot be told: the series that closes is another's."""
+        try:
+            return self.stages.missing(job.needs or {}, others())
+        except (LedgerUnavailable, TryAgain):
+            raise
+        except Exception as error:  # the edge of a job: whatever it is, the job says it when it runs
+            if isinstance(error, OSError) and may_pass(error):
+                raise
+            told = Told.of(error)
+            log.error("study not looked at", job=job.id, series=job.series_uid, error=told.words, trace=told.trace)
+            return None
+
+    def _with(self, header: Dataset, job: Job, closing: str) -> list[Dataset]:
+        """The other series of a job's study, the one that closes as its header says it."""
         others = self.stages.study(job.study_uid, job.series_uid)
-        return [each for each in others if attributes.text(each, "SeriesInstanceUID") != closing]
+        return [header, *(each for each in others if attributes.text(each, "SeriesInstanceUID") != closing)]
 
     def _judged(self, instances: Sequence[Instance]) -> tuple[Dataset, Verdict, list[RouteMatch]]:
         """The header that stands for the series, whether it is fit, and what the rules say. Raises NotJudged."""
@@ -486,7 +503,8 @@ class Flow:
         try:
             verdict, images = self._input(job)
             if job.needs is not None:
-                verdict = self._study_of(job, job.needs, verdict)
+                with _step("looking for the rest of the study"):
+                    verdict = self._study_of(job, job.needs, verdict)
             with ExitStack() as stack:
                 with _step("unpacking"):
                     files = stack.enter_context(self.stages.unpacked(f"{job.id}.{job.generation}", images, whole=True))

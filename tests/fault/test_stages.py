@@ -81,6 +81,7 @@ STEP_OF = {  # room -> the kind of job that meets it, and what its reason calls 
     "report": ("report", "the report of a storage commitment"),
 }
 CLOSING = ("decide", "headers", "judge", "matches")  # before there is a job
+STUDY = ("study", "missing")  # of a route that needs other series of the study
 NOT_RUN = ("reports_not_run", "encode_not_run")  # met by a refusal
 
 
@@ -115,8 +116,8 @@ class Saying:
 class Bench:
     """A node without its threads: jobs are run one attempt after the other."""
 
-    def __init__(self, folder: Path) -> None:
-        (folder / "node.toml").write_text(TOML)
+    def __init__(self, folder: Path, toml: str = TOML) -> None:
+        (folder / "node.toml").write_text(toml)
         self.folder = folder
         self.node = Node(load(folder / "node.toml", catalogue()), now=lambda: NOW)
         self.node.ledger.migrate()
@@ -124,10 +125,12 @@ class Bench:
         self.node.stages.inference = self.inference  # type: ignore[assignment]
         self.node.stages.arrival_check = lambda destination: Saying()  # type: ignore[method-assign,assignment,return-value]
 
-    def take_in(self, name: str, spoil: Callable[[Dataset], Any] = lambda image: None, number: int = 1) -> OpenSeries:
+    def take_in(
+        self, name: str, spoil: Callable[[Dataset], Any] = lambda image: None, number: int = 1, **more: str
+    ) -> OpenSeries:
         """An image; `spoil` changes its header after the listener has read the UIDs from it."""
-        image = us_image(name=name, number=number)
-        known = us_image(name=name, number=number)
+        image = us_image(name=name, number=number, **more)
+        known = us_image(name=name, number=number, **more)
         spoil(image)
         path = self.folder / f"{name}{number}.dcm"
         image.save_as(path, enforce_file_format=True)
@@ -169,7 +172,7 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 def test_every_room_is_tried() -> None:
     stages = {name for name in vars(Stages) if not name.startswith("_")}
-    assert stages == {*STEP_OF, *CLOSING, *NOT_RUN, "share"}
+    assert stages == {*STEP_OF, *CLOSING, *STUDY, *NOT_RUN, "share"}
 
 
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
@@ -206,6 +209,65 @@ def test_an_error_ends_its_job_at_once_and_no_other(bench: Bench, room: str, err
         ("infer", "send", "confirm"), "done"
     )
     assert len(bench.inference.runs) == (1 if room in ("unpacked", "infer") else 2)
+
+
+NEEDING = """
+[route.needs]
+series = [{ Modality = "US", SeriesDescription = "second" }]
+wait_minutes = 60
+if_incomplete = "skip"
+"""
+
+
+@pytest.fixture
+def needing(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path, TOML + NEEDING)
+    yield bench
+    bench.node.stop()
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("room", STUDY)
+def test_an_error_of_what_a_job_needs_of_a_study_ends_that_job_alone(
+    needing: Bench, room: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = needing.take_in("first")
+    with monkeypatch.context() as failing:
+        failing.setattr(needing.node.stages, room, raising(error))
+        needing.close(first)
+        facts = needing.node.ledger.series(first.series_uid)
+        assert (facts["state"], facts["verdict"]["fit"]) == ("closed", True)
+        needing.run_all()
+    job = needing.jobs(first)["infer"]
+    assert (job["state"], job["attempts"]) == ("failed", 1)
+    assert job["reason"].startswith(f"looking for the rest of the study failed: {type(error).__name__}")
+    assert "DOE" not in job["reason"]
+    assert needing.inference.runs == []
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("room", STUDY)
+def test_a_series_closes_whatever_becomes_of_who_waits_for_it(
+    needing: Bench, room: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = needing.take_in("first")
+    needing.close(first)
+    assert needing.jobs(first)["infer"]["reason"].startswith("waits for")
+    second = needing.take_in("second", StudyInstanceUID=first.study_uid, SeriesDescription="second")
+    with monkeypatch.context() as failing:
+        failing.setattr(needing.node.stages, room, raising(error))
+        needing.close(second)
+    facts = needing.node.ledger.series(second.series_uid)
+    assert (facts["state"], facts["verdict"]["fit"]) == ("closed", True)
+    assert needing.jobs(first)["infer"]["reason"].startswith("waits for"), "it looks again when its time is over"
+
+
+def test_who_waits_for_a_series_runs_when_it_closes(needing: Bench) -> None:
+    first = needing.take_in("first")
+    needing.close(first)
+    needing.close(needing.take_in("second", StudyInstanceUID=first.study_uid, SeriesDescription="second"))
+    needing.run_all()
+    assert needing.jobs(first)["infer"]["state"] == "done"
 
 
 @pytest.mark.parametrize(
