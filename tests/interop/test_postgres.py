@@ -87,7 +87,7 @@ def test_a_list_is_searched_and_counted_there_too(ledger: Ledger) -> None:
 def test_what_was_told_is_noted_there_too(ledger: Ledger) -> None:
     told = Told(ledger)
     [(title, _)] = told.look(replace(WRONG, silent={}))
-    assert title == "pacs-node AI: 5 things to see to"
+    assert title == "pacs-node AI: 8 things to see to"
     told.start()
     assert told.look(replace(WRONG, silent={})) == []
     assert ledger.failing_sends(WRONG.now) == []

@@ -92,6 +92,9 @@ STANDARD: dict[str, tuple[str, str | None, str, str, list[str | None], int | Non
     "instances-deleted": ("110103", None, "D", "0", [None], 0, "110180"),
     "refused-bytes-deleted": ("110113", "110132", "E", "0", [None], None, "12"),
     "asked": ("110113", "110132", "E", "0", [None, None], None, "12"),
+    **dict.fromkeys(
+        ("paused", "resumed", "priority-changed"), ("110113", "110132", "E", "0", [None, None], None, "12")
+    ),
     "identity-asked": ("110113", "110132", "E", "0", [None, None], None, "12"),
     "configuration-changed": ("110113", "110131", "E", "0", [None, None], None, "12"),
     "user-changed": ("110113", "110137", "E", "0", [None, None], None, "12"),

@@ -65,6 +65,9 @@ class Scripted:
             raise NotOffered("pacs does not offer C-FIND")
         return self.has & {each.sop_instance_uid for each in sent}
 
+    def is_shadow(self, route: str) -> bool:
+        return False
+
     def deliver(self, destination: str, package: Package) -> list[Receipt]:
         return [Receipt(path.name, True, 0, "0x0000 Success", T0) for path in package.paths]
 
