@@ -35,7 +35,7 @@ from tests.unit.node.test_lists import (  # noqa: F401  and these
     made,
     test_turnaround_ends_where_the_last_results_have_arrived,
 )
-from tests.unit.node.test_notify import WRONG
+from tests.unit.node.test_notify import KEYS, WRONG
 from tests.unit.node.test_notify import Watched as Told
 from tests.unit.node.test_retention import Story
 from tests.unit.node.test_turns import (  # noqa: F401  and these
@@ -87,7 +87,7 @@ def test_a_list_is_searched_and_counted_there_too(ledger: Ledger) -> None:
 def test_what_was_told_is_noted_there_too(ledger: Ledger) -> None:
     told = Told(ledger)
     [(title, _)] = told.look(replace(WRONG, silent={}))
-    assert title == "pacs-node AI: 8 things to see to"
+    assert title == f"pacs-node AI: {len(KEYS) - 1} things to see to"
     told.start()
     assert told.look(replace(WRONG, silent={})) == []
     assert ledger.failing_sends(WRONG.now) == []
