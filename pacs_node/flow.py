@@ -45,7 +45,7 @@ from pacs_node.errors import (
     may_pass,
 )
 from pacs_node.kinds import decided, sizes
-from pacs_node.outcomes import outcome
+from pacs_node.outcomes import Counted, outcome
 from pacs_node.pulse import Way, is_marked, why_none
 from pacs_node.records import (
     HEARTBEAT_AE,
@@ -549,7 +549,7 @@ class Flow:
             warnings=list(findings.warnings),
             facts={**findings.facts, **sizes(findings)},
             places=self.stages.places(findings, dict(zip(verdict.use, files, strict=True))),
-            counted=None if job.shadow else outcome(findings, files[0]),
+            counted=_counted(job, findings, files),
         )
 
     def _refuse(self, job: Job, reason: str) -> None:
@@ -778,6 +778,18 @@ def _step(name: str) -> Iterator[None]:
         raise Unforeseen(name, told) from error
     except Exception as error:  # the edge of a room: every error has an end, in its own words
         raise Unforeseen(name, Told.of(error)) from error
+
+
+def _counted(job: Job, findings: Findings, files: Sequence[Path]) -> dict[str, Counted] | None:
+    """What the figures of its pipeline are told of a job; None of a shadow."""
+    if job.shadow or not files:
+        return None
+    try:
+        return outcome(findings, files[0])
+    except Exception as error:  # noqa: BLE001 - the edge of the statistics: no result is kept back for them
+        told = Told.of(error)
+        log.error("series not counted", job=job.id, series=job.series_uid, error=told.words, trace=told.trace)
+        return None
 
 
 def _foremost(headers: Sequence[Dataset], verdict: Verdict) -> Dataset:

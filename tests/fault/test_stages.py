@@ -609,3 +609,17 @@ def test_a_ledger_that_is_away_for_a_moment_is_no_death(bench: Bench) -> None:
     bench.node.stages.encode = encode  # type: ignore[method-assign]
     bench.run_all()
     assert {job["state"] for job in bench.jobs(series).values()} == {"done"}
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
+def test_no_result_is_kept_back_because_it_cannot_be_counted(
+    bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pacs_node.flow.outcome", raising(error))
+    series = bench.take_in("first")
+    bench.close(series)
+    with capture_logs() as events:
+        bench.run_all()
+    assert {job["state"] for job in bench.jobs(series).values()} == {"done"}
+    [event] = [event for event in events if event.get("trace")]
+    assert event["event"] == "series not counted"

@@ -126,8 +126,11 @@ class Hospital:
         uid = str(made.SeriesInstanceUID)
 
         def looked_at() -> bool:
-            series = self.node.ledger.series(uid)
-            return bool(series and series["state"] == "closed" and not self.node.ledger.returned_waiting(9))
+            ledger = self.node.ledger
+            if ledger.instance(str(made.SOPInstanceUID)) is None:  # the series may be closed since another one
+                return False
+            series = ledger.series(uid)
+            return bool(series and series["state"] == "closed" and not ledger.returned_waiting(9))
 
         wait_for(looked_at, 60, f"a look at it: {self.node.trouble()}")
         series = self.node.ledger.series(uid)
