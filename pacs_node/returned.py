@@ -22,12 +22,12 @@ from typing import Any
 import structlog
 from pydicom import Dataset
 
-from config.secrets import environment_without_secrets
 from dicom_sr import attributes, returned
 from dicom_sr.reading import read_header
 from pacs_node.errors import LedgerUnavailable, StoreAway, Told, TryAgain
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop
+from pacs_node.program import answer_of, started
 from pacs_node.records import Feedback, Instance
 from pacs_node.route import OURS
 from pacs_node.stages import Unread, WiredStages
@@ -162,22 +162,14 @@ class Returned:
             return self._run(json.dumps(asked))
 
     def _run(self, asked: str) -> dict[str, list[dict[str, Any]]]:
+        process = started(PROGRAM)
         try:
-            done = subprocess.run(
-                [sys.executable, "-P", str(PROGRAM)],
-                input=asked,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # a trace may quote the patient
-                text=True,
-                timeout=LONGEST_S,
-                check=False,
-                env={**environment_without_secrets(), "OMP_NUM_THREADS": "1"},
-            )
+            answer = answer_of(process, asked, LONGEST_S)
         except subprocess.TimeoutExpired as error:
             raise NotCompared(f"it took longer than {LONGEST_S:g} s to compare") from error
-        if done.returncode != 0:
+        if process.returncode != 0:
             raise NotCompared("its pixels cannot be read")
-        edits: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)["edits"]
+        edits: dict[str, list[dict[str, Any]]] = json.loads(answer)["edits"]
         return edits
 
     def _feedback(self, header: Dataset, instance: Instance, job: str, series_uid: str, **said: Any) -> Feedback:

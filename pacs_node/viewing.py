@@ -27,8 +27,8 @@ from typing import Any
 
 import structlog
 
-from config.secrets import environment_without_secrets
 from pacs_node.errors import NodeError, Told, TryAgain
+from pacs_node.program import answer_of, started
 from pacs_node.records import Stored
 
 log = structlog.get_logger()
@@ -216,21 +216,11 @@ class Viewing:
         with self._lock:
             if self._closed:
                 raise TryAgain("the node stops")
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(PROGRAM)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # a trace may quote the patient
-                text=True,
-                # TMPDIR: the one place it may write to
-                env={**environment_without_secrets(), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
-            )
+            self._process = started(PROGRAM, TMPDIR=str(folder))  # the one place it may write to
         process = self._process
         try:
-            answer, _ = process.communicate(told, timeout=LONGEST_S)
+            answer = answer_of(process, told, LONGEST_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
             return f"it took longer than {LONGEST_S:g} s to prepare"
         finally:
             self._process = None

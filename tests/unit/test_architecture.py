@@ -102,7 +102,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     },
     "ledger": {"accounts", "records", "errors", "editions", "outcomes", "turns"},
     "start_up": {"errors", "durable"},
-    "viewing": {"records", "errors"},
+    "program": set(),
+    "viewing": {"records", "errors", "program"},
     "privacy": set(),
     "loop": {"errors"},
     "jobs": {"records", "errors", "flow", "ledger", "loop"},
@@ -113,7 +114,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
 OUTSIDE = {  # of the spine: which other packages of ours
     **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment", "kinds", "outcomes")},
     "off_peak": {"config"},  # the settings in force, and hours of the week
-    "viewing": {"config"},  # config.secrets, as infer
+    "program": {"config"},  # config.secrets, as infer
     "settings_file": {"config"},  # which settings are secret
 }
 DOORS = {  # outside package -> files and folders that may import it
