@@ -26,6 +26,7 @@ from pacs_node.node import Node
 from pacs_node.records import CommitmentRequest, Evidence, Instance, Job, OpenSeries, Verdict
 from tests.factories import us_image
 from tests.results import us_findings
+from tests.standins import NoInference
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TOML = """
@@ -85,9 +86,7 @@ STUDY = ("study", "missing")  # of a route that needs other series of the study
 NOT_RUN = ("reports_not_run", "encode_not_run")  # met by a refusal
 
 
-class CountedInference:
-    """In the place of the child process."""
-
+class CountedInference(NoInference):
     def __init__(self) -> None:
         self.runs: list[str] = []
         self.now = "0.1.0+a"
@@ -99,9 +98,6 @@ class CountedInference:
 
     def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
         return self.now
-
-    def close(self) -> None:
-        pass
 
 
 class Saying:

@@ -27,6 +27,7 @@ from pacs_node.facts import NodeFacts
 from pacs_node.node import Node, utc_now
 from pacs_node.web.app import create_app
 from tests.harness import free_port, storescu, wait_for
+from tests.standins import NoInference
 from tests.unit.test_documented import documented_fields, told_of
 from tests.unit.test_web import visible
 from tests.viewers import chest
@@ -59,8 +60,8 @@ send_to = ["results"]
 WHO = "Leserin^Ina"
 
 
-class Inference:
-    """In the place of the child process: what the phantom truly holds."""
+class Inference(NoInference):
+    """Finds what the phantom truly holds."""
 
     def __init__(self, findings: Findings) -> None:
         self.findings, self.asked = findings, 0
@@ -68,24 +69,6 @@ class Inference:
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Any) -> Findings:
         self.asked += 1
         return self.findings
-
-    def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
-        return ""
-
-    def warm(self, pipelines: Any) -> None:
-        pass
-
-    def heed(self, pauses: Any, machine: str) -> int:
-        return 1
-
-    def trouble(self) -> list[str]:
-        return []
-
-    def facts(self) -> list[dict[str, Any]]:
-        return []
-
-    def close(self) -> None:
-        pass
 
 
 class Hospital:

@@ -24,6 +24,7 @@ from pacs_node.node import Node
 from tests.factories import us_image
 from tests.harness import free_port, storescu, wait_for
 from tests.results import us_findings
+from tests.standins import NoInference
 
 GROWING = ("instance", "series", "association", "job", "event", "result", "receipt", "arrival", "edition",
            "commitment", "commitment_request", "refusal", "feedback", "place")  # fmt: skip
@@ -78,30 +79,10 @@ needs = {{ series = [{{ Modality = "MR" }}], wait_minutes = 0.02, if_incomplete 
 """
 
 
-class Inference:
-    """In the place of the child process."""
-
-    def heed(self, pauses: Sequence[Any], machine: str) -> int:
-        return 1
-
+class Inference(NoInference):
     def run(self, pipeline: str, options: Mapping[str, Any], files: Sequence[Path], progress: Any) -> Findings:
         progress(0.5, "half")
         return us_findings([pydicom.dcmread(file, stop_before_pixels=True) for file in files])
-
-    def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
-        return ""
-
-    def prepare(self, pipelines: Any) -> None:
-        pass
-
-    def trouble(self) -> list[str]:
-        return []
-
-    def facts(self) -> list[dict[str, Any]]:
-        return []
-
-    def close(self) -> None:
-        pass
 
 
 class Asking:

@@ -32,6 +32,7 @@ from pacs_node.web.app import create_app
 from tests import results
 from tests.factories import point_lps_mm, us_image
 from tests.results import mass, us_findings
+from tests.standins import NoInference
 
 PEERS = {  # every kind of place that results are sent to, each with all that is made for it
     "pacs": 'ae_title = "PACS"\nhost = "127.0.0.1"\nport = 104\nreject_replaced = true\nviewer = "ohif"\n',
@@ -64,8 +65,8 @@ shadow = true
 )
 
 
-class Model:
-    """In the place of the child process. fails: how its next runs end; shift: where it finds something, in pixels."""
+class Model(NoInference):
+    """fails: how its next runs end; shift: where it finds something, in pixels."""
 
     def __init__(self) -> None:
         self.versions = 1
@@ -81,15 +82,6 @@ class Model:
 
     def version(self, pipeline: str, options: Mapping[str, Any]) -> str:
         return f"0.{self.versions}"
-
-    def trouble(self) -> list[str]:
-        return []
-
-    def facts(self) -> list[dict[str, Any]]:
-        return []
-
-    def close(self) -> None:
-        pass
 
 
 class Sink:
