@@ -9,7 +9,6 @@ What it is at is a mark in the ledger: it goes on after a restart. What is a hea
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -97,8 +96,8 @@ class Heartbeat:
         if self._held():
             return
         self._clear_away(last)
-        folder = Path(tempfile.mkdtemp(prefix="heartbeat-"))
-        try:
+        with tempfile.TemporaryDirectory(prefix="heartbeat-", ignore_cleanup_errors=True) as made:
+            folder = Path(made)
             series_uid = phantom(folder, self.modality(self.config.heartbeat.route))
             self._note(now, "under way", series_uid)  # before: it is followed, and goes, whatever becomes of us
             node = self.config.node
@@ -112,8 +111,6 @@ class Heartbeat:
             refused = next((each.text for each in receipts if not each.stored), None)
             if refused is not None:
                 self._ended("failed", now, series_uid, f"the listener does not take it: {refused}")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _follow(self, last: Mapping[str, Any], now: datetime) -> None:
         series = self.ledger.series(last["series"])

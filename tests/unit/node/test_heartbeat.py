@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import problems
+from config.check import HEARTBEAT_AE as RESERVED
 from models import catalogue
 from pacs_node.flow import Flow, RouteMatch
 from pacs_node.heartbeat import MARK, Heartbeat, how_far, phantom
@@ -299,3 +300,7 @@ def test_settings_that_cannot_be_are_said(tmp_path: Path, more: str, words: str)
     found = [str(each) for each in problems(tmp_path / "node.toml", catalogue()) if each.severity == "error"]
     assert words in " ".join(found)
     assert bool(found) is bool(words)
+
+
+def test_the_settings_reserve_the_title_that_the_node_calls_itself_by() -> None:
+    assert RESERVED == HEARTBEAT_AE
