@@ -203,7 +203,8 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         standing_s = STANDING_S + 2 * self.node.config.jobs.sweep_s
         settled = self.monotonic() - self.since > standing_s  # before that, what was left is still being taken up
         still = now - timedelta(seconds=standing_s)
-        held = self._no_device() is not None
+        held = self._no_device(ledger.pauses(now)) is not None
+        due = self._due()
 
         def not_held(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return [job for job in jobs if not (held and job["kind"] == "infer" and job["state"] != "running")]
@@ -212,7 +213,7 @@ class NodeFacts(ViewerFacts, PipelineFacts):
             FAILED: ledger.unresolved(),
             "runs for longer than it may": ledger.running_too_long(self._limits(), ledger.living(), still),
             "stands still": not_held(ledger.standing_still(still, self._closed(still))) if settled else [],
-            "is overdue": not_held(ledger.overdue(self._due(), self._closed(self._due()["infer"]))),
+            "is overdue": not_held(ledger.overdue(due, self._closed(due["infer"]))),
         }
 
     def _closed(self, since: datetime) -> frozenset[str]:
@@ -238,8 +239,11 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         return {
             "destination": [peer.name for peer in config.peers if peer.reachable],
             "pipeline": sorted({route.pipeline for route in config.routes}),
-            "device": list(dict.fromkeys(each["device"] for each in self.node.devices())),
+            "device": self._device_names(),
         }
+
+    def _device_names(self) -> list[str]:
+        return list(dict.fromkeys(each["device"] for each in self.node.devices()))
 
     def pause(self, kind: str, name: str, by: str, reason: str = "", hours: float | None = None) -> str | None:
         """Jobs of it begin no more, for so long or until somebody resumes it. None, or why not."""
@@ -276,10 +280,12 @@ class NodeFacts(ViewerFacts, PipelineFacts):
             self.node.wake()
         return why_not
 
-    def _no_device(self) -> str | None:
+    def _no_device(self, pauses: Sequence[Pause]) -> str | None:
         """What is paused, if no device is left for inferences; as far as this machine knows the devices."""
-        pauses = [each for each in self.node.ledger.pauses(self.node.now()) if each.kind == "device"]
-        of = [[each for each in pauses if each.name.partition("@")[0] == name] for name in self.can_pause()["device"]]
+        mine = [each for each in pauses if each.kind == "device"]
+        if not mine:
+            return None
+        of = [[each for each in mine if each.name.partition("@")[0] == name] for name in self._device_names()]
         return "; ".join(dict.fromkeys(each.words for one in of for each in one)) if of and all(of) else None
 
     def _limits(self) -> dict[str, datetime]:
@@ -359,9 +365,10 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         waiting = [job for job in series["jobs"] if job["state"] in BEGINNABLE] if series else []
         pauses = self.node.ledger.pauses(self.node.now()) if waiting else []
         closed = self.node.off_peak.closed() if waiting else {}
+        no_device = self._no_device(pauses)
         for job in waiting:
             held = why_held(pauses, job["kind"], job["pipeline"], job["destination"])
-            job["paused"] = held or (self._no_device() if pauses and job["kind"] == "infer" else None)
+            job["paused"] = held or (no_device if job["kind"] == "infer" else None)
             not_urgent = job["kind"] == "infer" and job["priority"] >= NOT_URGENT
             job["rests"] = closed.get(job["route"]) if not_urgent else None
         return self._without_paths(series)
@@ -404,7 +411,8 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         """What runs and what waits, each queue in its order, and why."""
         node = self.node
         closed = node.off_peak.closed()
-        queues, held = node.ledger.queues(node.now(), limit, node.config.jobs.overtaken_s, closed), self._no_device()
+        queues = node.ledger.queues(node.now(), limit, node.config.jobs.overtaken_s, closed)
+        held = self._no_device(node.ledger.pauses(node.now()))
         for queue in queues if held else ():
             if queue["kind"] == "infer":
                 waits = {"place": None, "why": held}

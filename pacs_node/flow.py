@@ -632,7 +632,8 @@ class Flow:
 
     def _sends(self, job: Job, also: Sequence[Mapping[str, Any]]) -> list[Job]:
         """None of a shadow, wherever its route would send to."""
-        return [] if job.shadow else [self._send_job(job, place) for place in _destinations(job, also)]
+        further = [each["to"] for each in also if each["sent"]]
+        return [] if job.shadow else [self._send_job(job, place) for place in (*job.send_to, *further)]
 
     def _send_job(self, job: Job, destination: str) -> Job:
         return Job(
@@ -781,8 +782,8 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _counted(job: Job, findings: Findings, files: Sequence[Path]) -> dict[str, Counted] | None:
-    """What the figures of its pipeline are told of a job; None of a shadow."""
-    if job.shadow or not files:
+    """What the figures of its pipeline are told of a job."""
+    if not job.counts:
         return None
     try:
         return outcome(findings, files[0])
@@ -821,10 +822,6 @@ def _rules(matches: Sequence[RouteMatch]) -> list[dict[str, Any]]:
 def _id(*parts: str) -> str:
     """The same job, asked for twice, is one row."""
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
-
-
-def _destinations(job: Job, also: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [*job.send_to, *(each["to"] for each in also if each["sent"])]
 
 
 def _told(facts: Mapping[str, Any] | None, also: Sequence[Mapping[str, Any]], encode_s: float) -> dict[str, Any] | None:

@@ -313,6 +313,11 @@ class Job:
     reason: str = ""
     not_before: datetime | None = None
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is in figures: it is neither a shadow's nor a heartbeat's."""
+        return not self.shadow and self.sender != HEARTBEAT_AE
+
     def rests(self, closed: Collection[str]) -> bool:
         """Whether it waits for the hours of its route. closed: routes whose hours are not now."""
         return self.kind == "infer" and self.priority >= NOT_URGENT and self.route in closed

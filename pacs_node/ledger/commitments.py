@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pacs_node.ledger.engine import portions
 from pacs_node.ledger.jobs import Jobs, task_of
 from pacs_node.ledger.queues import job_of
 from pacs_node.ledger.tables import (
@@ -132,9 +133,8 @@ class Commitments(Jobs):
 
     def _keep_for(self, db: sa.Connection, request: CommitmentRequest) -> None:
         """Whoever asks relies on our images from now on: that is kept with their series."""
-        uids = [uid for _, uid in request.wanted]
-        for start in range(0, len(uids), 500):  # SQLite takes 999 parameters, if it is old
-            mine = instance_table.c.sop_instance_uid.in_(uids[start : start + 500])
+        for some in portions([uid for _, uid in request.wanted]):
+            mine = instance_table.c.sop_instance_uid.in_(some)
             of = series_table.c.series_uid.in_(sa.select(instance_table.c.series_uid).where(mine))
             db.execute(sa.update(series_table).where(of).values(committed_to=request.calling_ae))
 

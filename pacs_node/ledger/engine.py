@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,12 @@ from pacs_node.errors import LedgerTooOld, LedgerUnavailable
 from pacs_node.ledger.tables import event_table
 
 MIGRATIONS = Path(__file__).with_name("migrations")
+AT_ONCE = 500  # values in one statement: SQLite takes 999 parameters, if it is old
+
+
+def portions(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many as one statement may name, again and again."""
+    yield from (values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE))
 
 
 class Database:

@@ -194,8 +194,7 @@ class Jobs(Editions, Queues, Figures, Tallies):
             )
             if moved:
                 self._count_start(db, job)
-                real = not job.shadow and job.sender != HEARTBEAT_AE
-                waits_for_a_turn = job.kind == "infer" and real and job.needs is None
+                waits_for_a_turn = job.kind == "infer" and job.counts and job.needs is None
                 if waits_for_a_turn and (job.generation, job.attempt) == (1, 1):
                     self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds())
             return moved
@@ -319,7 +318,7 @@ class Jobs(Editions, Queues, Figures, Tallies):
                 return False
             if edition is not None:
                 self._add_edition(db, job, edition, now, {each.destination for each in follow_up})
-                if counted and job.sender != HEARTBEAT_AE:
+                if counted and job.counts:
                     self._tally(db, job, edition, counted, now)
             if places is not None:
                 self._add_places(db, job, places)

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pacs_node.ledger.engine import portions
 from pacs_node.ledger.figures import Figures
 from pacs_node.ledger.tables import job_table, no_heartbeat, notice_table, series_table
 from pacs_node.records import Notice
@@ -30,10 +31,9 @@ class Notices(Figures):
                 row = self._insert(notice_table).values(receiver=receiver, key=key, **new)
                 keys = [notice_table.c.receiver, notice_table.c.key]
                 db.execute(row.on_conflict_do_update(index_elements=keys, set_=new))
-            gone = list(over)
             mine = notice_table.c.receiver == receiver
-            for start in range(0, len(gone), 500):
-                db.execute(sa.delete(notice_table).where(mine, notice_table.c.key.in_(gone[start : start + 500])))
+            for some in portions(list(over)):
+                db.execute(sa.delete(notice_table).where(mine, notice_table.c.key.in_(some)))
 
     def failing_sends(self, made_before: datetime) -> list[tuple[str, datetime, str]]:
         """(destination, since when, why) of each that has taken nothing since a send was made that is tried again and

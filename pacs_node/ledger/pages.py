@@ -144,7 +144,7 @@ class Pages(Lists):
         standing: list[dict[str, Any]] = []
         with self._reading() as db:
             waits = (
-                job_table.c.state.in_(("queued", "waiting")),
+                job_table.c.state.in_(BEGINNABLE),
                 sa.func.coalesce(job_table.c.not_before, job_table.c.created_at) < since,
                 ~held(self._pauses(db, since)),
                 _not_at_rest(closed),

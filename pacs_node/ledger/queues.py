@@ -99,10 +99,7 @@ class Queues(Pauses):
         """Those that could begin if nothing were paused, in their order."""
         if not any(each.holds(kind, each.name, destination) for each in pauses):
             return []
-        waiting = job_table.c.state.in_(BEGINNABLE), _due(now), held(pauses), *in_queue(kind, destination)
-        order = job_table.c.priority, job_table.c.turn, job_table.c.created_at
-        rows = db.execute(sa.select(job_table).where(*waiting).order_by(*order).limit(most)).mappings()
-        jobs = [job_of(row) for row in rows]
+        jobs = self._waiting(db, kind, destination, now, most, held(pauses))
         return [_shown(job, why_held(pauses, kind, job.pipeline, destination) or "", job.created_at) for job in jobs]
 
     def _resting(
@@ -118,11 +115,23 @@ class Queues(Pauses):
         """Those that wait for the hours of their route, and that nobody has paused besides."""
         if not closed or kind != "infer":
             return []
-        at_rest = resting(closed), _due(now), ~held(pauses)
-        waiting = job_table.c.state.in_(BEGINNABLE), *at_rest, *in_queue(kind, destination)
+        jobs = self._waiting(db, kind, destination, now, most, resting(closed), ~held(pauses))
+        return [_shown(job, closed[job.route], job.created_at) for job in jobs]
+
+    def _waiting(
+        self,
+        db: sa.Connection,
+        kind: str,
+        destination: str | None,
+        now: datetime,
+        most: int,
+        *of: sa.ColumnElement[bool],
+    ) -> list[Job]:
+        """Those of a queue whose time has come and for which all of this holds, in their order."""
+        waiting = job_table.c.state.in_(BEGINNABLE), _due(now), *in_queue(kind, destination), *of
         order = job_table.c.priority, job_table.c.turn, job_table.c.created_at
         rows = db.execute(sa.select(job_table).where(*waiting).order_by(*order).limit(most)).mappings()
-        return [_shown(job, closed[job.route], job.created_at) for job in map(job_of, rows)]
+        return [job_of(row) for row in rows]
 
     def _queues(self, db: sa.Connection, states: Sequence[str] = BEGINNABLE) -> list[tuple[str, str | None]]:
         queue = job_table.c.kind, job_table.c.destination

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from pacs_node.ledger.engine import Database
+from pacs_node.ledger.engine import Database, portions
 from pacs_node.ledger.tables import (
     edition_table,
     feedback_table,
@@ -17,8 +17,6 @@ from pacs_node.ledger.tables import (
     returned_table,
 )
 from pacs_node.records import Feedback
-
-AT_ONCE = 500  # UIDs in one question
 
 
 class ReturnedRows(Database):
@@ -43,7 +41,7 @@ class ReturnedRows(Database):
         with self._reading() as db:
             for job, uid, at in self._of_objects(db, instances):
                 found[job] = uid, True, at
-            for some in _some(series):
+            for some in portions(sorted(series)):
                 of = job_table.c.id, job_table.c.series_uid, job_table.c.created_at
                 has = sa.exists().where(result_table.c.job == job_table.c.id)
                 rows = db.execute(
@@ -57,7 +55,7 @@ class ReturnedRows(Database):
     def _of_objects(self, db: sa.Connection, instances: Collection[str]) -> Iterator[tuple[str, str, str]]:
         """(inference, its series, when it was made) of the results, and of what was sent in their place."""
         send = job_table.alias("send")
-        for some in _some(instances):
+        for some in portions(sorted(instances)):
             made = sa.select(result_table.c.job).where(result_table.c.sop_instance_uid.in_(some))
             sent = (
                 sa.select(send.c.parent)
@@ -79,7 +77,7 @@ class ReturnedRows(Database):
     ) -> None:
         """All that the objects of a series say, in place of what was noted of them before; it was looked at."""
         with self._begin() as db:
-            for some in _some(looked_at):
+            for some in portions(sorted(looked_at)):
                 db.execute(sa.delete(feedback_table).where(feedback_table.c.object.in_(some)))
             for each in said:
                 self._add_feedback(db, each)
@@ -105,8 +103,3 @@ class ReturnedRows(Database):
         } | {name: getattr(feedback, name) for name in ("object", "sender", "dice", "reason", "made")}
         db.execute(self._insert(feedback_table).values(**row, pipeline=made_by.pipeline, version=made_by.version))
         return True
-
-
-def _some(uids: Collection[str]) -> Iterator[list[str]]:
-    ordered = sorted(uids)
-    yield from (ordered[start : start + AT_ONCE] for start in range(0, len(ordered), AT_ONCE))

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pacs_node.ledger.engine import portions
 from pacs_node.ledger.jobs import Jobs, as_json
 from pacs_node.ledger.queues import in_order_of_queues
 from pacs_node.ledger.returned import ReturnedRows
@@ -386,12 +387,9 @@ class SeriesRows(Jobs, ReturnedRows):
         """Those of these instances that we took in."""
         kept: list[Instance] = []
         with self._reading() as db:
-            for start in range(0, len(sop_instance_uids), 500):  # SQLite takes 999 parameters, if it is old
-                rows = db.execute(
-                    sa.select(instance_table).where(
-                        instance_table.c.sop_instance_uid.in_(sop_instance_uids[start : start + 500])
-                    )
-                ).mappings()
+            for some in portions(sop_instance_uids):
+                mine = instance_table.c.sop_instance_uid.in_(some)
+                rows = db.execute(sa.select(instance_table).where(mine)).mappings()
                 kept += [self._instance(row) for row in rows]
         return kept
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pacs_node.ledger.engine import Database
+from pacs_node.ledger.engine import Database, portions
 from pacs_node.ledger.lists import iso
 from pacs_node.ledger.tables import job_table, place_table, series_table
 
 ENDED = ("done", "refused", "failed")
-CHUNK = 500  # parameters of a statement
 RECENT = 200  # series of a shadow that tell which live routes took them, too
 OF_A_JOB = [job_table.c[name] for name in (
     "id", "series_uid", "route", "pipeline", "revision", "state", "reason", "facts", "created_at"
@@ -104,8 +103,7 @@ class Shadows(Database):
         return found
 
     def _in_chunks(self, db: sa.Connection, query: sa.Select[Any], column: Any, values: list[str]) -> list[Any]:
-        parts = [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
-        return [row for part in parts for row in db.execute(query.where(column.in_(part))).mappings()]
+        return [row for some in portions(values) for row in db.execute(query.where(column.in_(some))).mappings()]
 
 
 def _plain(job: Any, places: dict[str, Any]) -> dict[str, Any]:
