@@ -11,6 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Sequence as SequenceOf
+from functools import lru_cache
 from typing import Any
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
@@ -31,6 +32,7 @@ UNREADABLE = (
 
 # PS3.5 Table 6.2-1, DS; float() takes more. No two parts of it can match the same digit: it takes no longer than a text
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+tag_of = lru_cache(maxsize=4096)(Tag)  # pydicom tries each keyword as a number first: half of the time of an attribute
 LONGEST_SHOWN = 40  # characters of a value in a sentence
 LONGEST_VALUE = 1 << 19  # bytes of an attribute that is decoded: numbers of 65536 frames take 7 each
 LONGEST_TEXT = 10240  # characters: those of the longest VR that people fill in, LT, PS3.5 Table 6.2-1
@@ -60,13 +62,13 @@ def values(item: Dataset, keyword: str) -> list[Any]:
 
 def element(item: Dataset, keyword: str) -> DataElement | None:
     """The element, decoded; None if it is missing. Raises BadAttribute for bytes that are none, and for too many."""
-    tag = Tag(keyword)
-    if tag not in item:
-        return None
+    tag = tag_of(keyword)
     try:
-        raw = item.get_item(tag)
-        if isinstance(raw, RawDataElement) and len(raw.value or b"") > LONGEST_VALUE and _becomes_many(raw):
-            raise BadAttribute(keyword, f"has {len(raw.value or b'')} bytes; at most {LONGEST_VALUE} are read")
+        found: DataElement | RawDataElement | None = item.get_item(tag)
+        if not isinstance(found, RawDataElement):
+            return found  # missing, or decoded before
+        if len(found.value or b"") > LONGEST_VALUE and _becomes_many(found):
+            raise BadAttribute(keyword, f"has {len(found.value or b'')} bytes; at most {LONGEST_VALUE} are read")
         return item[tag]
     except (*UNREADABLE, OSError) as error:  # OSError: pydicom's, of items that are cut off; no file is read here
         raise BadAttribute(keyword, "cannot be read") from error

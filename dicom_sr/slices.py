@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -59,7 +60,7 @@ class Slice:
     def header(self) -> Dataset:
         return self.frame.header
 
-    @property
+    @cached_property
     def normal(self) -> np.ndarray:
         return np.cross(self.row, self.column)
 

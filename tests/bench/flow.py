@@ -24,7 +24,7 @@ from models.phantoms import breast_ultrasound, chest_ct
 from tests.bench.record import record
 from tests.harness import NodeProcess, Orthanc, node_toml, storescu, wait_for
 
-QUIET_S = 1.0
+QUIET_S = 10.0  # the default
 SLICES = 300
 PARTS = (
     "last_image_to_accepted_s", "inference_s", "node_adds_s", "closing_s", "queueing_s", "encoding_s", "sending_s",
