@@ -12,7 +12,7 @@ receiver take the suggestion for a radiologist's.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -143,6 +143,9 @@ LIMITS: dict[Purpose, str] = {
         " this report, solid and subsolid by themselves; false marks count too."
     ),
 }
+# The bias of a long axis against those that readers draw, in the median (CARD.md). A suggestion that a size this much
+# smaller or larger would change is not made: it would say more than is known.
+CLOSE_MM = 0.8
 TOO_YOUNG = "No Fleischner follow-up is suggested: the patient is younger than 35 years."
 
 
@@ -151,7 +154,8 @@ def with_suggestions(
 ) -> tuple[list[Finding], list[str]]:
     """The findings with what the tables say of their reported numbers, and what the report must say beside it.
 
-    Without a purpose nothing is added; nor to a finding without a type, nor to a mass.
+    Without a purpose nothing is added; nor to a finding without a type, to a mass, or where a size as far off as ours
+    are would change it.
     """
     if purpose is None:
         return list(findings), []
@@ -161,18 +165,34 @@ def with_suggestions(
     solid = sum(nodule is not None and nodule.type == codes.SOLID for nodule in nodules)
     subsolid = sum(nodule is not None for nodule in nodules) - solid
 
-    def said(nodule: Nodule | None) -> tuple[Evaluation, ...]:
-        if nodule is None:
-            return ()
+    def codes_of(nodule: Nodule) -> tuple[Evaluation, ...]:
         if purpose == "screening":
             return (Evaluation(LUNG_RADS, lung_rads(nodule)),)
         both = fleischner(nodule, alone=(solid if nodule.type == codes.SOLID else subsolid) == 1)
         return () if both is None else (Evaluation(LOW_RISK, both[0]), Evaluation(HIGH_RISK, both[1]))
 
-    return [
-        replace(finding, evaluations=finding.evaluations + said(nodule))
-        for finding, nodule in zip(findings, nodules, strict=True)
-    ], [LIMITS[purpose]]
+    told, close = [], []
+    for finding, nodule in zip(findings, nodules, strict=True):
+        possible = {codes_of(one) for one in about(nodule)} if nodule is not None else {()}
+        told.append(
+            replace(finding, evaluations=finding.evaluations + next(iter(possible))) if len(possible) == 1 else finding
+        )
+        close += [finding.label] if len(possible) > 1 else []
+    return told, [LIMITS[purpose], *([too_close(close)] if close else [])]
+
+
+def about(nodule: Nodule) -> Iterator[Nodule]:
+    """The nodule as it is reported, and as small and as large as it may be."""
+    for off_mm in (-CLOSE_MM, 0.0, CLOSE_MM):
+        sizes = (max(0.0, round(mm + off_mm, 1)) if mm else 0.0 for mm in (nodule.mean_mm, nodule.solid_mm))
+        yield Nodule(nodule.type, *sizes)
+
+
+def too_close(labels: Sequence[str]) -> str:
+    return (
+        f"No category or follow-up is suggested for {', '.join(labels)}: with a size {CLOSE_MM} mm smaller or larger it"
+        " would be another, and sizes are no surer than that."
+    )
 
 
 def inputs(finding: Finding) -> Nodule | None:

@@ -7,7 +7,16 @@ from pydicom.sr.coding import Code
 from dicom_sr import codes
 from dicom_sr.findings import Evaluation, Measurement
 from models.lung_nodule import categories, texture
-from models.lung_nodule.categories import LIMITS, Nodule, fleischner, lung_rads, under_age, whole, with_suggestions
+from models.lung_nodule.categories import (
+    CLOSE_MM,
+    LIMITS,
+    Nodule,
+    fleischner,
+    lung_rads,
+    under_age,
+    whole,
+    with_suggestions,
+)
 from tests.results import nodule
 
 SOLID, PART, NON = codes.SOLID, codes.PART_SOLID, codes.NON_SOLID
@@ -139,6 +148,33 @@ def test_an_incidental_finding_gets_fleischner_for_both_risks_and_solid_and_subs
     assert added(subsolid[0])[0] == (low, MANY_SUBSOLID_6)
 
 
+STEPS = {  # purpose, type -> sizes at which a category or a follow-up of one nodule alone changes
+    ("screening", SOLID): (6.0, 8.0, 15.0),
+    ("screening", NON): (30.0,),
+    ("incidental", SOLID): (5.5, 8.5, 30.5),
+    ("incidental", NON): (5.5, 30.5),
+}
+
+
+@pytest.mark.parametrize(("purpose", "kind"), STEPS)
+def test_nothing_is_suggested_where_a_size_as_far_off_as_ours_are_would_change_it(purpose, kind):
+    for tenths in range(40, 320):
+        mm = tenths / 10
+        [found], said = with_suggestions(purpose, [measured(kind, mm)], aged("060Y"))
+        close = any(round(step - CLOSE_MM, 1) <= mm < round(step + CLOSE_MM, 1) for step in STEPS[purpose, kind])
+        assert (not added(found)) == (close or (purpose == "incidental" and mm >= 30.5)), mm
+        assert any(found.label in words and f"{CLOSE_MM} mm" in words for words in said) == close, mm
+
+
+@pytest.mark.parametrize(
+    ("mean_mm", "solid_mm", "category"),
+    [(12.0, 4.0, "3"), (12.0, 5.5, None), (12.0, 6.9, "4A"), (12.0, 7.5, None), (12.0, 9.0, "4B"), (6.5, 2.0, None)],
+)
+def test_a_solid_part_too_near_to_a_step_decides_nothing_either(mean_mm, solid_mm, category):
+    [found], _ = with_suggestions("screening", [measured(PART, mean_mm, solid_mm)], aged(None))
+    assert [value for _, value in added(found)] == ([] if category is None else [f"Lung-RADS {category}"])
+
+
 @pytest.mark.parametrize(
     ("age", "young"),
     [("034Y", True), ("035Y", False), ("090Y", False), ("011M", True), ("002W", True), ("007D", True), (None, False),
@@ -146,7 +182,7 @@ def test_an_incidental_finding_gets_fleischner_for_both_risks_and_solid_and_subs
 )  # fmt: skip
 def test_fleischner_is_not_for_the_young(age, young):
     assert under_age(aged(age)) == young
-    found, said = with_suggestions("incidental", [measured(SOLID, 9.0)], aged(age))
+    found, said = with_suggestions("incidental", [measured(SOLID, 12.0)], aged(age))
     assert (added(found[0]) == []) == young
     assert ("younger than 35" in said[0]) == young
 

@@ -125,12 +125,18 @@ def run_on_truth(truth: Truth, monkeypatch, **options) -> Findings:
 def test_categories_are_suggested_only_for_the_purpose_the_route_names(tmp_path, monkeypatch, purpose):
     found = run_on_truth(phantom(tmp_path, "HFS"), monkeypatch, purpose=purpose)
     assert len(found.findings) == 2
+    withheld = " ".join(text for text in found.warnings if text.startswith("No category"))
+    suggested = 0
     for one in found.findings:
         names = [e.name.meaning for e in one.evaluations]
         assert names[:2] == ["Texture", "Rule of the nodule type"]
         expected = {"screening": ["Suggested Lung-RADS"], "incidental": ["Suggested Fleischner"] * 2, None: []}[purpose]
+        if one.label in withheld:  # its size is too near to a step
+            expected = []
         assert len(names) - 2 == len(expected)
         assert all(name.startswith(start) for name, start in zip(names[2:], expected, strict=True))
+        suggested += len(expected)
+    assert (suggested > 0) == (purpose is not None)
     assert any("to be confirmed by the radiologist" in text for text in found.warnings) == (purpose is not None)
 
 
