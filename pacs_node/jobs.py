@@ -153,7 +153,12 @@ class Engine:
             if job.executor == self.executor:
                 self.ledger.take_over(job, "the node ended while it ran", self.now())  # the sweeper submits it
         DBOS.launch()
-        for stopped in self._dbos.background_thread_stop_events:
+        stops = [*self._dbos.background_thread_stop_events]
+        if self.ledger.embedded:
+            # What looks for delays and timeouts, of which we ask for none. On a server it holds a lock meanwhile, which
+            # must not be idle for 5 s.
+            stops.append(self._dbos._background_jobs_stop_event)  # noqa: SLF001 - it has no other name
+        for stopped in stops:
             self._pace.set_for(stopped)
         DBOS.register_queue("infer", worker_concurrency=slots, polling_interval_sec=self.poll_s)
         # One partition per destination: a dead one fills its own slots, never those of another.

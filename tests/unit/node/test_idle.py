@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from pacs_node import intake, jobs
 from pacs_node.intake import Intake
@@ -29,6 +31,25 @@ def test_the_engine_begins_at_once_after_a_rest(tmp_path: Path, monkeypatch: pyt
             wait_for(lambda: running.engine._pace._idle, 20, "the engine to rest")
             running.add(name)
             running.wait(lambda: running.states() == {"done"})
+    finally:
+        running.engine.stop(1)
+        running.ledger.close()
+
+
+def test_the_engine_asks_its_database_nothing_while_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "DOZE_S", LONG_S)
+    running = Running(tmp_path)
+    asked: list[str] = []
+    running.engine.start()
+    try:
+        event.listen(running.engine._dbos._sys_db.engine, "before_cursor_execute", lambda *said: asked.append(said[2]))
+
+        def nothing_for_a_while() -> bool:
+            asked.clear()
+            time.sleep(2.5)  # more than twice the longest pause of a loop of the engine's that does not rest
+            return not asked
+
+        wait_for(nothing_for_a_while, 30, "rest: something asks without end")
     finally:
         running.engine.stop(1)
         running.ledger.close()
