@@ -6,13 +6,38 @@ Those that `attention` builds by name are plugged into the residual branch of a 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Attention = Literal["plain", "se", "eca", "cbam", "coord", "ccasm", "ccapm"]
+Attention = Literal["plain", "se", "eca", "cbam", "scse", "coord", "ccasm", "ccapm"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the equations of CCAPM and CCASM are read where their source leaves a choice: docs/decisions.md.
+
+    literal_add  the gate itself is the module's answer, as F + out is written; else the map times the gate
+    kernel       of the convolutions along rows and columns; odd
+    pool_avg     CCAPM: the average pooling of equation 13, 3 along rows and columns, before the sigmoid
+    halved       CCAPM: half the sum of the two sigmoids, a gate; else the sum as written
+    squeeze      CCAPM: 1x1 to fewer channels, norm, ReLU, a second 1x1; else one 1x1 and a norm, as written
+
+    Raises ValueError for an even kernel.
+    """
+
+    literal_add: bool = False
+    kernel: int = 7
+    pool_avg: bool = True
+    halved: bool = True
+    squeeze: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel={self.kernel}: an even kernel has no middle")
 
 
 class SCSE(nn.Module):
@@ -147,34 +172,37 @@ class CoordinateGates(nn.Module):
 
 
 class ChannelCoordinate(Gate):
-    """What CCAPM and CCASM share. literal_add: the gate itself is the module's answer, as the source's F + out reads;
-    the features then reach the sum through their gate alone."""
+    """What CCAPM and CCASM share. With literal_add the features reach the block's sum through their gate alone."""
 
-    def __init__(self, channels: int, reduction: int = 16, *, literal_add: bool = False) -> None:
+    def __init__(self, channels: int, reduction: int = 16, reading: Reading = Reading()) -> None:
         super().__init__()
         self.hidden = max(8, channels // reduction)
         self.channel = ChannelGate(channels, self.hidden)
-        self.places = CoordinateGates(channels)
-        self.literal_add = literal_add
+        self.places = CoordinateGates(channels, reading.kernel)
+        self.reading = reading
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""
         gate = self.gate(x)
-        return gate if self.literal_add else x * gate
+        return gate if self.reading.literal_add else x * gate
 
 
 class CCAPM(ChannelCoordinate):
     """Channel-coordinate attention, parallel: rows and columns of the channel-gated map, squeezed together.
 
-    The sum of the two sigmoids is halved, so that it is a gate; a literal addition takes the sum.
+    The source's equations 11 to 14. The sum of the two sigmoids is halved, so that it is a gate; a literal addition
+    takes the sum.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, *, literal_add: bool = False) -> None:
-        super().__init__(channels, reduction, literal_add=literal_add)
-        self.squeeze = nn.Sequential(
-            nn.Conv1d(channels, self.hidden, 1, bias=False), nn.BatchNorm1d(self.hidden), nn.ReLU(inplace=True)
+    def __init__(self, channels: int, reduction: int = 16, reading: Reading = Reading()) -> None:
+        super().__init__(channels, reduction, reading)
+        between = self.hidden if reading.squeeze else channels
+        joined = [nn.Conv1d(channels, between, 1, bias=False), nn.BatchNorm1d(between)]
+        self.squeeze = nn.Sequential(*joined, *([nn.ReLU(inplace=True)] if reading.squeeze else []))
+        self.rows, self.columns = (
+            nn.Conv1d(self.hidden, channels, 1) if reading.squeeze else nn.Identity() for _ in range(2)
         )
-        self.rows, self.columns = (nn.Conv1d(self.hidden, channels, 1) for _ in range(2))
+        self.pool = nn.AvgPool1d(3, stride=1, padding=1) if reading.pool_avg else nn.Identity()
 
     def gate(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""
@@ -183,15 +211,16 @@ class CCAPM(ChannelCoordinate):
         # mean_W(e_h · xc) = e_h · mean_W(xc): a gate of the rows does not vary along them
         f_h, f_w = gated.mean(dim=3) * e_h[..., 0], gated.mean(dim=2) * e_w[..., 0, :]  # (B, C, H), (B, C, W)
         h, w = self.squeeze(torch.cat([f_h, f_w], dim=2)).split(x.shape[2:], dim=2)
-        both = torch.sigmoid(self.rows(h))[..., None] + torch.sigmoid(self.columns(w))[..., None, :]
-        return both if self.literal_add else 0.5 * both
+        a_h, a_w = torch.sigmoid(self.pool(self.rows(h))), torch.sigmoid(self.pool(self.columns(w)))
+        both = a_h[..., None] + a_w[..., None, :]
+        return 0.5 * both if self.reading.halved and not self.reading.literal_add else both
 
 
 class CCASM(ChannelCoordinate):
     """Channel-coordinate attention, serial: the outer product of the gates of rows and columns, then a channel gate."""
 
-    def __init__(self, channels: int, reduction: int = 16, *, literal_add: bool = False) -> None:
-        super().__init__(channels, reduction, literal_add=literal_add)
+    def __init__(self, channels: int, reduction: int = 16, reading: Reading = Reading()) -> None:
+        super().__init__(channels, reduction, reading)
         self.mix = nn.Sequential(
             nn.Conv2d(channels, self.hidden, 1, bias=False),
             nn.BatchNorm2d(self.hidden),
@@ -207,12 +236,14 @@ class CCASM(ChannelCoordinate):
         return torch.sigmoid(self.smooth(self.channel(self.mix(e_h * e_w))))
 
 
-def attention(kind: Attention, channels: int, reduction: int = 16, *, literal_add: bool = False) -> nn.Module:
-    """The named module for a map of so many channels; "plain" does nothing. ECA and coordinate attention keep their
-    own reductions. Raises ValueError for another name, or a literal addition of what is not channel-coordinate."""
+def attention(kind: Attention, channels: int, reduction: int = 16, reading: Reading = Reading()) -> nn.Module:
+    """The named module for a map of so many channels; "plain" does nothing. ECA, scSE and coordinate attention keep
+    their own reductions.
+
+    Raises ValueError for another name, or a literal addition of what is not channel-coordinate."""
     if kind in ("ccapm", "ccasm"):
-        return {"ccapm": CCAPM, "ccasm": CCASM}[kind](channels, reduction, literal_add=literal_add)
-    if literal_add:
+        return {"ccapm": CCAPM, "ccasm": CCASM}[kind](channels, reduction, reading)
+    if reading.literal_add:
         raise ValueError(f"literal_add is about ccapm and ccasm, not about {kind}")
     match kind:
         case "plain":
@@ -223,6 +254,8 @@ def attention(kind: Attention, channels: int, reduction: int = 16, *, literal_ad
             return ECA(channels)
         case "cbam":
             return CBAM(channels, reduction)
+        case "scse":
+            return SCSE(channels)
         case "coord":
             return CoordinateAttention(channels)
     raise ValueError(f"no attention {kind!r}; known: {', '.join(get_args(Attention))}")

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.attention import Attention, attention
+from models.layers.attention import Attention, Reading, attention
 from models.layers.boxes import around, clip, decode, encode, iou, nms, sides
 from models.layers.roi import roi_align, survivors
+from models.nets.other_backbones import Family, build, normed
 
+Encoder = Family | Literal["resnet50"]
+Placement = Literal["block", "stage"]
 FULL_WIDTH = 64
 EXPANSION = 4  # of a bottleneck
 RATIOS = (0.5, 1.0, 2.0)  # height : width of the anchors
@@ -43,6 +46,9 @@ SMALLEST = 1.0  # pixels a side; a proposal below that is none
 class CCFAMConfig:
     """The defaults are the source's network, read as docs/decisions.md says.
 
+    encoder     the backbone; attention stands in resnet50 alone, and what has no pyramid is one
+    placement   of the attention: in every block before its addition, or behind each of the four stages
+    literal_add, gate_kernel, pool_avg, halved, squeeze: see models.layers.attention.Reading
     slices      neighbouring slices that are the channels of an image; the one in the middle is looked at
     stem        channels of a convolution before ResNet's own; 0: ResNet's own sees the slices
     anchors     pixels a side; one for each level of the pyramid
@@ -50,14 +56,21 @@ class CCFAMConfig:
     rois        proposals an image that the second stage learns from, a quarter of them nodules' at most
     proposals   that pass the first stage, in training and in use
 
-    Raises ValueError when depth or anchors are not four.
+    Raises ValueError when depth or anchors are not four, for a reading that cannot be, and for attention in another
+    backbone or one without pyramid.
     """
 
     width: int = FULL_WIDTH
     depth: tuple[int, ...] = (3, 4, 6, 3)
+    encoder: Encoder = "resnet50"
     attention: Attention = "ccapm"
+    placement: Placement = "block"
     reduction: int = 16
     literal_add: bool = False
+    gate_kernel: int = 7
+    pool_avg: bool = True
+    halved: bool = True
+    squeeze: bool = True
     fpn: bool = True
     slices: int = 3
     stem: int = 32
@@ -70,11 +83,20 @@ class CCFAMConfig:
     def __post_init__(self) -> None:
         if len(self.depth) != len(STRIDES) or len(self.anchors) != len(STRIDES):
             raise ValueError(f"depth {self.depth} and anchors {self.anchors}: give {len(STRIDES)} numbers each")
+        if self.encoder != "resnet50" and (self.attention != "plain" or not self.fpn):
+            raise ValueError(f"{self.encoder} has neither attention nor a dilated stage: attention=plain, fpn=true")
+        _ = self.reading
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.literal_add, self.gate_kernel, self.pool_avg, self.halved, self.squeeze)
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> CCFAMConfig:
-        """The network of a training, from the configuration stored beside its weights."""
-        given: dict[str, Any] = {field.name: about[field.name] for field in fields(cls) if field.name in about}
+        """The network of a training, from the configuration stored beside its weights; where that does not speak of
+        pool_avg it is older than the choice, and without."""
+        given: dict[str, Any] = {"pool_avg": False}
+        given |= {field.name: about[field.name] for field in fields(cls) if field.name in about}
         given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}  # JSON: lists only
         return cls(**given)
 
@@ -89,14 +111,6 @@ class Detections:
 
 
 # ------------------------------------------------------------------------------------------------------ backbone
-
-
-def normed(channels_in: int, channels_out: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    """Convolution and batch norm; the map keeps its size over the stride."""
-    pad = dilation * (kernel - 1) // 2
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel, stride, pad, dilation, bias=False), nn.BatchNorm2d(channels_out)
-    )
 
 
 class Bottleneck(nn.Module):
@@ -120,34 +134,62 @@ class Bottleneck(nn.Module):
         return F.relu(self.branch(x) + self.skip(x))
 
 
+class Added(nn.Module):
+    """Attention behind a stage: the stage's map and what the attention makes of it, summed."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        return x + self.gate(x)
+
+
 class Backbone(nn.Module):
-    """ResNet of bottlenecks: C2 to C5, 4, 8, 16 and 32 times the width in channels."""
+    """C2 to C5. ResNet of bottlenecks: 4, 8, 16 and 32 times the width in channels."""
 
     def __init__(self, config: CCFAMConfig) -> None:
         super().__init__()
         w = config.width
         before = config.stem * w // FULL_WIDTH
         stem = [normed(config.slices, before, 3), nn.ReLU(inplace=True)] if before else []
-        self.root = nn.Sequential(
-            *stem, normed(before or config.slices, w, 7, stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)
-        )
-        stages, channels = [], w
+        make = self._resnet50 if config.encoder == "resnet50" else self._other
+        root, stages, self.channels = make(config, before or config.slices)
+        self.root = nn.Sequential(*stem, *root)
+        self.stages = nn.ModuleList(stages)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _other(config: CCFAMConfig, channels: int) -> tuple[list[nn.Module], list[nn.Module], list[int]]:
+        assert config.encoder != "resnet50"
+        made = build(config.encoder, channels, config.width / FULL_WIDTH, config.depth)
+        return [made.root], [*made.stages], [*made.channels]
+
+    @staticmethod
+    def _resnet50(config: CCFAMConfig, channels: int) -> tuple[list[nn.Module], list[nn.Module], list[int]]:
+        w = config.width
+        root = [normed(channels, w, 7, stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)]
+        stages: list[nn.Module] = []
+        channels = w
         for stage, depth in enumerate(config.depth):
             inner, dilated = w << stage, stage == 3 and not config.fpn
+            out = EXPANSION * inner
             blocks: list[nn.Module] = []
             for block in range(depth):
-                gate = attention(config.attention, EXPANSION * inner, config.reduction, literal_add=config.literal_add)
+                within = config.placement == "block"
+                gate = attention(config.attention, out, config.reduction, config.reading) if within else nn.Identity()
                 stride = 2 if stage and block == 0 and not dilated else 1
                 blocks.append(
                     Bottleneck(channels, inner, gate, stride=stride, dilation=2 if dilated else 1, project=block == 0)
                 )
-                channels = EXPANSION * inner
+                channels = out
+            if config.placement == "stage":
+                blocks.append(Added(attention(config.attention, out, config.reduction, config.reading)))
             stages.append(nn.Sequential(*blocks))
-        self.stages = nn.ModuleList(stages)
-        self.channels = [EXPANSION * w << stage for stage in range(len(stages))]
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        return root, stages, [EXPANSION * w << stage for stage in range(len(stages))]
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, slices, H, W) -> C2..C5: 1/4, 1/8, 1/16 and 1/32 of the sides; C5 without pyramid 1/16"""

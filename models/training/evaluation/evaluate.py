@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--flips", action="store_true", help="show each image turned and mirrored too")
     parser.add_argument("--out", type=Path, help=f"folder for figures.json and more; of --table {RESULTS}")
     parser.add_argument("--table", action="store_true", help="train and measure the rows of the paper's tables")
-    parser.add_argument("--budget", default="small", choices=("small", "full"), help="of each row of --table")
+    parser.add_argument("--budget", default="small", choices=("small", "full", "short"), help="of each row of --table")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of every row of --table")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder for the trainings of --table")
     given = parser.parse_args(arguments)
@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         if given.table:
             if given.weights or given.flips:
                 parser.error("--table trains its own weights and judges them as they are: no --weights, no --flips")
+            if given.budget == "short" and given.system != "ccfam_fpn":
+                parser.error("--budget short is ccfam_fpn's")
             changes = changes_of(given.set)
             study = import_module(f"{package}.tables").study(given.data, given.budget, changes, given.device)
             print(tables.run(study, given.out or RESULTS, given.runs))

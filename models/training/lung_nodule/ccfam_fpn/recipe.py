@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from models.layers.attention import Attention
 from models.lung_nodule.preprocess import PREPROCESSING, SIDE
-from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
+from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig, Encoder, Placement
+from models.nets.other_backbones import Family
 from models.training.lung_nodule.ccfam_fpn.average_precision import Found, Marks, f1
 from models.training.lung_nodule.ccfam_fpn.chest_windows import Chests, together
 from models.training.lung_nodule.ccfam_fpn.data import Stacks, Window
@@ -39,10 +40,16 @@ class Config(TrainConfig):
     weight_decay: float = 1e-4
     optimiser: Optimiser = "sgd"
     clip_norm: float = 10.0
-    depth: tuple[int, ...] = (3, 4, 6, 3)  # this and the next ten: see CCFAMConfig
+    depth: tuple[int, ...] = (3, 4, 6, 3)  # this and the next sixteen: see CCFAMConfig
+    encoder: Encoder = "resnet50"
     attention: Attention = "ccapm"
+    placement: Placement = "block"
     reduction: int = 16
     literal_add: bool = False
+    gate_kernel: int = 7
+    pool_avg: bool = True
+    halved: bool = True
+    squeeze: bool = True
     fpn: bool = True
     slices: int = 3
     stem: int = 32
@@ -65,7 +72,9 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        must_be_known(self, {"attention": get_args(Attention), "optimiser": get_args(Optimiser)})
+        encoders = ("resnet50", *get_args(Family))
+        known = {"encoder": encoders, "attention": get_args(Attention), "placement": get_args(Placement)}
+        must_be_known(self, {**known, "optimiser": get_args(Optimiser)})
 
 
 class DetectorRecipe:
@@ -97,7 +106,8 @@ class DetectorRecipe:
             config = replace(config, chests=scans.digest)  # what is told of a training names the set, not its place
         self.config = config
         neck = "fpn" if config.fpn else "single"
-        self.name = f"ccfam_{config.attention}_{neck}_w{config.width}"
+        kind = config.attention if config.encoder == "resnet50" else config.encoder
+        self.name = f"ccfam_{kind}_{neck}_w{config.width}"
 
     def model(self) -> nn.Module:
         return self.network(asdict(self.config))
