@@ -42,10 +42,10 @@ BUDGETS: Mapping[str, Mapping[str, str]] = {
         "rois": "32", "optimiser": "adamw", "lr": "0.002", "epochs": "2", "warm_up_epochs": "0.3",
         "ema_decay": "0.98", "val_crops": "100",
     },
-    # a third of that in six epochs, so that there is a curve: the readings and the backbones beside each other
+    # a fifth of that in four epochs, so that there is a curve: readings and backbones beside each other
     "short": {
         "width": "16", "depth": "1,1,1,1", "window": "64", "batch": "8", "proposals": "100,50", "samples": "64",
-        "rois": "32", "optimiser": "adamw", "lr": "0.002", "epochs": "6", "share": "0.1", "warm_up_epochs": "1",
+        "rois": "32", "optimiser": "adamw", "lr": "0.002", "epochs": "4", "share": "0.1", "warm_up_epochs": "1",
         "ema_decay": "0.98", "val_crops": "60",
     },
     # the source's ResNet-50, for a GPU; what it does not state is Faster R-CNN's
