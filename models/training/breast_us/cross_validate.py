@@ -34,6 +34,7 @@ from models.training.breast_us.recipe import Config, Stage
 from models.training.breast_us.stages import PLANS, claim, train_stages, write
 from models.training.breast_us.worst_cases import worst_cases
 from models.training.evaluation.metrics import Interval, rounded
+from models.training.evaluation.provenance import NOT_RECORDED, digests, of_trainings
 from models.training.evaluation.tables import show
 from models.training.files import write_text
 from models.training.train import RECIPES, changes_of, configured
@@ -56,11 +57,16 @@ def cross_validate(
     base = import_module(RECIPES[system]).Config()
     config = configured(base, changes or {})
     assert isinstance(config, Config)
-    return validate(images, replace(config, folds=k), plan or PLANS[system], out, device)
+    return validate(images, replace(config, folds=k), plan or PLANS[system], out, device, digests([data]))
 
 
 def validate(
-    images: list[Labelled], config: Config, plan: Sequence[Stage], out: Path, device: str = "cpu"
+    images: list[Labelled],
+    config: Config,
+    plan: Sequence[Stage],
+    out: Path,
+    device: str = "cpu",
+    data: Mapping[str, str] | None = None,
 ) -> dict[str, Interval]:
     """See cross_validate."""
     splits = [rotation(images, config.folds, fold) for fold in range(config.folds)]
@@ -98,6 +104,7 @@ def validate(
     }
     if fused:
         document["figures without C"] = rounded(pooled(alone))
+    document["provenance"] = of_trainings(out, data or NOT_RECORDED)
     write(out / "figures.json", document)
     write_text(out / "worst.md", worst_cases(rows, {image.name: image for image in images}))
     return figures

@@ -36,6 +36,7 @@ from models.read import read_ultrasound
 from models.runtime import Runtime
 from models.training.breast_us.hospitals import HOSPITALS, Picture, divided, read_hospitals
 from models.training.breast_us.two_hospitals import BUS_BRA_FILE, BUSI_FILE
+from models.training.evaluation.provenance import digests, write_figures
 from models.training.export import git_sha, note
 from models.training.files import replacing, write_text
 from models.weights import load, packed
@@ -206,10 +207,11 @@ def main(arguments: list[str] | None = None) -> None:
     print(json.dumps(rows, indent=1))
     if given.out:
         document = {
-            "weights_sha256": stored.sha256, "suitability_sha256": load(path).sha256, "split_sha256": split_sha256,
-            "foreign": round(foreign, 4), "commit": git_sha(), "rows": rows,
+            "split_sha256": split_sha256, "foreign": round(foreign, 4), "rows": rows,
         }  # fmt: skip
-        write_text(given.out.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
+        weights = {stored.name: stored.sha256, path.stem: load(path).sha256}
+        files = [given.data / BUSI_FILE, given.data / BUS_BRA_FILE, *filter(None, (given.others, given.slices))]
+        write_figures(given.out.with_suffix(".json"), document, weights, digests(files))
         write_text(given.out.with_suffix(".md"), page(rows, foreign))
 
 

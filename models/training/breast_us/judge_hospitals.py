@@ -13,7 +13,6 @@ Intervals: 1000 draws of families (BUS-BRA: cases and their look-alikes; BUSI, w
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +43,7 @@ from models.training.breast_us.worst_cases import (
     touches_border,
 )  # fmt: skip
 from models.training.evaluation.metrics import Interval, accuracy, auc, bootstrap, calibration_error, rounded
-from models.training.export import git_sha
+from models.training.evaluation.provenance import digests, write_figures
 from models.training.files import write_text
 from models.weights import load, packed
 
@@ -313,17 +312,14 @@ def main(arguments: list[str] | None = None) -> None:
     made = tables([*parts["val"], *parts["test"]], given.out)
     files = (given.data / BUSI_FILE, given.data / BUS_BRA_FILE)
     document = {
-        "weights_sha256": load(given.weights).sha256,
         "split_sha256": split_sha256,
-        "data_sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
-        "commit": git_sha(),
-        "command": "python -m models.training.breast_us.judge_hospitals answers --data FOLDER --part PART --out OUT",
         **made,
     }
+    loaded = load(given.weights)
     text = page(made, given.title)
     print(text)
     if given.to:
-        write_text(given.to.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
+        write_figures(given.to.with_suffix(".json"), document, {loaded.name: loaded.sha256}, digests(files))
         write_text(given.to.with_suffix(".md"), text)
 
 

@@ -11,13 +11,12 @@ A table trains each of its rows under one budget; what is in its JSON already is
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
 
 from models.training.evaluation import tables
-from models.training.files import write_text
+from models.training.evaluation.provenance import digests, write_figures
 from models.training.train import changes_of
 from models.weights import WeightsError
 
@@ -60,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
                 parser.error("--budget short is ccfam_fpn's")
             changes = changes_of(given.set)
             study = import_module(f"{package}.tables").study(given.data, given.budget, changes, given.device)
-            print(tables.run(study, given.out or RESULTS, given.runs))
+            print(tables.run(study, given.out or RESULTS, given.runs, data=digests([given.data])))
             return
         judgement = import_module(f"{package}.evaluate").evaluate(
             given.data,
@@ -77,7 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     tables.show(f"{given.system}, {given.split} split", judgement.figures)
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
-        write_text(given.out / "figures.json", json.dumps(judgement.document(), indent=2) + "\n")
+        weights = {name: sha256 for sha256, name in judgement.weights.items()}
+        write_figures(given.out / "figures.json", judgement.document(), weights, digests([given.data]))
 
 
 if __name__ == "__main__":

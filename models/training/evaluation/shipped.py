@@ -25,7 +25,7 @@ from models import build, catalogue
 from models.breast_us.pipeline import BreastUltrasound
 from models.grid import in_common
 from models.phantoms import Lesion, Truth, breast_ultrasound, chest_ct, lymph_node_ct
-from models.training.files import write_text
+from models.training.evaluation.provenance import NONE, write_figures
 
 FILE = Path(__file__).parents[3] / "docs" / "results" / "shipped.json"
 PICTURES = (np.zeros((200, 300), np.uint8), np.tile(np.arange(256, dtype=np.uint8), (200, 1)))  # of no breast
@@ -98,11 +98,12 @@ def dice(lesion: Lesion, finding: Finding) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"into {FILE.name}; else they are printed")
-    made = json.dumps({name: figures(case) for name, case in CASES.items()}, indent=1) + "\n"
+    made = {name: figures(case) for name, case in CASES.items()}
+    weights = {name: sha256 for one in made.values() for name, sha256 in one["weights"].items()}
     if parser.parse_args().write:
-        write_text(FILE, made)
+        write_figures(FILE, made, weights, NONE)
     else:
-        print(made, end="")
+        print(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 
 from models.training.evaluation.metrics import Interval, rounded
+from models.training.evaluation.provenance import NOT_RECORDED, of_trainings
 from models.training.files import write_text
 
 Figures = Mapping[str, Mapping[str, float]]  # of a row as the JSON keeps them: figure -> value, low, high
@@ -95,11 +96,14 @@ def trained_s(folder: Path) -> float:
     return sum(float(row["seconds"]) for row in rows)
 
 
-def run(study: Study, out: Path, runs: Path, console: Console | None = None) -> Path:
+def run(
+    study: Study, out: Path, runs: Path, console: Console | None = None, data: Mapping[str, str] | None = None
+) -> Path:
     """Make every row that has no result yet and write `<name>.json` and `<name>.md` after each; the Markdown's path.
 
     out    folder of the results
     runs   folder for the trainings, one below it for each row
+    data   name -> SHA-256 of what the rows learn from
     """
     console = console or Console()
     out.mkdir(parents=True, exist_ok=True)
@@ -122,6 +126,7 @@ def run(study: Study, out: Path, runs: Path, console: Console | None = None) -> 
                     "facts": dict(made.facts),
                     "seconds": round(trained_s(folder)),
                     "settings": dict(settings),
+                    "provenance": of_trainings(folder, data or NOT_RECORDED),
                 }
                 write_text(path, json.dumps(results, indent=1) + "\n")
                 write_text(path.with_suffix(".md"), markdown(study, results))

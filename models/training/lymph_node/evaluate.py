@@ -19,8 +19,8 @@ import numpy as np
 
 from models.training.evaluation.froc import Events
 from models.training.evaluation.metrics import Interval, auc, bootstrap, draws, rounded
+from models.training.evaluation.provenance import of_trainings
 from models.training.evaluation.tables import sheet, show
-from models.training.export import git_sha
 from models.training.files import write_text
 from models.training.lymph_node.recipe import Config
 from models.training.lymph_node.sources import Place, Set, read_any
@@ -166,8 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "positive": int(made.candidates.labels.sum()),
         "proposed": hit / sum(made.nodes.values()),
         "folds": given.folds,
-        "commit": git_sha(),
         "rows": rows,
+        "provenance": of_trainings(given.runs / given.region, {"candidates": made.digest}),
     }
     given.out.mkdir(parents=True, exist_ok=True)
     if not made.semi_synthetic:  # the page is of phantoms, and says so in every line

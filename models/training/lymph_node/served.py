@@ -12,11 +12,11 @@ the surest node, as attention.png. Semi-synthetic, all of it.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,9 +32,9 @@ from models.phantoms import Lesion, lymph_node_ct
 from models.phantoms.lymph_nodes import Region
 from models.runtime import Runtime
 from models.training.evaluation.metrics import Interval, bootstrap, rounded
+from models.training.evaluation.provenance import NONE, write_figures
 from models.training.evaluation.tables import show
-from models.training.export import git_sha, note
-from models.training.files import write_text
+from models.training.export import note
 from models.training.lymph_node.evaluate import events_of
 from models.training.lymph_node.recipe import Config
 from models.training.lymph_node.sources import read_any
@@ -153,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"certainty {operating_point(given.data, given.weights)}")
         return
     pipeline = LymphNode("cpu", {"experimental": True, "checkpoint": str(given.weights)})
-    document = {"semi_synthetic": True, "weights": weights.load(given.weights).sha256, "commit": git_sha()}
+    loaded = weights.load(given.weights)
+    document: dict[str, Any] = {"semi_synthetic": True}
     for region in REGIONS.values():
         seeds = range(FIRST_SEED, FIRST_SEED + given.phantoms)
         outcomes = [judge(region, seed, pipeline) for seed in track(seeds, f"phantoms of the {region}")]
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         document[region] = {"phantoms": len(outcomes), "nodes": nodes, "figures": rounded(found)}
     given.out.mkdir(parents=True, exist_ok=True)
     draw(given.weights, given.out / "attention.png")
-    write_text(given.out / "lymph_node_served.json", json.dumps(document, indent=1) + "\n")
+    write_figures(given.out / "lymph_node_served.json", document, {loaded.name: loaded.sha256}, NONE)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +43,7 @@ from models.read import Volume, read_ct
 from models.runtime import Runtime
 from models.training.evaluation.froc import RATES, Froc
 from models.training.evaluation.metrics import Interval, dice, rounded
+from models.training.evaluation.provenance import digests, write_figures
 from models.training.evaluation.tables import cell, sheet
 from models.training.files import write_text
 from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, small_scan
@@ -316,13 +316,16 @@ def main() -> None:
         if given.split != "unseen" and detector.loaded.about.get("split_sha256") != scans.split_sha256:
             raise SystemExit(f"{detector.loaded.name} learnt on another split of the patients than that of these scans")
     made = measure(scans, given.split, given.slices_mm, made_of)
+    weights = {detector.loaded.name: detector.loaded.sha256 for detector in made_of.values()}
     if given.volumes and "nodulenet" in names:
         patients = stored_split()[0]["test" if given.split == "unseen" else given.split]
         made["outlines"] = rounded(outline_figures(given.volumes, patients))
+        weights |= LungNodule("cpu").card.weights_sha256  # refinement's too
     if given.scan:
         made["real"] = {path.stem: {name: in_real(path, name, given.pictures) for name in names} for path in given.scan}
     given.out.mkdir(parents=True, exist_ok=True)
-    write_text(given.out / "lung_detectors.json", json.dumps(made, indent=1) + "\n")
+    data = {"scans": scans.digest, **digests([path for path in (given.volumes, *given.scan) if path])}
+    write_figures(given.out / "lung_detectors.json", made, weights, data)
     write_text(given.out / "lung_detectors.md", report(made))
     print(report(made))
 

@@ -32,7 +32,8 @@ from models.lung_nodule.preprocess import SIDE
 from models.lung_nodule.refine import refine
 from models.lung_nodule.sliding_unet import STRIDE, SlidingUNet, candidates
 from models.read import Volume, read_ct
-from models.training.evaluation.metrics import Interval, dice
+from models.training.evaluation.metrics import Interval, dice, rounded
+from models.training.evaluation.provenance import digests, write_figures
 from models.training.lung_nodule.data.slices import stored_split
 from models.training.lung_nodule.residual_unet.evaluate import interval
 
@@ -168,14 +169,19 @@ def main() -> None:
     parser.add_argument("--volumes", type=Path, required=True)
     parser.add_argument("--scan", type=Path, required=True, help="zip of the DICOM files of one chest CT")
     parser.add_argument("--split", default="val")
+    parser.add_argument("--out", type=Path, help="folder for lung_refinement.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(given.scan) as archive:
         archive.extractall(folder)
         scan = read_ct(sorted(Path(folder).rglob("*.dcm")))
-    for name, figure in figures(
-        LungNodule("cpu", {"detector": "sliding-unet"}), given.volumes, scan, given.split
-    ).items():
+    pipeline = LungNodule("cpu", {"detector": "sliding-unet"})
+    found = figures(pipeline, given.volumes, scan, given.split)
+    for name, figure in found.items():
         print(f"{name:60} {figure}")
+    if given.out:
+        document = {"semi_synthetic": True, "split": given.split, "figures": rounded(found)}
+        weights, data = pipeline.card.weights_sha256, digests([given.volumes, given.scan])
+        write_figures(given.out / "lung_refinement.json", document, dict(weights), data)
 
 
 if __name__ == "__main__":

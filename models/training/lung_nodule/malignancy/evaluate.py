@@ -10,7 +10,6 @@ at the test patients. Each such look is counted: add a line to docs/results/look
 from __future__ import annotations
 
 import argparse
-import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +22,9 @@ from models.lung_nodule.malignancy import CHECKPOINTS, Suspicion
 from models.measure import axial
 from models.runtime import Runtime
 from models.training.evaluation.metrics import Interval, auc, bootstrap, rounded
+from models.training.evaluation.provenance import digests, write_figures
 from models.training.evaluation.tables import show
-from models.training.export import git_sha, note
-from models.training.files import write_text
+from models.training.export import note
 from models.training.lung_nodule.data.semisynthetic import donor_names, read_donor
 from models.training.lung_nodule.data.slices import split_of
 from models.training.lung_nodule.malignancy.calibration import decisions, fit_logistic, logistic
@@ -103,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(f"malignancy, {given.split} split", {name: Interval(**one) for name, one in document["figures"].items()})
     if given.out:
         document |= {"split": given.split, "split_sha256": split_sha256, "ratings": len(rated)}
-        write_text(given.out / "malignancy_served.json", json.dumps(document, indent=1) + "\n")
+        loaded = {path.stem: weights.load(path).sha256 for path in paths}
+        write_figures(given.out / "malignancy_served.json", document, loaded, digests([given.data]))
 
 
 def calibrate(
@@ -146,9 +146,7 @@ def judge(
         "positive": int((candidates.labels[rows] == 1).sum()),
         "patients": len(set(whose)),
         "above": INDETERMINATE,
-        "weights": {path.stem: weights.load(path).sha256 for path in paths},
         "calibration": weights.load(paths[0]).about["calibration"],
-        "commit": git_sha(),
     }
 
 

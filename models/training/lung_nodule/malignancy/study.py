@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from models.training.evaluation.metrics import Interval, auc, bootstrap
+from models.training.evaluation.provenance import digests, of_trainings
 from models.training.evaluation.tables import sheet
-from models.training.export import git_sha
 from models.training.files import write_text
 from models.training.lung_nodule.malignancy.calibration import decisions, fit_logistic, logistic
 from models.training.lung_nodule.malignancy.data import read_nodules
@@ -141,7 +141,6 @@ def study(data: Path, runs: Path, changes: Mapping[str, str], device: str, rows:
         }
     return {
         "data": digest,
-        "commit": git_sha(),
         "torch": torch.__version__,
         "folds": FOLDS,
         "seeds": list(SEEDS),
@@ -229,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = split_names(given.rows)
     results = study(given.data, given.runs, changes_of(given.set), given.device, names)
     given.out.mkdir(parents=True, exist_ok=True)
-    write_text(given.out / "malignancy.json", json.dumps(results) + "\n")
+    said = of_trainings(given.runs, digests([given.data]))
+    write_text(given.out / "malignancy.json", json.dumps({**results, "provenance": said}) + "\n")
     write_text(given.out / "malignancy.md", page(results))
     print(given.out / "malignancy.md")
 

@@ -34,4 +34,4 @@ def test_it_makes_of_its_phantom_what_is_written_down(name: str) -> None:
 
 def test_no_checkpoint_is_left_out() -> None:
     files = {weights.load(path).sha256 for path in MODELS.rglob("*.safetensors")}
-    assert {sha256 for case in RECORDED.values() for sha256 in case["weights"].values()} == files
+    assert {sha256 for name in CASES for sha256 in RECORDED[name]["weights"].values()} == files
