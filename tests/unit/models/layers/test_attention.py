@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
-from models.layers.attention import CCAPM, CCASM, Attention, CoordinateGates, attention
+from models.layers.attention import CCAPM, CCASM, Attention, CoordinateGates, Reading, attention
 from models.nets.ccfam_fpn import Backbone, CCFAMConfig
 
 KINDS = get_args(Attention)
-GATED = [kind for kind in KINDS if kind not in ("plain", "cbam")]  # CBAM gates twice
+GATED = [kind for kind in KINDS if kind not in ("plain", "cbam", "scse")]  # CBAM gates twice, scSE sums two gates
+READINGS = [Reading(), *(replace(Reading(), **{name: False}) for name in ("pool_avg", "squeeze")), Reading(kernel=3)]
 # without fc: the source's sizes; and those that the modules' own papers lead to (SE-ResNet-50 has 28 088 024 with its
 # fc of 2 049 000, ECA adds 86 weights)
 PARAMETERS = {
@@ -87,7 +90,7 @@ def test_rows_gate_rows_and_columns_gate_columns():
 @pytest.mark.parametrize(("module", "most"), [(CCAPM, 2.0), (CCASM, 1.0)])
 def test_a_literal_addition_answers_with_the_gate(module, most):
     torch.manual_seed(0)
-    plain, literal = module(32).eval(), module(32, literal_add=True).eval()
+    plain, literal = module(32).eval(), module(32, reading=Reading(literal_add=True)).eval()
     literal.load_state_dict(plain.state_dict())
     x = torch.randn(2, 32, 5, 7)
     assert torch.allclose(plain(x), x * literal(x) / most)
@@ -98,4 +101,58 @@ def test_what_cannot_be_built_is_refused_in_words():
     with pytest.raises(ValueError, match="no attention 'sse'; known: plain, se,"):
         attention("sse", 32)
     with pytest.raises(ValueError, match="about ccapm and ccasm, not about se"):
-        attention("se", 32, literal_add=True)
+        attention("se", 32, reading=Reading(literal_add=True))
+    with pytest.raises(ValueError, match="kernel=4: an even kernel has no middle"):
+        Reading(kernel=4)
+
+
+def parts_of(module: CCAPM, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What stands before the pooling for rows and for columns, (B, C, H) and (B, C, W)."""
+    seen = []
+    hooks = [part.register_forward_hook(lambda _m, _i, out: seen.append(out)) for part in (module.rows, module.columns)]
+    module.gate(x)
+    for hook in hooks:
+        hook.remove()
+    return seen[0], seen[1]
+
+
+@pytest.mark.parametrize("squeeze", [True, False])
+def test_pool_avg_is_the_mean_of_three_neighbours_before_the_sigmoid(squeeze):
+    """Equation 13; beyond the ends is nought, as in CCASM."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 32, 5, 9)
+    module = CCAPM(32, reading=Reading(squeeze=squeeze)).eval()
+    means = []
+    for part in parts_of(module, x):
+        padded = nn.functional.pad(part, (1, 1))
+        means.append(torch.sigmoid((padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]) / 3))
+    assert torch.allclose(module.gate(x), 0.5 * (means[0][..., None] + means[1][..., None, :]), atol=1e-6)
+    without = CCAPM(32, reading=Reading(squeeze=squeeze, pool_avg=False)).eval()
+    without.load_state_dict(module.state_dict())  # it has no weights of its own
+    assert not torch.allclose(without.gate(x), module.gate(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_every_reading_is_a_gate_whose_weights_all_learn(reading):
+    torch.manual_seed(0)
+    module = CCAPM(32, reading=reading)
+    gate = module.gate(4 * torch.randn(4, 32, 5, 9))
+    gate.square().sum().backward()
+    assert gate.shape == (4, 32, 5, 9)
+    assert 0 < float(gate.detach().min()) <= float(gate.detach().max()) <= 1
+    assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_nothing_squeezed_is_one_convolution_without_relu():
+    module = CCAPM(32, reading=Reading(squeeze=False))
+    assert [type(part) for part in module.squeeze] == [nn.Conv1d, nn.BatchNorm1d]
+    assert module.squeeze[0].weight.shape == (32, 32, 1)
+    assert isinstance(module.rows, nn.Identity)
+
+
+def test_a_sum_is_twice_the_half_of_it():
+    torch.manual_seed(0)
+    half, whole = CCAPM(32).eval(), CCAPM(32, reading=Reading(halved=False)).eval()
+    whole.load_state_dict(half.state_dict())
+    x = torch.randn(2, 32, 5, 7)
+    assert torch.allclose(whole(x), 2 * half(x))

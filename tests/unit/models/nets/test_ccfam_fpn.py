@@ -8,9 +8,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from models.layers.attention import attention
+from models.layers.attention import CCAPM, attention
 from models.layers.boxes import iou
+from models.lung_nodule.ccfam_fpn.detect import network
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig, anchors_of, sample
+from models.weights import load, packed
 
 TINY = CCFAMConfig(width=8, depth=(1, 1, 1, 1), proposals=(60, 30), samples=64, rois=32)
 NONE = torch.zeros(1, 4)
@@ -31,7 +33,7 @@ def discs(count=4, side=64, slices=3):
     return images, torch.stack([*boxes, NONE])
 
 
-@pytest.mark.parametrize(("fpn", "steps"), [(True, 80), (False, 80)])
+@pytest.mark.parametrize(("fpn", "steps"), [(True, 80), (False, 120)])
 def test_it_learns_a_few_images_by_heart_and_finds_their_discs(fpn, steps):
     torch.manual_seed(0)
     net = CCFAMFPN(replace(TINY, fpn=fpn)).train()
@@ -50,7 +52,7 @@ def test_it_learns_a_few_images_by_heart_and_finds_their_discs(fpn, steps):
     assert not (found[-1].scores > 0.5).any()
 
 
-@pytest.mark.parametrize("kind", ["plain", "se", "eca", "cbam", "coord", "ccasm", "ccapm"])
+@pytest.mark.parametrize("kind", ["plain", "se", "eca", "cbam", "scse", "coord", "ccasm", "ccapm"])
 @pytest.mark.parametrize("fpn", [True, False])
 def test_every_weight_of_any_detector_learns(kind, fpn):
     torch.manual_seed(0)
@@ -131,6 +133,27 @@ def test_the_attention_is_in_every_block_behind_its_last_norm():
     assert len(blocks) == 7
     kind = type(attention("se", 32))
     assert all(isinstance(block.branch[-1], kind) for block in blocks)
+
+
+def test_behind_a_stage_the_attention_adds_to_its_map():
+    """F + out: the stage's map and what the attention makes of it."""
+    net = CCFAMFPN(CCFAMConfig(width=8, depth=(2, 1, 1, 1), placement="stage")).eval()
+    for stage in net.backbone.stages:
+        blocks, added = [*stage][:-1], stage[-1]
+        assert all(isinstance(block.branch[-1], torch.nn.Identity) for block in blocks)
+        x = torch.randn(1, blocks[-1].branch[-2][0].out_channels, 6, 6)
+        assert torch.allclose(added(x), x + x * added.gate.gate(x))
+
+
+def test_weights_that_do_not_speak_of_pool_avg_are_without_it():
+    """The shipped ones, and whatever was trained before there was a choice."""
+    stored = asdict(TINY)
+    del stored["pool_avg"]
+    assert not CCFAMConfig.of(json.loads(json.dumps(stored))).pool_avg
+    shipped = network(load(packed("lung_nodule", "ccfam_ccapm_fpn_w16")))
+    gates = [part for part in shipped.modules() if isinstance(part, CCAPM)]
+    assert len(gates) == 4
+    assert all(isinstance(gate.pool, torch.nn.Identity) for gate in gates)
 
 
 def test_a_stored_configuration_builds_the_same_network():

@@ -9,6 +9,8 @@ import itertools
 import json
 import math
 import zipfile
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ from models.lung_nodule import preprocess
 from models.lung_nodule.ccfam_fpn.detect import SliceOptions, detect, stack_channels
 from models.lung_nodule.ccfam_fpn.link import ELONGATED, SliceBoxes, certainty, link_boxes
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig, Detections
+from models.nets.other_backbones import Family
 from models.training.evaluation import evaluate as command
+from models.training.evaluation.tables import digest
 from models.training.lung_nodule.ccfam_fpn.average_precision import (
     OVERLAPS,
     Found,
@@ -36,7 +40,16 @@ from models.training.lung_nodule.ccfam_fpn.average_precision import (
 from models.training.lung_nodule.ccfam_fpn.chest_windows import PER_SCAN, Chests, together, windows_of
 from models.training.lung_nodule.ccfam_fpn.data import Stacks, boxes_of, neighbours, vary
 from models.training.lung_nodule.ccfam_fpn.recipe import Config, DetectorRecipe, detect_all
-from models.training.lung_nodule.ccfam_fpn.tables import BUDGETS, FIGURES, TABLES, DetectorStudy, wins
+from models.training.lung_nodule.ccfam_fpn.tables import (
+    BUDGETS,
+    FIGURES,
+    TABLES,
+    WITH,
+    WITHOUT,
+    DetectorStudy,
+    pooled,
+    wins,
+)
 from models.training.lung_nodule.data.scans import Lesion, Scan, Scans
 from models.training.lung_nodule.data.slices import Slices
 from models.training.recipe import TrainConfig
@@ -560,6 +573,7 @@ def test_slices_are_shown_with_their_neighbours_at_the_trained_size():
 
 # ---------------------------------------------------------------------------------------- trainings and their tables
 
+RESULTS = Path(command.__file__).parents[3] / "docs" / "results"
 TINY = {
     "width": "8", "depth": "1,1,1,1", "window": "64", "batch": "4", "epochs": "1", "proposals": "20,10", "rois": "8",
     "samples": "16", "optimiser": "adamw", "lr": "0.002", "val_crops": "4", "share": "0.5",
@@ -619,7 +633,7 @@ def test_a_row_is_trained_with_every_seed_and_goes_on_where_it_was_killed(data, 
     from models.training.lung_nodule.ccfam_fpn import tables
 
     study = DetectorStudy(data, "small", TINY, "cpu")
-    row = TABLES[1].rows[-5 - 1]
+    row = TABLES["small"][1].rows[-1]
     assert row.name == "CCAPM + FPN"
     trained = []
 
@@ -639,20 +653,42 @@ def test_a_row_is_trained_with_every_seed_and_goes_on_where_it_was_killed(data, 
     each = [one["AP@0.5"]["value"] for one in result.facts["seeds"]]
     figure = result.figures["AP@0.5"]
     assert (figure.low, figure.value, figure.high) == (min(each), pytest.approx(np.mean(each)), max(each))
-    (picture,) = study.illustrate({row.name: tmp_path}, tmp_path)
+    picture, curves = study.illustrate({row.name: tmp_path}, tmp_path)
     assert Image.open(picture).size[1] > 4 * 128
+    logs = [[*csv.DictReader((tmp_path / f"seed{seed}" / "log.csv").open())] for seed in (2024, 2025, 2026)]
+    by_epoch = result.facts["by epoch"]
+    assert by_epoch["ap"] == pytest.approx([np.mean([float(log[0]["ap"]) for log in logs])], abs=1e-5)
+    assert row.name in curves.read_text()
 
 
 def test_every_row_is_a_training_that_exists():
-    for name, table in itertools.product(BUDGETS, TABLES):
-        kinds = []
-        for row in (row for row in table.rows if not row.why_not):
-            config = CCFAMConfig.of(dataclasses.asdict(configured(Config(), {**BUDGETS[name], **row.changes})))
-            kinds.append(config.attention)
-            assert config.fpn == ("FPN" in row.name)
-            if name == "small":
-                CCFAMFPN(config)
-        assert kinds == ["plain", "se", "coord", "eca", "cbam", "ccasm", "ccapm"]
+    assert set(TABLES) == set(BUDGETS)
+    assert TABLES["small"][2:] == TABLES["full"][2:]
+    for name, tables in TABLES.items():
+        for number, table in enumerate(tables[:-2]):  # of the attentions; behind them readings and backbones
+            assert [row.changes["attention"] for row in table.rows] == [
+                "plain", "se", "coord", "eca", "cbam", "scse", "ccasm", "ccapm",
+            ]  # fmt: skip
+            assert {row.changes["fpn"] for row in table.rows} == {"true" if number else "false"}
+        assert {row.changes["encoder"] for row in tables[-1].rows if "encoder" in row.changes} == {
+            "resnet50", *get_args(Family),
+        }  # fmt: skip
+        told = [row for table in tables[-2:] for row in table.rows]
+        assert len({tuple(sorted(row.changes.items())) for row in told}) == len(told)
+        for row in (row for table in tables for row in table.rows):
+            changes = {key: value for key, value in row.changes.items() if key != "seeds"}
+            with torch.device("meta"):
+                CCFAMFPN(CCFAMConfig.of(dataclasses.asdict(configured(Config(), {**BUDGETS[name], **changes}))))
+
+
+def test_what_was_trained_before_there_was_a_choice_is_not_trained_again(data):
+    """Rows are known by their settings; those of the stored results must not have changed by a new option."""
+    known = set(json.loads((RESULTS / "ccfam_fpn.json").read_text("utf-8")))
+    study = DetectorStudy(data, "small", {}, "cpu")
+    study.first.split_sha256 = "7213541a2fa75edeb9158c781c43b6fd605b15cc130f9455ca74ae36b0404664"
+    made = {digest(study.settings(row)): row.name for table in study.tables for row in table.rows}
+    assert known <= set(made)
+    assert WITH in set(made.values()) - {made[key] for key in known}
 
 
 def test_the_verdict_follows_from_the_figures():
@@ -669,6 +705,10 @@ def test_the_verdict_follows_from_the_figures():
     assert mixed.startswith("**CCAPM wins here by 3 of 4 figures**")
     assert "too few rows" in wins({"ResNet": row(0.5)})
     assert "too few rows" in wins({"CCAPM": row(0.5)})
+    assert "the pair was not run" in pooled({WITH: row(0.5)})
+    assert "AP@0.5 0.7000 with, 0.5000 without (the seeds' ranges do not overlap)" in pooled(
+        {WITHOUT: row(0.5), WITH: row(0.7)}
+    )
 
 
 def test_defaults_are_those_of_the_network():
