@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,16 @@ from models.grid import box_of
 from models.lung_nodule.ccfam_fpn.link import SliceBoxes, link_boxes
 from models.lung_nodule.detections import AROUND_MM, Detections, is_out_of_memory
 from models.lung_nodule.preprocess import TRAINED_MM, window
+from models.morphology import within_steps
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig
 from models.pipeline import Progress
+from models.pixels import AIR_HU
 from models.runtime import Runtime
 from models.weights import Weights, WeightsError
 
 IN_LUNGS = 0.25  # share of a box that must be lung: nodules at the pleura lie partly outside the mask
+RIM_MM = 10  # around the lungs, left as it is when nothing else is shown
+LungsFirst = Literal["boxes", "image", "no"]
 STEP = 32  # rows and columns are multiples of this; what is added is air
 
 
@@ -33,13 +37,15 @@ def network(loaded: Weights) -> CCFAMFPN:
 
 @dataclass(frozen=True)
 class SliceOptions:
-    """How a scan is searched: slices looked at together, and the score that a box needs to be linked.
+    """How a scan is searched: slices looked at together, the score that a box needs to be linked, and what the lungs
+    are segmented for: to drop boxes outside of them (as served), to show nothing else either, or for nothing.
 
     How many boxes are linked decides how long a finding is, and so its certainty: least_score is no option of a route.
     """
 
     batch: int = 8
     least_score: float = 0.2
+    lungs_first: LungsFirst = "boxes"
 
 
 def detect(
@@ -59,10 +65,14 @@ def detect(
     home = next(model.parameters()).device
     runtime = Runtime.choose(str(home))
     remarks: list[str] = []
+    if options.lungs_first == "no":
+        lungs = np.ones_like(lungs)
     near = box_of(lungs, AROUND_MM)
     if near is None:
         return Detections([], remarks=remarks, window=0, device=str(runtime))
     _, rows, columns = near
+    if options.lungs_first == "image":
+        hu = np.where(within_steps(lungs, RIM_MM), hu, np.int16(AIR_HU))
     marked = np.flatnonzero(lungs.any(axis=(1, 2)))
     found: dict[int, SliceBoxes] = {}
     batch, done = options.batch, 0
