@@ -71,8 +71,8 @@ def page(made: Mapping[str, Any]) -> str:
         [
             "# CCFAM-FPN with and without lungs segmented before",
             f"{made['scans']} {kind} scans of the {made['split']} split, {made['lesions']} nodules. The same weights"
-            f" each time: they learnt from images that show what lies outside the lungs. Reported are marks of certainty"
-            f" {made['certainty']:g} or more; false positives per scan; 95 % intervals by 1000 bootstraps.",
+            " each time: they learnt from images that show what lies outside the lungs. Reported are marks of"
+            f" certainty {made['certainty']:g} or more; false positives per scan; 95 % intervals by 1000 bootstraps.",
             sheet(
                 ["", "CPM", "found of those reported", "false positives of those", "marks"],
                 [

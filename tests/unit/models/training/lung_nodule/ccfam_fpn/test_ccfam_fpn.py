@@ -22,7 +22,7 @@ from rich.console import Console
 from scipy import ndimage
 
 from models.lung_nodule import preprocess
-from models.lung_nodule.ccfam_fpn.detect import SliceOptions, detect, stack_channels
+from models.lung_nodule.ccfam_fpn.detect import LungsFirst, SliceOptions, detect, stack_channels
 from models.lung_nodule.ccfam_fpn.link import ELONGATED, SliceBoxes, certainty, link_boxes
 from models.nets.ccfam_fpn import CCFAMFPN, CCFAMConfig, Detections
 from models.nets.other_backbones import Family
@@ -533,6 +533,24 @@ def test_what_is_bright_beyond_the_lungs_is_not_reported():
     (found,) = detect(Bright(), hu, lungs)
     assert found.centre_zyx == pytest.approx((20, 40, 50), abs=0.5)
     assert len(detect(Bright(), hu, np.ones_like(lungs))) == 2
+
+
+def test_lungs_first_drops_boxes_shows_nothing_else_or_does_nothing():
+    """Bright beside the lungs: near them (seen, dropped), and beyond their rim (where air is shown, if asked for)."""
+    hu, lungs = chest([(20, 14, 50), (20, 40, 50)], shape=(40, 110, 110))
+    hu[17:24, 90:98, 46:54] = 30  # 18 mm below the lungs
+    seen = {}
+    for way in get_args(LungsFirst):
+        net = Bright()
+        net.register_forward_pre_hook(lambda _net, given, way=way: seen.setdefault(way, []).append(given[0].clone()))
+        seen[f"found {way}"] = detect(net, hu, lungs, options=SliceOptions(lungs_first=way))
+    assert [len(seen[f"found {way}"]) for way in ("boxes", "image", "no")] == [1, 1, 3]
+    # rows of 0.7 mm from 16 mm above the lungs: these lie 11 to 15 mm below them
+    wall = {way: torch.cat(seen[way])[:, 1, 114:118] for way in ("boxes", "image")}
+    assert float(wall["boxes"].max()) > 0.4
+    assert float(wall["image"].max()) == 0.0
+    assert torch.cat(seen["image"])[:, 1].max() > 0.7  # what lies in the lungs is shown as it is
+    assert len(torch.cat(seen["no"])) == 40 > len(torch.cat(seen["boxes"])) == 32
 
 
 class Narrow(Bright):

@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from models.training.evaluation.provenance import faults
 from models.training.lung_nodule.data.scans import Lesion, Scan
 from models.training.lung_nodule.data.slices import stored_split
 from models.training.lung_nodule.figures import detectors as detector_figures
+from models.training.lung_nodule.figures import lungs_first
 from models.training.lung_nodule.figures.detectors import in_slices_of
 from tests.scan_sets import scan_set
 
@@ -48,6 +50,22 @@ def test_detectors_are_measured_side_by_side(chests, tmp_path, monkeypatch, caps
     assert "1 semi-synthetic scans of the test split" in said
     assert ("as slices of 4 mm show them" in said) == (slices_mm == 4)
     assert said.strip() in capsys.readouterr().out
+
+
+def test_lungs_first_is_measured_three_ways(chests, tmp_path, capsys):
+    lungs_first.main(["--data", str(chests), "--split", "test", "--out", str(tmp_path)])
+    made = json.loads((tmp_path / "lungs_first.json").read_text())
+    assert list(made["rows"]) == list(lungs_first.WAYS)
+    assert (made["scans"], made["lesions"], made["semi_synthetic"]) == (1, 1, True)
+    assert made["rows"]["boxes outside the lungs dropped (served)"]["figures"]["sensitivity at 8 FP/scan"]["value"] == 1
+    assert list(faults(made)) == []
+    assert (tmp_path / "lungs_first.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_lungs_first_without_a_scan_is_refused(tmp_path):
+    alone = scan_set(tmp_path / "alone", {"a": ("test", chest("a", 5.0))}, stored_split()[1])
+    with pytest.raises(SystemExit, match="no scan of val"):
+        lungs_first.main(["--data", str(alone), "--out", str(tmp_path)])
 
 
 def test_thick_slices_are_means_at_the_place_of_what_they_hold():
