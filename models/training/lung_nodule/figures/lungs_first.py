@@ -67,23 +67,26 @@ def measure(scans: Scans, split: str, detector: CCFAMDetector) -> dict[str, Any]
 def page(made: Mapping[str, Any]) -> str:
     """The Markdown of what was measured."""
     kind = "semi-synthetic" if made["semi_synthetic"] else "real"
+    drawn = "95 % intervals by 1000 bootstraps" if made["scans"] > 1 else "one scan has no interval, and shows no more"
     return "\n\n".join(
         [
             "# CCFAM-FPN with and without lungs segmented before",
-            f"{made['scans']} {kind} scans of the {made['split']} split, {made['lesions']} nodules. The same weights"
-            " each time: they learnt from images that show what lies outside the lungs. Reported are marks of"
-            f" certainty {made['certainty']:g} or more; false positives per scan; 95 % intervals by 1000 bootstraps.",
+            f"{made['scans']} {kind} {'scan' if made['scans'] == 1 else 'scans'} of the {made['split']} split, n ="
+            f" {made['lesions']} nodules. The same weights each time: they learnt from images that show what lies"
+            f" outside the lungs. Reported are marks of certainty {made['certainty']:g} or more; false positives per"
+            f" scan; {drawn}.",
             sheet(
                 ["", "CPM", "found of those reported", "false positives of those", "marks"],
                 [
                     [
                         name,
-                        cell(row["figures"]["CPM"], ".3f"),
+                        cell(cpm, ".3f") if made["scans"] > 1 else f"{cpm['value']:.3f}",
                         f"{row['sensitivity of those']:.3f}",
                         f"{row['false positives of those, per scan']:.1f}",
                         str(row["marks reported"]),
                     ]
                     for name, row in made["rows"].items()
+                    for cpm in [row["figures"]["CPM"]]
                 ],
             ),
         ]
