@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup dev demo test lint site bench soak faults powercuts machines knockout fuzz vendor pictures audit clean
+.PHONY: setup dev demo test lint messages site bench soak faults powercuts machines knockout fuzz vendor pictures audit clean
 
 # ---- to run the node
 
@@ -38,6 +38,10 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# what the pages say, into the catalogue of each language, and compiled; docs/languages.md
+messages: dev
+	$(BIN)/python deploy/messages.py
 
 # the documentation as pages: build/site/index.html
 site: dev

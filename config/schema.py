@@ -200,6 +200,9 @@ class Tls(Settings):
         return self
 
 
+Language = Literal["en", "de"]  # those of pacs_node/web/languages.py
+
+
 class Web(Settings):
     """[web]: who may use the pages, and how they are reached."""
 
@@ -211,6 +214,7 @@ class Web(Settings):
     open_to_all: bool = False  # also others than this machine may use them without users and without TLS
     viewer_gb: Annotated[float, Field(ge=0, le=1000)] = 2.0  # what was made for who looks at a series takes on disk
     viewer_url: str = ""  # of the hospital's own viewer, with {study} and {series} in it
+    language: Language = "en"  # of the pages, for whose browser asks for none that there is
 
     @field_validator("viewer_url")
     @classmethod

@@ -547,6 +547,7 @@ class Node:
             secure=secure,
             single_sign_on=single_sign_on_of(self.config),
             desk=self.desk(),
+            language=settings.language,
         )
         with listening_on(
             "web_port", node.web_port, "web_host", node.web_host

@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from pacs_node.accounts import ADMIN, ANYBODY, READER, VIEWER, Accounts, NotLoggedIn, SignOnAway, Who
+from pacs_node.web import languages
 from pacs_node.web.uploads import LONGEST_TEXT_FORM, is_multipart, parts_of
-from pacs_node.web.views import LONGEST_FORM, Views, body_of, for_people, inside
+from pacs_node.web.views import LONGEST_FORM, Views, body_of, for_people, inside, once
 
 if TYPE_CHECKING:
     from pacs_node.web.oidc import SingleSignOn
@@ -83,6 +84,7 @@ NEEDS: dict[str, str | None] = {
     "/settings/undo": ADMIN,
     "/settings/reload": ADMIN,
     "/login": None,
+    "/language": None,  # a wish of the browser that asks, and of nobody else
     "/logout": VIEWER,
     "/oidc/login": None,
     "/oidc/callback": None,
@@ -231,6 +233,23 @@ class Door:
         self.audit("login", {"user": name, "from": _address(request)})
         response = RedirectResponse(onward, status_code=303)
         response.set_cookie(COOKIE, key, httponly=True, samesite="lax", secure=self.secure, path="/")
+        return response
+
+    def language(self, request: Request) -> Response:
+        """In which language this browser is shown the pages from now on."""
+        language = once([*request.state.form], ("language",)).get("language", "")
+        if language not in languages.LANGUAGES:
+            raise HTTPException(400, f"language is one of {', '.join(languages.LANGUAGES)}, not {language[:20]!a}")
+        response = RedirectResponse(inside(request.query_params.get("next", "/")), status_code=303)
+        response.set_cookie(
+            languages.COOKIE,
+            language,
+            max_age=languages.KEPT_S,
+            httponly=True,
+            samesite="lax",
+            secure=self.secure,
+            path="/",
+        )
         return response
 
     def oidc_login(self, request: Request) -> Response:

@@ -15,6 +15,7 @@
     GET  /shadow                  a shadow route beside a live one, on the same series
     GET  /settings                what was changed, when, by whom; /undo, /reload
     GET  /login                   name and password; POST logs in, and POST /logout out
+    POST /language                the language of the pages, kept in a cookie of the browser
     GET  /system                  versions, devices, disk, backlog, backup, certificates, peers
     GET  /ready                   200 while senders and people should be led here, else 503; with the reasons
     GET  /oidc/login              to the single sign-on; /callback is where it sends back to, /logout its own log out
@@ -102,6 +103,7 @@ def create_app(
     secure: bool = False,
     single_sign_on: SingleSignOn | None = None,
     desk: Desk | None = None,
+    language: str = "en",
 ) -> Starlette:
     """The whole application; `facts` may block, it is called from worker threads.
 
@@ -110,8 +112,9 @@ def create_app(
     secure    browsers reach it over TLS alone
     single_sign_on  None: people log in with users of the node alone
     desk      the settings, where they can be changed
+    language  of the pages, for whose browser asks for none that is known
     """
-    views = Views(facts, registry, HERE / "templates")
+    views = Views(facts, registry, HERE / "templates", language)
     viewer = ViewerViews(facts, views)
     queue = QueueViews(facts, views)
     lists, system = ListViews(facts, views), SystemViews(facts, views)
@@ -181,6 +184,7 @@ def create_app(
             at("/settings/reload", of_settings.reload, methods=post),
             at("/login", door.login, "next", methods=["GET", "POST"]),
             at("/logout", door.logout, methods=post),
+            at("/language", door.language, "next", methods=post),
             at("/oidc/login", door.oidc_login, "next"),
             at("/oidc/callback", door.oidc_callback, *ANSWERED),
             at("/oidc/logout", door.oidc_logout),

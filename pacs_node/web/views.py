@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial, wraps
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from pacs_node.errors import Told
 from pacs_node.privacy import identifies
 from pacs_node.records import REFUSAL_KINDS
 from pacs_node.web.found import is_cine, pictured, shown_of
+from pacs_node.web.languages import COOKIE, LANGUAGES, catalogue_of, in_language, language_of, script_words
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
@@ -53,19 +54,11 @@ AGAIN = {"queued", "running", "waiting", "failed", "refused"}  # jobs with a "Re
 
 
 class Views:
-    def __init__(self, facts: Facts, registry: CollectorRegistry, templates: Path) -> None:
-        self.facts, self.registry = facts, registry
-        self.pages = Jinja2Templates(directory=templates)
-        self.pages.env.filters |= {
-            "when": when,
-            "purpose": purpose,
-            "class_name": class_name,
-            "syntax_name": syntax_name,
-            "tone": tone,
-            "duration": duration,
-            "size": size,
-        }
-        self.pages.env.globals |= {"AGAIN": AGAIN, "pictured": pictured, "is_cine": is_cine, "WAITS": WAITS}
+    """language: of the pages, for whose browser asks for none that is known."""
+
+    def __init__(self, facts: Facts, registry: CollectorRegistry, templates: Path, language: str = "en") -> None:
+        self.facts, self.registry, self.default = facts, registry, language
+        self.pages = {each: _pages_in(each, templates) for each in LANGUAGES}
 
     def page(
         self,
@@ -77,7 +70,22 @@ class Views:
     ) -> Response:
         """With who asks, in its head and in its forms."""
         shown = {**facts, "who": getattr(request.state, "who", None)}
-        return self.pages.TemplateResponse(request, template, shown, status_code=status_code, headers=headers)
+        return self._in_words(request, template, shown, status_code, headers)
+
+    def _in_words(
+        self,
+        request: Request,
+        template: str,
+        shown: Mapping[str, Any],
+        status_code: int,
+        headers: Mapping[str, str] | None,
+    ) -> Response:
+        """In the language of who asks; a cache between us must not show it to somebody who reads another."""
+        chosen, wanted = request.cookies.get(COOKIE), request.headers.get("accept-language", "")
+        language = language_of(chosen, wanted, self.default)
+        said = {**(headers or {}), "content-language": language, "vary": "Accept-Language, Cookie"}
+        context = {**shown, "here": here(request)}
+        return self.pages[language].TemplateResponse(request, template, context, status_code=status_code, headers=said)
 
     # ---- for programs
 
@@ -194,9 +202,7 @@ class Views:
         assert isinstance(error, HTTPException)
         if request.url.path.startswith("/api/") and not for_people(request):
             return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
-        return self.pages.TemplateResponse(
-            request, "error.html", {"text": error.detail}, status_code=error.status_code, headers=error.headers
-        )
+        return self._in_words(request, "error.html", {"text": error.detail}, error.status_code, error.headers)
 
     def no_ledger(self, request: Request, error: Exception) -> Response:
         """Nothing can be said while the database does not answer; /health says so, too."""
@@ -291,10 +297,21 @@ def for_people(request: Request) -> bool:
 def back(request: Request) -> Response | None:
     """To the page whose button was pressed; None for a program."""
     if for_people(request) and "referer" in request.headers:
-        page = urlsplit(request.headers["referer"])  # the application has seen that it is an address
-        onward = page.path + (f"?{page.query}" if page.query else "")  # never to another site
+        onward = _came_from(request)
         return RedirectResponse(onward, status_code=303) if inside(onward) == onward else None
     return None
+
+
+def _came_from(request: Request) -> str:
+    page = urlsplit(request.headers["referer"])  # the application has seen that it is an address
+    return page.path + (f"?{page.query}" if page.query else "")  # never to another site
+
+
+def here(request: Request) -> str:
+    """Where this page can be asked for again: what a form has brought about, where the form stood."""
+    if request.method in ("GET", "HEAD"):
+        return inside(request.url.path + (f"?{request.url.query}" if request.url.query else ""))
+    return inside(_came_from(request)) if "referer" in request.headers else "/"
 
 
 def inside(path: str) -> str:
@@ -337,12 +354,42 @@ def _time(name: str, text: str) -> datetime:
         raise HTTPException(400, f"{name} is a time such as 2026-03-01T12:00:00+00:00, not {text[:40]!a}") from error
 
 
+def _pages_in(language: str, templates: Path) -> Jinja2Templates:
+    """The templates, whose every word is in this language."""
+    pages, catalogue = Jinja2Templates(directory=templates), catalogue_of(language)
+    translated = partial(in_language, catalogue)
+    pages.env.filters |= {
+        "when": when,
+        "purpose": partial(purpose, translated),
+        "class_name": class_name,
+        "syntax_name": syntax_name,
+        "tone": tone,
+        "duration": duration,
+        "size": partial(size, translated),
+        "word": translated,
+        "sentence": str.capitalize if language == "en" else sentence,
+    }
+    pages.env.globals |= {"AGAIN": AGAIN, "pictured": pictured, "is_cine": is_cine, "WAITS": WAITS}
+    pages.env.globals |= {"language": language, "languages": LANGUAGES, "script_words": partial(script_words, language)}
+    pages.env.add_extension("jinja2.ext.i18n")
+    pages.env.install_gettext_translations(catalogue, newstyle=True)  # type: ignore[attr-defined]
+    return pages
+
+
+Translated = Callable[[str], str]
+NOT_MEASURED = "not measured yet"
 PURPOSES = {"send": "Send to {}", "confirm": "Did it arrive at {}?", "report": "Storage commitment for {}"}
 
 
-def purpose(job: Mapping[str, Any]) -> str:
+def purpose(translated: Translated, job: Mapping[str, Any]) -> str:
     """What a job does: the pipeline's name, "Send to pacs"."""
-    return PURPOSES[job["kind"]].format(job["destination"]) if job["kind"] in PURPOSES else str(job["pipeline"])
+    words = PURPOSES.get(job["kind"])
+    return str(job["pipeline"]) if words is None else translated(words).format(job["destination"])
+
+
+def sentence(words: str) -> str:
+    """Its first letter large, and no other one small: "no CT" -> "No CT"."""
+    return words[:1].upper() + words[1:]
 
 
 def tone(state: str) -> str:
@@ -364,10 +411,10 @@ def duration(seconds: float | None) -> str:
     return " ".join(said[:2]) or f"{seconds:.1f} s"
 
 
-def size(number: float | None) -> str:
+def size(translated: Translated, number: float | None) -> str:
     """1500000000 -> "1.5 GB" """
     if number is None:
-        return "not measured yet"
+        return translated(NOT_MEASURED)
     for unit, much in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if number >= much:
             return f"{number / much:.1f} {unit}"

@@ -35,6 +35,8 @@ BESIDES: list[tuple[str, list[str]]] = [
     ("/nosuch", []),
 ]
 
+GERMAN = ("/#de", "/queue#de", "/series/{chest}#de", "/routes/edit?name=chest#de")  # in the other language
+
 VIEWED = ("chest CT", "breast ultrasound")  # each takes a browser without a graphics card seconds
 SERIES = (*VIEWED, "CT of too few slices", "failed CT", "running CT", "of no route")
 
@@ -74,6 +76,8 @@ def met(everything: Everything) -> dict[str, dict[str, Any]]:
         of_the_table = addresses(everything, address)
         assert {"/", "/peers/edit", "/routes/edit", "/settings", "/system", "/audit", "/queue"} < set(of_the_table)
         pages = [("/login", []), ("/login", ["main button"]), *((path, []) for path in of_the_table), *BESIDES]
+        german = [path.format(chest=everything.series["chest CT"]) for path in GERMAN]
+        pages += [("/nosuch#de", ["button[value=de]"]), *((path, []) for path in german)]
         command = [need("node"), str(BROWSER / "axe.mjs"), need("chromium"), address, "ana", PASSWORD]
         done = subprocess.run([*command, json.dumps(pages)], capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr
@@ -102,7 +106,9 @@ def test_the_tab_key_comes_to_every_control_in_the_order_of_the_page_and_it_show
         numbers = [each["number"] for each in page["order"]]
         assert numbers == sorted(numbers), path
         assert len(numbers) > 2, path
-        assert page["skipped"] == ["Skip to the content", "main"], path
+        german = "#de" in path
+        assert page["lang"] == ("de" if german else "en"), path
+        assert page["skipped"] == ["Zum Inhalt springen" if german else "Skip to the content", "main"], path
     viewers = [page for path, page in met.items() if path.endswith("/view")]
     assert any("<canvas" in each["what"] for page in viewers for each in page["order"]), "the viewer takes keys"
 

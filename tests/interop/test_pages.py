@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ LONG = "Thorax_1.0_B31f_" * 4  # Series Description holds 64 characters, and nee
 WHY = f"no rule matches: chest: SeriesDescription is {LONG}, rule wants /^(lung|thorax|chest){'x' * 80}$/"
 
 
-def pages(width: int, *addresses: str, dark: bool = False, picture: Path | None = None) -> list[dict[str, Any]]:
-    """What Chromium sees at a width in CSS pixels; `picture` is taken of the last page."""
+def pages(
+    width: int, *addresses: str, dark: bool = False, picture: Path | None = None, language: str = "en"
+) -> list[dict[str, Any]]:
+    """What Chromium sees at a width in CSS pixels; `picture` is taken of the last page. language: what it reads."""
     if not (BROWSER / "node_modules").is_dir():
         missing(f"playwright-core is not installed; run `npm ci --ignore-scripts` in {BROWSER.relative_to(ROOT)}")
     asked = [part for address in addresses for part in (address, "-")]
@@ -37,7 +40,14 @@ def pages(width: int, *addresses: str, dark: bool = False, picture: Path | None 
         "844",
         "dark" if dark else "light",
     ]
-    done = subprocess.run([*command, *asked], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [*command, *asked],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "READS": language},
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -78,8 +88,10 @@ def served(busy: InMemory) -> Iterator[str]:
     thread.join(20)
 
 
-@pytest.mark.parametrize("width", [390, 320, 720, 768, 1280])
-def test_nothing_is_scrolled_sideways(served: str, busy: InMemory, width: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "language"), [(390, "en"), (390, "de"), (320, "en"), (720, "en"), (768, "en"), (1280, "en")]
+)
+def test_nothing_is_scrolled_sideways(served: str, busy: InMemory, width: int, language: str) -> None:
     uid = busy.all[-1]["series_uid"]
     busy.all[-2] = {**busy.all[-2], "series_uid": "1.2.3", "jobs": []}  # closed, and nothing runs: "Run again"
     paths = [
@@ -95,7 +107,8 @@ def test_nothing_is_scrolled_sideways(served: str, busy: InMemory, width: int) -
         "/refusals",
         "/queue",
     ]
-    for seen in pages(width, *(served + path for path in paths)):
+    for seen in pages(width, *(served + path for path in paths), language=language):
+        assert seen["lang"] == language
         assert seen["wide"] == [], seen["url"]
         assert all(left >= 0 and right <= width for _, left, right in seen["buttons"]), seen
 

@@ -154,6 +154,7 @@ DOORS = {  # outside package -> files and folders that may import it
     "cryptography": ("config/certificates.py",),
     "tomlkit": ("pacs_node/settings_file.py", "pacs_node/settings_desk.py"),
     "python_multipart": (),  # starlette.formparsers is its door
+    "babel": (),  # makes the catalogues, deploy/messages.py; gettext of the standard library reads them
 }
 PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/assemble/series.py",

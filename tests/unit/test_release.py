@@ -98,6 +98,15 @@ def test_every_package_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(wheel.namelist())
 
 
+def test_the_languages_of_the_pages_travel_compiled(wheel: zipfile.ZipFile) -> None:
+    compiled = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pacs_node/web/locale").rglob("*.mo")}
+    assert compiled
+    assert compiled <= set(wheel.namelist())
+    needed = [each for each in metadata(wheel).get_all("Requires-Dist") or () if "extra ==" not in each]
+    assert needed
+    assert not [each for each in needed if each.lower().startswith("babel")]
+
+
 def test_the_licence_travels_with_the_code(wheel: zipfile.ZipFile) -> None:
     [licence] = [name for name in wheel.namelist() if name.endswith("/LICENSE")]
     [notice] = [name for name in wheel.namelist() if name.endswith("/NOTICE")]

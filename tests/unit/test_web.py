@@ -671,8 +671,9 @@ def test_only_a_page_of_ours_presses_a_button(
 
 def test_every_post_is_among_those_tried(web: TestClient) -> None:
     routes = [route for route in web.app.routes if "POST" in (getattr(route, "methods", None) or ())]
-    # see test_accounts.py and test_viewer.py
-    routes = [route for route in routes if route.path not in ("/login", "/logout", "/api/series/{uid}/feedback")]
+    # see test_accounts.py, test_viewer.py and test_languages.py
+    elsewhere = ("/login", "/logout", "/language", "/api/series/{uid}/feedback")
+    routes = [route for route in routes if route.path not in elsewhere]
     routes = [route for route in routes if not route.path.startswith(SETTINGS)]  # see test_settings_pages.py
     assert len(routes) == len(POSTS)
     assert all(any(route.path_regex.match(post.partition("?")[0]) for post in POSTS) for route in routes)
@@ -802,7 +803,7 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
     ):
         monkeypatch.setattr(facts, name, away)
     for method, address in addresses(web):
-        if address in ("/health", "/ready", "/metrics", "/rerun", "/login", "/logout"):
+        if address in ("/health", "/ready", "/metrics", "/rerun", "/login", "/logout", "/language"):
             continue
         queries = {"/api/rerun": "?route=chest", "/api/bulk": "?do=retry&series=1.2&confirmed=yes"}
         query = (queries | {"/api/jobs/job-infer/priority": "?to=stat"}).get(address, "")

@@ -5,6 +5,9 @@
   const root = document.getElementById('cine');
   if (!root) return;
   const api = `/api/series/${root.dataset.uid}`;
+  /** A text of ours in the language of the page, with what stands in its braces. */
+  const translated = JSON.parse(root.dataset.words || '{}');
+  const t = (text, values = {}) => (translated[text] || text).replace(/{(\w+)}/g, (all, name) => values[name] ?? all);
   const canvas = root.querySelector('canvas'), pen = canvas.getContext('2d');
   const words = root.querySelector('.words'), where = root.querySelector('.where');
   const slider = root.querySelector('input[type=range]');
@@ -18,9 +21,9 @@
     for (;;) {
       const answer = await fetch(`${api}/view`, { headers: { accept: 'application/json' } });
       const said = await answer.json();
-      if (!answer.ok) throw new Error(said.error || `the node answers ${answer.status}`);
+      if (!answer.ok) throw new Error(said.error || t('the node answers {status}', { status: answer.status }));
       if (said.state !== 'preparing') return said;
-      say('The node prepares the clip …');
+      say(t('The node prepares the clip …'));
       await new Promise(done => setTimeout(done, 700));
     }
   };
@@ -63,7 +66,7 @@
     state.drawn = drawn;
     slider.value = shown;
     const marked = drawn.map(each => each.label).join(', ');
-    where.textContent = `${name} · ${shown + 1} of ${told.frames.length}${marked ? ` · ${marked}` : ''}`;
+    where.textContent = `${name} · ${t('{n} of {all}', { n: shown + 1, all: told.frames.length })}${marked ? ` · ${marked}` : ''}`;
     root.dataset.frame = shown;
   };
 
@@ -77,7 +80,7 @@
   const play = on => {
     state.plays = on;
     root.dataset.plays = on;
-    playing.textContent = on ? 'Pause' : 'Play';
+    playing.textContent = on ? t('Pause') : t('Play');
     playing.setAttribute('aria-pressed', on);
     clearTimeout(clock);
     const go = async () => {
@@ -114,9 +117,9 @@
       root.dataset.state = 'refused';
       return;
     }
-    say('The clip is on its way …');
+    say(t('The clip is on its way …'));
     const answer = await fetch(`${api}/view/cine.bin`);
-    if (!answer.ok) throw new Error(`the node answers ${answer.status}`);
+    if (!answer.ok) throw new Error(t('the node answers {status}', { status: answer.status }));
     film = new Uint8Array(await answer.arrayBuffer());
     slider.max = told.frames.length - 1;
     slider.addEventListener('input', () => turn(Number(slider.value) - state.frame));
@@ -142,5 +145,5 @@
   };
 
   root.hidden = false;
-  begin().catch(error => { say(`The clip cannot be shown: ${error.message}`); root.dataset.state = 'failed'; });
+  begin().catch(error => { say(t('The clip cannot be shown: {why}', { why: error.message })); root.dataset.state = 'failed'; });
 })();

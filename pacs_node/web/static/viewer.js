@@ -7,6 +7,9 @@
   const root = document.getElementById('viewer');
   if (!root) return;
   const api = `/api/series/${root.dataset.uid}`;
+  /** A text of ours in the language of the page, with what stands in its braces. */
+  const translated = JSON.parse(root.dataset.words || '{}');
+  const t = (text, values = {}) => (translated[text] || text).replace(/{(\w+)}/g, (all, name) => values[name] ?? all);
   const stage = root.querySelector('.stage');
   const [canvas, over] = stage.querySelectorAll('canvas');
   const words = root.querySelector('.words');
@@ -16,6 +19,10 @@
 
   const AXIAL = 0, CORONAL = 1, SAGITTAL = 2, ALL = 3, DEPTH = 4; // NiiVue's SLICE_TYPE
   const VIEWS = [['Axial', AXIAL], ['Coronal', CORONAL], ['Sagittal', SAGITTAL], ['All', ALL], ['3-D', DEPTH]];
+  const SHOWN = { // what is called so, here and by the node, as the page says it
+    Axial: t('Axial'), Coronal: t('Coronal'), Sagittal: t('Sagittal'), All: t('All'), '3-D': t('3-D'),
+    Lung: t('Lung'), Mediastinum: t('Mediastinum'), Bone: t('Bone'), Image: t('Image'),
+  };
   const ACROSS = { [AXIAL]: [0, 1, 2], [CORONAL]: [0, 2, 1], [SAGITTAL]: [1, 2, 0] }; // axes on the screen, then through it
   const LETTERS = [['R', 'L'], ['A', 'P'], ['H', 'F']]; // towards + and - of x, y and z in RAS+, as DICOM has them
   // the surface of what holds air, for the view in depth: seen where HU are between lung and soft tissue
@@ -46,7 +53,7 @@
   const asked = async address => {
     const answer = await fetch(address, { headers: { accept: 'application/json' } });
     const told = await answer.json();
-    if (!answer.ok) throw new Error(told.error || `the node answers ${answer.status}`);
+    if (!answer.ok) throw new Error(told.error || t('the node answers {status}', { status: answer.status }));
     return told;
   };
   /** As soon as the node has made it; it is asked again while it makes it. */
@@ -54,7 +61,7 @@
     for (;;) {
       const told = await asked(address);
       if (told.state !== 'preparing') return told;
-      say('The node prepares the images …');
+      say(t('The node prepares the images …'));
       await new Promise(done => setTimeout(done, 700));
     }
   };
@@ -251,9 +258,9 @@
     const [r, a, s] = millimetres(nv.scene.crosshairPos);
     const inside = x >= 0 && y >= 0 && z >= 0 && x < state.volume.size_xyz[0] && y < state.volume.size_xyz[1] && z < state.volume.size_xyz[2];
     const value = inside ? nv.volumes[0].img[x + state.volume.size_xyz[0] * (y + state.volume.size_xyz[1] * z)] : NaN;
-    const name = VIEWS.find(([, view]) => view === plane())[0].toLowerCase();
+    const name = SHOWN[VIEWS.find(([, view]) => view === plane())[0]].toLowerCase();
     where.textContent =
-      `${name} ${number + 1} of ${length(axis)} · ` +
+      `${name} ${t('{n} of {all}', { n: number + 1, all: length(axis) })} · ` +
       `${Math.abs(r).toFixed(1)} mm ${r > 0 ? 'R' : 'L'}, ${Math.abs(a).toFixed(1)} mm ${a > 0 ? 'A' : 'P'}, ` +
       `${Math.abs(s).toFixed(1)} mm ${s > 0 ? 'H' : 'F'}` +
       (Number.isFinite(value) ? ` · ${state.volume.unit ? `${Math.round(value)} ${state.volume.unit}` : value.toPrecision(4)}` : '');
@@ -277,8 +284,8 @@
     earlier.nv.drawScene();
     earlier.drawn = drawOver(earlier, earlier.canvas);
     const { days, residual_mm } = earlier.told;
-    earlier.where.textContent = `Earlier study, ${days} days before; registered, lungs ${residual_mm} mm apart on average`
-      + (beyond ? ' · this place is beyond what it shows' : '');
+    earlier.where.textContent = t('Earlier study, {days} days before; registered, lungs {mm} mm apart on average', { days, mm: residual_mm })
+      + (beyond ? ` · ${t('this place is beyond what it shows')}` : '');
     root.dataset.beyond = beyond;
   };
 
@@ -296,11 +303,11 @@
     }
     const told = await made(`${api}/earlier`);
     if (told.state !== 'ready') { say(told.why.replace(/^./, first => first.toUpperCase()) + '.'); return; }
-    say('The earlier study is on its way …');
+    say(t('The earlier study is on its way …'));
     const beside = stage.cloneNode(true), words_ = document.createElement('p');
     const [under, above] = beside.querySelectorAll('canvas');
     under.removeAttribute('tabindex');
-    under.setAttribute('aria-label', 'The earlier study at the same place');
+    under.setAttribute('aria-label', t('The earlier study at the same place'));
     words_.className = 'meta';
     stage.after(beside, words_);
     stage.parentElement.classList.add('pair');
@@ -378,7 +385,7 @@
     const made = document.createElement('button');
     made.type = 'button';
     made.textContent = text;
-    if (key) made.title = `key ${key}`;
+    if (key) made.title = t('key {key}', { key });
     made.addEventListener('click', act);
     root.querySelector(`.${group}`).append(made);
     buttons.push([made, on]);
@@ -402,13 +409,13 @@
   };
 
   const furnish = () => {
-    for (const [name, view] of VIEWS) button('views', name, 'v', () => show(view), () => state.view === view);
-    state.volume.windows.forEach(({ name }, n) => button('windows', name, 'w', () => throughWindow(n), () => state.window === n));
-    button('others', 'Outlines', 'o', outlines, () => state.outlines);
+    for (const [name, view] of VIEWS) button('views', SHOWN[name], 'v', () => show(view), () => state.view === view);
+    state.volume.windows.forEach(({ name }, n) => button('windows', SHOWN[name] || name, 'w', () => throughWindow(n), () => state.window === n));
+    button('others', t('Outlines'), 'o', outlines, () => state.outlines);
     button('others', '+', '+', () => zoom(ZOOMS));
     button('others', '−', '-', () => zoom(1 / ZOOMS));
-    if (state.comparable) button('others', 'Earlier study', 'e', compare, () => Boolean(state.earlier));
-    button('others', 'Full screen', 'f', whole, () => document.fullscreenElement === root);
+    if (state.comparable) button('others', t('Earlier study'), 'e', compare, () => Boolean(state.earlier));
+    button('others', t('Full screen'), 'f', whole, () => document.fullscreenElement === root);
     stage.addEventListener('keydown', event => {
       const act = !event.ctrlKey && !event.altKey && !event.metaKey && KEYS[event.key];
       if (!act) return;
@@ -444,7 +451,7 @@
 
   const begin = async () => {
     if (!document.createElement('canvas').getContext('webgl2')) {
-      say('This browser has no WebGL 2, which the viewer needs. The pictures of the findings are below.');
+      say(t('This browser has no WebGL 2, which the viewer needs. The pictures of the findings are below.'));
       return;
     }
     const told = await made(`${api}/findings?shadow=1`);
@@ -460,7 +467,7 @@
     }
     state.findings = (told.results || []).flatMap(result => result.findings.map(each => ({ ...each, job: result.job })));
     state.comparable = (told.results || []).some(result => result.compared_with);
-    say('The images are on their way …');
+    say(t('The images are on their way …'));
     nv = new niivue.Niivue(OPTIONS);
     nv.addColormap('lungs', LUNGS);
     nv.loadDefaultFont = async () => {}; // a picture in the code, which the page may not load; nothing is written with it
@@ -484,7 +491,7 @@
     root.dataset.state = 'ready';
   };
 
-  const start = () => begin().catch(error => { say(`The viewer cannot show this: ${error.message}`); root.dataset.state = 'failed'; });
+  const start = () => begin().catch(error => { say(t('The viewer cannot show this: {why}', { why: error.message })); root.dataset.state = 'failed'; });
 
   root.hidden = false;
   if (root.dataset.begin !== 'asked') {
@@ -492,7 +499,7 @@
   } else { // on the page of a series: a volume is large, and who reads of its jobs does not want it
     const ask = document.createElement('button');
     ask.type = 'button';
-    ask.textContent = 'Show the images';
+    ask.textContent = t('Show the images');
     ask.addEventListener('click', () => { ask.remove(); root.dataset.begin = 'now'; start(); });
     root.prepend(ask);
   }

@@ -7,6 +7,7 @@ const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] }
 const page = await browser.newPage({
   viewport: { width: Number(width), height: Number(height) },
   colorScheme: dark === 'dark' ? 'dark' : 'light',
+  locale: process.env.READS || 'en', // what the browser says it reads
 });
 for (let n = 0; n < rest.length; n += 2) {
   const [url, picture] = rest.slice(n, n + 2);
@@ -22,6 +23,7 @@ for (let n = 0; n < rest.length; n += 2) {
     return [b.textContent, box.left, box.right];
   }));
   if (picture && picture !== '-') await page.screenshot({ path: picture });
-  console.log(JSON.stringify({ url, status: response.status(), wide, buttons }));
+  const lang = await page.locator('html').getAttribute('lang');
+  console.log(JSON.stringify({ url, lang, status: response.status(), wide, buttons }));
 }
 await browser.close();
