@@ -367,7 +367,7 @@ def _pages_in(language: str, templates: Path) -> Jinja2Templates:
         "duration": duration,
         "size": partial(size, translated),
         "word": translated,
-        "sentence": str.capitalize if language == "en" else sentence,
+        "sentence": sentence,
     }
     pages.env.globals |= {"AGAIN": AGAIN, "pictured": pictured, "is_cine": is_cine, "WAITS": WAITS}
     pages.env.globals |= {"language": language, "languages": LANGUAGES, "script_words": partial(script_words, language)}
