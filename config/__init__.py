@@ -26,6 +26,7 @@ from config.schema import (
     Route,
     Store,
     Tls,
+    Traces,
     Web,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "Route",
     "Store",
     "Tls",
+    "Traces",
     "Web",
     "check",
     "load",

@@ -585,6 +585,8 @@ def _unreadable_files(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
         yield ("store", "ca"), f"ca in [store]: {words}", "error"
     if config.oidc.issuer_ca is not None and (words := _unreadable(config.oidc.issuer_ca)):
         yield ("oidc", "issuer_ca"), f"issuer_ca in [oidc]: {words}", "error"
+    if config.traces.ca is not None and (words := _unreadable(config.traces.ca)):
+        yield ("traces", "ca"), f"ca in [traces]: {words}", "error"
     for key in SYSLOG_FILES:
         if (file := getattr(config.audit, key)) is not None and (words := _unreadable(file)):
             yield ("audit", key), f"{key} in [audit]: {words}", "error"
@@ -664,6 +666,10 @@ def _open_to_others(path: Path, config: Config, raw: dict[str, Any]) -> Iterator
     if endpoint.scheme == "http" and not is_loopback(endpoint.hostname or ""):
         words = f"endpoint in [store] is {config.store.endpoint}: images and results cross the network for all to read;"
         yield ("store", "endpoint"), f"{words} use https", "warning"
+    collector = urlsplit(config.traces.endpoint)
+    if config.traces.headers is not None and collector.scheme == "http" and not is_loopback(collector.hostname or ""):
+        words = "endpoint in [traces] is http: what headers holds crosses the network for all to read; use https"
+        yield ("traces", "endpoint"), words, "warning"
     if config.audit.syslog_host and config.audit.syslog_transport == "udp":
         words = "syslog_transport in [audit] is udp: what of the audit trail is lost on the way nobody notices, and all"
         yield ("audit", "syslog_transport"), f"{words} on the way can read it; use tls where the server can", "warning"

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 import re2
@@ -27,6 +27,7 @@ from pydantic import (
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from config.hours import Hours
+from config.secrets import UNKNOWN
 
 
 def _ae_title(title: str) -> str:
@@ -84,6 +85,7 @@ def is_loopback(host: str) -> bool:
 
 
 YEAR_S = 31_536_000.0
+HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 5.6.2
 SYSLOG_FILES = ("syslog_ca", "syslog_certificate", "syslog_key")
 
 
@@ -385,6 +387,54 @@ class Audit(Settings):
         if self.syslog_transport == "udp" and (self.syslog_ca or self.syslog_certificate):
             raise ValueError("syslog_ca, syslog_certificate and syslog_key need syslog_transport = 'tls'")
         return self
+
+
+class Traces(Settings):
+    """[traces]: the life of each series as a trace of OpenTelemetry, told to a collector."""
+
+    endpoint: str = ""  # http(s)://collector:4318/v1/traces, OTLP over HTTP; none: nothing is told
+    headers: OptionalSecret = None  # name=value, several with commas between them; a value as in a URL
+    headers_file: OptionalPath = None  # a file that holds them and nothing else
+    ca: OptionalPath = None  # PEM; certificates that may have signed the collector's; default: whom the machine trusts
+    service_name: Annotated[str, Field(min_length=1, max_length=255)] = "pacs-node"  # service.name
+    instance: Annotated[str, Field(max_length=255)] = ""  # service.instance.id; none: the AE title of the node
+    fraction: Annotated[float, Field(ge=0, le=1)] = 1.0  # of the traces that are told
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, url: str) -> str:
+        if not url:
+            return url
+        if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", url):
+            raise ValueError("needs http:// or https://, a host and a path, and neither user, query nor fragment")
+        if words := _bad_place(url):
+            raise ValueError(words)
+        if not urlsplit(url).path.strip("/"):
+            raise ValueError(f"names no path; most collectors have {url.rstrip('/')}/v1/traces")
+        return url
+
+    @field_validator("headers")
+    @classmethod
+    def _headers(cls, headers: SecretStr | None) -> SecretStr | None:
+        text = headers.get_secret_value() if headers is not None else UNKNOWN
+        for given in text.split(",") if text != UNKNOWN else ():
+            name, equals, value = given.partition("=")
+            if not (re.fullmatch(HEADER_NAME, name.strip()) and equals and re.fullmatch(r"[ -~]+", unquote(value))):
+                raise ValueError("is name=value, with a comma between two; a value as in a URL: %20 for a space")
+        return headers
+
+    @model_validator(mode="after")
+    def _fits(self) -> Traces:
+        given = [name for name, field in Traces.model_fields.items() if getattr(self, name) != field.default]
+        if given and not self.endpoint:
+            raise ValueError(f"{given[0]} needs an endpoint")
+        return self
+
+    @property
+    def header_values(self) -> dict[str, str]:
+        given = self.headers.get_secret_value().split(",") if self.headers is not None else []
+        pairs = (each.partition("=") for each in given)
+        return {name.strip(): unquote(value).strip() for name, equals, value in pairs if equals}
 
 
 class Assemble(Settings):
@@ -805,6 +855,7 @@ class Config(Settings):
     web: Web = Web()
     oidc: Oidc = Oidc()
     audit: Audit = Audit()
+    traces: Traces = Traces()
     database: Database = Database()
     store: Store = Store()
     assemble: Assemble = Assemble()
@@ -844,6 +895,7 @@ class Config(Settings):
                 "web": self.web.model_copy(update=_absolute(self.web, folder, ("certificate", "key"))),
                 "oidc": self.oidc.model_copy(update=_absolute(self.oidc, folder, ("client_secret_file", "issuer_ca"))),
                 "audit": self.audit.model_copy(update=_absolute(self.audit, folder, SYSLOG_FILES)),
+                "traces": self.traces.model_copy(update=_absolute(self.traces, folder, ("headers_file", "ca"))),
                 "peers": tuple(
                     peer.model_copy(update=_absolute(peer, folder, ("folder", "dicomweb_ca"))) for peer in self.peers
                 ),

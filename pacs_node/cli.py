@@ -255,6 +255,7 @@ def check(config: ConfigFile) -> None:
     from pacs_node import confine
     from pacs_node.notify import unknown_addresses
     from pacs_node.stages import store_of
+    from pacs_node.traces import must_be_installed
 
     with _in_words():
         found = problems(config, catalogue())
@@ -269,6 +270,8 @@ def check(config: ConfigFile) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     with _in_words():
         store_of(settings).tried()
+        if settings.traces.endpoint:
+            must_be_installed()
         unknown = [words for about in settings.notices for words in unknown_addresses(about)]
     for words in unknown:
         console.print(words, markup=False, highlight=False, soft_wrap=True)

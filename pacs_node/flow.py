@@ -242,6 +242,7 @@ class Flow:
 
         Raises NotJudged for what nobody foresaw in its images. Of any other error waiting may cure it.
         """
+        decided_at = self.now()
         instances = self.ledger.instances(series.series_uid)
         header, verdict, matches = self._judged(instances)
         revision = self.ledger.revision(series.series_uid) + 1
@@ -265,6 +266,7 @@ class Flow:
             complete=complete,
             revision=revision,
             now=now,
+            decided_at=decided_at,
             returned=any(instance.sop_class_uid in CLASSES for instance in instances),
         )
         self.at("closed")
@@ -471,7 +473,8 @@ class Flow:
             self.ledger.finish(job, "refused", str(refusal), self.now())
         except GiveUp as failure:
             self._said_once(job, failure)
-            self.ledger.finish(job, "failed", str(failure), self.now(), receipts=failure.receipts)
+            error = kind_of(failure)
+            self.ledger.finish(job, "failed", str(failure), self.now(), receipts=failure.receipts, error=error)
         except TakenOver as late:
             log.warning("job taken over while it was sent", job=job.id, series=job.series_uid)
             self.ledger.retry_later(
@@ -753,9 +756,8 @@ class Flow:
         policy = self.retry_policies[job.kind]
         most = min(policy.max_attempts, self.most_attempts.get(type(failure), policy.max_attempts))
         if job.attempt >= most:
-            self.ledger.finish(
-                job, "failed", f"gave up after {job.attempt} attempts: {failure}", self.now(), receipts=failure.receipts
-            )
+            reason, error = f"gave up after {job.attempt} attempts: {failure}", kind_of(failure)
+            self.ledger.finish(job, "failed", reason, self.now(), receipts=failure.receipts, error=error)
             return None
         delay_s = policy.delay_s(job.attempt, self.jitter)
         not_before = self.now() + timedelta(seconds=delay_s)
@@ -779,6 +781,11 @@ def _step(name: str) -> Iterator[None]:
         raise Unforeseen(name, told) from error
     except Exception as error:  # the edge of a room: every error has an end, in its own words
         raise Unforeseen(name, Told.of(error)) from error
+
+
+def kind_of(error: JobError) -> str:
+    """The class of an error; of one that nobody foresaw, of that which it was."""
+    return type(error.__cause__ if isinstance(error, Unforeseen) and error.__cause__ else error).__name__[:64]
 
 
 def _counted(job: Job, findings: Findings, files: Sequence[Path]) -> dict[str, Counted] | None:

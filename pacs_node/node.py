@@ -71,6 +71,7 @@ from pacs_node.web.certificate import Certificate
 from pacs_node.web.connection import Connection
 
 if TYPE_CHECKING:
+    from pacs_node.traces import Traces
     from pacs_node.web.oidc import SingleSignOn
 
 log = structlog.get_logger()
@@ -121,6 +122,15 @@ def audit_of(config: Config, now: Callable[[], datetime]) -> tuple[Audit, Forwar
     forwarder = Forwarder(trail, server, source)
     audit.on_written = forwarder.loop.wake
     return audit, forwarder
+
+
+def traces_of(config: Config, ledger: Ledger, now: Callable[[], datetime]) -> Traces | None:
+    """Raises CannotStart."""
+    if not config.traces.endpoint:
+        return None
+    from pacs_node.traces import Traces
+
+    return Traces(config.traces, config.node.ae_title, ledger, now)
 
 
 class Node:
@@ -200,6 +210,7 @@ class Node:
         self._web: uvicorn.Server | None = None
         self._certificate: Certificate | None = None
         self.notifier: Notifier | None = None
+        self.traces: Traces | None = None
         self._threads: list[threading.Thread] = []
         self.heartbeat = Heartbeat(config, self.ledger, now, self._modality_of, self._delete_phantom)
         self.flow.heartbeat = self._heartbeat_way
@@ -227,6 +238,7 @@ class Node:
     def start(self, *, listen: bool = True, work: bool = True, web: bool = True) -> None:
         """Raises AlreadyRunning, LedgerTooOld, LedgerUnavailable; CannotStart when a port or folder cannot be had."""
         self.stages.receives = listen
+        self.traces = traces_of(self.config, self.ledger, self.now) if listen else None
         self.audit.loop.start()
         if self.syslog is not None:
             self.syslog.start()
@@ -249,6 +261,8 @@ class Node:
             self.retention.loop.start()
             self.heartbeat.loop.start()
             self.returned.loop.start()
+            if self.traces is not None:
+                self.traces.loop.start()
         if self.settings is not None:
             self.settings.started()
         if web:
@@ -273,6 +287,8 @@ class Node:
         """Drain: senders and running jobs get `drain_s` to end; everything else is taken up at the next start."""
         self.stopping = True
         self.heartbeat.loop.stop()
+        if self.traces is not None:
+            self.traces.stop()
         drain_s = self.config.receive.drain_s
         if self.listener is not None:
             self.listener.stop(drain_s)
@@ -612,6 +628,7 @@ class Node:
             self.audit_figures,
             self.ledger.studies,
             facts.drifting,
+            lambda: self.traces.counts if self.traces is not None else {},
         )
         as_a_whole = observe.SystemCollector(
             self.ledger.durations, lambda: state_of(self), lambda: facts.health()["status"]
@@ -666,7 +683,8 @@ class Node:
         could not be told."""
         told = self.notifier.trouble() if self.notifier is not None else []
         away = self.syslog.trouble if self.syslog is not None else None
-        told = [*told, *(each for each in (away, self.audit.ailing) if each is not None)]
+        traces = self.traces.trouble if self.traces is not None else None
+        told = [*told, *(each for each in (away, self.audit.ailing, traces) if each is not None)]
         told += self._heartbeat_fails()
         return [*self.stages.inference.trouble(), *self._certificate_ends(), *told]
 

@@ -173,10 +173,11 @@ class LedgerCollector(Collector):
         audit: Callable[[], Mapping[str, int]] = lambda: {"lost": 0, "unsent": 0},
         studies: Callable[[], list[tuple[str, str, int]]] = list,
         drifting: Callable[[], Iterable[Drifting]] = lambda: (),
+        traces: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self.counts, self.connected, self.spool, self.arrivals = counts, connected, spool, arrivals
         self.refusals, self.kept, self.audit, self.studies = refusals, kept, audit, studies
-        self.drifting = drifting
+        self.drifting, self.traces = drifting, traces
 
     def collect(self) -> Iterator[Metric]:
         counts = self.counts()
@@ -222,8 +223,16 @@ class LedgerCollector(Collector):
         yield GaugeMetricFamily(
             "pacs_node_audit_unsent_bytes", "Bytes of the audit trail that wait for the syslog server", trail["unsent"]
         )
+        yield self._traces()
         yield from self._drift()
         yield GaugeMetricFamily("pacs_node_free_bytes", "Free bytes where images are kept", value=_free(self.spool))
+
+    def _traces(self) -> Metric:
+        words = "Traces of series: told to the collector, left out because it was away for too long, not taken by it"
+        told = CounterMetricFamily("pacs_node_traces", words, labels=["how"])
+        for how, number in (self.traces() or {"told": 0}).items():
+            told.add_metric([how], number)
+        return told
 
     def _drift(self) -> Iterator[Metric]:
         nothing = {"pipeline": "", "version": "", "what": ""}, float("nan")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import ssl
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -31,6 +28,7 @@ from pacs_node.deliver.destination import (
 )
 from pacs_node.deliver.dimse import Outgoing
 from pacs_node.errors import NotOffered
+from pacs_node.in_time import InTime
 from pacs_node.records import CommitmentReport, Package, Receipt, Sent
 
 JSON = "application/dicom+json"
@@ -187,37 +185,6 @@ class Answer:
     date: str = ""  # when it was given, by the clock over there: RFC 9110 6.6.1
 
 
-class _InTime:
-    """Hangs up on a server whose answer has not come whole in time, however steadily it trickles.
-
-    httpx tells it what happens on the connection; its own timeouts are those of one piece.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self.over = False
-        self._timer = threading.Timer(MOST_TIMEOUTS * timeout_s, self._hang_up)
-        self._timer.daemon = True
-        self._stream: Any = None
-
-    def __call__(self, event: str, info: Mapping[str, Any]) -> None:
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self._stream = info["return_value"]
-        elif event == "http11.receive_response_headers.started" and not self._timer.is_alive():
-            self._timer.start()
-
-    def _hang_up(self) -> None:
-        self.over = True
-        connection = self._stream.get_extra_info("socket")
-        with suppress(OSError):  # it is closed already
-            connection.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-
 class _Web:
     """The connection to a DICOMweb server."""
 
@@ -241,7 +208,7 @@ class _Web:
         url = f"{self.peer.url.rstrip('/')}{path}"
         try:
             with (
-                _InTime(self.peer.timeout_s) as in_time,
+                InTime(MOST_TIMEOUTS * self.peer.timeout_s) as in_time,
                 self._client.stream(method, url, extensions={"trace": in_time}, **request) as answer,
             ):
                 body = bytearray()

@@ -15,12 +15,13 @@ from pacs_node.ledger.pages import Pages
 from pacs_node.ledger.refusals import MOST_REFUSALS, Refusals
 from pacs_node.ledger.settings import SettingsRows
 from pacs_node.ledger.shadows import Shadows
+from pacs_node.ledger.traces import TraceRows
 from pacs_node.ledger.workers import Workers
 
 __all__ = ["MOST_REFUSALS", "Ledger"]
 
 
-class Ledger(Holdings, Refusals, Workers, AccountRows, FeedbackRows, SettingsRows, Notices, Pages, Shadows):
+class Ledger(Holdings, Refusals, Workers, AccountRows, FeedbackRows, SettingsRows, Notices, Pages, Shadows, TraceRows):
     """Every question and every change the node has about its rows. One transaction per method.
 
     Any of them raises LedgerUnavailable when the database cannot be reached.

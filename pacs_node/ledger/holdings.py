@@ -28,6 +28,7 @@ from pacs_node.ledger.tables import (
     receipt_table,
     refusal_table,
     series_table,
+    trace_table,
 )
 from pacs_node.records import OPEN_JOB_STATES, Deletion, Holding
 
@@ -148,6 +149,7 @@ class Holdings(SeriesRows, Commitments):
             number = db.execute(old).rowcount
             of_gone = sa.select(job_table.c.id).where(job_table.c.series_uid.in_(gone))
             db.execute(sa.delete(place_table).where(place_table.c.job.in_(of_gone)))
+            db.execute(sa.delete(trace_table).where(trace_table.c.series_uid.in_(gone)))
             db.execute(sa.delete(association_table).where(association_table.c.ended_at < before, ~still))
             return number
 

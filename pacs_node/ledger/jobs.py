@@ -293,10 +293,11 @@ class Jobs(Editions, Queues, Figures, Tallies):
         edition: Edition | None = None,
         places: Mapping[str, Any] | None = None,
         counted: Mapping[str, Counted] | None = None,
+        error: str | None = None,
     ) -> bool:
         """End a job: its results, receipts and the jobs that follow, in one transaction. False: not ours any more.
 
-        counted: what came of its series, see outcomes.py.
+        counted: what came of its series, see outcomes.py. error: the class of that which ended it.
 
         Raises EditionChanged, and writes nothing, when `edition` does not replace what stands at the destinations now,
         or a further destination holds an earlier one and would not get it.
@@ -307,6 +308,7 @@ class Jobs(Editions, Queues, Figures, Tallies):
                 job,
                 state,
                 reason=reason,
+                error=error,
                 crashes=0,
                 finished_at=now,
                 progress=1.0 if state == "done" else job_table.c.progress,

@@ -205,6 +205,7 @@ class SeriesRows(Jobs, ReturnedRows):
         jobs: Sequence[Job],
         revision: int,
         now: datetime,
+        decided_at: datetime | None = None,
         complete: Sequence[Job] = (),
         returned: bool = False,
     ) -> bool:
@@ -212,6 +213,7 @@ class SeriesRows(Jobs, ReturnedRows):
 
         complete: jobs of the study that need no more than this series. Those that wait for it run now; where one has
         waited in vain, it is said. returned: it may say something of our results, and is looked at for that.
+        decided_at: when it was found complete, before it was judged.
 
         False, and nothing written, when another instance arrived meanwhile.
         """
@@ -253,7 +255,7 @@ class SeriesRows(Jobs, ReturnedRows):
                 self._add_job(db, job)
             for job in complete:
                 self._study_complete(db, job, series_uid, now)
-            self._note(db, series_uid, now, "closed", f"revision {revision}: {because}")
+            self._note(db, series_uid, decided_at or now, "closed", f"revision {revision}: {because}")
             self._note(db, series_uid, now, "judged", verdict.reason)
             for rule in rules:
                 text = f"route {rule['rule']}: " + (rule["why_not"] or "matches")

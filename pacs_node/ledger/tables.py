@@ -139,6 +139,7 @@ job_table = sa.Table(
     sa.Column("crashes", sa.Integer, nullable=False, default=0),  # attempts begun without an outcome, in a row
     sa.Column("executor", sa.String(128)),
     sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("error", sa.String(64)),  # class of the error that it failed by
     sa.Column("progress", sa.Float, nullable=False, default=0.0),
     sa.Column("progress_text", sa.Text, nullable=False, default=""),
     sa.Column("warnings", sa.JSON, nullable=False),
@@ -344,6 +345,16 @@ notice_table = sa.Table(  # of what somebody was told, so that a restart does no
     sa.Column("text", sa.Text, nullable=False),
     sa.Column("since", UtcDateTime, nullable=False),
     sa.Column("told_at", UtcDateTime),  # NULL: not yet
+)
+
+
+trace_table = sa.Table(  # what a collector of traces has been told of each series
+    "trace",
+    metadata,
+    sa.Column("series_uid", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(32), nullable=False),  # at random: no id of a trace is made of a UID
+    sa.Column("number", sa.Integer, nullable=False),  # traces that it has been told
+    sa.Column("event", sa.Integer, nullable=False),  # id of the latest event that they are about
 )
 
 

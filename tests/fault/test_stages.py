@@ -112,10 +112,10 @@ class Saying:
 class Bench:
     """A node without its threads: jobs are run one attempt after the other."""
 
-    def __init__(self, folder: Path, toml: str = TOML) -> None:
+    def __init__(self, folder: Path, toml: str = TOML, now: Callable[[], datetime] = lambda: NOW) -> None:
         (folder / "node.toml").write_text(toml)
         self.folder = folder
-        self.node = Node(load(folder / "node.toml", catalogue()), now=lambda: NOW)
+        self.node = Node(load(folder / "node.toml", catalogue()), now=now)
         self.node.ledger.migrate()
         self.inference = CountedInference()
         self.node.stages.inference = self.inference  # type: ignore[assignment]
@@ -133,8 +133,9 @@ class Bench:
         image = known
         uids = [str(image[k].value) for k in ("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID")]
         syntax, size = "1.2.840.10008.1.2.1", path.stat().st_size
-        self.node.ledger.take_in(Instance(*uids, syntax, path, size, NOW, "a", "US1"))  # type: ignore[call-arg]
-        return OpenSeries(uids[2], uids[3], Evidence(NOW, 1), ("US1",))
+        now = self.node.now()
+        self.node.ledger.take_in(Instance(*uids, syntax, path, size, now, "a", "US1"))  # type: ignore[call-arg]
+        return OpenSeries(uids[2], uids[3], Evidence(now, number), ("US1",))
 
     def close(self, series: OpenSeries) -> None:
         self.node.assembler._close(series, "quiet")

@@ -25,6 +25,7 @@ from pacs_node.errors import CannotStart
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import metadata
 from pacs_node.node import Node
+from tests.collector import Collector
 from tests.fault.test_standing import Watched, every_job_ends
 from tests.harness import ROOT, NodeProcess, Postgres, storescu, wait_for
 from tests.unit.node import test_lists as lists
@@ -38,6 +39,7 @@ from tests.unit.node.test_lists import (  # noqa: F401  and these
 from tests.unit.node.test_notify import KEYS, WRONG
 from tests.unit.node.test_notify import Watched as Told
 from tests.unit.node.test_retention import Story
+from tests.unit.node.test_traces import TOML, Traced, facts, is_whole, root
 from tests.unit.node.test_turns import (  # noqa: F401  and these
     test_a_single_series_does_not_wait_for_the_thousands_of_another,
     test_several_workers_begin_every_job,
@@ -260,3 +262,21 @@ def test_without_pg_dump_the_command_is_told_and_its_file_is_taken(
         without.setenv("PATH", str(tmp_path))
         back_up(kept.node.config, kept.file, tmp_path / "copy", Images.copy, kept.now())
     assert (tmp_path / "copy" / "manifest.json").exists()
+
+
+def test_the_life_of_a_series_is_told_as_sqlite_tells_it(postgres: Postgres, tmp_path: Path) -> None:
+    database = f'[database]\nurl = "{postgres.database("traces")}"\n'
+    with Collector() as collector:
+        bench = Traced(tmp_path, collector.url, TOML.replace("[[peer]]", f"{database}[[peer]]", 1))
+        series = bench.ended("us", 2)
+        for _ in range(2):
+            bench.look_later()
+        assert bench.node.flow.rerun(series.series_uid) is None
+        bench.run_all()
+        bench.look_later()
+        bench.node.stop()
+        told = list(collector.traces().values())
+    assert len(told) == len(collector.bodies) == 2
+    assert all(is_whole(spans) for spans in told)
+    assert [facts(root(spans))["images"] for spans in told] == [2, 0]
+    assert facts(root(told[0]))["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("us*.dcm"))

@@ -35,6 +35,7 @@ WIRING = {
     "system",
     "notify",
     "heartbeat",
+    "traces",
     *("settings", "settings_desk", "settings_trial"),
 }
 ROOMS = {  # a room imports records, errors and its own files; and of the other packages these
@@ -61,6 +62,7 @@ SHARED = {  # what several rooms must say or do alike -> those rooms
     "privacy": {"route", "web"},
     "accounts": {"web"},
     "loop": {"web"},
+    "in_time": {"deliver"},  # an answer that comes whole in time
     "tls": {"receive", "web"},  # deliver and the others have it by way of association
     "messages": {"infer"},
     "memory": {"infer", "devices", "viewing_process"},
@@ -92,6 +94,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "silence_alarm": set(),
     "pulse": {"records"},
     "outcomes": set(),
+    "spans": set(),
+    "in_time": set(),
     "drift": set(),
     "turns": {"records"},
     "memory": {"durable"},
@@ -100,7 +104,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "flow": {
         *("records", "errors", "ledger", "editions", "confirm", "silence", "ahead", "kinds", "pulse", "outcomes"),
     },
-    "ledger": {"accounts", "records", "errors", "editions", "outcomes", "turns"},
+    "ledger": {"accounts", "records", "errors", "editions", "outcomes", "spans", "turns"},
     "start_up": {"errors", "durable"},
     "program": set(),
     "viewing": {"records", "errors", "program"},
@@ -112,7 +116,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "syslog": {"audit", "durable", "errors", "loop"},
 }
 OUTSIDE = {  # of the spine: which other packages of ours
-    **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment", "kinds", "outcomes")},
+    **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment", "kinds", "outcomes", "spans")},
     "off_peak": {"config"},  # the settings in force, and hours of the week
     "program": {"config"},  # config.secrets, as infer
     "settings_file": {"config"},  # which settings are secret
@@ -138,7 +142,9 @@ DOORS = {  # outside package -> files and folders that may import it
     "openvino": ("models/runtime.py",),
     "torch": ("models/", "pacs_node/infer.py"),
     "highdicom": ("dicom_sr/",),
-    "httpx": ("pacs_node/deliver/stow.py", "pacs_node/demo.py", "pacs_node/web/oidc.py"),
+    "httpx": ("pacs_node/deliver/stow.py", "pacs_node/demo.py", "pacs_node/traces.py", "pacs_node/web/oidc.py"),
+    "opentelemetry": ("pacs_node/traces.py",),
+    "google": ("pacs_node/traces.py",),
     "authlib": ("pacs_node/web/oidc.py",),
     "joserfc": ("pacs_node/web/oidc.py",),
     "requests": (),
@@ -169,6 +175,7 @@ PURE = {  # decisions: no disk, no socket, no clock
     "pacs_node/pulse.py",
     "pacs_node/silence_alarm.py",
     "pacs_node/drift.py",
+    "pacs_node/spans.py",
 }
 TRAINING = "models/training/"  # no node needs it, and it is not shipped
 EFFECTS = {

@@ -767,8 +767,10 @@ def test_node_toml_shows_the_defaults(name: str) -> None:
 
 
 def test_each_setting_is_shown_once() -> None:
-    keys = re.findall(r"(?m)^#(\w+) = ", SHOWN.read_text(encoding="utf-8").partition("#[[peer]]")[0])
-    assert len(keys) == len(set(keys))
+    tables = re.split(r"(?m)^\[", SHOWN.read_text(encoding="utf-8").partition("#[[peer]]")[0])
+    for keys in (re.findall(r"(?m)^#(\w+) = ", table) for table in tables):
+        assert len(keys) == len(set(keys))
+    assert len(tables) > 10
 
 
 def test_node_toml_is_valid_as_it_stands_and_with_its_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

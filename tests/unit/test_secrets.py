@@ -19,9 +19,14 @@ AROUND = {  # what a secret needs beside it
     ("oidc", "client_secret"): '[oidc]\nissuer = "https://idp.example"\nclient_id = "node"\nviewers = ["v"]\n',
     ("store", "secret_access_key"): '[store]\nkind = "s3"\nbucket = "images"\naccess_key_id = "node"\n',
     ("database", "url"): "[database]\n",
+    ("traces", "headers"): '[traces]\nendpoint = "https://collector.example/v1/traces"\n',
     ("notify", "urls"): '[[notify]]\nname = "n"\n',
 }
-VALUES = {"urls": "json://node:hush-hush@hooks.example", "url": "postgresql+psycopg://node:hush-hush@db.example/node"}
+VALUES = {
+    "headers": "Authorization=hush-hush",
+    "urls": "json://node:hush-hush@hooks.example",
+    "url": "postgresql+psycopg://node:hush-hush@db.example/node",
+}
 SECRET = "hush-hush-1"
 
 
