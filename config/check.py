@@ -308,6 +308,8 @@ def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tu
                 ("notify", i, given[0]),
                 f"{_table_name(('notify', i), raw)}: '{given[0]}' needs \"finding\" in 'about'",
             )
+        elif pipelines is not None:
+            yield from _never_told(i, notify, raw, pipelines)
     node = raw.get("node", {})
     if isinstance(node, dict):
         dicom, web = node.get("dicom_port", 11112), node.get("web_port", 8080)
@@ -494,6 +496,24 @@ def _never_found(of_kind: dict[str, Any], pipeline: str, finds: Mapping[str, boo
         yield "min_size_mm", f"{pipeline} does not measure {' or '.join(wanted)} in millimetres; remove 'min_size_mm'"
 
 
+def _never_told(i: int, notify: dict[str, Any], raw: dict[str, Any], pipelines: Known) -> Iterator[tuple[Place, str]]:
+    """What keeps every finding from being told: pipelines that are not there, kinds that no live route finds."""
+    where, named = _table_name(("notify", i), raw), _names(notify.get("pipelines"))
+    for name in named:
+        if name not in pipelines.options:
+            known = pipelines.broken.get(name) or f"no pipeline '{name}'; {hint(name, pipelines.options)}"
+            yield ("notify", i, "pipelines"), f"{where}: {known}"
+    live = [route for _, route in _tables(raw, "route") if route.get("shadow") is not True]
+    found = [_finds(route, pipelines) for route in live if not named or route.get("pipeline") in named]
+    if not all(found):
+        return  # one of them may find anything
+    sized: dict[str, bool] = {}
+    for finds in found:
+        sized |= {kind: is_sized or sized.get(kind, False) for kind, is_sized in finds.items()}
+    for key, words in _never_found(notify, " or ".join(named) or "what the routes run", sized):
+        yield ("notify", i, key), f"{where}: {words}"
+
+
 def _priors(
     i: int,
     route: dict[str, Any],
@@ -546,6 +566,9 @@ def _page_problems(config: Config) -> Iterator[Found]:
     for name, path in (("certificate", config.web.certificate), ("key", config.web.key)):
         if path is not None and (words := _unreadable(path)):
             yield ("web", name), f"{name} in [web]: {words}", "error"
+    if config.web.certificate is not None and (words := _why_not_for_long(config.web.certificate)):
+        # no error: images are taken whether or not somebody can look at the pages
+        yield ("web", "certificate"), f"certificate in [web]: {config.web.certificate} {words}", "warning"
     if config.others_reach_the_pages:
         place, host = ("node", "web_host"), f"web_host in [node] is '{config.node.web_host}'"
         if config.web.open_to_all:
@@ -601,6 +624,17 @@ def _unreadable_files(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
 
 
 SOON = timedelta(days=30)  # a certificate that ends within it is warned of
+
+
+def _why_not_for_long(file: Path) -> str | None:
+    """None, or in words that a certificate is not good now, or soon; one that cannot be read is no matter of this."""
+    now = datetime.now(UTC)
+    try:
+        [own, *_] = certificates(file)
+    except Unusable:
+        return None
+    soon = f"ends on {own.ends:%Y-%m-%d}: renew it" if own.ends < now + SOON else None
+    return own.why_not_valid(now) or soon
 
 
 def _tls_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
@@ -752,6 +786,12 @@ def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Pl
     for name, why in sorted(pipelines.broken.items() if pipelines is not None else ()):
         if name not in routed:
             yield (), f"no route uses it, but {why}"
+    live = {route.get("pipeline") for _, route in _tables(raw, "route") if route.get("shadow") is not True}
+    for i, notify in _tables(raw, "notify"):
+        for name in _names(notify.get("pipelines")):
+            if pipelines is not None and name in pipelines.options and name not in live:
+                words = f"no route that sends results runs '{name}': nobody is told of its findings"
+                yield ("notify", i, "pipelines"), f"{_table_name(('notify', i), raw)}: {words}"
     if not raw.get("route"):
         yield (), "no [[route]]: series are received and kept, but nothing is inferred"
     if not any(peer.get("may_send") is True for _, peer in _tables(raw, "peer")):

@@ -694,18 +694,22 @@ class Node:
         return []
 
     def _certificate_ends(self) -> Iterator[str]:
-        if self.config.tls.own_certificate is None:
-            return
-        setting = "own_certificate in [tls]"
+        """Of the certificates that we show: to peers, and to browsers."""
+        for setting, file in (
+            ("own_certificate in [tls]", self.config.tls.own_certificate),
+            ("certificate in [web]", self.config.web.certificate),
+        ):
+            if file is not None and (words := self._why_not_good(file)):
+                yield f"{setting} {words}"
+
+    def _why_not_good(self, file: Path) -> str | None:
         try:
-            [own, *_] = certificates(self.config.tls.own_certificate)
+            [own, *_] = certificates(file)
         except Unusable:
-            yield f"{setting} cannot be read: the one before is in use; pacs-node check says more"
-            return
+            return "cannot be read: the one before is in use; pacs-node check says more"
         if words := own.why_not_valid(self.now()):
-            yield f"{setting} {words}"
-        elif own.ends < self.now() + RENEW_BEFORE:
-            yield f"{setting} ends on {own.ends:%Y-%m-%d}: renew it"
+            return words
+        return f"ends on {own.ends:%Y-%m-%d}: renew it" if own.ends < self.now() + RENEW_BEFORE else None
 
     def audit_figures(self) -> dict[str, int]:
         """Messages of the audit trail that are lost, and bytes of it that the syslog server has not got."""

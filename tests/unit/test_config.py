@@ -18,6 +18,7 @@ import config
 from config.check import KEYWORDS, LISTS, TABLES, lines_of
 from config.schema import NUMBER_VRS, _vr, bad_condition
 from models import catalogue, comparison
+from tests.certificates import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ROOT / "config" / "node.toml"
@@ -570,6 +571,56 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_with_who_is_told(tmp_path: Path, text: str, words: str) -> None:
     assert any(words in line for line in said(tmp_path, text)), said(tmp_path, text)
+
+
+FINDINGS = NOTIFY + 'about = ["finding"]\n'
+SHADOW = "shadow = true\n"
+
+
+def told(text: str, routes: str = "") -> str:
+    """Somebody is told of findings, and there is a route of lung-nodule, and what `routes` says."""
+    return f"{PEER}{ROUTE}match = {{}}\n{routes}{FINDINGS}{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('pipelines = ["lung-nodul"]', "[[notify]] 'n': no pipeline 'lung-nodul'; did you mean 'lung-nodule'?"),
+        ('kinds = ["Nodul"]', "[[notify]] 'n': what the routes run never finds 'Nodul'; did you mean 'Nodule'?"),
+        ('kinds = ["Mass"]', "[[notify]] 'n': what the routes run never finds 'Mass'"),
+        ('kinds = ["Mass"]\npipelines = ["lung-nodule"]', "[[notify]] 'n': lung-nodule never finds 'Mass'"),
+    ],
+)
+def test_a_notice_of_what_is_never_found_is_an_error(tmp_path: Path, text: str, words: str) -> None:
+    [line] = said(tmp_path, told(text))
+    assert words in line
+
+
+def test_a_notice_of_what_one_of_the_routes_finds_is_good(tmp_path: Path) -> None:
+    breast = ROUTE.replace("lung-nodule", "breast-us").replace('"r"', '"b"') + "match = {}\n"
+    for text in ('kinds = ["nodule"]', "min_size_mm = 3", 'pipelines = ["lung-nodule"]\nkinds = ["Nodule"]'):
+        assert said(tmp_path, told(text)) == []
+    both = told('kinds = ["Mass"]', breast)
+    assert said(tmp_path, both) == []
+    [line] = said(tmp_path, told('kinds = ["Mass"]', breast + SHADOW))
+    assert "what the routes run never finds 'Mass'" in line, "nobody is told of what a shadow finds"
+
+
+def test_a_notice_of_a_pipeline_that_no_route_runs_is_warned_of(tmp_path: Path) -> None:
+    warned = said(tmp_path, told('pipelines = ["breast-us"]'), "warning")
+    assert any("[[notify]] 'n': no route that sends results runs 'breast-us'" in line for line in warned)
+    assert not any(
+        "no route that sends" in line for line in said(tmp_path, told('pipelines = ["lung-nodule"]'), "warning")
+    )
+
+
+@pytest.mark.parametrize("days", [200, 20, -1])
+def test_a_certificate_of_the_pages_that_ends_is_warned_of(tmp_path: Path, days: float) -> None:
+    issued = Authority(tmp_path).issue("node", days=(-2, days))
+    text = f'[web]\ncertificate = "{issued.certificate}"\nkey = "{issued.key}"\n'
+    warned = [line for line in said(tmp_path, text, "warning") if "certificate in [web]" in line]
+    assert len(warned) == (days < 30)
+    assert said(tmp_path, text) == [], "images are taken all the same"
 
 
 NTH = "[[route.also]] number {} of [[route]] 'r'"

@@ -150,13 +150,18 @@ def test_a_port_that_is_taken_is_said_with_its_setting(started: Callable[..., No
         started(secured=door.getsockname()[1], processes=processes)
 
 
-def test_health_says_when_our_certificate_ends(started: Callable[..., Node], certificates: Path) -> None:
+@pytest.mark.parametrize("whose", ["own_certificate in [tls]", "certificate in [web]"])
+def test_health_says_when_our_certificate_ends(started: Callable[..., Node], certificates: Path, whose: str) -> None:
     node = started()
+    if "web" in whose:
+        plain, own = node.config.tls.model_copy(update={"own_certificate": None}), certificates / "node.crt"
+        web = node.config.web.model_copy(update={"certificate": own})
+        node.config = node.config.model_copy(update={"tls": plain, "web": web})
     said = [[], ["ends on 20"], ["has expired on 20"]]
     for days, words in zip((30, 85, 91), said, strict=True):  # it ends in 90
         node.now = lambda days=days: datetime.now(UTC) + timedelta(days=days)
         assert len(node.ailing()) == len(words)
-        assert all(word in reason for word, reason in zip(words, node.ailing(), strict=True))
+        assert all(f"{whose} {word}" in reason for word, reason in zip(words, node.ailing(), strict=True))
         assert str(certificates) not in str(node.ailing()), "no page names a path"
 
 
