@@ -21,6 +21,7 @@ from models import catalogue
 from pacs_node import __version__
 
 if TYPE_CHECKING:
+    from config import Config
     from pacs_node.accounts import Accounts
     from pacs_node.facts import NodeFacts
 
@@ -454,9 +455,14 @@ def fsck(
         ledger = Ledger(settings.database.url, data_dir)
         ledger.migrate()
         if mend:
-            with hold(data_dir / "worker.lock"), hold(data_dir / "spool.lock"):
-                for done in checks.mend(data_dir, ledger, store_of(settings)):
-                    console.print(done, markup=False, highlight=False, soft_wrap=True)
+            with (
+                hold(data_dir / "worker.lock"),
+                hold(data_dir / "spool.lock"),
+                _audited(settings, "mended", "pacs-node fsck --mend") as said,
+            ):
+                said += checks.mend(data_dir, ledger, store_of(settings))
+            for done in said:
+                console.print(done, markup=False, highlight=False, soft_wrap=True)
         found = list(checks.faults(data_dir, ledger, store_of(settings)))
         for fault in found:
             told = f"{fault.kind}: {fault.what}: {fault.words}"
@@ -535,7 +541,10 @@ def backup(
     if images not in (known := [each.value for each in Images]):
         _fail(f"--images is one of {', '.join(known)}, not '{images}'")
     with _in_words():
-        made = back_up(load(config, catalogue()), config, to, Images(images), utc_now())
+        settings = load(config, catalogue())
+        with _audited(settings, "backed-up", f"file://{to.resolve()}") as said:
+            made = back_up(settings, config, to, Images(images), utc_now())
+            said.append(f"{len(made.files)} files, images: {images}")
     size = in_words(sum(entry.size for entry in made.files))
     told = f"{to}: {len(made.files)} files, {size}; restore with: pacs-node restore {to} --config {config}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)
@@ -560,7 +569,9 @@ def restore(
     keep_private()
     with _in_words():
         settings = load(config, catalogue())
-        made = from_backup(settings, backup, utc_now())
+        with _audited(settings, "restored", f"file://{backup.resolve()}") as said:
+            made = from_backup(settings, backup, utc_now())
+            said.append(f"{len(made.files)} files, as they were on {made.made_at}")
     size = in_words(sum(entry.size for entry in made.files))
     told = f"{settings.node.data_dir}: {len(made.files)} files, {size}, as they were on {made.made_at}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)
@@ -719,6 +730,28 @@ def _accounts(config: Path) -> Iterator[Accounts]:
     finally:
         audit.stop()
         ledger.close()
+
+
+@contextmanager
+def _audited(settings: Config, event: str, what: str) -> Iterator[list[str]]:
+    """The audit trail is told of what a command does, and what it says of it; also if it fails. Before there is a data
+    folder there is no trail."""
+    from pacs_node.errors import Told
+    from pacs_node.node import audit_of, utc_now
+
+    said: list[str] = []
+    facts: dict[str, object] = {"user": _me(), "what": what}
+    try:
+        yield said
+    except Exception as error:
+        facts |= {"known": False, "words": Told.of(error).words}
+        raise
+    finally:
+        if settings.node.data_dir.is_dir() and any(settings.node.data_dir.iterdir()):  # restore takes an empty one
+            audit, _ = audit_of(settings, utc_now)
+            audit.log = _silent
+            audit(event, {"words": "; ".join(said) or "nothing had to be done", **facts})
+            audit.stop()
 
 
 def _silent(event: str, facts: Mapping[str, object]) -> None:

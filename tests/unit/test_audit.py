@@ -93,7 +93,8 @@ STANDARD: dict[str, tuple[str, str | None, str, str, list[str | None], int | Non
     "refused-bytes-deleted": ("110113", "110132", "E", "0", [None], None, "12"),
     "asked": ("110113", "110132", "E", "0", [None, None], None, "12"),
     **dict.fromkeys(
-        ("paused", "resumed", "priority-changed"), ("110113", "110132", "E", "0", [None, None], None, "12")
+        ("paused", "resumed", "priority-changed", "backed-up", "restored", "mended"),
+        ("110113", "110132", "E", "0", [None, None], None, "12"),
     ),
     "identity-asked": ("110113", "110132", "E", "0", [None, None], None, "12"),
     "configuration-changed": ("110113", "110131", "E", "0", [None, None], None, "12"),
@@ -229,7 +230,7 @@ def test_every_event_of_the_code_is_in_the_table() -> None:
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("audit", "_audit", "_tell", "_heard"):
+            if name in ("audit", "_audit", "_audited", "_tell", "_heard"):
                 texts = [each for each in node.args[:3] if isinstance(each, ast.Constant | ast.JoinedStr)]
                 for text in texts[:1]:
                     if isinstance(text, ast.Constant):

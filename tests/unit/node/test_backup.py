@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -16,11 +18,12 @@ from typer.testing import CliRunner
 from config import Config, load
 from models import catalogue
 from pacs_node import fsck, pack
+from pacs_node.audit import Trail, told
 from pacs_node.backup import MANIFEST, BackupError, Images, back_up, restore
 from pacs_node.cli import app
 from pacs_node.errors import CannotStart, LedgerTooOld
 from pacs_node.ledger.copies import revision_of
-from pacs_node.node import Node
+from pacs_node.node import Node, utc_now
 from pacs_node.start_up import FILES_LOCK, RESTORING, exclusively
 from tests.factories import us_image
 from tests.unit.node.test_retention import Story
@@ -243,12 +246,29 @@ def test_the_commands(story: Story, tmp_path: Path) -> None:
     assert (wrong.exit_code, "copy, link, none" in wrong.output) == (1, True)
     full = CliRunner().invoke(app, ["restore", str(copy), "--config", config])
     assert (full.exit_code, "is not empty" in full.output) == (1, True)
+    said = trail_of(story)
+    assert [(event["about"], event["failed"]) for event in said] == [
+        ([f"file://{copy}"], True),  # restored over a node
+        ([f"file://{copy}"], False),
+    ]
+    assert all(event["who"] == [getpass.getuser()] for event in said)
+    assert "is not empty" in said[0]["words"]
     shutil.rmtree(story.folder / "data")
     none = CliRunner().invoke(app, ["backup", str(tmp_path / "other"), "--config", config])
     assert (none.exit_code, "there is no node" in none.output) == (1, True)
     made = CliRunner().invoke(app, ["restore", str(copy), "--config", config])
     assert made.exit_code == 0, made.output
+    assert "as they were on" in trail_of(story)[0]["words"]
     assert len(story.new_node().ledger.series_uids()) == 2
+    assert CliRunner().invoke(app, ["fsck", "--mend", "--config", config]).exit_code == 0
+    assert trail_of(story)[0]["about"] == ["pacs-node fsck --mend"]
+
+
+def trail_of(story: Story) -> list[dict[str, Any]]:
+    """What commands have said to the audit trail, the latest first."""
+    lines = Trail(story.folder / "data" / "audit", 1 << 20, utc_now).backwards()
+    events = [event for line in lines if (event := told(line)) is not None]
+    return [event for event in events if event["about"] and event["who"]]
 
 
 @pytest.mark.parametrize("command", ["rerun", "fsck", "retention"])
