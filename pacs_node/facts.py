@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -43,6 +45,8 @@ OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is n
 RUNNING_SLACK_S = 900.0  # and so is one whose attempt runs for this much longer than its limits add up to
 STANDING_S = 60.0  # or that has not begun for so long, and two sweeps, though nothing of its queue runs
 AHEAD_S = 60.0  # times so far in the future were not measured by another clock: ours was set back
+
+HEALTH_EVERY_S = 5.0  # it is asked so often for open pages, however many there are
 
 MOST_AT_ONCE = 1000  # series of a filter that one button is for
 SENDERS_SHOWN = 50  # with refusals: whoever knocks can make as many as there are addresses
@@ -108,6 +112,7 @@ class NodeFacts(ViewerFacts, PipelineFacts):
 
     def __init__(self, node: Running, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.node, self.monotonic, self.since = node, monotonic, monotonic()
+        self._health: tuple[float, str] | None = None  # when it was asked for a stamp, and what it came to
         self._ever_named: dict[str, str] = {}  # a job may tell of a peer that is gone
 
     @property
@@ -321,7 +326,12 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         return self._without_paths(self.node.ledger.series_list(limit, wanted))
 
     def stamp(self) -> str:
-        return self.node.ledger.stamp()
+        """Another one whenever a page would show something else: of the ledger at once, of /health within seconds."""
+        if self._health is None or self.monotonic() - self._health[0] > HEALTH_EVERY_S:
+            health = self.health()
+            said = json.dumps([health["status"], health["reasons"], health["paused"]])
+            self._health = self.monotonic(), f"{zlib.crc32(said.encode()):08x}"
+        return f"{self.node.ledger.stamp()}-{self._health[1]}"
 
     def series_count(self, wanted: Wanted) -> tuple[int, int]:
         return self.node.ledger.series_count(wanted)

@@ -116,6 +116,21 @@ def story(tmp_path: Path) -> Iterator[Story]:
     story.node.stop()
 
 
+def test_an_open_page_learns_of_trouble_that_no_row_tells_of(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+    facts = NodeFacts(story.node, monotonic=lambda: seconds[0])
+    stamp = facts.stamp()
+    seconds[0] += 60
+    assert facts.stamp() == stamp, "nothing has happened"
+    monkeypatch.setattr(Node, "ailing", lambda node: ["cuda:0 rests"])
+    seconds[0] += 60
+    troubled = facts.stamp()
+    assert troubled != stamp
+    monkeypatch.undo()
+    seconds[0] += 60
+    assert facts.stamp() == stamp, "well again"
+
+
 def test_many_are_retried_and_the_rest_is_said(story: Story) -> None:
     nothing = {story.uid: "nothing of it has failed or waits"}
     assert story.facts.bulk("retry", [story.uid], "ada") == nothing
