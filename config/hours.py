@@ -58,6 +58,15 @@ class Hours:
         change = self.changes_at(then, zone)
         return change is None or change > now
 
+    def closed_s(self, then: datetime, now: datetime, zone: tzinfo | None) -> float:
+        """For how much of the time from then until now they were not, seconds."""
+        closed_s, at = 0.0, then
+        while at < now:
+            change = min(self.changes_at(at, zone) or now, now)
+            closed_s += 0.0 if self.open_at(at, zone) else (change - at).total_seconds()
+            at = change
+        return closed_s
+
     def _next_edge(self, at: datetime, zone: tzinfo | None) -> datetime:
         """The next begin or end of a span, or the moment before it at which the clock on the wall is set."""
         at = at.replace(microsecond=0)

@@ -179,10 +179,12 @@ class Flow:
         await_report_s: float = 900.0,
         at: Callable[[str], None] = lambda step: None,
         closed: Callable[[], Mapping[str, str]] = dict,
+        rested_s: Callable[[str, datetime], float] = lambda route, since: 0.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger, self.stages, self.retry_policies, self.poison_limit = ledger, stages, retry_policies, poison_limit
         self.now, self.jitter, self.executor, self.at = now, jitter, executor, at
+        self.rested_s = rested_s  # of a route, since when: how long its hours were not
         self.closed = closed  # routes whose hours are not now -> what their jobs wait for
         # of inferences whose process ended; a disk or a database that fails is waited for as a destination is
         self.most_attempts: Mapping[type[TryAgain], int] = {
@@ -464,7 +466,8 @@ class Flow:
         if job.rests(self.closed()):  # it was handed out, and the hours of its route have ended since
             self.ledger.let_go(job)
             return None
-        if not self.ledger.begin(job, self.executor, self.now()):
+        rested_s = self.rested_s(job.route, job.created_at) if job.may_rest else 0.0
+        if not self.ledger.begin(job, self.executor, self.now(), rested_s):
             return None
         try:
             with _step(f"the {job.kind} job"):  # what no step of its own has named

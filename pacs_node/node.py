@@ -186,6 +186,7 @@ class Node:
             await_report_s=config.jobs.await_report_s,
             at=at,
             closed=self.off_peak.closed,
+            rested_s=self.off_peak.rested_s,
         )
         self.intake = Intake(self.ledger, self._indexed, at, self._kept_twice, lambda: self.spool.close_unused())
         receive = config.receive

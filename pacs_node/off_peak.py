@@ -40,6 +40,11 @@ class OffPeak:
         now, zone = self.now(), self._zone
         return frozenset(route for route, hours in self._hours.items() if not hours.open_since(then, now, zone))
 
+    def rested_s(self, route: str, then: datetime) -> float:
+        """For how much of the time since then the hours of a route were not, seconds: a wait that is meant."""
+        hours = self._hours.get(route)
+        return hours.closed_s(then, self.now(), self._zone) if hours is not None else 0.0
+
 
 def _words(hours: Hours, opens: datetime | None, zone: tzinfo | None) -> str:
     when = f", from {opens.astimezone(zone):%Y-%m-%d %H:%M} on" if opens is not None else ""

@@ -233,11 +233,12 @@ TRANSITIONS: dict[tuple[str, str], str] = {
 
 DURATIONS = {  # what is timed -> from when to when, and by what it is told apart
     "receive": "from the first image of a series to its last, by modality",
-    "wait": "from the making of an inference to its begin, by pipeline",
+    "wait": "from the making of an inference to its begin, without the hours that it rests, by pipeline",
+    "rest": "that of this wait the hours of its route were not, where it has hours, by pipeline",
     "infer": "inference, by pipeline",
     "encode": "writing and checking its results, by pipeline",
     "send": "a send that succeeded, by destination",
-    "turnaround": "from the last image of a series until its results have arrived, by pipeline",
+    "turnaround": "from the last image of a series until its results have arrived, without such rest, by pipeline",
 }
 STEPS_S = (0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600, 14400, 86400)  # of histograms of them
 
@@ -320,7 +321,12 @@ class Job:
 
     def rests(self, closed: Collection[str]) -> bool:
         """Whether it waits for the hours of its route. closed: routes whose hours are not now."""
-        return self.kind == "infer" and self.priority >= NOT_URGENT and self.route in closed
+        return self.may_rest and self.route in closed
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether the hours of its route are for it."""
+        return self.kind == "infer" and self.priority >= NOT_URGENT
 
     @property
     def destinations(self) -> frozenset[str]:

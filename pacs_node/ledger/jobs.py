@@ -175,8 +175,11 @@ class Jobs(Editions, Queues, Figures, Tallies):
         ).rowcount
         return bool(moved)
 
-    def begin(self, job: Job, executor: str, now: datetime) -> bool:
-        """Start one attempt. False when the job is finished, another generation has taken it, or it is paused."""
+    def begin(self, job: Job, executor: str, now: datetime, rested_s: float = 0.0) -> bool:
+        """Start one attempt. False when the job is finished, another generation has taken it, or it is paused.
+
+        rested_s: of its wait, for the hours of its route.
+        """
         with self._begin() as db:
             if why_held(self._pauses(db, now), job.kind, job.pipeline, job.destination):
                 self._let_go(db, job)
@@ -191,12 +194,15 @@ class Jobs(Editions, Queues, Figures, Tallies):
                 not_before=None,
                 progress=0.0,
                 progress_text="",
+                rested_s=round(rested_s, 3),
             )
             if moved:
                 self._count_start(db, job)
                 waits_for_a_turn = job.kind == "infer" and job.counts and job.needs is None
                 if waits_for_a_turn and (job.generation, job.attempt) == (1, 1):
-                    self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds())
+                    self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds() - rested_s)
+                if rested_s and job.counts and job.attempt == 1:
+                    self._took(db, "rest", job.pipeline, rested_s)
             return moved
 
     def let_go(self, job: Job) -> None:
@@ -383,7 +389,10 @@ class Jobs(Editions, Queues, Figures, Tallies):
         of_it = series_table.c.series_uid == job.series_uid, series_table.c.revision == job.revision
         last = db.scalar(sa.select(series_table.c.last_arrival).where(*of_it))
         if last is not None:
-            turnaround_s = max(0.0, (now - last).total_seconds())
+            mine = job_table.c.series_uid == job.series_uid, job_table.c.revision == job.revision
+            infer = job_table.c.kind == "infer", job_table.c.route == job.route
+            rested_s = db.scalar(sa.select(sa.func.max(job_table.c.rested_s)).where(*mine, *infer)) or 0.0
+            turnaround_s = max(0.0, (now - last).total_seconds() - rested_s)
             db.execute(sa.update(series_table).where(*of_it).values(turnaround_s=round(turnaround_s, 3)))
             self._took(db, "turnaround", job.pipeline, turnaround_s)
 

@@ -123,3 +123,16 @@ def test_what_are_no_hours_is_said(text: str, words: str) -> None:
 
 def test_all_the_week_never_changes() -> None:
     assert Hours.of("mon-SUN").changes_at(datetime(2026, 5, 1, tzinfo=UTC), None) is None
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    SPANS, TIMES.map(lambda time: time.replace(second=0, microsecond=0)), st.integers(0, 3000), st.sampled_from(ZONES)
+)
+def test_what_is_closed_is_every_minute_that_is_not_open(
+    spans: list[tuple[int, int, int, int, str]], then: datetime, minutes: int, zone: str
+) -> None:
+    here = ZoneInfo(zone)
+    closed = sum(not is_open(spans, then + timedelta(minutes=each), here) for each in range(minutes))
+    now = then + timedelta(minutes=minutes)
+    assert Hours.of(written(spans)).closed_s(then, now, here) == 60 * closed

@@ -305,3 +305,33 @@ def test_an_urgent_job_is_what_records_and_sql_both_say(ledger: Ledger) -> None:
     due = {job.id for job in ledger.due_jobs(NOON, {"infer": 99, "send": 99}, 3600, {"a"})}
     assert due == {job.id for job in jobs if not job.rests({"a"})}
     assert {job.id for job in jobs} - due == {"infer5a", "infer7a"}
+
+
+def test_rest_that_is_meant_is_in_no_wait_and_no_turnaround_and_has_a_figure_of_its_own(story: Story) -> None:
+    [job] = story.receive()
+    assert story.node.off_peak.rested_s("night", story.time - timedelta(days=1)) == 43200.0, "twelve hours of a day"
+    story.time = datetime(2026, 6, 3, 17, 2, tzinfo=UTC)  # two minutes after the hours have begun
+    rested_s = 7 * 3600.0
+    assert story.node.off_peak.rested_s("night", job.created_at) == rested_s
+    assert story.node.off_peak.rested_s("no hours", job.created_at) == 0.0
+    assert story.ledger.begin(job, "w", story.time, rested_s)
+    send = story.node.flow._send_job(job, "results")
+    assert story.ledger.finish(job, "done", "", story.time, follow_up=[send])
+    assert story.ledger.begin(send, "w", story.time)
+    story.time += timedelta(minutes=1)
+    assert story.ledger.finish(send, "done", "", story.time)
+    seconds = {what: took for (what, _), (_, took) in story.ledger.durations().items()}
+    assert seconds.items() >= {"wait": 120.0, "rest": rested_s, "turnaround": 180.0}.items()
+    [series] = story.ledger.series_list(9)
+    assert series["turnaround_s"] == 180.0
+
+
+def test_a_job_that_is_run_says_how_long_it_has_rested(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[float] = []
+    monkeypatch.setattr(Ledger, "begin", lambda ledger, job, executor, now, rested_s: said.append(rested_s))
+    [routine] = story.receive()
+    [stat] = story.receive(RequestedProcedurePriority="STAT")
+    story.time = datetime(2026, 6, 3, 17, 0, tzinfo=UTC)
+    for job in (routine, stat):
+        story.node.flow.run(job.id, job.generation, job.attempt)
+    assert said == [7 * 3600.0, 0.0]

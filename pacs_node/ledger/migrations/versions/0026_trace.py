@@ -1,4 +1,5 @@
-"""Traces of series for a collector of OpenTelemetry: what it has been told, and the class of the error of a job."""
+"""Traces of series: what a collector has been told. Of a job the class of its error, and how long it waited on
+purpose."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,6 +10,7 @@ down_revision = "0025"
 
 def upgrade() -> None:
     op.add_column("job", sa.Column("error", sa.String(64)))
+    op.add_column("job", sa.Column("rested_s", sa.Float()))
     op.create_table(
         "trace",
         sa.Column("series_uid", sa.String(64), primary_key=True),
