@@ -278,9 +278,11 @@ class NodeFacts(ViewerFacts, PipelineFacts):
 
     def hurry(self, job_id: str, priority: int, by: str) -> str | None:
         """A job that waits is next, or STAT. None, or why not."""
+        job = self.node.ledger.job(job_id)
         why_not = self.node.ledger.hurry(job_id, priority, by, self.node.now())
-        if why_not is None:
-            words = f"it is {PRIORITY_NAMES[priority]} from now on"
+        if why_not is None and job is not None:
+            before = PRIORITY_NAMES.get(job.priority, str(job.priority))
+            words = f"{self.what_is(job_id)}: it was {before}, and is {PRIORITY_NAMES[priority]} from now on"
             self.node.audit("priority-changed", {"user": by, "what": f"job {job_id}", "words": words})
             self.node.wake()
         return why_not
@@ -459,6 +461,14 @@ class NodeFacts(ViewerFacts, PipelineFacts):
                 and wanted.get("study") in (None, "", *event["about"])
             ):
                 yield event
+
+    def what_is(self, job_id: str) -> str:
+        """A job in words: what it does, of which series, and its state now; "": there is none."""
+        job = self.node.ledger.job(job_id)
+        if job is None:
+            return ""
+        task = TASKS[job.kind].format(pipeline=job.pipeline, destination=job.destination)
+        return f"{task}, of series {job.series_uid}, which was {job.state}"
 
     def retry(self, job_id: str) -> str | None:
         ledger = self.node.ledger

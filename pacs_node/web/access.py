@@ -135,7 +135,7 @@ class Door:
                     self._tell(request, who, "asked", {"what": request.url.path, "status": 403})
                     raise HTTPException(403, f"this needs the role {least}; you are {who.name!r}, {who.role}")
             request.state.who, request.state.form, request.state.studies = who, (), ()
-            request.state.file = None
+            request.state.file, request.state.said = None, ""  # what a button was about, for the audit trail
             async with AsyncExitStack() as stack:
                 if request.method == "POST" and path in UPLOADS and is_multipart(request):
                     fields, request.state.file = await stack.enter_async_context(parts_of(request))
@@ -164,7 +164,7 @@ class Door:
         if who is None or request.url.path == "/logout":
             return
         if request.method == "POST":
-            self._tell(request, who, "asked", what)
+            self._tell(request, who, "asked", {**what, "words": request.state.said} if request.state.said else what)
         elif request.url.path in LOGS and status < 400:
             self._tell(request, who, "audit-used", what)
         elif least == READER and not seen:

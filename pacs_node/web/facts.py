@@ -75,6 +75,9 @@ class Facts(Protocol):
         """The audit trail, the newest first: {"kinds": names of events, "events": [...]}; `before` a time, and of
         `wanted`: event (its name), who (a part of a name or address), study (its UID)."""
 
+    def what_is(self, job_id: str) -> str:
+        """A job in words, for the audit trail; "": there is none."""
+
     def retry(self, job_id: str) -> str | None:
         """Run this job afresh, whoever holds it. None, or why not: there is none, it has ended well, a newer one is
         there, or its images are gone."""

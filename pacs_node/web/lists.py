@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from pacs_node.records import EVERY, JOB_STATES, SORTS, Wanted
-from pacs_node.web.views import MOST, PAGE, PLAIN, Views, csv_line, day_or_time, for_people, limit_of, once
+from pacs_node.web.views import MOST, PAGE, PLAIN, Views, csv_line, day_or_time, done_with, for_people, limit_of, once
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
@@ -111,6 +111,7 @@ class ListViews:
             return self.views.page(request, "bulk.html", {**shown, "most": MOST, "done": None})
         who = request.state.who.name if request.state.who is not None else ""
         said = self.facts.bulk(do, chosen, who or "somebody")
+        request.state.said = done_with(do, said)
         done = [uid for uid, why_not in said.items() if why_not is None]
         left = {uid: why_not for uid, why_not in said.items() if why_not is not None}
         if for_people(request):

@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 PAGE = 50  # series on one page
 MOST = 1000  # series in one answer
+NAMED = 10  # series by their UID in one message of the audit trail
 LONGEST_FORM = 8192  # bytes
 AUDIT_KEYS = ("before", "event", "who", "study")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins what a spreadsheet would calculate
@@ -121,12 +122,14 @@ class Views:
         return {**self.facts.audit(limit, text, wanted), "wanted": wanted}
 
     def retry(self, request: Request) -> Response:
+        request.state.said = self.facts.what_is(request.path_params["id"])
         why_not = self.facts.retry(request.path_params["id"])
         if why_not is not None:
             raise HTTPException(409, why_not)
         return back(request) or JSONResponse({"retried": True})
 
     def dismiss(self, request: Request) -> Response:
+        request.state.said = self.facts.what_is(request.path_params["id"])
         if not self.facts.dismiss(request.path_params["id"]):
             raise HTTPException(409, "no such job, or it has not failed")
         return back(request) or JSONResponse({"dismissed": True})
@@ -147,6 +150,7 @@ class Views:
         if route is not None and route not in routes:
             raise HTTPException(400, f"no route {route[:64]!r}; there are {', '.join(routes) or 'none'}")
         said = self.facts.rerun_many(route, since)
+        request.state.said = done_with("rerun", said)
         answer = {
             "rerun": [uid for uid, why_not in said.items() if why_not is None],
             "not": {uid: why_not for uid, why_not in said.items() if why_not is not None},
@@ -292,6 +296,13 @@ def study_of(file: Path | BytesIO) -> str:
 def for_people(request: Request) -> bool:
     """Was a button of a page pressed? A program does not ask for HTML."""
     return "text/html" in request.headers.get("accept", "")
+
+
+def done_with(do: str, said: Mapping[str, str | None]) -> str:
+    """What was done with which series, and with how many not, for the audit trail."""
+    done = [uid for uid, why_not in said.items() if why_not is None]
+    more = f" and {len(done) - NAMED} more" if len(done) > NAMED else ""
+    return f"{do}: {len(done)} series, {len(said) - len(done)} not: {', '.join(done[:NAMED]) or 'none'}{more}"
 
 
 def back(request: Request) -> Response | None:

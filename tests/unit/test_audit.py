@@ -487,6 +487,21 @@ def test_who_pressed_what_is_told_whatever_came_of_it(
     assert {facts["from"] for _, facts in audit} == {"testclient"}
 
 
+def test_what_a_button_was_about_is_told(told: Told, browser: Browser, audit: list[tuple[str, Any]]) -> None:
+    client = browser(ADMIN)
+    csrf = token_of(client)
+    uid = told.node.ledger.series_uids()[0]
+    job = told.node.ledger.series(uid)["jobs"][0]  # type: ignore[index]
+    audit.clear()
+    client.post(f"/api/jobs/{job['id']}/retry", data={"csrf": csrf})
+    client.post("/api/bulk", data={"csrf": csrf, "do": "retry", "series": [uid, "9.9"], "confirmed": "yes"})
+    asked = [facts for event, facts in audit if event == "asked"]
+    assert asked[0]["words"].endswith(f"of series {uid}, which was {job['state']}")
+    assert asked[1]["words"].startswith("retry: ")
+    assert asked[1]["what"] == "/api/bulk"
+    assert "series, " in asked[1]["words"]
+
+
 def test_coming_and_going_is_told(browser: Browser, audit: list[tuple[str, Any]]) -> None:
     client = browser(READER)
     client.post("/login", data={"name": "a-reader", "password": "wrong"})

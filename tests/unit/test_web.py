@@ -335,6 +335,9 @@ class InMemory:
         form |= {"seconds": {"fp32": 1.5, "bf16 openvino": 0.25}, "measured_at": "2026-03-01T13:01:05+00:00"}
         return {"devices": [{**device, "failure": "the process ended<script>"}], "forms": [form]}
 
+    def what_is(self, job_id: str) -> str:
+        return f"job {job_id}"
+
     def retry(self, job_id: str) -> str | None:
         self.retried.append(job_id)
         return None if job_id in {job["id"] for s in self.all for job in s["jobs"]} else "no such job"
