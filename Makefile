@@ -30,9 +30,9 @@ dev: .venv/dev
 	touch $@
 
 # Three processes, a file's tests in one of them: many wait for peers and clocks. More threads than cores would only
-# wait for each other.
+# wait for each other. Files in the order of tests/conftest.py, and compiled once wherever that may be kept.
 test: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not bench"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not bench"
 
 lint: dev
 	$(BIN)/ruff check .

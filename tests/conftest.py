@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from pacs_node.ledger import Ledger
 
 # CI draws the same examples each time: a landing must not hang on luck. Elsewhere they are new each time.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of hundreds of processes would compile the node again
 os.environ["TCP_NODELAY"] = "1"  # DCMTK's programs stall 40 ms per image without it
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+FIRST = {"interop", "fault"}  # folders
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests wait for other processes come first, then those of many tests: no long one is left for the end.
+
+    Of use with `--no-loadscope-reorder`, which keeps this order.
+    """
+    of_file = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[bool, int, str]:
+        return not FIRST & set(item.path.parts), -of_file[item.path], str(item.path)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +44,31 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no folder of real images at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty SQLite ledger is brought up by all its migrations once, and copied where a test asks for another.
+
+    They take longer than most tests that need one, and leave the same each time.
+    """
+    migrate = Ledger.migrate
+    made: list[Path] = []
+
+    def copied(ledger: Ledger) -> None:
+        file = Path(ledger.engine.url.database or "") if ledger.embedded else None
+        if file is None or file.exists() or not file.parent.is_dir():
+            migrate(ledger)
+            return
+        if not made:
+            folder = tmp_path_factory.mktemp("ledger")
+            first = Ledger(f"sqlite:///{folder}/node.sqlite", folder)
+            migrate(first)
+            first.close()
+            made.append(folder / "node.sqlite")
+        shutil.copyfile(made[0], file)
+        migrate(ledger)
+
+    Ledger.migrate = copied  # type: ignore[method-assign]
+    yield
+    Ledger.migrate = migrate  # type: ignore[method-assign]

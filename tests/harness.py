@@ -499,9 +499,9 @@ class Postgres:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def database(self, name: str) -> str:
-        """An empty one; its url."""
-        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "node", name)
+    def database(self, name: str, like: str = "template1") -> str:
+        """An empty one, or a copy of another that nobody is connected to; its url."""
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "node", "-T", like, name)
         return f"postgresql+psycopg://node@127.0.0.1:{self.port}/{name}"
 
     def _run(self, program: str, *words: str, check: bool = True) -> None:

@@ -58,9 +58,18 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def migrated(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database with all tables and no rows: copied in a fraction of the time of its migrations."""
+    ledger = Ledger(postgres.database("migrated"), tmp_path_factory.mktemp("migrated"))
+    ledger.migrate()
+    ledger.close()
+    return "migrated"
+
+
 @pytest.fixture
-def ledger(postgres: Postgres, tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(postgres.database(f"ledger{next(NUMBER)}"), tmp_path)
+def ledger(postgres: Postgres, migrated: str, tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(postgres.database(f"ledger{next(NUMBER)}", like=migrated), tmp_path)
     ledger.migrate()
     yield ledger
     ledger.close()
