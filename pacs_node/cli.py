@@ -151,7 +151,6 @@ def rerun(
 ) -> None:
     """Run series again with today's models, rules and settings; a running node or worker takes the jobs up."""
     from config import load
-    from pacs_node.node import Node
     from pacs_node.start_up import keep_private
 
     keep_private()
@@ -164,6 +163,8 @@ def rerun(
         routes = [each.name for each in settings.routes]
         if route is not None and route not in routes:
             _fail(f"the settings have no route '{route}'; there are {', '.join(routes) or 'none'}")
+        from pacs_node.node import Node
+
         node = Node(settings)
         node.ledger.migrate()
         wanted = list(series or ())
@@ -226,12 +227,14 @@ def resume(kind: PausedKind, name: PausedName, config: ConfigFile) -> None:
 def _facts(config: Path) -> Iterator[NodeFacts]:
     """Of a node that is not started: what it does is in the database, where one that runs sees it."""
     from config import load
-    from pacs_node.facts import NodeFacts
-    from pacs_node.node import Node
     from pacs_node.start_up import keep_private
 
     keep_private()
-    node = Node(load(config, catalogue()))
+    settings = load(config, catalogue())
+    from pacs_node.facts import NodeFacts
+    from pacs_node.node import Node
+
+    node = Node(settings)
     node.audit.log = _silent
     try:
         node.ledger.migrate()
@@ -292,7 +295,6 @@ def doctor(
     """
     from config import load
     from pacs_node.doctor import conclusion, examine, for_the_other_side
-    from pacs_node.node import utc_now
 
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -303,7 +305,7 @@ def doctor(
         names = [each.name for each in settings.peers]
         if peer is not None and peer not in names:
             _fail(f"the settings have no peer '{peer}'; there are {', '.join(names) or 'none'}")
-        for step in examine(settings, utc_now, peer):
+        for step in examine(settings, _now, peer):
             found.append(step)
             mark = "BAD" if step.state == "bad" else step.state
             line(f"{mark:9}  {step.peer}: {step.step}: {step.text}")
@@ -393,7 +395,6 @@ def send(
 ) -> None:
     """Send DICOM files by C-STORE, as they are."""
     from pacs_node.deliver.dimse import send as store
-    from pacs_node.node import utc_now
 
     title, host, port = _address(to)
     with _in_words(), Progress(console=complaints, transient=True) as bar:
@@ -404,7 +405,7 @@ def send(
             port,
             aet,
             title,
-            utc_now,
+            _now,
             lambda _, done, total: bar.update(task, completed=done, total=total),
         )
     if not receipts:
@@ -484,7 +485,6 @@ def retention(
     A running node deletes by itself what the settings say.
     """
     from config import load
-    from pacs_node.node import Node
     from pacs_node.retention import Decision, in_words
     from pacs_node.start_up import FILES_LOCK, exclusively, hold, keep_private
 
@@ -496,6 +496,8 @@ def retention(
     keep_private()
     with _in_words():
         settings = load(config, catalogue())
+        from pacs_node.node import Node
+
         node = Node(settings)
         node.ledger.migrate()
         decisions: list[Decision] = []
@@ -533,7 +535,6 @@ def backup(
     """Copy all that the node needs into a folder, while it runs: database, images, results, settings, checksums."""
     from config import load
     from pacs_node.backup import Images, back_up
-    from pacs_node.node import utc_now
     from pacs_node.retention import in_words
     from pacs_node.start_up import keep_private
 
@@ -543,7 +544,7 @@ def backup(
     with _in_words():
         settings = load(config, catalogue())
         with _audited(settings, "backed-up", f"file://{to.resolve()}") as said:
-            made = back_up(settings, config, to, Images(images), utc_now())
+            made = back_up(settings, config, to, Images(images), _now())
             said.append(f"{len(made.files)} files, images: {images}")
     size = in_words(sum(entry.size for entry in made.files))
     told = f"{to}: {len(made.files)} files, {size}; restore with: pacs-node restore {to} --config {config}"
@@ -562,7 +563,6 @@ def restore(
     from config import load
     from pacs_node.backup import restore as from_backup
     from pacs_node.backup import store_of
-    from pacs_node.node import utc_now
     from pacs_node.retention import in_words
     from pacs_node.start_up import keep_private
 
@@ -570,7 +570,7 @@ def restore(
     with _in_words():
         settings = load(config, catalogue())
         with _audited(settings, "restored", f"file://{backup.resolve()}") as said:
-            made = from_backup(settings, backup, utc_now())
+            made = from_backup(settings, backup, _now())
             said.append(f"{len(made.files)} files, as they were on {made.made_at}")
     size = in_words(sum(entry.size for entry in made.files))
     told = f"{settings.node.data_dir}: {len(made.files)} files, {size}, as they were on {made.made_at}"
@@ -715,18 +715,18 @@ def _accounts(config: Path) -> Iterator[Accounts]:
     from config import load
     from pacs_node.accounts import Accounts
     from pacs_node.ledger import Ledger
-    from pacs_node.node import audit_of, utc_now
+    from pacs_node.node import audit_of
     from pacs_node.start_up import keep_private, must_be_writable
 
     keep_private()
     settings = load(config, catalogue())
     must_be_writable(settings.node.data_dir)
     ledger = Ledger(settings.database.url, settings.node.data_dir)
-    audit, _ = audit_of(settings, utc_now)
+    audit, _ = audit_of(settings, _now)
     audit.log = _silent
     try:
         ledger.migrate()
-        yield Accounts(ledger, utc_now, audit=lambda event, facts: audit(event, {"user": _me(), **facts}))
+        yield Accounts(ledger, _now, audit=lambda event, facts: audit(event, {"user": _me(), **facts}))
     finally:
         audit.stop()
         ledger.close()
@@ -756,6 +756,10 @@ def _audited(settings: Config, event: str, what: str) -> Iterator[list[str]]:
 
 def _silent(event: str, facts: Mapping[str, object]) -> None:
     """A command says on the screen what it did; no line of the log stands among that."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _me() -> str:
@@ -881,7 +885,6 @@ def version() -> None:
 def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
     from config import load
     from pacs_node import observe
-    from pacs_node.node import Node
     from pacs_node.start_up import few_arenas, keep_private
 
     keep_private()
@@ -894,7 +897,10 @@ def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
         signal.signal(number, lambda *_: asked.put("stop"))
     signal.signal(signal.SIGHUP, lambda *_: asked.put("stop" if at_a_terminal and not _has_terminal() else "reload"))
     with _in_words():
-        node = Node(load(config, catalogue()), file=config)
+        settings = load(config, catalogue())
+        from pacs_node.node import Node  # 2 s: what is wrong with the settings is told before
+
+        node = Node(settings, file=config)
         try:
             node.start(listen=listen, work=work, web=web)
         except BaseException:
