@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of hundreds of processes would compile the node again
+# monai asks for jsonschema, and that for the grammar of this one: five seconds of a core, for what no test wants
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 os.environ["TCP_NODELAY"] = "1"  # DCMTK's programs stall 40 ms per image without it
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
