@@ -2,8 +2,8 @@
 
 What the node adds is everything but the quiet time (a setting) and the inference, in its parts:
 
-    closing      unpacking, headers, judging, routing, from the end of the quiet time until the series is closed
-    queueing     until the infer job begins, and from its end until the send job begins
+    closing      from the end of the quiet time until the infer job begins: judging, routing, and what is queued before it
+    queueing     from the end of the infer job until the send job begins
     encoding     what the infer job does besides inferring: unpacking, keeping the findings, SEG and SR and their checks
     sending      forms, association, and the destination's answers to all objects
 """
@@ -68,13 +68,12 @@ def _one(node: NodeProcess, images: Path) -> dict[str, float]:
     jobs = {job["kind"]: job for job in facts["jobs"]}
     assert jobs["send"]["state"] == "done", facts
     accepted = max(_time(receipt["at"]) for receipt in jobs["send"]["receipts"])
-    (closed,) = (_time(event["at"]) for event in facts["timeline"] if event["event"] == "closed")
     times = {kind: [_time(jobs[kind][of]) for of in ("started_at", "finished_at")] for kind in ("infer", "send")}
     (infer_begun, infer_ended), (send_begun, _) = times["infer"], times["send"]
     inference_s = float(jobs["infer"]["facts"]["seconds"])
     parts = {
-        "closing_s": (closed - _time(facts["last_arrival"])).total_seconds() - QUIET_S,
-        "queueing_s": (infer_begun - closed + (send_begun - infer_ended)).total_seconds(),
+        "closing_s": (infer_begun - _time(facts["last_arrival"])).total_seconds() - QUIET_S,
+        "queueing_s": (send_begun - infer_ended).total_seconds(),
         "encoding_s": (infer_ended - infer_begun).total_seconds() - inference_s,
         "sending_s": (accepted - send_begun).total_seconds(),
     }
