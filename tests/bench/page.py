@@ -26,8 +26,8 @@ ABOUT_SPENDING = """In the thread that receives, over one association; each part
 storescp's in the same run."""
 
 ABOUT_FLOW = """Into a real Orthanc; medians in seconds. "Node adds" is all but the quiet time and the inference.
-Closing is unpacking, headers, judging and routing; encoding is all of the infer job but the inference; sending ends
-with the answer to the last object."""
+Closing is judging, routing and queueing, less what was done of it in the quiet time; encoding is all of the infer job
+but the inference; sending ends with the answer to the last object."""
 ABOUT_PAGES = """Over HTTP, of a node that is doing nothing else, one page after the other."""
 
 
