@@ -715,8 +715,8 @@ def _accounts(config: Path) -> Iterator[Accounts]:
     from config import load
     from pacs_node.accounts import Accounts
     from pacs_node.ledger import Ledger
-    from pacs_node.node import audit_of
     from pacs_node.start_up import keep_private, must_be_writable
+    from pacs_node.syslog import audit_of
 
     keep_private()
     settings = load(config, catalogue())
@@ -737,7 +737,7 @@ def _audited(settings: Config, event: str, what: str) -> Iterator[list[str]]:
     """The audit trail is told of what a command does, and what it says of it; also if it fails. Before there is a data
     folder there is no trail."""
     from pacs_node.errors import Told
-    from pacs_node.node import audit_of, utc_now
+    from pacs_node.syslog import audit_of
 
     said: list[str] = []
     facts: dict[str, object] = {"user": _me(), "what": what}
@@ -748,7 +748,7 @@ def _audited(settings: Config, event: str, what: str) -> Iterator[list[str]]:
         raise
     finally:
         if settings.node.data_dir.is_dir() and any(settings.node.data_dir.iterdir()):  # restore takes an empty one
-            audit, _ = audit_of(settings, utc_now)
+            audit, _ = audit_of(settings, _now)
             audit.log = _silent
             audit(event, {"words": "; ".join(said) or "nothing had to be done", **facts})
             audit.stop()

@@ -29,7 +29,7 @@ from models import forms
 from pacs_node import __version__, observe
 from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
 from pacs_node.assembler import Assembler
-from pacs_node.audit import Audit, Source, Trail, Transfers
+from pacs_node.audit import Transfers
 from pacs_node.durable import write_whole
 from pacs_node.errors import AlreadyRunning, LedgerUnavailable, SettingsRefused
 from pacs_node.facts import NodeFacts
@@ -62,7 +62,7 @@ from pacs_node.settings_desk import SettingsDesk
 from pacs_node.settings_trial import Trial
 from pacs_node.stages import WiredStages, Wiring
 from pacs_node.start_up import hold, listening_on, must_be_whole, must_be_writable, must_not_be_open
-from pacs_node.syslog import Forwarder, Server
+from pacs_node.syslog import audit_of
 from pacs_node.system import state_of
 from pacs_node.tls import Renewed
 from pacs_node.viewing import Viewing
@@ -101,27 +101,6 @@ def single_sign_on_of(config: Config) -> SingleSignOn | None:
     return SingleSignOn(
         Provider(asked.issuer, asked.client_id, secret, asked.name_claim, asked.role_claim, roles, asked.issuer_ca)
     )
-
-
-def audit_of(config: Config, now: Callable[[], datetime]) -> tuple[Audit, Forwarder | None]:
-    """The audit trail of a data folder, and what brings it to a syslog server."""
-    settings = config.audit
-    source = Source(config.node.ae_title, socket.gethostname(), str(os.getpid()))
-    trail = Trail(config.node.data_dir / "audit", settings.file_mb << 20, now)
-    audit = Audit(source, trail, now)
-    if not settings.syslog_host:
-        return audit, None
-    server = Server(
-        settings.syslog_host,
-        settings.syslog_port,
-        settings.syslog_transport,
-        settings.syslog_ca,
-        settings.syslog_certificate,
-        settings.syslog_key,
-    )
-    forwarder = Forwarder(trail, server, source)
-    audit.on_written = forwarder.loop.wake
-    return audit, forwarder
 
 
 def traces_of(config: Config, ledger: Ledger, now: Callable[[], datetime]) -> Traces | None:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import structlog
 
-from pacs_node.audit import START, Position, Source, Trail
+from pacs_node.audit import START, Audit, Position, Source, Trail
 from pacs_node.durable import write_whole
 from pacs_node.errors import CannotStart
 from pacs_node.loop import Loop
+
+if TYPE_CHECKING:
+    from config import Config
 
 log = structlog.get_logger()
 
@@ -206,3 +212,24 @@ def _words(error: OSError | ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()
     return (error.strerror or str(error)).lower()
+
+
+def audit_of(config: Config, now: Callable[[], datetime]) -> tuple[Audit, Forwarder | None]:
+    """The audit trail of a data folder, and what brings it to a syslog server."""
+    settings = config.audit
+    source = Source(config.node.ae_title, socket.gethostname(), str(os.getpid()))
+    trail = Trail(config.node.data_dir / "audit", settings.file_mb << 20, now)
+    audit = Audit(source, trail, now)
+    if not settings.syslog_host:
+        return audit, None
+    server = Server(
+        settings.syslog_host,
+        settings.syslog_port,
+        settings.syslog_transport,
+        settings.syslog_ca,
+        settings.syslog_certificate,
+        settings.syslog_key,
+    )
+    forwarder = Forwarder(trail, server, source)
+    audit.on_written = forwarder.loop.wake
+    return audit, forwarder

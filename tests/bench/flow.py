@@ -2,7 +2,7 @@
 
 What the node adds is everything but the quiet time (a setting) and the inference, in its parts:
 
-    closing      from the end of the quiet time until the infer job begins: judging, routing, and what is queued before it
+    closing      from the end of the quiet time until the infer job begins: judging, routing, queueing
     queueing     from the end of the infer job until the send job begins
     encoding     what the infer job does besides inferring: unpacking, keeping the findings, SEG and SR and their checks
     sending      forms, association, and the destination's answers to all objects

@@ -120,6 +120,7 @@ OUTSIDE = {  # of the spine: which other packages of ours
     "off_peak": {"config"},  # the settings in force, and hours of the week
     "program": {"config"},  # config.secrets, as infer
     "settings_file": {"config"},  # which settings are secret
+    "syslog": {"config"},  # where the trail is brought to
 }
 DOORS = {  # outside package -> files and folders that may import it
     "sqlalchemy": ("pacs_node/ledger/",),
