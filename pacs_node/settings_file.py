@@ -24,8 +24,10 @@ from pacs_node.durable import write_whole
 from pacs_node.errors import SettingsRefused
 
 # what no page and no difference shows, where it is not found as the value of a setting: in a comment, in options
+OWN = "|".join(sorted({name for model in (TABLES | LISTS).values() for name in secrets.names(model)} - {"url", "urls"}))
 SECRET = re.compile(
-    r"""(?P<key>\b\w*(?:token|password|secret|_key)["']?\s*=\s*)(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*')"""
+    rf"""(?P<key>\b(?:\w*(?:token|password|secret|_key)|{OWN})["']?\s*=\s*)"""
+    r"""(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*')"""
     # of [[notify]]: a list of texts, or one without brackets
     r"""|(?P<list>\burls["']?\s*=\s*)(?:\[(?:"{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*'|[^\]"'])*\]"""
     r"""|"{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'[^']*')""",

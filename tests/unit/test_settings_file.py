@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config import secrets
+from config.check import LISTS, TABLES
 from pacs_node import settings_file
 from pacs_node.errors import SettingsRefused
-from pacs_node.settings_file import with_entry, with_entry_text, without_entry
+from pacs_node.settings_file import difference, with_entry, with_entry_text, without_entry, without_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """# ours
@@ -242,3 +244,17 @@ def test_a_file_that_cannot_be_written_is_refused_in_words(tmp_path: Path, monke
         settings_file.write(path, "")
     assert path.read_text() == TEXT
     assert [each.name for each in tmp_path.iterdir()] == ["node.toml"]
+
+
+SECRETS = [(table, name) for table, model in (TABLES | LISTS).items() for name in secrets.names(model)]
+
+
+@pytest.mark.parametrize("form", ["#{} = {}", "# {}={}", "{} = {}\n[[broken", "#x = {{ {} = {} }}"])
+@pytest.mark.parametrize(("table", "name"), SECRETS)
+def test_no_secret_is_shown_where_it_is_no_setting(table: str, name: str, form: str) -> None:
+    """In a comment, or in a file that is no TOML."""
+    value = {"url": "postgresql://node:hush@db/node", "urls": "json://node:hush@host"}.get(name, "hush")
+    text = f"[{table}]\n" + form.format(name, f'"{value}"') + "\n"
+    assert "hush" not in without_secrets(text)
+    assert "hush" not in difference("", text)
+    assert "a secret was changed" in difference(text.replace("hush", "other"), text)
