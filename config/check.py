@@ -308,8 +308,6 @@ def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tu
                 ("notify", i, given[0]),
                 f"{_table_name(('notify', i), raw)}: '{given[0]}' needs \"finding\" in 'about'",
             )
-        elif pipelines is not None:
-            yield from _never_told(i, notify, raw, pipelines)
     node = raw.get("node", {})
     if isinstance(node, dict):
         dicom, web = node.get("dicom_port", 11112), node.get("web_port", 8080)
@@ -497,13 +495,16 @@ def _never_found(of_kind: dict[str, Any], pipeline: str, finds: Mapping[str, boo
 
 
 def _never_told(i: int, notify: dict[str, Any], raw: dict[str, Any], pipelines: Known) -> Iterator[tuple[Place, str]]:
-    """What keeps every finding from being told: pipelines that are not there, kinds that no live route finds."""
+    """What keeps findings from being told: pipelines that are not there or not run, kinds that no live route finds."""
     where, named = _table_name(("notify", i), raw), _names(notify.get("pipelines"))
+    live = [route for _, route in _tables(raw, "route") if route.get("shadow") is not True]
     for name in named:
         if name not in pipelines.options:
             known = pipelines.broken.get(name) or f"no pipeline '{name}'; {hint(name, pipelines.options)}"
             yield ("notify", i, "pipelines"), f"{where}: {known}"
-    live = [route for _, route in _tables(raw, "route") if route.get("shadow") is not True]
+        elif all(route.get("pipeline") != name for route in live):
+            words = f"no route that sends results runs '{name}': nobody is told of its findings"
+            yield ("notify", i, "pipelines"), f"{where}: {words}"
     found = [_finds(route, pipelines) for route in live if not named or route.get("pipeline") in named]
     if not all(found):
         return  # one of them may find anything
@@ -786,12 +787,9 @@ def _warnings(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tuple[Pl
     for name, why in sorted(pipelines.broken.items() if pipelines is not None else ()):
         if name not in routed:
             yield (), f"no route uses it, but {why}"
-    live = {route.get("pipeline") for _, route in _tables(raw, "route") if route.get("shadow") is not True}
     for i, notify in _tables(raw, "notify"):
-        for name in _names(notify.get("pipelines")):
-            if pipelines is not None and name in pipelines.options and name not in live:
-                words = f"no route that sends results runs '{name}': nobody is told of its findings"
-                yield ("notify", i, "pipelines"), f"{_table_name(('notify', i), raw)}: {words}"
+        if pipelines is not None and "finding" in _names(notify.get("about")):
+            yield from _never_told(i, notify, raw, pipelines)
     if not raw.get("route"):
         yield (), "no [[route]]: series are received and kept, but nothing is inferred"
     if not any(peer.get("may_send") is True for _, peer in _tables(raw, "peer")):
