@@ -325,10 +325,12 @@ class Trail:
         if not lines:
             return
         make_folder(self.folder, 0o700)
+        self._give(self.folder)
         with self._alone():
             path = self._current()
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
+                self._give(descriptor)
                 size = os.fstat(descriptor).st_size
                 broken = size and not _ends_line(path)  # a power cut
                 _write_all(descriptor, size, ("\n" if broken else "") + "".join(f"{line}\n" for line in lines))
@@ -350,10 +352,18 @@ class Trail:
     def _alone(self) -> Iterator[None]:
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
+            self._give(lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
+
+    def _give(self, made: Path | int) -> None:
+        """What root makes, by a command, is the node's, whose folder it lies in: else it could not append to it."""
+        owner = self.folder.parent.stat()
+        own = made.stat() if isinstance(made, Path) else os.fstat(made)
+        if os.geteuid() == 0 and (own.st_uid, own.st_gid) != (owner.st_uid, owner.st_gid):
+            os.chown(made, owner.st_uid, owner.st_gid)
 
     def backwards(self) -> Iterator[str]:
         """Every line, the newest first."""

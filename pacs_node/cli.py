@@ -743,7 +743,7 @@ def _audited(settings: Config, event: str, what: str) -> Iterator[list[str]]:
     facts: dict[str, object] = {"user": _me(), "what": what}
     try:
         yield said
-    except Exception as error:
+    except BaseException as error:  # also one that is broken off by hand
         facts |= {"known": False, "words": Told.of(error).words}
         raise
     finally:

@@ -291,6 +291,15 @@ def test_nobody_else_can_read_it_whatever_the_umask(trail: Trail) -> None:
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_a_command_of_root_makes_is_the_nodes(trail: Trail) -> None:
+    os.chown(trail.folder.parent, 12345, 12346)
+    trail.append(["a line"])
+    made = [trail.folder, *trail.folder.iterdir()]
+    assert len(made) == 3, "the folder, its lock, a file"
+    assert {(each.stat().st_uid, each.stat().st_gid) for each in made} == {(12345, 12346)}
+
+
 def test_a_line_that_a_power_cut_left_is_passed_over(trail: Trail) -> None:
     whole = message("login", FACTS, SOURCE, NOON)
     trail.append([whole])

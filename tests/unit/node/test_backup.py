@@ -264,6 +264,17 @@ def test_the_commands(story: Story, tmp_path: Path) -> None:
     assert trail_of(story)[0]["about"] == ["pacs-node fsck --mend"]
 
 
+def test_a_command_that_is_broken_off_has_not_done_it(story: Story, tmp_path: Path, monkeypatch: Any) -> None:
+    def broken_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    story.node.ledger.close()
+    monkeypatch.setattr("pacs_node.backup.back_up", broken_off)
+    done = CliRunner().invoke(app, ["backup", str(tmp_path / "copy"), "--config", str(story.file)])
+    assert done.exit_code != 0
+    assert [event["failed"] for event in trail_of(story)] == [True]
+
+
 def trail_of(story: Story) -> list[dict[str, Any]]:
     """What commands have said to the audit trail, the latest first."""
     lines = Trail(story.folder / "data" / "audit", 1 << 20, utc_now).backwards()
