@@ -178,9 +178,10 @@ class Jobs(Editions, Queues, Figures, Tallies):
     def begin(self, job: Job, executor: str, now: datetime, rested_s: float = 0.0) -> bool:
         """Start one attempt. False when the job is finished, another generation has taken it, or it is paused.
 
-        rested_s: of its wait, for the hours of its route.
+        rested_s: of its wait, for the hours of its route; once, however often it begins.
         """
         with self._begin() as db:
+            known = db.scalar(sa.select(job_table.c.rested_s).where(job_table.c.id == job.id))
             if why_held(self._pauses(db, now), job.kind, job.pipeline, job.destination):
                 self._let_go(db, job)
                 return False
@@ -194,14 +195,14 @@ class Jobs(Editions, Queues, Figures, Tallies):
                 not_before=None,
                 progress=0.0,
                 progress_text="",
-                rested_s=round(rested_s, 3),
+                rested_s=round(rested_s, 3) if known is None else known,
             )
             if moved:
                 self._count_start(db, job)
                 waits_for_a_turn = job.kind == "infer" and job.counts and job.needs is None
                 if waits_for_a_turn and (job.generation, job.attempt) == (1, 1):
                     self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds() - rested_s)
-                if rested_s and job.counts and job.attempt == 1:
+                if rested_s and known is None and job.counts:
                     self._took(db, "rest", job.pipeline, rested_s)
             return moved
 
@@ -215,8 +216,11 @@ class Jobs(Editions, Queues, Figures, Tallies):
         waits = job_table.c.state.in_(BEGINNABLE)
         db.execute(sa.update(job_table).where(*mine, waits).values(generation=job.generation + 1))
 
-    def hurry(self, job_id: str, priority: int, by: str, now: datetime) -> str | None:
-        """Make a job that waits NEXT, before all of its queue, or STAT. None, or why not."""
+    def hurry(self, job_id: str, priority: int, by: str, now: datetime, rested_s: float = 0.0) -> str | None:
+        """Make a job that waits NEXT, before all of its queue, or STAT. None, or why not.
+
+        rested_s: of its wait until now, for the hours of its route, which are not for it from now on.
+        """
         with self._begin() as db:
             row = db.execute(sa.select(job_table).where(job_table.c.id == job_id)).mappings().first()
             if row is None:
@@ -230,7 +234,10 @@ class Jobs(Editions, Queues, Figures, Tallies):
                 return f"it is {name} already"
             moved = replace(job, priority=priority)
             turn = self._turn_of_next(db, moved) if priority == NEXT else self._turn(db, moved)
-            place = {"priority": priority, "turn": turn, "generation": job.generation + 1}  # the engine may have had it
+            place: dict[str, float] = {"priority": priority, "turn": turn}
+            place["generation"] = job.generation + 1  # the engine may have had it
+            if rested_s:
+                place["rested_s"] = round(rested_s, 3)
             hurried = db.execute(
                 sa.update(job_table)
                 .where(
@@ -430,7 +437,7 @@ class Jobs(Editions, Queues, Figures, Tallies):
                     job_table.c.generation == job.generation,
                     job_table.c.state.in_(OPEN_JOB_STATES),
                 )
-                .values(state="failed", reason=reason, finished_at=now)
+                .values(state="failed", reason=reason, error="GivenUp", finished_at=now)
             ).rowcount
             if ended:
                 self._note(db, job.series_uid, now, "failed", f"{task_of(job)}: {reason}")
@@ -463,6 +470,7 @@ class Jobs(Editions, Queues, Figures, Tallies):
                     not_before=None,
                     finished_at=None,
                     reason="asked to run again",
+                    error=None,
                 )
             ).rowcount
             if not again:

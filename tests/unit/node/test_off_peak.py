@@ -18,7 +18,7 @@ from pacs_node.facts import OVERDUE_AFTER_S, NodeFacts
 from pacs_node.flow import with_fallbacks
 from pacs_node.ledger import Ledger
 from pacs_node.node import Node
-from pacs_node.records import Evidence, Instance, Job, OpenSeries
+from pacs_node.records import STAT, Evidence, Instance, Job, OpenSeries
 from pacs_node.settings_trial import Trial
 from pacs_node.web.app import create_app
 from tests.factories import us_image
@@ -324,6 +324,49 @@ def test_rest_that_is_meant_is_in_no_wait_and_no_turnaround_and_has_a_figure_of_
     assert seconds.items() >= {"wait": 120.0, "rest": rested_s, "turnaround": 180.0}.items()
     [series] = story.ledger.series_list(9)
     assert series["turnaround_s"] == 180.0
+
+
+def test_a_rest_counts_once_however_often_a_job_begins_and_a_failure_is_none(story: Story) -> None:
+    [job] = story.receive()
+    rested_s = 7 * 3600.0
+    story.time = datetime(2026, 6, 3, 17, 0, tzinfo=UTC)
+    for _ in range(3):
+        assert story.ledger.begin(job, "w", story.time, rested_s)
+        story.ledger.put_back(job, "stopped", story.time)
+        [job] = [each for each in [story.ledger.job(job.id)] if each is not None]
+    assert story.ledger.begin(job, "w", story.time, rested_s)
+    assert story.ledger.finish(job, "failed", "no", story.time)
+    story.time += timedelta(days=3)  # it lies failed: nobody meant that
+    assert story.ledger.run_again(job.id, story.time)
+    [job] = [each for each in [story.ledger.job(job.id)] if each is not None]
+    assert story.ledger.begin(job, "w", story.time, story.node.off_peak.rested_s("night", job.created_at))
+    send = story.node.flow._send_job(job, "results")
+    assert story.ledger.finish(job, "done", "", story.time, follow_up=[send])
+    assert story.ledger.begin(send, "w", story.time)
+    assert story.ledger.finish(send, "done", "", story.time)
+    seconds = {what: (count, took) for (what, _), (count, took) in times(story).items()}
+    assert seconds["rest"] == (1, rested_s)
+    assert seconds["turnaround"] == (1, 3 * 86400.0)
+
+
+def test_what_is_made_urgent_has_rested_until_then(story: Story) -> None:
+    [job] = story.receive()
+    story.time = datetime(2026, 6, 3, 16, 0, tzinfo=UTC)
+    assert story.facts.hurry(job.id, STAT, "ada") is None
+    story.time += timedelta(minutes=5)
+    [job] = [each for each in [story.ledger.job(job.id)] if each is not None]
+    assert not job.may_rest
+    assert story.ledger.begin(job, "w", story.time)
+    send = story.node.flow._send_job(job, "results")
+    assert story.ledger.finish(job, "done", "", story.time, follow_up=[send])
+    assert story.ledger.begin(send, "w", story.time)
+    assert story.ledger.finish(send, "done", "", story.time)
+    assert [took for (what, _), took in times(story).items() if what == "turnaround"] == [(1, 300.0)]
+
+
+def times(story: Story) -> dict[tuple[str, str], tuple[int, float]]:
+    """Of each duration how many there were, and their sum in seconds."""
+    return {key: (steps[-1], took) for key, (steps, took) in story.ledger.durations().items()}
 
 
 def test_a_job_that_is_run_says_how_long_it_has_rested(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
