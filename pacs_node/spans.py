@@ -163,7 +163,6 @@ def _job(life: Life, job: Ended, priorities: Mapping[int, str]) -> Iterator[Span
     made = min(_made(life, job), ended)
     began = min(max(made, job.started_at), ended) if job.started_at is not None else None
     facts: dict[str, Value | None] = {
-        "job": job.id,
         "kind": job.kind,
         "pipeline": job.pipeline,
         "route": job.route,

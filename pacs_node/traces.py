@@ -70,7 +70,7 @@ class Traces:
     def __init__(self, settings: Settings, ae_title: str, ledger: Ledger, now: Callable[[], datetime]) -> None:
         must_be_installed()
         self.settings, self.ae_title, self.ledger, self.now = settings, ae_title, ledger, now
-        self.loop = Loop("traces", self.look, LOOK_EVERY_S)
+        self.loop = Loop("traces", self.look, AGAIN_AFTER_S)
         self.away: str | None = None
         self.counts = {"told": 0, "left out": 0, "not taken": 0}  # series
         self._place = urlsplit(settings.endpoint).netloc
@@ -91,8 +91,9 @@ class Traces:
     def stop(self) -> None:
         """At once: what is not told is told after the next start."""
         self._stopping = True
-        if self._in_time is not None:
-            self._in_time.hang_up()
+        in_time = self._in_time  # once: the loop sets it
+        if in_time is not None:
+            in_time.hang_up()
         self.loop.stop()
         self._client.close()
 
@@ -104,20 +105,21 @@ class Traces:
     # ---- what there is to tell
 
     def look(self) -> float | None:
-        """Raises LedgerUnavailable."""
+        """The seconds until the next look; None while the collector is away: as long as the loop waits. Raises
+        LedgerUnavailable."""
         mark = self.ledger.marks().get(MARK)
         if mark is None:
             newest = self.ledger.newest_event()
             self._mark(newest, newest)
-            return None
+            return LOOK_EVERY_S
         since, after = (int(event) for event in mark["text"].split())
         try:
             self._tell_from(since, after)
         except Away as error:
             self._is_away(str(error))
-            return AGAIN_AFTER_S
+            return None
         self._is_back()
-        return None
+        return LOOK_EVERY_S
 
     def _tell_from(self, since: int, after: int) -> None:
         """What ended behind this event, of all that was since the other one. Raises Away."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -27,11 +28,11 @@ from pacs_node.errors import CannotStart, Refused, TryAgain
 from pacs_node.ledger import Ledger
 from pacs_node.records import HEARTBEAT_AE, PRIORITY_NAMES, OpenSeries
 from pacs_node.spans import Closing, Ended, Life, is_sampled, spans_of, trace_id
-from pacs_node.traces import AGAIN_AFTER_S, KEPT, Traces
+from pacs_node.traces import KEPT, LOOK_EVERY_S, Traces
 from tests.certificates import Authority
 from tests.collector import IN_PART, TAKEN, WRONG, Collector, answering, facts
 from tests.fault.test_stages import TOML, Bench, raising
-from tests.harness import free_port
+from tests.harness import free_port, wait_for
 
 MARKED = "ZZQ"  # in every text that an image can say
 TEXTS = ("PN", "LO", "SH", "LT", "ST", "UT", "UC", "AS", "CS", "AE")
@@ -120,15 +121,15 @@ def is_whole(spans: Sequence[Span]) -> bool:
 
 def test_a_life_is_told_whole_and_once(bench: Traced, collector: Collector) -> None:
     series = bench.take_in("us", number=1)
-    assert bench.traces.look() is None
+    assert bench.traces.look() == LOOK_EVERY_S
     bench.take_in("us", number=2)
     bench.close(series)
     bench.run_all(["infer"])
-    assert bench.look_later() is None
+    assert bench.look_later() == LOOK_EVERY_S
     assert collector.bodies == [], "it goes on"
     bench.run_all()
     for _ in range(3):
-        assert bench.look_later() is None
+        assert bench.look_later() == LOOK_EVERY_S
     [spans] = collector.traces().values()
     assert len(spans) == len(collector.spans)
     assert is_whole(spans)
@@ -232,7 +233,7 @@ def test_no_byte_names_a_patient_however_it_ends(
     bench: Traced, collector: Collector, happens: Callable[[Traced], str]
 ) -> None:
     outcome = happens(bench)
-    assert bench.look_later() is None
+    assert bench.look_later() == LOOK_EVERY_S
     [spans] = collector.traces().values()
     assert is_whole(spans)
     assert facts(root(spans))["outcome"] == outcome
@@ -343,13 +344,13 @@ def test_whatever_it_does_all_is_told_when_it_is_well(
         if how == "down":
             for name in names:
                 bench.ended(name)
-                assert bench.look_later() == AGAIN_AFTER_S
+                assert bench.look_later() is None
         else:
             with Collector(port) as unwell:
                 unwell.answer = WRONG[how]
                 for name in names:
                     bench.ended(name)
-                    assert bench.look_later() == AGAIN_AFTER_S
+                    assert bench.look_later() is None
                 assert unwell.bodies
     assert [event["event"] for event in events if "collector" in event["event"]] == ["collector of traces away"]
     assert bench.traces.trouble is not None
@@ -358,7 +359,7 @@ def test_whatever_it_does_all_is_told_when_it_is_well(
     bench.node.traces = bench.traces
     assert bench.traces.trouble in bench.node.ailing()
     with Collector(port) as well:
-        assert bench.look_later() is None
+        assert bench.look_later() == LOOK_EVERY_S
         assert bench.traces.trouble is None
         assert len(well.traces()) == len(names)
         assert all(is_whole(spans) for spans in well.traces().values())
@@ -398,7 +399,7 @@ def test_one_that_is_not_taken_holds_up_no_other(bench: Traced, collector: Colle
         (answering(400) if bad else TAKEN)(request)
 
     collector.answer = but_failures
-    assert bench.look_later() is None
+    assert bench.look_later() == LOOK_EVERY_S
     assert len(collector.traces()) == 2
     assert bench.traces.counts == {"told": 2, "left out": 0, "not taken": 1}
     asked = len(collector.bodies)
@@ -442,7 +443,7 @@ def test_headers_are_sent_and_certificates_believed_only_if_they_are_good(tmp_pa
     with Collector(identity=authority.issue("localhost")) as collector:
         bench = Traced(tmp_path, collector.url, headers="Authorization=Bearer%20hush, X-Tenant=a")
         bench.ended("one")
-        assert bench.look_later() == AGAIN_AFTER_S
+        assert bench.look_later() is None
         assert "certificate" in str(bench.traces.trouble)
         for ca, taken in ((other, 0), (authority, 1)):
             bench.traces.stop()
@@ -588,3 +589,21 @@ def test_a_setting_without_an_endpoint_says_what_it_needs(tmp_path: Path) -> Non
     (tmp_path / "node.toml").write_text("[traces]\nfraction = 0.5\n")
     with pytest.raises(ConfigError, match="fraction needs an endpoint"):
         load(tmp_path / "node.toml")
+
+
+def test_a_collector_that_is_away_is_asked_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the loop, which looks often while all is well."""
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.05)
+    with Collector() as unwell:
+        unwell.answer = answering(500)
+        bench = Traced(tmp_path, unwell.url)
+        bench.ended("one")
+        bench.clock.time += module.SETTLED
+        bench.traces.loop.start()
+        try:
+            wait_for(lambda: bench.traces.away, 20, "the collector to be found away")
+            asked = len(unwell.bodies)
+            time.sleep(1.0)
+            assert len(unwell.bodies) == asked
+        finally:
+            bench.traces.stop()
