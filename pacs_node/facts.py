@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 import zlib
@@ -46,6 +47,7 @@ RUNNING_SLACK_S = 900.0  # and so is one whose attempt runs for this much longer
 STANDING_S = 60.0  # or that has not begun for so long, and two sweeps, though nothing of its queue runs
 AHEAD_S = 60.0  # times so far in the future were not measured by another clock: ours was set back
 
+NUMBERS = re.compile(r"\d+(\.\d+)?")
 HEALTH_EVERY_S = 5.0  # it is asked so often for open pages, however many there are
 
 MOST_AT_ONCE = 1000  # series of a filter that one button is for
@@ -279,7 +281,8 @@ class NodeFacts(ViewerFacts, PipelineFacts):
     def hurry(self, job_id: str, priority: int, by: str) -> str | None:
         """A job that waits is next, or STAT. None, or why not."""
         job = self.node.ledger.job(job_id)
-        why_not = self.node.ledger.hurry(job_id, priority, by, self.node.now())
+        rested_s = self.node.off_peak.rested_s(job.route, job.created_at) if job is not None and job.may_rest else 0.0
+        why_not = self.node.ledger.hurry(job_id, priority, by, self.node.now(), rested_s)
         if why_not is None and job is not None:
             before = PRIORITY_NAMES.get(job.priority, str(job.priority))
             words = f"{self.what_is(job_id)}: it was {before}, and is {PRIORITY_NAMES[priority]} from now on"
@@ -330,8 +333,10 @@ class NodeFacts(ViewerFacts, PipelineFacts):
     def stamp(self) -> str:
         """Another one whenever a page would show something else: of the ledger at once, of /health within seconds."""
         if self._health is None or self.monotonic() - self._health[0] > HEALTH_EVERY_S:
+            self._health = self.monotonic(), self._health[1] if self._health else ""  # one page asks for all of them
             health = self.health()
             said = json.dumps([health["status"], health["reasons"], health["paused"]])
+            said = NUMBERS.sub("", said)  # how long something lasts already is no news
             self._health = self.monotonic(), f"{zlib.crc32(said.encode()):08x}"
         return f"{self.node.ledger.stamp()}-{self._health[1]}"
 

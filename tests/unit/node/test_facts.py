@@ -129,6 +129,11 @@ def test_an_open_page_learns_of_trouble_that_no_row_tells_of(story: Story, monke
     monkeypatch.undo()
     seconds[0] += 60
     assert facts.stamp() == stamp, "well again"
+    monkeypatch.setattr(Node, "ailing", lambda node: [f"sweeper has not come round for {seconds[0]:.0f} s"])
+    seconds[0] += 60
+    stands = facts.stamp()
+    seconds[0] += 60
+    assert facts.stamp() == stands != stamp, "it lasts, and that is no news"
 
 
 def test_many_are_retried_and_the_rest_is_said(story: Story) -> None:
