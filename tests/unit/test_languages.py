@@ -388,7 +388,7 @@ def test_every_page_is_german_to_a_german_browser(everything: Everything) -> Non
     client = browser(everything.app(everything.accounts), "de-DE", "en;q=0.5")
     for address, page in pages(everything, client).items():
         assert '<html lang="de">' in page, address
-        assert "Forschungssoftware, nicht für die Diagnostik." in page, address
+        assert "Nur für Forschungszwecke, nicht zur Diagnostik." in page, address
         assert "not for diagnostic use" not in page, address
     answer = client.get("/queue")
     assert answer.headers["content-language"] == "de"
