@@ -331,9 +331,9 @@ def test_a_ledger_that_cannot_be_written_is_not_taken_for_deaths_of_the_worker(
     begun: list[str] = []
     begin = running.ledger.begin
 
-    def counted(job: Job, executor: str, now: datetime) -> bool:
+    def counted(job: Job, *said: Any) -> bool:
         begun.append(job.id)
-        return begin(job, executor, now)
+        return begin(job, *said)
 
     def away(*arguments: object, **named: object) -> None:
         raise LedgerUnavailable("the disk of the ledger is full")

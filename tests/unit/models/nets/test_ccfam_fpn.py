@@ -33,7 +33,7 @@ def discs(count=4, side=64, slices=3):
     return images, torch.stack([*boxes, NONE])
 
 
-@pytest.mark.parametrize(("fpn", "steps"), [(True, 80), (False, 120)])
+@pytest.mark.parametrize(("fpn", "steps"), [(True, 160), (False, 160)])
 def test_it_learns_a_few_images_by_heart_and_finds_their_discs(fpn, steps):
     torch.manual_seed(0)
     net = CCFAMFPN(replace(TINY, fpn=fpn)).train()
