@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,10 +51,11 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Ledger], None]]:
     """An empty SQLite ledger is brought up by all its migrations once, and copied where a test asks for another.
 
-    They take longer than most tests that need one, and leave the same each time.
+    They take longer than most tests that need one, and leave the same each time. Yields what really migrates, for who
+    looks at how it does.
     """
     migrate = Ledger.migrate
     made: list[Path] = []
@@ -74,5 +75,5 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         migrate(ledger)
 
     Ledger.migrate = copied  # type: ignore[method-assign]
-    yield
+    yield migrate
     Ledger.migrate = migrate  # type: ignore[method-assign]

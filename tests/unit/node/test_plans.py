@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from config import load
 from dicom_sr.findings import Findings
 from models import catalogue
+from pacs_node.ledger import Ledger
 from pacs_node.node import Node
 from tests.factories import us_image
 from tests.harness import free_port, storescu, wait_for
@@ -95,10 +96,17 @@ class Asking:
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[str]], Path]:
+def traced(
+    tmp_path_factory: pytest.TempPathFactory, made_once: Callable[[Ledger], None]
+) -> Iterator[tuple[list[list[str]], Path]]:
     """Every transaction of a node that starts, receives, infers, sends, asks, and shows its pages: its statements, with
     their values; and the ledger."""
-    folder = tmp_path_factory.mktemp("plans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "migrate", made_once)  # its statements, too
+        yield run_of_a_node(tmp_path_factory.mktemp("plans"))
+
+
+def run_of_a_node(folder: Path) -> tuple[list[list[str]], Path]:
     ports = {"dicom": free_port(), "web": free_port()}
     (folder / "node.toml").write_text(TOML.format(**ports))
     node = Node(load(folder / "node.toml", catalogue()), file=folder / "node.toml")
