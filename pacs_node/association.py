@@ -38,6 +38,7 @@ from pacs_node.tls import Called, NotTheirs, in_words, part
 
 log = structlog.get_logger(__name__)
 
+PAUSES_WITHIN_S = 5.0  # a reactor looks every millisecond whether it is to
 MAX_PDU = 1 << 20  # bytes we offer to receive
 LEAST_PDU = 1 << 10  # bytes a peer must take: in smaller ones a result would be a million of them, each an object
 LONGEST_ANSWER = 1 << 20  # bytes of a message that answers us; one match of a query takes about 500
@@ -99,6 +100,16 @@ class NoneAccepted(GiveUp):
         self.why = why
 
 
+def reactor_rests(opened: Association) -> bool:
+    """Whether the reactor of an association has come to a pause, for which pynetdicom's `release` waits without end:
+    now and then one stands where it is to pause and does not say so, and a job would hold its slot for good."""
+    opened._reactor_checkpoint.clear()  # noqa: SLF001  of pynetdicom 3.0.4, pinned
+    deadline = time.monotonic() + PAUSES_WITHIN_S
+    while not opened._is_paused and time.monotonic() < deadline:  # noqa: SLF001
+        time.sleep(0.001)
+    return opened._is_paused  # noqa: SLF001
+
+
 @contextmanager
 def association(
     peer: Peer,
@@ -133,7 +144,7 @@ def association(
         raise Unreachable(f"{peer} broke off: {why_unreachable(error, peer.timeout_s)}") from error
     finally:
         if opened.is_established:
-            if done:
+            if done and reactor_rests(opened):
                 opened.release()
             else:
                 opened.abort()
