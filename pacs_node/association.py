@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,7 +38,6 @@ from pacs_node.tls import Called, NotTheirs, in_words, part
 
 log = structlog.get_logger(__name__)
 
-PAUSES_WITHIN_S = 5.0  # a reactor looks every millisecond whether it is to
 MAX_PDU = 1 << 20  # bytes we offer to receive
 LEAST_PDU = 1 << 10  # bytes a peer must take: in smaller ones a result would be a million of them, each an object
 LONGEST_ANSWER = 1 << 20  # bytes of a message that answers us; one match of a query takes about 500
@@ -100,16 +99,6 @@ class NoneAccepted(GiveUp):
         self.why = why
 
 
-def reactor_rests(opened: Association) -> bool:
-    """Whether the reactor of an association has come to a pause, for which pynetdicom's `release` waits without end:
-    now and then one stands where it is to pause and does not say so, and a job would hold its slot for good."""
-    opened._reactor_checkpoint.clear()  # noqa: SLF001  of pynetdicom 3.0.4, pinned
-    deadline = time.monotonic() + PAUSES_WITHIN_S
-    while not opened._is_paused and time.monotonic() < deadline:  # noqa: SLF001
-        time.sleep(0.001)
-    return opened._is_paused  # noqa: SLF001
-
-
 @contextmanager
 def association(
     peer: Peer,
@@ -144,7 +133,7 @@ def association(
         raise Unreachable(f"{peer} broke off: {why_unreachable(error, peer.timeout_s)}") from error
     finally:
         if opened.is_established:
-            if done and reactor_rests(opened):
+            if done:
                 opened.release()
             else:
                 opened.abort()
@@ -274,6 +263,34 @@ def _why_none(opened: Association, peer: Peer, wait_s: float) -> Unreachable | R
     return Unreachable(
         f"{peer} cannot be reached: it aborted the association request, or did not answer it within {wait_s:g} s"
     )
+
+
+class Asking(Association):
+    """An association that we ask over. What the peer reports meanwhile pynetdicom serves in a thread of its own: here
+    it says nothing of the reactor, which alone knows whether it has paused, and has answered before we release.
+
+    It said that the reactor had paused, and then that it had not: a release went out before the answer, or waited for
+    the reactor without end. pynetdicom makes an Association; `_Entity` makes it one of these.
+    """
+
+    served: threading.Lock  # held while a report is
+
+    @property
+    def _is_paused(self) -> bool:
+        return bool(self.__dict__.get("paused"))
+
+    @_is_paused.setter
+    def _is_paused(self, paused: bool) -> None:
+        if self._kill or threading.current_thread() is self:
+            self.__dict__["paused"] = paused
+
+    def _serve_request(self, msg: Any, context_id: int) -> None:
+        with nullcontext() if threading.current_thread() is self else self.served:
+            super()._serve_request(msg, context_id)
+
+    def release(self) -> None:
+        with self.served:
+            super().release()
 
 
 class _UpperLayer(DULServiceProvider):
@@ -439,6 +456,8 @@ class _Entity(AE):
         telling.entity, telling.transport = self, transport
         telling.settimeout(assoc.network_timeout)
         transport.socket = telling
+        assoc.__class__ = Asking
+        cast(Asking, assoc).served = threading.Lock()
         assoc.dul, assoc.dimse = _UpperLayer(assoc), _Messages(assoc)
         assoc.acse_timeout, assoc.network_timeout = assoc.acse_timeout, assoc.network_timeout  # its timers
         return transport

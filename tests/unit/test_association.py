@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from pynetdicom.dimse import DIMSEServiceProvider
 
-from pacs_node import association as module
-from pacs_node.association import Messages, Peer, _Transport
+from pacs_node.association import Messages, _Transport
 from tests.certificates import Authority
 
 ANSWER = 1, object()
@@ -76,32 +75,3 @@ def test_what_is_about_tls_alone_is_nothing_that_has_come(tmp_path: Path) -> Non
         assert transport.ready, "the end is something that has come, too"
         assert transport.recv(6) == b""
         assert dul.event_queue.empty()
-
-
-class Standing:
-    """An association whose reactor never says that it has paused."""
-
-    is_established, _is_paused = True, False
-
-    def __init__(self) -> None:
-        self._reactor_checkpoint = threading.Event()
-        self.done: list[str] = []
-
-    def release(self) -> None:
-        self.done.append("released")
-
-    def abort(self) -> None:
-        self.done.append("aborted")
-
-
-@pytest.mark.parametrize(("paused", "done"), [(False, "aborted"), (True, "released")])
-def test_a_reactor_that_does_not_pause_holds_nobody_up(
-    monkeypatch: pytest.MonkeyPatch, paused: bool, done: str
-) -> None:
-    monkeypatch.setattr(module, "PAUSES_WITHIN_S", 0.2)
-    opened = Standing()
-    opened._is_paused = paused
-    monkeypatch.setattr(module, "_opened", lambda *_: opened)
-    with module.association(Peer("pacs", "PACS", "127.0.0.1", 1, "NODE"), []):
-        pass
-    assert opened.done == [done]

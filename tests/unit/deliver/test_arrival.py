@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.sop_class import (
     CTImageStorage,
     StorageCommitmentPushModel,
     StudyRootQueryRetrieveInformationModelFind,
 )
 
+from pacs_node import association
 from pacs_node.commitment import PUSH_MODEL_INSTANCE, event_information, read_request
 from pacs_node.deliver import arrival
 from pacs_node.deliver.arrival import DimseArrivalCheck, sent_objects
@@ -24,6 +28,7 @@ from pacs_node.deliver.dimse import Peer
 from pacs_node.errors import NotOffered
 from pacs_node.records import CommitmentReport, Sent
 from tests.factories import ct_series, us_image
+from tests.harness import wait_for
 
 CT = str(CTImageStorage)
 SENT = [Sent(CT, f"1.5.{n}", "1.8", f"1.9.{n}") for n in range(3)]
@@ -74,6 +79,52 @@ def committing(*reports: Callable[[str, tuple], CommitmentReport], status: int =
 def test_a_report_on_the_same_association(pacs: Callable[..., DimseArrivalCheck]) -> None:
     report = pacs(committing(CommitmentReport)).ask_commitment("1.2", SENT)
     assert report == CommitmentReport("1.2", PAIRS)
+
+
+def test_a_report_is_answered_before_we_leave(
+    pacs: Callable[..., DimseArrivalCheck], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the answer takes: it is sent by another thread than that which leaves."""
+    send_msg = association._Messages.send_msg
+
+    def slowly(messages: association._Messages, primitive: Any, context_id: int) -> None:
+        if isinstance(primitive, N_EVENT_REPORT):
+            time.sleep(0.3)
+        send_msg(messages, primitive, context_id)
+
+    monkeypatch.setattr(association._Messages, "send_msg", slowly)
+    answers: list[Dataset] = []
+    send_report = Association.send_n_event_report
+    monkeypatch.setattr(
+        Association,
+        "send_n_event_report",
+        lambda *said: answers.append(send_report(*said)[0]),  # the peer's, in this process
+    )
+    assert pacs(committing(CommitmentReport)).ask_commitment("1.2", SENT) == CommitmentReport("1.2", PAIRS)
+    wait_for(lambda: answers, 20, "the peer to have its answer")
+    assert [answer.get("Status") for answer in answers] == [0x0000]
+
+
+def test_what_serves_a_report_says_nothing_of_the_reactor(
+    pacs: Callable[..., DimseArrivalCheck], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends while the reactor stands where it was told to: whoever leaves then waited for it without end."""
+    ends = threading.Event()
+    serve = Association._serve_request
+
+    def late(asked: Association, message: Any, context_id: int) -> None:
+        serve(asked, message, context_id)
+        if isinstance(message, N_EVENT_REPORT):
+            asked._reactor_checkpoint.clear()
+            wait_for(lambda: asked._is_paused, 20, "the reactor to pause")
+            asked._is_paused = False  # as its last act, now that it matters
+            assert asked._is_paused
+            asked._reactor_checkpoint.set()
+            ends.set()
+
+    monkeypatch.setattr(Association, "_serve_request", late)
+    assert pacs(committing(CommitmentReport)).ask_commitment("1.2", SENT) == CommitmentReport("1.2", PAIRS)
+    assert ends.is_set()
 
 
 def test_failures_keep_their_reasons(pacs: Callable[..., DimseArrivalCheck]) -> None:
