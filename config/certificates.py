@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,10 @@ class Certificate:
         if now < self.begins:
             return f"is not valid before {self.begins:%Y-%m-%d %H:%M} UTC: is the clock right?"
         return None
+
+    def why_renew(self, now: datetime, before: timedelta) -> str | None:
+        """None, or "ends on 2026-01-31: renew it", if that is so soon."""
+        return f"ends on {self.ends:%Y-%m-%d}: renew it" if self.ends < now + before else None
 
 
 def certificates(file: Path) -> list[Certificate]:

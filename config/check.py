@@ -634,8 +634,7 @@ def _why_not_for_long(file: Path) -> str | None:
         [own, *_] = certificates(file)
     except Unusable:
         return None
-    soon = f"ends on {own.ends:%Y-%m-%d}: renew it" if own.ends < now + SOON else None
-    return own.why_not_valid(now) or soon
+    return own.why_not_valid(now) or own.why_renew(now, SOON)
 
 
 def _tls_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
@@ -646,9 +645,8 @@ def _tls_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
             [own, *_] = certificates(file)
             if words := own.why_not_valid(now):
                 yield ("tls", "own_certificate"), f"own_certificate in [tls]: {file} {words}", "error"
-            elif own.ends < now + SOON:
-                words = f"own_certificate in [tls]: {file} ends on {own.ends:%Y-%m-%d}: renew it"
-                yield ("tls", "own_certificate"), words, "warning"
+            elif words := own.why_renew(now, SOON):
+                yield ("tls", "own_certificate"), f"own_certificate in [tls]: {file} {words}", "warning"
             if tls.own_key is not None and (words := why_key_does_not_fit(tls.own_key, own)):
                 yield ("tls", "own_key"), f"own_key in [tls]: {words}", "error"
     except Unusable as error:

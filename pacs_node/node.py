@@ -687,9 +687,7 @@ class Node:
             [own, *_] = certificates(file)
         except Unusable:
             return "cannot be read: the one before is in use; pacs-node check says more"
-        if words := own.why_not_valid(self.now()):
-            return words
-        return f"ends on {own.ends:%Y-%m-%d}: renew it" if own.ends < self.now() + RENEW_BEFORE else None
+        return own.why_not_valid(self.now()) or own.why_renew(self.now(), RENEW_BEFORE)
 
     def audit_figures(self) -> dict[str, int]:
         """Messages of the audit trail that are lost, and bytes of it that the syslog server has not got."""
