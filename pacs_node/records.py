@@ -305,6 +305,7 @@ class Job:
     send_job: str | None = None  # confirm: whose objects
     transaction_uid: str | None = None  # report: of the storage commitment request
     sender: str = ""  # AE title that brought the series; "" where a person asked for it to be run again
+    rested_s: float | None = None  # of its wait, for the hours of its route; None: not known yet
     turn: int = 0  # among the jobs of its queue and priority, see turns.py; the ledger gives it
     state: str = "queued"
     generation: int = 1

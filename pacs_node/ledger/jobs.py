@@ -181,7 +181,6 @@ class Jobs(Editions, Queues, Figures, Tallies):
         rested_s: of its wait, for the hours of its route; once, however often it begins.
         """
         with self._begin() as db:
-            known = db.scalar(sa.select(job_table.c.rested_s).where(job_table.c.id == job.id))
             if why_held(self._pauses(db, now), job.kind, job.pipeline, job.destination):
                 self._let_go(db, job)
                 return False
@@ -195,14 +194,14 @@ class Jobs(Editions, Queues, Figures, Tallies):
                 not_before=None,
                 progress=0.0,
                 progress_text="",
-                rested_s=round(rested_s, 3) if known is None else known,
+                rested_s=round(rested_s, 3) if job.rested_s is None else job.rested_s,
             )
             if moved:
                 self._count_start(db, job)
                 waits_for_a_turn = job.kind == "infer" and job.counts and job.needs is None
                 if waits_for_a_turn and (job.generation, job.attempt) == (1, 1):
                     self._took(db, "wait", job.pipeline, (now - job.created_at).total_seconds() - rested_s)
-                if rested_s and known is None and job.counts:
+                if rested_s and job.rested_s is None and job.counts:
                     self._took(db, "rest", job.pipeline, rested_s)
             return moved
 
@@ -234,10 +233,8 @@ class Jobs(Editions, Queues, Figures, Tallies):
                 return f"it is {name} already"
             moved = replace(job, priority=priority)
             turn = self._turn_of_next(db, moved) if priority == NEXT else self._turn(db, moved)
-            place: dict[str, float] = {"priority": priority, "turn": turn}
-            place["generation"] = job.generation + 1  # the engine may have had it
-            if rested_s:
-                place["rested_s"] = round(rested_s, 3)
+            place = {"priority": priority, "turn": turn, "generation": job.generation + 1}  # the engine may have had it
+            rest = {"rested_s": round(rested_s, 3)} if rested_s else {}
             hurried = db.execute(
                 sa.update(job_table)
                 .where(
@@ -246,7 +243,7 @@ class Jobs(Editions, Queues, Figures, Tallies):
                     job_table.c.attempt == job.attempt,
                     job_table.c.state.in_(BEGINNABLE),
                 )
-                .values(**place)
+                .values(**place, **rest)
             ).rowcount
             if not hurried:
                 return "it has just begun"
