@@ -461,9 +461,9 @@ def fsck(
                 hold(data_dir / "spool.lock"),
                 _audited(settings, "mended", "pacs-node fsck --mend") as said,
             ):
-                said += checks.mend(data_dir, ledger, store_of(settings))
-            for done in said:
-                console.print(done, markup=False, highlight=False, soft_wrap=True)
+                for done in checks.mend(data_dir, ledger, store_of(settings)):
+                    said.append(done)
+                    console.print(done, markup=False, highlight=False, soft_wrap=True)
         found = list(checks.faults(data_dir, ledger, store_of(settings)))
         for fault in found:
             told = f"{fault.kind}: {fault.what}: {fault.words}"

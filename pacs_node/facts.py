@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -114,7 +115,7 @@ class NodeFacts(ViewerFacts, PipelineFacts):
 
     def __init__(self, node: Running, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.node, self.monotonic, self.since = node, monotonic, monotonic()
-        self._health: tuple[float, str] | None = None  # when it was asked for a stamp, and what it came to
+        self._health_asked, self._health_stamp = -math.inf, ""  # for a stamp: when, and what it came to
         self._ever_named: dict[str, str] = {}  # a job may tell of a peer that is gone
 
     @property
@@ -332,13 +333,13 @@ class NodeFacts(ViewerFacts, PipelineFacts):
 
     def stamp(self) -> str:
         """Another one whenever a page would show something else: of the ledger at once, of /health within seconds."""
-        if self._health is None or self.monotonic() - self._health[0] > HEALTH_EVERY_S:
-            self._health = self.monotonic(), self._health[1] if self._health else ""  # one page asks for all of them
+        if self.monotonic() - self._health_asked > HEALTH_EVERY_S:
+            self._health_asked = self.monotonic()  # before: one page asks for all of them
             health = self.health()
             said = json.dumps([health["status"], health["reasons"], health["paused"]])
             said = NUMBERS.sub("", said)  # how long something lasts already is no news
-            self._health = self.monotonic(), f"{zlib.crc32(said.encode()):08x}"
-        return f"{self.node.ledger.stamp()}-{self._health[1]}"
+            self._health_stamp = f"{zlib.crc32(said.encode()):08x}"
+        return f"{self.node.ledger.stamp()}-{self._health_stamp}"
 
     def series_count(self, wanted: Wanted) -> tuple[int, int]:
         return self.node.ledger.series_count(wanted)
