@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,10 @@ import numpy as np
 from scipy import ndimage
 
 from models.measure import calipers
-from models.training.evaluation.metrics import Interval
+from models.training.evaluation.metrics import bootstrap
 from models.training.evaluation.provenance import NONE, digests, write_figures
+from models.training.lung_nodule.data.semisynthetic import donor_names, read_donor
 from models.training.lung_nodule.data.slices import stored_split
-from models.training.lung_nodule.figures.refinement import loaded
 
 FILE = Path(__file__).parents[4] / "docs/results/lung_borders.json"
 REACH_MM = 2.0  # beyond the outline the border is not looked for
@@ -67,22 +67,17 @@ def at_half_height(hu: np.ndarray, outline: np.ndarray, spacing_mm: tuple[float,
 
 
 def borders(volumes: Path, split: str) -> Iterator[Border]:
-    patients = set(stored_split()[0][split])
     with zipfile.ZipFile(volumes) as archive:
-        for name in sorted(one for one in archive.namelist() if one.startswith("image/")):
-            patient = name.split("/")[1].split("_")[0]
-            if patient not in patients:
-                continue
-            hu, (_, *in_plane) = loaded(archive, name)
-            mask = loaded(archive, name.replace("image/", "nodule_mask/"))[0] > 0
-            z = int(mask.sum(axis=(1, 2)).argmax())
-            spacing_mm = in_plane[0], in_plane[1]
+        for name in donor_names(archive, stored_split()[0][split]):
+            donor = read_donor(archive, name)
+            z = int(donor.mask.sum(axis=(1, 2)).argmax())
+            spacing_mm = donor.spacing_mm[1:]
             try:
-                half, middle_hu = at_half_height(hu[z], mask[z], spacing_mm)
+                half, middle_hu = at_half_height(donor.hu[z], donor.mask[z], spacing_mm)
             except ValueError:
                 continue
-            drawn, seen = calipers(mask[z], spacing_mm), calipers(half, spacing_mm)
-            yield Border(patient, middle_hu, drawn.long_mm - seen.long_mm, drawn.mean_mm - seen.mean_mm)
+            drawn, seen = calipers(donor.mask[z], spacing_mm), calipers(half, spacing_mm)
+            yield Border(donor.patient, middle_hu, drawn.long_mm - seen.long_mm, drawn.mean_mm - seen.mean_mm)
 
 
 def off_on_discs(rng: np.random.Generator) -> list[float]:
@@ -101,31 +96,28 @@ def off_on_discs(rng: np.random.Generator) -> list[float]:
     return found
 
 
-def medians(values: np.ndarray, owners: np.ndarray, rounds: int = 1000) -> Interval:
-    """The median with its 95 % bootstrap interval over patients."""
-    rng, each = np.random.default_rng(0), [values[owners == owner] for owner in np.unique(owners)]
-    drawn = [np.median(np.concatenate([each[i] for i in rng.integers(0, len(each), len(each))])) for _ in range(rounds)]
-    return Interval(float(np.median(values)), *(float(one) for one in np.percentile(drawn, (2.5, 97.5))))
+def median(values: Sequence[float], patients: Sequence[str]) -> dict[str, float]:
+    """With its 95 % bootstrap interval over patients."""
+    figures = np.asarray(values)
+    return bootstrap(lambda rows: float(np.median(figures[rows])), patients).rounded(2)
 
 
 def figures(volumes: Path, split: str) -> dict[str, object]:
     found = list(borders(volumes, split))
-    middle = np.array([one.middle_hu for one in found])
     groups = {
-        "all": np.ones(len(found), bool),
-        "middle below -300 HU": middle < GROUND_GLASS_HU,
-        "middle -300 to 0 HU": (middle >= GROUND_GLASS_HU) & (middle < SOFT_HU),
-        "middle from 0 HU on": middle >= SOFT_HU,
+        "all": found,
+        "middle below -300 HU": [one for one in found if one.middle_hu < GROUND_GLASS_HU],
+        "middle -300 to 0 HU": [one for one in found if GROUND_GLASS_HU <= one.middle_hu < SOFT_HU],
+        "middle from 0 HU on": [one for one in found if one.middle_hu >= SOFT_HU],
     }
-    owners = np.array([one.patient for one in found])
     readers = {
         name: {
-            "nodules": int(chosen.sum()),
-            "long axis, mm": medians(np.array([one.long_mm for one in found])[chosen], owners[chosen]).rounded(2),
-            "mean diameter, mm": medians(np.array([one.mean_mm for one in found])[chosen], owners[chosen]).rounded(2),
+            "nodules": len(some),
+            "long axis, mm": median([one.long_mm for one in some], [one.patient for one in some]),
+            "mean diameter, mm": median([one.mean_mm for one in some], [one.patient for one in some]),
         }
-        for name, chosen in groups.items()
-        if chosen.any()
+        for name, some in groups.items()
+        if some
     }
     discs = off_on_discs(np.random.default_rng(0))
     return {

@@ -11,14 +11,12 @@ truth's box, moved and resized at random. The default of `Options.refine` is to 
 from __future__ import annotations
 
 import argparse
-import gzip
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import torch
 from rich.progress import track
@@ -34,6 +32,7 @@ from models.lung_nodule.sliding_unet import STRIDE, SlidingUNet, candidates
 from models.read import Volume, read_ct
 from models.training.evaluation.metrics import Interval, dice, rounded
 from models.training.evaluation.provenance import digests, write_figures
+from models.training.lung_nodule.data.semisynthetic import donor_names, read_donor
 from models.training.lung_nodule.data.slices import stored_split
 from models.training.lung_nodule.residual_unet.evaluate import interval
 
@@ -57,16 +56,11 @@ def cases(volumes: Path, scan: Volume, split: str, seed: int) -> Iterator[Case]:
     lung = find_lungs(scan).mask
     low = np.array([0, AROUND_PX, AROUND_PX])
     lung[:, : low[1]] = lung[:, -low[1] :] = lung[:, :, : low[2]] = lung[:, :, -low[2] :] = False
-    patients = set(stored_split()[0][split])
     with zipfile.ZipFile(volumes) as archive:
-        for name in sorted(n for n in archive.namelist() if n.startswith("image/")):
-            patient = name.split("/")[1].split("_")[0]
-            if patient not in patients:
-                continue
-            hu, spacing_mm = loaded(archive, name)
-            mask, _ = loaded(archive, name.replace("image/", "nodule_mask/"))
-            depth = min(len(hu) + 2 * BEYOND, len(scan.hu))
-            hu, mask = (part[: depth - 2] for part in (hu, mask))
+        for name in donor_names(archive, stored_split()[0][split]):
+            donor = read_donor(archive, name)
+            depth = min(len(donor.hu) + 2 * BEYOND, len(scan.hu))
+            hu, mask = (part[: depth - 2] for part in (donor.hu, donor.mask))
             places = np.argwhere(lung[: len(lung) - depth + 1])
             z, y, x = places[rng.integers(len(places))]
             box = slice(z, z + depth), slice(y - AROUND_PX, y + AROUND_PX), slice(x - AROUND_PX, x + AROUND_PX)
@@ -75,16 +69,10 @@ def cases(volumes: Path, scan: Volume, split: str, seed: int) -> Iterator[Case]:
             here = box_at(corner, hu.shape)
             share = feather(hu.shape[1:])
             canvas[here] += (hu - canvas[here]) * share
-            truth[here] = mask > 0
-            affine = np.diag([*spacing_mm, 1.0])
-            yield Case(patient, Volume(np.rint(canvas).astype(np.int16), (), spacing_mm, affine, ()), truth)
-
-
-def loaded(archive: zipfile.ZipFile, name: str) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Values (z, row, column) and spacing in that order; the files store (x, y, z)."""
-    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(archive.read(name)))
-    x_mm, y_mm, z_mm = (float(mm) for mm in image.header.get_zooms()[:3])
-    return np.asarray(image.dataobj, dtype=np.float32).transpose(2, 1, 0), (z_mm, y_mm, x_mm)
+            truth[here] = mask
+            affine = np.diag([*donor.spacing_mm, 1.0])
+            volume = Volume(np.rint(canvas).astype(np.int16), (), donor.spacing_mm, affine, ())
+            yield Case(donor.patient, volume, truth)
 
 
 def feather(shape: tuple[int, ...]) -> np.ndarray:
