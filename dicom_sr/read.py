@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -250,40 +251,60 @@ def _segment(item: Dataset, masks: Mapping[ImageRef, np.ndarray]) -> Segment:
 # ------------------------------------------------------------------------------------------------------------ report
 
 
+class _Named:
+    """Content items by their concept names, each name read once: a group is asked for a dozen of them."""
+
+    def __init__(self, items: Sequence[Dataset]) -> None:
+        self.names = [_name(item) for item in items]
+        self.items = items
+
+    def __call__(self, name: Code) -> list[Dataset]:
+        return [item for own, item in zip(self.names, self.items, strict=True) if own.value and own == name]
+
+    def text(self, name: Code) -> str:
+        return next((str(item.TextValue) for item in self(name)), "")
+
+    def coded(self, name: Code) -> Code | None:
+        return next((_code(item.ConceptCodeSequence[0]) for item in self(name)), None)
+
+
 def _group(item: Dataset) -> Group:
     children = list(item.ContentSequence)
+    named = _Named(children)
     # a group says what it is, then who measured (or what was measured), then what it evaluates
-    told = next((k for k, c in enumerate(children) if c.ValueType == "NUM" or _is_named(c, codes.ALGORITHM_NAME)), 0)
-    about = Dataset()
-    about.ContentSequence = children[:told] or children
-    numbers = [child for child in children if child.ValueType == "NUM"]
-    sites = _children(about, codes.FINDING_SITE)
+    told = next(
+        (k for k, c in enumerate(children) if c.ValueType == "NUM" or named.names[k] == codes.ALGORITHM_NAME), 0
+    )
+    about = _Named(children[:told]) if told else named
+    numbers = [(name, child) for name, child in zip(named.names, children, strict=True) if child.ValueType == "NUM"]
+    coordinates = [_coordinates(child) for _, child in numbers]
+    sites = about(codes.FINDING_SITE)
     templates = item.get("ContentTemplateSequence")
     segment = None
-    for child in _children(item, codes.REFERENCED_SEGMENT):
+    for child in named(codes.REFERENCED_SEGMENT):
         reference = child.ReferencedSOPSequence[0]
         segment = (str(reference.ReferencedSOPInstanceUID), int(reference.ReferencedSegmentNumber))
     predecessor_uid, change = predecessor_and_change(item)
     return Group(
         template=str(templates[0].TemplateIdentifier) if templates else "1501",
-        tracking_id=_text(item, codes.TRACKING_IDENTIFIER),
-        tracking_uid=next((str(child.UID) for child in _children(item, codes.TRACKING_UID)), ""),
-        type=_coded(about, codes.FINDING),
-        category=_coded(about, codes.FINDING_CATEGORY),
-        site=_coded(about, codes.FINDING_SITE),
+        tracking_id=named.text(codes.TRACKING_IDENTIFIER),
+        tracking_uid=next((str(child.UID) for child in named(codes.TRACKING_UID)), ""),
+        type=about.coded(codes.FINDING),
+        category=about.coded(codes.FINDING_CATEGORY),
+        site=about.coded(codes.FINDING_SITE),
         laterality=_coded(sites[0], codes.LATERALITY) if sites else None,
-        measurements=tuple(_measurement(child) for child in numbers),
+        measurements=tuple(_measurement(name, child) for name, child in numbers),
         evaluations=tuple(
-            Evaluation(_name(child), _code(child.ConceptCodeSequence[0]))
-            for child in children[told:]
+            Evaluation(name, _code(child.ConceptCodeSequence[0]))
+            for name, child in zip(named.names[told:], children[told:], strict=True)
             if child.ValueType == "CODE" and child.RelationshipType == "CONTAINS"
         ),
-        lines=tuple(_line(child) for parent in (item, *numbers) for child in _coordinates(parent)),
+        lines=tuple(_line(drawn) for drawn in itertools.chain(_coordinates(item), *coordinates)),
         segment=segment,
-        axes={_name(number): _line(_coordinates(number)[0]) for number in numbers if _coordinates(number)},
-        remarks=tuple(str(child.TextValue) for child in _children(item, codes.COMMENT)),
+        axes={name: _line(drawn[0]) for (name, _), drawn in zip(numbers, coordinates, strict=True) if drawn},
+        remarks=tuple(str(child.TextValue) for child in named(codes.COMMENT)),
         not_calibrated=frozenset(
-            _name(number) for number in numbers if _text(number, codes.EQUIVALENT_MEANING).endswith(NOT_CALIBRATED)
+            name for name, child in numbers if _text(child, codes.EQUIVALENT_MEANING).endswith(NOT_CALIBRATED)
         ),
         predecessor_uid=predecessor_uid,
         change=change,
@@ -371,11 +392,11 @@ def _axis(line: Line, index: Mapping[ImageRef, int]) -> Axis:
     return Axis(index[line.image], (x0, y0), (x1, y1))
 
 
-def _measurement(number: Dataset) -> Measurement:
+def _measurement(name: Code, number: Dataset) -> Measurement:
     value = number.MeasuredValueSequence[0]
     exact = value.get("FloatingPointValue")
     return Measurement(
-        name=_name(number),
+        name=name,
         value=float(value.NumericValue if exact is None else exact),
         unit=_code(value.MeasurementUnitsCodeSequence[0]),
         derivation=_coded(number, codes.DERIVATION),

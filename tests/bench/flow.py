@@ -26,6 +26,7 @@ from tests.harness import NodeProcess, Orthanc, node_toml, storescu, wait_for
 
 QUIET_S = 10.0  # the default
 SLICES = 300
+SPACING_MM = 1.0, 0.7, 0.7  # a chest of 30 cm
 PARTS = (
     "last_image_to_accepted_s", "inference_s", "node_adds_s", "closing_s", "queueing_s", "encoding_s", "sending_s",
 )  # fmt: skip
@@ -38,7 +39,8 @@ def run(repeats: int = 3) -> None:
         with node:
             node.start()
             pacs.register("ainode", node)  # else it reports to nobody that it keeps what it got
-            for name, make in (("ultrasound image", breast_ultrasound), ("chest CT", partial(chest_ct, slices=SLICES))):
+            chest = partial(chest_ct, slices=SLICES, spacing_mm=SPACING_MM)
+            for name, make in (("ultrasound image", breast_ultrasound), ("chest CT", chest)):
                 rounds = []
                 for seed in range(repeats + 1):
                     images = Path(folder) / f"{name}-{seed}"
