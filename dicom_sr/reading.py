@@ -49,6 +49,11 @@ class TooMuch(ValueError):
     """A header beyond what is read; the message says which limit, and what is there."""
 
 
+class CutOff(ValueError):
+    """A header that ends within an item of a sequence; the message is pydicom's, which has OSError for it, as if the
+    disk were at fault."""
+
+
 class NoEnd(ValueError):
     """A deflated stream that is damaged or cut off."""
 
@@ -68,7 +73,7 @@ class Room:
 
 def read_header(path: Path, room: Room | None = None) -> FileDataset:
     """The data set of a file without its pixels, as `pydicom.dcmread` reads it. Raises TooMuch before memory is taken;
-    for a file that is no DICOM or cannot be read what pydicom raises."""
+    CutOff; OSError where the system does not give the file; for what is no DICOM what pydicom raises."""
     room = room or Room()
     syntax, at = _beginning(path)
     try:
@@ -83,6 +88,10 @@ def read_header(path: Path, room: Room | None = None) -> FileDataset:
         return pydicom.dcmread(path, stop_before_pixels=True)
     except RecursionError as error:
         raise TooMuch(f"the header holds sequences nested deeper than {DEEPEST}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise CutOff(str(error)) from error
 
 
 def _beginning(path: Path) -> tuple[str, int]:

@@ -24,7 +24,7 @@ from config import Config, Peer, Route
 from dicom_sr.attributes import UNREADABLE
 from dicom_sr.changes import Comparison
 from dicom_sr.findings import Findings
-from dicom_sr.reading import Room, TooMuch, read_header
+from dicom_sr.reading import CutOff, Room, TooMuch, read_header
 from models import catalogue
 from models.pipeline import Card
 from models.pixels import faults
@@ -591,6 +591,8 @@ def header_of(instance: Instance, path: Path, room: Room | None = None) -> Datas
         passing = error if may_pass(error) else None
     except TooMuch as error:
         why = str(error)
+    except CutOff as error:
+        why = f"its header ends within an item: {error}"
     except InvalidDicomError:
         why += "it is no DICOM file any more"
     except UNREADABLE as error:

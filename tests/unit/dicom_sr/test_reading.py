@@ -13,11 +13,12 @@ from pathlib import Path
 import pydicom
 import pytest
 from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.filewriter import dcmwrite
 
 from dicom_sr import attributes, reading
 from dicom_sr.attributes import BadAttribute
-from dicom_sr.reading import TooMuch, inflate, pixels_at, read_header
+from dicom_sr.reading import CutOff, TooMuch, inflate, pixels_at, read_header
 from pacs_node.errors import NotReadable
 from pacs_node.receive import header
 from pacs_node.receive.header import identify
@@ -89,6 +90,27 @@ def test_whatever_pydicom_makes_of_damaged_bytes_it_was_counted(tmp_path: Path, 
 
 
 # ---------------------------------------------------------------------------------------- more than is read
+
+
+def deflated(content: bytes) -> bytes:
+    squeeze = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return squeeze.compress(content) + squeeze.flush()
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG, DEFLATED])
+def test_a_header_that_ends_anywhere_is_no_fault_of_the_disk(tmp_path: Path, syntax: str) -> None:
+    """pydicom has OSError for it, which says elsewhere that the file is gone or the disk is full."""
+    content = written(nested_image(), tmp_path / "whole.dcm", syntax).read_bytes()
+    begins = 144 + int.from_bytes(content[140:144], "little")
+    meta, body, told = content[:begins], content[begins:], set()
+    body = bytes(inflate(body)) if syntax == DEFLATED else body
+    for end in range(0, len(body), 3):
+        (tmp_path / "cut.dcm").write_bytes(meta + (deflated(body[:end]) if syntax == DEFLATED else body[:end]))
+        try:
+            read_header(tmp_path / "cut.dcm")
+        except (*attributes.UNREADABLE, InvalidDicomError) as error:
+            told.add(type(error))
+    assert CutOff in told
 
 
 def element(tag: int, vr: bytes, value: bytes = b"", length: int | None = None) -> bytes:
