@@ -68,7 +68,7 @@ def tables() -> Iterator[tuple[str, str]]:
     yield from (("heartbeat.py", each) for each in ("under way", "arrived", "failed", "paused"))
     yield from (("confirm.py", each) for each in ("arrived", "not there", "not proven"))
     yield from (("retention.py", each) for each in retention.KEPT)
-    yield from (("web/lists.py", each) for each in chain(lists.STATES, lists.DO.values()))
+    yield from (("web/lists.py", each) for each in chain(lists.STATES, lists.FINDINGS, lists.DO.values()))
     yield from (("web/views.py", HTTPStatus(each).phrase) for each in (404, 405))
     yield from (("web/views.py", each) for each in (*views.PURPOSES.values(), views.NOT_MEASURED))
 

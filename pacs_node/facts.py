@@ -350,6 +350,7 @@ class NodeFacts(ViewerFacts, PipelineFacts):
             "modality": sorted({modality for _, modality in known} - {""}),
             "sender": sorted({sender for sender, _ in known} - {""}),
             "pipeline": sorted({route.pipeline for route in self.node.config.routes}),
+            "kind": self.node.ledger.kinds_found(),
         }
 
     def bulk(self, do: str, wanted: Wanted | Sequence[str], by: str) -> dict[str, str | None]:

@@ -1,11 +1,13 @@
 """Findings of a kind, as [[notify]] and [[route.also]] ask for them: what reports call them, and how large they are.
 
-What was found is told by two facts of an inference: `largest_mm`, of each kind of finding the largest, and `unsized`,
-the kinds of those whose size in millimetres nobody knows. These are not known to be smaller than anything.
+What was found is told by facts of an inference: `number_of` findings of each kind, `largest_mm`, of each kind the
+largest, and `unsized`, the kinds of those whose size in millimetres nobody knows. These are not known to be smaller
+than anything.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +19,11 @@ HELD = "it holds earlier results, which these replace"
 
 
 def sizes(findings: Findings) -> dict[str, Any]:
-    """{"largest_mm", "unsized"}, each where there is something to say; rounded as reports say it."""
+    """{"number_of", "largest_mm", "unsized"}, the last two where there is something to say; rounded as reports say
+    it."""
     largest: dict[str, float] = {}
     unsized = set()
+    numbers = Counter(finding.type.meaning for finding in findings.findings)
     for finding in findings.findings:
         in_mm, extent = size(finding)
         kind = finding.type.meaning
@@ -27,7 +31,11 @@ def sizes(findings: Findings) -> dict[str, Any]:
             largest[kind] = max(round(extent, 1), largest.get(kind, 0.0))
         else:
             unsized.add(kind)
-    return ({"largest_mm": largest} if largest else {}) | ({"unsized": sorted(unsized)} if unsized else {})
+    return (
+        {"number_of": dict(numbers)}
+        | ({"largest_mm": largest} if largest else {})
+        | ({"unsized": sorted(unsized)} if unsized else {})
+    )
 
 
 def of_kind(facts: Mapping[str, Any], kinds: Collection[str] = (), min_size_mm: float = 0.0) -> list[str]:

@@ -428,6 +428,9 @@ class Wanted:
     before: datetime | None = None  # or earlier
     sort: str = "newest"  # one of SORTS
     after: str = ""  # Series Instance UID: those that follow this one
+    findings: str = ""  # "with", or "without": analysed, and there are none
+    kind: str = ""  # ... of this one, as reports call it
+    min_mm: float = 0.0  # ... from this size on, or of a size that is not known
 
     @property
     def narrowed(self) -> bool:

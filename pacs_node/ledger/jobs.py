@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from pacs_node.ledger.editions import Editions
 from pacs_node.ledger.figures import Figures
+from pacs_node.ledger.found import FoundRows
 from pacs_node.ledger.queues import BELONGS_TO, JOB_FIELDS, Queues, in_order_of_queues, job_of
 from pacs_node.ledger.tables import (
     arrival_table,
@@ -42,7 +43,7 @@ from pacs_node.records import (
 )
 
 
-class Jobs(Editions, Queues, Figures, Tallies):
+class Jobs(Editions, Queues, Figures, Tallies, FoundRows):
     """Jobs from queued to ended. A write of a job says WHERE generation = :mine."""
 
     def _add_job(self, db: sa.Connection, job: Job) -> None:
@@ -332,6 +333,8 @@ class Jobs(Editions, Queues, Figures, Tallies):
                 self._add_edition(db, job, edition, now, {each.destination for each in follow_up})
                 if counted and job.counts:
                     self._tally(db, job, edition, counted, now)
+            if state == "done" and job.kind == "infer" and job.counts and facts is not None:
+                self._note_found(db, job, facts)
             if places is not None:
                 self._add_places(db, job, places)
             for position, result in enumerate(results):

@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pacs_node.ledger.found import in_series, with_findings
 from pacs_node.ledger.pauses import Pauses
 from pacs_node.ledger.tables import event_table, job_table, no_heartbeat, series_table
 from pacs_node.records import EVERY, Wanted
@@ -40,7 +41,8 @@ class Lists(Pauses):
             jobs = sa.select(*OF_A_JOB).where(job_table.c.series_uid.in_(uids)).order_by(job_table.c.created_at)
             for job in db.execute(jobs).mappings():
                 of.setdefault(job["series_uid"], []).append(job)
-            return [summary(rows[uid], of.get(uid, ())) for uid in uids if uid in rows]
+            found = in_series(db, uids)
+            return [summary(rows[uid], of.get(uid, ()), found.get(uid)) for uid in uids if uid in rows]
 
     def series_uids_of(self, limit: int, wanted: Wanted) -> list[str]:
         """Series Instance UIDs alone."""
@@ -122,7 +124,7 @@ def conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
         retried = sa.select(job_table.c.series_uid).where(*again)
         failed = failed_for_good(sa.select(job_table.c.series_uid))
         found.append(of.series_uid.in_(sa.union(retried, failed)))
-    return found
+    return [*found, *with_findings(wanted, of.series_uid)]
 
 
 def failed_for_good(query: sa.Select[Any], *, shadow: bool = False) -> sa.Select[Any]:
@@ -156,8 +158,8 @@ def failed_for_good(query: sa.Select[Any], *, shadow: bool = False) -> sa.Select
     )
 
 
-def summary(row: Any, jobs: Any) -> dict[str, Any]:
-    """jobs: those of this series"""
+def summary(row: Any, jobs: Any, found: dict[str, Any] | None) -> dict[str, Any]:
+    """jobs: those of this series; found: see found.in_series."""
     plain = ("series_uid", "study_uid", "modality", "description", "sender", "state")
     return {
         **{name: row[name] for name in plain},
@@ -167,6 +169,7 @@ def summary(row: Any, jobs: Any) -> dict[str, Any]:
         "first_arrival": iso(row["first_arrival"]),
         "last_arrival": iso(row["last_arrival"]),
         "turnaround_s": row["turnaround_s"],
+        **(found or {"findings": None, "largest_mm": None}),
         "deleted_at": iso(row["deleted_at"]),
         "deleted_images": row["deleted_images"],
         "jobs": [

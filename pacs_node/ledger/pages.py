@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pacs_node.ledger.found import in_series
 from pacs_node.ledger.lists import Lists, failed_for_good, iso, summary
 from pacs_node.ledger.pauses import held
 from pacs_node.ledger.queues import resting
@@ -85,7 +86,7 @@ class Pages(Lists):
             ).all()
             verdict = row["verdict"] or {}
             return {
-                **summary(row, jobs),
+                **summary(row, jobs, in_series(db, [series_uid]).get(series_uid)),
                 "calling_aes": sorted(calling),
                 "expected": row["expected"],
                 "verdict": {key: verdict.get(key) for key in ("fit", "reason", "set_aside", "facts", "remarks")}

@@ -35,7 +35,7 @@ class Facts(Protocol):
         """How many are wanted, and how many there are."""
 
     def choices(self) -> dict[str, list[str]]:
-        """What a list can be narrowed to: "modality", "sender" and "pipeline"."""
+        """What a list can be narrowed to: "modality", "sender", "pipeline" and "kind" of findings."""
 
     def bulk(self, do: str, wanted: Wanted | Sequence[str], by: str) -> dict[str, str | None]:
         """Retry, run again or delete these series: series UID -> None, or why not. by: on whose behalf."""

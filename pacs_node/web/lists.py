@@ -17,11 +17,17 @@ from pacs_node.web.views import MOST, PAGE, PLAIN, Views, csv_line, day_or_time,
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
 
-FILTER = ("q", "modality", "sender", "state", "pipeline", "job", "trouble", "since", "before", "sort")
+FILTER = (
+    *("q", "modality", "sender", "state", "pipeline", "job", "findings", "kind", "min_mm", "trouble"),
+    *("since", "before", "sort"),
+)
+PLAIN_WORDS = ("modality", "sender", "state", "pipeline", "job", "findings", "kind", "after")
 WHERE = (*FILTER, "after")  # in the list
 STATES = ("receiving", "closed", "deleted")
 JOBS = tuple(state for state in JOB_STATES if state not in ("done", "superseded"))  # what somebody looks for
-ONE_OF = {"state": STATES, "job": JOBS, "sort": tuple(SORTS), "trouble": ("1",)}
+FINDINGS = ("with", "without")
+ONE_OF = {"state": STATES, "job": JOBS, "findings": FINDINGS, "sort": tuple(SORTS), "trouble": ("1",)}
+MOST_MM = 10_000  # as min_size_mm of the settings
 LONGEST_TEXT = 64  # characters of what is sought: no description holds more
 DO = {  # what can be done with many series -> in words
     "retry": "Retry what has failed, was refused or waits",
@@ -30,7 +36,7 @@ DO = {  # what can be done with many series -> in words
 }
 COLUMNS = (
     "series_uid", "study_uid", "modality", "description", "sender", "state", "instances", "revision", "first_arrival",
-    "last_arrival", "turnaround_s", "closed_because",
+    "last_arrival", "turnaround_s", "findings", "largest_mm", "closed_because",
 )  # fmt: skip
 
 
@@ -60,7 +66,7 @@ class ListViews:
             "first_page": not wanted.after,
             "refresh": not wanted.after,
             "health": self.facts.health(),
-            "choices": {**self.facts.choices(), "state": STATES, "job": JOBS},
+            "choices": {**self.facts.choices(), "state": STATES, "job": JOBS, "findings": FINDINGS},
             "sorts": SORTS,
             "do": DO,
             "most": MOST,
@@ -134,9 +140,20 @@ def wanted_of(asked: Mapping[str, str]) -> Wanted:
             raise HTTPException(400, f"{key} is a text of at most {LONGEST_TEXT} characters")
     return Wanted(
         text=given.get("q", "").strip(),
-        **{key: given.get(key, "") for key in ("modality", "sender", "state", "pipeline", "job", "after")},
+        **{key: given.get(key, "") for key in PLAIN_WORDS},
+        min_mm=_mm(given.get("min_mm", "0")),
         trouble="trouble" in given,
         since=day_or_time("since", given.get("since")),
         before=day_or_time("before", given.get("before")),
         sort=given.get("sort", "newest"),
     )
+
+
+def _mm(text: str) -> float:
+    try:
+        mm = float(text)
+    except ValueError:
+        mm = -1.0
+    if not 0 <= mm <= MOST_MM:
+        raise HTTPException(400, f"min_mm is a size from 0 to {MOST_MM}, in mm, not {text[:20]!a}")
+    return mm

@@ -41,6 +41,17 @@ def fill(ledger: Ledger, instances: int, seed: int = 1) -> int:
     return series
 
 
+def fill_series(ledger: Ledger, series: int, seed: int = 2) -> None:
+    """Add so many series of one image each."""
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    draw = random.Random(seed)
+    for number in range(series):
+        _one_series(rows, draw, f"2.25.{seed}{number:08d}", FROM + timedelta(minutes=5 * number), 1)
+        if len(rows["instance"]) >= AT_ONCE:
+            _write(ledger, rows)
+    _write(ledger, rows)
+
+
 def _write(ledger: Ledger, rows: dict[str, list[dict[str, Any]]]) -> None:
     with ledger.engine.begin() as db:
         for table in metadata.sorted_tables:
@@ -97,6 +108,7 @@ def _jobs(
             return
         of_job = {"job": job, "at": at, "text": ""}
         if kind == "infer":
+            rows["found"] += _found(draw, uid)
             for position, (each, of) in enumerate(made):
                 path = f"/var/lib/pacs-node/results/{job}/1/{position:02d}.dcm"
                 row = {"job": job, "sop_instance_uid": each, "sop_class_uid": of, "path": path, "position": position}
@@ -115,6 +127,14 @@ def _jobs(
                 arrived = {"destination": "pacs", "arrived": True, "how": "query"}
                 rows["arrival"].append({**of_job, "sop_instance_uid": each, **arrived})
         parent = job
+
+
+def _found(draw: random.Random, uid: str) -> list[dict[str, Any]]:
+    """What an inference found: two of three series have a nodule, few a large one."""
+    number = draw.choice((0, 1, 3))
+    of = {"series_uid": uid, "pipeline": "lung-nodule", "variant": "0" * 16, "number": number, "unsized": False}
+    largest_mm = round(4 + draw.expovariate(0.25), 1) if number else None
+    return [{**of, "kind": kind, "largest_mm": largest_mm} for kind in (("", "Nodule") if number else ("",))]
 
 
 def _refusal(draw: random.Random, at: datetime) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def summary(number: int, **changes: Any) -> dict[str, Any]:
         "first_arrival": f"2026-03-01T12:{number % 60:02}:00.123+00:00",
         "last_arrival": "2026-03-01T13:00:09.500+00:00",
         "turnaround_s": 75.3,
+        "findings": 2,
+        "largest_mm": 9.25,
         "jobs": [
             {
                 "pipeline": "lung-nodule",
@@ -181,7 +183,12 @@ class InMemory:
         ]
 
     def choices(self) -> dict[str, list[str]]:
-        return {"modality": ["CT", "US"], "sender": ["CT1", "CT<script>"], "pipeline": ["lung-nodule"]}
+        return {
+            "modality": ["CT", "US"],
+            "sender": ["CT1", "CT<script>"],
+            "pipeline": ["lung-nodule"],
+            "kind": ["Nodule"],
+        }
 
     def bulk(self, do: str, wanted: Wanted | Sequence[str], by: str) -> dict[str, str | None]:
         self.bulk_asked.append((do, wanted, by))
@@ -914,19 +921,32 @@ def test_the_list_page(web: TestClient) -> None:
 
 def test_the_list_keeps_its_filter_from_page_to_page(web: TestClient, facts: InMemory) -> None:
     asked = "q=Thorax&modality=CT&sender=CT1&state=closed&job=failed&trouble=1&since=2026-01-01&before=2026-03-02"
-    html = web.get(f"/?{asked}&sort=oldest&pipeline=lung-nodule").text
+    html = web.get(f"/?{asked}&sort=oldest&pipeline=lung-nodule&findings=with&kind=Nodule&min_mm=8.5").text
     day = datetime(2026, 3, 2, tzinfo=UTC)
     wanted = Wanted("Thorax", "CT", "CT1", "closed", "lung-nodule", "failed", True, day.replace(month=1, day=1), day)
-    wanted = replace(wanted, sort="oldest")
+    wanted = replace(wanted, sort="oldest", findings="with", kind="Nodule", min_mm=8.5)
     assert facts.wanted == [wanted]
     (onward,) = re.findall(r'href="(/\?[^"]*after=[^"]+)"', html)
     web.get(onward.replace("&amp;", "&"))
     assert facts.wanted[1] == replace(wanted, after="1.2.826.49")
     assert "55 of 55 series" in visible(html)
-    for shown in ('value="Thorax"', "<option selected>CT</option>", "<option selected>closed</option>", "checked"):
+    for shown in ('value="Thorax"', "<option selected>CT</option>", "<option selected>closed</option>", "checked",
+                  "<option selected>with</option>", "<option selected>Nodule</option>", 'value="8.5"'):  # fmt: skip
         assert shown in html, shown
     assert "CT&lt;script&gt;" in html
     assert 'http-equiv="refresh"' not in web.get(onward.replace("&amp;", "&")).text
+
+
+def test_the_list_says_what_was_found_in_all_its_forms(web: TestClient, facts: InMemory) -> None:
+    facts.all = [{**whole(1), "findings": 3, "largest_mm": 9.25}, {**whole(2), "findings": 0, "largest_mm": None}]
+    facts.all.append({**whole(3), "findings": None, "largest_mm": None})
+    cells = re.findall(r'data-label="Findings">(.*?)</td>', web.get("/?sort=oldest").text)
+    assert [" ".join(re.sub("<[^>]+>", " ", cell).split()) for cell in cells] == ["3 9.2 mm", "0", ""]
+    rows = list(csv.DictReader(StringIO(web.get("/api/series.csv?sort=oldest").text)))
+    assert [(row["findings"], row["largest_mm"]) for row in rows] == [("3", "9.25"), ("0", ""), ("", "")]
+    assert [each["findings"] for each in web.get("/api/series?sort=oldest").json()] == [3, 0, None]
+    for wrong in ("min_mm=-1", "min_mm=nan", "min_mm=inf", "min_mm=large", "findings=some"):
+        assert web.get(f"/api/series?{wrong}").status_code == 400, wrong
 
 
 def test_nothing_found_is_said(web: TestClient) -> None:

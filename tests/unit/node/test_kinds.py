@@ -94,8 +94,8 @@ def test_a_size_in_pixels_is_none_in_millimetres() -> None:
     sized, unsized = (replace(each, measurements=()) for each in findings.findings)
     long = Measurement(codes.LONG_AXIS, 7.96, codes.MM)
     both = replace(findings, findings=(replace(sized, measurements=(long,)), unsized))
-    assert sizes(both) == {"largest_mm": {"Mass": 8.0}, "unsized": ["Mass"]}
-    assert sizes(replace(both, findings=())) == {}
+    assert sizes(both) == {"number_of": {"Mass": 2}, "largest_mm": {"Mass": 8.0}, "unsized": ["Mass"]}
+    assert sizes(replace(both, findings=())) == {"number_of": {}}
 
 
 @pytest.mark.parametrize("name", ["lung-nodule", "lymph-node", "breast-us"])

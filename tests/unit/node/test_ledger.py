@@ -19,8 +19,10 @@ from alembic.operations import Operations
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.engine import MIGRATIONS
+from pacs_node.ledger.found import variant
 from pacs_node.ledger.tables import metadata
 from pacs_node.records import (
+    HEARTBEAT_AE,
     JOB_KINDS,
     OPEN_JOB_STATES,
     TRANSITIONS,
@@ -107,6 +109,43 @@ def test_a_list_knows_the_senders_of_older_ledgers(tmp_path: Path) -> None:
         db.execute(sa.text(OLD_INSTANCE.format(uid="1.2.3", series="1.9")))
     ledger.migrate()
     assert ledger.senders_and_modalities() == [("", "CT"), ("CT1", "CT")]
+    ledger.close()
+
+
+def test_what_older_ledgers_have_found_is_known(tmp_path: Path) -> None:
+    """The latest of each pipeline and its options, as jobs have said it."""
+    ledger = as_of(tmp_path, "0026")
+    plain = ("study_uid, revision, route, send_to, priority, generation, attempt, crashes, progress, progress_text,"
+             " warnings, created_at")  # fmt: skip
+    row = (
+        "INSERT INTO job (id, kind, series_uid, pipeline, options, state, shadow, sender, reason, facts, finished_at,"
+        f" {plain}) VALUES (?, ?, ?, 'p', ?, ?, ?, ?, ?, ?, ?, '1.8', 1, 'r', '[]', 5, 1, 1, 0, 1, '', '[]', '')"
+    )
+    jobs = [
+        ("1", "infer", "1.9", "{}", "done", 0, "CT1", "3 findings", '{"largest_mm": {"Nodule": 30.5}}', "2026-01-01"),
+        ("2", "infer", "1.9", "{}", "done", 0, "", "2 findings", '{"largest_mm": {"Nodule": 9.5}}', "2026-01-02"),
+        ("3", "infer", "1.9", "{}", "failed", 0, "CT1", "gave up", "{}", "2026-01-03"),
+        ("4", "infer", "1.9", "{}", "done", 1, "CT1", "7 findings", '{"largest_mm": {"Ghost": 9}}', "2026-01-04"),
+        ("5", "infer", "1.10", "{}", "done", 0, HEARTBEAT_AE, "1 finding", '{"unsized": ["Beat"]}', "2026-01-04"),
+        ("6", "infer", "1.11", "{}", "done", 0, "CT1", "0 findings", "{}", "2026-01-05"),
+        ("7", "send", "1.11", "{}", "done", 0, "CT1", "sent", "{}", "2026-01-06"),
+        ("8", "infer", "1.12", "{}", "done", 0, "CT1", "5 findings",
+         '{"largest_mm": {"Mass": 7.5}, "unsized": ["Mass", "Cyst"]}', "2026-01-06"),
+    ]  # fmt: skip
+    with ledger.engine.begin() as db:
+        for job in jobs:
+            db.exec_driver_sql(row, job)
+    ledger.migrate()
+    with ledger.engine.begin() as db:
+        names = "series_uid, kind, number, largest_mm, unsized"
+        found = [tuple(each) for each in db.execute(sa.text(f"SELECT {names} FROM found ORDER BY series_uid, kind"))]
+    assert found == [
+        *(("1.11", "", 0, None, 0), ("1.12", "", 5, 7.5, 1), ("1.12", "Cyst", 1, None, 1), ("1.12", "Mass", 1, 7.5, 1)),
+        *(("1.9", "", 2, 9.5, 0), ("1.9", "Nodule", 2, 9.5, 0)),
+    ]
+    options = {"threshold": 0.5, "views": 2}
+    frozen = import_module("pacs_node.ledger.migrations.versions.0028_found")
+    assert frozen.variant_of(options) == variant(dict(reversed(options.items()))), "what comes next takes their place"
     ledger.close()
 
 

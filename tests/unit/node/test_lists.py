@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,11 +14,21 @@ import pytest
 import sqlalchemy as sa
 
 from pacs_node.ledger import Ledger
-from pacs_node.ledger.tables import job_table, series_table
-from pacs_node.records import ArrivalProof, Instance, Job, Receipt, Verdict, Wanted
+from pacs_node.ledger.found import rows_of
+from pacs_node.ledger.tables import found_table, job_table, series_table
+from pacs_node.records import HEARTBEAT_AE, ArrivalProof, Instance, Job, Receipt, Verdict, Wanted
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WORDS = ("Thorax 1.0 B31f", "Mamma_links", "100% dose", "", "THORAX lung", "back\\slash")
+
+
+def found(dice: random.Random) -> dict[str, list[tuple[str, float | None]]]:
+    """variant of the options -> (kind, mm) of each finding; nothing of what was not analysed."""
+    kinds, sizes = ("Nodule", "Mass"), (None, 3.0, 8.0, 8.1, 31.0)
+    return {
+        each: [(dice.choice(kinds), dice.choice(sizes)) for _ in range(dice.randrange(3))]
+        for each in ("a", "b")[: dice.randrange(3)]
+    }
 
 
 def made() -> list[dict[str, Any]]:
@@ -50,6 +61,7 @@ def made() -> list[dict[str, Any]]:
                     }
                     for _ in range(dice.randrange(3))
                 ],
+                "found": found(random.Random(number)),
             }
         )
     return rows
@@ -72,7 +84,16 @@ def ledger(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory)
 
 def fill(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
     with ledger.engine.begin() as db:
-        db.execute(sa.insert(series_table), [{k: v for k, v in row.items() if k != "jobs"} for row in rows])
+        db.execute(
+            sa.insert(series_table), [{k: v for k, v in row.items() if k not in ("jobs", "found")} for row in rows]
+        )
+        every = [
+            {"series_uid": row["series_uid"], "pipeline": "p", "variant": name, **each}
+            for row in rows
+            for name, said in row["found"].items()
+            for each in rows_of(facts_of(said))
+        ]
+        db.execute(sa.insert(found_table), every)
         plain = {"study_uid": "1.3", "route": "r", "options": {}, "send_to": [], "priority": 5, "reason": ""}
         plain |= {"warnings": [], "facts": {}, "generation": 1, "crashes": 0, "progress": 0.0, "progress_text": ""}
         for row in rows:
@@ -100,8 +121,32 @@ def is_trouble(row: dict[str, Any]) -> bool:
     )
 
 
+def facts_of(said: list[tuple[str, float | None]]) -> dict[str, Any]:
+    """As kinds.sizes has them."""
+    sized = sorted((kind, mm) for kind, mm in said if mm is not None)
+    return {
+        "number_of": Counter(kind for kind, _ in said),
+        "largest_mm": dict(sized),  # the last of each is the largest
+        "unsized": [kind for kind, mm in said if mm is None],
+    }
+
+
 def has(text: str) -> Callable[[dict[str, Any]], bool]:
     return lambda row: any(text.lower() in row[name].lower() for name in ("description", "modality", "sender"))
+
+
+def has_found(kind: str = "", mm: float = 0.0) -> Callable[[dict[str, Any]], bool]:
+    """Whether one of its findings is of this kind and size, or of a kind of which a size is not known."""
+
+    def one(said: list[tuple[str, float | None]]) -> bool:
+        of_it = [size for each, size in said if kind in ("", each)]
+        return any(size is None or size >= mm for size in of_it)
+
+    return lambda row: any(map(one, row["found"].values()))
+
+
+def analysed_without(kind: str = "", mm: float = 0.0) -> Callable[[dict[str, Any]], bool]:
+    return lambda row: bool(row["found"]) and not has_found(kind, mm)(row)
 
 
 KINDS: list[tuple[Wanted, Callable[[dict[str, Any]], bool]]] = [
@@ -125,6 +170,13 @@ KINDS: list[tuple[Wanted, Callable[[dict[str, Any]], bool]]] = [
     ),
     (Wanted(job="refused"), lambda row: any(job["state"] == "refused" for job in row["jobs"])),
     (Wanted(trouble=True), is_trouble),
+    (Wanted(findings="with"), has_found()),
+    (Wanted(findings="without"), analysed_without()),
+    (Wanted(kind="Mass"), has_found("Mass")),
+    (Wanted(min_mm=8.1), has_found("", 8.1)),
+    (Wanted(kind="Nodule", min_mm=8.1), has_found("Nodule", 8.1)),
+    (Wanted(findings="without", kind="Nodule", min_mm=8.1), analysed_without("Nodule", 8.1)),
+    (Wanted(findings="with", kind="nowhere"), lambda row: False),
     (
         Wanted(text="o", modality="CT", sender="CT1", state="closed"),
         lambda row: has("o")(row) and (row["modality"], row["sender"], row["state"]) == ("CT", "CT1", "closed"),
@@ -158,6 +210,17 @@ def test_what_it_is_after_must_be_there(ledger: Ledger) -> None:
 def test_trouble_is_what_health_says_and_what_is_tried_again(ledger: Ledger) -> None:
     listed = {one["series_uid"] for one in ledger.series_list(999, Wanted(trouble=True))}
     assert {job["series_uid"] for job in ledger.unresolved()} <= listed
+
+
+def test_the_list_says_how_many_findings_and_the_largest(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
+    """Of one pipeline with several options the most: they mark the same lesions."""
+    listed = {one["series_uid"]: (one["findings"], one["largest_mm"]) for one in ledger.series_list(999)}
+    for row in rows:
+        sizes = [mm for said in row["found"].values() for _, mm in said if mm is not None]
+        number = max(map(len, row["found"].values()), default=None)
+        assert listed[row["series_uid"]] == (number, max(sizes, default=None))
+    assert len({number for number, _ in listed.values()}) == 4
+    assert ledger.kinds_found() == ["Mass", "Nodule"]
 
 
 def test_what_can_be_chosen(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
@@ -274,3 +337,44 @@ def test_marks_are_the_latest(fresh: Ledger) -> None:
 def test_a_series_says_who_sent_it_first(fresh: Ledger) -> None:
     closed(fresh)
     assert fresh.series_list(1)[0]["sender"] == "CT1"
+
+
+# What was found ------------------------------------------------------------------------------------------------------
+
+
+def say(ledger: Ledger, job: Job, **facts: Any) -> tuple[int | None, float | None]:
+    through(ledger, job, 5, facts=facts)
+    [one] = ledger.series_list(1)
+    whole = ledger.series("1.2.3")
+    assert whole is not None
+    assert (one["findings"], one["largest_mm"]) == (whole["findings"], whole["largest_mm"])
+    return one["findings"], one["largest_mm"]
+
+
+def test_the_latest_result_of_a_pipeline_and_its_options_counts(fresh: Ledger) -> None:
+    first = closed(fresh)
+    assert fresh.series_list(1)[0]["findings"] is None, "not analysed is not: nothing found"
+    assert fresh.series_count(Wanted(findings="without"))[0] == 0
+    assert say(fresh, first, number_of={"Nodule": 2, "Mass": 1}, largest_mm={"Nodule": 9.5, "Mass": 31.0}) == (3, 31.0)
+    assert say(fresh, closed(fresh, 2), number_of={"Nodule": 1}, largest_mm={"Nodule": 9.1}) == (1, 9.1)
+    assert fresh.series_count(Wanted(kind="Mass"))[0] == 0, "it is not found any more"
+    assert say(fresh, closed(fresh, 3, route="another"), number_of={}) == (0, None)
+    assert fresh.series_count(Wanted(findings="without"))[0] == 1
+    other = closed(fresh, 4, options={"threshold": 0.1})
+    assert say(fresh, other, number_of={"Nodule": 4}, unsized=["Nodule"]) == (4, None)
+    assert say(fresh, closed(fresh, 5, pipeline="q"), number_of={"Nodule": 3}, largest_mm={"Nodule": 5.0}) == (7, 5.0)
+    assert fresh.series_count(Wanted(kind="Nodule", min_mm=50))[0] == 1, "not known to be smaller"
+
+
+@pytest.mark.parametrize("of", [{"shadow": True}, {"sender": HEARTBEAT_AE}], ids=["shadow", "heartbeat"])
+def test_what_counts_in_no_figure_is_not_in_the_list(fresh: Ledger, of: dict[str, Any]) -> None:
+    assert say(fresh, closed(fresh, **of), number_of={"Nodule": 1}) == (None, None)
+    assert fresh.kinds_found() == []
+
+
+def test_what_cannot_be_analysed_any_more_leaves_what_was_found(fresh: Ledger) -> None:
+    assert say(fresh, closed(fresh), number_of={"Nodule": 1}, largest_mm={"Nodule": 9.5}) == (1, 9.5)
+    again = closed(fresh, 2)
+    assert fresh.begin(again, "w", NOON)
+    assert fresh.finish(again, "refused", "a slice is missing", NOON, facts={"encode_seconds": 1.0})
+    assert fresh.series_list(1)[0]["findings"] == 1

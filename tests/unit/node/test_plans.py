@@ -28,7 +28,7 @@ from tests.results import us_findings
 from tests.standins import NoInference
 
 GROWING = ("instance", "series", "association", "job", "event", "result", "receipt", "arrival", "edition",
-           "commitment", "commitment_request", "refusal", "feedback", "place")  # fmt: skip
+           "commitment", "commitment_request", "refusal", "feedback", "place", "found")  # fmt: skip
 MAY_SCAN = {  # what begins so -> why
     "UPDATE instance SET path=substr(": "once, when a ledger of an earlier version is taken over",
     "UPDATE result SET path=substr(": "as above",
@@ -134,7 +134,8 @@ def run_of_a_node(folder: Path) -> tuple[list[list[str]], Path]:
             assert client.post(f"/api/series/{uid}/feedback", data=said).status_code == 200
             listed = client.get("/api/series").json()[0]["first_arrival"].replace("+", "%2B")
             lists = ("", f"before={listed}", f"after={uid}", f"after={uid}&sort=slowest", f"q=breast&after={uid}",
-                     "trouble=1", "q=breast", "q=1.2", "pipeline=breast-us", "job=failed", "sort=slowest")  # fmt: skip
+                     "trouble=1", "findings=without", "kind=Mass&min_mm=8",
+                     "q=breast", "q=1.2", "pipeline=breast-us", "job=failed", "sort=slowest")  # fmt: skip
             for page in (*(f"/?{each}" for each in lists), f"/series/{uid}", "/refusals", "/destinations", "/rerun",
                          "/health", "/metrics", "/system", "/ready", "/api/series", f"/api/series/{uid}",
                          "/api/refusals", "/api/queue", f"/series/{uid}/view",
