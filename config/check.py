@@ -75,6 +75,8 @@ class Takes(Protocol):
     def body_part(self) -> frozenset[str]: ...  # empty: any
     @property
     def finds(self) -> Mapping[str, bool]: ...  # kind of finding -> has it a size in mm; empty: not known
+    @property
+    def categories(self) -> Collection[str]: ...  # that it may suggest, and classes
 
 
 class Known(Protocol):
@@ -302,7 +304,7 @@ def _cross_problems(raw: dict[str, Any], pipelines: Known | None) -> Iterator[tu
     yield from _duplicates(raw, "notify", "name")
     for i, notify in _tables(raw, "notify"):
         about = notify.get("about")
-        given = [key for key in ("pipelines", "kinds", "min_size_mm") if key in notify]
+        given = [key for key in ("pipelines", "kinds", "min_size_mm", "categories") if key in notify]
         if given and not (isinstance(about, list) and "finding" in about):
             yield (
                 ("notify", i, given[0]),
@@ -460,27 +462,29 @@ def _also(
     i: int, route: dict[str, Any], raw: dict[str, Any], peers: dict[str, Any], pipelines: Known | None
 ) -> Iterator[tuple[Place, str]]:
     """Further destinations: they do not get every result already, and what they wait for can be found."""
-    finds = _finds(route, pipelines)
+    finds, gives = _finds(route, pipelines)
     for number, also in _tables(route, "also"):
         place: Place = ("route", i, "also", number)
         where = _table_name(place, raw)
         yield from _destinations(place, also, where, peers)
         for name in set(_names(also.get("send_to"))) & set(_names(route.get("send_to"))):
             yield (*place, "send_to"), f"{where}: peer '{name}' gets every result of the route already; remove it here"
-        for key, words in _never_found(also, str(route.get("pipeline")), finds):
+        for key, words in _never_found(also, str(route.get("pipeline")), finds, gives):
             yield (*place, key), f"{where}: {words}"
 
 
-def _finds(route: dict[str, Any], pipelines: Known | None) -> Mapping[str, bool]:
-    """What the pipeline of a route finds; nothing where that is not known."""
+def _finds(route: dict[str, Any], pipelines: Known | None) -> tuple[Mapping[str, bool], Collection[str]]:
+    """What the pipeline of a route finds, and the categories that it gives; nothing where that is not known."""
     name, options = route.get("pipeline"), route.get("options", {})
     if pipelines is None or not isinstance(name, str) or name not in pipelines.options or not isinstance(options, dict):
-        return {}
+        return {}, ()
     takes = pipelines.takes(name, options)
-    return {} if isinstance(takes, str) else takes.finds
+    return ({}, ()) if isinstance(takes, str) else (takes.finds, takes.categories)
 
 
-def _never_found(of_kind: dict[str, Any], pipeline: str, finds: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
+def _never_found(
+    of_kind: dict[str, Any], pipeline: str, finds: Mapping[str, bool], gives: Collection[str]
+) -> Iterator[tuple[str, str]]:
     """What keeps every finding of a pipeline from being of this kind."""
     kinds, known = _names(of_kind.get("kinds")), {kind.casefold(): kind for kind in finds}
     if not finds:
@@ -492,6 +496,12 @@ def _never_found(of_kind: dict[str, Any], pipeline: str, finds: Mapping[str, boo
     least = of_kind.get("min_size_mm")
     if isinstance(least, int | float) and least > 0 and wanted and not any(finds[kind] for kind in wanted):
         yield "min_size_mm", f"{pipeline} does not measure {' or '.join(wanted)} in millimetres; remove 'min_size_mm'"
+    for category in _names(of_kind.get("categories")):
+        if category.casefold() not in {each.casefold() for each in gives}:
+            yield (
+                "categories",
+                f"{pipeline} with its options never gives the category '{category}'; {hint(category, gives)}",
+            )
 
 
 def _never_told(i: int, notify: dict[str, Any], raw: dict[str, Any], pipelines: Known) -> Iterator[tuple[Place, str]]:
@@ -506,12 +516,13 @@ def _never_told(i: int, notify: dict[str, Any], raw: dict[str, Any], pipelines: 
             words = f"no route that sends results runs '{name}': nobody is told of its findings"
             yield ("notify", i, "pipelines"), f"{where}: {words}"
     found = [_finds(route, pipelines) for route in live if not named or route.get("pipeline") in named]
-    if not all(found):
+    if not all(finds for finds, _ in found):
         return  # one of them may find anything
     sized: dict[str, bool] = {}
-    for finds in found:
+    gives = {category for _, each in found for category in each}
+    for finds, _ in found:
         sized |= {kind: is_sized or sized.get(kind, False) for kind, is_sized in finds.items()}
-    for key, words in _never_found(notify, " or ".join(named) or "what the routes run", sized):
+    for key, words in _never_found(notify, " or ".join(named) or "what the routes run", sized, gives):
         yield ("notify", i, key), f"{where}: {words}"
 
 

@@ -756,6 +756,8 @@ class OfKind(Settings):
 
     kinds: Annotated[tuple[str, ...], Field(strict=False)] = ()  # as reports call them: "Nodule"; none: of any
     min_size_mm: Annotated[float, Field(ge=0, le=10000)] = 0.0  # of the largest; mean diameter, else long axis
+    # what is suggested of it, or its class: "Lung-RADS 4A", "BI-RADS 4C", "malignant"; none: whatever is
+    categories: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 class Also(OfKind):

@@ -59,6 +59,8 @@ NUMBER_OF_LESIONS = Code("246206008", "SCT", "Number of lesions")
 # what an algorithm claims, CID 6048
 CERTAINTY = Code("111012", "DCM", "Certainty of Finding")
 PROBABILITY_OF_CANCER = Code("111047", "DCM", "Probability of cancer")
+PROBABILITY_OF_NORMAL = Code("PNORMAL", "99PACSNODE", "Probability of normal")
+PROBABILITY_OF_BENIGN = Code("PBENIGN", "99PACSNODE", "Probability of benign")
 
 # Derivation of a measurement, CID 7464
 MEAN = Code("373098007", "SCT", "Mean")

@@ -65,6 +65,8 @@ class Card:
     requires: Requirements = Requirements()
     # type of finding, as reports call it ("Nodule") -> whether it is measured in millimetres; empty: not known
     finds: Mapping[str, bool] = field(default_factory=dict)
+    # categories that it may suggest of a finding with these options, and classes: "Lung-RADS 4A", "malignant"
+    categories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

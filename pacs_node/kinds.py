@@ -2,64 +2,125 @@
 
 What was found is told by facts of an inference: `number_of` findings of each kind, `largest_mm`, of each kind the
 largest, and `unsized`, the kinds of those whose size in millimetres nobody knows. These are not known to be smaller
-than anything.
+than anything. `categories` says the same two of the findings of each category that is suggested, or class.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from dicom_sr.findings import Findings
+from dicom_sr import codes
+from dicom_sr.findings import Evaluation, Finding, Findings, Measurement
 from dicom_sr.importance import size
 from pacs_node.records import Also
 
+SYSTEMS = "Lung-RADS", "BI-RADS"
+CLASSES = {  # of a lesion of the breast
+    "normal": codes.PROBABILITY_OF_NORMAL,
+    "benign": codes.PROBABILITY_OF_BENIGN,
+    "malignant": codes.PROBABILITY_OF_CANCER,
+}
 HELD = "it holds earlier results, which these replace"
 
 
 def sizes(findings: Findings) -> dict[str, Any]:
-    """{"number_of", "largest_mm", "unsized"}, the last two where there is something to say; rounded as reports say
-    it."""
+    """{"number_of", "largest_mm", "unsized", "categories"}, the last three where there is something to say."""
+    numbers = Counter(finding.type.meaning for finding in findings.findings)
+    of: dict[str, list[Finding]] = {}
+    for finding in findings.findings:
+        for name in {*map(category_of, finding.evaluations), class_of(finding, findings)} - {None}:
+            of.setdefault(str(name), []).append(finding)
+    categories = {name: _extents(of[name]) for name in sorted(of)}
+    said = {"categories": categories} if categories else {}
+    return {"number_of": dict(numbers)} | _extents(findings.findings) | said
+
+
+def _extents(findings: Sequence[Finding]) -> dict[str, Any]:
+    """{"largest_mm", "unsized"}; rounded as reports say it."""
     largest: dict[str, float] = {}
     unsized = set()
-    numbers = Counter(finding.type.meaning for finding in findings.findings)
-    for finding in findings.findings:
+    for finding in findings:
         in_mm, extent = size(finding)
         kind = finding.type.meaning
         if in_mm:
             largest[kind] = max(round(extent, 1), largest.get(kind, 0.0))
         else:
             unsized.add(kind)
-    return (
-        {"number_of": dict(numbers)}
-        | ({"largest_mm": largest} if largest else {})
-        | ({"unsized": sorted(unsized)} if unsized else {})
-    )
+    return ({"largest_mm": largest} if largest else {}) | ({"unsized": sorted(unsized)} if unsized else {})
 
 
-def of_kind(facts: Mapping[str, Any], kinds: Collection[str] = (), min_size_mm: float = 0.0) -> list[str]:
-    """What was found of these kinds (none: of any) from this size on, in words; empty: nothing.
+class OfKind(Protocol):
+    """A condition: `[[notify]]`, `[[route.also]]`, records.Also."""
 
-    >>> of_kind({"largest_mm": {"Nodule": 9.2}}, ["Nodule"], 8)
+    @property
+    def kinds(self) -> Sequence[str]: ...  # none: of any
+    @property
+    def min_size_mm(self) -> float: ...
+    @property
+    def categories(self) -> Sequence[str]: ...  # none: of any, and of none
+
+
+def category_of(evaluation: Evaluation) -> str | None:
+    """ "Lung-RADS 4A" or "BI-RADS 4C" of one that is suggested; None: it suggests none of these."""
+    suggested, value = evaluation.name.meaning.startswith(codes.SUGGESTED), evaluation.value.meaning
+    system = next((each for each in SYSTEMS if suggested and each in evaluation.name.meaning.split()), None)
+    return f"{system} {value.removeprefix(system).partition(' - ')[0].strip()}" if system else None
+
+
+def class_of(finding: Finding, findings: Findings) -> str | None:
+    """The likeliest class of a lesion of the breast; None: that is not stated of this one.
+
+    Of several lesions of one view the shares of all classes are stated of the one that decides, of others P(cancer).
+    """
+    own, whole = (_shares(each.measurements) for each in (finding, findings))
+    cancer = own.get("malignant")
+    if len(own) < len(CLASSES) and cancer is not None:
+        own = whole if cancer == whole.get("malignant") else {"malignant": cancer, "": 100 - cancer}
+    return max(own, key=lambda each: own[each], default="") or None
+
+
+def _shares(measurements: Sequence[Measurement]) -> dict[str, float]:
+    named = {each.name: each.value for each in measurements}
+    return {name: named[code] for name, code in CLASSES.items() if code in named}
+
+
+def of_kind(facts: Mapping[str, Any], wanted: OfKind) -> list[str]:
+    """What was found of these kinds and categories from this size on, in words; empty: nothing. One finding has to be
+    all of it; one without a category is of none.
+
+    >>> of_kind({"largest_mm": {"Nodule": 9.2}}, Also((), ["Nodule"], 8))
     ['Nodule of 9.2 mm']
     """
+    if not wanted.categories:
+        return _sized(facts, wanted)
+    asked = {each.casefold() for each in wanted.categories}
+    of_categories = sorted((facts.get("categories") or {}).items())
+    such = (
+        (name, words) for name, of_it in of_categories if name.casefold() in asked for words in _sized(of_it, wanted)
+    )
+    return [f"{words}, {name}" for name, words in such]
+
+
+def _sized(facts: Mapping[str, Any], wanted: OfKind) -> list[str]:
     found = {kind: f"{kind} of unknown size" for kind in facts.get("unsized") or ()}
     largest: Mapping[str, float] = facts.get("largest_mm") or {}
-    found |= {kind: f"{kind} of {mm:g} mm" for kind, mm in largest.items() if mm >= min_size_mm}
-    wanted = {kind.casefold() for kind in kinds}
-    return [words for kind, words in sorted(found.items()) if not wanted or kind.casefold() in wanted]
+    found |= {kind: f"{kind} of {mm:g} mm" for kind, mm in largest.items() if mm >= wanted.min_size_mm}
+    kinds = {kind.casefold() for kind in wanted.kinds}
+    return [words for kind, words in sorted(found.items()) if not kinds or kind.casefold() in kinds]
 
 
-def wish(kinds: Sequence[str], min_size_mm: float) -> str:
-    """What is asked for, in words: "Nodule or Mass of at least 8 mm"."""
-    which = " or ".join(kinds) or "finding"
-    return f"{which} of at least {min_size_mm:g} mm" if min_size_mm else which
+def wish(wanted: OfKind) -> str:
+    """What is asked for, in words: "Nodule or Mass of at least 8 mm, Lung-RADS 4A"."""
+    which = " or ".join(wanted.kinds) or "finding"
+    sized = f"{which} of at least {wanted.min_size_mm:g} mm" if wanted.min_size_mm else which
+    return f"{sized}, {' or '.join(wanted.categories)}" if wanted.categories else sized
 
 
-def as_well(send_to: Sequence[str], kinds: Sequence[str], min_size_mm: float) -> str:
+def as_well(send_to: Sequence[str], wanted: OfKind) -> str:
     """Who gets the results of a route as well, and when, in words."""
-    return f"to {' and '.join(send_to)} as well, if found: {wish(kinds, min_size_mm)}"
+    return f"to {' and '.join(send_to)} as well, if found: {wish(wanted)}"
 
 
 def decided(also: Sequence[Also], facts: Mapping[str, Any], held_by: Collection[str]) -> list[dict[str, Any]]:
@@ -69,8 +130,8 @@ def decided(also: Sequence[Also], facts: Mapping[str, Any], held_by: Collection[
     """
     said: dict[str, dict[str, Any]] = {}
     for one in also:
-        found = of_kind(facts, one.kinds, one.min_size_mm)
-        why = ", ".join(found) or f"no {wish(one.kinds, one.min_size_mm)}"
+        found = of_kind(facts, one)
+        why = ", ".join(found) or f"no {wish(one)}"
         for place in one.send_to:
             before = said.get(place)
             if before is None or (found and not before["sent"]):

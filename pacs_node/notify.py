@@ -132,7 +132,7 @@ def found(about: Notify, jobs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Of these inferences those with a finding that this receiver is to hear of: key -> in words."""
     told = {}
     for job in jobs:
-        wanted = of_kind(job["facts"], about.kinds, about.min_size_mm)
+        wanted = of_kind(job["facts"], about)
         if wanted and (not about.pipelines or job["pipeline"] in about.pipelines):
             told[f"{FINDING}{job['id']}"] = f"{job['pipeline']} found: {', '.join(wanted)}; series {job['series_uid']}"
     return told

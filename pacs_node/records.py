@@ -255,6 +255,7 @@ class Also:
     send_to: tuple[str, ...]
     kinds: tuple[str, ...] = ()  # none: of any
     min_size_mm: float = 0.0
+    categories: tuple[str, ...] = ()  # none: of any, and of none
 
 
 @dataclass(frozen=True)

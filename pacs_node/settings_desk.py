@@ -137,7 +137,7 @@ class SettingsDesk:
                 "name": route.name,
                 "pipeline": route.pipeline,
                 "send_to": list(route.send_to),
-                "also": [as_well(each.send_to, each.kinds, each.min_size_mm) for each in route.also],
+                "also": [as_well(each.send_to, each) for each in route.also],
                 "priority": route.priority,
                 "shadow": route.shadow,
                 "hours": route.hours,
@@ -514,18 +514,19 @@ def _with_route(values: dict[str, Any], before: Mapping[str, Any], said: _Form) 
 
 def _also_of(said: _Form) -> list[dict[str, Any]]:
     """The further destinations of the rows of a form; a row without a peer is none."""
-    rows = zip(*(said.raw(f"also.{part}") for part in ("send_to", "kinds", "min_size_mm")), strict=False)
+    rows = zip(*(said.raw(f"also.{part}") for part in ("send_to", "kinds", "min_size_mm", "categories")), strict=False)
     return [
         {"send_to": _listed(send_to)}
         | ({"kinds": _listed(kinds)} if _listed(kinds) else {})
         | ({"min_size_mm": _number(size)} if size else {})
-        for send_to, kinds, size in rows
+        | ({"categories": _listed(categories)} if _listed(categories) else {})
+        for send_to, kinds, size, categories in rows
         if _listed(send_to)
     ]
 
 
 def _also_row(also: Mapping[str, Any]) -> dict[str, str]:
-    lists = {key: ", ".join(map(str, also.get(key) or ())) for key in ("send_to", "kinds")}
+    lists = {key: ", ".join(map(str, also.get(key) or ())) for key in ("send_to", "kinds", "categories")}
     return {**lists, "min_size_mm": str(also.get("min_size_mm", ""))}
 
 

@@ -115,7 +115,7 @@ def _terms(rule: Rule) -> tuple[str, ...]:
 
 
 def _as_well(rule: Rule) -> tuple[str, ...]:
-    return tuple(as_well(each.send_to, each.kinds, each.min_size_mm) for each in rule.also)
+    return tuple(as_well(each.send_to, each) for each in rule.also)
 
 
 def _asked(rule: Rule) -> tuple[str, Mapping[str, Any], bool]:

@@ -533,7 +533,7 @@ def rules_of(config: Config) -> list[Rule]:
 
 
 def _also(route: Route) -> tuple[Also, ...]:
-    return tuple(Also(each.send_to, each.kinds, each.min_size_mm) for each in route.also)
+    return tuple(Also(each.send_to, each.kinds, each.min_size_mm, each.categories) for each in route.also)
 
 
 def _needs(route: Route) -> Needs | None:

@@ -66,8 +66,8 @@ SIDES = {"L": codes.LEFT, "R": codes.RIGHT, "B": codes.BILATERAL}
 
 # Private, for want of a concept in PS3.16: the Standard names only the probability of cancer.
 PROBABILITIES = {
-    "normal": Code("PNORMAL", "99PACSNODE", "Probability of normal"),
-    "benign": Code("PBENIGN", "99PACSNODE", "Probability of benign"),
+    "normal": codes.PROBABILITY_OF_NORMAL,
+    "benign": codes.PROBABILITY_OF_BENIGN,
     "malignant": codes.PROBABILITY_OF_CANCER,
 }
 

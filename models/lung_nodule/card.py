@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dicom_sr import codes
 from dicom_sr.findings import Algorithm
 from models.lung_nodule.options import Options
@@ -25,6 +27,13 @@ CARD = Card(
     ),
     finds={codes.NODULE.meaning: True},
 )
+SCREENING = replace(CARD, categories=tuple(f"Lung-RADS {grade}" for grade in ("2", "3", "4A", "4B")))
+
+
+def card(options: Options) -> Card:
+    return SCREENING if options.purpose == "screening" else CARD
+
+
 PIPELINE = Declaration(
-    CARD, "models.lung_nodule.pipeline:LungNodule", Options, comparison="models.lung_nodule.compare:compare"
+    card, "models.lung_nodule.pipeline:LungNodule", Options, comparison="models.lung_nodule.compare:compare"
 )

@@ -271,7 +271,8 @@ def job_of(row: Any) -> Job:
     if row["kind"] in BELONGS_TO:
         values[BELONGS_TO[row["kind"]]] = row["parent"]
     also = tuple(
-        Also(tuple(each["send_to"]), tuple(each["kinds"]), each["min_size_mm"]) for each in values["also"] or ()
+        Also(tuple(each["send_to"]), tuple(each["kinds"]), each["min_size_mm"], tuple(each.get("categories", ())))
+        for each in values["also"] or ()
     )
     lists = {"send_to": tuple(values["send_to"]), "also": also, "options": dict(values["options"])}
     return Job(**{**values, **lists})

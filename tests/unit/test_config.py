@@ -564,6 +564,7 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
         (NOTIFY + "full_in_days = -1", "'full_in_days' in [[notify]] 'n' must be 0.0 or more, not -1"),
         (NOTIFY + "certificate_days = 1.5", "'certificate_days' in [[notify]] 'n' must be a whole number, not 1.5"),
         (NOTIFY + "min_size_mm = 5", "[[notify]] 'n': 'min_size_mm' needs \"finding\" in 'about'"),
+        (NOTIFY + 'categories = ["malignant"]', "[[notify]] 'n': 'categories' needs \"finding\" in 'about'"),
         (NOTIFY + 'kinds = ["Nodule"]', "[[notify]] 'n': 'kinds' needs \"finding\" in 'about'"),
         (NOTIFY + 'pipelines = ["lung-nodule"]', "[[notify]] 'n': 'pipelines' needs \"finding\" in 'about'"),
         (NOTIFY + "urlss = 1", "no setting 'urlss' in [[notify]]; did you mean 'urls' or 'urls_file'?"),
@@ -587,6 +588,7 @@ def told(text: str, routes: str = "") -> str:
     [
         ('pipelines = ["lung-nodul"]', "[[notify]] 'n': no pipeline 'lung-nodul'; did you mean 'lung-nodule'?"),
         ('kinds = ["Nodul"]', "[[notify]] 'n': what the routes run never finds 'Nodul'; did you mean 'Nodule'?"),
+        ('categories = ["Lung-RADS 4A"]', "[[notify]] 'n': what the routes run with its options never gives"),
         ('kinds = ["Mass"]', "[[notify]] 'n': what the routes run never finds 'Mass'"),
         ('kinds = ["Mass"]\npipelines = ["lung-nodule"]', "[[notify]] 'n': lung-nodule never finds 'Mass'"),
     ],
@@ -598,7 +600,7 @@ def test_a_notice_of_what_is_never_found_is_warned_of(tmp_path: Path, text: str,
 
 
 def never(folder: Path, text: str) -> list[str]:
-    return [line for line in said(folder, text, "warning") if "never finds" in line or "no pipeline" in line]
+    return [line for line in said(folder, text, "warning") if "never " in line or "no pipeline" in line]
 
 
 def test_a_notice_of_what_one_of_the_routes_finds_is_good(tmp_path: Path) -> None:
@@ -649,6 +651,8 @@ def also(text: str, pipeline: str = "lung-nodule") -> str:
         ('send_to = ["b", "a"]', "peer 'a' gets every result of the route already; remove it here"),
         ('send_to = ["b"]\nkind = 1', "no setting 'kind' in [[route.also]]; did you mean 'kinds'?"),
         ('send_to = ["b"]\nkinds = ["Nodul"]', f"{NTH.format(1)}: lung-nodule never finds 'Nodul'; did you mean"),
+        ('send_to = ["b"]\ncategories = ["Lung-RADS 4A"]', "lung-nodule with its options never gives the category"),
+        ('send_to = ["b"]\ncategories = 4', f"'categories' in {NTH.format(1)} must be a list"),
         ('send_to = ["b"]\nmin_size_mm = -1', f"'min_size_mm' in {NTH.format(1)} must be 0.0 or more, not -1"),
         ('send_to = ["b"]\n[[route.also]]\nkinds = 3\nsend_to = ["b"]', f"'kinds' in {NTH.format(2)} must be a list"),
     ],
@@ -664,6 +668,14 @@ def test_further_destinations_load_and_count_as_used(tmp_path: Path) -> None:
     [route] = config.load(tmp_path / "node.toml", catalogue()).routes
     assert route.destinations == ("a", "b")
     assert not [line for line in said(tmp_path, text, "warning") if "peer 'b'" in line]
+
+
+@pytest.mark.parametrize("grade", ["lung-rads 4a", "Lung-RADS 5", "BI-RADS 3"])
+def test_a_category_that_the_options_of_a_pipeline_give_is_good(tmp_path: Path, grade: str) -> None:
+    text = also(f'send_to = ["b"]\ncategories = ["{grade}"]\nmin_size_mm = 6')
+    text = text.replace("[[route.also]]", 'options = { purpose = "screening" }\n[[route.also]]')
+    words = "lung-nodule with its options never gives the category"
+    assert [words in line for line in said(tmp_path, text)] == ([] if grade == "lung-rads 4a" else [True])
 
 
 def test_a_size_is_wanted_of_nothing_that_is_not_measured(tmp_path: Path) -> None:

@@ -242,12 +242,14 @@ def test_further_destinations_are_rows_of_the_form(pages: Pages) -> None:
     answer = pages.post("/routes/edit", changed(form, do="save"))
     assert "nothing is different" in answer.text
     assert pages.post("/routes/edit", [("also.send_to", "pacs & <co>"), ("also.kinds", "Mass, mass"),
-                                       ("also.min_size_mm", ""), *form]).status_code == 303  # fmt: skip
+                                       ("also.min_size_mm", ""), ("also.categories", "malignant"),
+                                       *form]).status_code == 303  # fmt: skip
     first, second = pages.config.routes[0].also
     assert (first.send_to, first.kinds, first.min_size_mm) == (("pacs & <co>",), ("Mass", "mass"), 0)
+    assert (first.categories, second.categories) == (("malignant",), ())
     assert (second.send_to, second.kinds, second.min_size_mm) == (("web",), (), 8)
     page = unescape(pages.admin.get("/routes").text)
-    assert "to pacs & <co> as well, if found: Mass or mass" in page
+    assert "to pacs & <co> as well, if found: Mass or mass, malignant" in page
     assert "to web as well, if found: finding of at least 8 mm" in page
     assert pages.post("/routes/edit", changed(pages.form("/routes/edit?name=breast"), **{"also.send_to": ""})
                       ).status_code == 303  # fmt: skip

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from pydicom.sr.coding import Code
 from starlette.testclient import TestClient
 
 from config import load
 from dicom_sr import codes
-from dicom_sr.findings import Finding, Findings, Measurement
+from dicom_sr.findings import Evaluation, Finding, Findings, Measurement
 from models import catalogue
+from models.breast_us.birads import CATEGORIES, SUGGESTED
+from models.lung_nodule.categories import (
+    CT_12_OPTIONAL,
+    LOW_RISK,
+    LUNG_RADS,
+    LUNG_RADS_BY_DIAMETER,
+    LUNG_RADS_BY_SOLID_PART,
+)
 from pacs_node.errors import EditionChanged
 from pacs_node.facts import NodeFacts
-from pacs_node.kinds import HELD, as_well, decided, of_kind, sizes, wish
+from pacs_node.kinds import CLASSES, HELD, as_well, category_of, class_of, decided, of_kind, sizes, wish
 from pacs_node.node import Node
 from pacs_node.records import Also, Evidence, Instance, Job, OpenSeries
 from pacs_node.web.app import create_app
@@ -56,7 +66,7 @@ def asked_for(also: Also, kind: str, mm: float | None) -> bool:
 
 @given(FOUND, ALSO)
 def test_something_is_of_a_kind_exactly_if_one_finding_is(found: list[tuple[str, float | None]], also: Also) -> None:
-    said = of_kind(facts_of(found), also.kinds, also.min_size_mm)
+    said = of_kind(facts_of(found), also)
     assert bool(said) == any(asked_for(also, kind, mm) for kind, mm in found)
     assert len(said) == len({kind for kind, mm in found if asked_for(also, kind, mm)})
 
@@ -76,10 +86,12 @@ def test_each_further_destination_is_decided_on_once(
 
 def test_it_is_said_in_words() -> None:
     facts = {"largest_mm": {"Nodule": 9.2, "Mass": 31.5}, "unsized": ["Mass", "Cyst"]}
-    assert of_kind(facts) == ["Cyst of unknown size", "Mass of 31.5 mm", "Nodule of 9.2 mm"]
-    assert of_kind(facts, ["mass"], 40) == ["Mass of unknown size"]
-    assert (wish((), 0), wish(["Nodule", "Mass"], 8.0)) == ("finding", "Nodule or Mass of at least 8 mm")
-    assert as_well(["surgeon"], ["Nodule"], 8.5) == "to surgeon as well, if found: Nodule of at least 8.5 mm"
+    assert of_kind(facts, Also(())) == ["Cyst of unknown size", "Mass of 31.5 mm", "Nodule of 9.2 mm"]
+    assert of_kind(facts, Also((), ("mass",), 40)) == ["Mass of unknown size"]
+    assert (wish(Also(())), wish(Also((), ("Nodule", "Mass"), 8.0))) == ("finding", "Nodule or Mass of at least 8 mm")
+    assert as_well(["surgeon"], Also((), ("Nodule",), 8.5)) == "to surgeon as well, if found: Nodule of at least 8.5 mm"
+    two_grades = Also((), ("Nodule",), 8.0, ("Lung-RADS 4A", "Lung-RADS 4B"))
+    assert wish(two_grades) == "Nodule of at least 8 mm, Lung-RADS 4A or Lung-RADS 4B"
     two = [Also(("x",), ("Nodule",), 20.0), Also(("x", "y"), ("Cyst",))]
     assert decided(two, facts, ()) == [
         {"to": "x", "sent": True, "why": "Cyst of unknown size"},
@@ -96,6 +108,73 @@ def test_a_size_in_pixels_is_none_in_millimetres() -> None:
     both = replace(findings, findings=(replace(sized, measurements=(long,)), unsized))
     assert sizes(both) == {"number_of": {"Mass": 2}, "largest_mm": {"Mass": 8.0}, "unsized": ["Mass"]}
     assert sizes(replace(both, findings=())) == {"number_of": {}}
+
+
+GRADES = ("Lung-RADS 3", "Lung-RADS 4A", None)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(10, 300), st.sampled_from(GRADES)), max_size=6),
+    st.lists(st.sampled_from((*KINDS, "nodule")), max_size=2, unique=True).map(tuple),
+    st.integers(0, 300),
+    st.lists(st.sampled_from(("Lung-RADS 3", "lung-rads 4a", "BI-RADS 3")), max_size=2, unique=True).map(tuple),
+)
+def test_one_finding_is_of_the_kind_the_size_and_the_category(
+    found: list[tuple[str, int, str | None]], kinds: tuple[str, ...], least: int, categories: tuple[str, ...]
+) -> None:
+    """Never a large one of another category with a small one of this."""
+    findings = replace(us_findings([us_image()]), findings=tuple(starmap(graded, found)))
+    wanted = Also((), kinds, least / 10, categories)
+    asked = [each.lower() for each in categories]
+    of_it = [grade for kind, mm, grade in found if asked_for(Also((), kinds, least / 10), kind, mm / 10)]
+    such = [grade for grade in of_it if not asked or str(grade).lower() in asked]
+    assert bool(of_kind(sizes(findings), wanted)) == bool(such)
+
+
+def graded(kind: str, tenths: int, grade: str | None) -> Finding:
+    [plain] = us_findings([us_image()], mass(1, (0, 12, 20))).findings
+    length = Measurement(codes.LONG_AXIS, tenths / 10, codes.MM)
+    said = (Evaluation(LUNG_RADS, Code("x", "99PACSNODE", grade)),) if grade else ()
+    return replace(plain, type=Code("x", "99", kind), measurements=(length,), evaluations=said)
+
+
+def test_each_category_that_is_suggested_is_on_the_card() -> None:
+    """Held against the tables that they are suggested by."""
+    of_card = {name: {*catalogue().card(name, options).categories} for name, options in (
+        ("lung-nodule", {"purpose": "screening"}), ("breast-us", {"suggest_birads": True}))}  # fmt: skip
+    tables = (*LUNG_RADS_BY_DIAMETER.values(), LUNG_RADS_BY_SOLID_PART)
+    lung = {category_of(Evaluation(LUNG_RADS, code)) for rows in tables for _, code in rows}
+    breast = {category_of(Evaluation(SUGGESTED, code)) for _, code in CATEGORIES}
+    assert of_card == {"lung-nodule": lung, "breast-us": breast | set(CLASSES)}
+    assert category_of(Evaluation(LOW_RISK, CT_12_OPTIONAL)) is None, "a recommendation is no category"
+    assert category_of(Evaluation(codes.NODULE_TYPE, codes.SOLID)) is None
+    for name in of_card:
+        assert not {each for each in catalogue().card(name, {}).categories if "RADS" in each}
+
+
+def share(name: str, percent: float) -> Measurement:
+    return Measurement(CLASSES[name], percent, codes.PERCENT)
+
+
+@pytest.mark.parametrize(
+    ("own", "whole", "expected"),
+    [
+        ((20.0, 30.0, 50.0), (), "malignant"),
+        ((20.0, 45.0, 35.0), (), "benign"),
+        ((None, None, 35.0), (20.0, 45.0, 35.0), "benign"),  # of one view the whole says the others
+        ((None, None, 30.0), (20.0, 25.0, 55.0), None),  # another lesion decided
+        ((None, None, 51.0), (1.0, 2.0, 97.0), "malignant"),
+        ((None, None, None), (), None),
+    ],
+)
+def test_the_class_of_a_lesion(own: tuple[float | None, ...], whole: tuple[float, ...], expected: str | None) -> None:
+    [plain] = us_findings([us_image()], mass(1, (0, 12, 20))).findings
+    stated = [share(name, each) for name, each in zip(CLASSES, own, strict=True) if each is not None]
+    finding = replace(plain, measurements=tuple(stated))
+    said = tuple(map(share, CLASSES, whole)) if whole else ()
+    findings = replace(us_findings([us_image()]), findings=(finding,), measurements=said)
+    assert class_of(finding, findings) == expected
+    assert list(sizes(findings).get("categories", ())) == ([expected] if expected else [])
 
 
 @pytest.mark.parametrize("name", ["lung-nodule", "lymph-node", "breast-us"])
