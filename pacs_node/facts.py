@@ -159,7 +159,7 @@ class NodeFacts(ViewerFacts, PipelineFacts):
             attention = list(named.values())[:ATTENTION]
             shadows = in_need(node.ledger.unresolved(shadow=True), FAILED)
             paused = [each.said() for each in node.ledger.pauses(node.now())]
-            needs += self._clock()
+            needs += [*self._no_worker(), *self._clock()]
             needs += [why for why in (node.retention.short, node.retention.away) if why is not None]
         except LedgerUnavailable as error:
             trouble.append(str(error))
@@ -307,6 +307,15 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         own_s += config.jobs.infer_timeout_s if len(config.infer.names) > 1 else 0.0
         limits_s = {kind: RUNNING_SLACK_S + (own_s if kind == "infer" else 0.0) for kind in JOB_KINDS}
         return {kind: self.node.now() - timedelta(seconds=s) for kind, s in limits_s.items()}
+
+    def _no_worker(self) -> list[str]:
+        """Of a machine that receives for others: that none of them works."""
+        node = self.node
+        if node.working or not node.listening or node.ledger.living():
+            return []
+        last = node.ledger.last_begun(peer.name for peer in node.config.peers if peer.reachable)
+        since = f"since {last.astimezone():%Y-%m-%d %H:%M}" if last is not None else "yet"
+        return [f"no worker has taken work {since}, and none lives: start one, pacs-node worker, on any machine"]
 
     def _clock(self) -> list[str]:
         """What is said of a clock that was set back while there was work."""

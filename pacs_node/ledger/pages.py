@@ -168,6 +168,15 @@ class Pages(Lists):
                     standing += [_trouble(row) for row in rows.mappings()]
         return standing
 
+    def last_begun(self, destinations: Iterable[str]) -> datetime | None:
+        """When a job last began: an inference, or whatever is for one of these destinations."""
+        at, kind, place = job_table.c.started_at, job_table.c.kind, job_table.c.destination
+        queues = [(each, name) for name in destinations for each in JOB_KINDS if each != "infer"]
+        latest = [sa.select(sa.func.max(at).label("at")).where(kind == "infer", place.is_(None))]
+        latest += [sa.select(sa.func.max(at).label("at")).where(kind == each, place == name) for each, name in queues]
+        with self._reading() as db:
+            return max((found for query in latest if (found := db.scalar(query)) is not None), default=None)
+
     def of_the_future(self, after: datetime) -> tuple[int, datetime | None]:
         """How many open series and jobs bear times after this one, and the latest of these times."""
         times = (

@@ -274,6 +274,29 @@ def other(kind: str, destination: str | None) -> Job:
     )
 
 
+def test_that_no_worker_lives_has_a_line_of_its_own(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine that receives for others, at once, and until one of them lives."""
+
+    def said() -> list[str]:
+        return [each for each in story.facts.health()["reasons"] if each.startswith("no worker has taken work")]
+
+    assert not said(), "nobody receives here either"
+    monkeypatch.setattr(Node, "listening", True)
+    assert ["no worker has taken work yet" in each for each in said()] == [True]
+    assert story.status == "degraded", "it receives"
+    story.ledger.renew_lease("w1", 3600)
+    assert not said()
+    send = story.node.flow._send_job(story.one("infer"), "results")
+    story.end(story.one("infer"), "done", "1 finding", send)
+    story.now.time += timedelta(hours=1)
+    story.begin(send)
+    story.ledger.give_up_lease("w1")
+    at = story.now.time.astimezone()
+    assert [f"since {at:%Y-%m-%d %H:%M}, and none lives" in each for each in said()] == [True]
+    monkeypatch.setattr(Node, "working", True)
+    assert not said(), "it works itself"
+
+
 @pytest.mark.parametrize("kind", JOB_KINDS)
 def test_a_job_whose_queue_does_not_explain_why_it_waits_is_named(story: Story, kind: str) -> None:
     """It stands still: it may begin, nothing of its queue runs, and nothing has begun since."""
