@@ -184,6 +184,7 @@ def _dicom(config: Config, peer: Peer, asked: DicomPeer, now: Callable[[], datet
     queried = _query(config, peer, asked, say)
     yield queried
     yield _commitment(peer, asked, queried.state == "good", say)
+    yield say("clock", "not asked", "DICOM has no question for it", "let both ask a time server")
 
 
 def _secured(peer: Peer, asked: DicomPeer, now: datetime, say: Say) -> Finding:

@@ -115,7 +115,8 @@ DICOM = ["connection", "C-ECHO", "results", "C-FIND", "storage commitment"]
 
 def test_a_pacs_that_has_all_is_good_at_each_step(pacs: Callable[..., int], site: Site, tmp_path: Path) -> None:
     steps = found(settings(site, tmp_path, pacs()))
-    assert {step: each.state for step, each in steps.items()} == dict.fromkeys(DICOM, "good")
+    assert {step: each.state for step, each in steps.items()} == {**dict.fromkeys(DICOM, "good"), "clock": "not asked"}
+    assert steps["clock"].text == "DICOM has no question for it"
 
 
 Start = Callable[..., int]
