@@ -625,6 +625,9 @@ def _unreadable_files(config: Config, raw: dict[str, Any]) -> Iterator[Found]:
     for key in SYSLOG_FILES:
         if (file := getattr(config.audit, key)) is not None and (words := _unreadable(file)):
             yield ("audit", key), f"{key} in [audit]: {words}", "error"
+    shown = config.audit.syslog_certificate
+    if shown is not None and (words := _why_not_for_long(shown)):  # no error: what is audited is kept here, too
+        yield ("audit", "syslog_certificate"), f"syslog_certificate in [audit]: {shown} {words}", "warning"
     for i, peer in enumerate(config.peers):
         if peer.dicomweb_ca is not None and (words := _unreadable(peer.dicomweb_ca)):
             yield ("peer", i, "dicomweb_ca"), f"'dicomweb_ca' in {_table_name(('peer', i), raw)}: {words}", "error"

@@ -674,10 +674,11 @@ class Node:
         return []
 
     def _certificate_ends(self) -> Iterator[str]:
-        """Of the certificates that we show: to peers, and to browsers."""
+        """Of the certificates that we show: to peers, to browsers, and to the syslog server."""
         for setting, file in (
             ("own_certificate in [tls]", self.config.tls.own_certificate),
             ("certificate in [web]", self.config.web.certificate),
+            ("syslog_certificate in [audit]", self.config.audit.syslog_certificate),
         ):
             if file is not None and (words := self._why_not_good(file)):
                 yield f"{setting} {words}"

@@ -118,6 +118,8 @@ def certificates(config: Config) -> Iterator[tuple[str, datetime | None]]:
         yield "web", good_until(config.web.certificate)
     if config.tls.own_certificate is not None:
         yield "dicom", good_until(config.tls.own_certificate)
+    if config.audit.syslog_certificate is not None:
+        yield "syslog", good_until(config.audit.syslog_certificate)
 
 
 def good_until(path: Path) -> datetime | None:

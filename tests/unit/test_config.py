@@ -621,11 +621,14 @@ def test_a_notice_of_a_pipeline_that_no_route_runs_is_warned_of(tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("table", ["web", "audit"])
 @pytest.mark.parametrize("days", [200, 20, -1])
-def test_a_certificate_of_the_pages_that_ends_is_warned_of(tmp_path: Path, days: float) -> None:
-    issued = Authority(tmp_path).issue("node", days=(-2, days))
-    text = f'[web]\ncertificate = "{issued.certificate}"\nkey = "{issued.key}"\n'
-    warned = [line for line in said(tmp_path, text, "warning") if "certificate in [web]" in line]
+def test_a_certificate_that_ends_is_warned_of(tmp_path: Path, table: str, days: float) -> None:
+    """Of the pages, and of what is shown to the syslog server."""
+    issued, of = Authority(tmp_path).issue("node", days=(-2, days)), "syslog_" if table == "audit" else ""
+    text = f'[{table}]\n{of}certificate = "{issued.certificate}"\n{of}key = "{issued.key}"\n'
+    text += 'syslog_host = "localhost"\n' if of else ""
+    warned = [line for line in said(tmp_path, text, "warning") if f"{of}certificate in [{table}]" in line]
     assert len(warned) == (days < 30)
     assert said(tmp_path, text) == [], "images are taken all the same"
 

@@ -13,6 +13,7 @@ import pytest
 
 from config import load
 from models import catalogue
+from pacs_node import system
 from pacs_node.errors import CannotStart
 from pacs_node.node import Node
 from tests.certificates import Authority, Identity
@@ -150,13 +151,21 @@ def test_a_port_that_is_taken_is_said_with_its_setting(started: Callable[..., No
         started(secured=door.getsockname()[1], processes=processes)
 
 
-@pytest.mark.parametrize("whose", ["own_certificate in [tls]", "certificate in [web]"])
+WHOSE = {"own_certificate in [tls]": "dicom", "certificate in [web]": "web", "syslog_certificate in [audit]": "syslog"}
+
+
+@pytest.mark.parametrize("whose", WHOSE)
 def test_health_says_when_our_certificate_ends(started: Callable[..., Node], certificates: Path, whose: str) -> None:
     node = started()
-    if "web" in whose:
-        plain, own = node.config.tls.model_copy(update={"own_certificate": None}), certificates / "node.crt"
-        web = node.config.web.model_copy(update={"certificate": own})
-        node.config = node.config.model_copy(update={"tls": plain, "web": web})
+    setting, _, table = whose.replace("[", "").replace("]", "").split()
+    plain = node.config.tls.model_copy(update={"own_certificate": None})
+    node.config = node.config.model_copy(update={"tls": plain})
+    shown = getattr(node.config, table).model_copy(update={setting: certificates / "node.crt"})
+    node.config = node.config.model_copy(update={table: shown})
+    [(what, until)] = system.certificates(node.config)
+    assert what == WHOSE[whose]
+    assert until is not None
+    assert [89, 90].count((until - datetime.now(UTC)).days), "for the system page, metrics and notices"
     said = [[], ["ends on 20"], ["has expired on 20"]]
     for days, words in zip((30, 85, 91), said, strict=True):  # it ends in 90
         node.now = lambda days=days: datetime.now(UTC) + timedelta(days=days)
