@@ -20,7 +20,7 @@ from dicom_sr.findings import Axis, Evaluation, Finding, Findings, ImageRef, Mea
 from dicom_sr.importance import renumber
 from dicom_sr.regions import Region, Spacing, calibration_problems, pixel_spacing_mm, why_no_tissue
 from models.breast_us.birads import apply_temperature, suggestion, temperature_of
-from models.breast_us.card import CARD, NAME, VERSION
+from models.breast_us.card import CARD, NAME, VERSION, card
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.letterbox import PREPROCESSING, normalise, prepare
 from models.breast_us.margins import without_margins
@@ -173,7 +173,7 @@ class BreastUltrasound:
         self.prior = (counts / counts.sum()) ** PRIOR_POWER
         parts = [*([self.suitability.sha256] if self.suitability else []), *digests.values()]
         self.card = replace(
-            CARD,
+            card(chosen),
             algorithm=replace(CARD.algorithm, version=f"{VERSION}+{version(parts, self.temperature)}"),
             weights_sha256=digests,
         )

@@ -20,7 +20,7 @@ from pydicom.sr.coding import Code
 from dicom_sr import codes
 from dicom_sr.findings import Evaluation, Finding, Findings, Measurement
 from dicom_sr.importance import renumber
-from models.lung_nodule.card import CARD, VERSION
+from models.lung_nodule.card import CARD, VERSION, card
 from models.lung_nodule.categories import with_suggestions
 from models.lung_nodule.detections import Candidate
 from models.lung_nodule.detectors import DETECTORS
@@ -53,7 +53,7 @@ class LungNodule:
         used = [self.detector.loaded, *([self.refiner.loaded] if self.refiner else [])]
         used += self.suspicion.loaded if self.suspicion else []
         self.card = replace(
-            CARD,
+            card(self.options),
             algorithm=replace(CARD.algorithm, version="+".join([VERSION, *(one.sha256[:8] for one in used)])),
             weights_sha256={one.name: one.sha256 for one in used},
         )

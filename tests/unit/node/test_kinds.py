@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from config import load
 from dicom_sr import codes
 from dicom_sr.findings import Evaluation, Finding, Findings, Measurement
-from models import catalogue
+from models import build, catalogue
 from models.breast_us.birads import CATEGORIES, SUGGESTED
 from models.lung_nodule.categories import (
     CT_12_OPTIONAL,
@@ -110,6 +110,7 @@ def test_a_size_in_pixels_is_none_in_millimetres() -> None:
     assert sizes(replace(both, findings=())) == {"number_of": {}}
 
 
+ONE = us_findings([us_image()], mass(1, (0, 12, 20)))
 GRADES = ("Lung-RADS 3", "Lung-RADS 4A", None)
 
 
@@ -123,7 +124,7 @@ def test_one_finding_is_of_the_kind_the_size_and_the_category(
     found: list[tuple[str, int, str | None]], kinds: tuple[str, ...], least: int, categories: tuple[str, ...]
 ) -> None:
     """Never a large one of another category with a small one of this."""
-    findings = replace(us_findings([us_image()]), findings=tuple(starmap(graded, found)))
+    findings = replace(ONE, findings=tuple(starmap(graded, found)))
     wanted = Also((), kinds, least / 10, categories)
     asked = [each.lower() for each in categories]
     of_it = [grade for kind, mm, grade in found if asked_for(Also((), kinds, least / 10), kind, mm / 10)]
@@ -132,7 +133,7 @@ def test_one_finding_is_of_the_kind_the_size_and_the_category(
 
 
 def graded(kind: str, tenths: int, grade: str | None) -> Finding:
-    [plain] = us_findings([us_image()], mass(1, (0, 12, 20))).findings
+    [plain] = ONE.findings
     length = Measurement(codes.LONG_AXIS, tenths / 10, codes.MM)
     said = (Evaluation(LUNG_RADS, Code("x", "99PACSNODE", grade)),) if grade else ()
     return replace(plain, type=Code("x", "99", kind), measurements=(length,), evaluations=said)
@@ -150,6 +151,15 @@ def test_each_category_that_is_suggested_is_on_the_card() -> None:
     assert category_of(Evaluation(codes.NODULE_TYPE, codes.SOLID)) is None
     for name in of_card:
         assert not {each for each in catalogue().card(name, {}).categories if "RADS" in each}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("lung-nodule", {"purpose": "screening"}), ("breast-us", {"suggest_birads": True})]
+)
+def test_what_is_built_with_these_options_has_that_card(name: str, options: dict[str, Any]) -> None:
+    """Else it is refused when a route first runs it."""
+    known = catalogue()
+    assert build(known.declared[name], "cpu", options).card.categories == known.card(name, options).categories
 
 
 def share(name: str, percent: float) -> Measurement:
