@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,15 @@ def build(declaration: Declaration, device: str, options: Mapping[str, Any] | No
     if replace(pipeline.card, algorithm=card.algorithm, weights_sha256=card.weights_sha256) != card:
         raise BadPipeline(f"{declaration.target}: the card of what was built is not the declared one of {card.name}")
     return pipeline
+
+
+def card_text(declaration: Declaration) -> str | None:
+    """CARD.md beside the pipeline, as the package carries it; None: it has none, or it cannot be read."""
+    try:
+        found = find_spec(declaration.target.partition(":")[0])  # imports the package, and not the pipeline
+        return Path(str(found.origin)).with_name("CARD.md").read_text(encoding="utf-8") if found else None
+    except (ImportError, OSError, UnicodeError):
+        return None
 
 
 def verify(sha256: Mapping[str, str], folder: Path) -> None:

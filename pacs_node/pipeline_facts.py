@@ -8,14 +8,15 @@ from datetime import date, datetime
 from typing import Any, Protocol
 
 from config import Config
-from models import catalogue
+from models import card_text, catalogue
 from pacs_node.drift import Drift, drift
 from pacs_node.ledger import Ledger
-from pacs_node.ledger.tallies import week_of
+from pacs_node.ledger.tallies import BY_SENDER, week_of
 from pacs_node.outcomes import DRIFTS, STEPS, WORDS, in_words
 from pacs_node.records import FEEDBACK_KINDS, RETURNED_KINDS
 
 WEEKS_SHOWN = 52
+SENDERS_SHOWN = 20  # those with most series
 
 
 class Tallied(Protocol):
@@ -48,18 +49,23 @@ class PipelineFacts:
 
     node: Tallied
 
-    def pipeline(self, name: str) -> dict[str, Any] | None:
-        """None: there is none of this name, and never was."""
+    def pipeline(self, name: str, sender: str | None = None) -> dict[str, Any] | None:
+        """sender: an AE title; of its series alone. None: there is no pipeline of this name, and never was."""
         versions = [each for each in self.node.ledger.tallied() if each[0] == name]
         if not versions and name not in catalogue().options:
             return None
         this_week = week_of(self.node.now())
         since = this_week - WEEKS_SHOWN + 1
-        rows = self.node.ledger.tallies(name, since, this_week)
+        rows = self.node.ledger.tallies(name, since, this_week, sender=sender)
         of_version = {version: [row for row in rows if row[0] == version] for _, version, _, _ in versions}
-        drifting = list(self._drifting(name, versions))
+        drifting = list(self._drifting(name, versions, sender))
+        senders = _senders(self.node.ledger.tallies_by_sender(name, since))[:SENDERS_SHOWN] if sender is None else []
+        for row in senders:
+            row["drift"] = list(self._drifting(name, versions, row["sender"])) if row["sender"] else []
         return {
             "name": name,
+            "sender": sender,
+            "card": self.card(name) is not None,
             "weeks": WEEKS_SHOWN,
             "settings": self.node.config.drift,
             "versions": [
@@ -70,14 +76,20 @@ class PipelineFacts:
                     "weeks": _weeks(of_version[version], since, this_week),
                     "told": [_told(of_version[version], what) for what in STEPS],
                     "drift": [each for each in drifting if each.version == version],
-                    "feedback": self._feedback(name, version),
+                    "feedback": self._feedback(name, version) if sender is None else {},
                 }
                 for _, version, first, last in reversed(versions)
+                if sender is None or of_version[version]
             ],
-            "senders": _senders(self.node.ledger.tallies_by_sender(name, since)),
+            "senders": senders,
             "words": WORDS,
             "kinds": FEEDBACK_KINDS | RETURNED_KINDS,
         }
+
+    def card(self, name: str) -> str | None:
+        """The model card that the package of a pipeline carries; None: there is no such pipeline, or it has none."""
+        declared = catalogue().declared.get(name)
+        return None if declared is None else card_text(declared)
 
     def drifting(self) -> list[Drifting]:
         """Of every pipeline that was at work in the last weeks, whatever can be compared."""
@@ -86,15 +98,18 @@ class PipelineFacts:
             of.setdefault(each[0], []).append(each)
         return [found for name, versions in of.items() for found in self._drifting(name, versions)]
 
-    def _drifting(self, name: str, versions: list[tuple[str, str, int, int]]) -> Iterator[Drifting]:
+    def _drifting(
+        self, name: str, versions: list[tuple[str, str, int, int]], sender: str | None = None
+    ) -> Iterator[Drifting]:
+        """Of all series of these versions, or of one sender's: its own against its own of the same weeks."""
         settings, this_week = self.node.config.drift, week_of(self.node.now())
         recent_from = this_week - settings.recent_weeks + 1
         for _, version, first, last in versions:
             until = first + settings.reference_weeks - 1
             if last < recent_from or until >= recent_from:
                 continue  # it is at work no more, or not long enough
-            early = self.node.ledger.tallies(name, first, until, version)
-            late = self.node.ledger.tallies(name, recent_from, this_week, version)
+            early = self.node.ledger.tallies(name, first, until, version, sender)
+            late = self.node.ledger.tallies(name, recent_from, this_week, version, sender)
             for what in DRIFTS:
                 found = drift(_counts(early, what), _counts(late, what))
                 if found is not None:
@@ -117,12 +132,14 @@ def _counts(rows: Rows, what: str) -> dict[str, int]:
 
 
 def _weeks(rows: Rows, since: int, last: int) -> list[dict[str, Any]]:
-    """Of each week how many series, and how many with a finding."""
+    """Of each week how many series, how many with a finding, and the means of BY_SENDER."""
     counts = {(week, value): number for _, what, week, value, number, _ in rows if what == "positive"}
     weeks = []
     for week in range(since, last + 1):
         positive, negative = (counts.get((week, value), 0) for value in ("yes", "no"))
-        weeks.append({"monday": _monday(week), "series": positive + negative, "positive": positive})
+        of_it = [(what, number, total) for _, what, each, _, number, total in rows if each == week]
+        count = {"monday": _monday(week), "series": positive + negative, "positive": positive}
+        weeks.append({**count, **{what: _mean(of_it, what) for what in BY_SENDER}})
     return weeks
 
 
@@ -140,13 +157,22 @@ def _told(rows: Rows, what: str) -> dict[str, Any]:
     }
 
 
-def _senders(rows: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for sender, value, number in rows:
-        row = found.setdefault(sender, {"sender": sender, "series": 0, "positive": 0})
-        row["series"] += number
-        row["positive"] += number if value == "yes" else 0
-    return sorted(found.values(), key=lambda row: -row["series"])
+def _senders(rows: list[tuple[str, str, str, int, float]]) -> list[dict[str, Any]]:
+    """Whoever sent most first."""
+    found = []
+    for sender in {row[0] for row in rows}:
+        counts = {value: number for each, what, value, number, _ in rows if (each, what) == (sender, "positive")}
+        of_it = [(what, number, total) for each, what, _, number, total in rows if each == sender]
+        means = {what: _mean(of_it, what) for what in BY_SENDER}
+        found.append({"sender": sender, "series": sum(counts.values()), "positive": counts.get("yes", 0), **means})
+    return sorted(found, key=lambda row: (-row["series"], row["sender"]))
+
+
+def _mean(rows: list[tuple[str, int, float]], what: str) -> float | None:
+    """Of (what, how many series, their sum); None: of none it is known."""
+    mine = [(number, total) for each, number, total in rows if each == what]
+    number = sum(number for number, _ in mine)
+    return sum(total for _, total in mine) / number if number else None
 
 
 def _monday(week: int) -> str:

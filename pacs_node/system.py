@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from config import Config
 from config.certificates import Unusable
 from config.certificates import certificates as certificates_in
-from models import catalogue
+from models import card_text, catalogue
 from models.pipeline import Card
 from pacs_node import __version__
 from pacs_node.heartbeat import Heartbeat
@@ -94,6 +94,7 @@ def models(config: Config) -> Iterator[dict[str, Any]]:
             "version": card.algorithm.version if isinstance(card, Card) else "",
             "weights": [digest[:12] for digest in card.weights_sha256.values()] if isinstance(card, Card) else [],
             "trouble": None if known else str(card),
+            "card": name in catalogue().declared and card_text(catalogue().declared[name]) is not None,
             "routes": [route.name for route in routes],
         }
 

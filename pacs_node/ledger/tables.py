@@ -471,8 +471,8 @@ tally_table = sa.Table(  # how many series of a week came to what: it grows with
     sa.Column("sender", sa.String(16), primary_key=True),  # AE title; "": run again by a person
     sa.Column("number", sa.BigInteger, nullable=False),  # series
     sa.Column("total", sa.Float, nullable=False),  # of their numbers
-    sa.Index("ix_tally_week", "pipeline", "week", "version", "what", "value", "number", "total"),
-    sa.Index("ix_tally_sender", "pipeline", "what", "week", "sender", "value", "number"),
+    sa.Index("ix_tally_week", "pipeline", "week", "version", "what", "value", "sender", "number", "total"),
+    sa.Index("ix_tally_sender", "pipeline", "sender", "week", "version", "what", "value", "number", "total"),
 )
 
 

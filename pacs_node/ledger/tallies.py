@@ -15,6 +15,7 @@ from pacs_node.records import Edition, Job
 
 MOST_TEXTS = 50  # different texts of one kind that are counted; the rest together
 OTHERS = "others"
+BY_SENDER = ("size", "certainty", "seconds")  # whose mean is told of each sender and week
 
 
 def week_of(time: datetime) -> int:
@@ -62,22 +63,24 @@ class Tallies(Database):
             return [tuple(row) for row in db.execute(query)]
 
     def tallies(
-        self, pipeline: str, first_week: int, last_week: int, version: str | None = None
+        self, pipeline: str, first_week: int, last_week: int, version: str | None = None, sender: str | None = None
     ) -> list[tuple[str, str, int, str, int, float]]:
-        """(version, what, week, value, how many series, their sum) from a week to another one."""
+        """(version, what, week, value, how many series, their sum) from a week to another one; of one AE title alone,
+        if it is given."""
         c = tally_table.c
         of = c.version, c.what, c.week, c.value
         mine = [c.pipeline == pipeline, c.week >= first_week, c.week <= last_week]
         mine += [c.version == version] if version is not None else []
+        mine += [c.sender == sender] if sender is not None else []
         query = sa.select(*of, sa.func.sum(c.number), sa.func.sum(c.total)).where(*mine).group_by(*of)
         with self._reading() as db:
             return [(*row[:4], int(row[4]), float(row[5])) for row in db.execute(query)]
 
-    def tallies_by_sender(self, pipeline: str, first_week: int) -> list[tuple[str, str, int]]:
-        """(AE title, "yes" or "no": with a finding, how many series) since a week."""
+    def tallies_by_sender(self, pipeline: str, first_week: int) -> list[tuple[str, str, str, int, float]]:
+        """(AE title, what, value, how many series, their sum) since a week: of "positive" and of BY_SENDER."""
         c = tally_table.c
-        of = c.sender, c.value
-        mine = c.pipeline == pipeline, c.what == "positive", c.week >= first_week
-        query = sa.select(*of, sa.func.sum(c.number)).where(*mine).group_by(*of).order_by(*of)
+        of = c.sender, c.what, c.value
+        mine = c.pipeline == pipeline, c.what.in_(("positive", *BY_SENDER)), c.week >= first_week
+        query = sa.select(*of, sa.func.sum(c.number), sa.func.sum(c.total)).where(*mine).group_by(*of).order_by(*of)
         with self._reading() as db:
-            return [(sender, value, int(number)) for sender, value, number in db.execute(query)]
+            return [(*row[:3], int(row[3]), float(row[4])) for row in db.execute(query)]

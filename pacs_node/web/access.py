@@ -33,6 +33,7 @@ NEEDS: dict[str, str | None] = {
     "/series/{uid}/view": VIEWER,
     "/feedback": VIEWER,
     "/pipelines/{name}": VIEWER,
+    "/pipelines/{name}/card": VIEWER,
     "/rerun": ADMIN,
     "/destinations": VIEWER,
     "/refusals": VIEWER,

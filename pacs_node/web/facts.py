@@ -139,8 +139,12 @@ class Facts(Protocol):
     def feedback(self) -> Iterator[dict[str, Any]]:
         """All that has been said of findings, the oldest first."""
 
-    def pipeline(self, name: str) -> dict[str, Any] | None:
-        """What a pipeline did, week by week: see pipeline_facts.py. None: there is none of this name."""
+    def pipeline(self, name: str, sender: str | None = None) -> dict[str, Any] | None:
+        """What a pipeline did, week by week, also for one AE title: see pipeline_facts.py. None: there is none of this
+        name."""
+
+    def card(self, name: str) -> str | None:
+        """The model card of a pipeline, Markdown; None: there is none."""
 
     def feedback_counts(self) -> list[dict[str, Any]]:
         """[{"pipeline", "version", "counts": {kind: number}, "dice": mean of the edited, or None}]"""

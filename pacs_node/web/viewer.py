@@ -68,10 +68,17 @@ class ViewerViews:
         return self.views.page(request, "feedback.html", {**shown, "refresh": False})
 
     def pipeline_page(self, request: Request) -> Response:
-        told = self.facts.pipeline(request.path_params["name"])
+        told = self.facts.pipeline(request.path_params["name"], request.query_params.get("sender") or None)
         if told is None:
             raise HTTPException(404, "no such pipeline")
         return self.views.page(request, "pipeline.html", {**told, "refresh": False})
+
+    def card_page(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        text = self.facts.card(name)
+        if text is None:
+            raise HTTPException(404, "no such pipeline, or its package carries no CARD.md")
+        return self.views.page(request, "card.html", {"name": name, "text": text, "refresh": False})
 
     # ---- for programs, and for the viewer
 

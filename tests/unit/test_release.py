@@ -98,6 +98,13 @@ def test_every_package_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(wheel.namelist())
 
 
+def test_the_cards_of_the_models_travel(wheel: zipfile.ZipFile) -> None:
+    """The page of each model shows it."""
+    cards = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("models/*/CARD.md")}
+    assert cards
+    assert cards <= set(wheel.namelist())
+
+
 def test_the_languages_of_the_pages_travel_compiled(wheel: zipfile.ZipFile) -> None:
     compiled = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pacs_node/web/locale").rglob("*.mo")}
     assert compiled

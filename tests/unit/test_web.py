@@ -218,6 +218,7 @@ class InMemory:
                     "version": "0.5.0+" + "a" * 40,
                     "weights": ["0123456789ab"] * 6,
                     "trouble": None,
+                    "card": True,
                     "routes": ["chest", "r" * 64],
                 }
             ],
@@ -356,7 +357,10 @@ class InMemory:
     def routes(self) -> list[str]:
         return ["chest", "breast"]
 
-    def pipeline(self, name: str) -> dict[str, Any] | None:
+    def card(self, name: str) -> str | None:
+        return "# lung-nodule <script>" if name == "lung-nodule" else None
+
+    def pipeline(self, name: str, sender: str | None = None) -> dict[str, Any] | None:
         return None
 
     def earlier(self, uid: str) -> dict[str, Any]:
@@ -810,6 +814,7 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
         "result_file",
         "feedback",
         "feedback_counts",
+        "card",
     ):
         monkeypatch.setattr(facts, name, away)
     for method, address in addresses(web):
@@ -947,6 +952,14 @@ def test_the_list_says_what_was_found_in_all_its_forms(web: TestClient, facts: I
     assert [each["findings"] for each in web.get("/api/series?sort=oldest").json()] == [3, 0, None]
     for wrong in ("min_mm=-1", "min_mm=nan", "min_mm=inf", "min_mm=large", "findings=some"):
         assert web.get(f"/api/series?{wrong}").status_code == 400, wrong
+
+
+def test_the_card_of_a_model_is_shown_as_it_is_written(web: TestClient) -> None:
+    assert 'href="/pipelines/lung-nodule/card"' in web.get("/system").text
+    page = web.get("/pipelines/lung-nodule/card").text
+    assert "# lung-nodule &lt;script&gt;" in page
+    assert "<script>" not in page
+    assert web.get("/pipelines/no-such/card").status_code == 404
 
 
 def test_nothing_found_is_said(web: TestClient) -> None:

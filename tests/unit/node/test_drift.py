@@ -180,7 +180,15 @@ def test_the_aggregates_are_those_of_the_series_one_by_one(counting: Counting) -
     )
     assert sum(total for _, what, _, _, _, total in rows if what == "size") == pytest.approx(sum(e[3] for e in within))
     by_sender = counting.ledger.tallies_by_sender("lung-nodule", weeks[0])
-    assert {(s, v): n for s, v, n in by_sender} == Counter((e[2], e[4]) for e in all_of_it if e[1] >= weeks[0])
+    since = [each for each in all_of_it if each[1] >= weeks[0]]
+    positive = {(s, v): n for s, what, v, n, _ in by_sender if what == "positive"}
+    assert positive == Counter((e[2], e[4]) for e in since)
+    for sender in ("CT1", "CT2"):
+        mine = [each for each in within if each[2] == sender]
+        rows = counting.ledger.tallies("lung-nodule", *weeks, sender=sender)
+        assert Counter(row[2] for row in rows for _ in range(row[4]) if row[1] == "size") == Counter(e[1] for e in mine)
+        sizes = [total for s, what, _, _, total in by_sender if (s, what) == (sender, "size")]
+        assert sum(sizes) == pytest.approx(sum(each[3] for each in since if each[2] == sender))
 
 
 def test_what_is_run_again_counts_once_for_each_version(counting: Counting) -> None:
@@ -216,7 +224,7 @@ def test_the_flow_itself_counts(counting: Counting) -> None:
     assert ledger.job(job.id).state == "done", ledger.job(job.id)  # type: ignore[union-attr]
     told = {(what, value) for _, what, _, value, _, _ in ledger.tallies("lung-nodule", 0, 10**6)}
     assert {("positive", "yes"), ("findings", "1")} <= told
-    assert ledger.tallies_by_sender("lung-nodule", 0) == [("CT1", "yes", 1)]
+    assert ledger.tallies_by_sender("lung-nodule", 0)[1][:4] == ("CT1", "positive", "yes", 1)
 
 
 # -------------------------------------------------------------------------------- the page, the metric, the notice
@@ -256,6 +264,45 @@ def test_drift_is_on_the_page_in_the_metrics_and_told(counting: Counting) -> Non
     assert "series with a finding drifts from its first weeks" in drifts["lung-nodule 1 positive"]
 
 
+def test_each_sender_has_its_weeks_its_means_and_its_drift(counting: Counting) -> None:
+    """CT2 changes, CT1 does not; CT3 came later: nobody knows how it was."""
+    start = counting.time
+    for week in range(14):
+        counting.time = start + timedelta(weeks=week)
+        for number in range(20):
+            mm = 30.0 if week >= 10 else 5.0
+            counting.ends(f"1.1.{week}.{number}", {"positive": Counted("yes"), "size": Counted("1", 5.0)})
+            more = {"size": Counted(step_of("size", mm), mm), "seconds": Counted("3", week + 1.0)}
+            counting.ends(f"1.2.{week}.{number}", {"positive": Counted("yes"), **more}, sender="CT2")
+    counting.ends("1.3", {"positive": Counted("no")}, sender="CT3")
+    told = counting.facts.pipeline("lung-nodule")
+    assert told is not None
+    of = {row["sender"]: row for row in told["senders"]}
+    assert {name: (row["series"], row["positive"]) for name, row in of.items()} == {
+        "CT1": (280, 280), "CT2": (280, 280), "CT3": (1, 0)}  # fmt: skip
+    assert {name: [e.what for e in row["drift"] if e.beyond] for name, row in of.items()} == {
+        "CT1": [], "CT2": ["size"], "CT3": []}  # fmt: skip
+    assert of["CT2"]["size"] == pytest.approx((10 * 5 + 4 * 30) / 14)
+    assert (of["CT1"]["seconds"], of["CT3"]["size"]) == (None, None)
+    one = counting.facts.pipeline("lung-nodule", "CT2")
+    assert one is not None
+    [version] = one["versions"]
+    weeks = version["weeks"][-14:]
+    assert [(week["series"], week["size"], week["seconds"]) for week in weeks] == [
+        (20, 30.0 if week >= 10 else 5.0, week + 1.0) for week in range(14)
+    ]
+    assert [each.what for each in version["drift"] if each.beyond] == ["size"]
+    assert one["senders"] == []
+    app = create_app(counting.facts, counting.node.figures(counting.facts), ("testserver",))
+    page = TestClient(app).get("/pipelines/lung-nodule").text
+    assert 'href="/pipelines/lung-nodule?sender=CT2"' in page
+    shown = visible(TestClient(app).get("/pipelines/lung-nodule?sender=CT2").text)
+    assert "Of the series from CT2 alone." in shown
+    assert "beyond 0.25" in shown
+    assert "beyond 0.25" not in visible(TestClient(app).get("/pipelines/lung-nodule?sender=CT1").text)
+    assert TestClient(app).get("/pipelines/lung-nodule?sender=nobody").status_code == 200
+
+
 def test_of_a_young_version_and_of_one_that_is_gone_nothing_is_told(counting: Counting) -> None:
     drifted(counting, weeks=9)
     assert counting.facts.drifting() == []
@@ -293,7 +340,7 @@ def test_a_page_of_a_million_series_reads_indexes_alone(counting: Counting) -> N
     assert told is not None
     assert sum(week["series"] for week in told["versions"][0]["weeks"]) == 2 * 3 * 52 * 1603
     assert sum(row["series"] for row in told["senders"]) + 2 * 3 * 52 * 1603 > 1_000_000 / 2
-    assert len(asked) == 5, "versions, the year, senders, and two for what drifts"
+    assert len(asked) == 5 + 2 * 3, "versions, the year, senders, and two for what drifts, also of each sender"
     with counting.ledger._reading() as db:
         for statement, parameters in asked:
             plan = [row[3] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]

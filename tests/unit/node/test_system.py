@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from config import load
-from models import catalogue
+from models import card_text, catalogue
 from pacs_node.kinds import sizes as sizes_of
 from pacs_node.observe import SystemCollector, registry
 from pacs_node.records import DURATIONS, STEPS_S
@@ -110,3 +111,17 @@ def test_the_largest_finding_of_each_kind_is_among_the_figures_of_a_job() -> Non
     sizes = sizes_of(findings)["largest_mm"]
     assert sizes.keys() == {finding.type.meaning for finding in findings.findings}
     assert all(0 < size < 500 for size in sizes.values())
+
+
+@pytest.mark.parametrize("name", ["lung-nodule", "lymph-node", "breast-us"])
+def test_each_network_of_ours_carries_its_card(name: str) -> None:
+    text = card_text(catalogue().declared[name])
+    assert text is not None
+    assert name in text.partition("\n")[0]
+    assert "Research use only" in text
+
+
+def test_what_carries_no_card_has_none() -> None:
+    declared = catalogue().declared["command"]
+    assert card_text(declared) is None
+    assert card_text(replace(declared, target="no_such.package:Pipeline")) is None

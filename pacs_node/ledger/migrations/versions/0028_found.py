@@ -1,4 +1,5 @@
-"""What was found in each series, so that a list can be narrowed by it; filled from what inferences have said."""
+"""What was found in each series, so that a list can be narrowed by it; filled from what inferences have said. What came
+of the series of each pipeline is read by sender, too."""
 
 import json
 import re
@@ -26,6 +27,11 @@ def upgrade() -> None:
         sa.Column("unsized", sa.Boolean(), nullable=False),
     )
     op.create_index("ix_found_kind", "found", ["kind"])
+    for name in ("ix_tally_week", "ix_tally_sender"):
+        op.drop_index(name, "tally")
+    more = "number", "total"
+    op.create_index("ix_tally_week", "tally", ["pipeline", "week", "version", "what", "value", "sender", *more])
+    op.create_index("ix_tally_sender", "tally", ["pipeline", "sender", "week", "version", "what", "value", *more])
     db = op.get_bind()
     job = sa.table("job", *(sa.column(name) for name in ("id", "series_uid", "kind", "pipeline", "reason", "sender")),
                    sa.column("state"), sa.column("shadow", sa.Boolean()), sa.column("options", sa.JSON()),
