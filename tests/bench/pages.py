@@ -27,10 +27,11 @@ from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import instance_table, series_table
 from tests.bench.receive import Case, make_images, ours, seconds_to_send
 from tests.bench.record import record
-from tests.bench.rows import fill
+from tests.bench.rows import fill, fill_series
 from tests.harness import NodeProcess, free_port, node_toml
 
 ROWS = 1_000_000
+SERIES = 50_000  # in the list: those of these rows, and others of one image each
 ASKED = 60  # times each page is asked for
 PAIRS = 3
 SENT = Case("300 of 512 KiB, 1 association", 300, 512, 1)
@@ -41,6 +42,11 @@ def addresses(series: list[str], middle: str) -> dict[str, str]:
     """The pages of the node, and the JSON behind them; a series with many images, the middle of the list."""
     return {
         "list": "/",
+        "list, searched": "/?q=thorax",
+        "list, only trouble": "/?trouble=1",
+        "list, slowest": "/?sort=slowest",
+        "list, with findings": "/?findings=with",
+        "list, large nodules": "/?kind=Nodule&min_mm=20",
         "older list": f"/?before={middle}",
         "series": f"/series/{series[0]}",
         "refusals": "/refusals",
@@ -119,7 +125,9 @@ def measure(rows: int) -> dict[str, Any]:
         ledger = Ledger(f"sqlite:///{data}/node.sqlite", data)
         ledger.migrate()
         began = time.perf_counter()
-        figures["series"] = fill(ledger, rows)
+        series = fill(ledger, rows)
+        fill_series(ledger, SERIES - series)
+        figures["series"] = SERIES
         figures["made in s"] = time.perf_counter() - began
         listed = ledger.series_list(1000)
         longest = sorted(listed, key=lambda each: -each["instances"] * len(each["jobs"]))
