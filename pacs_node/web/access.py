@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AsyncExitStack
 from functools import wraps
 from hmac import compare_digest
@@ -101,13 +103,16 @@ ANSWERED = (
 LOGS = ("/audit", "/api/audit")  # whoever reads the audit trail stands in it
 UPLOADS = {"/routes/edit"}  # addresses that take a file with a form, and a longer text
 
+TOLD_AGAIN_S = 300.0  # who goes through the pictures of a series is told of once in that time, not with each
+MOST_TOLD = 10_000  # of these that are known at one moment
+
 View = Callable[[Request], Response]
 
 
 class Door:
     """Lets in. accounts: None where nobody logs in. secure: the browser is to send its key over TLS alone. audit: told
     of who came in, who did not, who pressed what, and who saw what: every answer of an address that needs READER, and
-    each study that a view names in request.state.studies."""
+    each study that a view names in request.state.studies, of one series or job once in TOLD_AGAIN_S."""
 
     def __init__(
         self,
@@ -120,6 +125,8 @@ class Door:
     ) -> None:
         self.accounts, self.views, self.audit, self.secure = accounts, views, audit, secure
         self.single_sign_on = single_sign_on
+        self._told: dict[Hashable, float] = {}  # who saw what -> when the audit trail was told, the oldest first
+        self._telling = threading.Lock()
 
     def guarded(self, path: str, view: View) -> Callable[..., object]:
         """The view, for whom NEEDS lets have it; a form must show that it is ours."""
@@ -168,10 +175,26 @@ class Door:
             self._tell(request, who, "asked", {**what, "words": request.state.said} if request.state.said else what)
         elif request.url.path in LOGS and status < 400:
             self._tell(request, who, "audit-used", what)
+        elif status == 403:  # who may look, and not see this
+            self._tell(request, who, "asked", what)
         elif least == READER and not seen:
             self._tell(request, who, "identity-asked", what)
         for study in seen if status < 400 else ():
-            self._tell(request, who, "instances-accessed", {**what, "study": study})
+            # files of one series or job stand below one address
+            place = request.url.path.removesuffix(f"/{request.path_params.get('name', '')}")
+            if self._not_told_lately(who.name, _address(request), study, place):
+                self._tell(request, who, "instances-accessed", {**what, "study": study})
+
+    def _not_told_lately(self, *what: str) -> bool:
+        now = time.monotonic()
+        with self._telling:
+            if now - self._told.get(what, -TOLD_AGAIN_S) < TOLD_AGAIN_S:
+                return False
+            self._told.pop(what, None)
+            self._told[what] = now
+            for oldest in list(self._told)[: max(0, len(self._told) - MOST_TOLD)]:
+                del self._told[oldest]
+            return True
 
     def _tell(self, request: Request, who: Who, event: str, facts: Mapping[str, object]) -> None:
         self.audit(event, {"user": who.name or "anybody", "from": _address(request), **facts})

@@ -105,11 +105,11 @@ class ViewerViews:
         path = self.facts.view_file(uid, name)
         if path is None:
             raise HTTPException(404, "no such picture or volume; it may be in preparation")
-        if not self._may_see(request, uid, name):
+        named = self._may_name(uid, name)
+        if named and not may_see_all(request):
             raise HTTPException(403, BURNT_IN)
-        about = self.facts.earlier(uid) if name.startswith("earlier") else self.facts.series(uid)
-        if name.endswith(WHOLE) and (told := about) is not None:
-            request.state.studies = (told["study_uid"],)  # the images themselves: the audit trail is told
+        if named or name.endswith(WHOLE):
+            request.state.studies = self._study_of(uid, name)  # the images themselves: the audit trail is told
         kind = KINDS.get(path.suffix, "application/gzip")
         return FileResponse(path, media_type=kind, headers=HEADERS)
 
@@ -154,11 +154,16 @@ class ViewerViews:
             raise HTTPException(404, "no such series")
         return told
 
-    def _may_see(self, request: Request, uid: str, name: str) -> bool:
-        if may_see_all(request):
-            return True
-        told = self.facts.volume(uid) if name.endswith(WHOLE) else self.facts.findings(uid)
-        return told is not None and not told.get("identity_in_pixels", True)
+    def _study_of(self, uid: str, name: str) -> tuple[str, ...]:
+        earlier = self.facts.earlier(uid) if name.startswith("earlier") else None
+        about = earlier if earlier is not None and "study_uid" in earlier else self.facts.series(uid)
+        return () if about is None else (about["study_uid"],)
+
+    def _may_name(self, uid: str, name: str) -> bool:
+        """May the patient's name stand in the pixels of this file?"""
+        of_part = self.facts.volume if name.endswith(WHOLE) else self.facts.findings
+        told = (self.facts.earlier if name.startswith("earlier") else of_part)(uid)
+        return told is None or bool(told.get("identity_in_pixels", True))
 
 
 def finding_rows(series_uid: str, results: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from pydicom.uid import ComprehensiveSRStorage
 from starlette.testclient import TestClient
@@ -24,6 +25,9 @@ from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts, User
 from pacs_node.records import FEEDBACK_KINDS, Feedback
 from pacs_node.viewer_facts import results_in_force
 from pacs_node.viewing import folder_name
+from pacs_node.web import access
+from pacs_node.web.access import NEEDS
+from pacs_node.web.app import create_app
 from tests.factories import us_image
 from tests.harness import ROOT, wait_for
 from tests.results import ball, mass, us_findings
@@ -199,6 +203,90 @@ def test_pixels_that_may_bear_a_name_are_for_readers(breast: Seen, seen: Seen, r
     assert client(seen, role).get(f"/api/series/{seen.uid}/view/finding-1-1.png").status_code == 200, (
         "CT: whoever looks"
     )
+
+
+Heard = list[tuple[str, Mapping[str, object]]]
+
+
+def heard_by(seen: Seen, role: str) -> tuple[TestClient, Heard]:
+    """As `client`, and what the audit trail is told meanwhile."""
+    heard: Heard = []
+    token = client(seen, role).headers["authorization"]
+    accounts = Accounts(seen.node.ledger, lambda: datetime.now(UTC))
+    app = create_app(
+        seen.facts, CollectorRegistry(), ("testserver",), accounts, lambda *said: heard.append(said), desk=None
+    )
+    return TestClient(app, headers={"authorization": token}), heard
+
+
+def everything_of(seen: Seen) -> list[str]:
+    """Every address that is about this series, with every file that was made or kept for it."""
+    assert seen.job is not None
+    web = client(seen)
+    for part in ("findings", "view"):
+        wait_for(lambda: web.get(f"/api/series/{seen.uid}/{part}").json()["state"] != "preparing", 120, part)  # noqa: B023
+    made = [each.name for each in (seen.node.config.node.data_dir / folder_name(seen.uid)).glob("*/*")]
+    sent = [f"{each.sop_instance_uid}.dcm" for each in seen.results]
+    names = {"/view/": made, "/results/": sent, "/rejected/": ["held.dcm"]}
+    found = []
+    for path in sorted(NEEDS):
+        filled = path.replace("{uid}", seen.uid).replace("{id}", seen.job.id)
+        of_it = next((some for part, some in names.items() if part in filled and "{name}" in filled), [""])
+        found += [filled.replace("{name}", name) for name in of_it]
+    return found
+
+
+def test_every_answer_that_a_reader_alone_may_have_is_told(
+    seen: Seen, breast: Seen, clip: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever address it has: pictures with names in them, results, what was held back, who said what."""
+    told: set[str] = set()
+    for each in (seen, breast, clip):
+        monkeypatch.setattr(each.facts, "rejected", lambda job, each=each: {"held.dcm": each.results[0].path})
+        addresses = everything_of(each)
+        web, heard = heard_by(each, VIEWER)
+        hidden = []
+        for address in addresses:
+            heard.clear()
+            if web.get(address, follow_redirects=False).status_code == 403:
+                hidden.append(address)
+                assert [(event, facts["status"]) for event, facts in heard] == [("asked", 403)], address
+        for address in hidden:
+            web, heard = heard_by(each, READER)  # a new one: nobody has been told of anything
+            if web.get(address, follow_redirects=False).status_code != 200:
+                continue  # for admins
+            [(event, facts)] = heard
+            assert (facts["user"], facts["what"]) == (f"token a-{READER}", address)
+            named = "/api/series/" in address or "/api/jobs/" in address
+            assert (event, facts.get("study")) == (
+                ("instances-accessed", each.study_uid) if named else ("identity-asked", None)
+            )
+            told.add(address.rpartition("/")[2])
+    assert {"image-0.png", "finding-1-1.png", "cine.bin", "held.dcm", "feedback"} <= told
+
+
+def test_going_through_a_series_is_told_once_and_after_a_while_again(
+    clip: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(access.time, "monotonic", lambda: now[0])
+    web, heard = heard_by(clip, READER)
+    files = [address for address in everything_of(clip) if "/view/" in address and not address.endswith(".json")]
+    assert len(files) > 2
+    for _ in range(2):
+        heard.clear()
+        for address in [*files, *files]:
+            assert web.get(address).status_code == 200
+        assert [event for event, _ in heard] == ["instances-accessed"]
+        now[0] += access.TOLD_AGAIN_S
+    assert clip.job is not None
+    heard.clear()
+    for each in clip.results:  # another address: the results, as they were sent
+        assert web.get(f"/api/jobs/{clip.job.id}/results/{each.sop_instance_uid}.dcm").status_code == 200
+    assert [event for event, _ in heard] == ["instances-accessed"]
+    other, also_heard = heard_by(clip, ADMIN)
+    assert other.get(files[0]).status_code == 200
+    assert [facts["user"] for _, facts in also_heard] == [f"token a-{ADMIN}"]
 
 
 @pytest.mark.parametrize(("role", "gets"), [(VIEWER, False), (READER, True), (ADMIN, True)])
