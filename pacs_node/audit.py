@@ -36,6 +36,7 @@ Facts = Mapping[str, Any]
 MOST_A_MINUTE = 120  # of a kind of event that is a failure, as strangers cause them; the others are counted
 MOST_WAITING = 10_000  # messages that are not written yet, because the disk takes none
 LONGEST_VALUE = 1024  # characters of one: callers choose their names
+LONGEST_CHANGES = 4000  # bytes of what was changed: with Base64 the message stays within the 8192 of RFC 5424 6.1
 WRITE_EVERY_S = 60.0  # again, where the disk took nothing; else at once
 
 
@@ -77,6 +78,8 @@ STUDY = Code("110180", "Study Instance UID")
 NODE_ID = Code("110182", "Node ID")
 # Media Type: CID 405
 MEDIA = Code("110037", "URI")
+
+CHANGES = "Changes"  # type of a ParticipantObjectDetail: settings, before and after
 
 SUCCESS, MINOR_FAILURE = 0, 4  # EventOutcomeIndicator: PS3.15 Table A.5.2-1
 ERASURE = "15"  # ParticipantObjectDataLifeCycle: PS3.15 A.5.1.2.3
@@ -167,7 +170,7 @@ def message(event: str, facts: Facts, source: Source, at: datetime) -> str:
     """The AuditMessage of PS3.15 A.5.1, in one line. Raises KeyError for an event that has no row in EVENTS.
 
     facts   any of: user, from (address of who asks), calling_ae, to_ae, host, folder, study, objects ({SOP class UID:
-            number}), what, words
+            number}), what, words, changes (lines: a setting before and after)
     """
     kind = EVENTS[event]
     root = ElementTree.Element("AuditMessage")
@@ -247,10 +250,24 @@ def _add_object(root: ElementTree.Element, kind: Kind, facts: Facts, words: str)
     if kind.event is ALERT:  # PS3.15 Table A.5.3.11-1
         value = base64.b64encode(words.encode()).decode()
         ElementTree.SubElement(element, "ParticipantObjectDetail", type="Alert Description", value=value)
+        if changes := _within(facts.get("changes") or ()):
+            value = base64.b64encode(changes.encode()).decode()
+            ElementTree.SubElement(element, "ParticipantObjectDetail", type=CHANGES, value=value)
     if kind.about == "study" and facts.get("objects"):
         held = ElementTree.SubElement(element, "ParticipantObjectDescription")
         for sop_class, number in sorted(facts["objects"].items()):
             ElementTree.SubElement(held, "SOPClass", UID=_text(sop_class), NumberOfInstances=str(number))
+
+
+def _within(lines: Sequence[str]) -> str:
+    """As many lines as there is room for, and how many more there are."""
+    kept: list[str] = []
+    for number, line in enumerate(lines):
+        more = f"and {len(lines) - number} more"
+        if sum(len(each.encode()) + 1 for each in (*kept, line, more)) > LONGEST_CHANGES:
+            return "\n".join([*kept, more])
+        kept.append(line)
+    return "\n".join(kept)
 
 
 def _coded(parent: ElementTree.Element, name: str, code: Code) -> None:
@@ -297,9 +314,14 @@ def told(line: str) -> dict[str, Any] | None:
             "about": [each.attrib["ParticipantObjectID"] for each in objects],
             "instances": sum(counted) if counted else None,
             "words": about.findtext("EventOutcomeDescription", ""),
+            "changes": "".join(map(_detail, root.iterfind(f".//ParticipantObjectDetail[@type='{CHANGES}']"))),
         }
     except (ElementTree.ParseError, KeyError, IndexError, ValueError, AssertionError):
         return None
+
+
+def _detail(element: ElementTree.Element) -> str:
+    return base64.b64decode(element.attrib["value"]).decode("utf-8", "replace")
 
 
 # ---- where messages stand -------------------------------------------------------------------------------------------

@@ -341,7 +341,7 @@ def reload(config: ConfigFile) -> None:
         settings = load(config, catalogue())
         ledger = Ledger(settings.database.url, settings.node.data_dir)
         try:
-            said = told_to_reload(config, settings.node.data_dir, ledger)
+            said = told_to_reload(config, settings.node.data_dir, ledger, _me())
         except SettingsRefused as error:
             _fail(str(error))
         finally:

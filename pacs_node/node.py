@@ -112,6 +112,9 @@ def traces_of(config: Config, ledger: Ledger, now: Callable[[], datetime]) -> Tr
     return Traces(config.traces, config.node.ae_title, ledger, now)
 
 
+SAME_FILE = "; what the file says was told when it was changed, or a secret that stands elsewhere is another one"
+
+
 class Node:
     """The whole node in one process, or its worker alone.
 
@@ -335,11 +338,16 @@ class Node:
         """Take up the settings file as it is now; the log and /health say what is wrong with one that is wrong."""
         try:
             if self.settings is not None:
-                self.settings.reload()
+                self.settings.reload(self._who_reloads(self.settings))
         except SettingsRefused:
             pass  # the log has it
         except Exception as error:  # noqa: BLE001 - the edge of what a signal asks for: the node goes on
             log.error("settings not taken up", error=describe(error))
+
+    def _who_reloads(self, settings: LiveSettings) -> str:
+        with suppress(LedgerUnavailable):  # what is in force matters more than who has said so
+            return settings.who_asks()
+        return ""
 
     def desk(self) -> SettingsDesk | None:
         """What the pages ask of the settings; None where they are of no file."""
@@ -703,8 +711,9 @@ class Node:
         if now != before:
             write_whole(kept, lambda file: file.write(now.encode()), mode=0o600)
         if before not in ("", now):
-            words = "the settings are not those of the last start"
-            self.audit("configuration-changed", {"what": "node.toml", "words": words})
+            changes = self.settings.since_last_start if self.settings is not None else []
+            words = "the settings are not those of the last start" + ("" if changes else SAME_FILE)
+            self.audit("configuration-changed", {"what": "node.toml", "words": words, "changes": changes})
 
     def rerun(self, series_uid: str, route: str | None = None) -> str | None:
         """Run a closed series again; None, or why not."""

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pacs_node import settings_file
 from pacs_node.errors import LedgerUnavailable, NodeError, SettingsChanged, SettingsRefused, Told
 from pacs_node.ledger import Ledger
 from pacs_node.records import SettingsVersion
+from pacs_node.route import identifying
 
 log = structlog.get_logger()
 
@@ -33,6 +34,7 @@ AT_ONCE = ("assemble", "priors", "retention", "peers", "routes")
 
 FOUND = "found in the file"
 WAITS = ", but for what the next start of the node takes up: "
+ASKED_WITHIN = timedelta(seconds=60)  # of a signal: who has sent it
 TAKEN_UP_S = 60.0  # that a node gets to take up new settings: a series that is being judged is waited for
 
 
@@ -86,13 +88,20 @@ class LiveSettings:
         self.ready, self.now, self.audit = ready, now, audit
         self.place = place_of(path)
         self.waiting: tuple[str, ...] = ()  # for the next start
+        self.since_last_start: list[str] = []  # what was changed while no node looked
         self.problem: str | None = None  # why what the file says is not in force
+        self.said: str | None = None  # the file as it was taken up last
         self._one_at_a_time = threading.Lock()
+        self._heeded: datetime | None = None  # when who had it reloaded last asked
 
     def started(self) -> None:
         """The node has started with the file as it is. Raises LedgerUnavailable."""
         try:
-            self._note(settings_file.read(self.path), "", "the node started")
+            text = settings_file.read(self.path)
+            latest = next(iter(self.versions(1)), None)
+            self.since_last_start = [] if latest is None else self._changes(latest.text, text)
+            self._note(text, "", "the node started")
+            self.said = text
         except SettingsRefused as error:  # it was there a moment ago
             self.problem = str(error)
 
@@ -147,7 +156,7 @@ class LiveSettings:
                 if noted is not None:
                     self.ledger.forget_settings(noted)
                 raise
-            self._take_up(take_up, config, waiting, who, what)
+            self._take_up(take_up, config, waiting, who, what, former, text)
 
     def reload(self, who: str = "") -> bool:
         """Take up the file as somebody has edited it. False: nothing in it has changed. Raises SettingsRefused: the
@@ -168,8 +177,18 @@ class LiveSettings:
             except LedgerUnavailable as error:  # what is in force matters more than its history
                 log.warning("settings not noted", error=str(error))
             same = noted is None and config == self.running and waiting == self.waiting
-            self._take_up(take_up, config, waiting, who, "nothing changed" if same else what)
+            said = "nothing changed" if same else what
+            self._take_up(take_up, config, waiting, who, said, text if self.said is None else self.said, text)
             return not same
+
+    def who_asks(self) -> str:
+        """Whoever has just told this node to reload by `pacs-node reload`; "" of a signal that comes otherwise. Once:
+        the next signal is another one."""
+        asked = self.ledger.marks().get(_asks(self.place))
+        if asked is None or asked["at"] == self._heeded or datetime.now(UTC) - asked["at"] > ASKED_WITHIN:
+            return ""
+        self._heeded = asked["at"]
+        return str(asked["text"])
 
     def undo(self, number: int, looked_at: str, who: str) -> None:
         """Make the file what it was before the version of this number. Raises as `change` does."""
@@ -217,12 +236,24 @@ class LiveSettings:
             raise SettingsRefused(f"{self.path.name}: cannot be taken up: {told.words}") from error
 
     def _take_up(
-        self, take_up: Callable[[], None], config: Config, waiting: tuple[str, ...], who: str, what: str
+        self,
+        take_up: Callable[[], None],
+        config: Config,
+        waiting: tuple[str, ...],
+        who: str,
+        what: str,
+        former: str,
+        text: str,
     ) -> None:
         take_up()
-        self.running, self.waiting, self.problem = config, waiting, None
+        self.running, self.waiting, self.problem, self.said = config, waiting, None, text
         log.info("settings in force", what=what, next_start=list(waiting))
-        self.audit("configuration-changed", {"user": who, "what": self.path.name, "words": what})
+        changes = self._changes(former, text)
+        self.audit("configuration-changed", {"user": who, "what": self.path.name, "words": what, "changes": changes})
+
+    def _changes(self, former: str, text: str) -> list[str]:
+        """Before and after, without what would tell who a patient is."""
+        return settings_file.changes(former, text, identifying)
 
     def _note(self, text: str, who: str, what: str) -> int | None:
         """The number of the new version; None: it is the latest already."""
@@ -245,9 +276,14 @@ class LiveSettings:
         )
 
 
-def told_to_reload(path: Path, data_dir: Path, ledger: Ledger, within_s: float = TAKEN_UP_S) -> str:
-    """What came of telling the node on a data folder of this machine that its file has changed, in words. Raises
-    SettingsRefused."""
+def _asks(place: str) -> str:
+    """Name of the mark that says who has had a node told to reload, and when."""
+    return f"reload {settings_file.digest(place)[:32]}"
+
+
+def told_to_reload(path: Path, data_dir: Path, ledger: Ledger, who: str, within_s: float = TAKEN_UP_S) -> str:
+    """What came of telling the node on a data folder of this machine that its file has changed, in words; who: asks,
+    for the audit trail. Raises SettingsRefused."""
     pids = sorted(set(running_on(data_dir)))
     if not pids:
         raise SettingsRefused(
@@ -256,6 +292,7 @@ def told_to_reload(path: Path, data_dir: Path, ledger: Ledger, within_s: float =
         )
     digest, place = settings_file.digest(settings_file.read(path)), place_of(path)
     before = next(iter(ledger.settings_versions(place, 1)), None)
+    ledger.mark(_asks(place), datetime.now(UTC), who)
     for pid in pids:
         os.kill(pid, signal.SIGHUP)
     told = f"process {' and '.join(map(str, pids))} was told"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,7 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, InlineTable, Item, SingleKey, Table
 
 from config import Peer, secrets
-from config.check import LISTS, TABLES
+from config.check import LISTS, SECRETS, TABLES
 from pacs_node.durable import write_whole
 from pacs_node.errors import SettingsRefused
 
@@ -37,6 +38,7 @@ PASSWORD_OF_URL = re.compile(
     r"(?P<before>://[^\s:/@\"']*:)[^\s\"']+(?=@)|(?P<word>(?:password|token|secret|key)=)[^\s&\"']+", re.IGNORECASE
 )
 NOT_SHOWN = "(not shown)"
+LONGEST_TOLD = 200  # characters of a value before or after
 
 BY_HAND = "it is written in a way that cannot be changed here: change the file by hand, then `pacs-node reload`"
 
@@ -84,6 +86,47 @@ def difference(former: str, text: str) -> str:
     if _secrets(former) != _secrets(text):
         shown.append("(a secret was changed)")
     return "\n".join(shown)
+
+
+def changes(former: str, text: str, hidden: Callable[[str], bool]) -> list[str]:
+    """Each setting that is another one, before and after, for who reads the audit trail: no comment, no secret, and no
+    value of a keyword that is hidden.
+
+    >>> changes("[node]\\nweb_port = 80", "[node]\\nweb_port = 81", lambda keyword: False)
+    ['node.web_port: 80 -> 81']
+    """
+    try:
+        old, new = dict(_settings_of(_parsed(former))), dict(_settings_of(_parsed(text)))
+    except SettingsRefused:
+        return ["what it said before cannot be read"]
+    return [
+        f"{'.'.join(place)}: {_told(place, old, hidden)} -> {_told(place, new, hidden)}"
+        for place in dict.fromkeys([*old, *new])
+        if repr(old.get(place)) != repr(new.get(place))  # 1 is not true, nor 1.0
+    ]
+
+
+def _settings_of(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value and where it stands: ("peer", "pacs", "port")."""
+    if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        value = {
+            str(each.get("name", n)) if isinstance(each, Mapping) else str(n): each for n, each in enumerate(value, 1)
+        }
+    if not isinstance(value, Mapping) or (place and not value):
+        yield place, value
+        return
+    for key, each in value.items():
+        yield from _settings_of(each, (*place, key))
+
+
+def _told(place: tuple[str, ...], settings: Mapping[tuple[str, ...], Any], hidden: Callable[[str], bool]) -> str:
+    if place not in settings:
+        return "not set"
+    key, value = place[-1], json.dumps(settings[place], ensure_ascii=False, default=str)
+    if any(map(hidden, place)) or key in SECRETS - {"url"}:
+        return NOT_SHOWN
+    shown = without_secrets(f"{key} = {value}").partition(" = ")[2]
+    return shown if len(shown) <= LONGEST_TOLD else f"{shown[:LONGEST_TOLD]}..."
 
 
 def _secrets(text: str) -> list[str]:

@@ -34,6 +34,7 @@ from pacs_node.facts import NodeFacts
 from pacs_node.loop import Loop
 from pacs_node.node import Node
 from pacs_node.records import AssociationEnd, Instance, Package, Receipt
+from pacs_node.syslog import framed
 from pacs_node.web import access
 from pacs_node.web.app import create_app
 from tests.factories import us_image
@@ -206,6 +207,20 @@ def test_every_event_is_as_the_standard_has_it(event: str) -> None:
 def test_what_failed_says_so(facts: dict[str, Any], outcome: str) -> None:
     root = parsed(message("asked", facts, SOURCE, NOON))
     assert root.find("EventIdentification").get("EventOutcomeIndicator") == outcome
+
+
+@given(st.lists(st.text(max_size=300), max_size=60))
+def test_settings_are_told_before_and_after_within_what_syslog_takes(changes: list[str]) -> None:
+    """RFC 5424 6.1: what is longer than 8192 bytes may be cut off by who receives it."""
+    facts = {"user": "ana", "what": "node.toml", "words": "x" * 900, "changes": changes}
+    line = message("configuration-changed", facts, SOURCE, NOON)
+    parsed(line)
+    assert len(framed(line, SOURCE)) <= 8192
+    row = row_of(line)
+    assert row is not None
+    said = row["changes"]
+    whole = "\n".join(changes)
+    assert said == whole if len(whole.encode()) < 3900 else whole.startswith(said.rpartition("\nand ")[0])
 
 
 ODD = ["\ud800\x00\x1b", "x\r\n<a/>&\"'" * 900, "\u2028\x85\ufffe", " ", "Кто", "誰\U0001f600"]

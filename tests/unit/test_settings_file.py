@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from config import secrets
 from config.check import LISTS, TABLES
 from pacs_node import settings_file
 from pacs_node.errors import SettingsRefused
+from pacs_node.route import identifying
 from pacs_node.settings_file import difference, with_entry, with_entry_text, without_entry, without_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,3 +260,66 @@ def test_no_secret_is_shown_where_it_is_no_setting(table: str, name: str, form: 
     assert "hush" not in without_secrets(text)
     assert "hush" not in difference("", text)
     assert "a secret was changed" in difference(text.replace("hush", "other"), text)
+
+
+# ---- before and after, for the audit trail
+
+
+def nobody(keyword: str) -> bool:
+    return False
+
+
+LEAVES = st.booleans() | st.integers(0, 9) | st.sampled_from(["CT", "US", 'a "b"']) | st.lists(st.integers(0, 3))
+TABLE = st.dictionaries(st.sampled_from(["name", "port", "match", "x"]), LEAVES, max_size=3)
+FILE = st.fixed_dictionaries({}, optional={"node": TABLE, "peer": st.lists(TABLE, max_size=2), "web": TABLE})
+
+
+@given(FILE, FILE)
+def test_each_setting_that_changed_is_told_and_no_other(former: dict[str, Any], text: dict[str, Any]) -> None:
+    """Held against a walk of its own through lists by their numbers."""
+
+    def leaves(value: Any, place: str = "") -> dict[str, Any]:
+        if isinstance(value, dict) and value:
+            return {k: v for key, each in value.items() for k, v in leaves(each, f"{place}/{key}").items()}
+        if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+            names = [str(each.get("name", n)) for n, each in enumerate(value, 1)]
+            return leaves(dict(zip(names, value, strict=True)), place)
+        return {place: repr(value)} if place else {}
+
+    old, new = leaves(former), leaves(text)
+    said = settings_file.changes(tomlkit.dumps(former), tomlkit.dumps(text), nobody)
+    assert len(said) == sum(old.get(each) != new.get(each) for each in old.keys() | new.keys())
+    assert settings_file.changes(tomlkit.dumps(former), "# nothing else\n" + tomlkit.dumps(former), nobody) == []
+
+
+def test_a_change_is_told_before_and_after_with_its_place() -> None:
+    text = TEXT.replace("port = 4242", "port = 104").replace('["CHEST", "LUNG"]', '["CHEST"]')
+    text = text.replace("keep_days = 30", "keep_days = 30\nkeep_aside_days = 7")
+    assert settings_file.changes(TEXT, text, nobody) == [
+        "peer.pacs.port: 4242 -> 104",
+        'route.chest.match.BodyPartExamined: ["CHEST", "LUNG"] -> ["CHEST"]',
+        "retention.keep_aside_days: not set -> 7",
+    ]
+    assert settings_file.changes("[[broken", TEXT, nobody) == ["what it said before cannot be read"]
+
+
+@pytest.mark.parametrize(("table", "name"), SECRETS)
+def test_no_change_tells_a_secret(table: str, name: str) -> None:
+    value = {"url": "postgresql://node:hush@db/node", "urls": "json://node:hush@host"}.get(name, "hush")
+    for written in (f'"{value}"', f'["{value}"]'):
+        text = f"{f'[[{table}]]' if table in LISTS else f'[{table}]'}\nname = \"n\"\n{name} = {written}\n"
+        for former, latter in ((text, ""), ("", text), (text, text.replace("hush", "other"))):
+            said = settings_file.changes(former, latter, nobody)
+            assert any(name in each for each in said), "that it changed is told"
+            assert not any("hush" in each or "other" in each for each in said)
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "PatientName", "AccessionNumber", "X.PatientID", "StudyDescription"])
+@pytest.mark.parametrize("form", ['match = {{ "{}" = "hush" }}', 'needs = {{ series = [{{ "{}" = ["hush"] }}] }}'])
+def test_no_change_tells_who_a_patient_is(keyword: str, form: str) -> None:
+    text = f'[[route]]\nname = "r"\n{form.format(keyword)}\n'
+    for former, latter in ((text, ""), ("", text), (text, text.replace("hush", "other"))):
+        said = "\n".join(settings_file.changes(former, latter, identifying))
+        assert keyword in said
+        assert "hush" not in said
+        assert "other" not in said

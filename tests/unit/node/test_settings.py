@@ -14,7 +14,7 @@ from models import catalogue
 from pacs_node import settings_file
 from pacs_node.errors import LedgerUnavailable, SettingsChanged, SettingsRefused
 from pacs_node.node import Node
-from pacs_node.settings import AT_ONCE, LiveSettings, in_force
+from pacs_node.settings import AT_ONCE, LiveSettings, in_force, told_to_reload
 from tests.factories import us_image
 from tests.harness import free_port, wait_for
 from tests.parrot import ASSOCIATE_AC, ASSOCIATE_RJ, Parrot
@@ -204,6 +204,10 @@ def test_what_was_changed_is_put_back(told: Told) -> None:
     with pytest.raises(SettingsRefused, match="not known any more"):
         told.live.undo(told.live.versions()[-1].id, told.digest, "ana")
     assert [event for event, _ in told.audited] == ["configuration-changed"] * 3
+    there, gone = 'peer.second.ae_title: not set -> "YOU"', 'peer.second.ae_title: "YOU" -> not set'
+    assert [(there in facts["changes"], gone in facts["changes"]) for _, facts in told.audited] == [
+        (True, False), (False, True), (True, False),
+    ]  # fmt: skip
 
 
 def test_what_was_edited_by_hand_and_not_taken_up_is_not_lost_to_the_history(told: Told) -> None:
@@ -264,6 +268,34 @@ def test_a_file_edited_by_hand_is_taken_up_when_asked(told: Told) -> None:
     assert (told.node.stages.config.assemble.quiet_s, told.node.retention.settings.keep_days) == (2.5, 9)
     assert told.node.assembler.config.assemble.quiet_s == 2.5
     assert not told.live.reload(), "nothing has changed"
+
+
+def test_the_audit_trail_hears_who_had_an_edited_file_taken_up_and_what_changed(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the command does it: its signal comes to this process here, whose node is told in its place."""
+    monkeypatch.setattr("pacs_node.settings.running_on", lambda data_dir: iter([0]))
+    monkeypatch.setattr("pacs_node.settings.os.kill", lambda pid, number: told.node.reload())
+    told.edit("quiet_s = 0.3", "quiet_s = 2.5")
+    told_to_reload(told.file, told.node.config.node.data_dir, told.node.ledger, "ana")
+    [(_, facts)] = told.audited
+    assert (facts["user"], facts["changes"]) == ("ana", ["assemble.quiet_s: 0.3 -> 2.5"])
+    told.edit("quiet_s = 2.5", "quiet_s = 3.5")
+    told.node.reload()  # by a signal of whom nobody knows
+    assert (told.audited[-1][1]["user"], told.audited[-1][1]["changes"]) == ("", ["assemble.quiet_s: 2.5 -> 3.5"])
+
+
+def test_what_was_edited_while_no_node_ran_is_told_at_its_start(told: Told) -> None:
+    told.node.stop()
+    told.edit("quiet_s = 0.3", "quiet_s = 2.5")
+    node = Node(load(told.file, catalogue()), file=told.file)
+    heard: list[tuple[str, Any]] = []
+    node.audit.log = lambda *said: heard.append(said)
+    node.start(work=False, web=False)
+    node.stop()
+    [facts] = [facts for event, facts in heard if event == "configuration-changed"]
+    assert facts["changes"] == ["assemble.quiet_s: 0.3 -> 2.5"]
+    assert "not those of the last start" in facts["words"]
 
 
 def test_a_wrong_file_leaves_the_former_settings_and_says_why_until_it_is_right(told: Told) -> None:
