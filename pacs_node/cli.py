@@ -276,12 +276,40 @@ def check(config: ConfigFile) -> None:
         store_of(settings).tried()
         if settings.traces.endpoint:
             must_be_installed()
+        _must_have_users(settings)
         unknown = [words for about in settings.notices for words in unknown_addresses(about)]
     for words in unknown:
         console.print(words, markup=False, highlight=False, soft_wrap=True)
     if unknown:
         raise typer.Exit(1)
     console.print(f"{config}: good", markup=False, highlight=False)
+
+
+def _must_have_users(settings: Config) -> None:
+    """As far as it can be known before the node starts. Raises CannotStart."""
+    from pacs_node.errors import LedgerUnavailable
+    from pacs_node.ledger import Ledger
+    from pacs_node.ledger.copies import revision_of
+    from pacs_node.ledger.engine import revisions
+    from pacs_node.start_up import NO_USERS, must_not_be_open, needs_users
+
+    if settings.oidc.issuer or not needs_users(settings):
+        return
+    said, url = f"warning: {NO_USERS}", settings.database.url
+    try:
+        there = revision_of(url)
+        if there is not None and there != max(revisions()):
+            return  # of another version: a start says it
+        if there is not None:
+            ledger = Ledger(url, settings.node.data_dir)
+            try:
+                must_not_be_open(settings, has_users=bool(ledger.users()))
+            finally:
+                ledger.close()
+            return
+    except LedgerUnavailable as error:
+        said = f"warning: whether there are users cannot be known now: {error}"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

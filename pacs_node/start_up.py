@@ -117,10 +117,18 @@ class Settings(Protocol):
     def web(self) -> Any: ...
 
 
+NO_USERS = (
+    "there are no users, and web_host in [node] lets others reach the pages; make the first one: "
+    "pacs-node user add NAME --role admin --config node.toml"
+)
+
+
+def needs_users(settings: Settings) -> bool:
+    """Could anybody on the network use the pages if there were none?"""
+    return settings.others_reach_the_pages and not settings.web.open_to_all
+
+
 def must_not_be_open(settings: Settings, *, has_users: bool) -> None:
     """Raises CannotStart where anybody on the network could use the pages."""
-    if settings.others_reach_the_pages and not has_users and not settings.web.open_to_all:
-        raise CannotStart(
-            "there are no users, and web_host in [node] lets others reach the pages; make the first one: "
-            "pacs-node user add NAME --role admin --config node.toml"
-        )
+    if needs_users(settings) and not has_users:
+        raise CannotStart(NO_USERS)

@@ -8,15 +8,21 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config as AlembicConfig
+from typer.testing import CliRunner
 
+from config import load
+from pacs_node.cli import app
+from pacs_node.errors import CannotStart
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.engine import MIGRATIONS
+from pacs_node.start_up import must_not_be_open
 from tests.factories import us_image
 from tests.harness import ROOT, free_port
 
@@ -62,6 +68,66 @@ def test_an_address_that_is_not_ours_is_named_with_its_setting(tmp_path: Path, k
     code, said = pacs_node("serve", "--config", settings(tmp_path, **{key: host}))
     assert code == 1
     assert f"{key} '{host}' in [node] is no address of this machine" in said
+
+
+def reachable(folder: Path, web: str = "behind_proxy = true") -> Path:
+    """Settings of a node whose pages others reach."""
+    path = settings(folder, web_host="0.0.0.0")
+    path.write_text(path.read_text().replace("open_to_all = true", web))
+    return path
+
+
+SIGN_ON = '[oidc]\nissuer = "https://idp.example"\nclient_id = "node"\nviewers = ["v"]'
+
+
+def here(*arguments: str | Path) -> tuple[int, str]:
+    """As `pacs_node`, in this process."""
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    return done.exit_code, done.output
+
+
+def test_pages_that_others_reach_need_users_and_check_and_start_say_so(tmp_path: Path) -> None:
+    path = reachable(tmp_path)
+    code, said = here("check", "--config", path)
+    assert (code, "warning: there are no users" in said) == (0, True), "before the first start nobody can be there"
+    assert not (tmp_path / "data").exists(), "check makes nothing"
+    code, said = pacs_node("serve", "--config", path)
+    assert (code, "there are no users, and web_host in [node]" in said, "user add" in said) == (1, True, True)
+    code, said = here("check", "--config", path)
+    assert (code, "there are no users, and web_host" in said, "warning: there" in said) == (1, True, False)
+    with socket.socket() as door:
+        door.settimeout(1)
+        assert door.connect_ex(("127.0.0.1", load(path).node.web_port)) != 0, "nobody got in meanwhile"
+    for web in ("open_to_all = true", f"behind_proxy = true\n{SIGN_ON}"):
+        reachable(tmp_path, web)
+        assert "there are no users" not in here("check", "--config", path)[1]
+    path = reachable(tmp_path)
+    (tmp_path / "password").write_text("a long enough secret")
+    added = here("user", "add", "ana", "--role", "admin", "--password-file", tmp_path / "password", "--config", path)
+    assert added[0] == 0
+    code, said = here("check", "--config", path)
+    assert (code, "users" in said) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("host", "open_to_all", "has_users", "starts"),
+    [
+        ("127.0.0.1", False, False, True),
+        ("0.0.0.0", False, False, False),
+        ("0.0.0.0", True, False, True),
+        ("0.0.0.0", False, True, True),
+        ("node.example", False, False, False),
+    ],
+)
+def test_a_node_does_not_start_open_to_the_network(
+    tmp_path: Path, host: str, open_to_all: bool, has_users: bool, starts: bool
+) -> None:
+    path = settings(tmp_path, web_host=host)
+    path.write_text(
+        path.read_text().replace("open_to_all = true", f"open_to_all = {str(open_to_all).lower()}\nbehind_proxy = true")
+    )
+    with nullcontext() if starts else pytest.raises(CannotStart, match="there are no users"):
+        must_not_be_open(load(path), has_users=has_users)
 
 
 @pytest.mark.parametrize("command", ["serve", "worker", "rerun"])
