@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from difflib import SequenceMatcher, get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -581,6 +582,7 @@ def _page_problems(config: Config) -> Iterator[Found]:
     if config.web.certificate is not None and (words := _why_not_for_long(config.web.certificate)):
         # no error: images are taken whether or not somebody can look at the pages
         yield ("web", "certificate"), f"certificate in [web]: {config.web.certificate} {words}", "warning"
+    yield from _proxy_problems(config)
     if config.others_reach_the_pages:
         place, host = ("node", "web_host"), f"web_host in [node] is '{config.node.web_host}'"
         if config.web.open_to_all:
@@ -589,6 +591,15 @@ def _page_problems(config: Config) -> Iterator[Found]:
         elif not config.web.certificate and not config.web.behind_proxy:
             text = f"{host}, and without TLS anybody on the way can read passwords: give certificate and key in [web]"
             yield place, f"{text}, or set behind_proxy where a proxy of yours brings the pages over TLS", "error"
+
+
+def _proxy_problems(config: Config) -> Iterator[Found]:
+    web, here_alone = config.web, all(ip_network(each).is_loopback for each in config.web.proxies)
+    if not web.behind_proxy and web.proxies != type(web).model_fields["proxies"].default:
+        yield ("web", "proxies"), "proxies in [web] are heard only with behind_proxy = true", "warning"
+    elif web.behind_proxy and config.others_reach_the_pages and here_alone:
+        text = "web_host in [node] lets other machines in, and proxies in [web] names none of them: behind a proxy there"
+        yield ("web", "behind_proxy"), f"{text} all browsers have one address, and lock each other out", "warning"
 
 
 def _place_problems(config: Config, raw: dict[str, Any]) -> Iterator[Found]:

@@ -6,7 +6,7 @@ The models are frozen and refuse what they do not know: a typo stops start-up, i
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -100,7 +100,18 @@ def _fingerprint(text: str) -> str:
     return digits
 
 
+def _proxy(address: str) -> str:
+    try:
+        network = ip_network(address)
+    except ValueError:
+        raise ValueError(f"{address!r} is no address or network; one is 10.0.0.5, or 10.0.0.0/24") from None
+    if network.prefixlen == 0:
+        raise ValueError(f"{address!r} is every address: whoever asks would say himself who he is; name the proxy alone")
+    return address
+
+
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Proxy = Annotated[str, AfterValidator(_proxy)]
 Host = Annotated[str, AfterValidator(_host)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
@@ -213,6 +224,8 @@ class Web(Settings):
     certificate: OptionalPath = None  # PEM; with it the pages are served over TLS alone
     key: OptionalPath = None  # PEM, without a password
     behind_proxy: bool = False  # a proxy of the site brings the pages to browsers over TLS
+    # addresses and networks of it: what they say of who asks is believed, and of nobody else
+    proxies: Annotated[tuple[Proxy, ...], Field(strict=False, min_length=1)] = ("127.0.0.1", "::1")
     open_to_all: bool = False  # also others than this machine may use them without users and without TLS
     viewer_gb: Annotated[float, Field(ge=0, le=1000)] = 2.0  # what was made for who looks at a series takes on disk
     viewer_url: str = ""  # of the hospital's own viewer, with {study} and {series} in it

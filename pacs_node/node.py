@@ -567,6 +567,7 @@ class Node:
             access_log=False,
             timeout_graceful_shutdown=3,
             proxy_headers=settings.behind_proxy,  # who asks, for the limits of attempts
+            forwarded_allow_ips=list(settings.proxies),  # else the environment could say "*"
             ssl_certfile=settings.certificate,
             ssl_keyfile=settings.key,
         )

@@ -68,7 +68,8 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -124,6 +125,11 @@ def create_app(
 
     def at(path: str, view: View, *keys: str, methods: list[str] | None = None) -> Route:
         return Route(path, door.guarded(path, knowing(view, *keys)), methods=methods)
+
+    def unforeseen(request: Request, error: Exception) -> Response:
+        response = views.unforeseen(request, error)
+        response.raw_headers.extend(headers_of(secure=secure))  # it is answered from without the middleware
+        return response
 
     return Starlette(
         routes=[
@@ -194,30 +200,42 @@ def create_app(
         exception_handlers={
             HTTPException: views.error,
             LedgerUnavailable: views.no_ledger,
-            Exception: views.unforeseen,
+            Exception: unforeseen,
         },
-        middleware=[Middleware(SecurityHeaders, names=frozenset(name.lower() for name in ("localhost", *names)))],
+        middleware=[
+            Middleware(SecurityHeaders, names=frozenset(name.lower() for name in ("localhost", *names)), secure=secure)
+        ],
     )
 
 
+NOT_USED = ("accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "magnetometer", "microphone")
+NOT_USED += ("midi", "payment", "usb")  # of what a browser could give a page
+HSTS_DAYS = 30  # each answer begins them anew; a site that gives TLS up is reached again after so many
+OVER_TLS = ((b"strict-transport-security", f"max-age={HSTS_DAYS * 86400}".encode()),)  # RFC 6797
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
+    (b"permissions-policy", ", ".join(f"{each}=()" for each in NOT_USED).encode()),
 )
+
+
+def headers_of(*, secure: bool) -> tuple[tuple[bytes, bytes], ...]:
+    return (*HEADERS, *(OVER_TLS if secure else ()))
 
 
 class SecurityHeaders:
     """Answers only what was asked under a name of the node, and no page of another site; and adds to every answer the
-    headers that keep a browser from loading, framing or guessing anything else."""
+    headers that keep a browser from loading, framing or guessing anything else; secure: and from asking without TLS."""
 
-    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, names: frozenset[str], *, secure: bool) -> None:
         self.app, self.names = app, names
+        self.headers = headers_of(secure=secure)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *HEADERS]
+                message["headers"] = [*message["headers"], *self.headers]
             await send(message)
 
         refusal = self._refusal(scope["method"], Headers(scope=scope)) if scope["type"] == "http" else None

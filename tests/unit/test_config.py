@@ -492,6 +492,38 @@ def test_web_pages_that_others_can_reach_need_tls(tmp_path: Path, host: str, war
 
 
 @pytest.mark.parametrize(
+    ("proxies", "words"),
+    [
+        ('["10.0.0.5", "10.0.1.0/24", "::1", "fd00::/8"]', None),
+        ('["proxy.example"]', "'proxy.example' is no address or network"),
+        ('["10.0.0.5/24"]', "'10.0.0.5/24' is no address or network"),
+        ('["*"]', "'*' is no address or network"),
+        ('["0.0.0.0/0"]', "is every address"),
+        ('["::/0"]', "is every address"),
+        ("[]", "must not be empty"),
+    ],
+)
+def test_who_may_be_a_proxy(tmp_path: Path, proxies: str, words: str | None) -> None:
+    lines = said(tmp_path, f"[web]\nbehind_proxy = true\nproxies = {proxies}")
+    assert not lines if words is None else any(words in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ('[node]\nweb_host = "0.0.0.0"\n[web]\nbehind_proxy = true', "lock each other out"),
+        ('[node]\nweb_host = "0.0.0.0"\n[web]\nbehind_proxy = true\nproxies = ["127.0.0.0/8"]', "lock each other out"),
+        ('[node]\nweb_host = "0.0.0.0"\n[web]\nbehind_proxy = true\nproxies = ["10.0.0.5"]', None),
+        ("[web]\nbehind_proxy = true", None),
+        ('[web]\nproxies = ["10.0.0.5"]', "heard only with behind_proxy"),
+    ],
+)
+def test_a_proxy_that_is_not_believed_is_said(tmp_path: Path, settings: str, words: str | None) -> None:
+    lines = [line for line in said(tmp_path, settings, "warning") if "prox" in line]
+    assert not lines if words is None else [line for line in lines if words in line]
+
+
+@pytest.mark.parametrize(
     ("condition", "write"),
     [
         ('SliceThickness = "<3"', "SliceThickness = { max = 3 }"),

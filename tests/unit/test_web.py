@@ -742,6 +742,22 @@ def addresses(web: TestClient) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_every_answer_has_the_headers_that_keep_a_browser_in(facts: InMemory, secure: bool) -> None:
+    app = create_app(facts, CollectorRegistry(), ("testserver",), secure=secure)
+    web = TestClient(app, follow_redirects=False, raise_server_exceptions=False)  # those that nobody foresaw, too
+    strangers = {"host": "evil.example"}, {"origin": "https://evil.example"}, {}
+    for method, address in [*addresses(web), ("GET", "/nosuch"), ("GET", "/static/style.css"), ("PUT", "/")]:
+        for headers in strangers:
+            said = web.request(method, address, headers=headers).headers
+            assert said["content-security-policy"].startswith("default-src 'self'; frame-ancestors 'none'")
+            assert said["x-content-type-options"] == "nosniff"
+            assert said["referrer-policy"] == "same-origin"
+            for each in ("camera", "microphone", "geolocation", "usb"):
+                assert f"{each}=()" in said["permissions-policy"]
+            assert said.get("strict-transport-security") == ("max-age=2592000" if secure else None), address
+
+
 def test_unknown_and_repeated_query_keys_are_refused_everywhere(web: TestClient) -> None:
     for method, address in addresses(web):
         for query in ("nosuch=1", "Limit=3", "limit", "%00=1", "before%20=1", "%ff", "limit=1&limit=2", "=", "a[]=1"):
