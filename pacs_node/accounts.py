@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -24,6 +24,8 @@ from pacs_node.errors import NodeError
 
 VIEWER, READER, ADMIN = "viewer", "reader", "admin"
 ROLES = (VIEWER, READER, ADMIN)  # each may what the one before it may: look; see who the patient is; change something
+METRICS = "metrics"  # of programs alone: the figures, and no list
+TOKEN_ROLES = (METRICS, *ROLES)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 256  # characters; no other rule: NIST SP 800-63B 5.1.1.2
@@ -89,7 +91,7 @@ class Who:
     csrf: str | None = None
 
     def may(self, least: str) -> bool:
-        return ROLES.index(self.role) >= ROLES.index(least)
+        return TOKEN_ROLES.index(self.role) >= TOKEN_ROLES.index(least)
 
 
 ANYBODY = Who("", ADMIN)  # where there are no users: the node answers on this machine alone
@@ -325,7 +327,7 @@ class Accounts:
         """The secret, which is told once. Raises BadAccount."""
         if not NAME.fullmatch(name):
             raise BadAccount(f"{name[:64]!r} cannot name a token: letters, digits and . _ @ -, at most 64")
-        must_be_role(role)
+        must_be_role(role, TOKEN_ROLES)
         if not 0 < days <= 3660:
             raise BadAccount("a token is good for up to 3660 days")
         secret, now = TOKEN_PREFIX + secrets.token_urlsafe(32), self.now()
@@ -362,10 +364,10 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def must_be_role(role: str) -> None:
+def must_be_role(role: str, known: Sequence[str] = ROLES) -> None:
     """Raises BadAccount."""
-    if role not in ROLES:
-        raise BadAccount(f"no role {role[:64]!r}; there are {', '.join(ROLES)}")
+    if role not in known:
+        raise BadAccount(f"no role {role[:64]!r}; there are {', '.join(known)}")
 
 
 def must_be_fit(name: str, password: str) -> None:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from pacs_node.accounts import ADMIN, ANYBODY, READER, VIEWER, Accounts, NotLoggedIn, SignOnAway, Who
+from pacs_node.accounts import ADMIN, ANYBODY, METRICS, READER, VIEWER, Accounts, NotLoggedIn, SignOnAway, Who
 from pacs_node.web import languages
 from pacs_node.web.uploads import LONGEST_TEXT_FORM, is_multipart, parts_of
 from pacs_node.web.views import LONGEST_FORM, Views, body_of, for_people, inside, once
@@ -48,7 +48,7 @@ NEEDS: dict[str, str | None] = {
     "/api/inference": VIEWER,
     "/health": None,  # for load balancers and watchers: it names no patient
     "/ready": None,
-    "/metrics": VIEWER,
+    "/metrics": METRICS,
     "/system": VIEWER,
     "/api/system": VIEWER,
     "/api/series": VIEWER,

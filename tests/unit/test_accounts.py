@@ -22,9 +22,11 @@ from pacs_node.accounts import (
     ADMIN,
     FAILURES_OF_ONE,
     LOCKED_MIN,
+    METRICS,
     MOST_AT_ONCE,
     READER,
     ROLES,
+    TOKEN_ROLES,
     VIEWER,
     WRONG_IN_A_ROW,
     Accounts,
@@ -121,6 +123,23 @@ def filled(told: Told, path: str) -> str:
     return re.sub(r"{(\w+)}", lambda name: there[name[1]], path)
 
 
+def test_a_token_for_metrics_reads_figures_and_no_list(told: Told, browser: Browser, accounts: Accounts) -> None:
+    """What Prometheus has to be given says nothing of any series."""
+    bearer = {"authorization": f"Bearer {accounts.add_token('prometheus', METRICS, days=1)}"}
+    client, open_to_it = browser(None), set()
+    for method, path in addresses(told):
+        answer = client.request(method, filled(told, path), headers=bearer)
+        if NEEDS[path] is None or answer.status_code not in (401, 403):
+            open_to_it.add(path)
+        else:
+            assert "prometheus" in answer.text, "it is known, and may not"
+    assert open_to_it == {"/metrics", *(path for path, least in NEEDS.items() if least is None)}
+    assert client.get("/metrics").status_code == 401
+    for making in (lambda: accounts.add("eve", METRICS, GOOD), lambda: accounts.change("a-viewer", role=METRICS)):
+        with pytest.raises(BadAccount, match="no role 'metrics'; there are viewer, reader, admin"):
+            making()
+
+
 def test_every_role_at_every_address(told: Told, browser: Browser) -> None:
     """Nobody is sent to log in, who has too little hears so, and who has enough is let in."""
     for role in (None, *ROLES):
@@ -131,7 +150,7 @@ def test_every_role_at_every_address(told: Told, browser: Browser) -> None:
             csrf = token_of(client) if role else None
             data = {"csrf": csrf} if method == "POST" and csrf else None
             answer = client.request(method, filled(told, path), data=data)
-            enough = least is None or (role is not None and ROLES.index(role) >= ROLES.index(least))
+            enough = least is None or (role is not None and TOKEN_ROLES.index(role) >= TOKEN_ROLES.index(least))
             if enough:
                 assert answer.status_code not in (401, 403), (role, method, path, answer.text)
             else:
@@ -353,7 +372,7 @@ def test_nobody_learns_which_users_there_are(accounts: Accounts) -> None:
 
 def test_a_token_lets_a_program_in_until_it_expires(browser: Browser, accounts: Accounts, clock: Clock) -> None:
     client = browser(None)
-    for role in ROLES:
+    for role in TOKEN_ROLES:
         secret = accounts.add_token(f"for-{role}", role, days=1)
         bearer = {"authorization": f"Bearer {secret}"}
         assert client.get("/metrics", headers=bearer).status_code == 200
