@@ -598,7 +598,7 @@ def _proxy_problems(config: Config) -> Iterator[Found]:
     if not web.behind_proxy and web.proxies != type(web).model_fields["proxies"].default:
         yield ("web", "proxies"), "proxies in [web] are heard only with behind_proxy = true", "warning"
     elif web.behind_proxy and config.others_reach_the_pages and here_alone:
-        text = "web_host in [node] lets other machines in, and proxies in [web] names none of them: behind a proxy there"
+        text = "web_host in [node] lets other machines in, and proxies in [web] names none: behind a proxy there"
         yield ("web", "behind_proxy"), f"{text} all browsers have one address, and lock each other out", "warning"
 
 

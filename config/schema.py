@@ -106,7 +106,7 @@ def _proxy(address: str) -> str:
     except ValueError:
         raise ValueError(f"{address!r} is no address or network; one is 10.0.0.5, or 10.0.0.0/24") from None
     if network.prefixlen == 0:
-        raise ValueError(f"{address!r} is every address: whoever asks would say himself who he is; name the proxy alone")
+        raise ValueError(f"{address!r} is every address: anybody could say to be anybody; name the proxy alone")
     return address
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from config import Config
-from pacs_node import __version__, pack
+from pacs_node import __version__, pack, settings_file
 from pacs_node.durable import sync, write_whole
 from pacs_node.errors import LedgerUnavailable, NodeError
 from pacs_node.ledger import Ledger
@@ -39,7 +38,8 @@ from pacs_node.system import BACKUP
 FORM = 1  # of the manifest
 MANIFEST, SETTINGS, DATABASE, FILES = "manifest.json", "node.toml", "database", "files"
 # below data_dir; what is being worked on is made again
-KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected", "audit", "spool.id")
+TRAIL = "audit"
+KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected", TRAIL, "spool.id")
 
 
 class BackupError(NodeError):
@@ -71,6 +71,7 @@ class Manifest:
     store: str  # where results lie that are not in it; "": nowhere else
     images: str
     files: tuple[Entry, ...]
+    secrets: tuple[str, ...] = ()  # of the settings, that are not in it: variables that stand in their place
 
 
 # ---- backup
@@ -87,7 +88,8 @@ def back_up(config: Config, settings: Path, to: Path, images: Images, now: datet
     (to / DATABASE).mkdir(mode=0o700, parents=True, exist_ok=True)
     with exclusively(data_dir / FILES_LOCK, wait=True):
         entries = [_entry(path, to) for path in copy_database(url, to / DATABASE)]
-        shutil.copyfile(settings, to / SETTINGS)
+        text, secrets = settings_file.kept(settings_file.read(settings))
+        write_whole(to / SETTINGS, lambda file: file.write(text.encode()), mode=0o600)
         entries.append(_entry(to / SETTINGS, to))
         for kind in KEPT:
             if kind == "spool/instances" and images is Images.none:
@@ -96,7 +98,9 @@ def back_up(config: Config, settings: Path, to: Path, images: Images, now: datet
             entries += _copied(data_dir, kind, to / FILES, link=link)
     kind = "sqlite" if url.startswith("sqlite") else "postgresql"
     made_at = now.isoformat(timespec="seconds")
-    manifest = Manifest(FORM, __version__, made_at, revision, kind, store_of(config), images.value, tuple(entries))
+    place = store_of(config)
+    lacking = tuple(sorted(secrets))
+    manifest = Manifest(FORM, __version__, made_at, revision, kind, place, images.value, tuple(entries), lacking)
     text = json.dumps({**asdict(manifest), "files": [asdict(entry) for entry in entries]}, indent=1)
     write_whole(to / MANIFEST, lambda file: file.write(text.encode()), mode=0o600)
     _remember(url, data_dir, revision, now, f"{len(entries)} files, {to.name}")
@@ -186,7 +190,7 @@ def _entry(path: Path, below: Path) -> Entry:
 
 
 def restore(config: Config, source: Path, now: datetime) -> Manifest:
-    """A node that goes on where the backup was made. data_dir and the database must be empty.
+    """A node that goes on where the backup was made. data_dir (but for an audit trail) and the database must be empty.
 
     Raises BackupError, CannotStart, LedgerTooOld, LedgerUnavailable, OSError. What was begun is refused by a node until
     it has ended.
@@ -195,7 +199,7 @@ def restore(config: Config, source: Path, now: datetime) -> Manifest:
     data_dir, url = config.node.data_dir, config.database.url
     if (manifest.database == "sqlite") != url.startswith("sqlite"):
         raise BackupError(f"{source} holds a {manifest.database} database, and url in [database] names another kind")
-    if data_dir.is_dir() and any(data_dir.iterdir()):
+    if data_dir.is_dir() and any(each.name != TRAIL for each in data_dir.iterdir()):
         raise BackupError(f"data_dir {data_dir} is not empty: restore into an empty one, or move it away")
     must_be_known(manifest.ledger_revision)
     must_be_empty(url)
@@ -203,6 +207,7 @@ def restore(config: Config, source: Path, now: datetime) -> Manifest:
     for entry in manifest.files:  # before anything is written: of what is damaged nothing is restored
         _must_be_sound(source, entry)
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_way(data_dir / TRAIL, {PurePosixPath(entry.path).name for entry in manifest.files})
     (data_dir / RESTORING).touch()
     sync(data_dir)
     for entry in manifest.files:
@@ -224,6 +229,18 @@ def restore(config: Config, source: Path, now: datetime) -> Manifest:
     (data_dir / RESTORING).unlink()
     sync(data_dir)
     return manifest
+
+
+def _make_way(trail: Path, names: set[str]) -> None:
+    """What was said of a restore that was refused stays, behind what the backup brings of that day."""
+    there = sorted(trail.glob("????-??-??-????.xml"))
+    taken = {*names, *(path.name for path in there)}
+    for path in there:
+        if path.name in names:
+            day = path.name[:10]
+            last = max(int(name[11:15]) for name in taken if name.startswith(day))
+            taken.add(new := f"{day}-{last + 1:04d}.xml")
+            os.rename(path, path.with_name(new))
 
 
 def _is_kept(entry: Entry) -> bool:
@@ -254,7 +271,7 @@ def read_manifest(source: Path) -> Manifest:
         if told["form"] != FORM:
             raise BackupError(f"{source} was made by pacs-node {told['pacs_node']}: restore it with that version")
         files = tuple(Entry(str(each["path"]), int(each["size"]), str(each["sha256"])) for each in told["files"])
-        return Manifest(**{**told, "files": files})
+        return Manifest(**{**told, "files": files, "secrets": tuple(map(str, told.get("secrets", ())))})
     except FileNotFoundError as error:
         raise BackupError(f"{source} is no backup, or one that has not ended: it has no {MANIFEST}") from error
     except (ValueError, KeyError, TypeError) as error:

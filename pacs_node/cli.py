@@ -577,6 +577,9 @@ def backup(
     size = in_words(sum(entry.size for entry in made.files))
     told = f"{to}: {len(made.files)} files, {size}; restore with: pacs-node restore {to} --config {config}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)
+    if made.secrets:
+        told = f"not in it: secrets of the settings, in whose place its node.toml has {', '.join(made.secrets)}"
+        console.print(f"{told}: keep them elsewhere", markup=False, highlight=False, soft_wrap=True)
     if made.store:
         told = f"not in it: results, and what else lies in {made.store} alone; keep a copy, or versions, of that too"
         console.print(told, markup=False, highlight=False, soft_wrap=True)
@@ -603,6 +606,9 @@ def restore(
     size = in_words(sum(entry.size for entry in made.files))
     told = f"{settings.node.data_dir}: {len(made.files)} files, {size}, as they were on {made.made_at}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)
+    if made.secrets:
+        told = f"not in it: secrets of the settings, in whose place its node.toml has {', '.join(made.secrets)}"
+        console.print(f"{told}: give them again", markup=False, highlight=False, soft_wrap=True)
     if made.store:
         here = store_of(settings)
         where = "where the settings look for them" if here == made.store else f"and the settings name {here or 'none'}"
@@ -710,7 +716,7 @@ def user_remove(name: str, config: ConfigFile) -> None:
 def token_add(
     name: Annotated[str, typer.Argument(help="What it is for, such as prometheus.")],
     config: ConfigFile,
-    role: Role = "viewer",
+    role: Annotated[str, typer.Option(help="metrics (the figures alone), viewer, reader or admin.")] = "viewer",
     days: Annotated[float, typer.Option(help="How long it is good for.")] = 365,
 ) -> None:
     """Make a token, and print it: it is kept nowhere."""
@@ -763,7 +769,7 @@ def _accounts(config: Path) -> Iterator[Accounts]:
 @contextmanager
 def _audited(settings: Config, event: str, what: str) -> Iterator[list[str]]:
     """The audit trail is told of what a command does, and what it says of it; also if it fails. Before there is a data
-    folder there is no trail."""
+    folder there is no trail, but of a restore that is refused."""
     from pacs_node.errors import Told
     from pacs_node.syslog import audit_of
 
@@ -775,7 +781,8 @@ def _audited(settings: Config, event: str, what: str) -> Iterator[list[str]]:
         facts |= {"known": False, "words": Told.of(error).words}
         raise
     finally:
-        if settings.node.data_dir.is_dir() and any(settings.node.data_dir.iterdir()):  # restore takes an empty one
+        refused = event == "restored" and facts.get("known") is False  # it takes an empty folder, or one with a trail
+        if refused or any(settings.node.data_dir.glob("*")):
             audit, _ = audit_of(settings, _now)
             audit.log = _silent
             audit(event, {"words": "; ".join(said) or "nothing had to be done", **facts})

@@ -607,7 +607,7 @@ class SettingsVersion:
     what: str  # "peer 'pacs' changed"
     difference: str  # to the one before, without secrets
     digest: str
-    text: str = field(repr=False)  # all of it, with its secrets
+    text: str = field(repr=False)  # all of it, with names in place of secrets: see settings_file.kept
 
 
 @dataclass(frozen=True)

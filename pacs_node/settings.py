@@ -62,6 +62,13 @@ def in_force(running: Config, asked: Config) -> tuple[Config, tuple[str, ...]]:
     return running.model_copy(update={name: getattr(asked, name) for name in AT_ONCE}), tuple(waiting)
 
 
+def _as_before(former: str, now: str) -> str:
+    """A text of the history with the secrets that the file has now, which the history has not. Raises
+    SettingsRefused."""
+    _, found = settings_file.kept(now)
+    return settings_file.filled(former, found)
+
+
 def place_of(path: Path) -> str:
     """Whose file it is: several machines may keep their history in one database."""
     return f"{socket.gethostname()}:{path.resolve()}"
@@ -99,7 +106,7 @@ class LiveSettings:
         try:
             text = settings_file.read(self.path)
             latest = next(iter(self.versions(1)), None)
-            self.since_last_start = [] if latest is None else self._changes(latest.text, text)
+            self.since_last_start = [] if latest is None else self._changes(latest.text, settings_file.kept(text)[0])
             self._note(text, "", "the node started")
             self.said = text
         except SettingsRefused as error:  # it was there a moment ago
@@ -197,7 +204,7 @@ class LiveSettings:
         if before is None or number not in {each.id for each in versions}:
             raise SettingsRefused("what the settings were before is not known any more")
         what = f"put back as before {next(each.at for each in versions if each.id == number):%Y-%m-%d %H:%M:%S}"
-        self.change(lambda _: before.text, looked_at, who, what, back=True)
+        self.change(lambda now: _as_before(before.text, now), looked_at, who, what, back=True)
 
     def versions(self, limit: int = 100) -> list[SettingsVersion]:
         """The newest first."""
@@ -261,9 +268,14 @@ class LiveSettings:
         digest = settings_file.digest(text)
         if latest is not None and latest.digest == digest:
             return None
-        lines = settings_file.difference(latest.text, text) if latest is not None else ""
-        what = "first seen" if latest is None else what
-        return self.ledger.keep_settings(SettingsVersion(0, self.place, self.now(), who, what, lines, digest, text))
+        kept, _ = settings_file.kept(text)
+        if latest is None:
+            what, lines = "first seen", ""
+        elif self.said is not None and settings_file.digest(self.said) == latest.digest:
+            lines = settings_file.difference(self.said, text)
+        else:
+            lines = settings_file.difference(latest.text, kept)
+        return self.ledger.keep_settings(SettingsVersion(0, self.place, self.now(), who, what, lines, digest, kept))
 
     def _meanwhile(self, text: str) -> str:
         """Who was quicker, as far as it is known."""

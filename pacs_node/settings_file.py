@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import tomlkit
+from tomlkit.container import Container
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import AoT, InlineTable, Item, SingleKey, Table
+from tomlkit.items import AoT, InlineTable, Item, Null, SingleKey, Table, Whitespace
 
 from config import Peer, secrets
 from config.check import LISTS, SECRETS, TABLES
@@ -152,6 +153,111 @@ def without_secrets(text: str) -> str:
         text = re.sub(written, lambda found: f'{found[1]}"{NOT_SHOWN}"', text)
     text = SECRET.sub(lambda found: f'{found["key"] or found["list"]}"{NOT_SHOWN}"', text)
     return PASSWORD_OF_URL.sub(lambda found: f"{found['before'] or found['word']}{NOT_SHOWN}", text)
+
+
+# ---- without the secrets, for what others may read: a backup, the history
+
+
+def kept(text: str) -> tuple[str, dict[str, str]]:
+    """The text with `${NAME}` in place of each secret that stands in it, and which these are: NAME -> the secret.
+
+    `check` asks for the variables, so that nobody starts a node with a secret that is none. What refers to a file or to
+    the environment stays as it is; in comments nothing is left that looks like a secret.
+    """
+    try:
+        document = tomlkit.parse(text)
+    except (TOMLKitError, ValueError):
+        return without_secrets(text), {}
+    found: dict[str, str] = {}
+    for where, table, key in _secret_places(document):
+        table[key] = _each(table[key], where, lambda value, name: _with_names(value, name, found))
+    masked = _without_comments(document)
+    return (tomlkit.dumps(document) if found or masked else text), found
+
+
+def filled(text: str, found: Mapping[str, str]) -> str:
+    """A text of `kept` with the secrets in their places again. Raises SettingsRefused for those that are not found."""
+    document, lacking = tomlkit.parse(text), list[str]()
+
+    def fill(name: re.Match[str]) -> str:
+        if name[1].startswith(PREFIX) and name[1] not in found and name[1] not in os.environ:
+            lacking.append(name[1])
+        return found.get(name[1], name[0])
+
+    for where, table, key in _secret_places(document):
+        table[key] = _each(table[key], where, lambda value, _: secrets.VARIABLE.sub(fill, value))
+    if lacking:
+        raise SettingsRefused(
+            f"of what it was, secrets are not kept ({', '.join(lacking)}): write the entry into the file by hand, then "
+            "`pacs-node reload`"
+        )
+    return tomlkit.dumps(document)
+
+
+PREFIX = "PACS_NODE_"  # of the names that stand in place of secrets
+OF_OPTIONS = re.compile(r"token|password|secret|_key$", re.IGNORECASE)  # what a package may call one
+
+
+def _secret_places(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(a name for it, its table, key) of each setting that is secret, and of each option of a route that is named like
+    one."""
+    for place, table, model in secrets.places(document, TABLES | LISTS):
+        named = [key for key in secrets.names(model) if key in table]
+        yield from ((_name_of(place, table, key), table, key) for key in named)
+        if isinstance(options := table.get("options"), dict):
+            yield from ((_name_of(place, table, key), options, key) for key in options if OF_OPTIONS.search(key))
+
+
+def _name_of(place: secrets.Place, table: Mapping[str, Any], key: str) -> str:
+    """Another one for another entry, and where the same entry has another address: a secret goes where it is for."""
+    entry = str(table.get("name", ""))
+    addresses = [PASSWORD_OF_URL.sub("", each) for each in map(str, table.values()) if "://" in each]
+    own = hashlib.sha256(repr((place[0], entry, key, addresses)).encode()).hexdigest()[:6]
+    return re.sub(r"[^A-Z0-9]+", "_", f"{PREFIX}{place[0]}_{entry}_{key}_{own}".upper())
+
+
+def _each(value: Any, name: str, change: Callable[[str, str], str]) -> Any:
+    """A text, or each of a list of them, changed; and as it was where nothing changes."""
+    if isinstance(value, list):
+        new: Any = [_each(each, f"{name}_{n}", change) for n, each in enumerate(value, 1)]
+    else:
+        new = change(str(value), name) if isinstance(value, str) else value
+    return value if new == value else new
+
+
+def _with_names(value: str, name: str, found: dict[str, str]) -> str:
+    """Of the address of a database the password alone, so that the rest can still be read."""
+
+    def put(secret: str) -> str:
+        if not secret or secrets.VARIABLE.fullmatch(secret):
+            return secret
+        found[name] = secret
+        return f"${{{name}}}"
+
+    def of_address(part: re.Match[str]) -> str:
+        before = part["before"] or part["word"]
+        return f"{before}{put(part[0][len(before) :])}"
+
+    return PASSWORD_OF_URL.sub(of_address, value) if name.startswith(f"{PREFIX}DATABASE_") else put(value)
+
+
+def _without_comments(container: Container) -> bool:
+    """What looks like a secret is masked in every comment. Was there one?"""
+    masked = False
+    for _, item in container.body:
+        if isinstance(item, Whitespace | Null):
+            continue
+        if (new := without_secrets(item.trivia.comment)) != item.trivia.comment:
+            item.trivia.comment, masked = new, True
+        for table in item.body if isinstance(item, AoT) else [item] if isinstance(item, Table) else []:
+            masked = _comments_of(table) or masked
+    return masked
+
+
+def _comments_of(table: Table) -> bool:
+    comment = table.trivia.comment
+    table.trivia.comment = without_secrets(comment)
+    return _without_comments(table.value) or table.trivia.comment != comment
 
 
 OF_SECRETS = secrets.names(Peer)

@@ -486,6 +486,6 @@ settings_version_table = sa.Table(  # of the settings file of a machine: what it
     sa.Column("what", sa.Text, nullable=False),
     sa.Column("difference", sa.Text, nullable=False),  # to the one before, without secrets
     sa.Column("digest", sa.String(64), nullable=False),
-    sa.Column("text", sa.Text, nullable=False),  # all of it, secrets too
+    sa.Column("text", sa.Text, nullable=False),  # all of it, without secrets
     sa.Index("ix_settings_version_place", "place", "id"),
 )

@@ -104,7 +104,8 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "flow": {
         *("records", "errors", "ledger", "editions", "confirm", "silence", "ahead", "kinds", "pulse", "outcomes"),
     },
-    "ledger": {"accounts", "records", "errors", "editions", "outcomes", "spans", "turns"},
+    # settings_file: one step of the schema takes the secrets out of what was kept before
+    "ledger": {"accounts", "records", "errors", "editions", "outcomes", "settings_file", "spans", "turns"},
     "start_up": {"errors", "durable"},
     "program": set(),
     "viewing": {"records", "errors", "program"},

@@ -307,7 +307,7 @@ def test_a_change_is_told_before_and_after_with_its_place() -> None:
 def test_no_change_tells_a_secret(table: str, name: str) -> None:
     value = {"url": "postgresql://node:hush@db/node", "urls": "json://node:hush@host"}.get(name, "hush")
     for written in (f'"{value}"', f'["{value}"]'):
-        text = f"{f'[[{table}]]' if table in LISTS else f'[{table}]'}\nname = \"n\"\n{name} = {written}\n"
+        text = f'{f"[[{table}]]" if table in LISTS else f"[{table}]"}\nname = "n"\n{name} = {written}\n'
         for former, latter in ((text, ""), ("", text), (text, text.replace("hush", "other"))):
             said = settings_file.changes(former, latter, nobody)
             assert any(name in each for each in said), "that it changed is told"
@@ -323,3 +323,77 @@ def test_no_change_tells_who_a_patient_is(keyword: str, form: str) -> None:
         assert keyword in said
         assert "hush" not in said
         assert "other" not in said
+
+
+# ---- what others may read: backups, the history
+
+
+def in_file(table: str, name: str, value: str) -> str:
+    head = f'[[{table}]]\nname = "n"' if table in LISTS else f"[{table}]"
+    return f"{head}\n{name} = {value}  # as they gave it\n"
+
+
+def value_of(name: str, secret: str = "hush") -> str:
+    return {"url": f"postgresql://node:{secret}@db/node", "urls": f"json://node:{secret}@host"}.get(name, secret)
+
+
+@pytest.mark.parametrize("form", ['"{}"', "'{}'", '["{}"]', '["${{OWN}}", "{}"]', '"""{}"""'])
+@pytest.mark.parametrize(("table", "name"), SECRETS)
+def test_no_secret_is_kept_and_every_one_comes_back(table: str, name: str, form: str) -> None:
+    text = "# first\n[node]\nweb_port = 80\n" + in_file(table, name, form.format(value_of(name)))
+    said, found = settings_file.kept(text)
+    assert "hush" not in said
+    assert len(found) == 1
+    assert said.count("\n") == text.count("\n")
+    assert "# as they gave it" in said
+    assert "[node]\nweb_port = 80" in said
+    assert tomllib.loads(settings_file.filled(said, found)) == tomllib.loads(text)
+    assert settings_file.kept(said) == (said, {}), "what has none is as it was"
+    with pytest.raises(SettingsRefused, match="secrets are not kept"):
+        settings_file.filled(said, {})
+
+
+@pytest.mark.parametrize("reference", ['token_file = "hush.token"', 'token = "${{HUSH}}"', 'password = "${{HUSH}}"'])
+def test_what_only_refers_to_a_secret_is_kept_as_it_is(reference: str) -> None:
+    text = f'[tls]\nown_key = "hush.key"\n[[peer]]\nname = "n"\ndicomweb_{reference.format()}\n'
+    assert settings_file.kept(text) == (text, {})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_of_a_whole_file_all_else_is_kept_as_it_is(end: str) -> None:
+    """Also what is commented out, where secrets are examples."""
+    for text in (TEXT, (ROOT / "config" / "node.toml").read_text()):
+        text = text.replace("\n", end)
+        said, found = settings_file.kept(text)
+        assert "s3cret" not in said
+        pairs = zip(text.splitlines(), said.splitlines(), strict=True)
+        changed = [(before, after) for before, after in pairs if before != after]
+        assert len(changed) == len(found) + sum("not shown" in after for _, after in changed)
+        assert tomllib.loads(settings_file.filled(said, found)) == tomllib.loads(text)
+
+
+def test_a_secret_comes_back_to_nobody_else() -> None:
+    """To the entry that it is of, at the address that it is for."""
+    former = f"""{WEB}dicomweb_token = "hush-1"
+[[peer]]
+name = "web_2"
+dicomweb_url = "https://ours/"
+dicomweb_token = "hush-2"
+[[route]]
+name = "r"
+options = {{ api_token = "hush-3" }}
+"""
+    said, _ = settings_file.kept(former)
+    assert "hush" not in said
+    for now in (
+        former.replace("https://ours/", "https://theirs/"),
+        former.replace('"web"', '"web-2"'),
+        former.replace('"web_2"', '"web 2"'),
+        former.replace('"r"', '"R"'),
+        former.replace("api_token", "api-token"),
+        former.replace('dicomweb_token = "hush-1"', 'dicomweb_password = "hush-1"'),
+        "",
+    ):
+        with pytest.raises(SettingsRefused, match="secrets are not kept"):
+            settings_file.filled(said, settings_file.kept(now)[1])
+    assert settings_file.filled(said, settings_file.kept(former)[1]) == former

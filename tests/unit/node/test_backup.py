@@ -264,6 +264,74 @@ def test_the_commands(story: Story, tmp_path: Path) -> None:
     assert trail_of(story)[0]["about"] == ["pacs-node fsck --mend"]
 
 
+def test_a_restore_that_the_database_alone_stands_against_is_told_and_can_be_begun_again(
+    story: Story, tmp_path: Path
+) -> None:
+    copy, config = saved(story, tmp_path / "copy"), str(story.file)
+    said_before = len(trail_of(story))
+    story.node.stop()
+    text = story.file.read_text()
+    story.file.write_text(f'{text}\n[database]\nurl = "sqlite:///elsewhere.sqlite"\n')
+    shutil.rmtree(story.folder / "data")
+    (story.folder / "elsewhere.sqlite").write_bytes(b"")
+    for tries in (1, 2):
+        done = CliRunner().invoke(app, ["restore", str(copy), "--config", config])
+        assert (done.exit_code, "is there already" in done.output) == (1, True)
+        assert [event["failed"] for event in trail_of(story)] == [True] * tries
+    (story.folder / "elsewhere.sqlite").unlink()
+    done = CliRunner().invoke(app, ["restore", str(copy), "--config", config])
+    assert done.exit_code == 0, done.output
+    assert [event["failed"] for event in trail_of(story)][:3] == [False, True, True]
+    assert len(trail_of(story)) == said_before + 3, "and what the backup has brought"
+    (tmp_path / "third").mkdir()
+    (story.folder / "data" / "elsewhere").touch()
+    assert "is not empty" in CliRunner().invoke(app, ["restore", str(copy), "--config", config]).output
+
+
+OF_NODE = """
+[[peer]]
+name = "archive"
+dicomweb_url = "https://archive.example/dicom-web"
+dicomweb_token = "hush-1"  # password = "hush-2"
+[[notify]]
+name = "us"
+urls = ["json://node:hush-3@hooks.example"]
+#[store]
+#secret_access_key = "hush-4"
+"""
+
+
+def test_no_secret_lies_in_a_backup_and_restore_says_which(story: Story, tmp_path: Path) -> None:
+    """Neither in its settings nor in the history that the database has, also of times before."""
+    story.file.write_text(story.file.read_text() + OF_NODE)
+    node = Node(load(story.file, catalogue()), file=story.file)
+    assert node.settings is not None
+    node.settings.started()
+    story.file.write_text(story.file.read_text().replace("hush-1", "hush-5"))
+    node.settings.reload()
+    node.ledger.close()
+    copy, config = tmp_path / "copy", str(story.file)
+    done = CliRunner().invoke(app, ["backup", str(copy), "--config", config])
+    assert done.exit_code == 0, done.output
+    for path in (path for path in copy.rglob("*") if path.is_file()):
+        assert b"hush" not in path.read_bytes(), path
+    lacking = re.findall(r"PACS_NODE_\w+", done.output)
+    assert len(lacking) == 2
+    assert "_NOTIFY_US_URLS_" in lacking[0]
+    assert "_PEER_ARCHIVE_DICOMWEB_TOKEN_" in lacking[1]
+    story.node.stop()
+    shutil.rmtree(story.folder / "data")
+    restored = CliRunner().invoke(app, ["restore", str(copy), "--config", config])
+    assert restored.exit_code == 0, restored.output
+    assert re.findall(r"PACS_NODE_\w+", restored.output) == lacking
+    shutil.copyfile(copy / "node.toml", story.file)  # as it is: no node starts with it
+    said = CliRunner().invoke(app, ["check", "--config", config])
+    assert said.exit_code == 1
+    assert all(f"the environment has no variable {each}" in said.output for each in lacking)
+    given = {lacking[0]: "json://node:hush-3@hooks.example", lacking[1]: "hush-5"}
+    assert CliRunner().invoke(app, ["check", "--config", config], env=given).exit_code == 0
+
+
 def test_a_command_that_is_broken_off_has_not_done_it(story: Story, tmp_path: Path, monkeypatch: Any) -> None:
     def broken_off(*_: object) -> None:
         raise KeyboardInterrupt

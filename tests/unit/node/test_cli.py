@@ -258,3 +258,30 @@ def test_a_command_that_migrates_an_earlier_ledger_names_files_by_their_place(tm
     assert pacs_node("user", "list", "--config", settings(tmp_path)) == (0, "")
     with sqlite3.connect(data_dir / "node.sqlite") as db:
         assert db.execute("SELECT path FROM instance").fetchall() == [("spool/a",)]
+
+
+def test_the_history_of_an_older_node_loses_its_secrets(tmp_path: Path) -> None:
+    """Also from the pages of the file that are free, which a backup copies."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
+    alembic = AlembicConfig()
+    alembic.set_main_option("script_location", str(MIGRATIONS))
+    alembic.attributes["engine"] = ledger.engine
+    command.upgrade(alembic, "0026")
+    texts = [
+        f'# {"x" * length}\n[[peer]]\nname = "n{number}"\ndicomweb_url = "https://a/"\ndicomweb_token = "hush"\n'
+        for number, length in enumerate((1, 900, 5000, 20000))
+    ]
+    columns = ("place", "at", "who", "what", "difference", "digest", "text")
+    with ledger.engine.begin() as db:
+        for text in [*texts, "[[broken\ntoken = 'hush'", "[node]\n"]:
+            row = dict.fromkeys(columns, "x") | {"at": "2026-03-01 12:00:00.000000", "text": text}
+            db.execute(sa.text(f"INSERT INTO settings_version ({', '.join(row)}) VALUES (:{', :'.join(row)})"), row)
+    ledger.migrate()
+    with ledger.engine.begin() as db:
+        kept = list(db.execute(sa.text("SELECT text FROM settings_version ORDER BY id")).scalars())
+    assert [len(each) > len(text) for each, text in zip(kept, texts, strict=False)] == [True] * 4
+    assert kept[-1] == "[node]\n"
+    ledger.close()
+    with sqlite3.connect(tmp_path / "node.sqlite") as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert b"hush" not in (tmp_path / "node.sqlite").read_bytes()

@@ -210,6 +210,32 @@ def test_what_was_changed_is_put_back(told: Told) -> None:
     ]  # fmt: skip
 
 
+WITH_SECRET = {"name": "web", "dicomweb_url": "https://archive.example/", "dicomweb_token": "hush-1"}
+
+
+def test_the_history_has_no_secret_and_what_is_put_back_has_the_one_of_now(told: Told) -> None:
+    told.change("peer", None, WITH_SECRET)
+    told.change("peer", "web", {**WITH_SECRET, "dicomweb_token": "hush-2"})
+    renewed = told.live.versions()[0]
+    assert "(a secret was changed)" in renewed.difference
+    told.change("peer", "web", {**WITH_SECRET, "dicomweb_token": "hush-2", "ask_again_h": 3.0})
+    latest = told.live.versions()[0]
+    assert "secret" not in latest.difference, "it is the same one"
+    told.live.undo(latest.id, told.digest, "ana")
+    assert "ask_again_h" not in told.live.text()
+    assert 'dicomweb_token = "hush-2"' in told.live.text()
+    assert told.node.config.peer("web").dicomweb_token.get_secret_value() == "hush-2"  # type: ignore[union-attr]
+    with pytest.raises(SettingsRefused, match="nothing is different"):
+        told.live.undo(renewed.id, told.digest, "ana")
+    told.change("peer", "web", {**WITH_SECRET, "dicomweb_url": "https://other.example/", "dicomweb_token": "hush-3"})
+    elsewhere, before = told.live.versions()[0], told.live.text()
+    with pytest.raises(SettingsRefused, match="PACS_NODE_PEER_WEB_DICOMWEB_TOKEN_"):
+        told.live.undo(elsewhere.id, told.digest, "ana")
+    assert told.live.text() == before
+    assert "hush" not in repr([vars(each) for each in told.live.versions()])
+    assert "hush" not in repr(told.audited)
+
+
 def test_what_was_edited_by_hand_and_not_taken_up_is_not_lost_to_the_history(told: Told) -> None:
     told.edit("# the scanner", "# by hand")
     told.change("peer", None, NEW_PEER)
