@@ -208,8 +208,10 @@ def create_app(
     )
 
 
-NOT_USED = ("accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "magnetometer", "microphone")
-NOT_USED += ("midi", "payment", "usb")  # of what a browser could give a page
+NOT_USED = (  # of what a browser could give a page
+    *("accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "magnetometer", "microphone"),
+    *("midi", "payment", "usb"),
+)
 HSTS_DAYS = 30  # each answer begins them anew; a site that gives TLS up is reached again after so many
 OVER_TLS = ((b"strict-transport-security", f"max-age={HSTS_DAYS * 86400}".encode()),)  # RFC 6797
 HEADERS = (
