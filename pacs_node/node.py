@@ -250,8 +250,8 @@ class Node:
             self.settings.started()
         if web:
             self._start_web()
-        if listen and self.config.notices:
-            self._start_notifier()
+        if listen:
+            self._tell_whom_the_settings_name()
         if work:
             self._start_engine()
         self._tell_of_settings()
@@ -330,6 +330,8 @@ class Node:
             self.listener.take_up(self._listener_settings(self.listener.settings.tls))
         if self.receivers is not None:
             self.receivers.take_up(partial(Node, config), config)
+        if self._started and self.listening:  # not in a process that receives for another
+            self._tell_whom_the_settings_name()
         new = [each for each in self._pipelines() if repr(each) not in known]
         if self.engine is not None and new:
             self.stages.inference.warm(new)
@@ -579,7 +581,13 @@ class Node:
         web = self._web
         self._thread("web", lambda: web.run(sockets=[door]))
 
-    def _start_notifier(self) -> None:
+    def _tell_whom_the_settings_name(self) -> None:
+        """Of what is wrong, from now on."""
+        if self.notifier is not None:
+            self.notifier.take_up(self.config.notices)
+            return
+        if not self.config.notices:
+            return
         jobs = self.config.jobs
         longest_s = jobs.infer_timeout_s + 2 * self.config.priors.timeout_s + jobs.lease_s
         name = f"pacs-node {self.config.node.ae_title}"

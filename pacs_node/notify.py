@@ -170,6 +170,12 @@ class Notifier:
         self._learnt: tuple[float, Mapping[str, str], Mapping[str, datetime]] | None = None
         self._stopping = threading.Event()
 
+    def take_up(self, receivers: Sequence[Notify]) -> None:
+        """From the next look on."""
+        self.receivers = receivers
+        names = {about.name for about in receivers}
+        self.troubles = {name: why for name, why in self.troubles.items() if name in names}
+
     def stop(self) -> None:
         """A message on its way is not waited for: it is told again, if it was not taken."""
         self._stopping.set()

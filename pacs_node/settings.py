@@ -30,7 +30,7 @@ from pacs_node.route import identifying
 log = structlog.get_logger()
 
 # tables of a settings file that a running node takes up; the others it reads at its start
-AT_ONCE = ("assemble", "priors", "retention", "peers", "routes")
+AT_ONCE = ("assemble", "priors", "retention", "peers", "routes", "notices")
 
 FOUND = "found in the file"
 WAITS = ", but for what the next start of the node takes up: "

@@ -355,6 +355,32 @@ def test_what_waits_for_the_next_start_is_named_and_not_in_force(told: Told) -> 
     assert told.live.waiting == ()
 
 
+def test_who_is_told_changes_at_once(told: Told) -> None:
+    def named() -> list[str]:
+        return [each.name for each in told.node.notifier.receivers] if told.node.notifier is not None else []
+
+    assert named() == []
+    without = told.file.read_text()
+    notify = '\n[[notify]]\nname = "{}"\nurls = ["json://127.0.0.1:1/{}"]\nabout = ["pause"]\n'
+    told.file.write_text(without + notify.format("first", "a"))
+    told.live.reload()
+    assert named() == ["first"]
+    assert told.node.notifier is not None
+    looks = told.node.notifier.loop
+    told.file.write_text(without + notify.format("first", "b") + notify.format("second", "c"))
+    told.live.reload()
+    assert named() == ["first", "second"]
+    assert told.live.waiting == ()
+    assert told.node.notifier.loop is looks, "one that looks"
+    told.node.notifier.troubles = {"first": "away", "second": "away"}
+    told.file.write_text(without + notify.format("second", "c"))
+    told.live.reload()
+    assert told.node.notifier.troubles == {"second": "away"}, "of who is not told any more nothing is wrong"
+    told.file.write_text(without)
+    told.live.reload()
+    assert named() == []
+
+
 def test_every_table_is_taken_up_or_waits() -> None:
     """One that is neither would be silently ignored: whatever is added to the settings falls on one side."""
     running = Config()
