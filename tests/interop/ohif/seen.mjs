@@ -14,9 +14,12 @@ let page;
 let errors;
 
 const actions = {
-  async open({ url, width = 1000, height = 800, javaScript = true }) {
+  /** In a browser that nobody has used yet. trusts: also a certificate that nobody known has signed. */
+  async open({ url, width = 1000, height = 800, javaScript = true, trusts = false }) {
     await page?.context().close();
-    const context = await browser.newContext({ viewport: { width, height }, javaScriptEnabled: javaScript });
+    const context = await browser.newContext({
+      viewport: { width, height }, javaScriptEnabled: javaScript, ignoreHTTPSErrors: trusts,
+    });
     page = await context.newPage();
     page.setDefaultTimeout(120_000);
     errors = [];
@@ -30,6 +33,32 @@ const actions = {
     }
     const response = await page.goto(url);
     return response.status();
+  },
+  /** On, in the same browser: who has logged in stays so. */
+  async go({ url }) {
+    const response = await page.goto(url);
+    return response.status();
+  },
+  /** A field by its name, whatever kind it is of; of boxes that are ticked the one with this value. number: of several. */
+  async fill({ field, value, number = 0 }) {
+    const fields = page.locator(`[name="${field}"]:visible`);
+    const kind = await fields.first().evaluate(e => (e.tagName === 'SELECT' ? 'select' : e.type));
+    if (kind === 'select') await fields.first().selectOption(value);
+    else if (kind === 'file') await fields.first().setInputFiles(value);
+    else if (kind === 'checkbox') await (value ? fields.and(page.locator(`[value="${value}"]`)) : fields).first().check();
+    else await fields.nth(number).fill(value);
+  },
+  /** A button or a link by its words, and what comes of it has loaded. within: only in what holds this. */
+  async follow({ words, within = 'body' }) {
+    const those = page.locator(within).first();
+    const one = those.getByRole('button', { name: words, exact: true }).or(those.getByRole('link', { name: words, exact: true }));
+    await Promise.all([page.waitForNavigation(), one.first().click()]);
+  },
+  async text() {
+    return page.locator('main').innerText();
+  },
+  async where() {
+    return page.url();
   },
   async press({ key, times = 1 }) {
     for (let n = 0; n < times; n++) await page.keyboard.press(key);
