@@ -51,14 +51,11 @@ def in_force(running: Config, asked: Config) -> tuple[Config, tuple[str, ...]]:
             "the node"
         )
     waiting = []
-    for name, field in Config.model_fields.items():
+    for name in Config.model_fields:
         new, old = getattr(asked, name), getattr(running, name)
         if name in AT_ONCE or new == old:
             continue
-        keys = (
-            [] if isinstance(new, tuple) else [k for k in type(new).model_fields if getattr(new, k) != getattr(old, k)]
-        )
-        waiting += [f"{key} in [{name}]" for key in keys] or [f"[[{field.alias or name}]]"]
+        waiting += [f"{key} in [{name}]" for key in type(new).model_fields if getattr(new, key) != getattr(old, key)]
     return running.model_copy(update={name: getattr(asked, name) for name in AT_ONCE}), tuple(waiting)
 
 
