@@ -62,11 +62,11 @@ class Everything(Seen):
 
     sends = True
 
-    def __init__(self, folder: Path, *, size: int = 64) -> None:
+    def __init__(self, folder: Path, *, size: int = 64, toml: str = TOML) -> None:
         # results go to a folder, and fail at a PACS that nobody has started
         truth, findings = chest(folder / "chest", size=size, spacing_mm=(6.0, 360 / size, 360 / size))
         self.pacs_port = free_port()
-        super().__init__(folder, truth.files, findings, TOML.format(port=self.pacs_port))
+        super().__init__(folder, truth.files, findings, toml.format(port=self.pacs_port))
         assert self.node.settings is not None
         self.node.settings.started()
         self.series = {"chest CT": self.uid}

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import uvicorn
@@ -118,15 +119,15 @@ class Seen:
 
 
 @contextmanager
-def served(app: Starlette) -> Iterator[str]:
-    """An application as browsers have it, at this address."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+def served(app: Starlette, port: int = 0, **how: Any) -> Iterator[str]:
+    """An application as browsers have it, at this address. how: of uvicorn.Config, such as a certificate."""
+    port = port or free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", **how))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_for(lambda: server.started, 60, "the pages")
-        yield f"http://127.0.0.1:{port}"
+        yield f"{'https' if 'ssl_certfile' in how else 'http'}://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join(20)
