@@ -143,7 +143,8 @@ def ana(place: tuple[Place, str], browser: Page) -> Iterator[Person]:
         person.gives("ana", PASSWORD)
     assert person.path == "/"
     yield person
-    assert person.page.do("errors") == []
+    # a list that is left when somebody logs out may still ask what has changed
+    assert [each for each in person.page.do("errors") if "401" not in each] == []
 
 
 def test_who_logs_in_is_known_until_she_logs_out(ana: Person) -> None:
