@@ -462,6 +462,8 @@ ELSEWHERE = {  # names of files that are not ours
     "patient/nodule/file.png": "in a set of crops, and the following",
     "file_raters.png": "",
     "hard.json": "by an option's example",
+    "listener.py": "what first-day.md has its reader make, and the following",
+    "sent.json": "",
 }
 # what a run or its user makes, and what lies elsewhere by its very path
 MADE = re.compile(
