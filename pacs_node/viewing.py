@@ -34,7 +34,7 @@ from pacs_node.records import Stored
 log = structlog.get_logger()
 
 PROGRAM = Path(__file__).with_name("viewing_process.py")
-FORM = 1  # of the files: those of another one are made anew
+FORM = 2  # of the files: those of another one are made anew
 LONGEST_S = 300.0  # that one process may take
 AGAIN_AFTER_S = 60.0  # what could not be made is tried again
 PARTS = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from pydicom import Dataset
 
-    from dicom_sr.findings import Finding, Findings, ImageRef
+    from dicom_sr.findings import Axis, Finding, Findings, ImageRef
 
 MOST_SHOWN = (
     1 << 27
@@ -290,6 +290,7 @@ def _finding(images: Images, said: Findings, finding: Finding) -> dict[str, Any]
         "evaluations": [_evaluation(each) for each in finding.evaluations],
         "change": finding.change,
         "outline": outline_of(finding),
+        "axes": axes_of(images, finding),
     }
 
 
@@ -313,6 +314,31 @@ def corners_ras_mm(affine: np.ndarray, first: Sequence[int], last: Sequence[int]
 
     corners = np.array([[*(np.array(first) - 0.5), 1.0], [*(np.array(last) + 0.5), 1.0]]) @ affine.T
     return [[-float(x), -float(y), float(z)] for x, y, z, _ in corners]
+
+
+def axes_of(images: Images, finding: Finding) -> list[dict[str, Any]]:
+    """The lines that its long and short axis were measured along, as the report has them. Nothing is measured here."""
+    from dicom_sr import codes
+
+    lines = ((codes.LONG_AXIS, finding.long_axis), (codes.SHORT_AXIS, finding.short_axis))
+    return [
+        {
+            "name": name.meaning,
+            "image": axis.image,
+            "ends_xy": [list(axis.start_xy), list(axis.end_xy)],
+            "ends_ras_mm": None if images.affine is None else ends_ras_mm(images.affine, axis),
+        }
+        for name, axis in lines
+        if axis is not None
+    ]
+
+
+def ends_ras_mm(affine: np.ndarray, axis: Axis) -> list[list[float]]:
+    """(column, row) counted from the outer corner of the first pixel, whose middle is (0.5, 0.5), in mm RAS+."""
+    import numpy as np
+
+    ends = np.array([[axis.image, y - 0.5, x - 0.5, 1.0] for x, y in (axis.start_xy, axis.end_xy)]) @ affine.T
+    return [[-float(x), -float(y), float(z)] for x, y, z, _ in ends]
 
 
 def outline_of(finding: Finding) -> list[list[list[float]]]:
@@ -350,7 +376,7 @@ def full_name(index: int) -> str:
 
 
 def draw_all(images: Images, told: Sequence[Told], folder: Path) -> None:
-    """Of each finding a small picture with its outline, and its key image in full; without findings the first image."""
+    """Of each finding a small picture with outline and axes, and its key image in full; of none the first image."""
     from PIL import Image
 
     full: dict[int, np.ndarray] = {}
@@ -383,6 +409,8 @@ def seen(images: Images, index: int, said: Findings | None) -> np.ndarray:
 def _small(image: np.ndarray, finding: Finding) -> Any:
     from PIL import Image, ImageDraw
 
+    from dicom_sr.capture import CALIPER
+
     rows, columns = image.shape[:2]
     middle_y, middle_x, side = rows / 2, columns / 2, max(rows, columns)
     if finding.extent != "none":
@@ -394,10 +422,16 @@ def _small(image: np.ndarray, finding: Finding) -> Any:
     cut = Image.fromarray(image).crop((left, top, left + side, top + side))
     small, scale = cut.resize((SMALL, SMALL), Image.Resampling.BICUBIC), SMALL / side
     pen = ImageDraw.Draw(small)
-    for loop in outline_of(finding):
+
+    def draw(points: Sequence[Sequence[float]], **how: Any) -> None:
         # Pillow's (0, 0) is the centre of the first pixel
-        line = [((column - left) * scale - 0.5, (row - top) * scale - 0.5) for column, row in loop]
-        pen.line(line, fill=colour_of(finding), width=2)
+        pen.line([((column - left) * scale - 0.5, (row - top) * scale - 0.5) for column, row in points], **how)
+
+    for loop in outline_of(finding):
+        draw(loop, fill=colour_of(finding), width=2)
+    for axis in (finding.long_axis, finding.short_axis):
+        if axis is not None and axis.image == finding.key_image:
+            draw((axis.start_xy, axis.end_xy), fill=CALIPER, width=1)
     return small
 
 
@@ -513,7 +547,7 @@ def write_cine(images: Images, told: Sequence[Told], folder: Path) -> None:
         "identity_in_pixels": may_name_the_patient(images),
         "frames": frames,
         "outlines": [
-            _outlines(each.job, finding) for each in told if each.findings for finding in each.findings.findings
+            _outlines(images, each.job, finding) for each in told if each.findings for finding in each.findings.findings
         ],
         "remarks": [],
     }
@@ -550,8 +584,8 @@ def _ms_of(per_second: float) -> float:
     return 1000 / per_second
 
 
-def _outlines(job: str, finding: Finding) -> dict[str, Any]:
-    """Frame by frame, where the finding is on it."""
+def _outlines(images: Images, job: str, finding: Finding) -> dict[str, Any]:
+    """Frame by frame, where the finding is on it; and its axes, on the frame that it was measured on."""
     first = finding.offset_zyx[0]
     there = [first + plane for plane in range(len(finding.mask)) if finding.mask[plane].any()]
     return {
@@ -561,6 +595,7 @@ def _outlines(job: str, finding: Finding) -> dict[str, Any]:
         "colour": colour_of(finding),
         "key_image": finding.key_image,
         "on": [{"frame": index, "polygons": outline_on(finding, index)} for index in there],
+        "axes": axes_of(images, finding),
     }
 
 

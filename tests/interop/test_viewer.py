@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -17,10 +17,11 @@ import pydicom
 import pytest
 from PIL import Image
 
-from dicom_sr.findings import ComparedWith
+from dicom_sr.findings import ComparedWith, Finding
+from models.measure import measure_lesion
 from models.phantoms import breast_cine, chest_ct
-from models.phantoms.truth import Truth
-from models.read import read_ct
+from models.phantoms.truth import Lesion, Truth
+from models.read import read_ct, read_ultrasound
 from tests.factories import us_image
 from tests.follow_up import AFTER, BEFORE, DATES, DAYS, POSE, SEED, Study, study
 from tests.harness import ROOT, missing, need, wait_for
@@ -44,6 +45,14 @@ PIXELS = f"""((x, y, wide, tall) => {{
   gl.readPixels(x, gl.canvas.height - y - tall, wide, tall, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
   return Array.from(pixels);
 }})"""
+
+
+# whether a canvas, by its place among those of the page, has the colour of an axis there, or next to it
+YELLOW_AT = """((canvas, x, y) => {
+  const { data } = document.querySelectorAll('canvas')[canvas].getContext('2d').getImageData(x - 1, y - 1, 3, 3);
+  const colours = Array.from({ length: 9 }, (_, n) => data.slice(4 * n, 4 * n + 3));
+  return colours.some(([r, g, b]) => r > 150 && g > 150 && b < 80);
+})"""
 
 
 class Page:
@@ -96,21 +105,27 @@ def page() -> Iterator[Page]:
     page.close()
 
 
-def expected_place(truth: Truth, wide: int, tall: int) -> tuple[float, float]:
-    """Where the middle of the first lesion is on an axial slice, as a radiologist sees it: the patient's left is on the
-    right, the front above; as large as fits. Reckoned from the phantom, not by the viewer."""
+def on_screen(truth: Truth, wide: int, tall: int) -> tuple[Callable[..., np.ndarray], float]:
+    """Where a voxel (z, y, x) is on an axial slice, as a radiologist sees it: the patient's left is on the right, the
+    front above; as large as fits. And pixels of the screen per mm. Reckoned from the phantom, not by the viewer."""
     volume = read_ct(truth.files)
     ends = [(-0.5, length - 0.5) for length in volume.hu.shape]
     corners = np.array([[*corner, 1.0] for corner in itertools.product(*ends)]) @ volume.affine.T
     low, high = corners.min(axis=0), corners.max(axis=0)
-    scale = min(wide / (high[0] - low[0]), tall / (high[1] - low[1]))
-    lesion = truth.lesions[0]
+    scale, middle = min(wide / (high[0] - low[0]), tall / (high[1] - low[1])), (low + high) / 2
+
+    def place(*zyx: float) -> np.ndarray:
+        return np.array([wide, tall]) / 2 + ((volume.affine @ [*zyx, 1.0]) - middle)[:2] * scale
+
+    return place, scale
+
+
+def middle_of(lesion: Lesion) -> tuple[float, float, float]:
+    """Of its largest slice: (z, y, x)."""
     z = int(lesion.mask.sum(axis=(1, 2)).argmax())
     inside = np.argwhere(lesion.mask[z])
     y, x = (inside.min(axis=0) + inside.max(axis=0)) / 2
-    place = volume.affine @ [lesion.offset_zyx[0] + z, lesion.offset_zyx[1] + y, lesion.offset_zyx[2] + x, 1.0]
-    middle = (low + high) / 2
-    return wide / 2 + (place[0] - middle[0]) * scale, tall / 2 + (place[1] - middle[1]) * scale
+    return lesion.offset_zyx[0] + z, lesion.offset_zyx[1] + y, lesion.offset_zyx[2] + x
 
 
 class Shown:
@@ -133,7 +148,8 @@ def is_seen_where_it_is(page: Page, shown: Shown) -> None:
     with seen.served() as address:
         page.open_viewer(seen, address)
         wide, tall = page.value(SIZE)
-        x, y = expected_place(truth, wide, tall)
+        place, scale = on_screen(truth, wide, tall)
+        x, y = place(*middle_of(truth.lesions[0]))
         drawn = page.value(f"{VIEWER}.state.drawn")[0]
         left, top, right, bottom = drawn["outlined"]
         assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((x, y), abs=2.5)
@@ -154,7 +170,34 @@ def is_seen_where_it_is(page: Page, shown: Shown) -> None:
         assert drawn["text"].startswith("Nodule 1 · 87 % · ")
         size = shown.findings.findings[0].measurements[0].value
         assert f" {size:.1f} x " in drawn["text"]
+        axes_are_seen_where_they_were_measured(page, shown.findings.findings[0], drawn, place, scale)
         assert page.do("errors") == []
+
+
+def axes_are_seen_where_they_were_measured(
+    page: Page, finding: Finding, drawn: dict[str, Any], place: Callable[..., np.ndarray], scale: float
+) -> None:
+    """On the nodule, end by end, as long as the number that is written; and gone with the outlines."""
+    left, top, right, bottom = drawn["outlined"]
+    assert [axis["name"] for axis in drawn["axes"]] == ["Long Axis", "Short Axis"]
+    for axis, true, number in zip(
+        drawn["axes"], (finding.long_axis, finding.short_axis), finding.measurements, strict=False
+    ):
+        assert true is not None
+        ends = np.array(axis["ends"])
+        meant = [place(true.image, row - 0.5, column - 0.5) for column, row in (true.start_xy, true.end_xy)]
+        assert ends == pytest.approx(np.array(meant), abs=1.0)
+        assert np.linalg.norm(ends[1] - ends[0]) / scale == pytest.approx(number.value, abs=0.2), "mm"
+        assert ((ends > [left - 2, top - 2]) & (ends < [right + 2, bottom + 2])).all(), "on the nodule"
+        assert page.value(f"{YELLOW_AT}(1, ...{ends.mean(axis=0).round().tolist()})"), "yellow"
+    page.value("document.querySelector('.stage canvas').focus()")
+    page.do("press", key="ArrowUp")
+    assert [each["axes"] for each in page.value(f"{VIEWER}.state.drawn")] in ([], [[]]), "on one slice alone"
+    page.do("press", key="ArrowDown")
+    assert page.value(f"{VIEWER}.state.drawn[0].axes.length") == 2
+    page.do("press", key="o")
+    assert page.value(f"{VIEWER}.state.drawn") == [], "with the outlines"
+    assert not page.value(f"{YELLOW_AT}(1, ...{ends.mean(axis=0).round().tolist()})")
 
 
 def test_a_nodule_is_seen_where_it_is(page: Page, shown: Shown) -> None:
@@ -301,7 +344,12 @@ def test_a_clip_is_played_with_its_outline_frame_by_frame(page: Page, tmp_path: 
     truth = breast_cine(tmp_path / "images", frames=8, shape=(120, 160))
     image = pydicom.dcmread(truth.files[0], stop_before_pixels=True)
     lesion = truth.lesions[0]
-    found = mass(1, lesion.offset_zyx, lesion.mask)
+    spacing_mm = read_ultrasound(truth.files[0]).regions[0].spacing_mm
+    assert spacing_mm is not None
+    largest = lesion.offset_zyx[0] + int(lesion.mask.sum(axis=(1, 2)).argmax())
+    sizes = measure_lesion(lesion.mask[largest - lesion.offset_zyx[0]], lesion.offset_zyx[1:], largest, spacing_mm)
+    measured = {"long_axis": sizes.long_axis, "short_axis": sizes.short_axis, "measurements": sizes.measurements}
+    found = replace(mass(1, lesion.offset_zyx, lesion.mask), **measured)
     seen = Seen(tmp_path, truth.files, us_findings([image], found))
     player, frame = "document.getElementById('cine').player", "Number(document.getElementById('cine').dataset.frame)"
     try:
@@ -321,6 +369,14 @@ def test_a_clip_is_played_with_its_outline_frame_by_frame(page: Page, tmp_path: 
             for index in range(8):
                 wait_for(lambda index=index: page.value(frame) == index, 20, f"frame {index}")
                 drawn = page.value(f"{player}.state.drawn.map(each => each.polygons.flat())")
+                axes = page.value(f"{player}.state.drawn.flatMap(each => each.axes)")
+                assert len(axes) == 2 * (index == found.key_image), "on the frame that was measured"
+                for axis, size in zip(axes, sizes.measurements, strict=False):
+                    ends = np.array(axis["ends_xy"])
+                    assert np.linalg.norm((ends[1] - ends[0]) * spacing_mm[::-1]) == pytest.approx(size.value, abs=0.06)
+                    assert (ends > np.min(drawn[0], axis=0) - 0.5).all(), "on the lesion"
+                    assert (ends < np.max(drawn[0], axis=0) + 0.5).all(), "on the lesion"
+                    assert page.value(f"{YELLOW_AT}(0, ...{ends.mean(axis=0).round().tolist()})")
                 plane = index - lesion.offset_zyx[0]
                 there = 0 <= plane < len(lesion.mask) and lesion.mask[plane].any()
                 assert bool(drawn) == there
@@ -355,6 +411,11 @@ def test_an_ultrasound_image_with_its_outline(page: Page, tmp_path: Path) -> Non
             left, top, across, _ = page.value(RECTANGLE.format(".picture .outline"))
             on_image = [(left - x) / wide * 400, (top - y) / wide * 400, across / wide * 400]
             assert on_image == pytest.approx([120, 112, 14], abs=1)
+            lines = [page.value(RECTANGLE.format(f".picture .axis:nth-of-type({n})")) for n in (1, 2)]
+            lies = [
+                [(a - x) / wide * 400, (b - y) / wide * 400, *(each / wide * 400 for each in of)] for a, b, *of in lines
+            ]
+            assert lies == [pytest.approx(line, abs=1) for line in ([127, 112, 0, 10], [120, 117, 14, 0])]
             assert page.do("wide") == 0
             assert page.do("errors") == []
     finally:

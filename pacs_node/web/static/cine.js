@@ -12,6 +12,7 @@
   const words = root.querySelector('.words'), where = root.querySelector('.where');
   const slider = root.querySelector('input[type=range]');
   const playing = root.querySelector('.play'), outlining = root.querySelector('.outlines');
+  const CALIPER = '#ff0'; // as the captures have it
   const state = { frame: 0, plays: false, outlines: true, finding: -1, drawn: [] };
   let told, film, clock;
 
@@ -61,7 +62,16 @@
       pen.lineWidth = Math.max(1.5, columns / 300);
       pen.strokeStyle = finding.colour;
       pen.stroke();
-      drawn.push({ label: finding.label, polygons: here.polygons });
+      const axes = finding.axes.filter(each => each.image === shown);
+      for (const { ends_xy: [start, end] } of axes) {
+        pen.beginPath();
+        pen.moveTo(...start);
+        pen.lineTo(...end);
+        pen.lineWidth = Math.max(1, columns / 450);
+        pen.strokeStyle = CALIPER;
+        pen.stroke();
+      }
+      drawn.push({ label: finding.label, polygons: here.polygons, axes });
     }
     state.drawn = drawn;
     slider.value = shown;

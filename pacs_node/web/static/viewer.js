@@ -28,6 +28,7 @@
   // the surface of what holds air, for the view in depth: seen where HU are between lung and soft tissue
   const LUNGS = { low: -750, high: -200, R: [0, 110, 0], G: [0, 190, 0], B: [0, 210, 0], A: [0, 90, 0], I: [0, 128, 255] };
   const ZOOMS = 1.25;
+  const CALIPER = '#ff0'; // as the captures have it
 
   const OPTIONS = {
     isRadiologicalConvention: true, // the patient's right is on the left, as radiologists have it
@@ -157,6 +158,7 @@
     if (finding.extent === 'box') pen.setLineDash([]); else pen.setLineDash([4 * scale, 3 * scale]);
     pen.strokeRect(left, top, right - left, bottom - top);
     pen.setLineDash([]);
+    const measured = axes(tile, finding, depth, scale, on);
     const text = [finding.label, finding.certainty_percent === null ? '' : `${finding.certainty_percent} %`, finding.size]
       .filter(Boolean).join(' · ');
     pen.font = `600 ${13 * scale}px system-ui, sans-serif`;
@@ -169,7 +171,29 @@
     pen.strokeText(text, x, y);
     pen.fillStyle = finding.colour;
     pen.fillText(text, x, y);
-    return { plane: tile.axCorSag, label: finding.label, box: [left, top, right, bottom], outlined, text };
+    return { plane: tile.axCorSag, label: finding.label, box: [left, top, right, bottom], outlined, axes: measured, text };
+  };
+
+  /** The lines that its axes were measured along, on the slice that they lie on; where on the screen that is. */
+  const axes = (tile, finding, depth, scale, on) => {
+    const drawn = [];
+    for (const { name, ends_ras_mm } of finding.axes) {
+      const ends = ends_ras_mm.map(mm => Array.from(frac(mm, on)));
+      if (ends.some(at => Math.round(at[depth] * length(depth, on) - 0.5) !== slice(depth, on))) continue;
+      for (const at of ends) at[depth] = on.nv.scene.crosshairPos[depth];
+      const [start, end] = ends.map(at => onTile(tile, at, on));
+      if (!start || !end) continue; // beyond what is shown
+      for (const [colour, wide] of [['#000', 3], [CALIPER, 1.2]]) {
+        on.pen.beginPath();
+        on.pen.moveTo(start[0], start[1]);
+        on.pen.lineTo(end[0], end[1]);
+        on.pen.lineWidth = wide * scale;
+        on.pen.strokeStyle = colour;
+        on.pen.stroke();
+      }
+      drawn.push({ name, ends: [start.slice(0, 2), end.slice(0, 2)] });
+    }
+    return drawn;
   };
 
   /** Along the edges of the voxels of its mask on this slice; where on the screen that is, or nothing. */

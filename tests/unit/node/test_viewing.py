@@ -11,22 +11,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicom_sr import encode
+from dicom_sr.capture import CALIPER
 from dicom_sr.findings import Findings
 from models.read import read_ct
 from pacs_node import viewing_process
 from pacs_node.records import Stored
 from pacs_node.viewing import FOLDER, Asked, Made, Viewing, folder_name
-from pacs_node.viewing_process import MOST_SHOWN, NotShown, images_of, must_have_room
+from pacs_node.viewing_process import MOST_SHOWN, Images, NotShown, images_of, must_have_room
 from tests.factories import ORIENTATIONS, ct_series, point_lps_mm, us_image
 from tests.harness import ROOT, wait_for
 from tests.results import WHEN, ct_findings, mass, nodule, us_findings
+from tests.viewers import chest
 
 SHAPE = (10, 24, 32)
 # no middle and no edge, other on every axis: an image that is turned round or exchanged shows it elsewhere
@@ -122,10 +127,46 @@ def test_what_is_shown_lies_where_the_headers_say(how: str, tmp_path: Path) -> N
     assert found["place_lps_mm"] == pytest.approx(of_header.mean(axis=0), abs=0.06)
     centre = np.mean(found["corners_ras_mm"], axis=0) * [-1, -1, 1]
     assert centre == pytest.approx(of_header.mean(axis=0), abs=1e-3)
+    ends_lie_where_the_headers_say(found, known, images)
     about = json.loads((out / "volume.json").read_text())
     there = np.array(about["affine_ras_mm"]) @ [*about["size_xyz"], 1.0]
     back = np.array(about["voxel_of_ras_mm"]) @ there
     assert back[:3] == pytest.approx(about["size_xyz"], abs=1e-6)
+
+
+def ends_lie_where_the_headers_say(found: dict[str, Any], known: Images, images: Sequence[Dataset]) -> None:
+    """Both axes through the middle of the mark, from edge to edge of it, by the equation of the Standard."""
+    headers = {str(each.SOPInstanceUID): each for each in images}
+    assert [axis["name"] for axis in found["axes"]] == ["Long Axis", "Short Axis"]
+    _, y0, x0 = (part.start for part in MARK)
+    _, y1, x1 = (part.stop for part in MARK)
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    for axis, xy in zip(found["axes"], ([(x, y0), (x, y1)], [(x0, y), (x1, y)]), strict=True):
+        header = headers[known.refs[axis["image"]].sop_instance_uid]
+        assert axis["image"] == found["key_image"]
+        assert np.array(axis["ends_xy"]) == pytest.approx(np.array(xy), abs=1e-4)
+        # of the middle of a pixel, where rows and columns of the image count from its outer corner
+        lps = [point_lps_mm(header, row - 0.5, column - 0.5) for column, row in xy]
+        assert np.array(axis["ends_ras_mm"]) * [-1, -1, 1] == pytest.approx(np.array(lps), abs=1e-3)
+
+
+def test_the_axes_are_as_long_as_the_report_says(tmp_path: Path) -> None:
+    """Measured as pipelines measure, written, read again: not one end of its own."""
+    truth, findings = chest(tmp_path / "images")
+    images = [pydicom.dcmread(path, stop_before_pixels=True) for path in truth.files]
+    known = images_of(truth.files)
+    told = viewing_process.findings_of(known, {"job": written(tmp_path / "results", findings, images)})
+    found = viewing_process.as_plain(known, told)["results"][0]["findings"]
+    assert len(found) == 2
+    for each in found:
+        numbers = {number["name"]: number["value"] for number in each["measurements"]}
+        for axis in each["axes"]:
+            start, end = np.array(axis["ends_ras_mm"])
+            assert np.linalg.norm(end - start) == pytest.approx(numbers[axis["name"]], abs=0.051), "tenths"
+            inside = np.array(axis["ends_xy"]) - each["first_zyx"][:0:-1]
+            size = np.array(each["last_zyx"])[:0:-1] - each["first_zyx"][:0:-1] + 1
+            assert (inside > -0.5).all(), "on the nodule"
+            assert (inside < size + 0.5).all(), "on the nodule"
 
 
 def test_a_mirrored_volume_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +199,12 @@ def test_findings_and_pictures_of_a_ct_name_nobody(viewing: Viewing, tmp_path: P
     assert found["outline"] == [[[20.0, 5.0], [25.0, 5.0], [25.0, 8.0], [20.0, 8.0], [20.0, 5.0]]]
     assert made(viewing, asked, "volume").state == "ready"
     assert done.folder is not None
+    with Image.open(done.folder / "finding-1-1.png") as picture:
+        yellow = (np.asarray(picture.convert("RGB")) == CALIPER).all(axis=2)
+    side = picture.width / max(SHAPE)  # the image is smaller than LEAST_SIDE
+    rows, columns = (np.flatnonzero(yellow.any(axis=axis)) for axis in (1, 0))
+    assert (len(rows), len(columns)) == pytest.approx((3 * side, 5 * side), abs=2), "both axes, as long as they are"
+    assert np.mean(np.argwhere(yellow), axis=0) == pytest.approx(picture.width / 2, abs=side), "round the mark"
     there = sorted(path.name for path in done.folder.iterdir())
     assert there == [
         *("finding-1-1.png", "findings.json", f"image-{found['key_image']}.png"),
