@@ -25,6 +25,8 @@ def main() -> int:
     found = sorted({path for pattern in DOCUMENTS for path in ROOT.glob(pattern)})
     for path in found:
         copied(path, set(found))
+    (SOURCE / "assets").mkdir()
+    shutil.copy(ROOT / "deploy" / "iframe-worker.js", SOURCE / "assets")
     command = [sys.executable, "-m", "mkdocs", "build", "-q", "-f", ROOT / "deploy" / "site.yml"]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(command, env=quiet, check=False).returncode

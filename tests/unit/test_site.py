@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.harness import ROOT
+from tests.harness import ROOT, wait_for
+from tests.interop.test_viewer import Page
 
 SITE = ROOT / "build" / "site"
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
@@ -69,3 +70,20 @@ def test_nothing_is_loaded_from_elsewhere(pages: dict[str, str]) -> None:
 
 def test_every_page_says_what_the_node_is_not_for(pages: dict[str, str]) -> None:
     assert [name for name, page in pages.items() if "not for diagnostic use" not in page] == []
+
+
+def test_the_search_works_on_pages_opened_as_files(pages: dict[str, str]) -> None:
+    """As the documents say: open build/site/index.html. Without a server, and without a word to anybody else."""
+    browser = Page()
+    try:
+        browser.do("open", url=(SITE / "docs" / "viewer.html").as_uri(), width=1300)
+        browser.do("click", selector="input[name=query]")
+        browser.do("fill", selector="input[name=query]", text="retention")
+        found = "[...document.querySelectorAll('.md-search-result__item > a')].map(each => each.href)"
+        wait_for(lambda: browser.value(found), 60, "what is found")
+        addresses = [address.partition("?")[0] for address in browser.value(found)]
+        assert (SITE / "docs" / "keeping.html").as_uri() in addresses
+        assert all(address.startswith(SITE.as_uri()) for address in addresses)
+        assert browser.do("errors") == []
+    finally:
+        browser.close()

@@ -32,7 +32,7 @@ const actions = {
         document.addEventListener('securitypolicyviolation', e => console.error(`policy: ${e.violatedDirective} ${e.blockedURI}`)));
     }
     const response = await page.goto(url);
-    return response.status();
+    return response?.status() ?? null; // none of a file
   },
   /** On, in the same browser: who has logged in stays so. */
   async go({ url }) {
@@ -65,6 +65,9 @@ const actions = {
   },
   async click({ selector, number = 0 }) {
     await page.locator(selector).nth(number).click();
+  },
+  async fill({ selector, text }) {
+    await page.locator(selector).first().fill(text);
   },
   async wheel({ x, y, by }) {
     await page.mouse.move(x, y);
