@@ -25,6 +25,7 @@ from babel.messages.pofile import read_po, write_po
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dicom_sr.classes import CLASSES  # noqa: E402
 from pacs_node import doctor, outcomes, records, retention, settings_desk  # noqa: E402
 from pacs_node.accounts import ROLES  # noqa: E402
 from pacs_node.facts import QUEUES  # noqa: E402
@@ -67,6 +68,7 @@ def tables() -> Iterator[tuple[str, str]]:
     yield from (("devices.py", each) for each in ("running", "paused", "resting", "idle"))
     yield from (("heartbeat.py", each) for each in ("under way", "arrived", "failed", "paused"))
     yield from (("confirm.py", each) for each in ("arrived", "not there", "not proven"))
+    yield from (("viewing_process.py", each) for each in CLASSES.values())
     yield from (("retention.py", each) for each in retention.KEPT)
     yield from (("web/lists.py", each) for each in chain(lists.STATES, lists.FINDINGS, lists.DO.values()))
     yield from (("web/views.py", HTTPStatus(each).phrase) for each in (404, 405))

@@ -13,7 +13,7 @@ from math import sqrt
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Any
 
-from dicom_sr import codes
+from dicom_sr.classes import likeliest
 from dicom_sr.frames import frame
 from dicom_sr.importance import size
 
@@ -28,11 +28,6 @@ NEAR_MM = 5.0
 NEAR_PX = 12.0  # of images without millimetres
 NOTABLE_MM = 1.5  # a difference of sizes beyond the error of measuring, Lung-RADS v2022
 WORDS = "shadow: seen by nobody but this page"  # what stands beside everything that a shadow says
-CLASSES = {  # the concept of a probability -> the class that it is of
-    "PNORMAL": "normal",
-    "PBENIGN": "benign",
-    codes.PROBABILITY_OF_CANCER.value: "malignant",
-}
 
 
 # ---- what a job notes
@@ -51,8 +46,8 @@ def places_of(findings: Findings, header_of: Callable[[str], Dataset]) -> dict[s
 
 def class_of(measurements: Sequence[Measurement]) -> str | None:
     """The likeliest class; None where there are not several to choose from."""
-    shares = {CLASSES[m.name.value]: m.value for m in measurements if m.name.value in CLASSES}
-    return max(shares, key=lambda each: shares[each]) if len(shares) > 1 else None
+    found = likeliest(measurements)
+    return None if found is None else found[0]
 
 
 def _place(finding: Finding, images: Sequence[ImageRef], header_of: Callable[[str], Dataset]) -> dict[str, Any]:

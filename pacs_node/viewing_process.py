@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from pydicom import Dataset
 
-    from dicom_sr.findings import Axis, Finding, Findings, ImageRef
+    from dicom_sr.findings import Axis, Finding, Findings, ImageRef, Measurement
 
 MOST_SHOWN = (
     1 << 27
@@ -216,6 +216,7 @@ def _result(images: Images, told: Told, place: int, masks: Mapping[tuple[str, in
         "why_not": told.why_not,
         "warnings": list(said.warnings) if said else [],
         "compared_with": _compared_with(said),
+        "class": _class(said.measurements, said) if said else None,
         "measurements": [_measurement(each, said) for each in said.measurements] if said else [],
         "evaluations": [_evaluation(each) for each in said.evaluations] if said else [],
         "findings": [
@@ -258,6 +259,18 @@ def _measurement(measurement: Any, said: Findings) -> dict[str, Any]:
     }
 
 
+def _class(measurements: Sequence[Measurement], said: Findings) -> dict[str, Any] | None:
+    """The likeliest one, by the probabilities that the report states."""
+    from dicom_sr.classes import likeliest
+
+    found = likeliest(measurements)
+    if found is None:
+        return None
+    name, share = found
+    told = _measurement(share, said)
+    return {"name": name, "text": told["text"], "calibrated": told["calibrated"]}
+
+
 def _evaluation(evaluation: Any) -> dict[str, str]:
     return {"name": evaluation.name.meaning, "value": evaluation.value.meaning}
 
@@ -286,6 +299,7 @@ def _finding(images: Images, said: Findings, finding: Finding) -> dict[str, Any]
         "last_zyx": last if there else None,
         "place_lps_mm": _place(images, finding),
         "corners_ras_mm": corners_ras_mm(images.affine, first, last) if there and images.affine is not None else None,
+        "class": _class(finding.measurements, said),
         "measurements": [_measurement(each, said) for each in finding.measurements],
         "evaluations": [_evaluation(each) for each in finding.evaluations],
         "change": finding.change,

@@ -63,7 +63,7 @@ class Seen:
     def __init__(self, folder: Path, files: Sequence[Path], findings: Findings | None, toml: str = TOML) -> None:
         (folder / "node.toml").write_text(toml)
         self.time = datetime(2026, 3, 1, 12, 30, 5, tzinfo=UTC)
-        self.folder, self.files = folder, list(files)
+        self.folder, self.files, self.findings = folder, list(files), findings
         self.node = Node(load(folder / "node.toml", catalogue()), now=self.now, file=folder / "node.toml")
         self.node.ledger.migrate()
         self.facts = NodeFacts(self.node)

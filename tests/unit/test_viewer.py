@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -21,6 +22,8 @@ from starlette.testclient import TestClient
 from config.schema import Web
 from dicom_sr import codes
 from dicom_sr.findings import ComparedWith, Evaluation
+from models.breast_us.pipeline import BreastUltrasound
+from models.phantoms.breast import breast_ultrasound
 from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts, User
 from pacs_node.records import FEEDBACK_KINDS, Feedback
 from pacs_node.viewer_facts import results_in_force
@@ -120,10 +123,12 @@ def test_a_clip_is_told_frame_by_frame_with_its_outlines(clip: Seen) -> None:
     assert "/static/cine.js" not in client(clip, VIEWER).get(f"/series/{clip.uid}/view").text
 
 
-def test_findings_as_json_are_what_the_document_says(seen: Seen, breast: Seen, clip: Seen) -> None:
+def test_findings_as_json_are_what_the_document_says(
+    seen: Seen, breast: Seen, clip: Seen, judged: dict[int, Seen]
+) -> None:
     web = client(seen)
     told = findings(web, seen.uid)
-    of_both = told_of([told, findings(client(breast), breast.uid)])
+    of_both = told_of([told, *(findings(client(each), each.uid) for each in (breast, *judged.values()))])
     assert of_both == documented_fields("GET /api/series/{uid}/findings")
     assert [each["label"] for each in told["results"][0]["findings"]] == ["Nodule 1", "Nodule 2"]
     clip_told = wait_for(
@@ -177,6 +182,51 @@ def test_the_page_works_without_javascript(seen: Seen) -> None:
     assert web.get("/series/9.9.9/view").status_code == 404
     assert web.get(f"/api/series/{seen.uid}/view/findings.json").status_code == 404
     assert web.get(f"/api/series/{seen.uid}/view/nosuch.png").status_code == 404
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Seen]]:
+    """What the networks that are served say of phantoms: of one image, of two in a series."""
+    pipeline, judged = BreastUltrasound("cpu", {"threads": 1}), {}
+    for images in (1, 2):
+        folder = tmp_path_factory.mktemp("judged")
+        (folder / "images").mkdir()
+        files = breast_ultrasound(folder / "images", seed=3, images=images).files
+        judged[images] = Seen(folder, files, pipeline.run(files, lambda fraction, doing: None))
+    yield judged
+    for seen in judged.values():
+        seen.close()
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_an_ultrasound_page_names_the_likeliest_class_and_how_sure_that_is(
+    judged: dict[int, Seen], images: int
+) -> None:
+    """By what the fused networks said themselves; beside it the probability of each class."""
+    seen = judged[images]
+    web, said = client(seen), seen.findings
+    told: Any = findings(web, seen.uid)["results"][0]  # type: ignore[index]
+    assert said is not None
+    assert said.findings, "a phantom with a lesion"
+    page = visible(web.get(f"/series/{seen.uid}/view").text)
+    several = len(said.images) > 1
+    for number in range(1, len(said.images) + 1):
+        shares = {name: float(said.facts[f"image {number} P({name})"]) for name in ("normal", "benign", "malignant")}
+        likely = max(shares, key=lambda each: shares[each])
+        of = next(f for f in told["findings"] if f["key_image"] == number - 1) if several else told
+        assert of["class"]["name"] == likely
+        assert float(of["class"]["text"].removesuffix(" %")) == pytest.approx(100 * shares[likely], abs=0.6)
+        sure = "" if of["class"]["calibrated"] else " not calibrated"
+        assert f"most likely {likely}, {of['class']['text']}{sure}" in page
+        for name, words in (("normal", "normal"), ("benign", "benign"), ("malignant", "cancer")):
+            [stated] = [each for each in of["measurements"] if each["name"] == f"Probability of {words}"]
+            assert float(stated["text"].removesuffix(" %")) == pytest.approx(100 * shares[name], abs=0.6)
+            assert f"Probability of {words} {stated['text']}" in page
+    if several:
+        assert told["class"] is None
+        assert "Class" not in page
+    else:
+        assert [each["class"] for each in told["findings"]] == [None] * len(told["findings"])
 
 
 def test_an_ultrasound_page_has_image_outline_and_class(breast: Seen) -> None:

@@ -485,6 +485,7 @@ def test_a_route_agrees_with_itself(some: Any) -> None:
 def test_the_class_is_the_likeliest_of_several() -> None:
     assert class_of(probabilities(np.array([0.1, 0.2, 0.7]))) == "malignant"
     assert class_of(probabilities(np.array([0.3, 0.5, 0.2]))) == "benign"
+    assert class_of(probabilities(np.array([0.2, 0.4, 0.4]))) == "malignant", "of two alike the graver"
     assert class_of(probabilities(np.array([0.1, 0.2, 0.7]))[-1:]) is None
 
 
