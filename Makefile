@@ -77,10 +77,11 @@ vendor:
 	npm ci --ignore-scripts --no-audit --no-fund --prefix deploy/viewer
 	cp deploy/viewer/node_modules/@niivue/niivue/dist/niivue.umd.js pacs_node/web/static/vendor/niivue.js
 
-# the pictures of pages in docs/results, as the tests see them
+# the pictures of pages in docs/results, as the tests see them, and those of samples
 pictures: dev
 	PICTURES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop/test_every_page.py -k picture
-	VIEWER_PICTURE=docs/results/viewer.png OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop/test_viewer.py -k picture
+	PICTURES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop/test_viewer.py -k 'picture or clip'
+	PICTURES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/unit/dicom_sr/test_samples.py
 
 # What is known against the pinned packages (as far as the network lets it ask), what the node is made of (CycloneDX), and
 # under which licences: into build/

@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from dicom_sr.findings import Algorithm
 from models.phantoms import chest_ct
 from pacs_node.accounts import ADMIN, READER, Accounts
 from pacs_node.records import REFUSAL_KINDS, Feedback, Job, Refusal
@@ -48,6 +49,12 @@ match = {{ Modality = "US", Manufacturer = {{ regex = "." }} }}
 pipeline = "breast-us"
 send_to = ["results"]
 priority = "stat"
+[[route]]
+name = "breast, tried"
+match = {{ Modality = "US", Manufacturer = {{ regex = "." }} }}
+pipeline = "breast-us"
+send_to = ["results"]
+shadow = true
 [[route]]
 name = "chest, tried"
 match = {{ Modality = "CT", SliceThickness = {{ max = 1 }} }}
@@ -94,8 +101,11 @@ class Everything(Seen):
         image = us_image(folder, shape=(300, 400))
         self._took("breast ultrasound", sorted(folder.iterdir()), "US2")
         job = self._work(us_findings([image], mass(1, (0, 112, 120))))
+        newer = Algorithm("pacs-node breast-us", "0.2.0+9c0d1e2f")
+        self._work(us_findings([image], mass(1, (0, 113, 121)), mass(2, (0, 40, 300)), algorithm=newer), shadow=True)
         assert self.facts.findings(self.uid, 60)["state"] == "ready"  # type: ignore[index]
-        self.node.ledger.note_feedback(Feedback(self.now(), "rita", self.uid, job.id, "confirmed", 1, "Mass 1", None))
+        self.node.ledger.note_feedback(Feedback(self.now(), "rita", self.uid, job.id, "agree", 1, "Mass 1", None))
+        self.node.ledger.note_feedback(Feedback(self.now(), "ana", self.uid, job.id, "wrong-size", 1, "Mass 1", None))
 
     def _unfit(self, folder: Path) -> None:
         job = self._took("CT of too few slices", _ct(folder, seed=7)[:3])

@@ -87,15 +87,17 @@ class Seen:
         series = OpenSeries(self.uid, self.study_uid, Evidence(self.now(), arrived), (self.sender,))
         self.node.flow.close(series, "quiet")
 
-    def _work(self, findings: Findings) -> Job:
+    def _work(self, findings: Findings, *, shadow: bool = False) -> Job:
         ledger = self.node.ledger
-        [job] = [each for each in ledger.open_jobs() if each.kind == "infer"]
+        [job] = [each for each in ledger.open_jobs() if each.kind == "infer" and each.shadow == shadow]
         self.results = self._encoded(job, findings)
         edition = Edition(1, 1, findings.algorithm.version, True, self.now(), objects=tuple(self.results))
         assert ledger.begin(job, "w", self.now())
         count = f"{len(findings.findings)} finding{'' if len(findings.findings) == 1 else 's'}"
         follow_up = [self.node.flow._send_job(job, name) for name in job.send_to if self.sends]
-        assert ledger.finish(job, "done", count, self.now(), results=self.results, edition=edition, follow_up=follow_up)
+        files = {str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID): path for path in self.files}
+        said = {"results": self.results, "edition": edition, "places": self.node.stages.places(findings, files)}
+        assert ledger.finish(job, "done", count, self.now(), **said, follow_up=follow_up)
         for send in follow_up:
             self.node.flow.run(send.id, send.generation, send.attempt)
         return job

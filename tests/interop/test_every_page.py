@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,14 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from pynetdicom.sop_class import Verification
 
 from pacs_node.accounts import ADMIN
 from pacs_node.web.access import NEEDS
 from tests.everything import PASSWORD, Everything
 from tests.harness import ROOT, Receiver, missing, need
+from tests.pictures import shows_the_page_as_it_is, with_words
 
 pytestmark = pytest.mark.timeout(900)
 BROWSER = Path(__file__).parent / "ohif"
@@ -132,8 +129,11 @@ SHOTS = {
     "page": Shot("/series/{chest}", None, "header", 1000),
     "try": Shot("/routes/edit?name=chest", "button[value=try]", "h1", 900, THICKNESS),
     "peers": Shot("/peers", "form[action='/peers/test'] button", "h1", 640),
+    "queue": Shot("/queue", None, "h1", 640),
+    "system": Shot("/system", None, "h1", 760),
+    "shadow": Shot("/shadow?route=breast%2C%20tried&live=breast", None, "h1", 640),
+    "feedback": Shot("/feedback", None, "h1", 300),
 }
-WORDS = "words"  # in a picture: what its page was made of when it was taken
 
 
 @pytest.fixture(scope="module")
@@ -155,23 +155,10 @@ def taken(everything: Everything, tmp_path_factory: pytest.TempPathFactory) -> d
         done = subprocess.run([*command, json.dumps(asked)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     for name, words in zip(SHOTS, done.stdout.splitlines(), strict=True):
-        written = PngInfo()
-        written.add_text(WORDS, json.dumps(list(dict.fromkeys(json.loads(words)))))
-        with Image.open(folder / f"{name}.whole.png") as seen:
-            seen.convert("RGB").quantize(96).save(folder / f"{name}.png", optimize=True, pnginfo=written)
+        with_words(folder / f"{name}.whole.png", json.loads(words), folder / f"{name}.png")
     return {name: folder / f"{name}.png" for name in SHOTS}
 
 
 @pytest.mark.parametrize("name", SHOTS)
 def test_a_picture_in_the_documents_shows_the_page_as_it_is(taken: dict[str, Path], name: str) -> None:
-    """`make pictures` takes them; then they are compared by what they show, for fonts are those of a machine."""
-    kept = ROOT / "docs" / "results" / f"{name}.png"
-    if "PICTURES" in os.environ:
-        shutil.copyfile(taken[name], kept)
-    with Image.open(kept) as kept_picture, Image.open(taken[name]) as now:
-        assert kept_picture.size == now.size
-        assert json.loads(kept_picture.info.get(WORDS, "[]")) == json.loads(now.info[WORDS]), "run `make pictures`"
-    assert kept.stat().st_size < 150_000
-    assert any(
-        f"results/{name}.png" in page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
-    )
+    shows_the_page_as_it_is(taken[name])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +24,7 @@ from models.read import read_ct, read_ultrasound
 from tests.factories import us_image
 from tests.follow_up import AFTER, BEFORE, DATES, DAYS, POSE, SEED, Study, study
 from tests.harness import ROOT, missing, need, wait_for
+from tests.pictures import READ, shows_the_page_as_it_is, with_words
 from tests.results import mass, us_findings
 from tests.unit.test_documented import documented_fields
 from tests.viewers import Seen, chest
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.timeout(600)
 BROWSER = Path(__file__).parent / "ohif"
 GIVE_UP_AFTER_S = 120  # a browser without a graphics card on a machine that does other things too
 RECTANGLE = "(b => [b.x, b.y, b.width, b.height])(document.querySelector('{}').getBoundingClientRect())"
+FULL_SCREEN = ".viewer .others button:last-child"
 READY = "document.getElementById('viewer').dataset.state"
 VIEWER = "document.getElementById('viewer').viewer"
 TURNED_TO = f"(at => {{ const {{ nv }} = {VIEWER}; nv.scene.crosshairPos = nv.mm2frac(at, 0, true); nv.drawScene(); }})"
@@ -245,6 +246,19 @@ def test_the_viewer_is_used_with_the_keyboard(page: Page, shown: Shown) -> None:
         assert (deep[:, 0] - deep[:, 2] > 60).sum() > 10, "and the first nodule, in its colour"
         page.do("press", key="v")
         assert page.value(f"{state}.view") == "Axial"
+        whole = "document.fullscreenElement === document.getElementById('viewer')"
+        fills = f"{RECTANGLE.format('#viewer')}.slice(0, 3).join() === [0, 0, innerWidth].join()"
+        assert not page.value(fills)
+        page.do("press", key="f")
+        wait_for(lambda: page.value(whole) and page.value(fills), 60, "the viewer alone on the screen")
+        page.do("press", key="f")
+        wait_for(lambda: page.value("document.fullscreenElement === null"), 60, "the page again")
+        page.do("click", selector=FULL_SCREEN)
+        wait_for(lambda: page.value(whole), 60, "the viewer alone on the screen, by its button")
+        wait_for(lambda: page.value(f"document.querySelector({FULL_SCREEN!r}).ariaPressed") == "true", 60, "it says so")
+        page.do("click", selector=FULL_SCREEN)
+        wait_for(lambda: page.value("document.fullscreenElement === null"), 60, "the page again")
+        page.value("document.querySelector('.stage canvas').focus()")
         x, y, wide, tall = page.value(RECTANGLE.format(".stage"))
         before = page.value(slice_)
         page.do("wheel", x=x + wide / 2, y=y + tall / 2, by=100)
@@ -263,12 +277,9 @@ def test_a_picture_for_the_documents(page: Page, shown: Shown, tmp_path: Path) -
         page.open_viewer(seen, address, width=900, height=820)
         page.value(f"{VIEWER}.show(3)")
         assert {each["plane"] for each in page.value(f"{VIEWER}.state.drawn")} == {0, 1, 2}
-        picture = tmp_path / "viewer.png"
-        page.do("picture", path=str(picture))
-        assert picture.stat().st_size > 20_000
-        if "VIEWER_PICTURE" in os.environ:
-            with Image.open(picture) as drawn:
-                drawn.convert("RGB").quantize(96).save(ROOT / os.environ["VIEWER_PICTURE"], optimize=True)
+        in_the_documents(page, tmp_path / "viewer.png")
+        page.value(f"{VIEWER}.show(4)")
+        in_the_documents(page, tmp_path / "depth.png")
         assert page.do("errors") == []
         assert page.do("open", url=f"{address}/series/{seen.uid}", width=900, height=820) == 200
         assert page.value(READY) is None, "nothing is loaded before somebody asks"
@@ -278,6 +289,17 @@ def test_a_picture_for_the_documents(page: Page, shown: Shown, tmp_path: Path) -
         for path in (f"/series/{seen.uid}/view", f"/series/{seen.uid}", "/feedback"):
             assert page.do("open", url=address + path, width=390, height=844, javaScript=False) == 200
             assert page.do("wide") == 0, path
+
+
+def in_the_documents(page: Page, picture: Path) -> None:
+    """What is seen now, as a picture there; it is not black."""
+    page.do("picture", path=str(picture.with_suffix(".whole.png")))
+    with_words(picture.with_suffix(".whole.png"), page.value(READ), picture)
+    x, y, wide, tall = map(round, page.value(RECTANGLE.format(".stage, .film")))
+    with Image.open(picture) as drawn:
+        stage = np.asarray(drawn.convert("L").crop((x, y, x + wide, y + tall)))
+    assert stage.std() > 5
+    shows_the_page_as_it_is(picture)
 
 
 def test_the_earlier_study_is_seen_at_the_same_place(page: Page, tmp_path: Path) -> None:
@@ -391,6 +413,10 @@ def test_a_clip_is_played_with_its_outline_frame_by_frame(page: Page, tmp_path: 
             wait_for(lambda: page.value(frame) > 1, 60, "the clip to run")
             page.do("press", key="Space")
             assert page.value(f"{player}.state.plays") is False
+            page.do("press", key="n")
+            wait_for(lambda: page.value(frame) == found.key_image, 20, "the frame that was measured")
+            wait_for(lambda: page.value(f"{player}.state.drawn.length") == 1, 20, "its outline")
+            in_the_documents(page, tmp_path / "cine.png")
             page.do("press", key="o")
             wait_for(lambda: page.value(f"{player}.state.drawn.length") == 0, 20, "no outlines")
             assert page.do("wide") == 0
