@@ -6,7 +6,7 @@ from alembic import op
 from pacs_node import settings_file
 
 revision = "0029"
-down_revision = "0026"
+down_revision = "0028"
 
 
 def upgrade() -> None:
