@@ -56,6 +56,7 @@ BEGUN = Code("110102", "Begin Transferring DICOM Instances")
 ACCESSED = Code("110103", "DICOM Instances Accessed")
 TRANSFERRED = Code("110104", "DICOM Instances Transferred")
 EXPORT = Code("110106", "Export")
+QUERY = Code("110112", "Query")
 ALERT = Code("110113", "Security Alert")
 AUTHENTICATION = Code("110114", "User Authentication")
 # Audit Event Type: CID 401 to 403
@@ -96,7 +97,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Kind:
-    """How an event is told. about: "study", "log", "node" (a machine), "resource" (an address, a name), or nothing."""
+    """How an event is told. about: "study", "log", "node" (a machine), "resource" (an address, a name), "query", or
+    nothing."""
 
     event: Code
     type: Code | None
@@ -111,6 +113,7 @@ ASKER = Part("person", requests=True)
 ITSELF = (Part("node", APPLICATION),)
 RECEIVES = (Part("peer", SOURCE, requests=True), Part("node", DESTINATION))
 SENDS = (Part("node", SOURCE, requests=True), Part("peer", DESTINATION))
+ASKS = (Part("person", SOURCE, requests=True), Part("node", DESTINATION))
 WRITES = (Part("node", SOURCE, requests=True), Part("place", DESTINATION_MEDIA))
 
 # Which parts and objects each has: PS3.15 Tables A.5.3.1-1 to A.5.3.12-1. In an alert nobody but the node, which
@@ -137,6 +140,7 @@ EVENTS: dict[str, Kind] = {
     "instances-exported": Kind(EXPORT, None, "R", WRITES, "study"),
     "instances-not-exported": Kind(EXPORT, None, "R", WRITES, "study", fails=True),
     "instances-accessed": Kind(ACCESSED, None, "R", (ASKER, NODE), "study"),
+    "patient-sought": Kind(QUERY, None, "E", ASKS, "query"),
     "instances-deleted": Kind(ACCESSED, None, "D", (Part("node", requests=True),), "study"),
     "refused-bytes-deleted": Kind(ALERT, RESTRICTED, "E", (NODE,), "resource"),
     "asked": Kind(ALERT, RESTRICTED, "E", (NODE, PERSON), "resource"),
@@ -170,7 +174,7 @@ def message(event: str, facts: Facts, source: Source, at: datetime) -> str:
     """The AuditMessage of PS3.15 A.5.1, in one line. Raises KeyError for an event that has no row in EVENTS.
 
     facts   any of: user, from (address of who asks), calling_ae, to_ae, host, folder, study, objects ({SOP class UID:
-            number}), what, words, changes (lines: a setting before and after)
+            number}), what, words, changes (lines: a setting before and after), query
     """
     kind = EVENTS[event]
     root = ElementTree.Element("AuditMessage")
@@ -233,7 +237,8 @@ def _add_part(root: ElementTree.Element, part: Part, facts: Facts, source: Sourc
 def _add_object(root: ElementTree.Element, kind: Kind, facts: Facts, words: str) -> None:
     if not kind.about:
         return
-    said = {"ParticipantObjectTypeCode": "2", "ParticipantObjectTypeCodeRole": "3" if kind.about == "study" else "13"}
+    role = "3" if kind.about in ("study", "query") else "13"
+    said = {"ParticipantObjectTypeCode": "2", "ParticipantObjectTypeCodeRole": role}
     if kind.action == "D":
         said["ParticipantObjectDataLifeCycle"] = ERASURE
     code, name, of = {
@@ -241,12 +246,17 @@ def _add_object(root: ElementTree.Element, kind: Kind, facts: Facts, words: str)
         "log": (URI, "Security Audit Log", "/audit"),
         "node": (NODE_ID, "Node", facts.get("from") or facts.get("calling_ae")),
         "resource": (URI, "Resource", facts.get("what") or facts.get("file")),
+        "query": (URI, "Query", facts.get("what")),
     }[kind.about]
     element = ElementTree.SubElement(
         root, "ParticipantObjectIdentification", said, ParticipantObjectID=_text(of) or "unknown"
     )
     _coded(element, "ParticipantObjectIDTypeCode", code)
-    ElementTree.SubElement(element, "ParticipantObjectName").text = name
+    if kind.about == "query":  # as it is asked, by hashes: PS3.15 Table A.5.3.10-1
+        asked = base64.b64encode(_text(facts.get("query")).encode()).decode()
+        ElementTree.SubElement(element, "ParticipantObjectQuery").text = asked
+    else:
+        ElementTree.SubElement(element, "ParticipantObjectName").text = name
     if kind.event is ALERT:  # PS3.15 Table A.5.3.11-1
         value = base64.b64encode(words.encode()).decode()
         ElementTree.SubElement(element, "ParticipantObjectDetail", type="Alert Description", value=value)

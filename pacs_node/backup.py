@@ -22,6 +22,7 @@ from config import Config
 from pacs_node import __version__, pack, settings_file
 from pacs_node.durable import sync, write_whole
 from pacs_node.errors import LedgerUnavailable, NodeError
+from pacs_node.identity import KEY_FILE
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.copies import (
     DUMP,
@@ -39,7 +40,7 @@ FORM = 1  # of the manifest
 MANIFEST, SETTINGS, DATABASE, FILES = "manifest.json", "node.toml", "database", "files"
 # below data_dir; what is being worked on is made again
 TRAIL = "audit"
-KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected", TRAIL, "spool.id")
+KEPT = ("spool/instances", "spool/aside", "spool/unreadable", "results", "rejected", TRAIL, "spool.id", KEY_FILE)
 
 
 class BackupError(NodeError):
@@ -165,6 +166,7 @@ def _copy(source: Path, target: Path, size: int) -> str:
     """The first `size` bytes, durably; their SHA-256."""
     digest = hashlib.sha256()
     with source.open("rb", buffering=0) as read, target.open("wb") as written:
+        os.fchmod(written.fileno(), 0o600)  # images, and the key of identity.py
         for some in pack.pieces(read.fileno(), 0, size):
             written.write(some)
             digest.update(some)

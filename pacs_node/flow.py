@@ -195,6 +195,7 @@ class Flow:
         self.ahead = Ahead(self._judge)
         self._open: list[OpenSeries] = []  # at the last look
         self.heartbeat: Callable[[], Way | None] = lambda: None  # which way a heartbeat goes, if there are any
+        self.patient_of: Callable[[Dataset], Collection[str] | None] = lambda header: None  # hashes, see identity.py
         self.confirm = Confirm(ledger, stages, await_report_s, now, at)
         self.work = {"infer": self._infer, "send": self._send, "confirm": self._confirm, "report": self._report}
 
@@ -270,6 +271,7 @@ class Flow:
             now=now,
             decided_at=decided_at,
             returned=any(instance.sop_class_uid in CLASSES for instance in instances),
+            patient=self.patient_of(header),
         )
         self.at("closed")
         return jobs if closed else []

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -35,12 +35,14 @@ from pacs_node.errors import AlreadyRunning, LedgerUnavailable, SettingsRefused
 from pacs_node.facts import NodeFacts
 from pacs_node.flow import Flow, RetryPolicy
 from pacs_node.heartbeat import Heartbeat, own_address
+from pacs_node.identity import Identity
 from pacs_node.intake import Intake
 from pacs_node.jobs import Engine
 from pacs_node.ledger import MOST_REFUSALS, Ledger
 from pacs_node.loop import Loop, describe
 from pacs_node.notify import Notifier, World
 from pacs_node.off_peak import OffPeak
+from pacs_node.patients import Patients
 from pacs_node.peers import calls_from, certified, tls_files, why_not_believed
 from pacs_node.pulse import Way
 from pacs_node.receive.commitment import CommitmentService
@@ -197,6 +199,8 @@ class Node:
         self._threads: list[threading.Thread] = []
         self.heartbeat = Heartbeat(config, self.ledger, now, self._modality_of, self._delete_phantom)
         self.flow.heartbeat = self._heartbeat_way
+        self.patients = Patients(lambda: self.identity, self.ledger, self.stages, now)
+        self.flow.patient_of = lambda header: self.identity.of_header(header)
         self.assembler = Assembler(config, self.ledger, self.flow, now, self.connected, self.wake, settle=self.settle)
         self.returned = Returned(self.ledger, self.stages, now, confined=config.infer.confine)
         self._not_noted: deque[Refusal] = deque(maxlen=MOST_REFUSALS)
@@ -233,6 +237,7 @@ class Node:
             if not self.ledger.embedded:
                 self._receive_alone()
                 self._alone.start()
+            self.patients.begin()
             self.retention.resume()  # before what it left on the disk is taken for images that have come
             # durable on disk, but its row was never written
             self.intake.take_in_found(self.spool.scan(self.ledger.indexed_up_to(), self._damaged))
@@ -244,6 +249,7 @@ class Node:
             self.retention.loop.start()
             self.heartbeat.loop.start()
             self.returned.loop.start()
+            self.patients.loop.start()
             if self.traces is not None:
                 self.traces.loop.start()
         if self.settings is not None:
@@ -292,6 +298,7 @@ class Node:
             self._certificate.loop.stop()
         self.retention.loop.stop()
         self.returned.loop.stop()
+        self.patients.loop.stop()
         self.assembler.loop.stop()
         self._put_down()
         self._alone.stop()
@@ -307,6 +314,11 @@ class Node:
             if lock is not None:
                 lock.close()
         log.info("node stopped")
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Raises CannotStart, OSError."""
+        return Identity.of(self.config.node.data_dir)
 
     # ---- new settings
 
@@ -682,7 +694,7 @@ class Node:
         away = self.syslog.trouble if self.syslog is not None else None
         traces = self.traces.trouble if self.traces is not None else None
         told = [*told, *(each for each in (away, self.audit.ailing, traces) if each is not None)]
-        told += self._heartbeat_fails()
+        told += [*self._heartbeat_fails(), *filter(None, [self.patients.loop.trouble])]
         return [*self.stages.inference.trouble(), *self._certificate_ends(), *told]
 
     def _heartbeat_fails(self) -> list[str]:

@@ -432,6 +432,7 @@ class Wanted:
     findings: str = ""  # "with", or "without": analysed, and there are none
     kind: str = ""  # ... of this one, as reports call it
     min_mm: float = 0.0  # ... from this size on, or of a size that is not known
+    patient: str = ""  # whose they are, as Identity.sought gives it
 
     @property
     def narrowed(self) -> bool:

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from config import Config
-from pacs_node.errors import NodeError
+from pacs_node.errors import NodeError, StoreAway, TryAgain
+from pacs_node.identity import Identity
 from pacs_node.ledger import Ledger
+from pacs_node.patients import Patients
 from pacs_node.records import FEEDBACK_KINDS, RETURNED_KINDS, Feedback
 from pacs_node.shadow import WORDS
 from pacs_node.stages import WiredStages
@@ -30,6 +32,10 @@ class Viewed(Protocol):
     now: Callable[[], datetime]
     stages: WiredStages
     viewing: Viewing
+    patients: Patients
+
+    @property
+    def identity(self) -> Identity: ...
 
 
 class ViewerFacts:
@@ -152,6 +158,19 @@ class ViewerFacts:
         """Of the hospital's own viewer; None: the settings name none."""
         url = self.node.config.web.viewer_url
         return url.format(study=quote(study_uid, safe=""), series=quote(series_uid, safe="")) if url else None
+
+    # ---- who the patient is, for readers
+
+    def sought(self, said: str) -> str:
+        """What a list of the series of a patient is asked by. Raises NotSought."""
+        return self.node.identity.sought(said)
+
+    def patient(self, series_uid: str) -> dict[str, str] | None:
+        """{"name", "patient_id", "issuer", "birth_date", "accession_number"}; None: its images are not at hand."""
+        try:
+            return self.node.patients.shown(series_uid)
+        except (StoreAway, TryAgain, OSError):
+            return None
 
     # ---- what readers say
 

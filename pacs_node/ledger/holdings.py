@@ -24,6 +24,7 @@ from pacs_node.ledger.tables import (
     event_table,
     instance_table,
     job_table,
+    patient_hash_table,
     place_table,
     receipt_table,
     refusal_table,
@@ -103,6 +104,7 @@ class Holdings(SeriesRows, Commitments):
             if self._holdings(db, rows) != [holding] or any(job.state in OPEN_JOB_STATES for job in holding.jobs):
                 return None
             db.execute(sa.delete(instance_table).where(instance_table.c.series_uid == series_uid))
+            self._forget_patient(db, series_uid)
             of_series = edition_table.c.series_uid == series_uid, edition_table.c.deleted_at.is_(None)
             db.execute(sa.update(edition_table).where(*of_series).values(deleted_at=now))
             gone = {"state": DELETED, "deleted_at": now, "deleted_images": holding.arrived, "arrived": 0}
@@ -172,4 +174,5 @@ class Holdings(SeriesRows, Commitments):
             gone = {"state": DELETED, "deleted_at": now, "deleted_images": series_table.c.arrived, "arrived": 0}
             db.execute(sa.update(series_table).where(has).values(**gone))
             db.execute(sa.delete(instance_table))
+            db.execute(sa.delete(patient_hash_table))
             return len(uids)

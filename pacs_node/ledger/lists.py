@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.found import in_series, with_findings
+from pacs_node.ledger.patients import of_patient
 from pacs_node.ledger.pauses import Pauses
 from pacs_node.ledger.tables import event_table, job_table, no_heartbeat, series_table
 from pacs_node.records import EVERY, Wanted
@@ -114,6 +115,8 @@ def conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
     elif wanted.text:
         words = of.description + BETWEEN + of.modality + BETWEEN + of.sender  # looked at once, not three times
         found.append(words.icontains(wanted.text, autoescape=True))
+    if wanted.patient:
+        found.append(of.series_uid.in_(of_patient(wanted.patient)))
     if wanted.pipeline:
         asked = job_table.c.kind == "infer", job_table.c.pipeline == wanted.pipeline
         found.append(sa.exists().where(*asked, job_table.c.series_uid == of.series_uid))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from pacs_node.ledger.engine import portions
 from pacs_node.ledger.jobs import Jobs, as_json
+from pacs_node.ledger.patients import PatientRows
 from pacs_node.ledger.queues import in_order_of_queues
 from pacs_node.ledger.returned import ReturnedRows
 from pacs_node.ledger.tables import (
@@ -37,7 +38,7 @@ IS_KNOWN = "SELECT 1 FROM instance WHERE sop_instance_uid = "
 ONE_INSTANCE = sa.select(instance_table).where(instance_table.c.sop_instance_uid == sa.bindparam("uid"))
 
 
-class SeriesRows(Jobs, ReturnedRows):
+class SeriesRows(Jobs, ReturnedRows, PatientRows):
     """Instances and series."""
 
     def take_in(self, instance: Instance) -> bool:
@@ -208,12 +209,13 @@ class SeriesRows(Jobs, ReturnedRows):
         decided_at: datetime | None = None,
         complete: Sequence[Job] = (),
         returned: bool = False,
+        patient: Collection[str] | None = None,
     ) -> bool:
         """Close a series and write down everything decided about it, jobs included, at once.
 
         complete: jobs of the study that need no more than this series. Those that wait for it run now; where one has
         waited in vain, it is said. returned: it may say something of our results, and is looked at for that.
-        decided_at: when it was found complete, before it was judged.
+        decided_at: when it was found complete, before it was judged. patient: hashes of whose it is; None: not known.
 
         False, and nothing written, when another instance arrived meanwhile.
         """
@@ -239,6 +241,8 @@ class SeriesRows(Jobs, ReturnedRows):
             ).first()
             if closed is None:
                 return False
+            if patient is not None:
+                self._set_patient(db, series_uid, patient)
             # Work on the former images is void; results made of them are still sent, unless better ones are coming.
             better = any(verdict.of(job.route).fit for job in jobs if not job.shadow)
             void = ("infer", "send") if better else ("infer",)

@@ -88,6 +88,15 @@ series_table = sa.Table(
 )
 
 
+patient_hash_table = sa.Table(  # whose each series is, as keyed hashes: see identity.py
+    "patient_hash",
+    metadata,
+    sa.Column("series_uid", sa.String(64), primary_key=True),
+    sa.Column("hash", sa.String(32), primary_key=True),  # "": of every series that has been looked at
+    sa.Index("ix_patient_hash", "hash", "series_uid"),
+)
+
+
 association_table = sa.Table(
     "association",
     metadata,

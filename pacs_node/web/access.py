@@ -33,6 +33,7 @@ NEEDS: dict[str, str | None] = {
     "/": VIEWER,
     "/series/{uid}": VIEWER,
     "/series/{uid}/view": VIEWER,
+    "/series/{uid}/patient": READER,
     "/feedback": VIEWER,
     "/pipelines/{name}": VIEWER,
     "/pipelines/{name}/card": VIEWER,
@@ -56,6 +57,8 @@ NEEDS: dict[str, str | None] = {
     "/api/bulk": ADMIN,
     "/api/changes": VIEWER,
     "/api/series/{uid}": VIEWER,
+    "/api/patient": READER,  # a search by it; the list of what it finds is asked by hashes, and for readers alone
+    "/api/series/{uid}/patient": READER,
     "/api/series/{uid}/findings": VIEWER,
     "/api/series/{uid}/view": VIEWER,
     "/api/series/{uid}/earlier": VIEWER,
@@ -100,6 +103,7 @@ ANSWERED = (
     *("code", "state", "iss", "error", "error_description", "error_uri", "session_state"),
     *("scope", "authuser", "prompt", "hd"),
 )
+SEARCH = "/api/patient"  # an event of its own
 LOGS = ("/audit", "/api/audit")  # whoever reads the audit trail stands in it
 UPLOADS = {"/routes/edit"}  # addresses that take a file with a form, and a longer text
 
@@ -112,7 +116,8 @@ View = Callable[[Request], Response]
 class Door:
     """Lets in. accounts: None where nobody logs in. secure: the browser is to send its key over TLS alone. audit: told
     of who came in, who did not, who pressed what, and who saw what: every answer of an address that needs READER, and
-    each study that a view names in request.state.studies, of one series or job once in TOLD_AGAIN_S."""
+    each study that a view names in request.state.studies, of one series or job once in TOLD_AGAIN_S; and of a search by
+    a patient, that a view names in request.state.sought, as it is asked by hashes."""
 
     def __init__(
         self,
@@ -143,6 +148,7 @@ class Door:
                     self._tell(request, who, "asked", {"what": request.url.path, "status": 403})
                     raise HTTPException(403, f"this needs the role {least}; you are {who.name!r}, {who.role}")
             request.state.who, request.state.form, request.state.studies = who, (), ()
+            request.state.sought = ""
             request.state.file, request.state.said = None, ""  # what a button was about, for the audit trail
             async with AsyncExitStack() as stack:
                 if request.method == "POST" and path in UPLOADS and is_multipart(request):
@@ -171,7 +177,9 @@ class Door:
         what, seen = {"what": request.url.path, "status": status}, request.state.studies
         if who is None or request.url.path == "/logout":
             return
-        if request.method == "POST":
+        if request.state.sought:
+            self._tell(request, who, "patient-sought", {**what, "query": request.state.sought})
+        if request.method == "POST" and not (request.state.sought and request.url.path == SEARCH):
             self._tell(request, who, "asked", {**what, "words": request.state.said} if request.state.said else what)
         elif request.url.path in LOGS and status < 400:
             self._tell(request, who, "audit-used", what)

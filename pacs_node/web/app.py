@@ -2,6 +2,7 @@
 
     GET  /                        the latest series; searched, filtered, sorted
     GET  /series/{uid}            one series: why it closed, what each rule said, its jobs, its timeline
+    GET  /series/{uid}/patient    who the patient is, for readers
     GET  /series/{uid}/view       the images of a series, and what was found on them
     GET  /feedback                what readers say of the findings: counts of each pipeline and version
     GET  /pipelines/{name}        what a pipeline did, week by week, and whether it drifts
@@ -24,8 +25,10 @@
     GET  /api/series              a list; the Link header leads to older ones
     GET  /api/series.csv          the same as a table
     GET  /api/changes             a server-sent event as soon as a page would show something else
+    POST /api/patient             the series of a patient, for readers
     POST /api/bulk                retry, run again or delete what was chosen of the list
     GET  /api/series/{uid}
+    GET  /api/series/{uid}/patient  the same as /series/{uid}/patient
     GET  /api/series/{uid}/findings  what the results say, as JSON or CSV
     GET  /api/series/{uid}/view   the series as one volume; /{name} is one of its files, or a picture
     GET  /api/series/{uid}/earlier  the study that its results were compared with, registered
@@ -47,10 +50,10 @@
 
 A query key that an address does not know, or a value that it cannot use, is a 400 in words.
 
-No page and no answer carries a patient's name or number; rejected objects are handed out without
-them. Where there are users, each address asks for a role: see access.NEEDS. What is asked for under a
-name that is not the node's is refused, and so is a POST that a page of another site sends: the browser
-of somebody who may reach the node must not lend this to a stranger's page.
+No page and no answer carries a patient's name or number, but /patient, and results as they were sent;
+rejected objects are handed out without them. Where there are users, each address asks for a role: see
+access.NEEDS. What is asked for under a name that is not the node's is refused, and so is a POST that a page of
+another site sends: the browser of somebody who may reach the node must not lend this to a stranger's page.
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ from pacs_node.web.access import ANSWERED, Door
 from pacs_node.web.facts import Facts
 from pacs_node.web.lists import FILTER, WHERE, ListViews
 from pacs_node.web.live import LiveViews
+from pacs_node.web.patients import PatientViews
 from pacs_node.web.queue import QueueViews
 from pacs_node.web.settings_views import Desk, SettingsViews
 from pacs_node.web.shadow import KEYS as SHADOW_KEYS
@@ -118,6 +122,7 @@ def create_app(
     views = Views(facts, registry, HERE / "templates", language)
     viewer = ViewerViews(facts, views)
     queue = QueueViews(facts, views)
+    patients = PatientViews(facts, views)
     lists, system = ListViews(facts, views), SystemViews(facts, views)
     door = Door(accounts, views, audit, secure=secure, single_sign_on=single_sign_on)
     of_settings, shadow = SettingsViews(views, desk), ShadowViews(facts, views)
@@ -135,6 +140,7 @@ def create_app(
         routes=[
             at("/", lists.page, *WHERE),
             at("/series/{uid}", views.series_page),
+            at("/series/{uid}/patient", patients.page),
             at("/series/{uid}/view", viewer.page),
             at("/feedback", viewer.feedback_page),
             at("/pipelines/{name}", viewer.pipeline_page, "sender"),
@@ -152,7 +158,9 @@ def create_app(
             at("/api/series.csv", lists.export, *FILTER),
             at("/api/changes", LiveViews(facts).changes),
             at("/api/bulk", lists.bulk, "do", "series", "all", "query", "confirmed", methods=post),
+            at("/api/patient", patients.search, methods=post),
             at("/api/series/{uid}", views.series),
+            at("/api/series/{uid}/patient", patients.patient),
             at("/api/series/{uid}/findings", viewer.findings, "form", "shadow"),
             at("/api/series/{uid}/view", viewer.volume),
             at("/api/series/{uid}/earlier", viewer.earlier),

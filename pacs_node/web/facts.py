@@ -43,6 +43,13 @@ class Facts(Protocol):
     def series(self, series_uid: str) -> dict[str, Any] | None:
         """Everything about one series, or None."""
 
+    def sought(self, said: str) -> str:
+        """What `Wanted.patient` is for a name, Patient ID or accession number. Raises ValueError with words that do not
+        repeat it."""
+
+    def patient(self, series_uid: str) -> dict[str, str] | None:
+        """Who the patient of a series is; None: no such series, or its images are not at hand."""
+
     def destinations(self) -> list[dict[str, Any]]:
         """Where results go, and what each destination answered to each SOP class and transfer syntax."""
 

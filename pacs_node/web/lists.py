@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,23 +12,28 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from pacs_node.accounts import READER
 from pacs_node.records import EVERY, JOB_STATES, SORTS, Wanted
+from pacs_node.web.found import may_see_all
 from pacs_node.web.views import MOST, PAGE, PLAIN, Views, csv_line, day_or_time, done_with, for_people, limit_of, once
 
 if TYPE_CHECKING:
     from pacs_node.web.facts import Facts
 
 FILTER = (
-    *("q", "modality", "sender", "state", "pipeline", "job", "findings", "kind", "min_mm", "trouble"),
+    *("q", "patient", "modality", "sender", "state", "pipeline", "job", "findings", "kind", "min_mm", "trouble"),
     *("since", "before", "sort"),
 )
-PLAIN_WORDS = ("modality", "sender", "state", "pipeline", "job", "findings", "kind", "after")
+PLAIN_WORDS = ("patient", "modality", "sender", "state", "pipeline", "job", "findings", "kind", "after")
 WHERE = (*FILTER, "after")  # in the list
 STATES = ("receiving", "closed", "deleted")
 JOBS = tuple(state for state in JOB_STATES if state not in ("done", "superseded"))  # what somebody looks for
 FINDINGS = ("with", "without")
 ONE_OF = {"state": STATES, "job": JOBS, "findings": FINDINGS, "sort": tuple(SORTS), "trouble": ("1",)}
 MOST_MM = 10_000  # as min_size_mm of the settings
+HASHES = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{32}){2,9}")  # of a patient, as POST /api/patient gives them
+AGAIN = "x-looks-again"  # the header by which live.js says that a page is shown once more
+LONGEST_HASHES = 33 * 10
 LONGEST_TEXT = 64  # characters of what is sought: no description holds more
 DO = {  # what can be done with many series -> in words
     "retry": "Retry what has failed, was refused or waits",
@@ -48,7 +54,7 @@ class ListViews:
 
     def page(self, request: Request) -> Response:
         asked = {key: value for key, value in request.query_params.multi_items() if value}
-        wanted = wanted_of(asked)
+        wanted = self._wanted(request, asked)
         series = self.facts.series_list(PAGE, wanted)
         all_here = not wanted.after and len(series) < PAGE and wanted.sort != "slowest"  # which leaves some out
         number, there = self.facts.series_count(EVERY if all_here else wanted)
@@ -75,15 +81,24 @@ class ListViews:
 
     def series_list(self, request: Request) -> Response:
         limit = limit_of(request, MOST)
-        series = self.facts.series_list(limit, wanted_of(request.query_params))
+        series = self.facts.series_list(limit, self._wanted(request, request.query_params))
         next_ = request.url.include_query_params(after=series[-1]["series_uid"]) if len(series) == limit else None
         return JSONResponse(series, headers={"link": f'<{next_}>; rel="next"'} if next_ else None)
 
     def export(self, request: Request) -> Response:
         """All that are wanted, however many, as they are read."""
-        wanted = wanted_of(request.query_params)
+        wanted = self._wanted(request, request.query_params)
         named = {"content-disposition": 'attachment; filename="series.csv"'}
         return StreamingResponse(self._rows(wanted), media_type="text/csv; charset=utf-8", headers=named)
+
+    def _wanted(self, request: Request, asked: Mapping[str, str]) -> Wanted:
+        """Raises HTTPException: 400 for a value that cannot be, 403 for who may not ask whose series they are."""
+        if asked.get("patient"):
+            if AGAIN not in request.headers:
+                request.state.sought = f"patient={asked['patient'][:LONGEST_HASHES]}"
+            if not may_see_all(request):
+                raise HTTPException(403, f"to look for a patient needs the role {READER}")
+        return wanted_of(asked)
 
     def _rows(self, wanted: Wanted) -> Iterator[str]:
         yield csv_line([*COLUMNS, "jobs"])
@@ -106,7 +121,8 @@ class ListViews:
         if any(not PLAIN.fullmatch(uid) for uid in uids):
             raise HTTPException(400, "series is a Series Instance UID")
         query = asked.get("query", "")
-        chosen = wanted_of(once(parse_qsl(query), FILTER)) if asked.get("all") else list(dict.fromkeys(uids))
+        all_of_it = self._wanted(request, once(parse_qsl(query), FILTER)) if asked.get("all") else None
+        chosen = all_of_it or list(dict.fromkeys(uids))
         if not chosen:
             raise HTTPException(400, "choose at least one series")
         if asked.get("confirmed") != "yes":
@@ -136,7 +152,10 @@ def wanted_of(asked: Mapping[str, str]) -> Wanted:
     for key, value in given.items():
         if key in ONE_OF and value not in ONE_OF[key]:
             raise HTTPException(400, f"{key} is one of {', '.join(ONE_OF[key])}, not {value[:20]!a}")
-        if len(value) > LONGEST_TEXT or not value.isprintable():
+        if key == "patient":
+            if not HASHES.fullmatch(value):
+                raise HTTPException(400, "patient is what POST /api/patient answers: no name, and no number")
+        elif len(value) > LONGEST_TEXT or not value.isprintable():
             raise HTTPException(400, f"{key} is a text of at most {LONGEST_TEXT} characters")
     return Wanted(
         text=given.get("q", "").strip(),

@@ -29,6 +29,7 @@ WIRING = {
     "retention",
     "backup",
     "viewer_facts",
+    "patients",
     "pipeline_facts",
     "returned",
     "doctor",
@@ -110,6 +111,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "program": set(),
     "viewing": {"records", "errors", "program"},
     "privacy": set(),
+    "identity": {"durable", "errors"},
     "loop": {"errors"},
     "jobs": {"records", "errors", "flow", "ledger", "loop"},
     "observe": {"records", "errors"},
@@ -118,6 +120,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
 }
 OUTSIDE = {  # of the spine: which other packages of ours
     **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment", "kinds", "outcomes", "spans")},
+    "identity": {"dicom_sr"},  # headers
     "off_peak": {"config"},  # the settings in force, and hours of the week
     "program": {"config"},  # config.secrets, as infer
     "settings_file": {"config"},  # which settings are secret

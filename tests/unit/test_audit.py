@@ -64,6 +64,7 @@ FACTS = {
     "what": "/api/rerun",
     "folder": "/srv/results",
     "words": "in words",
+    "query": "patient=0f-1e-2d",
 }
 
 # PS3.15 A.5.3, PS3.16 CID 400 to 403, by hand: event -> EventID, EventTypeCode, action, failed, roles of the
@@ -90,6 +91,7 @@ STANDARD: dict[str, tuple[str, str | None, str, str, list[str | None], int | Non
     "instances-exported": ("110106", None, "R", "0", ["110153", "110154"], 0, "110180"),
     "instances-not-exported": ("110106", None, "R", "4", ["110153", "110154"], 0, "110180"),
     "instances-accessed": ("110103", None, "R", "0", [None, None], 0, "110180"),
+    "patient-sought": ("110112", None, "E", "0", ["110153", "110152"], 0, "12"),
     "instances-deleted": ("110103", None, "D", "0", [None], 0, "110180"),
     "refused-bytes-deleted": ("110113", "110132", "E", "0", [None], None, "12"),
     "asked": ("110113", "110132", "E", "0", [None, None], None, "12"),
@@ -109,6 +111,7 @@ MEANINGS = {  # PS3.16 Annex D
     "110103": "DICOM Instances Accessed",
     "110104": "DICOM Instances Transferred",
     "110106": "Export",
+    "110112": "Query",
     "110113": "Security Alert",
     "110114": "User Authentication",
     "110120": "Application Start",
@@ -178,7 +181,7 @@ def test_every_event_is_as_the_standard_has_it(event: str) -> None:
             assert coded.get("codeSystemName") == ("RFC-3881" if coded.get("csd-code") == "12" else "DCM")
     for each in objects:
         assert each.get("ParticipantObjectTypeCode") == "2"
-        assert each.get("ParticipantObjectTypeCodeRole") == ("3" if about == "110180" else "13")
+        assert each.get("ParticipantObjectTypeCodeRole") == ("3" if about == "110180" or id_ == "110112" else "13")
         if about == "110180":
             assert each.get("ParticipantObjectID") == "1.2.3"
             counted = each.findall("ParticipantObjectDescription/SOPClass")
@@ -187,6 +190,8 @@ def test_every_event_is_as_the_standard_has_it(event: str) -> None:
             [detail] = each.findall("ParticipantObjectDetail")
             assert detail.get("type") == "Alert Description"
             assert base64.b64decode(detail.get("value")) == b"in words"
+    if id_ == "110112":  # Table A.5.3.10-1
+        assert base64.b64decode(objects[0].findtext("ParticipantObjectQuery")) == b"patient=0f-1e-2d"
     if id_ == "110101":  # Table A.5.3.2-1
         assert objects[0].findtext("ParticipantObjectName") == "Security Audit Log"
     if id_ == "110106":

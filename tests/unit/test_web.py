@@ -182,6 +182,12 @@ class InMemory:
             and wanted.sender in ("", s["sender"])
         ]
 
+    def sought(self, said: str) -> str:
+        return "-".join(["0" * 32] * 3)
+
+    def patient(self, series_uid: str) -> dict[str, str] | None:
+        return {}
+
     def choices(self) -> dict[str, list[str]]:
         return {
             "modality": ["CT", "US"],
@@ -685,8 +691,8 @@ def test_only_a_page_of_ours_presses_a_button(
 
 def test_every_post_is_among_those_tried(web: TestClient) -> None:
     routes = [route for route in web.app.routes if "POST" in (getattr(route, "methods", None) or ())]
-    # see test_accounts.py, test_viewer.py and test_languages.py
-    elsewhere = ("/login", "/logout", "/language", "/api/series/{uid}/feedback")
+    # see test_accounts.py, test_viewer.py, test_languages.py and test_patients.py
+    elsewhere = ("/api/patient", "/login", "/logout", "/language", "/api/series/{uid}/feedback")
     routes = [route for route in routes if route.path not in elsewhere]
     routes = [route for route in routes if not route.path.startswith(SETTINGS)]  # see test_settings_pages.py
     assert len(routes) == len(POSTS)
@@ -834,7 +840,7 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
     ):
         monkeypatch.setattr(facts, name, away)
     for method, address in addresses(web):
-        if address in ("/health", "/ready", "/metrics", "/rerun", "/login", "/logout", "/language"):
+        if address in ("/health", "/ready", "/metrics", "/rerun", "/login", "/logout", "/language", "/api/patient"):
             continue
         queries = {"/api/rerun": "?route=chest", "/api/bulk": "?do=retry&series=1.2&confirmed=yes"}
         query = (queries | {"/api/jobs/job-infer/priority": "?to=stat"}).get(address, "")

@@ -28,7 +28,8 @@ from tests.results import us_findings
 from tests.standins import NoInference
 
 GROWING = ("instance", "series", "association", "job", "event", "result", "receipt", "arrival", "edition",
-           "commitment", "commitment_request", "refusal", "feedback", "place", "found")  # fmt: skip
+           "commitment", "commitment_request", "refusal", "feedback",
+           "place", "found", "patient_hash")  # fmt: skip
 MAY_SCAN = {  # what begins so -> why
     "UPDATE instance SET path=substr(": "once, when a ledger of an earlier version is taken over",
     "UPDATE result SET path=substr(": "as above",
@@ -133,7 +134,9 @@ def run_of_a_node(folder: Path) -> tuple[list[list[str]], Path]:
             said = {"job": infer["id"], "kind": "missed", "image": "1", "column": "3", "row": "4"}
             assert client.post(f"/api/series/{uid}/feedback", data=said).status_code == 200
             listed = client.get("/api/series").json()[0]["first_arrival"].replace("+", "%2B")
+            sought = client.post("/api/patient", data={"patient": "Test^Name"}).json()["patient"]
             lists = ("", f"before={listed}", f"after={uid}", f"after={uid}&sort=slowest", f"q=breast&after={uid}",
+                     f"patient={sought}", f"patient={sought}&after={uid}",
                      "trouble=1", "findings=without", "kind=Mass&min_mm=8",
                      "q=breast", "q=1.2", "pipeline=breast-us", "job=failed", "sort=slowest")  # fmt: skip
             for page in (*(f"/?{each}" for each in lists), f"/series/{uid}", "/refusals", "/destinations", "/rerun",
