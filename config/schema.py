@@ -477,6 +477,7 @@ class Jobs(Settings):
     lease_s: Seconds = 30.0  # a worker silent for this long loses its jobs to another
     sweep_s: Seconds = 5.0  # how often rows without a running job are looked for
     overtaken_s: Seconds = 3600.0  # a job that more urgent ones overtake for this long gets one start of four
+    follow: bool = True  # a worker of its own takes peers, routes and waits from the machine that receives
     time_zone: str = ""  # in which the hours of routes are told: "Europe/Berlin"; none: that of the machine
 
     @field_validator("time_zone")

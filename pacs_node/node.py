@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+FOLLOW_EVERY_S = 2.0
 AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
 NOTE_EVERY_S = 5.0  # what was refused while the ledger was away is noted this often
 LISTEN_BACKLOG = 128  # connections that wait to be taken, where several processes receive
@@ -214,6 +215,7 @@ class Node:
             single_sign_on=bool(config.oidc.issuer),
         )
         self._refusals = Loop("refusals", self._note_refusals, NOTE_EVERY_S)
+        self._following = Loop("settings", self._follow, FOLLOW_EVERY_S)
         self._started = False
         self._displaced = False  # another data folder receives into this database
         self._alone = Loop("receiving", self._receive_alone, ALONE_EVERY_S)
@@ -253,7 +255,11 @@ class Node:
             if self.traces is not None:
                 self.traces.loop.start()
         if self.settings is not None:
-            self.settings.started()
+            self.settings.started(receives=listen)
+        self.stages.behind = self._behind
+        if self._follows_another:
+            self._behind()
+            self._following.start()
         if web:
             self._start_web()
         if listen:
@@ -299,6 +305,7 @@ class Node:
         self.retention.loop.stop()
         self.returned.loop.stop()
         self.patients.loop.stop()
+        self._following.stop()
         self.assembler.loop.stop()
         self._put_down()
         self._alone.stop()
@@ -347,6 +354,21 @@ class Node:
         new = [each for each in self._pipelines() if repr(each) not in known]
         if self.engine is not None and new:
             self.stages.inference.warm(new)
+
+    @property
+    def _follows_another(self) -> bool:
+        return not self.stages.receives and self.settings is not None and self.config.jobs.follow
+
+    def _follow(self) -> None:
+        self._behind()
+
+    def _behind(self) -> str | None:
+        """None, or why the settings of this machine may lack what another one knows. Raises LedgerUnavailable."""
+        if self.stages.receives:
+            return None
+        if self.settings is None or not self._follows_another:
+            return f"{socket.gethostname()} has settings of its own"
+        return self.settings.follow()
 
     def reload(self) -> None:
         """Take up the settings file as it is now; the log and /health say what is wrong with one that is wrong."""

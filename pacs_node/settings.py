@@ -32,6 +32,10 @@ log = structlog.get_logger()
 # tables of a settings file that a running node takes up; the others it reads at its start
 AT_ONCE = ("assemble", "priors", "retention", "peers", "routes", "notices")
 
+# of these what several machines share, as the file names them: who is told is asked of the one that receives
+TABLES = ("assemble", "priors", "retention", "peer", "route")
+RECEIVES = "settings of the machine that receives"  # the mark that says whose file others follow
+
 FOUND = "found in the file"
 WAITS = ", but for what the next start of the node takes up: "
 ASKED_WITHIN = timedelta(seconds=60)  # of a signal: who has sent it
@@ -95,11 +99,14 @@ class LiveSettings:
         self.since_last_start: list[str] = []  # what was changed while no node looked
         self.problem: str | None = None  # why what the file says is not in force
         self.said: str | None = None  # the file as it was taken up last
+        self.followed: SettingsVersion | None = None  # of the machine that receives, whose tables count here
         self._one_at_a_time = threading.Lock()
         self._heeded: datetime | None = None  # when who had it reloaded last asked
 
-    def started(self) -> None:
-        """The node has started with the file as it is. Raises LedgerUnavailable."""
+    def started(self, *, receives: bool = False) -> None:
+        """The node has started with the file as it is. receives: others follow it. Raises LedgerUnavailable."""
+        if receives:
+            self.ledger.mark(RECEIVES, self.now(), self.place)
         try:
             text = settings_file.read(self.path)
             latest = next(iter(self.versions(1)), None)
@@ -161,6 +168,7 @@ class LiveSettings:
                     self.ledger.forget_settings(noted)
                 raise
             self._take_up(take_up, config, waiting, who, what, former, text)
+            self.said = text
 
     def reload(self, who: str = "") -> bool:
         """Take up the file as somebody has edited it. False: nothing in it has changed. Raises SettingsRefused: the
@@ -168,7 +176,7 @@ class LiveSettings:
         with self._one_at_a_time:
             try:
                 text = self.text()
-                config, waiting = in_force(self.running, self.checked(text))
+                config, waiting = in_force(self.running, self.checked(self._as_followed(text)))
                 self._must_be_whole(config)
                 take_up = self._ready(config)
             except SettingsRefused as error:
@@ -183,6 +191,7 @@ class LiveSettings:
             same = noted is None and config == self.running and waiting == self.waiting
             said = "nothing changed" if same else what
             self._take_up(take_up, config, waiting, who, said, text if self.said is None else self.said, text)
+            self.said = text
             return not same
 
     def who_asks(self) -> str:
@@ -193,6 +202,36 @@ class LiveSettings:
             return ""
         self._heeded = asked["at"]
         return str(asked["text"])
+
+    def follow(self) -> str | None:
+        """Take up what the machine that receives has in force, of the tables that are taken up at once; all else is
+        this machine's own. None, or why that is not in force here. Raises LedgerUnavailable."""
+        mark = self.ledger.marks().get(RECEIVES)
+        latest = next(iter(self.ledger.settings_versions(mark["text"], 1)), None) if mark else None
+        if latest is None:
+            return "no machine that receives has said its settings yet"
+        with self._one_at_a_time:
+            if self.followed is not None and self.followed.digest == latest.digest:
+                return None
+            try:
+                own = self.text()
+                former, text = self._as_followed(own), settings_file.following(own, latest.text, TABLES)
+                asked = self.checked(text)
+                config, _ = in_force(self.running, asked)
+                take_up = self._ready(config)
+            except SettingsRefused as error:
+                problem = f"the settings of the machine that receives are not in force here: {error}"
+                if problem != self.problem:
+                    log.error("settings not followed", error=str(error))
+                self.problem = problem
+                return problem
+            self.followed = latest
+            what = f"as on the machine that receives: {latest.what}"
+            self._take_up(take_up, config, self.waiting, latest.who, what, former, text)
+            return None
+
+    def _as_followed(self, text: str) -> str:
+        return settings_file.following(text, self.followed.text, TABLES) if self.followed is not None else text
 
     def undo(self, number: int, looked_at: str, who: str) -> None:
         """Make the file what it was before the version of this number. Raises as `change` does."""
@@ -250,7 +289,7 @@ class LiveSettings:
         text: str,
     ) -> None:
         take_up()
-        self.running, self.waiting, self.problem, self.said = config, waiting, None, text
+        self.running, self.waiting, self.problem = config, waiting, None
         log.info("settings in force", what=what, next_start=list(waiting))
         changes = self._changes(former, text)
         self.audit("configuration-changed", {"user": who, "what": self.path.name, "words": what, "changes": changes})

@@ -79,6 +79,16 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def following(own: str, theirs: str, tables: Sequence[str]) -> str:
+    """Our text, with these tables as another text has them. Raises SettingsRefused."""
+    try:
+        ours, others = tomlkit.parse(own), tomlkit.parse(theirs)
+    except TOMLKitError as error:
+        raise SettingsRefused(f"is no TOML: {error}") from error
+    plain = ours.unwrap() | dict.fromkeys(tables) | {name: others.unwrap().get(name) for name in tables}
+    return tomlkit.dumps({name: value for name, value in plain.items() if value is not None})
+
+
 def difference(former: str, text: str) -> str:
     """The lines that changed, as `diff -u` shows them, without secrets."""
     old, new = without_secrets(former), without_secrets(text)

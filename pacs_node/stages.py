@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +38,7 @@ from pacs_node.deliver.arrival import sent_objects
 from pacs_node.deliver.destination import Destination
 from pacs_node.devices import Devices
 from pacs_node.errors import (
+    Await,
     GiveUp,
     JobError,
     LedgerUnavailable,
@@ -77,6 +78,7 @@ from pacs_node.store import Bucket, ObjectStore, SharedFolder, Store, clear_forg
 log = structlog.get_logger()
 
 PATIENCE = 5  # times that a series is closed later because the disk fails; then it is judged without those images
+ELSEWHERE = timedelta(seconds=30)  # until a job that this machine cannot do is offered again, to any
 MOST_UNKEPT = 32  # jobs whose findings are held in memory while no disk takes them
 
 
@@ -127,6 +129,7 @@ class WiredStages:
         self.shadows: frozenset[str] = frozenset()  # routes that are shadows, or were when they went
         self.wire(self.wiring(config))
         self.store = store_of(config)
+        self.behind: Callable[[], str | None] = lambda: None  # why these settings may lack what another machine knows
         self.receives = True  # whether this machine is the one that the images come to
         self.results = config.node.data_dir / "results"
         self.work = config.node.data_dir / "work"
@@ -282,6 +285,9 @@ class WiredStages:
     ) -> Findings:
         """The findings, kept with the job: when it runs again they are inferred again only if what is asked, or the
         algorithm, is another."""
+        if job.pipeline not in self.known.options and not self.receives:
+            words = f"waits for a machine that has the pipeline '{job.pipeline}'"
+            raise Await(words, self.now() + ELSEWHERE, counts=False)
         name = f"findings-{kept.request_digest(job.pipeline, job.options, images)[:16]}.npz"
         known = self.unkept.get((job.id, name))
         if known is None:
@@ -429,6 +435,7 @@ class WiredStages:
         return [replace(result, path=self.results / job_id / result.path.relative_to(folder)) for result in results]
 
     def deliver(self, destination: str, package: Package) -> list[Receipt]:
+        self._must_know(destination)
         to = self.destinations.get(destination)  # once: settings may change meanwhile
         peer = next((each for each in self.config.peers if each.name == destination), None)
         if to is None or peer is None:
@@ -447,6 +454,12 @@ class WiredStages:
         except StoreAway as away:
             raise StoreAway(str(away), (*receipts, *away.receipts)) from away
         return receipts
+
+    def _must_know(self, destination: str) -> None:
+        """Raises Await where another machine may know a peer that this one does not."""
+        if destination not in self.destinations and (why := self.behind()) and destination not in self.destinations:
+            words = f"waits for a machine that knows the peer '{destination}': {why}"
+            raise Await(words, self.now() + ELSEWHERE, counts=False)
 
     @contextmanager
     def _told_of(self, peer: Peer, study_uid: str, receipts: list[Receipt]) -> Iterator[None]:
@@ -487,6 +500,7 @@ class WiredStages:
         return any(peer.name == name and peer.reject_replaced for peer in self.config.peers)
 
     def arrival_check(self, destination: str) -> ArrivalCheck | None:
+        self._must_know(destination)
         return self.arrival_checks.get(destination)
 
     def sent(self, paths: Sequence[Path], stored: frozenset[str]) -> list[Sent]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
@@ -19,15 +20,16 @@ import sqlalchemy as sa
 from config import load
 from models import catalogue
 from models.phantoms import breast_ultrasound
-from pacs_node import jobs
+from pacs_node import jobs, settings_file
 from pacs_node.backup import Images, back_up, restore
-from pacs_node.errors import CannotStart
+from pacs_node.errors import Await, CannotStart, GiveUp, SettingsRefused
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import metadata
 from pacs_node.node import Node
+from pacs_node.records import Job, Package
 from tests.collector import Collector
 from tests.fault.test_standing import Watched, every_job_ends
-from tests.harness import ROOT, NodeProcess, Postgres, storescu, wait_for
+from tests.harness import ROOT, NodeProcess, Postgres, free_port, storescu, wait_for
 from tests.unit.node import test_lists as lists
 from tests.unit.node.test_ledger import *  # noqa: F403  the same tests, on the ledger below
 from tests.unit.node.test_lists import (  # noqa: F401  and these
@@ -289,3 +291,96 @@ def test_the_life_of_a_series_is_told_as_sqlite_tells_it(postgres: Postgres, tmp
     assert all(is_whole(spans) for spans in told)
     assert [facts(root(spans))["images"] for spans in told] == [2, 0]
     assert facts(root(told[0]))["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("us*.dcm"))
+
+
+FOLLOWED = """
+[node]
+data_dir = "data"
+dicom_host = "127.0.0.1"
+dicom_port = {port}
+[receive]
+keep_free_gb = 0.0
+[database]
+url = "{url}"
+[[peer]]
+name = "sender"
+ae_title = "SENDER"
+may_send = true
+"""
+
+
+@pytest.fixture(scope="module")
+def machines(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
+    """One that receives, a worker that follows it, and one that goes by its own file."""
+    url = postgres.database("followed")
+    nodes = []
+    for name, own in (("receives", ""), ("follows", ""), ("stays", "[jobs]\nfollow = false\n")):
+        folder = tmp_path_factory.mktemp(name)
+        file = folder / "node.toml"
+        file.write_text(own + FOLLOWED.format(url=url, port=free_port()))
+        nodes.append(Node(load(file, catalogue()), file=file))
+        nodes[-1].start(listen=name == "receives", work=False, web=False)
+    yield nodes
+    for node in nodes:
+        node.stop()
+
+
+def test_workers_follow_what_changes_where_images_come_in(machines: list[Node]) -> None:
+    receives, follows, stays = machines
+    nothing = Package("job", (), {}, lambda: True, "1.2")
+    with pytest.raises(GiveUp, match="have no peer 'archive'"):
+        follows.stages.deliver("archive", nothing)
+    live, worker = receives.settings, follows.settings
+    assert live is not None
+    assert worker is not None
+    archive = {"name": "archive", "folder": "out"}
+    route = {"name": "new", "match": {"Modality": "US"}, "pipeline": "breast-us", "send_to": ["archive"]}
+    live.path.write_text(settings_file.with_entry(live.text(), "peer", None, archive))
+    live.path.write_text(settings_file.with_entry(live.text(), "route", None, route))
+    assert live.reload("ana")
+    assert follows.stages.deliver("archive", nothing) == [], "asked for, and so it looks"
+    assert [each.name for each in follows.config.routes] == ["new"]
+    assert follows.config.node == load(worker.path, catalogue()).node, "the rest is its own"
+    assert follows.config.node.data_dir != receives.config.node.data_dir
+    # its own file is as it was, and taken up again changes nothing of what it follows
+    assert "archive" not in worker.text()
+    assert not worker.reload()
+    assert "archive" in follows.stages.destinations
+    # who goes by his own file lets the job wait for a machine that knows
+    with pytest.raises(Await, match=r"waits for a machine that knows the peer 'archive': .* has settings of its own"):
+        stays.stages.deliver("archive", nothing)
+    assert not stays.config.routes
+    # by itself, too, and what is deleted there fails here, as there
+    live.path.write_text(settings_file.without_entry(live.text(), "route", "new"))
+    live.path.write_text(settings_file.with_entry(live.text(), "peer", "archive", {**archive, "name": "second"}))
+    with pytest.raises(SettingsRefused):
+        live.reload("ana")  # no route is left: that may be a file cut off
+    live.path.write_text(settings_file.with_entry(live.text(), "route", None, {**route, "send_to": ["second"]}))
+    assert live.reload("ana")
+    wait_for(lambda: "second" in follows.stages.destinations, 60, "the worker to follow")
+    with pytest.raises(GiveUp, match="have no peer 'archive'"):
+        follows.stages.deliver("archive", nothing)
+
+
+def test_what_a_worker_cannot_have_leaves_it_as_it_is_and_its_jobs_wait(machines: list[Node], tmp_path: Path) -> None:
+    receives, follows, _ = machines
+    live, worker = receives.settings, follows.settings
+    assert live is not None
+    assert worker is not None
+    url = "https://pacs.example/dicom-web"
+    secured = {"name": "secured", "dicomweb_url": url, "dicomweb_token": "${FOLLOWED_TOKEN}"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOLLOWED_TOKEN", "of this machine alone")
+        live.path.write_text(settings_file.with_entry(live.text(), "peer", None, secured))
+        with worker._one_at_a_time:  # the loop: this process has the environment of both
+            assert live.reload("ana")
+            patch.delenv("FOLLOWED_TOKEN")
+    why = worker.follow()
+    assert why is not None
+    assert "FOLLOWED_TOKEN" in why
+    assert worker.problem == why
+    with pytest.raises(Await, match="knows the peer 'secured'"):
+        follows.stages.deliver("secured", Package("job", (), {}, lambda: True, "1.2"))
+    job = Job("1", "infer", "1.2.3", "1.2", 1, "not-installed", "new", 5, datetime.now(UTC))
+    with pytest.raises(Await, match="waits for a machine that has the pipeline 'not-installed'"):
+        follows.stages.infer(job, [], [], lambda fraction, text: None)
