@@ -333,20 +333,40 @@ class Node:
         """Makes everything that new settings need; gives what takes them up, which no association and no job notices.
         Raises CannotStart."""
         wiring = self.stages.wiring(config)
-        return lambda: self.assembler.between_series(lambda: self._take_up(wiring))
+        tls = self._shown_to_callers(config)
+        door = self._new_door(config)
+        return lambda: self.assembler.between_series(lambda: self._take_up(wiring, tls, door))
+
+    def _shown_to_callers(self, config: Config) -> Renewed | None:
+        """Raises CannotStart when its files cannot be used."""
+        if not config.tls.dicom_tls_port or not self.listening:
+            return None
+        if self.listener is not None and tls_files(config) == tls_files(self.config):
+            return self.listener.settings.tls
+        return Renewed(tls_files(config), calls=False)
+
+    def _new_door(self, config: Config) -> socket.socket | None:
+        """Where senders come in from now on, if that is elsewhere. Raises CannotStart when it cannot be had."""
+        new, old = config.node, self.config.node
+        if self.listener is None or (new.dicom_host, new.dicom_port) == (old.dicom_host, old.dicom_port):
+            return None
+        with listening_on("dicom_port", new.dicom_port, "dicom_host", new.dicom_host):
+            return socket.create_server((new.dicom_host, new.dicom_port), backlog=LISTEN_BACKLOG)
 
     def take_up(self, config: Config) -> None:
         """New settings, at once. Raises CannotStart; then the former ones stay."""
         self.ready(config)()
 
-    def _take_up(self, wiring: Wiring) -> None:
+    def _take_up(self, wiring: Wiring, tls: Renewed | None, door: socket.socket | None) -> None:
         known, config = {repr(each) for each in self._pipelines()}, wiring.config
         self.config = self.assembler.config = self.heartbeat.config = config
         self.stages.wire(wiring)
         self.flow.ahead.forget()
         self.retention.take_up(config)
+        self.spool.keep_free_gb, self.spool.largest = config.receive.keep_free_gb, config.receive.largest_mb << 20
+        self.viewing.keep_free_bytes = int(config.receive.keep_free_gb * 1e9)
         if self.listener is not None:
-            self.listener.take_up(self._listener_settings(self.listener.settings.tls))
+            self.listener.take_up(self._listener_settings(tls), door)
         if self.receivers is not None:
             self.receivers.take_up(partial(Node, config), config)
         if self._started and self.listening:  # not in a process that receives for another

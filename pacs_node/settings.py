@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from config import Config, Known, check
+from config import Config, Known, Receive, check
 from pacs_node import settings_file
 from pacs_node.errors import LedgerUnavailable, NodeError, SettingsChanged, SettingsRefused, Told
 from pacs_node.ledger import Ledger
@@ -31,6 +31,12 @@ log = structlog.get_logger()
 
 # tables of a settings file that a running node takes up; the others it reads at its start
 AT_ONCE = ("assemble", "priors", "retention", "peers", "routes", "notices")
+# and of other tables these settings; where several processes receive, their port stays
+KEYS_AT_ONCE: dict[str, tuple[str, ...]] = {
+    "receive": tuple(key for key in Receive.model_fields if key != "processes"),
+    "tls": ("own_certificate", "own_key", "trusted"),
+    "node": ("dicom_host", "dicom_port"),
+}
 
 # of these what several machines share, as the file names them: who is told is asked of the one that receives
 TABLES = ("assemble", "priors", "retention", "peer", "route")
@@ -49,18 +55,47 @@ def in_force(running: Config, asked: Config) -> tuple[Config, tuple[str, ...]]:
     """
     before = {peer.name: peer for peer in running.peers}
     new_tls = [peer.name for peer in asked.peers if peer.tls and before.get(peer.name) != peer]
-    if new_tls and asked.tls != running.tls:
+    if new_tls and _ports(asked) != _ports(running):
         raise SettingsRefused(
             f"[tls] and the peers that use it ({', '.join(new_tls)}) are taken up together, at the next start: restart "
             "the node"
         )
     waiting = []
+    taken = {name: getattr(asked, name) for name in AT_ONCE} | _keys_taken(running, asked)
     for name in Config.model_fields:
-        new, old = getattr(asked, name), getattr(running, name)
-        if name in AT_ONCE or new == old:
+        new, old = getattr(asked, name), taken.get(name, getattr(running, name))
+        if new == old:
             continue
         waiting += [f"{key} in [{name}]" for key in type(new).model_fields if getattr(new, key) != getattr(old, key)]
-    return running.model_copy(update={name: getattr(asked, name) for name in AT_ONCE}), tuple(waiting)
+    return running.model_copy(update=taken), tuple(waiting)
+
+
+def _keys_taken(running: Config, asked: Config) -> dict[str, Any]:
+    """Tables of KEYS_AT_ONCE, as they are in force from now on."""
+    stays = set() if _may_move(running, asked) else {"node"}
+    if running.tls.dicom_tls_port and not (asked.tls.own_certificate and asked.tls.trusted):
+        stays.add("tls")  # whoever calls at the port with TLS is shown a certificate until it is closed
+    return {
+        name: getattr(running, name).model_copy(update={key: getattr(getattr(asked, name), key) for key in keys})
+        for name, keys in KEYS_AT_ONCE.items()
+        if name not in stays
+    }
+
+
+def _may_move(running: Config, asked: Config) -> bool:
+    """Whether another port can be listened at before the former one is closed. The one with TLS stays where it is."""
+    old, new = running.node, asked.node
+    alone = running.receive.processes == 1 and not running.tls.only_tls
+    return (
+        alone
+        and old.dicom_port != new.dicom_port
+        and (old.dicom_host == new.dicom_host or not running.tls.dicom_tls_port)
+    )
+
+
+def _ports(config: Config) -> tuple[int, bool]:
+    """With TLS, and whether it is the only one: of a peer that is to call there."""
+    return config.tls.dicom_tls_port, config.tls.only_tls
 
 
 def _as_before(former: str, now: str) -> str:

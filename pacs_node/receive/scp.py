@@ -98,6 +98,8 @@ class Listener:
         elsewhere: Callable[[int], int] = lambda here: 0,
     ) -> None:
         self.commitment = commitment
+        self._server: Server | None = None
+        self._secured: Server | None = None  # the one with TLS
         self._ever_accepted: frozenset[str] = frozenset()  # an open association keeps what it was promised
         self.take_up(settings)
         self._spool = spool
@@ -113,11 +115,10 @@ class Listener:
         self._change = threading.Condition()
         self._serial = itertools.count(1)
         self._began = ""
-        self._server: Server | None = None
-        self._secured: Server | None = None  # the one with TLS
 
-    def take_up(self, settings: ListenerSettings) -> None:
-        """From the next association on: who may send what. Address, title and limits count from the next start on."""
+    def take_up(self, settings: ListenerSettings, door: socket.socket | None = None) -> None:
+        """From the next association on: who may send what, limits, what is shown with TLS, and where: door, instead of
+        the port without TLS. Those that are open go on as they were accepted."""
         self.settings = settings
         _register(settings)
         senders = Callers(settings.ae_title, settings.allowed, settings.calls_from, certified=settings.certified)
@@ -127,6 +128,13 @@ class Listener:
             frozenset(accepted_for(settings.modalities)),
         )
         self._ever_accepted |= self._welcome.accepted
+        for server in (self._server, self._secured):
+            if server is not None:
+                server.take_up(_application_entity(settings), settings.max_associations, settings.tls)
+        if door is not None and self._server is not None:
+            former, self._server = self._server, self._listening(settings.port, door, None)
+            former.shutdown()
+            log.info("listener.moved", host=settings.host, port=self.port)
 
     def start(self, door: socket.socket | None = None) -> None:
         """Bind and listen, or wait at a door that listens already. Raises OSError when the port is taken."""

@@ -93,8 +93,7 @@ class Server(ThreadedAssociationServer):
         when an association is over, however it ended. door: where other processes listen as well. tls: nobody is served
         without. on_not_secured: called with the address of one with whom it did not come about, and why. Raises OSError
         when the port is taken."""
-        self.most_of_one = max(MOST_WAITING_OF_ONE, max_associations)  # a sender may open all of its own at once
-        self.most = max(MOST_WAITING, 2 * max_associations)
+        self._make_room(max_associations)
         self.handlers, self.on_store, self.on_end = handlers, on_store, on_end
         self._connected: dict[int, tuple[str, Association | None]] = {}  # id of the socket -> address, association
         self._lock = threading.Lock()
@@ -103,6 +102,17 @@ class Server(ThreadedAssociationServer):
         self.on_not_secured = on_not_secured
         self._ended = False  # an association, since garbage was last collected
         super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
+
+    def _make_room(self, max_associations: int) -> None:
+        self.most_of_one = max(MOST_WAITING_OF_ONE, max_associations)  # a sender may open all of its own at once
+        self.most = max(MOST_WAITING, 2 * max_associations)
+
+    def take_up(self, ae: AE, max_associations: int, tls: Renewed | None) -> None:
+        """From the next connection on. A server without TLS stays one."""
+        self.ae = ae
+        self._make_room(max_associations)
+        if self._tls is not None and tls is not None:
+            self._tls = tls
 
     def server_bind(self) -> None:
         if self._door is None:

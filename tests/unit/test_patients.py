@@ -232,6 +232,12 @@ def test_a_reader_finds_the_series_of_a_patient(story: Story, browser: Browser, 
     assert said not in page
 
 
+def test_words_of_two_patients_find_neither(browser: Browser) -> None:
+    client = browser(READER)
+    for said, number in (("Xiomara Meyer", 0), ("Xiomara Quetzalli", 1), ("Xiomara Quetzalli Ute", 0), ("Ute", 1)):
+        assert len(client.get(f"/api/series?patient={hashes_of(client, said)}").json()) == number, said
+
+
 LISTS = ("/", "/api/series", "/api/series.csv")
 
 

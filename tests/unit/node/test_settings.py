@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from models import catalogue
 from pacs_node import settings_file
 from pacs_node.errors import LedgerUnavailable, SettingsChanged, SettingsRefused
 from pacs_node.node import Node
-from pacs_node.settings import AT_ONCE, LiveSettings, in_force, told_to_reload
+from pacs_node.settings import AT_ONCE, KEYS_AT_ONCE, LiveSettings, in_force, told_to_reload
 from tests.factories import us_image
 from tests.harness import free_port, wait_for
 from tests.parrot import ASSOCIATE_AC, ASSOCIATE_RJ, Parrot
@@ -343,14 +344,14 @@ def test_a_wrong_file_leaves_the_former_settings_and_says_why_until_it_is_right(
 
 def test_what_waits_for_the_next_start_is_named_and_not_in_force(told: Told) -> None:
     told.edit('ae_title = "NODE"', 'ae_title = "OTHER"')
-    told.edit("drain_s = 1.0", "drain_s = 2.0")
+    told.edit("processes = 1", "processes = 2")
     told.live.reload()
-    assert told.live.waiting == ("ae_title in [node]", "drain_s in [receive]")
-    assert "ae_title in [node], drain_s in [receive]" in told.live.versions()[0].what, "the command says so, too"
+    assert told.live.waiting == ("ae_title in [node]", "processes in [receive]")
+    assert "ae_title in [node], processes in [receive]" in told.live.versions()[0].what, "the command says so, too"
     assert told.node.config.node.ae_title == "NODE"
     assert told.associate("ME") == ASSOCIATE_AC
     told.edit('"OTHER"', '"NODE"')
-    told.edit("drain_s = 2.0", "drain_s = 1.0")
+    told.edit("processes = 2", "processes = 1")
     told.live.reload()
     assert told.live.waiting == ()
 
@@ -391,9 +392,62 @@ def test_every_table_is_taken_up_or_waits() -> None:
         for key in type(table).model_fields:
             asked = running.model_copy(update={name: table.model_copy(update={key: "another"})})
             live, waiting = in_force(running, asked)
-            assert waiting == (f"{key} in [{name}]",)
-            assert getattr(live, name) == table
+            at_once = key in KEYS_AT_ONCE.get(name, ()) and key != "dicom_host"  # not without another port
+            assert waiting == (() if at_once else (f"{key} in [{name}]",))
+            assert getattr(live, name) == (getattr(asked, name) if at_once else table)
         assert field.annotation is type(table)
+
+
+def test_limits_of_the_listener_are_taken_up(told: Told) -> None:
+    """An association that is open goes on as it was accepted."""
+    image = us_image()
+    port = told.node.config.node.dicom_port
+    told.edit(
+        "drain_s = 1.0", "drain_s = 1.0\nmax_associations = 1\nmax_pdu = 20000\nacse_timeout_s = 7.0\nlargest_mb = 1"
+    )
+    with Parrot(port) as parrot:
+        assert parrot.associate(sop_class=image.SOPClassUID)[0] == ASSOCIATE_AC
+        assert told.live.reload()
+        assert told.live.waiting == ()
+        assert told.associate("ME") == ASSOCIATE_RJ, "one is the most, and it is open"
+        assert parrot.store(image.SOPInstanceUID, encoded(image), image.SOPClassUID) == 0x0000
+        parrot.release()
+    wait_for(lambda: told.associate("ME") == ASSOCIATE_AC, 30, "room for the next one")
+    listener = told.node.listener
+    assert listener is not None
+    assert listener._server is not None
+    assert (listener._server.ae.maximum_pdu_size, listener._server.ae.acse_timeout) == (20000, 7.0)
+    assert told.node.spool.largest == 1 << 20
+
+
+def test_the_listener_moves_to_another_port_and_nobody_is_cut_off(told: Told) -> None:
+    image, former, new = us_image(), told.node.config.node.dicom_port, free_port()
+    with Parrot(former) as parrot, socket.create_server(("127.0.0.1", 0)) as taken:
+        assert parrot.associate(sop_class=image.SOPClassUID)[0] == ASSOCIATE_AC
+        told.edit(f"dicom_port = {former}", f"dicom_port = {taken.getsockname()[1]}")
+        with pytest.raises(SettingsRefused, match=r"is taken by another program: .*change dicom_port"):
+            told.live.reload()
+        assert told.associate("ME") == ASSOCIATE_AC, "where it was"
+        told.edit(f"dicom_port = {taken.getsockname()[1]}", f"dicom_port = {new}")
+        assert told.live.reload()
+        assert told.live.waiting == ()
+        assert told.node.config.node.dicom_port == new
+        assert told.associate("ME") == ASSOCIATE_AC
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", former)):
+            pass
+        assert parrot.store(image.SOPInstanceUID, encoded(image), image.SOPClassUID) == 0x0000, "it was accepted before"
+        parrot.release()
+    assert told.node.ledger.instance(str(image.SOPInstanceUID)) or wait_for(
+        lambda: told.node.ledger.instance(str(image.SOPInstanceUID)), 30, "its row"
+    )
+
+
+def test_several_processes_stay_at_their_port() -> None:
+    running = Config()
+    for table, change in (("receive", {"processes": 2}), ("tls", {"only_tls": True})):
+        many = running.model_copy(update={table: getattr(running, table).model_copy(update=change)})
+        asked = many.model_copy(update={"node": many.node.model_copy(update={"dicom_port": 1})})
+        assert in_force(many, asked) == (many, ("dicom_port in [node]",))
 
 
 def test_all_processes_that_receive_take_new_settings_up(tmp_path: Path) -> None:

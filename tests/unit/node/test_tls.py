@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from models import catalogue
 from pacs_node import system
 from pacs_node.errors import CannotStart
 from pacs_node.node import Node
+from pacs_node.settings import in_force
 from tests.certificates import Authority, Identity
 from tests.factories import ct_series
 from tests.harness import free_port, wait_for
@@ -142,6 +144,37 @@ def test_the_port_without_can_be_closed(started: Callable[..., Node], scanner: I
         Parrot(node.config.node.dicom_port)
     with Parrot(node.config.tls.dicom_tls_port, tls=scanner.caller(certificates / "hospital-ca.pem")) as parrot:
         assert parrot.associate()[0] == ASSOCIATE_AC
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_another_certificate_is_shown_from_the_next_association_on(
+    started: Callable[..., Node], tmp_path: Path, processes: int
+) -> None:
+    """Other files in the settings, not other bytes in the same files."""
+    node = started(processes=processes)
+    (tmp_path / "other").mkdir()
+    issued = Authority(tmp_path / "other").issue("second")
+    own = {"own_certificate": issued.certificate, "own_key": issued.key}
+    asked = node.config.model_copy(update={"tls": node.config.tls.model_copy(update=own)})
+    before = shown_at(node.config.tls.dicom_tls_port)
+    config, waiting = in_force(node.config, asked)
+    assert waiting == ()
+    node.take_up(config)
+    after = shown_at(node.config.tls.dicom_tls_port)
+    assert before != after
+    assert hashlib.sha256(after).hexdigest() == issued.fingerprint
+    broken = config.model_copy(update={"tls": config.tls.model_copy(update={"own_key": tmp_path / "none.key"})})
+    with pytest.raises(CannotStart, match=r"certificates in \[tls\] cannot be used"):
+        node.take_up(broken)
+    assert shown_at(node.config.tls.dicom_tls_port) == after
+
+
+def shown_at(port: int) -> bytes:
+    """What a listener shows to who asks for nothing more; DER."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as secured:
+        return secured.getpeercert(binary_form=True) or b""
 
 
 @pytest.mark.parametrize("processes", [1, 2])
