@@ -105,6 +105,13 @@ def _as_before(former: str, now: str) -> str:
     return settings_file.filled(former, found)
 
 
+def _followed(own: str, theirs: str) -> str:
+    """Our text with TABLES of another machine's in the history, which has no secrets: those of the same entries of ours
+    stand in it, or the environment has them. Raises SettingsRefused."""
+    _, found = settings_file.kept(own)
+    return settings_file.filled(settings_file.following(own, theirs, TABLES), found)
+
+
 def place_of(path: Path) -> str:
     """Whose file it is: several machines may keep their history in one database."""
     return f"{socket.gethostname()}:{path.resolve()}"
@@ -250,7 +257,7 @@ class LiveSettings:
                 return None
             try:
                 own = self.text()
-                former, text = self._as_followed(own), settings_file.following(own, latest.text, TABLES)
+                former, text = self._as_followed(own), _followed(own, latest.text)
                 asked = self.checked(text)
                 config, _ = in_force(self.running, asked)
                 take_up = self._ready(config)
@@ -266,7 +273,7 @@ class LiveSettings:
             return None
 
     def _as_followed(self, text: str) -> str:
-        return settings_file.following(text, self.followed.text, TABLES) if self.followed is not None else text
+        return _followed(text, self.followed.text) if self.followed is not None else text
 
     def undo(self, number: int, looked_at: str, who: str) -> None:
         """Make the file what it was before the version of this number. Raises as `change` does."""

@@ -198,8 +198,8 @@ def filled(text: str, found: Mapping[str, str]) -> str:
         table[key] = _each(table[key], where, lambda value, _: secrets.VARIABLE.sub(fill, value))
     if lacking:
         raise SettingsRefused(
-            f"of what it was, secrets are not kept ({', '.join(lacking)}): write the entry into the file by hand, then "
-            "`pacs-node reload`"
+            f"secrets are not kept in the history ({', '.join(lacking)}): write the entry with its secret into the "
+            "settings file of this machine, then `pacs-node reload`"
         )
     return tomlkit.dumps(document)
 
