@@ -93,7 +93,7 @@ def back_up(config: Config, settings: Path, to: Path, images: Images, now: datet
         write_whole(to / SETTINGS, lambda file: file.write(text.encode()), mode=0o600)
         entries.append(_entry(to / SETTINGS, to))
         for kind in KEPT:
-            if kind == "spool/instances" and images is Images.none:
+            if kind in ("spool/instances", KEY_FILE) and images is Images.none:  # by the key alone names can be tried
                 continue
             link = images is Images.link and kind.startswith("spool/")
             entries += _copied(data_dir, kind, to / FILES, link=link)

@@ -78,7 +78,8 @@ def class_of(finding: Finding, findings: Findings) -> str | None:
     cancer = own.get("malignant")
     if len(own) < len(CLASSES) and cancer is not None:
         own = whole if cancer == whole.get("malignant") else {"malignant": cancer, "": 100 - cancer}
-    return max(own, key=lambda each: own[each], default="") or None
+    order = ["", *CLASSES]  # of two alike the graver, as in dicom_sr.classes
+    return max(own, key=lambda each: (own[each], order.index(each)), default="") or None
 
 
 def _shares(measurements: Sequence[Measurement]) -> dict[str, float]:

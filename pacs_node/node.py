@@ -257,6 +257,7 @@ class Node:
         if self.settings is not None:
             self.settings.started(receives=listen)
         self.stages.behind = self._behind
+        self.stages.not_followed = lambda: self.settings.not_followed if self.settings is not None else None
         if self._follows_another:
             self._behind()
             self._following.start()

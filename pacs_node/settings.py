@@ -105,10 +105,10 @@ def _as_before(former: str, now: str) -> str:
     return settings_file.filled(former, found)
 
 
-def _followed(own: str, theirs: str) -> str:
-    """Our text with TABLES of another machine's in the history, which has no secrets: those of the same entries of ours
-    stand in it, or the environment has them. Raises SettingsRefused."""
-    _, found = settings_file.kept(own)
+def _followed(own: str, theirs: str, file: str) -> str:
+    """Our text with TABLES of another machine's in the history, which has no secrets: those of the same entries in the
+    file of ours stand in it, or the environment has them. Raises SettingsRefused."""
+    _, found = settings_file.kept(file)
     return settings_file.filled(settings_file.following(own, theirs, TABLES), found)
 
 
@@ -142,6 +142,7 @@ class LiveSettings:
         self.problem: str | None = None  # why what the file says is not in force
         self.said: str | None = None  # the file as it was taken up last
         self.followed: SettingsVersion | None = None  # of the machine that receives, whose tables count here
+        self.not_followed: str | None = None  # why its newest version is not in force here
         self._one_at_a_time = threading.Lock()
         self._heeded: datetime | None = None  # when who had it reloaded last asked
 
@@ -210,7 +211,7 @@ class LiveSettings:
                     self.ledger.forget_settings(noted)
                 raise
             self._take_up(take_up, config, waiting, who, what, former, text)
-            self.said = text
+            self.said, self.problem = text, None
 
     def reload(self, who: str = "") -> bool:
         """Take up the file as somebody has edited it. False: nothing in it has changed. Raises SettingsRefused: the
@@ -233,7 +234,7 @@ class LiveSettings:
             same = noted is None and config == self.running and waiting == self.waiting
             said = "nothing changed" if same else what
             self._take_up(take_up, config, waiting, who, said, text if self.said is None else self.said, text)
-            self.said = text
+            self.said, self.problem = text, None
             return not same
 
     def who_asks(self) -> str:
@@ -256,24 +257,25 @@ class LiveSettings:
             if self.followed is not None and self.followed.digest == latest.digest:
                 return None
             try:
-                own = self.text()
-                former, text = self._as_followed(own), _followed(own, latest.text)
+                file = self.text()
+                own = file if self.said is None else self.said  # an edit counts once it is taken up
+                former, text = self._as_followed(own), _followed(own, latest.text, file)
                 asked = self.checked(text)
                 config, _ = in_force(self.running, asked)
                 take_up = self._ready(config)
             except SettingsRefused as error:
-                problem = f"the settings of the machine that receives are not in force here: {error}"
-                if problem != self.problem:
+                why = f"the settings of the machine that receives are not in force here: {error}"
+                if why != self.not_followed:
                     log.error("settings not followed", error=str(error))
-                self.problem = problem
-                return problem
-            self.followed = latest
+                self.not_followed = why
+                return why
+            self.followed, self.not_followed = latest, None
             what = f"as on the machine that receives: {latest.what}"
             self._take_up(take_up, config, self.waiting, latest.who, what, former, text)
             return None
 
     def _as_followed(self, text: str) -> str:
-        return _followed(text, self.followed.text) if self.followed is not None else text
+        return _followed(text, self.followed.text, text) if self.followed is not None else text
 
     def undo(self, number: int, looked_at: str, who: str) -> None:
         """Make the file what it was before the version of this number. Raises as `change` does."""
@@ -331,7 +333,7 @@ class LiveSettings:
         text: str,
     ) -> None:
         take_up()
-        self.running, self.waiting, self.problem = config, waiting, None
+        self.running, self.waiting = config, waiting
         log.info("settings in force", what=what, next_start=list(waiting))
         changes = self._changes(former, text)
         self.audit("configuration-changed", {"user": who, "what": self.path.name, "words": what, "changes": changes})

@@ -172,7 +172,8 @@ def kept(text: str) -> tuple[str, dict[str, str]]:
     """The text with `${NAME}` in place of each secret that stands in it, and which these are: NAME -> the secret.
 
     `check` asks for the variables, so that nobody starts a node with a secret that is none. What refers to a file or to
-    the environment stays as it is; in comments nothing is left that looks like a secret.
+    the environment stays as it is; in comments of settings nothing is left that looks like a secret. Options of routes
+    are left as they are: each job holds them.
     """
     try:
         document = tomlkit.parse(text)
@@ -199,23 +200,19 @@ def filled(text: str, found: Mapping[str, str]) -> str:
     if lacking:
         raise SettingsRefused(
             f"secrets are not kept in the history ({', '.join(lacking)}): write the entry with its secret into the "
-            "settings file of this machine, then `pacs-node reload`"
+            "settings file of this machine by hand"
         )
     return tomlkit.dumps(document)
 
 
 PREFIX = "PACS_NODE_"  # of the names that stand in place of secrets
-OF_OPTIONS = re.compile(r"token|password|secret|_key$", re.IGNORECASE)  # what a package may call one
 
 
 def _secret_places(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(a name for it, its table, key) of each setting that is secret, and of each option of a route that is named like
-    one."""
+    """(a name for it, its table, key) of each setting that is secret."""
     for place, table, model in secrets.places(document, TABLES | LISTS):
         named = [key for key in secrets.names(model) if key in table]
         yield from ((_name_of(place, table, key), table, key) for key in named)
-        if isinstance(options := table.get("options"), dict):
-            yield from ((_name_of(place, table, key), options, key) for key in options if OF_OPTIONS.search(key))
 
 
 def _name_of(place: secrets.Place, table: Mapping[str, Any], key: str) -> str:

@@ -130,6 +130,7 @@ class WiredStages:
         self.wire(self.wiring(config))
         self.store = store_of(config)
         self.behind: Callable[[], str | None] = lambda: None  # why these settings may lack what another machine knows
+        self.not_followed: Callable[[], str | None] = lambda: None  # why what that one says now is not in force here
         self.receives = True  # whether this machine is the one that the images come to
         self.results = config.node.data_dir / "results"
         self.work = config.node.data_dir / "work"
@@ -456,8 +457,10 @@ class WiredStages:
         return receipts
 
     def _must_know(self, destination: str) -> None:
-        """Raises Await where another machine may know a peer that this one does not."""
-        if destination not in self.destinations and (why := self.behind()) and destination not in self.destinations:
+        """Raises Await where another machine may know a peer that this one does not, or knows as it was."""
+        if destination in self.destinations and self.not_followed() is None:
+            return
+        if (why := self.behind()) and (destination not in self.destinations or self.not_followed()):
             words = f"waits for a machine that knows the peer '{destination}': {why}"
             raise Await(words, self.now() + ELSEWHERE, counts=False)
 

@@ -131,24 +131,27 @@ class Listener:
         for server in (self._server, self._secured):
             if server is not None:
                 server.take_up(_application_entity(settings), settings.max_associations, settings.tls)
-        if door is not None and self._server is not None:
+        if door is not None and self._draining:
+            door.close()
+        elif door is not None and self._server is not None:
             former, self._server = self._server, self._listening(settings.port, door, None)
             former.shutdown()
             log.info("listener.moved", host=settings.host, port=self.port)
 
     def start(self, door: socket.socket | None = None) -> None:
         """Bind and listen, or wait at a door that listens already. Raises OSError when the port is taken."""
+        self._draining = False
         self._server = self._listening(self.settings.port, door, None)
         log.info("listener.started", ae_title=self.settings.ae_title, host=self.settings.host, port=self.port)
 
     def start_tls(self, door: socket.socket | None = None) -> None:
         """As `start`, the port with TLS, which `settings.tls` must be there for."""
         assert self.settings.tls is not None
+        self._draining = False
         self._secured = self._listening(self.settings.tls_port, door, self.settings.tls)
         log.info("listener.started-tls", ae_title=self.settings.ae_title, host=self.settings.host, port=self.tls_port)
 
     def _listening(self, port: int, door: socket.socket | None, tls: Renewed | None) -> Server:
-        self._draining = False
         self._began = self._began or f"{self._now():%Y%m%dT%H%M%S%f}-{os.getpid()}"
         handlers: list[tuple[evt.EventType, Callable[[evt.Event], Any]]] = [
             (evt.EVT_REQUESTED, self.on_requested),

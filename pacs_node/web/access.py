@@ -177,7 +177,8 @@ class Door:
         what, seen = {"what": request.url.path, "status": status}, request.state.studies
         if who is None or request.url.path == "/logout":
             return
-        if request.state.sought:
+        sought = request.state.sought  # a list of it shows itself anew, and goes on for pages
+        if sought and (request.url.path == SEARCH or self._not_told_lately(who.name, _address(request), sought)):
             self._tell(request, who, "patient-sought", {**what, "query": request.state.sought})
         if request.method == "POST" and not (request.state.sought and request.url.path == SEARCH):
             self._tell(request, who, "asked", {**what, "words": request.state.said} if request.state.said else what)
@@ -189,8 +190,9 @@ class Door:
             self._tell(request, who, "identity-asked", what)
         for study in seen if status < 400 else ():
             # files of one series or job stand below one address
-            place = request.url.path.removesuffix(f"/{request.path_params.get('name', '')}")
-            if self._not_told_lately(who.name, _address(request), study, place):
+            name = request.path_params.get("name")
+            place = request.url.path.removesuffix(f"/{name}")
+            if name is None or self._not_told_lately(who.name, _address(request), study, place):
                 self._tell(request, who, "instances-accessed", {**what, "study": study})
 
     def _not_told_lately(self, *what: str) -> bool:

@@ -32,7 +32,6 @@ FINDINGS = ("with", "without")
 ONE_OF = {"state": STATES, "job": JOBS, "findings": FINDINGS, "sort": tuple(SORTS), "trouble": ("1",)}
 MOST_MM = 10_000  # as min_size_mm of the settings
 HASHES = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{32}){2,9}")  # of a patient, as POST /api/patient gives them
-AGAIN = "x-looks-again"  # the header by which live.js says that a page is shown once more
 LONGEST_HASHES = 33 * 10
 LONGEST_TEXT = 64  # characters of what is sought: no description holds more
 DO = {  # what can be done with many series -> in words
@@ -94,8 +93,7 @@ class ListViews:
     def _wanted(self, request: Request, asked: Mapping[str, str]) -> Wanted:
         """Raises HTTPException: 400 for a value that cannot be, 403 for who may not ask whose series they are."""
         if asked.get("patient"):
-            if AGAIN not in request.headers:
-                request.state.sought = f"patient={asked['patient'][:LONGEST_HASHES]}"
+            request.state.sought = f"patient={asked['patient'][:LONGEST_HASHES]}"
             if not may_see_all(request):
                 raise HTTPException(403, f"to look for a patient needs the role {READER}")
         return wanted_of(asked)

@@ -378,7 +378,7 @@ def test_what_a_worker_cannot_have_leaves_it_as_it_is_and_its_jobs_wait(machines
     why = worker.follow()
     assert why is not None
     assert "FOLLOWED_TOKEN" in why
-    assert worker.problem == why
+    assert worker.not_followed == why
     with pytest.raises(Await, match="knows the peer 'secured'"):
         follows.stages.deliver("secured", Package("job", (), {}, lambda: True, "1.2"))
     job = Job("1", "infer", "1.2.3", "1.2", 1, "not-installed", "new", 5, datetime.now(UTC))

@@ -353,6 +353,12 @@ def test_no_secret_is_kept_and_every_one_comes_back(table: str, name: str, form:
         settings_file.filled(said, {})
 
 
+def test_options_are_left_as_they_are() -> None:
+    """A variable in them would reach the pipeline as it is; and what is a secret there nobody knows."""
+    text = '[[route]]\nname = "r"\noptions = { tokenizer = "bert", label_key = "label", api_token = "hush" }\n'
+    assert settings_file.kept(text) == (text, {})
+
+
 @pytest.mark.parametrize("reference", ['token_file = "hush.token"', 'token = "${{HUSH}}"', 'password = "${{HUSH}}"'])
 def test_what_only_refers_to_a_secret_is_kept_as_it_is(reference: str) -> None:
     text = f'[tls]\nown_key = "hush.key"\n[[peer]]\nname = "n"\ndicomweb_{reference.format()}\n'
@@ -379,9 +385,6 @@ def test_a_secret_comes_back_to_nobody_else() -> None:
 name = "web_2"
 dicomweb_url = "https://ours/"
 dicomweb_token = "hush-2"
-[[route]]
-name = "r"
-options = {{ api_token = "hush-3" }}
 """
     said, _ = settings_file.kept(former)
     assert "hush" not in said
@@ -389,8 +392,6 @@ options = {{ api_token = "hush-3" }}
         former.replace("https://ours/", "https://theirs/"),
         former.replace('"web"', '"web-2"'),
         former.replace('"web_2"', '"web 2"'),
-        former.replace('"r"', '"R"'),
-        former.replace("api_token", "api-token"),
         former.replace('dicomweb_token = "hush-1"', 'dicomweb_password = "hush-1"'),
         "",
     ):

@@ -14,7 +14,7 @@ async function show() {
   if (busy || document.hidden || inUse()) return;
   busy = true;
   try {
-    const answer = await fetch(location.href, { headers: { accept: 'text/html', 'x-looks-again': '1' } });
+    const answer = await fetch(location.href, { headers: { accept: 'text/html' } });
     if (answer.redirected || !answer.ok) { location.reload(); return; } // logged out, or gone
     const next = new DOMParser().parseFromString(await answer.text(), 'text/html').querySelector('main');
     const main = document.querySelector('main');

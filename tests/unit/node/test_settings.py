@@ -248,11 +248,11 @@ def test_who_follows_has_secrets_of_his_own(told: Told, tmp_path: Path, monkeypa
     told.change("peer", None, WITH_SECRET)
     why = worker.follow() or ""
     [lacking] = re.findall("PACS_NODE_PEER_WEB_DICOMWEB_TOKEN_[0-9A-F]{6}", why)
-    assert worker.problem == why
+    assert worker.not_followed == why
     assert [peer.name for peer in worker.running.peers] == ["scanner", "results"]
 
     monkeypatch.setenv(lacking, "hush-of-the-environment")
-    assert worker.follow() is None
+    assert worker.follow() is worker.not_followed is None
     assert worker.running.peer("web").dicomweb_token.get_secret_value() == "hush-of-the-environment"  # type: ignore[union-attr]
     monkeypatch.delenv(lacking)
     told.change("peer", None, NEW_PEER)
