@@ -89,7 +89,7 @@ def served(busy: InMemory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("width", "language"), [(390, "en"), (390, "de"), (320, "en"), (720, "en"), (768, "en"), (1280, "en")]
+    ("width", "language"), [(390, "en"), (390, "de"), (320, "en"), (720, "en"), (768, "en"), (870, "en"), (1280, "en")]
 )
 def test_nothing_is_scrolled_sideways(served: str, busy: InMemory, width: int, language: str) -> None:
     uid = busy.all[-1]["series_uid"]

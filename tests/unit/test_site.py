@@ -78,7 +78,8 @@ def test_the_search_works_on_pages_opened_as_files(pages: dict[str, str]) -> Non
     try:
         browser.do("open", url=(SITE / "docs" / "viewer.html").as_uri(), width=1300)
         browser.do("click", selector="input[name=query]")
-        browser.do("fill", selector="input[name=query]", text="retention")
+        browser.do("fill", field="query", value="retention")
+        browser.do("press", key="End")  # the search listens to keys
         found = "[...document.querySelectorAll('.md-search-result__item > a')].map(each => each.href)"
         wait_for(lambda: browser.value(found), 60, "what is found")
         addresses = [address.partition("?")[0] for address in browser.value(found)]

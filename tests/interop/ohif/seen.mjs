@@ -66,9 +66,6 @@ const actions = {
   async click({ selector, number = 0 }) {
     await page.locator(selector).nth(number).click();
   },
-  async fill({ selector, text }) {
-    await page.locator(selector).first().fill(text);
-  },
   async wheel({ x, y, by }) {
     await page.mouse.move(x, y);
     await page.mouse.wheel(0, by);
