@@ -47,8 +47,8 @@ def test_a_paused_pacs_gets_nothing_until_it_is_resumed_and_then_all_once(tmp_pa
         machines.node.kill()
         machines.node.start("--no-work")
         machines.start_worker()
-        health = machines.node.api("/health")
-        assert (health["status"], len(health["paused"])) == ("ok", 1)
+        wait_for(lambda: machines.node.api("/health")["status"] == "ok", PATIENCE_S, "a worker that lives")
+        assert len(machines.node.api("/health")["paused"]) == 1
         assert held() == waiting
         assert machines.pacs.arrivals == []
 

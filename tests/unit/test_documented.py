@@ -465,6 +465,8 @@ ELSEWHERE = {  # names of files that are not ours
     "listener.py": "what first-day.md has its reader make, and the following",
     "sent.json": "",
 }
+# settings and tables of PostgreSQL, nginx and Apache
+NAMES_ELSEWHERE = {"max_connections", "pg_stat_activity", "client_max_body_size", "proxy_buffering", "proxy_http"}
 # what a run or its user makes, and what lies elsewhere by its very path
 MADE = re.compile(
     r"(data_dir|runs|results|rejected|demo-out|dist|(tests/test_)?bone_finder|/etc|/path|/var|/opt|key-image|\d\d-)\b.*"
@@ -539,7 +541,7 @@ def missing_in(text: str, beside: Path) -> Iterator[str]:
         yield from (f"metric {each}" for each in re.findall(r"\bpacs_node_[a-z_]+\b", span) if each not in metrics())
         if re.fullmatch(r"(?:(?:GET|POST) )?(/[\w{}/-]*)(?:\?\S*)?", span) and not _is_address(span):
             yield f"address {span}"
-        if re.fullmatch(r"(?!pacs_node_)[a-z]+(?:_[a-z0-9]+)+", span) and span not in words():
+        if re.fullmatch(r"(?!pacs_node_)[a-z]+(?:_[a-z0-9]+)+", span) and span not in words() | NAMES_ELSEWHERE:
             yield f"name {span}"
 
 
