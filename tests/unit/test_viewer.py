@@ -307,7 +307,7 @@ def test_every_answer_that_a_reader_alone_may_have_is_told(
                 continue  # for admins
             [(event, facts)] = heard
             assert (facts["user"], facts["what"]) == (f"token a-{READER}", address)
-            named = "/api/series/" in address or "/api/jobs/" in address
+            named = address.startswith(("/api/series/", "/api/jobs/")) or address.endswith("/patient")
             assert (event, facts.get("study")) == (
                 ("instances-accessed", each.study_uid) if named else ("identity-asked", None)
             )
