@@ -99,7 +99,8 @@ def test_bad_names_in_every_path(told: Told) -> None:
     ]
     for (method, target, *_), status, body in ask(told, asked):
         none_held_back = (status, target[-9:], body) in ((200, "/rejected", b"[]"), (200, "/rejected", b""))
-        assert none_held_back or status in (400, 404, 405, 409), (method, target[:90], status)
+        too_often = status == 429 and target.endswith("/patient")  # who tries names is slowed down
+        assert none_held_back or too_often or status in (400, 404, 405, 409), (method, target[:90], status)
         if "\0" in unquote(target) and "/static/" not in target:  # PostgreSQL would not take it
             assert status in (400, 405), (method, target)
         assert none_held_back or method in WITHOUT_WORDS or in_words(body), (method, target[:90], body[:200])
