@@ -68,7 +68,7 @@ def tables() -> Iterator[tuple[str, str]]:
     yield from (("devices.py", each) for each in ("running", "paused", "resting", "idle"))
     yield from (("heartbeat.py", each) for each in ("under way", "arrived", "failed", "paused"))
     yield from (("confirm.py", each) for each in ("arrived", "not there", "not proven"))
-    yield from (("viewing_process.py", each) for each in CLASSES.values())
+    yield from (("viewing_process.py", each) for each in CLASSES)
     yield from (("retention.py", each) for each in retention.KEPT)
     yield from (("web/lists.py", each) for each in chain(lists.STATES, lists.FINDINGS, lists.DO.values()))
     yield from (("web/views.py", HTTPStatus(each).phrase) for each in (404, 405))

@@ -24,7 +24,6 @@ KEY_BYTES = 32
 HASH_CHARACTERS = 32  # hexadecimal: 128 bits
 MOST_WORDS = 8  # of a name that is sought
 LONGEST_WORDS = 64  # characters of what is sought
-SOUGHT = re.compile(rf"[0-9a-f]{{{HASH_CHARACTERS}}}(-[0-9a-f]{{{HASH_CHARACTERS}}}){{2,{MOST_WORDS + 1}}}")
 WILDCARDS = ("*", "?")  # PS3.4 C.2.2.2.4
 SHOWN = {  # keyword of what a reader is shown -> its field
     "PatientName": "name",

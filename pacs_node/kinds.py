@@ -12,16 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from dicom_sr import codes
+from dicom_sr.classes import CLASSES
 from dicom_sr.findings import Evaluation, Finding, Findings, Measurement
 from dicom_sr.importance import size
 from pacs_node.records import Also
 
 SYSTEMS = "Lung-RADS", "BI-RADS"
-CLASSES = {  # of a lesion of the breast
-    "normal": codes.PROBABILITY_OF_NORMAL,
-    "benign": codes.PROBABILITY_OF_BENIGN,
-    "malignant": codes.PROBABILITY_OF_CANCER,
-}
 HELD = "it holds earlier results, which these replace"
 
 

@@ -16,6 +16,7 @@ from pydicom.sr.coding import Code
 from scipy import ndimage
 
 from dicom_sr import attributes, codes
+from dicom_sr.classes import CLASSES as PROBABILITIES
 from dicom_sr.findings import Axis, Evaluation, Finding, Findings, ImageRef, Measurement
 from dicom_sr.importance import renumber
 from dicom_sr.regions import Region, Spacing, calibration_problems, pixel_spacing_mm, why_no_tissue
@@ -63,13 +64,6 @@ UNCALIBRATED_WIDTH_MM = 50.0  # of a breast probe; only tells near from far wher
 
 # PS3.3 C.7.3.1.1: Laterality; ImageLaterality, when present, speaks for the image
 SIDES = {"L": codes.LEFT, "R": codes.RIGHT, "B": codes.BILATERAL}
-
-# Private, for want of a concept in PS3.16: the Standard names only the probability of cancer.
-PROBABILITIES = {
-    "normal": codes.PROBABILITY_OF_NORMAL,
-    "benign": codes.PROBABILITY_OF_BENIGN,
-    "malignant": codes.PROBABILITY_OF_CANCER,
-}
 
 
 @dataclass(frozen=True, eq=False)

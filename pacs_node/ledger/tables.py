@@ -178,19 +178,17 @@ place_table = sa.Table(  # where a job found what, in figures: what a shadow and
 )
 
 
-found_table = (
-    sa.Table(  # what the latest result of a pipeline, asked the same, found in a series: a list is narrowed by it
-        "found",
-        metadata,
-        sa.Column("series_uid", sa.String(64), primary_key=True),
-        sa.Column("kind", sa.String(64), primary_key=True),  # as reports call it; "": of all kinds together
-        sa.Column("pipeline", sa.String(64), primary_key=True),
-        sa.Column("variant", sa.String(16), primary_key=True),  # a digest of its options
-        sa.Column("number", sa.Integer, nullable=False),
-        sa.Column("largest_mm", sa.Float),  # NULL: of none is the size known
-        sa.Column("unsized", sa.Boolean, nullable=False),  # of some it is not
-        sa.Index("ix_found_kind", "kind"),  # which there are
-    )
+found_table = sa.Table(  # what the latest result of a pipeline, asked the same, found: a list is narrowed by it
+    "found",
+    metadata,
+    sa.Column("series_uid", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(64), primary_key=True),  # as reports call it; "": of all kinds together
+    sa.Column("pipeline", sa.String(64), primary_key=True),
+    sa.Column("variant", sa.String(16), primary_key=True),  # a digest of its options
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("largest_mm", sa.Float),  # NULL: of none is the size known
+    sa.Column("unsized", sa.Boolean, nullable=False),  # of some it is not
+    sa.Index("ix_found_kind", "kind"),  # which there are
 )
 
 

@@ -202,8 +202,8 @@ class Door:
                 return False
             self._told.pop(what, None)
             self._told[what] = now
-            for oldest in list(self._told)[: max(0, len(self._told) - MOST_TOLD)]:
-                del self._told[oldest]
+            if len(self._told) > MOST_TOLD:
+                del self._told[next(iter(self._told))]
             return True
 
     def _tell(self, request: Request, who: Who, event: str, facts: Mapping[str, object]) -> None:

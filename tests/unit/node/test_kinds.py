@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from config import load
 from dicom_sr import codes
+from dicom_sr.classes import CLASSES
 from dicom_sr.findings import Evaluation, Finding, Findings, Measurement
 from models import build, catalogue
 from models.breast_us.birads import CATEGORIES, SUGGESTED
@@ -32,7 +33,7 @@ from models.lung_nodule.categories import (
 )
 from pacs_node.errors import EditionChanged
 from pacs_node.facts import NodeFacts
-from pacs_node.kinds import CLASSES, HELD, as_well, category_of, class_of, decided, of_kind, sizes, wish
+from pacs_node.kinds import HELD, as_well, category_of, class_of, decided, of_kind, sizes, wish
 from pacs_node.node import Node
 from pacs_node.records import Also, Evidence, Instance, Job, OpenSeries
 from pacs_node.web.app import create_app
