@@ -457,6 +457,17 @@ OBJECT_SERVER_PORTS = (
 )
 
 
+# of a settings file, to be formatted: a database on a server, and who sends
+SENDER_AND_SERVER = """
+[database]
+url = "{url}"
+[[peer]]
+name = "sender"
+ae_title = "SENDER"
+may_send = true
+"""
+
+
 class Postgres:
     """A PostgreSQL server of its own on a free port (Debian package `postgresql`), with empty databases on demand."""
 

@@ -25,14 +25,26 @@ from models.phantoms import breast_ultrasound
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.tables import job_table
 from pacs_node.pack import is_there
-from tests.harness import ROOT, NodeProcess, ObjectServer, Postgres, Receiver, free_port, storescu, wait_for
+from tests.harness import (
+    ROOT,
+    SENDER_AND_SERVER,
+    NodeProcess,
+    ObjectServer,
+    Postgres,
+    Receiver,
+    free_port,
+    storescu,
+    wait_for,
+)
 
 SERIES = int(os.environ.get("MACHINES_SERIES", "6"))  # `make machines`: 40
 AWAY_S = float(os.environ.get("MACHINES_AWAY_S", "3"))  # ... 10
 PATIENCE_S = 240  # with a slow machine
 pytestmark = pytest.mark.timeout(900)
 LEASE_S = 3.0
-SETTINGS = """
+SETTINGS = (
+    SENDER_AND_SERVER
+    + """
 [receive]
 keep_free_gb = 0.1
 [assemble]
@@ -42,12 +54,6 @@ send_backoff_s = 0.5
 send_backoff_max_s = 2.0
 lease_s = {lease_s}
 sweep_s = 0.5
-[database]
-url = "{url}"
-[[peer]]
-name = "sender"
-ae_title = "SENDER"
-may_send = true
 [[peer]]
 name = "pacs"
 ae_title = "PACS"
@@ -61,6 +67,7 @@ match = {{ Modality = "US" }}
 pipeline = "breast-us"
 send_to = ["pacs"]
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from pacs_node.node import Node
 from pacs_node.records import Job, Package
 from tests.collector import Collector
 from tests.fault.test_standing import Watched, every_job_ends
-from tests.harness import ROOT, NodeProcess, Postgres, free_port, storescu, wait_for
+from tests.harness import ROOT, SENDER_AND_SERVER, NodeProcess, Postgres, free_port, storescu, wait_for
 from tests.unit.node import test_lists as lists
 from tests.unit.node.test_ledger import *  # noqa: F403  the same tests, on the ledger below
 from tests.unit.node.test_lists import (  # noqa: F401  and these
@@ -133,17 +133,13 @@ def test_three_processes_start_at_once_on_an_empty_database(postgres: Postgres, 
     engine.dispose()
 
 
-SETTINGS = """
+SETTINGS = (
+    SENDER_AND_SERVER
+    + """
 [receive]
 keep_free_gb = 0.1
 [assemble]
 quiet_s = 1.0
-[database]
-url = "{url}"
-[[peer]]
-name = "sender"
-ae_title = "SENDER"
-may_send = true
 [[peer]]
 name = "results"
 folder = "results"
@@ -153,6 +149,7 @@ match = {{ Modality = "US" }}
 pipeline = "breast-us"
 send_to = ["results"]
 """
+)
 
 
 def test_two_workers_share_the_jobs_and_one_alone_ends_them(postgres: Postgres, tmp_path: Path) -> None:
@@ -293,20 +290,17 @@ def test_the_life_of_a_series_is_told_as_sqlite_tells_it(postgres: Postgres, tmp
     assert facts(root(told[0]))["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("us*.dcm"))
 
 
-FOLLOWED = """
+FOLLOWED = (
+    SENDER_AND_SERVER
+    + """
 [node]
 data_dir = "data"
 dicom_host = "127.0.0.1"
 dicom_port = {port}
 [receive]
 keep_free_gb = 0.0
-[database]
-url = "{url}"
-[[peer]]
-name = "sender"
-ae_title = "SENDER"
-may_send = true
 """
+)
 
 
 @pytest.fixture(scope="module")
