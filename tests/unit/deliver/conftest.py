@@ -47,7 +47,7 @@ def pacs() -> Iterator[Callable[..., Pacs]]:
         answer: Callable[[int], int | Dataset] = lambda number: 0x0000,
         limit: int = 10,
         knows: str = "",
-        timeout_s: float = 5,
+        timeout_s: float = 30,
     ) -> Pacs:
         us = Pacs(Peer("pacs", "PACS", "127.0.0.1", 0, "NODE", timeout_s))
 
