@@ -40,7 +40,6 @@ WEIGHTS = ("breast_triple_lite0_w16",)  # several are averaged
 
 # Chosen on the validation split.
 INSIDE = 0.4  # mask probability; sizes are least biased here (1 % wide), overlap a little better at 0.3
-NORMAL_ABOVE = 0.5  # the image is called normal, and a marked spot is not reported
 TRAINED_ON = {"normal": 75, "benign": 242, "malignant": 115}  # images of BUSI's training split
 PRIOR_POWER = 1.0  # 0: classes equally frequent; 1: as frequent as in BUSI
 SIZES = (0.86, 1.0)  # of the working size; answers are averaged
@@ -310,7 +309,7 @@ class BreastUltrasound:
         shares /= shares.sum()
         lesion = strongest_piece(probability, INSIDE)
         least = SMALLEST_SHARE * grey[rows, columns].size
-        if self.said(shares)[CLASSES.index("normal")] > NORMAL_ABOVE or lesion.sum() < least:
+        if CLASSES[shares.argmax()] == "normal" or lesion.sum() < least:
             lesion = np.zeros_like(lesion)
         return Prediction(probability, shares, lesion)
 

@@ -2,19 +2,22 @@
 
     python -m models.training.soup residual_unet --data x.zip --first a/last.pt --second b/last.pt --share 0.25 \
         --out runs/soup
+    python -m models.training.soup breast_us_hospitals --data FOLDER --first start.safetensors \
+        --second runs/hospitals/breast_triple_lite0_w16.safetensors --share 0.5 --out runs/soup
 
-Useful when a later phase of a training gives up some of what an earlier one was good at: between the two lies a line of
-compromises that costs no training. The share is chosen on the validation split.
+Of exported weights, what a training started from and what came of it can be averaged too. Useful when a later phase of
+a training gives up some of what an earlier one was good at: between the two lies a line of compromises that costs no
+training. The share is chosen on the validation split.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -22,7 +25,7 @@ from models.training.export import Origin, export
 from models.training.recipe import RecipeModule
 from models.training.train import RECIPES, configured
 from models.training.trainer import changed, half_precision
-from models.weights import WeightsError
+from models.weights import WeightsError, load
 
 
 def blended(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
@@ -32,12 +35,33 @@ def blended(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], sha
     }
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What last.pt holds; exported weights hold less of it, and what they stood on is not compared.
+
+    Raises WeightsError.
+    """
+    if path.suffix != ".safetensors":
+        return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+    found = load(path)
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in found.tensors.items()}
+    config = {name: value for name, value in found.about["config"].items() if not stands_on(name)}
+    told = {name: found.about[name] for name in ("split_sha256", "preprocessing")}
+    origin = asdict(Origin(init={found.sha256: found.name}))
+    return {**told, "config": config, "model": tensors, "average": tensors, "epoch": found.about["epoch"] - 1,
+            "origin": origin}  # fmt: skip
+
+
+def stands_on(name: str) -> bool:
+    """Is this hyper-parameter a file of weights or masks, or its SHA-256?"""
+    return name in ("start", "masks") or name.endswith("_sha256")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.training.soup", description="Average two checkpoints.")
     parser.add_argument("system", choices=sorted(RECIPES))
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--first", type=Path, required=True, help="last.pt of a training")
-    parser.add_argument("--second", type=Path, required=True, help="last.pt of the same training, later")
+    parser.add_argument("--first", type=Path, required=True, help="last.pt of a training, or weights it exported")
+    parser.add_argument("--second", type=Path, required=True, help="the same of that training later, or of the next")
     parser.add_argument("--share", type=float, required=True, help="of the second, 0..1")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--width")
@@ -45,9 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     module = cast(RecipeModule, import_module(RECIPES[given.system]))
     files = (given.first, given.second)
-    states = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
-    config = replace(module.Config(), **states[1].get("config", {}))  # a checkpoint from before configs: --width
     try:
+        states = [read(path) for path in files]
+        config = replace(module.Config(), **states[1].get("config", {}))  # a checkpoint from before configs: --width
         recipe = module.build(given.data, configured(config, {"width": given.width} if given.width else {}))
         model = recipe.model().eval()
         for path, state in zip(files, states, strict=True):
@@ -64,6 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     metrics = {f"val_{name}": value for name, value in figures.items()}
     metrics |= {"soup_share": given.share, "soup_first_epoch": states[0]["epoch"] + 1}
     origin = Origin(**states[1].get("origin", {}))
+    origin.init |= states[0].get("origin", {}).get("init", {})
     print(figures, export(recipe, model, metrics, states[1]["epoch"], given.out, origin))
 
 

@@ -15,7 +15,6 @@ from scipy import ndimage
 from models.breast_us.letterbox import PREPROCESSING
 from models.breast_us.pipeline import (
     INSIDE,
-    NORMAL_ABOVE,
     PRIOR_POWER,
     SMALLEST_SHARE,
     WEIGHTS,
@@ -98,7 +97,7 @@ def evaluate(
         weights={sha256: name for path in weights for name, sha256 in read_triple(path, PREPROCESSING).sha256.items()},
         choices={
             "mask threshold": INSIDE,
-            "normal above": NORMAL_ABOVE,
+            "normal": "the most probable class",
             "prior power": PRIOR_POWER,
             "smallest share": SMALLEST_SHARE,
             "sizes": pipeline.sizes,

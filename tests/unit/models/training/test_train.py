@@ -282,6 +282,29 @@ def test_a_soup_of_another_split_is_refused(tmp_path, whole, monkeypatch):
     assert json.loads((out / "line.json").read_text())["config"]["ema_decay"] == 0.9  # that of the checkpoints
 
 
+def test_a_soup_of_exported_weights(tmp_path, monkeypatch):
+    class Module:
+        Config = TrainConfig
+
+        @staticmethod
+        def build(data, config):
+            recipe = Line(**dataclasses.asdict(config))
+            recipe.split_sha256 = "2" * 64 if data == Path("other") else "1" * 64
+            return recipe
+
+    monkeypatch.setattr(soup, "import_module", lambda name: Module)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first, second = constant(tmp_path / "a", 4.0), constant(tmp_path / "b", 8.0)
+    given = ["residual_unet", "--first", str(first), "--second", str(second), "--share", "0.25", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="another split"):
+        soup.main([*given, "--data", "other"])
+    soup.main([*given, "--data", "same"])
+    assert load_file(tmp_path / "line.safetensors")["2.bias"].item() == 5.0
+    about = json.loads((tmp_path / "line.json").read_text())
+    assert set(about["init"]) == {hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)}
+
+
 class Fading(Line):
     """Its score rises until the second epoch and falls from there."""
 
