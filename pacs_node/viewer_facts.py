@@ -154,6 +154,17 @@ class ViewerFacts:
         except (OSError, NodeError):  # deleted, or the store does not answer
             return None
 
+    def results_of(self, series_uid: str) -> list[dict[str, str]]:
+        """The results in force of a series: "job", "pipeline", "sop_class_uid", "sop_instance_uid"."""
+        series = self.node.ledger.series(series_uid)
+        jobs = [job for job in results_in_force(series["jobs"] if series else []) if not job["shadow"]]
+        keys = ("sop_class_uid", "sop_instance_uid")
+        return [
+            {"job": job["id"], "pipeline": job["pipeline"], **{key: each[key] for key in keys}}
+            for job in jobs
+            for each in job["results"]
+        ]
+
     def viewer_address(self, study_uid: str, series_uid: str) -> str | None:
         """Of the hospital's own viewer; None: the settings name none."""
         url = self.node.config.web.viewer_url

@@ -55,6 +55,7 @@ NEEDS: dict[str, str | None] = {
     "/api/series": VIEWER,
     "/api/series.csv": VIEWER,
     "/api/bulk": ADMIN,
+    "/api/export": READER,  # as they were sent, with the patient's name
     "/api/changes": VIEWER,
     "/api/series/{uid}": VIEWER,
     "/api/patient": READER,  # a search by it; the list of what it finds is asked by hashes, and for readers alone

@@ -27,6 +27,7 @@
     GET  /api/changes             a server-sent event as soon as a page would show something else
     POST /api/patient             the series of a patient, for readers
     POST /api/bulk                retry, run again or delete what was chosen of the list
+    POST /api/export              the results of what was chosen of the list, as one ZIP file
     GET  /api/series/{uid}
     GET  /api/series/{uid}/patient  the same as /series/{uid}/patient
     GET  /api/series/{uid}/findings  what the results say, as JSON or CSV
@@ -80,6 +81,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pacs_node.accounts import Accounts
 from pacs_node.errors import LedgerUnavailable
 from pacs_node.web.access import ANSWERED, Door
+from pacs_node.web.export import ExportViews
 from pacs_node.web.facts import Facts
 from pacs_node.web.lists import FILTER, WHERE, ListViews
 from pacs_node.web.live import LiveViews
@@ -158,6 +160,7 @@ def create_app(
             at("/api/series.csv", lists.export, *FILTER),
             at("/api/changes", LiveViews(facts).changes),
             at("/api/bulk", lists.bulk, "do", "series", "all", "query", "confirmed", methods=post),
+            at("/api/export", ExportViews(facts, lists).results, "series", "all", "query", methods=post),
             at("/api/patient", patients.search, methods=post),
             at("/api/series/{uid}", views.series),
             at("/api/series/{uid}/patient", patients.patient),

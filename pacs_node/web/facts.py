@@ -122,6 +122,9 @@ class Facts(Protocol):
     def view_file(self, series_uid: str, name: str) -> Path | None:
         """A file that was made for who looks at a series."""
 
+    def results_of(self, series_uid: str) -> list[dict[str, str]]:
+        """The results in force of a series: "job", "pipeline", "sop_class_uid", "sop_instance_uid"."""
+
     def result_file(self, job_id: str, name: str) -> bytes | None:
         """A result of a job, as it was sent."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
@@ -53,7 +53,7 @@ class ListViews:
 
     def page(self, request: Request) -> Response:
         asked = {key: value for key, value in request.query_params.multi_items() if value}
-        wanted = self._wanted(request, asked)
+        wanted = self.wanted(request, asked)
         series = self.facts.series_list(PAGE, wanted)
         all_here = not wanted.after and len(series) < PAGE and wanted.sort != "slowest"  # which leaves some out
         number, there = self.facts.series_count(EVERY if all_here else wanted)
@@ -80,17 +80,17 @@ class ListViews:
 
     def series_list(self, request: Request) -> Response:
         limit = limit_of(request, MOST)
-        series = self.facts.series_list(limit, self._wanted(request, request.query_params))
+        series = self.facts.series_list(limit, self.wanted(request, request.query_params))
         next_ = request.url.include_query_params(after=series[-1]["series_uid"]) if len(series) == limit else None
         return JSONResponse(series, headers={"link": f'<{next_}>; rel="next"'} if next_ else None)
 
     def export(self, request: Request) -> Response:
         """All that are wanted, however many, as they are read."""
-        wanted = self._wanted(request, request.query_params)
+        wanted = self.wanted(request, request.query_params)
         named = {"content-disposition": 'attachment; filename="series.csv"'}
         return StreamingResponse(self._rows(wanted), media_type="text/csv; charset=utf-8", headers=named)
 
-    def _wanted(self, request: Request, asked: Mapping[str, str]) -> Wanted:
+    def wanted(self, request: Request, asked: Mapping[str, str]) -> Wanted:
         """Raises HTTPException: 400 for a value that cannot be, 403 for who may not ask whose series they are."""
         if asked.get("patient"):
             request.state.sought = f"patient={asked['patient'][:LONGEST_HASHES]}"
@@ -111,23 +111,16 @@ class ListViews:
     def bulk(self, request: Request) -> Response:
         """Asked by a page it asks once more, and then does it."""
         form = [*request.query_params.multi_items(), *request.state.form]
-        uids = [value for key, value in form if key == "series"]
-        asked = once([field for field in form if field[0] != "series"], ("do", "all", "query", "confirmed"))
-        do = asked.get("do", "")
-        if do not in DO:
+        if (do := dict(form).get("do", "")) not in DO:
             raise HTTPException(400, f"do is one of {', '.join(DO)}, not {do[:20]!a}")
-        if any(not PLAIN.fullmatch(uid) for uid in uids):
-            raise HTTPException(400, "series is a Series Instance UID")
+        chosen, asked = chosen_of(request, self, form, ("do", "all", "query", "confirmed"))
         query = asked.get("query", "")
-        all_of_it = self._wanted(request, once(parse_qsl(query), FILTER)) if asked.get("all") else None
-        chosen = all_of_it or list(dict.fromkeys(uids))
-        if not chosen:
-            raise HTTPException(400, "choose at least one series")
         if asked.get("confirmed") != "yes":
             if not for_people(request):
                 raise HTTPException(400, "say confirmed=yes: it is done at once")
             number = min(MOST, self.facts.series_count(chosen)[0]) if isinstance(chosen, Wanted) else len(chosen)
-            shown = {"do": do, "words": DO[do], "number": number, "query": query, "uids": uids, "all": asked.get("all")}
+            shown = {"do": do, "words": DO[do], "number": number, "query": query, "all": asked.get("all")}
+            shown["uids"] = [] if isinstance(chosen, Wanted) else chosen
             return self.views.page(request, "bulk.html", {**shown, "most": MOST, "done": None})
         who = request.state.who.name if request.state.who is not None else ""
         said = self.facts.bulk(do, chosen, who or "somebody")
@@ -137,6 +130,22 @@ class ListViews:
         if for_people(request):
             return self.views.page(request, "bulk.html", {"words": DO[do], "done": done, "left": left, "query": query})
         return JSONResponse({"done": done, "not": left})
+
+
+def chosen_of(
+    request: Request, lists: ListViews, form: Sequence[tuple[str, str]], keys: tuple[str, ...]
+) -> tuple[Wanted | list[str], dict[str, str]]:
+    """The series that a form of the list is about, and what else it says: of `keys`. Raises HTTPException in words."""
+    uids = [value for key, value in form if key == "series"]
+    asked = once([field for field in form if field[0] != "series"], keys)
+    if any(not PLAIN.fullmatch(uid) for uid in uids):
+        raise HTTPException(400, "series is a Series Instance UID")
+    query = asked.get("query", "")
+    all_of_it = lists.wanted(request, once(parse_qsl(query), FILTER)) if asked.get("all") else None
+    chosen = all_of_it or list(dict.fromkeys(uids))
+    if not chosen:
+        raise HTTPException(400, "choose at least one series")
+    return chosen, asked
 
 
 def _job(job: Mapping[str, Any]) -> str:

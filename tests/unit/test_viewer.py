@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
+import httpx
 import numpy as np
 import pydicom
 import pytest
@@ -350,6 +352,47 @@ def test_results_as_files_are_for_readers(seen: Seen, role: str, gets: bool) -> 
             assert pydicom.dcmread(io.BytesIO(answer.content)).SOPInstanceUID == result.sop_instance_uid
     assert client(seen, ADMIN).get(f"/api/jobs/{seen.job.id}/results/1.2.3.dcm").status_code == 404
     assert client(seen, ADMIN).get("/api/jobs/1/results/..").status_code == 404
+
+
+def exported(answer: httpx.Response) -> tuple[zipfile.ZipFile, list[dict[str, str]]]:
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.testzip() is None
+    return archive, list(csv.DictReader(io.StringIO(archive.read("results.csv").decode())))
+
+
+@pytest.mark.parametrize(("role", "gets"), [(VIEWER, False), (READER, True), (ADMIN, True)])
+def test_the_results_of_the_chosen_series_are_one_file(seen: Seen, role: str, gets: bool) -> None:
+    web, heard = heard_by(seen, role)
+    answer = web.post("/api/export", data={"series": [seen.uid, "1.2.3"]})
+    assert answer.status_code == (200 if gets else 403)
+    assert ('formaction="/api/export"' in web.get("/", headers=HTML).text) is gets
+    if not gets:
+        return
+    archive, rows = exported(answer)
+    assert seen.job is not None
+    wanted = {f"{seen.uid}/{seen.job.pipeline}/{each.sop_instance_uid}.dcm": each for each in seen.results}
+    assert set(archive.namelist()) == {*wanted, "results.csv"}
+    for name, result in wanted.items():
+        assert archive.read(name) == result.path.read_bytes()
+    assert [row["file"] for row in rows] == [*wanted, ""]
+    assert {row["study_uid"] for row in rows[:-1]} == {seen.study_uid}
+    assert (rows[-1]["series_uid"], rows[-1]["why_not"]) == ("1.2.3", "no such series")
+    events = [(event, facts.get("study")) for event, facts in heard if facts["what"] == "/api/export"]
+    assert ("instances-accessed", seen.study_uid) in events
+
+
+def test_all_that_the_list_is_of_is_one_file_and_what_is_not_here_is_said(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = client(seen, READER)
+    whole = exported(web.post("/api/export", data={"all": "1", "query": "modality=CT"}))[1]
+    assert [row["series_uid"] for row in whole] == [seen.uid] * len(seen.results)
+    monkeypatch.setattr(seen.facts, "result_file", lambda job, name: None)
+    archive, rows = exported(web.post("/api/export", data={"all": "1", "query": ""}))
+    assert archive.namelist() == ["results.csv"]
+    assert {(row["file"], row["why_not"]) for row in rows} == {("", "it is not here any more")}
+    for form, status in (({}, 400), ({"series": "a b"}, 400), ({"series": "1.2.3"}, 404), ({"do": "x"}, 400)):
+        assert web.post("/api/export", data=form).status_code == status, form
 
 
 def say(web: TestClient, seen: Seen, **fields: object) -> tuple[int, str]:

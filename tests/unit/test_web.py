@@ -151,6 +151,7 @@ class InMemory:
         self.retried: list[str] = []
         self.rerun_asked: list[str] = []
         self.wanted: list[Wanted] = []
+        self.exported: list[str] = []
         self.bulk_asked: list[tuple[str, Wanted | Sequence[str], str]] = []
         self.stamps = ["7-x"]
         self.readiness: dict[str, Any] = {"ready": True, "reasons": []}
@@ -401,6 +402,10 @@ class InMemory:
     def view_file(self, series_uid: str, name: str) -> Path | None:
         return None
 
+    def results_of(self, series_uid: str) -> list[dict[str, str]]:
+        self.exported.append(series_uid)
+        return []
+
     def result_file(self, job_id: str, name: str) -> bytes | None:
         return None
 
@@ -624,6 +629,7 @@ POSTS = [
     "/api/series/1.2.826.7/rerun",
     "/api/rerun?route=chest",
     "/api/bulk?do=retry&series=1.2.826.7&confirmed=yes",
+    "/api/export?series=1.2.826.7",
     "/api/pause?what=destination+pacs",
     "/api/resume?what=destination+archive",
     "/api/jobs/job-send/priority?to=stat",
@@ -685,6 +691,7 @@ def test_only_a_page_of_ours_presses_a_button(
         *facts.many_asked,
         *facts.dismissed,
         *facts.bulk_asked,
+        *facts.exported,
     ]
     assert bool(asked) is done
 
@@ -833,7 +840,7 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
         "findings",
         "volume",
         "view_file",
-        "result_file",
+        *("result_file", "results_of"),
         "feedback",
         "feedback_counts",
         "card",
@@ -842,7 +849,11 @@ def test_a_database_that_is_away_is_said(web: TestClient, facts: InMemory, monke
     for method, address in addresses(web):
         if address in ("/health", "/ready", "/metrics", "/rerun", "/login", "/logout", "/language", "/api/patient"):
             continue
-        queries = {"/api/rerun": "?route=chest", "/api/bulk": "?do=retry&series=1.2&confirmed=yes"}
+        queries = {
+            "/api/rerun": "?route=chest",
+            "/api/bulk": "?do=retry&series=1.2&confirmed=yes",
+            "/api/export": "?series=1.2",
+        }
         query = (queries | {"/api/jobs/job-infer/priority": "?to=stat"}).get(address, "")
         if address in ("/audit", "/api/audit") or address.startswith("/oidc/"):  # they ask it nothing
             continue
