@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import product
 from typing import Any, Protocol
 
 from config import Config
@@ -58,10 +59,10 @@ class PipelineFacts:
         since = this_week - WEEKS_SHOWN + 1
         rows = self.node.ledger.tallies(name, since, this_week, sender=sender)
         of_version = {version: [row for row in rows if row[0] == version] for _, version, _, _ in versions}
-        drifting = list(self._drifting(name, versions, sender))
         senders = _senders(self.node.ledger.tallies_by_sender(name, since))[:SENDERS_SHOWN] if sender is None else []
+        drifting = self._drifting(name, versions, [sender, *(row["sender"] for row in senders if row["sender"])])
         for row in senders:
-            row["drift"] = list(self._drifting(name, versions, row["sender"])) if row["sender"] else []
+            row["drift"] = drifting.get(row["sender"], [])
         return {
             "name": name,
             "sender": sender,
@@ -75,7 +76,7 @@ class PipelineFacts:
                     "last": _monday(last),
                     "weeks": _weeks(of_version[version], since, this_week),
                     "told": [_told(of_version[version], what) for what in STEPS],
-                    "drift": [each for each in drifting if each.version == version],
+                    "drift": [each for each in drifting[sender] if each.version == version],
                     "feedback": self._feedback(name, version) if sender is None else {},
                 }
                 for _, version, first, last in reversed(versions)
@@ -96,24 +97,27 @@ class PipelineFacts:
         of: dict[str, list[tuple[str, str, int, int]]] = {}
         for each in self.node.ledger.tallied():
             of.setdefault(each[0], []).append(each)
-        return [found for name, versions in of.items() for found in self._drifting(name, versions)]
+        return [found for name, versions in of.items() for found in self._drifting(name, versions)[None]]
 
     def _drifting(
-        self, name: str, versions: list[tuple[str, str, int, int]], sender: str | None = None
-    ) -> Iterator[Drifting]:
-        """Of all series of these versions, or of one sender's: its own against its own of the same weeks."""
+        self, name: str, versions: list[tuple[str, str, int, int]], senders: Sequence[str | None] = (None,)
+    ) -> dict[str | None, list[Drifting]]:
+        """Of all series of these versions (None), and of a sender's alone: its own against its own of the same weeks.
+        Two questions for each version, however many senders."""
         settings, this_week = self.node.config.drift, week_of(self.node.now())
         recent_from = this_week - settings.recent_weeks + 1
+        drifting: dict[str | None, list[Drifting]] = {sender: [] for sender in senders}
         for _, version, first, last in versions:
             until = first + settings.reference_weeks - 1
             if last < recent_from or until >= recent_from:
                 continue  # it is at work no more, or not long enough
-            early = self.node.ledger.tallies(name, first, until, version, sender)
-            late = self.node.ledger.tallies(name, recent_from, this_week, version, sender)
-            for what in DRIFTS:
-                found = drift(_counts(early, what), _counts(late, what))
+            early = self.node.ledger.values_by_sender(name, version, first, until)
+            late = self.node.ledger.values_by_sender(name, version, recent_from, this_week)
+            for sender, what in product(senders, DRIFTS):
+                found = drift(_values(early, what, sender), _values(late, what, sender))
                 if found is not None:
-                    yield Drifting(name, version, what, found, found.beyond(settings.beyond))
+                    drifting[sender].append(Drifting(name, version, what, found, found.beyond(settings.beyond)))
+        return drifting
 
     def _feedback(self, name: str, version: str) -> dict[str, int]:
         rows = self.node.ledger.feedback_counts(name, version)
@@ -127,6 +131,15 @@ def _counts(rows: Rows, what: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for _, each, _, value, number, _ in rows:
         if each == what:
+            counts[value] = counts.get(value, 0) + number
+    return counts
+
+
+def _values(rows: list[tuple[str, str, str, int]], what: str, sender: str | None) -> dict[str, int]:
+    """Value -> how many series; sender None: whoever has sent them."""
+    counts: dict[str, int] = {}
+    for each_sender, each, value, number in rows:
+        if each == what and sender in (None, each_sender):
             counts[value] = counts.get(value, 0) + number
     return counts
 

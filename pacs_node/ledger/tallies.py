@@ -63,18 +63,28 @@ class Tallies(Database):
             return [tuple(row) for row in db.execute(query)]
 
     def tallies(
-        self, pipeline: str, first_week: int, last_week: int, version: str | None = None, sender: str | None = None
+        self, pipeline: str, first_week: int, last_week: int, sender: str | None = None
     ) -> list[tuple[str, str, int, str, int, float]]:
         """(version, what, week, value, how many series, their sum) from a week to another one; of one AE title alone,
         if it is given."""
         c = tally_table.c
         of = c.version, c.what, c.week, c.value
         mine = [c.pipeline == pipeline, c.week >= first_week, c.week <= last_week]
-        mine += [c.version == version] if version is not None else []
         mine += [c.sender == sender] if sender is not None else []
         query = sa.select(*of, sa.func.sum(c.number), sa.func.sum(c.total)).where(*mine).group_by(*of)
         with self._reading() as db:
             return [(*row[:4], int(row[4]), float(row[5])) for row in db.execute(query)]
+
+    def values_by_sender(
+        self, pipeline: str, version: str, first_week: int, last_week: int
+    ) -> list[tuple[str, str, str, int]]:
+        """(AE title, what, value, how many series) of a version, from a week to another one."""
+        c = tally_table.c
+        of = c.sender, c.what, c.value
+        mine = c.pipeline == pipeline, c.version == version, c.week >= first_week, c.week <= last_week
+        query = sa.select(*of, sa.func.sum(c.number)).where(*mine).group_by(*of)
+        with self._reading() as db:
+            return [(*row[:3], int(row[3])) for row in db.execute(query)]
 
     def tallies_by_sender(self, pipeline: str, first_week: int) -> list[tuple[str, str, str, int, float]]:
         """(AE title, what, value, how many series, their sum) since a week: of "positive" and of BY_SENDER."""
