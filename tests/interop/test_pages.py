@@ -126,6 +126,7 @@ def test_the_list_shows_what_comes_while_it_is_open_and_leaves_a_choice_alone(se
         busy.all[-1]["description"] = "Came-meanwhile"
         busy.stamps = ["8-x"]
         assert said.readline().strip() == "seen, not reloaded"
+        assert said.readline().strip() == "chosen"
         busy.all[-1]["description"] = "Came-later"
         busy.stamps = ["9-x"]
         browser.stdin.write("go on\n")

@@ -21,6 +21,7 @@ const same = await page.evaluate(() => window.reloaded === false);
 const kept = await page.evaluate(href => document.activeElement.getAttribute('href') === href, focused);
 console.log(same ? `seen, not reloaded${kept ? '' : ', and the focus is lost'}` : 'reloaded');
 await page.locator('input[name="series"]').first().check();
+console.log('chosen');
 await lines.next();
 // told of the next change: the event after it has come and gone
 await page.waitForResponse(response => response.url().endsWith('/api/changes'));

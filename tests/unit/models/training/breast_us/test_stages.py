@@ -209,13 +209,15 @@ def test_what_is_reported_decides_whether_an_image_is_normal(
 ) -> None:
     node = BreastUltrasound("cpu", weights=[shipped], fusion=False)
     node.prior = np.ones(3)
-    classes, mask = np.array([0.55, 0.25, 0.2]), images[12].mask.astype(np.float32)
-    monkeypatch.setattr(node, "answer", lambda grey, size: (mask, classes))
-    assert not node.look(images[12].pixels).lesion.any()
-    node.temperature = 2.0
-    assert node.said(classes)[0] < 0.5
-    assert np.array_equal(node.look(images[12].pixels).lesion, images[12].mask)
-    np.testing.assert_allclose(node.look(images[12].pixels).classes, classes)  # what a temperature is fitted on
+    mask = images[12].mask.astype(np.float32)
+    for classes, normal in (([0.45, 0.3, 0.25], True), ([0.42, 0.5, 0.08], False), ([0.3, 0.3, 0.4], False)):
+        shares = np.array(classes)
+        monkeypatch.setattr(node, "answer", lambda grey, size, shares=shares: (mask, shares))
+        for node.temperature in (None, 2.0):  # changes how sure it is, and not what is most probable
+            told = node.look(images[12].pixels)
+            assert bool(node.said(shares).argmax() == 0) is normal
+            assert np.array_equal(told.lesion, np.zeros_like(told.lesion) if normal else images[12].mask)
+            np.testing.assert_allclose(told.classes, shares)  # what a temperature is fitted on
 
 
 def test_a_route_names_weights_of_the_site(shipped: Path, tmp_path: Path) -> None:
