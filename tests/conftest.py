@@ -29,17 +29,42 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 FIRST = {"interop", "fault"}  # folders
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files whose tests wait for other processes come first, then those of many tests: no long one is left for the end.
 
     Of use with `--no-loadscope-reorder`, which keeps this order.
     """
+    if not os.environ.get("EVERY_CASE") and not config.option.keyword and not any("::" in each for each in config.args):
+        left_out = not_drawn(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
     of_file = Counter(item.path for item in items)
 
     def place(item: pytest.Item) -> tuple[bool, int, str]:
         return not FIRST & set(item.path.parts), -of_file[item.path], str(item.path)
 
     items.sort(key=place)
+
+
+def not_drawn(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of a test marked one_in(n) all cases but each n-th, in the order of its table; `make every-case` runs them all.
+
+    Raises UsageError where a row or a column of a table would not be tried at all: n divides its length.
+    """
+    of_test: dict[tuple[Path, str], list[pytest.Function]] = {}
+    for item in items:
+        if item.get_closest_marker("one_in") is not None and isinstance(item, pytest.Function):
+            of_test.setdefault((item.path, item.originalname), []).append(item)
+    left_out: set[pytest.Item] = set()
+    for (path, name), cases in of_test.items():
+        [n] = cases[0].get_closest_marker("one_in").args  # type: ignore[union-attr]
+        drawn = cases[::n]
+        left_out |= set(cases) - set(drawn)
+        axes = {tuple(case.callspec.indices[axis] for case in cases) for axis in cases[0].callspec.indices}
+        for axis in axes if len(axes) > 1 else ():
+            if set(axis) != set(axis[::n]):
+                raise pytest.UsageError(f"{path}::{name}: one_in({n}) leaves out a whole row; take another number")
+    return left_out
 
 
 @pytest.fixture(scope="session")

@@ -172,6 +172,7 @@ def test_every_room_is_tried() -> None:
     assert stages == {*STEP_OF, *CLOSING, *STUDY, *NOT_RUN, "share"}
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("room", STEP_OF)
 def test_an_error_ends_its_job_at_once_and_no_other(bench: Bench, room: str, error: Exception) -> None:
@@ -223,6 +224,7 @@ def needing(tmp_path: Path) -> Iterator[Bench]:
     bench.node.stop()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("room", STUDY)
 def test_an_error_of_what_a_job_needs_of_a_study_ends_that_job_alone(
@@ -242,6 +244,7 @@ def test_an_error_of_what_a_job_needs_of_a_study_ends_that_job_alone(
     assert needing.inference.runs == []
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("room", STUDY)
 def test_a_series_closes_whatever_becomes_of_who_waits_for_it(
@@ -320,6 +323,7 @@ def test_a_store_that_is_away_costs_no_attempt_and_infers_once(bench: Bench, roo
     assert len(bench.inference.runs) == 1
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("room", CLOSING)
 def test_a_series_that_cannot_be_judged_holds_up_no_other(bench: Bench, room: str, error: Exception) -> None:
@@ -444,6 +448,7 @@ def test_an_image_that_cannot_be_read_for_a_while_is_not_set_aside(
     assert reason == "its stored file cannot be read: Too many open files", "in the end it is judged without it"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
 def test_a_report_of_what_was_not_run_that_cannot_be_made_leaves_a_refusal(bench: Bench, error: Exception) -> None:
     series = bench.take_in("first")
@@ -499,6 +504,7 @@ ODD_IMAGES: dict[str, tuple[Callable[[Dataset], Any], int]] = {  # of two images
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ODD_IMAGES)
 @pytest.mark.parametrize("step", ["the verdict", "the ledger", "the inference"])
 @pytest.mark.filterwarnings("ignore")
@@ -608,6 +614,7 @@ def test_a_ledger_that_is_away_for_a_moment_is_no_death(bench: Bench) -> None:
     assert {job["state"] for job in bench.jobs(series).values()} == {"done"}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
 def test_no_result_is_kept_back_because_it_cannot_be_counted(
     bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch

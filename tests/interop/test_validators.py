@@ -329,12 +329,14 @@ def groups_in(item: Dataset) -> list[Dataset]:
     return [child for child in children if child.ConceptNameCodeSequence[0].CodeValue == "125007"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["ct_two", "ct_enhanced"])
 def test_pixelmed_accepts_the_report_of_a_ct_whole(name: str, tmp_path: Path) -> None:
     [report] = case_objects(name, "SR")
     assert pixelmed(report, tmp_path) == []
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["ct_two", "us_one"])
 def test_pixelmed_accepts_a_comprehensive_report(name: str, tmp_path: Path) -> None:
     [report] = comprehensive_sr(case_objects(name, "SR")[0])
@@ -342,12 +344,14 @@ def test_pixelmed_accepts_a_comprehensive_report(name: str, tmp_path: Path) -> N
     assert pixelmed(with_groups_of(report, template), tmp_path) == []
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("name", "template"), [("ct_nothing", "1501"), ("us_one", "1410"), ("us_normal", "1501")])
 def test_pixelmed_finds_every_group_after_its_template(name: str, template: str, tmp_path: Path) -> None:
     [report] = case_objects(name, "SR")
     assert pixelmed(with_groups_of(report, template), tmp_path) == []
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("template", ["1501", "1411"])
 def test_pixelmed_finds_every_group_of_the_report_for_ohif_after_its_template(template: str, tmp_path: Path) -> None:
     report = hydratable(case_objects("ct_two", "SR")[0], results_of("ct_two"))
@@ -386,6 +390,7 @@ def _no_image(group: Dataset) -> None:
             del item.ContentSequence
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("name", "template", "spoil", "reason"),
     [("ct_two", "1411", _no_segment, "121191.*Missing conditional"), ("us_one", "1410", _no_image, r"IMAGE \*")],

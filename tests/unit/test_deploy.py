@@ -9,6 +9,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import promql_parser
 import pytest
 import yaml
 
@@ -156,6 +157,36 @@ def test_rules_and_dashboard_name_only_metrics_and_labels_that_there_are() -> No
             assert name in known, expression
             asked = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", inner or ""))
             assert asked <= known[name] | {"instance", "job"}, expression
+
+
+def calls(expression: promql_parser.Expr) -> list[promql_parser.Call]:
+    """Every call of a function within."""
+    found: list[promql_parser.Call] = []
+
+    def seen(each: promql_parser.Expr) -> bool:
+        if isinstance(each, promql_parser.Call):
+            found.append(each)
+        return True
+
+    promql_parser.walk(expression, seen)
+    return found
+
+
+OF_COUNTERS, OF_GAUGES = {"increase", "rate", "irate"}, {"delta", "idelta", "deriv", "predict_linear"}
+
+
+def test_every_expression_is_promql_that_suits_its_metrics() -> None:
+    """A gauge that falls is no counter that began anew: of one, increase() counts what somebody has dismissed."""
+    asked = set()
+    for expression in expressions():
+        parsed = promql_parser.parse(expression.replace("$__rate_interval", "5m"))
+        for call in calls(parsed):
+            of = call.args[0] if call.args else None
+            if isinstance(of, promql_parser.MatrixSelector) and call.func.name in OF_COUNTERS | OF_GAUGES:
+                counts = str(of.vector_selector.name).endswith(("_total", "_bucket", "_count", "_sum"))
+                assert counts is (call.func.name in OF_COUNTERS), expression
+                asked.add(call.func.name)
+    assert asked >= {"increase", "rate", "delta"}
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
