@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup dev demo test lint messages site bench soak faults powercuts machines knockout every-case fuzz vendor pictures audit clean
+.PHONY: setup dev demo test lint messages site bench soak faults powercuts machines knockout tables fuzz vendor pictures audit clean
 
 # ---- to run the node
 
@@ -69,7 +69,7 @@ knockout: dev
 	KNOCKOUT=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 7200 tests/unit/test_knockout.py
 
 # the whole of the tables of which the tests take each n-th case
-every-case: dev
+tables: dev
 	EVERY_CASE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m one_in --timeout 1800
 
 # wrong associations, data sets, requests and answers, drawn from SEED, against a running node; the tests draw some

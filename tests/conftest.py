@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def not_drawn(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Of a test marked one_in(n) all cases but each n-th, in the order of its table; `make every-case` runs them all.
+    """Of a test marked one_in(n) all cases but each n-th, in the order of its table; `make tables` runs them all.
 
     Raises UsageError where a row or a column of a table would not be tried at all: n divides its length.
     """
