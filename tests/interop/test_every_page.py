@@ -53,7 +53,7 @@ def addresses(everything: Everything, address: str) -> list[str]:
     found = []
     with httpx.Client(base_url=address, headers=headers, timeout=60) as client:
         for path in NEEDS:
-            series = VIEWED if path == "/series/{uid}/view" else SERIES
+            series = {"/series/{uid}/view": VIEWED, "/series/{uid}/patient": VIEWED[:1]}.get(path, SERIES)
             for uid in [everything.series[what] for what in series] if "{uid}" in path else [""]:
                 asked = path.replace("{uid}", uid)
                 if "{" in asked or asked == "/api/changes":  # an endless answer

@@ -85,7 +85,7 @@ name = "nodules"
 match = { Modality = "CT" }
 pipeline = "lung-nodule"
 send_to = ["pacs"]
-options = { malignancy = true, attention = true, views = 1 }
+options = { malignancy = true, views = 1 }
 
 [[route]]
 name = "lymph nodes"

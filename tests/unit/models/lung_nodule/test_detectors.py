@@ -381,6 +381,7 @@ def pipelines():
     return {name: LungNodule("cpu", {"threads": 1, "detector": name, **more}) for name, more in options.items()}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("detector", ["nodulenet", "ccfam-fpn"])
 def test_a_nodule_is_found_within_2_mm_of_its_place(pipelines, tmp_path, grid, detector):
