@@ -48,6 +48,7 @@ from pacs_node.pulse import Way
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.scp import Listener, ListenerSettings, why_aside
 from pacs_node.receive.spool import Spool
+from pacs_node.receive.upper_layer import LISTEN_BACKLOG
 from pacs_node.receivers import ASSEMBLER, ENGINE, Counts, Doors, Receivers
 from pacs_node.records import (
     HEARTBEAT_AE,
@@ -81,7 +82,6 @@ log = structlog.get_logger()
 FOLLOW_EVERY_S = 2.0
 AFTER_CUT_S = 5.0  # what an interrupted job gets to be put back
 NOTE_EVERY_S = 5.0  # what was refused while the ledger was away is noted this often
-LISTEN_BACKLOG = 128  # connections that wait to be taken, where several processes receive
 ALONE_S = 120.0  # a data folder of which nothing was heard for this long receives no more
 ALONE_EVERY_S = 10.0
 RENEW_BEFORE = timedelta(days=7)  # `/health` says so

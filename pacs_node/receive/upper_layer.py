@@ -43,6 +43,7 @@ LONGEST_UNLIMITED = 1 << 28  # bytes of a PDU where none was agreed (max_pdu = 0
 
 # Connections that are no association yet cost a thread and a descriptor each, and nobody knows whose they are.
 MOST_WAITING, MOST_WAITING_OF_ONE = 64, 16  # in all, from one address, or as many as the settings let in
+LISTEN_BACKLOG = 128  # connections that wait to be taken; the next one is dropped, and comes again after 1, 3, 7 s
 MOST_UNSERVED = 4  # requests of a peer while it owes us an answer: one, unless a window was agreed (PS3.7 D.3.3.3)
 
 TELL_EVERY_S = 10.0  # that some were closed: a stranger must not fill the log either
@@ -76,6 +77,7 @@ class Server(ThreadedAssociationServer):
     """pynetdicom's server: a thread for each connection, and no more connections than there is room for."""
 
     daemon_threads = True  # `_Handler.handle` lasts as long as its association
+    request_queue_size = LISTEN_BACKLOG  # socketserver's own is 5
 
     def __init__(
         self,

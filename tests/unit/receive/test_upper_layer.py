@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 
 from pacs_node.receive.connection import Connection
 from pacs_node.receive.scp import VERIFICATION
+from pacs_node.receive.upper_layer import Server
 from tests.parrot import (
     ABORT,
     ASSOCIATE_AC,
@@ -58,6 +59,21 @@ WITHIN = {
     ABORT: (0, None),
     UNKNOWN: (ABORT, UNRECOGNIZED),
 }
+
+
+def test_many_who_call_at_one_moment_are_all_taken(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system drops who finds no room to wait in, and he tries again after 1, 3, 7 seconds."""
+    go_on = threading.Event()
+    take = Server.get_request
+    monkeypatch.setattr(Server, "get_request", lambda server: (go_on.wait(30), take(server))[1])
+    callers = []
+    try:
+        for _ in range(100):
+            callers.append(socket.create_connection(("127.0.0.1", node.port), timeout=0.9))
+    finally:
+        go_on.set()
+        for caller in callers:
+            caller.close()
 
 
 @pytest.mark.parametrize("kind", BODIES)
