@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from functools import lru_cache
 from typing import Any
@@ -72,6 +73,15 @@ def element(item: Dataset, keyword: str) -> DataElement | None:
         return item[tag]
     except (*UNREADABLE, OSError) as error:  # OSError: pydicom's, of items that are cut off; no file is read here
         raise BadAttribute(keyword, "cannot be read") from error
+
+
+def elements(dataset: Dataset) -> Iterator[DataElement]:
+    """Those that can be decoded, in their order. Iterating over a data set of others ends at the first that cannot."""
+    for tag in sorted(dataset.keys()):
+        try:
+            yield dataset[tag]
+        except (*UNREADABLE, OSError):  # as in `element`
+            continue
 
 
 def _becomes_many(raw: RawDataElement) -> bool:

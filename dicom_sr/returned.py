@@ -70,10 +70,11 @@ def named(dataset: Dataset) -> Named:
 
 
 def _below(dataset: Dataset) -> Iterator[DataElement]:
-    for element in dataset:
-        if element.VR == "SQ":
-            for item in element.value:
-                yield from item.iterall()
+    for sequence in attributes.elements(dataset):
+        if sequence.VR == "SQ":
+            for item in sequence.value or ():
+                yield from attributes.elements(item)
+                yield from _below(item)
 
 
 def rejection(dataset: Dataset) -> str | None:

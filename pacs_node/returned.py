@@ -84,10 +84,15 @@ class Returned:
     def _headers(
         self, instances: Sequence[Instance], files: Sequence[Path]
     ) -> Iterator[tuple[Dataset, Instance, Path]]:
-        of = {each.sop_instance_uid: (each, file) for each, file in zip(instances, files, strict=True)}
-        for header in self.stages.headers(instances, files):
-            if not isinstance(header, Unread):
-                yield header, *of[attributes.text(header, "SOPInstanceUID")]
+        """Of those that can be read. A header may name another instance than it was sent as, or none."""
+        headers = self.stages.headers(instances, files)
+        unread = {header.SOPInstanceUID for header in headers if isinstance(header, Unread)}
+        read = [header for header in headers if not isinstance(header, Unread)]
+        those = [
+            (each, file) for each, file in zip(instances, files, strict=True) if each.sop_instance_uid not in unread
+        ]
+        for header, (instance, file) in zip(read, those, strict=True):
+            yield header, instance, file
 
     def _of_one(self, header: Dataset, instance: Instance, file: Path) -> list[Feedback]:
         if self.ledger.is_object_of_ours(instance.sop_instance_uid):

@@ -94,13 +94,17 @@ def pdata(context: int, control: int, fragment: bytes) -> bytes:
     return pdu(P_DATA, struct.pack(">LBB", len(fragment) + 2, context, control) + fragment)
 
 
-def associate_rq(calling: str, called: str, sop_class: str, syntaxes: tuple[str, ...]) -> bytes:
-    """PS3.8 9.3.2."""
-    context = b"\1\0\0\0" + _item(0x30, sop_class.encode())
-    context += b"".join(_item(0x40, syntax.encode()) for syntax in syntaxes)
+def associate_rq(
+    calling: str, called: str, sop_class: str, syntaxes: tuple[str, ...], *more: tuple[str, tuple[str, ...]]
+) -> bytes:
+    """PS3.8 9.3.2. more: further contexts."""
+    contexts = b""
+    for number, (each, its) in enumerate([(sop_class, syntaxes), *more]):
+        context = bytes([2 * number + 1, 0, 0, 0]) + _item(0x30, each.encode())
+        contexts += _item(0x20, context + b"".join(_item(0x40, syntax.encode()) for syntax in its))
     user = _item(0x51, struct.pack(">L", 1 << 16)) + _item(0x52, b"1.2.3.4")
     body = struct.pack(">H2x16s16s32x", 1, called.ljust(16).encode(), calling.ljust(16).encode())
-    body += _item(0x10, APPLICATION_CONTEXT.encode()) + _item(0x20, context) + _item(0x50, user)
+    body += _item(0x10, APPLICATION_CONTEXT.encode()) + contexts + _item(0x50, user)
     return pdu(1, body)
 
 

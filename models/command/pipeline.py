@@ -178,7 +178,7 @@ def _images(headers: Sequence[Dataset]) -> tuple[ImageRef, ...]:
 def secrets_of(headers: Sequence[Dataset]) -> list[str]:
     """What must not be quoted: all that the patient module says, and names of persons, whole and in their parts."""
     found: set[str] = set()
-    for element in headers[0]:
+    for element in attributes.elements(headers[0]):
         if element.tag.group == 0x0010 or element.VR == "PN" or element.keyword == "AccessionNumber":
             text = str(element.value)
             found |= {text, *text.replace("^", " ").replace("=", " ").split()}

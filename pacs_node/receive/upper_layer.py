@@ -18,6 +18,7 @@ from socketserver import BaseServer
 from typing import Any, cast
 
 import structlog
+from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
@@ -52,6 +53,7 @@ TELL_EVERY_S = 10.0  # that some were closed: a stranger must not fill the log e
 REQUEST, ACCEPT, REJECT, DATA, RELEASE, RELEASED, ABORT = 1, 2, 3, 4, 5, 6, 7
 KINDS = range(REQUEST, ABORT + 1)
 TLS_HANDSHAKE = 22  # what a record of TLS begins with: RFC 8446 5.1
+NO_SYNTAX = UID("2.25.0")  # nobody's
 RELEASE_RP = struct.pack(">BxLxxxx", RELEASED, 4)  # PS3.8 9.3.7
 CONTEXT_ITEM, BEFORE_ITEMS = 0x20, 74  # an item of the request, and the byte where its items begin
 
@@ -398,6 +400,9 @@ class UpperLayer:
             raise ProtocolError(f"an association request that cannot be read: {Told.of(error).words}") from error
         if longest < LEAST_PDU:
             raise ProtocolError(f"a peer that takes PDUs of only {longest} bytes; at least {LEAST_PDU} are needed")
+        for context in primitive.presentation_context_definition_list:
+            if not context.transfer_syntax:  # none, or none that is a UID: it alone is not accepted, PS3.8 9.3.3.2
+                context.transfer_syntax = [NO_SYNTAX]
         if not version & 1:  # other versions are other bits: PS3.8 Table 9-11
             self.association.acse.send_reject(*NOT_OUR_VERSION)
         return primitive

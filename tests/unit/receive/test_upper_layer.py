@@ -83,6 +83,35 @@ def test_what_is_answered_before_there_is_an_association(node: Node, kind: int) 
         assert answered(parrot) == BEFORE[kind]
 
 
+@pytest.mark.parametrize("syntaxes", [(), ("",), ("nonsense",), (" ",)])
+@pytest.mark.parametrize("sop_class", [CT, "1.2.3.4"])
+def test_a_context_without_a_transfer_syntax_is_not_accepted_and_the_others_are(
+    node: Node, sop_class: str, syntaxes: tuple[str, ...]
+) -> None:
+    """PS3.8 9.3.2.2 wants one at least. Whoever forgets it in one context loses that one."""
+    wrong = (sop_class, syntaxes)
+    for number, contexts in enumerate((((CT, (EXPLICIT_LE,)), wrong), (wrong, (CT, (EXPLICIT_LE,))))):
+        with Parrot(node.port) as parrot:
+            parrot.say(associate_rq("ME", "NODE", *contexts[0], contexts[1]))
+            kind, body = parrot.hear()
+            assert kind == ASSOCIATE_AC
+            results = dict(accepted(body))
+            assert results[2 * number + 1] == 0
+            assert results[3 - 2 * number] in (3, 4), "abstract syntax or transfer syntaxes not supported"
+            parrot.release()
+
+
+def accepted(body: bytes) -> list[tuple[int, int]]:
+    """(context, result) of an A-ASSOCIATE-AC without its first six bytes: PS3.8 9.3.3.2."""
+    found, at = [], 68
+    while at < len(body):
+        kind, length = struct.unpack_from(">BxH", body, at)
+        if kind == 0x21:
+            found.append((body[at + 4], body[at + 6]))
+        at += 4 + length
+    return found
+
+
 @pytest.mark.parametrize("kind", WITHIN)
 def test_what_is_answered_within_an_association(node: Node, kind: int) -> None:
     with Parrot(node.port) as parrot:
