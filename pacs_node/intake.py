@@ -82,18 +82,11 @@ class Intake:
         """All that has been told by now is in the ledger when this returns. Raises LedgerUnavailable."""
         with self._one_at_a_time:
             while self._waiting:
-                first = self._waiting[0]
-                if isinstance(first, AssociationEnd):
-                    self._ledger.association_ended(first)
-                    self._waiting.popleft()
-                    continue
-                some = [first]
-                for number in range(1, min(len(self._waiting), MOST_AT_ONCE)):  # others append meanwhile
-                    each = self._waiting[number]
-                    if isinstance(each, AssociationEnd):
-                        break
-                    some.append(each)
-                self.take_in(some)
+                # others append meanwhile. An end is told behind all that its association brought: rows first, then ends
+                some = [self._waiting[number] for number in range(min(len(self._waiting), MOST_AT_ONCE))]
+                self.take_in([each for each in some if isinstance(each, Instance)])
+                if ends := [each for each in some if isinstance(each, AssociationEnd)]:
+                    self._ledger.associations_ended(ends)
                 for _ in some:
                     self._waiting.popleft()
 

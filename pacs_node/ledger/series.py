@@ -131,49 +131,57 @@ class SeriesRows(Jobs, ReturnedRows, PatientRows):
             rows = db.execute(sa.select(instance_table.c.path, end).group_by(instance_table.c.path))
             return {self._path(path): int(end) for path, end in rows}
 
-    def association_ended(self, end: AssociationEnd) -> list[str]:
-        """Remember how a sender left; the series it brought. Its rows are there: they were told before."""
-        mine = instance_table.c.association == end.association
+    def associations_ended(self, ends: Sequence[AssociationEnd]) -> frozenset[str]:
+        """Remember how senders left, all in one transaction; of whom there is something. Its rows are there: they were
+        told before."""
+        of = instance_table.c.association
+        brought: set[str] = set()
         with self._reading() as db:
-            brought = list(db.scalars(sa.select(instance_table.c.series_uid).where(mine).distinct()))
-        if brought:
-            values = {"calling_ae": end.calling_ae, "released": end.released, "ended_at": end.at}
-            row = self._insert(association_table).values(association=end.association, **values)
+            for some in portions([end.association for end in ends]):
+                brought.update(db.scalars(sa.select(of).where(of.in_(some)).distinct()))
+        rows = [
+            {"association": e.association, "calling_ae": e.calling_ae, "released": e.released, "ended_at": e.at}
+            for e in ends
+            if e.association in brought
+        ]
+        if rows:
             with self._begin() as db:
-                db.execute(row.on_conflict_do_nothing())
-        return brought
+                db.execute(self._insert(association_table).on_conflict_do_nothing(), rows)
+        return frozenset(brought)
 
     def open_series(self, connected: frozenset[str]) -> list[OpenSeries]:
-        """The series that still receive. `connected`: ids of the associations that are open now."""
+        """The series that still receive. `connected`: ids of the associations that are open now. Two questions, however
+        many there are."""
+        c, i, a = series_table.c, instance_table.c, association_table.c
+        who = (
+            sa.select(i.series_uid, i.association, i.calling_ae, a.released)
+            .select_from(
+                series_table.join(instance_table, i.series_uid == c.series_uid).outerjoin(
+                    association_table, a.association == i.association
+                )
+            )
+            .where(c.state == "receiving")
+            .distinct()
+        )
         with self._reading() as db:
-            rows = db.execute(sa.select(series_table).where(series_table.c.state == "receiving")).mappings().all()
-            answer = []
-            for row in rows:
-                brought = db.execute(
-                    sa.select(instance_table.c.association, instance_table.c.calling_ae)
-                    .where(instance_table.c.series_uid == row["series_uid"])
-                    .distinct()
-                ).all()
-                associations = {association for association, _ in brought}
-                released = set(
-                    db.scalars(
-                        sa.select(association_table.c.association).where(
-                            association_table.c.association.in_(associations), association_table.c.released
-                        )
-                    )
-                )
-                evidence = Evidence(
-                    last_arrival=row["last_arrival"],
-                    arrived=row["arrived"],
-                    open_associations=frozenset(associations & connected),
-                    released=associations <= released,
-                    expected=row["expected"],
-                    expected_from=row["expected_from"],
-                )
-                answer.append(
-                    OpenSeries(row["series_uid"], row["study_uid"], evidence, tuple(sorted({ae for _, ae in brought})))
-                )
-            return answer
+            rows = db.execute(sa.select(series_table).where(c.state == "receiving")).mappings().all()
+            brought: dict[str, list[Any]] = {}
+            for row in db.execute(who) if rows else ():
+                brought.setdefault(row.series_uid, []).append(row)
+        answer = []
+        for series in rows:
+            mine = brought.get(series["series_uid"], [])
+            evidence = Evidence(
+                last_arrival=series["last_arrival"],
+                arrived=series["arrived"],
+                open_associations=connected.intersection(each.association for each in mine),
+                released=all(each.released for each in mine),
+                expected=series["expected"],
+                expected_from=series["expected_from"],
+            )
+            senders = tuple(sorted({each.calling_ae for each in mine}))
+            answer.append(OpenSeries(series["series_uid"], series["study_uid"], evidence, senders))
+        return answer
 
     def expect(self, series_uid: str, arrived: int, count: int, peer: str) -> None:
         """A peer says how many instances the series has; not noted if another one arrived since it was asked."""

@@ -171,7 +171,7 @@ class Node:
         self.ledger.take_in(
             Instance(uid, str(image.SOPClassUID), self.series, study, "t", path, size, self.clock, "a", "US1")
         )
-        self.ledger.association_ended(AssociationEnd("a", "US1", True, self.clock))
+        self.ledger.associations_ended([AssociationEnd("a", "US1", True, self.clock)])
         open_series = OpenSeries(self.series, study, Evidence(self.clock, self.images), ("US1",))
         assert self.flow.close(open_series, "quiet")
 

@@ -97,3 +97,21 @@ def test_what_comes_in_a_rest_has_its_row(tmp_path: Path, monkeypatch: pytest.Mo
     finally:
         rows.loop.stop()
         ledger.close()
+
+
+def test_many_associations_of_an_image_each_are_two_transactions(tmp_path: Path) -> None:
+    """As many PACS forward. A transaction for each image, and one for each end, took longer than the images to come."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/node.sqlite", tmp_path)
+    ledger.migrate()
+    rows, written = Intake(ledger, lambda instances: None, lambda step: None), []
+    event.listen(ledger.engine, "commit", lambda _: written.append(1))
+    for number in range(200):
+        image, whose = f"1.2.{number}", f"a{number}"
+        rows.stored(Instance(image, "c", f"1.3.{number}", "1.8", "t", tmp_path / "x", 1, NOW, whose, "CT1"))  # type: ignore[call-arg]
+        rows.left(AssociationEnd(whose, "CT1", True, NOW))
+    rows.flush()
+    assert len(written) <= 4
+    series = ledger.open_series(frozenset())
+    assert len(series) == 200
+    assert all(each.evidence.released for each in series)
+    ledger.close()

@@ -175,18 +175,44 @@ def test_an_instance_is_taken_in_once(ledger: Ledger) -> None:
 def test_evidence_knows_who_left_in_order(ledger: Ledger) -> None:
     ledger.take_in(instance("1.2.1", association="a1"))
     ledger.take_in(instance("1.2.2", association="a2", at=T0 + timedelta(seconds=3)))
-    assert ledger.association_ended(AssociationEnd("a1", "CT1", True, T0)) == ["1.9"]
+    assert ledger.associations_ended(
+        [AssociationEnd("a1", "CT1", True, T0), AssociationEnd("a0", "CT1", True, T0)]
+    ) == {"a1"}
     [one] = ledger.open_series(frozenset({"a2"}))
     assert (one.evidence.released, one.evidence.open_associations) == (False, frozenset({"a2"}))
-    ledger.association_ended(AssociationEnd("a2", "CT1", True, T0))
+    ledger.associations_ended([AssociationEnd("a2", "CT1", True, T0)])
     [one] = ledger.open_series(frozenset())
     assert one.evidence.released
     assert one.evidence.last_arrival == T0 + timedelta(seconds=3)
 
 
+def test_however_many_series_are_open_two_questions_are_asked(ledger: Ledger) -> None:
+    """And who brought which, and how he left, is told apart: some by two associations, some by one of two series."""
+    for number in range(40):
+        uids = {"series": f"1.9.{number}", "association": f"a{number // 2}"}
+        ledger.take_in(instance(f"1.2.{number}", **uids))
+    ledger.take_in(instance("1.2.99", series="1.9.7", association="b"))
+    ends = [AssociationEnd(f"a{number}", "CT1", number % 3 > 0, T0) for number in range(10)]
+    assert len(ledger.associations_ended(ends)) == 10
+    asked: list[str] = []
+
+    @sa.event.listens_for(ledger._reader, "before_cursor_execute")
+    def heard(_: Any, __: Any, statement: str, *___: Any) -> None:
+        asked.append(statement)
+
+    told = {each.series_uid: each.evidence for each in ledger.open_series(frozenset({"a11", "b"}))}
+    sa.event.remove(ledger._reader, "before_cursor_execute", heard)
+    assert len(asked) <= 3, asked
+    assert len(told) == 40
+    for number in range(40):
+        whose, evidence = number // 2, told[f"1.9.{number}"]
+        assert evidence.released is (whose < 10 and whose % 3 > 0 and number != 7)
+        assert evidence.open_associations == ({"a11"} if whose == 11 else {"b"} if number == 7 else set())
+
+
 def test_an_aborted_association_is_no_release(ledger: Ledger) -> None:
     ledger.take_in(instance("1.2.1"))
-    ledger.association_ended(AssociationEnd("a1", "CT1", False, T0))
+    ledger.associations_ended([AssociationEnd("a1", "CT1", False, T0)])
     assert not ledger.open_series(frozenset())[0].evidence.released
 
 
