@@ -21,8 +21,12 @@ def main() -> None:
 
     lacking = confine(programs=told["programs"]) if told["confine"] else []
     threading.Thread(target=_end_with_parent, args=(told["life_line"],), daemon=True).start()
+    from pacs_node import observe
     from pacs_node.infer import serve
 
+    # what a library warns of quotes the element: it goes to the log without its words, as in the parent
+    observe.start_logging(plain=sys.stderr.isatty())
+    observe.hear_everything()
     serve(told["messages"], told["device"], told["pipelines"], lacking, told["forms"])
 
 

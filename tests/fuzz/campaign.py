@@ -32,6 +32,8 @@ NETWORK_S, ACSE_S, DIMSE_S = 4.0, 5.0, 4.0
 PATIENCE_S = NETWORK_S + ACSE_S + DIMSE_S + 10  # after which a conversation hangs; generous: the machine is busy, too
 US = "1.2.840.10008.5.1.4.1.1.6.1"
 ANSWERED_S = 0.4  # for an answer that need not come
+# addresses that are there to show whose it is, to readers; where nobody logs in, to whoever asks
+SHOWS_IT = (b"/patient", b"/results/", b"/rejected/", b"/api/export")
 
 SETTINGS = f"""
 [receive]
@@ -217,8 +219,9 @@ class Campaign:
             b"HTTP/1.1 503 Service Unavail"
         ):
             self.watch.wrong.append(f"{name}: {answer[:200]!r}")
-        if SECRET.encode() in answer:
-            self.watch.wrong.append(f"{name}: a patient's value is in the answer")
+        if SECRET.encode() in answer and not any(each in said.content for each in SHOWS_IT):
+            asked_for = said.content.partition(b"\r\n")[0][:120]
+            self.watch.wrong.append(f"{name}: a patient's value is in the answer to {asked_for!r}")
 
     def _answered(self, said: Asked) -> bytes:
         with socket.create_connection(("127.0.0.1", self.node.web_port), timeout=PATIENCE_S) as connection:

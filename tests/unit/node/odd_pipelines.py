@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ class Radiographs:
         pass
 
     def run(self, files: Sequence[Path], progress: Progress) -> Findings:
+        warnings.warn("Invalid value for VR PN: 'DOE^JANE'", stacklevel=1)  # as pydicom does, in both ways
+        logging.getLogger("pydicom").warning("Invalid value for VR PN: 'DOE^JANE'")
         clips = [read_image(path) for path in files]
         values = [next(clip.values()) for clip in clips]
         share = float(np.mean([value.mean() for value in values])) / 4095

@@ -32,6 +32,14 @@ def test_a_classifier_of_radiographs_passes(tmp_path: Path) -> None:
     assert "GB of memory" in said["DX: time and memory"][1]
 
 
+def test_what_a_library_warns_of_in_a_pipeline_quotes_nobody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """pydicom quotes the element; its words would stand in the node's log, which the child writes to as well."""
+    results(RADIOGRAPHS, "RADIOGRAPHS_DECLARED", tmp_path)
+    out, err = capfd.readouterr()
+    assert "a library warned" in err
+    assert "DOE" not in out + err
+
+
 @pytest.mark.timeout(600)
 def test_every_fault_is_found_by_its_check(tmp_path: Path) -> None:
     said = results(VOLUMES, "VOLUMES_DECLARED", tmp_path)
