@@ -93,6 +93,7 @@ audit: dev
 	mkdir -p build
 	$(BIN)/python -m tests.licences build/licences.csv
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.cdx.json $(BIN)/python
+	$(BIN)/python -m tests.licences --into build/sbom.cdx.json
 	test -x build/tools/bin/pip-audit || { $(PYTHON) -m venv build/tools && build/tools/bin/pip install -q pip-audit; } || \
 	  { echo "pip-audit cannot be installed: is there a network?"; exit 2; }
 	build/tools/bin/pip-audit --disable-pip --no-deps -r constraints.txt -f json -o build/vulnerabilities.json; code=$$?; \

@@ -1,21 +1,27 @@
 """The licences of all that is installed with the node: `python -m tests.licences FILE` writes them as a table.
 
+`python -m tests.licences --into build/sbom.cdx.json` adds to a bill of materials what comes with the node's own files.
+
 From what each package says of itself (PEP 639, then the older fields); nothing is fetched.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import quote
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+ROOT = Path(__file__).resolve().parents[1]
 COPYLEFT = re.compile(r"GPL|General Public|Mozilla|MPL|EUPL|CDDL|Eclipse", re.I)
 
 
@@ -87,5 +93,42 @@ def main(path: Path) -> None:
     print(f"{path}: {len(found)} packages; copyleft: {', '.join(each.package for each in found if each.copyleft)}")
 
 
+def vendored() -> list[dict[str, object]]:
+    """What others have made of the files of the pages, as components of CycloneDX 1.6."""
+    [(name, version)] = json.loads((ROOT / "deploy/viewer/package.json").read_text())["dependencies"].items()
+    group, _, plain = name.rpartition("/")
+    purl = f"pkg:npm/{quote(group, safe='')}/{plain}@{version}"
+    content = (ROOT / "pacs_node/web/static/vendor/niivue.js").read_bytes()
+    return [
+        {
+            "type": "library",
+            "bom-ref": purl,
+            "group": group,
+            "name": plain,
+            "version": version,
+            "purl": purl,
+            "licenses": [{"license": {"id": "BSD-2-Clause"}}],
+            "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(content).hexdigest()}],
+            "properties": [{"name": "file", "value": "pacs_node/web/static/vendor/niivue.js"}],
+        }
+    ]
+
+
+def add_vendored(bill: Path) -> None:
+    """Into the bill, and below the node."""
+    told, added = json.loads(bill.read_text()), vendored()
+    told["components"] = [*told["components"], *added]
+    node = told["metadata"]["component"]["bom-ref"]
+    of_node = next((each for each in told["dependencies"] if each["ref"] == node), None)
+    if of_node is None:
+        told["dependencies"].append(of_node := {"ref": node})
+    of_node["dependsOn"] = sorted({*of_node.get("dependsOn", ()), *(str(each["bom-ref"]) for each in added)})
+    told["dependencies"] += [{"ref": each["bom-ref"]} for each in added]
+    bill.write_text(json.dumps(told, indent=2) + "\n")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--into":
+        add_vendored(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import canonicalize_name
 
-from tests.licences import closure, licences, main
+from tests.licences import add_vendored, closure, licences, main
 
 ROOT = Path(__file__).resolve().parents[2]
 # terms that also ask something of what they are part of, of packages that the node cannot do without: looked at on
@@ -56,7 +58,15 @@ def test_the_bill_of_materials_names_every_package(tmp_path: Path) -> None:
     command = [program, "environment", "--pyproject", ROOT / "pyproject.toml", "--output-reproducible", "-o", out]
     done = subprocess.run([*command, sys.executable], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    add_vendored(out)
+    validated = JsonStrictValidator(SchemaVersion.V1_6).validate_str(out.read_text())
+    assert validated is None, validated
     bill = json.loads(out.read_text())
+    [niivue] = [each for each in bill["components"] if each["name"] == "niivue"]
+    assert f"NiiVue {niivue['version']}" in (ROOT / "NOTICE").read_text()
+    assert f"@niivue/niivue@{niivue['version']}" in niivue["bom-ref"].replace("%40", "@")
+    [of_node] = [each for each in bill["dependencies"] if each["ref"] == bill["metadata"]["component"]["bom-ref"]]
+    assert niivue["bom-ref"] in of_node["dependsOn"]
     assert bill["bomFormat"] == "CycloneDX"
     named = {canonicalize_name(each["name"]) for each in bill["components"]}
     assert closure("pacs-node") - {"pacs-node"} <= named
