@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, quote
 
 import httpx
 import pytest
@@ -15,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 from pacs_node.accounts import ADMIN, WRONG_IN_A_ROW
+from pacs_node.records import FEEDBACK_KINDS
 from pacs_node.web.app import create_app
 from pacs_node.web.oidc import SingleSignOn
 from tests.certificates import Authority
@@ -299,6 +303,65 @@ def test_a_route_is_tried_on_the_series_of_the_last_days(ana: Person) -> None:
     ana.page.do("fill", field="condition.value", value="", number=1)
     ana.page.do("fill", field="condition.keyword", value="", number=1)
     assert "Nothing would change for any of them" in ana.presses("Try")
+
+
+def test_what_was_found_is_judged_and_taken_home(ana: Person) -> None:
+    """Feedback of every kind; each result as it was sent, all of several series, and the findings as a table."""
+    uid, facts = ana.place.series["chest CT"], ana.place.facts
+    wait_for(lambda: (facts.findings(uid, 1.0) or {}).get("state") == "ready", 120, "the findings")
+    view = f"/series/{uid}/view"
+    says = f"form.says[action='/api/series/{uid}/feedback']:has(select)"
+    kinds = {kind: words for kind, words in FEEDBACK_KINDS.items() if kind != "missed"}
+    for kind in kinds:
+        ana.goes(view)
+        ana.fills(kind=kind)
+        ana.presses("Say", says)
+    ana.goes(view)
+    ana.page.do("click", selector="details:has(form.missed) summary")
+    ana.fills(image="1", column="10", row="12")
+    ana.presses("Say", "form.missed")
+    said = [each for each in facts.feedback() if each["reader"] == "ana" and each["series_uid"] == uid]
+    assert sorted(each["kind"] for each in said) == sorted(FEEDBACK_KINDS)
+    assert all(words in ana.goes(view) for words in kinds.values())
+    ana.goes("/feedback")
+    assert "1" in ana.lists("td.number")
+    got = ana.page.do("download", words="All of it as CSV")
+    rows = list(csv.DictReader(Path(got["path"]).read_text().splitlines()))
+    assert {row["kind"] for row in rows if row["reader"] == "ana"} == set(FEEDBACK_KINDS)
+
+    ana.goes(f"/series/{uid}")
+    for each in facts.results_of(uid):
+        got = ana.page.do("download", words=each["sop_instance_uid"])
+        assert got["name"] == f"{each['sop_instance_uid']}.dcm"
+        assert Path(got["path"]).read_bytes() == facts.result_file(each["job"], got["name"])
+    ana.goes(view)
+    got = ana.page.do("download", words="as CSV")
+    assert {row["series_uid"] for row in csv.DictReader(Path(got["path"]).read_text().splitlines())} == {uid}
+    ana.goes("/")
+    for name in ("chest CT", "breast ultrasound"):
+        ana.fills(series=ana.place.series[name])
+    got = ana.page.do("download", words="Results as ZIP")
+    with zipfile.ZipFile(got["path"]) as archive:
+        there = {name for name in archive.namelist() if name.endswith(".dcm")}
+    chosen = [(ana.place.series[name], each) for name in ("chest CT", "breast ultrasound")
+              for each in facts.results_of(ana.place.series[name])]  # fmt: skip
+    assert there == {f"{series}/{each['pipeline']}/{each['sop_instance_uid']}.dcm" for series, each in chosen}
+
+
+def test_a_shadow_is_held_against_what_is_live(ana: Person) -> None:
+    ana.goes("/shadow")
+    beside = [each for each in ana.lists("main section a") if each.startswith("Beside")]
+    said = ana.presses(beside[0])
+    query = dict(parse_qsl(ana.path.partition("?")[2]))
+    told = ana.place.facts.compared(query["route"], query["live"])
+    assert f"{told['series']} that both ran on" in said
+    found = told["found"]
+    assert f"{found['both']} found by both, {found['live_alone']} by the live route alone" in said
+    got = ana.page.do("download", words="As CSV")
+    rows = list(csv.DictReader(Path(got["path"]).read_text().splitlines()))
+    assert [row["series_uid"] for row in rows] == [each["series_uid"] for each in told["each"]]
+    assert ana.presses("Make it live, or stop it")
+    assert ana.path == f"/routes/edit?name={quote(query['route'], safe='')}"
 
 
 @pytest.fixture

@@ -54,6 +54,13 @@ const actions = {
     const one = those.getByRole('button', { name: words, exact: true }).or(those.getByRole('link', { name: words, exact: true }));
     await Promise.all([page.waitForNavigation(), one.first().click()]);
   },
+  /** What a button or a link downloads: under which name, and where it lies now. */
+  async download({ words, within = 'body' }) {
+    const those = page.locator(within).first();
+    const one = those.getByRole('button', { name: words, exact: true }).or(those.getByRole('link', { name: words, exact: true }));
+    const [got] = await Promise.all([page.waitForEvent('download'), one.first().click()]);
+    return { name: got.suggestedFilename(), path: await got.path() };
+  },
   async text() {
     return page.locator('main').innerText();
   },
