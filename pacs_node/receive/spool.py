@@ -42,6 +42,7 @@ LONGEST_HEAD = 4096  # bytes; a head that `part10.encode` wrote takes about 500
 EARLY = 1 << 16  # bytes of a data set that wait in memory until it is known which series they belong to
 MOST_OPEN = 64  # packs that nobody writes to just now are kept open for the next image ...
 UNUSED_S = 20.0  # ... for so long
+MOST_FOLDERS = 10_000  # whose names need no further sync: a node that runs for a year has made a million
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Spool:
         sync(root)
         sync(root.parent)
         self._leftovers = list(self._unfinished.iterdir())
-        self._folders_on_disk: set[Path] = set()  # whose own names are known to be durable
+        self._folders_on_disk: dict[str, None] = {}  # whose own names are known to be durable, the latest of them
         self._not_indexed: dict[str, Instance] = {}  # by SOP Instance UID
         self._one_writer_per_instance = tuple(threading.Lock() for _ in range(64))
         self._idle: OrderedDict[str, list[Pack]] = OrderedDict()  # by series; the one used last is last
@@ -372,7 +373,7 @@ class Spool:
             sync(folder)  # that the files are gone
             if not any(folder.iterdir()):
                 folder.rmdir()
-                self._folders_on_disk.discard(folder)
+                self._folders_on_disk.pop(str(folder), None)
                 sync(self._instances)
 
     def close(self) -> None:
@@ -401,10 +402,13 @@ class Spool:
             raise
 
     def _make_durable_folder(self, folder: Path) -> None:
-        if folder not in self._folders_on_disk or not folder.is_dir():
+        if str(folder) not in self._folders_on_disk or not folder.is_dir():
             folder.mkdir(mode=0o700, exist_ok=True)
             sync(folder.parent)
-            self._folders_on_disk.add(folder)
+            with self._packs:
+                self._folders_on_disk[str(folder)] = None
+                if len(self._folders_on_disk) > MOST_FOLDERS:
+                    del self._folders_on_disk[next(iter(self._folders_on_disk))]
 
     def _sync_again(self, path: Path) -> None:
         """What an earlier process wrote may not have reached the disk before that process ended."""

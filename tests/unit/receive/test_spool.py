@@ -576,3 +576,13 @@ def test_packs_that_nothing_comes_for_are_closed_and_the_next_image_is_kept(
     assert open_files() == before
     arrival(second, encoded(second)).brought_to(spool)
     assert len(scanned(spool.root)[1]) == 2
+
+
+def test_what_is_remembered_of_series_does_not_grow(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a series whose folder is forgotten the folder is synced once more, and that is all."""
+    monkeypatch.setattr("pacs_node.receive.spool.MOST_FOLDERS", 3)
+    for number in (*range(8), 0, 1):
+        [image, *_] = ct_series(shape=(2, 8, 8), name=f"series {number}")
+        arrival(image, encoded(image)).brought_to(spool)
+        assert len(spool._folders_on_disk) <= 3
+    assert len(scanned(spool.root)[1]) == 8
