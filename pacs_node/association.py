@@ -60,12 +60,14 @@ REJECTIONS = {
     (3, 1): "temporary congestion",
     (3, 2): "its limit of associations is reached",
 }
+NOT_PROPOSED = 256  # what is wrong with an acceptance; no result of a peer is larger than 255
 # why a presentation context was not accepted: PS3.8 Table 9-18
 CONTEXT_RESULTS = {
     1: "refused by its user",
     2: "refused without a reason",
     3: "the SOP class is not supported",
     4: "the transfer syntax is not supported",
+    NOT_PROPOSED: "accepted in a transfer syntax that was not proposed",
 }
 
 Context = tuple[str, str]  # SOP class, transfer syntax
@@ -178,6 +180,10 @@ def _opened(
     except (ValueError, TypeError, RuntimeError) as error:  # how pynetdicom says no to an AE title; it quotes settings
         raise Unreachable(f"{peer} cannot be reached: {error}") from error
     if opened.is_established:
+        cast(Asking, opened).leave_out_what_was_not_proposed()
+        if not opened.accepted_contexts:
+            opened.abort()
+            raise Unreachable(f"{peer} cannot be reached: it accepted transfer syntaxes that were not proposed")
         longest = opened.acceptor.maximum_length or LEAST_PDU  # 0: any
         if longest >= LEAST_PDU:
             return opened
@@ -274,6 +280,15 @@ class Asking(Association):
     """
 
     served: threading.Lock  # held while a report is
+
+    def leave_out_what_was_not_proposed(self) -> None:
+        """A peer accepts a context in one of the transfer syntaxes that were proposed for it (PS3.8 9.3.3.2). In
+        another one, or in what is none, we could not speak."""
+        proposed = {context.context_id: context.transfer_syntax for context in self.requestor.requested_contexts}
+        for context_id, context in list(self._accepted_cx.items()):
+            if not context.transfer_syntax or context.transfer_syntax[0] not in proposed.get(context_id, ()):
+                context.result = NOT_PROPOSED
+                self._rejected_cx.append(self._accepted_cx.pop(context_id))
 
     @property
     def _is_paused(self) -> bool:

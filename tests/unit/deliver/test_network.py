@@ -66,8 +66,9 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def accept(connection: socket.socket, longest: int = 1 << 20) -> None:
-    """A-ASSOCIATE-AC for whatever is proposed, each context in its first transfer syntax. longest: bytes of a PDU."""
+def accept(connection: socket.socket, longest: int = 1 << 20, syntax: bytes | None = None) -> None:
+    """A-ASSOCIATE-AC for whatever is proposed, each context in its first transfer syntax. longest: bytes of a PDU.
+    syntax: in this one."""
     request = hear(connection)
     if request[:1] != b"\1":
         return
@@ -81,6 +82,7 @@ def accept(connection: socket.socket, longest: int = 1 << 20) -> None:
                 size = struct.unpack(">H", inner[2:4])[0]
                 first = inner[: 4 + size] if inner[0] == 0x40 else None
                 inner = inner[4 + size :]
+            first = first if syntax is None else struct.pack(">BBH", 0x40, 0, len(syntax)) + syntax
             accepted = content[:1] + b"\0\0\0" + first
             items += struct.pack(">BBH", 0x21, 0, len(accepted)) + accepted
         elif kind in (0x10, 0x50):
@@ -102,6 +104,10 @@ SERVERS: dict[str, Callable[[socket.socket], None]] = {
     "aborts": lambda c: (hear(c), c.sendall(pdu(7, b"\0\0\2\0")))[1],
     "rejects for now": lambda c: (hear(c), c.sendall(pdu(3, b"\0\2\3\2")))[1],
     "accepts PDUs of seven bytes": lambda c: (accept(c, 7), stay(c))[1],
+    "accepts in what is no transfer syntax": lambda c: (accept(c, syntax=b"1.2.3"), stay(c))[1],
+    "accepts in what is no UID": lambda c: (accept(c, syntax=b"nonsense"), stay(c))[1],
+    "accepts in nothing": lambda c: (accept(c, syntax=b""), stay(c))[1],
+    "accepts in a syntax that was not proposed": lambda c: (accept(c, syntax=b"1.2.840.10008.1.2.4.203"), stay(c))[1],
     "accepts and closes": lambda c: (accept(c), None)[1],
     "accepts and resets": lambda c: (accept(c), hear(c), reset(c))[2],
     "accepts and aborts": lambda c: (accept(c), hear(c), c.sendall(pdu(7, b"\0\0\0\0")))[2],
@@ -294,7 +300,7 @@ def test_every_caller_survives_every_server(caller: str, server: Address, tmp_pa
     text = met(DIMSE[caller], server, tmp_path)
     assert any(
         words in text for words in ("cannot be reached", "broke off", "did not answer", "rejected", "took too long")
-    )
+    ), text
 
 
 @pytest.mark.parametrize("caller", WEB)
