@@ -46,7 +46,16 @@ def licence_of(package: Distribution) -> str:
     classes = [each.rpartition("::")[2].strip() for each in said.get_all("Classifier") or [] if "License ::" in each]
     free = (said.get("License") or "").strip().split("\n")[0][:60]
     named = [each for each in classes if each not in ("OSI Approved", "Other/Proprietary License")]
-    return " and ".join(named) or ("" if free == "UNKNOWN" else free)
+    return " and ".join(named) or ("" if free == "UNKNOWN" else free) or _by_its_text(package)
+
+
+def _by_its_text(package: Distribution) -> str:
+    """Of one that says no licence, and comes with one: by the title of that text."""
+    for file in package.files or ():
+        if re.match(r"(?i)licen[cs]e", file.name):
+            title = file.read_text().strip().split("\n")[0].strip()
+            return {"MIT License": "MIT", "The MIT License (MIT)": "MIT"}.get(title, "")
+    return ""
 
 
 def closure(name: str, extras: frozenset[str] = frozenset()) -> set[str]:

@@ -42,6 +42,6 @@ def test_whatever_cannot_be_read_the_rest_is(modality: str, vr: str, value: byte
         returned.rejection(damaged), returned.rejected(damaged), returned.author(damaged)
         try:
             list(damaged.iterall())
-        except attributes.UNREADABLE:
+        except (*attributes.UNREADABLE, OSError):
             ends += 1
     assert ends > 0 or vr in ("DS", "SQ"), "iterating ends at what cannot be read"
