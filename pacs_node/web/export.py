@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from pacs_node.records import Wanted
-from pacs_node.web.lists import ListViews, chosen_of
+from pacs_node.web.lists import ListViews
 from pacs_node.web.views import MOST, csv_line
 
 if TYPE_CHECKING:
@@ -34,25 +34,26 @@ class ExportViews:
     def results(self, request: Request) -> Response:
         """Of the series that a form chose of the list. The audit trail is told of each study."""
         form = [*request.query_params.multi_items(), *request.state.form]
-        chosen, _ = chosen_of(request, self.lists, form, ("all", "query"))
-        uids = self._uids(chosen)
-        known = [one for uid in uids if (one := self.facts.series(uid)) is not None]
-        if not known:
+        chosen, _ = self.lists.chosen(request, form, ("all", "query"))
+        known = self._known(chosen)
+        studies = dict.fromkeys(about["study_uid"] for about in known.values() if about is not None)
+        if not studies:
             raise HTTPException(404, "no such series")
-        request.state.studies = tuple(dict.fromkeys(str(one["study_uid"]) for one in known))
+        request.state.studies = tuple(studies)
         named = {"content-disposition": 'attachment; filename="results.zip"', "cache-control": "no-store"}
-        return StreamingResponse(self._zip(uids), media_type="application/zip", headers=named)
+        return StreamingResponse(self._zip(known), media_type="application/zip", headers=named)
 
-    def _uids(self, chosen: Wanted | Sequence[str]) -> list[str]:
+    def _known(self, chosen: Wanted | Sequence[str]) -> dict[str, dict[str, str] | None]:
+        """Series UID -> what is said of it; None: there is no such series."""
         if isinstance(chosen, Wanted):
-            return [str(one["series_uid"]) for one in self.facts.series_list(MOST, chosen)]
-        return list(chosen)[:MOST]
+            return {one["series_uid"]: _about(one) for one in self.facts.series_list(MOST, chosen)}
+        return {uid: one and _about(one) for uid in chosen[:MOST] for one in [self.facts.series(uid)]}
 
-    def _zip(self, uids: Sequence[str]) -> Iterator[bytes]:
+    def _zip(self, known: Mapping[str, dict[str, str] | None]) -> Iterator[bytes]:
         out, rows = _Outlet(), [csv_line(COLUMNS)]
         with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for uid in uids:
-                for row in self._rows(uid):
+            for uid, about in known.items():
+                for row in self._rows(uid, about):
                     if not row["why_not"]:
                         content = self.facts.result_file(row["job"], f"{row['sop_instance_uid']}.dcm")
                         if content is None:
@@ -64,16 +65,17 @@ class ExportViews:
             archive.writestr(_entry("results.csv"), "".join(rows))
         yield out.taken()
 
-    def _rows(self, uid: str) -> Iterator[dict[str, str]]:
-        series = self.facts.series(uid)
-        results = self.facts.results_of(uid) if series is not None else []
-        about = {"series_uid": uid, **{key: str((series or {}).get(key) or "") for key in OF_SERIES}}
+    def _rows(self, uid: str, about: dict[str, str] | None) -> Iterator[dict[str, str]]:
+        row = {**dict.fromkeys(COLUMNS, ""), "series_uid": uid, **(about or {})}
+        results = self.facts.results_of(uid) if about is not None else []
         for each in results:
-            file = f"{uid}/{each['pipeline']}/{each['sop_instance_uid']}.dcm"
-            yield {**dict.fromkeys(COLUMNS, ""), **about, **each, "file": file}
+            yield {**row, **each, "file": f"{uid}/{each['pipeline']}/{each['sop_instance_uid']}.dcm"}
         if not results:
-            why_not = "there are no results" if series is not None else "no such series"
-            yield {**dict.fromkeys(COLUMNS, ""), **about, "why_not": why_not}
+            yield {**row, "why_not": "there are no results" if about is not None else "no such series"}
+
+
+def _about(series: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(series.get(key) or "") for key in OF_SERIES}
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

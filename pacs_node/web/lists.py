@@ -53,7 +53,7 @@ class ListViews:
 
     def page(self, request: Request) -> Response:
         asked = {key: value for key, value in request.query_params.multi_items() if value}
-        wanted = self.wanted(request, asked)
+        wanted = self._wanted(request, asked)
         series = self.facts.series_list(PAGE, wanted)
         all_here = not wanted.after and len(series) < PAGE and wanted.sort != "slowest"  # which leaves some out
         number, there = self.facts.series_count(EVERY if all_here else wanted)
@@ -80,17 +80,17 @@ class ListViews:
 
     def series_list(self, request: Request) -> Response:
         limit = limit_of(request, MOST)
-        series = self.facts.series_list(limit, self.wanted(request, request.query_params))
+        series = self.facts.series_list(limit, self._wanted(request, request.query_params))
         next_ = request.url.include_query_params(after=series[-1]["series_uid"]) if len(series) == limit else None
         return JSONResponse(series, headers={"link": f'<{next_}>; rel="next"'} if next_ else None)
 
     def export(self, request: Request) -> Response:
         """All that are wanted, however many, as they are read."""
-        wanted = self.wanted(request, request.query_params)
+        wanted = self._wanted(request, request.query_params)
         named = {"content-disposition": 'attachment; filename="series.csv"'}
         return StreamingResponse(self._rows(wanted), media_type="text/csv; charset=utf-8", headers=named)
 
-    def wanted(self, request: Request, asked: Mapping[str, str]) -> Wanted:
+    def _wanted(self, request: Request, asked: Mapping[str, str]) -> Wanted:
         """Raises HTTPException: 400 for a value that cannot be, 403 for who may not ask whose series they are."""
         if asked.get("patient"):
             request.state.sought = f"patient={asked['patient'][:LONGEST_HASHES]}"
@@ -108,12 +108,27 @@ class ListViews:
                 return
             wanted = replace(wanted, after=series[-1]["series_uid"])
 
+    def chosen(
+        self, request: Request, form: Sequence[tuple[str, str]], keys: tuple[str, ...]
+    ) -> tuple[Wanted | list[str], dict[str, str]]:
+        """The series that a form of the list is about, and what else it says: of `keys`. Raises HTTPException."""
+        uids = [value for key, value in form if key == "series"]
+        asked = once([field for field in form if field[0] != "series"], keys)
+        if any(not PLAIN.fullmatch(uid) for uid in uids):
+            raise HTTPException(400, "series is a Series Instance UID")
+        query = asked.get("query", "")
+        all_of_it = self._wanted(request, once(parse_qsl(query), FILTER)) if asked.get("all") else None
+        chosen = all_of_it or list(dict.fromkeys(uids))
+        if not chosen:
+            raise HTTPException(400, "choose at least one series")
+        return chosen, asked
+
     def bulk(self, request: Request) -> Response:
         """Asked by a page it asks once more, and then does it."""
         form = [*request.query_params.multi_items(), *request.state.form]
         if (do := dict(form).get("do", "")) not in DO:
             raise HTTPException(400, f"do is one of {', '.join(DO)}, not {do[:20]!a}")
-        chosen, asked = chosen_of(request, self, form, ("do", "all", "query", "confirmed"))
+        chosen, asked = self.chosen(request, form, ("do", "all", "query", "confirmed"))
         query = asked.get("query", "")
         if asked.get("confirmed") != "yes":
             if not for_people(request):
@@ -130,22 +145,6 @@ class ListViews:
         if for_people(request):
             return self.views.page(request, "bulk.html", {"words": DO[do], "done": done, "left": left, "query": query})
         return JSONResponse({"done": done, "not": left})
-
-
-def chosen_of(
-    request: Request, lists: ListViews, form: Sequence[tuple[str, str]], keys: tuple[str, ...]
-) -> tuple[Wanted | list[str], dict[str, str]]:
-    """The series that a form of the list is about, and what else it says: of `keys`. Raises HTTPException in words."""
-    uids = [value for key, value in form if key == "series"]
-    asked = once([field for field in form if field[0] != "series"], keys)
-    if any(not PLAIN.fullmatch(uid) for uid in uids):
-        raise HTTPException(400, "series is a Series Instance UID")
-    query = asked.get("query", "")
-    all_of_it = lists.wanted(request, once(parse_qsl(query), FILTER)) if asked.get("all") else None
-    chosen = all_of_it or list(dict.fromkeys(uids))
-    if not chosen:
-        raise HTTPException(400, "choose at least one series")
-    return chosen, asked
 
 
 def _job(job: Mapping[str, Any]) -> str:

@@ -13,6 +13,12 @@ const browser = await chromium.launch({
 let page;
 let errors;
 
+/** A button or a link by its words. within: only in what holds this. */
+function named(words, within) {
+  const those = page.locator(within).first();
+  return those.getByRole('button', { name: words, exact: true }).or(those.getByRole('link', { name: words, exact: true })).first();
+}
+
 const actions = {
   /** In a browser that nobody has used yet. trusts: also a certificate that nobody known has signed. */
   async open({ url, width = 1000, height = 800, javaScript = true, trusts = false }) {
@@ -50,15 +56,11 @@ const actions = {
   },
   /** A button or a link by its words, and what comes of it has loaded. within: only in what holds this. */
   async follow({ words, within = 'body' }) {
-    const those = page.locator(within).first();
-    const one = those.getByRole('button', { name: words, exact: true }).or(those.getByRole('link', { name: words, exact: true }));
-    await Promise.all([page.waitForNavigation(), one.first().click()]);
+    await Promise.all([page.waitForNavigation(), named(words, within).click()]);
   },
   /** What a button or a link downloads: under which name, and where it lies now. */
   async download({ words, within = 'body' }) {
-    const those = page.locator(within).first();
-    const one = those.getByRole('button', { name: words, exact: true }).or(those.getByRole('link', { name: words, exact: true }));
-    const [got] = await Promise.all([page.waitForEvent('download'), one.first().click()]);
+    const [got] = await Promise.all([page.waitForEvent('download'), named(words, within).click()]);
     return { name: got.suggestedFilename(), path: await got.path() };
   },
   async text() {
