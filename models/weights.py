@@ -29,6 +29,10 @@ class Weights:
     tensors: Mapping[str, Tensor]
     about: Mapping[str, Any]
 
+    def as_float32(self) -> dict[str, Tensor]:
+        """The tensors as they are calculated with; counters stay whole numbers."""
+        return {name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()}
+
     def into(self, model: nn.Module) -> nn.Module:
         """Put the tensors into `model` as float32 and return it in eval mode. Raises WeightsError on a misfit."""
         return self.start(model).eval().requires_grad_(False)
@@ -36,7 +40,7 @@ class Weights:
     def start(self, model: nn.Module) -> nn.Module:
         """Put the tensors into `model` as float32, to be trained further. Raises WeightsError on a misfit."""
         try:
-            model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()})
+            model.load_state_dict(self.as_float32())
         except RuntimeError as error:
             raise WeightsError(f"{self.name}: the weights do not fit the network: {error}") from error
         return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import product
@@ -114,7 +114,7 @@ class PipelineFacts:
             early = self.node.ledger.values_by_sender(name, version, first, until)
             late = self.node.ledger.values_by_sender(name, version, recent_from, this_week)
             for sender, what in product(senders, DRIFTS):
-                found = drift(_values(early, what, sender), _values(late, what, sender))
+                found = drift(_counts(_sent_by(early, sender), what), _counts(_sent_by(late, sender), what))
                 if found is not None:
                     drifting[sender].append(Drifting(name, version, what, found, found.beyond(settings.beyond)))
         return drifting
@@ -127,21 +127,18 @@ class PipelineFacts:
 Rows = list[tuple[str, str, int, str, int, float]]
 
 
-def _counts(rows: Rows, what: str) -> dict[str, int]:
+def _counts(rows: Iterable[tuple[str, str, int]], what: str) -> dict[str, int]:
+    """Of (what, value, how many series): value -> how many."""
     counts: dict[str, int] = {}
-    for _, each, _, value, number, _ in rows:
+    for each, value, number in rows:
         if each == what:
             counts[value] = counts.get(value, 0) + number
     return counts
 
 
-def _values(rows: list[tuple[str, str, str, int]], what: str, sender: str | None) -> dict[str, int]:
-    """Value -> how many series; sender None: whoever has sent them."""
-    counts: dict[str, int] = {}
-    for each_sender, each, value, number in rows:
-        if each == what and sender in (None, each_sender):
-            counts[value] = counts.get(value, 0) + number
-    return counts
+def _sent_by(rows: list[tuple[str, str, str, int]], sender: str | None) -> list[tuple[str, str, int]]:
+    """None: whoever has sent them."""
+    return [row[1:] for row in rows if sender in (None, row[0])]
 
 
 def _weeks(rows: Rows, since: int, last: int) -> list[dict[str, Any]]:
@@ -157,7 +154,7 @@ def _weeks(rows: Rows, since: int, last: int) -> list[dict[str, Any]]:
 
 
 def _told(rows: Rows, what: str) -> dict[str, Any]:
-    counts = _counts(rows, what)
+    counts = _counts(((each, value, number) for _, each, _, value, number, _ in rows), what)
     number, total = sum(counts.values()), sum(row[5] for row in rows if row[1] == what)
     return {
         "what": what,

@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
     found = load(path)
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in found.tensors.items()}
+    tensors = found.as_float32()
     config = {name: value for name, value in found.about["config"].items() if not stands_on(name)}
     told = {name: found.about[name] for name in ("split_sha256", "preprocessing")}
     origin = asdict(Origin(init={found.sha256: found.name}))

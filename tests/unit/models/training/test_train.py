@@ -262,17 +262,20 @@ def test_a_checkpoint_from_before_it_said_what_it_is_of_still_resumes(tmp_path, 
         train(recipe, tmp_path, resume=True, console=quiet())
 
 
+class LineModule:
+    """In the place of a recipe's module; data "other" is split otherwise."""
+
+    Config = TrainConfig
+
+    @staticmethod
+    def build(data, config):
+        recipe = Line(**dataclasses.asdict(config))
+        recipe.split_sha256 = "2" * 64 if data == Path("other") else "1" * 64
+        return recipe
+
+
 def test_a_soup_of_another_split_is_refused(tmp_path, whole, monkeypatch):
-    class Module:
-        Config = TrainConfig
-
-        @staticmethod
-        def build(data, config):
-            recipe = Line(**dataclasses.asdict(config))
-            recipe.split_sha256 = "2" * 64 if data == Path("other") else "1" * 64
-            return recipe
-
-    monkeypatch.setattr(soup, "import_module", lambda name: Module)
+    monkeypatch.setattr(soup, "import_module", lambda name: LineModule)
     last, out = str(whole / "last.pt"), tmp_path / "out"
     given = ["residual_unet", "--first", last, "--second", last, "--share", "0.5", "--out", str(out)]
     with pytest.raises(SystemExit, match="another split"):
@@ -283,16 +286,7 @@ def test_a_soup_of_another_split_is_refused(tmp_path, whole, monkeypatch):
 
 
 def test_a_soup_of_exported_weights(tmp_path, monkeypatch):
-    class Module:
-        Config = TrainConfig
-
-        @staticmethod
-        def build(data, config):
-            recipe = Line(**dataclasses.asdict(config))
-            recipe.split_sha256 = "2" * 64 if data == Path("other") else "1" * 64
-            return recipe
-
-    monkeypatch.setattr(soup, "import_module", lambda name: Module)
+    monkeypatch.setattr(soup, "import_module", lambda name: LineModule)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     first, second = constant(tmp_path / "a", 4.0), constant(tmp_path / "b", 8.0)
