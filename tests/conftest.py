@@ -30,7 +30,9 @@ FIRST = {"interop", "fault"}  # folders
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files whose tests wait for other processes come first, then those of many tests: no long one is left for the end.
+    """Of large tables each n-th case, unless a test is named: see not_drawn.
+
+    Files whose tests wait for other processes come first, then those of many tests: no long one is left for the end.
 
     Of use with `--no-loadscope-reorder`, which keeps this order.
     """

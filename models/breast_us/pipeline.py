@@ -314,7 +314,7 @@ class BreastUltrasound:
         return Prediction(probability, shares, lesion)
 
     def said(self, shares: np.ndarray) -> np.ndarray:
-        """Class probabilities (3,) as they are reported and as they decide: at the temperature, if there is one"""
+        """Class probabilities (3,) as they are reported: at the temperature, if there is one, which changes no class"""
         return shares if self.temperature is None else apply_temperature(shares, self.temperature)
 
     def answer(self, grey: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
