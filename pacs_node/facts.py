@@ -22,6 +22,7 @@ from pacs_node.audit import KINDS, Audit, told
 from pacs_node.errors import LedgerUnavailable, NodeError, Told
 from pacs_node.heartbeat import Heartbeat
 from pacs_node.ledger.lists import iso
+from pacs_node.ledger.pages import Late
 from pacs_node.off_peak import OffPeak
 from pacs_node.peers import LedgerMemory
 from pacs_node.pipeline_facts import PipelineFacts
@@ -69,17 +70,18 @@ TASKS = {  # kind of job -> what it does, in words
 }
 
 FAILED = "has failed for good"
+LATE = {"running": "runs for longer than it may", "standing": "stands still", "overdue": "is overdue"}
 QUEUES = {**TASKS, "infer": "inference"}
 
 
 def in_need(jobs: Sequence[dict[str, Any]], said: str) -> list[str]:
     """One sentence for each task that these jobs, the most telling first, are about."""
-    of: dict[str, list[dict[str, Any]]] = {}
+    of: dict[str, dict[str, Any]] = {}
     for job in jobs:
-        of.setdefault(TASKS[job["kind"]].format(**job), []).append(job)
+        of.setdefault(TASKS[job["kind"]].format(**job), job)
     return [
-        f"{task} {said} ({len(group)} job{'' if len(group) == 1 else 's'}): {group[0]['reason'] or group[0]['state']}"
-        for task, group in of.items()
+        f"{task} {said} ({job['of_task']} job{'' if job['of_task'] == 1 else 's'}): {job['reason'] or job['state']}"
+        for task, job in of.items()
     ]
 
 
@@ -151,12 +153,9 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         paused: list[str] = []
         try:
             counts = node.ledger.counts()
-            named: dict[str, dict[str, Any]] = {}
-            for said, jobs in self._in_need().items():
-                new = {job["job"]: job for job in jobs if job["job"] not in named}
-                needs += in_need(list(new.values()), said)
-                named |= new
-            attention = list(named.values())[:ATTENTION]
+            for said, jobs in {FAILED: node.ledger.unresolved(), **self._late()}.items():
+                needs += in_need(jobs, said)
+                attention += jobs
             shadows = in_need(node.ledger.unresolved(shadow=True), FAILED)
             paused = [each.said() for each in node.ledger.pauses(node.now())]
             needs += [*self._no_worker(), *self._clock()]
@@ -166,7 +165,7 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         facts = {
             "status": "trouble" if trouble else "degraded" if needs else "ok",
             "reasons": [*trouble, *needs],
-            "attention": attention,
+            "attention": attention[:ATTENTION],
             "shadow_reasons": shadows,
             "paused": paused,
             "version": __version__,
@@ -205,24 +204,25 @@ class NodeFacts(ViewerFacts, PipelineFacts):
             of.setdefault(TASKS[job["kind"]].format(**job), []).append(job)
         return self._without_paths({task: in_need(jobs, FAILED)[0] for task, jobs in of.items()})
 
-    def _in_need(self) -> dict[str, list[dict[str, Any]]]:
-        """Jobs that need a person, by what is wrong with them."""
+    def _late(self) -> dict[str, list[dict[str, Any]]]:
+        """Jobs that should have come further, by what is wrong with them."""
         ledger, now = self.node.ledger, self.node.now()
         standing_s = STANDING_S + 2 * self.node.config.jobs.sweep_s
         settled = self.monotonic() - self.since > standing_s  # before that, what was left is still being taken up
-        still = now - timedelta(seconds=standing_s)
-        held = self._no_device(ledger.pauses(now)) is not None
-        due = self._due()
-
-        def not_held(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return [job for job in jobs if not (held and job["kind"] == "infer" and job["state"] != "running")]
-
-        return {
-            FAILED: ledger.unresolved(),
-            "runs for longer than it may": ledger.running_too_long(self._limits(), ledger.living(), still),
-            "stands still": not_held(ledger.standing_still(still, self._closed(still))) if settled else [],
-            "is overdue": not_held(ledger.overdue(due, self._closed(due["infer"]))),
-        }
+        still, due = now - timedelta(seconds=standing_s), self._due()
+        late = ledger.late(
+            Late(
+                begun=self._limits(),
+                living=ledger.living(),
+                unattended=still,
+                standing=still if settled else None,
+                made=due,
+                closed_of_standing=self._closed(still),
+                closed_of_made=self._closed(due["infer"]),
+                held=() if self._no_device(ledger.pauses(now)) is None else ("infer",),
+            )
+        )
+        return {words: late[each] for each, words in LATE.items()}
 
     def _closed(self, since: datetime) -> frozenset[str]:
         """Routes whose jobs had not all the hours since then to run in."""

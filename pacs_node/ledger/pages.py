@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -31,6 +33,21 @@ from pacs_node.records import (
 )
 
 RECENT = 20  # jobs of a queue that began last: what of it runs is among them
+MOST_TOLD = 20  # jobs of one task that are told one by one, however many need a person
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Which jobs are late."""
+
+    begun: Mapping[str, datetime]  # kind -> an attempt that began before then should have ended
+    living: Collection[str]  # workers
+    unattended: datetime  # so should one of another worker that began before then
+    standing: datetime | None  # of a queue something should have begun since; None: not asked
+    made: Mapping[str, datetime]  # kind -> a job that was made before then should have ended
+    closed_of_standing: Collection[str] = ()  # routes that were not open all the time since `standing`
+    closed_of_made: Collection[str] = ()  # or since `made`
+    held: Collection[str] = ()  # kinds that cannot begin now
 
 
 class Pages(Lists):
@@ -102,70 +119,75 @@ class Pages(Lists):
             }
 
     def unresolved(self, *, shadow: bool = False) -> list[dict[str, Any]]:
-        """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values. shadow: those of
-        shadow routes instead."""
-        query = failed_for_good(sa.select(job_table), shadow=shadow).order_by(job_table.c.finished_at.desc())
+        """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values: of each task the
+        first MOST_TOLD, with how many there are of it. shadow: those of shadow routes instead."""
+        found = failed_for_good(sa.select(job_table), shadow=shadow)
         with self._reading() as db:
-            return [_trouble(row) for row in db.execute(query).mappings()]
+            return _first_of_each_task(db, found, job_table.c.finished_at.desc())
 
-    def overdue(self, made_before: Mapping[str, datetime], closed: Collection[str] = ()) -> list[dict[str, Any]]:
-        """Jobs that have not ended though they were made before the time of their kind, the oldest first; without those
-        that were paused since, or rest because their route is among the closed. Shadows wait as long as others run, and
-        who waits for other series of a study has a time of their own."""
-        found: list[Any] = []
+    def late(self, asked: Late) -> dict[str, list[dict[str, Any]]]:
+        """Jobs that should have come further, each in the first of these that it belongs to, as `unresolved` says them,
+        the oldest first. "running": they began before the time of their kind, or their worker is not among the living.
+        "standing": they might have begun before then, and of their queue nothing runs or has begun or ended since.
+        "overdue": they have not ended though they were made before the time of their kind; shadows wait as long as
+        others run, and who waits for other series of a study has a time of their own. Whoever was paused since, or
+        rests because their route is closed, is neither standing nor overdue."""
+        begun, of = job_table.c.started_at, job_table.c.kind
+        with self._reading() as db:
+            long = [sa.and_(of == kind, begun < before) for kind, before in asked.begun.items()]
+            gone = sa.and_(job_table.c.executor.not_in(list(asked.living)), begun < asked.unattended)
+            running = sa.and_(job_table.c.state == "running", sa.or_(gone, *long))
+            # what cannot be, for lack of a device, is not late either
+            able = sa.not_(sa.and_(of.in_(asked.held), job_table.c.state != "running"))
+            standing = [sa.and_(each, able) for each in self._standing(db, asked)]
+            overdue = sa.and_(self._overdue(db, asked), able, *(sa.not_(each) for each in (running, *standing)))
+            made = job_table.c.created_at
+            return {
+                "running": _first_of_each_task(db, sa.select(job_table).where(running), begun),
+                "standing": _first_of_each_task(db, sa.select(job_table).where(sa.or_(*standing)), made)
+                if standing
+                else [],
+                "overdue": _first_of_each_task(db, sa.select(job_table).where(overdue), made),
+            }
+
+    def _overdue(self, db: sa.Connection, asked: Late) -> sa.ColumnElement[bool]:
         since = sa.func.coalesce(job_table.c.waits_until, job_table.c.created_at)
-        with self._reading() as db:
-            for kind, before in made_before.items():
-                old = job_table.c.kind == kind, job_table.c.created_at < before, job_table.c.state.in_(OPEN_JOB_STATES)
-                live = job_table.c.shadow.is_(False), since < before, _not_at_rest(closed)
-                query = sa.select(job_table).where(*old, *live, ~held(self._pauses(db, before)))
-                found += db.execute(query).mappings()
-        return [_trouble(row) for row in sorted(found, key=lambda row: row["created_at"])]
-
-    def running_too_long(
-        self, begun_before: Mapping[str, datetime], living: Iterable[str], unattended_before: datetime
-    ) -> list[dict[str, Any]]:
-        """Jobs that began before the time of their kind; before the other one, if their worker is not among the living.
-        The oldest first."""
-        old = [
-            sa.and_(job_table.c.kind == kind, job_table.c.started_at < before) for kind, before in begun_before.items()
-        ]
-        gone = sa.and_(job_table.c.executor.not_in(list(living)), job_table.c.started_at < unattended_before)
-        query = (
-            sa.select(job_table)
-            .where(job_table.c.state == "running", sa.or_(gone, *old))
-            .order_by(job_table.c.started_at)
+        live = job_table.c.state.in_(OPEN_JOB_STATES), job_table.c.shadow.is_(False), _not_at_rest(asked.closed_of_made)
+        return sa.or_(
+            sa.false(),
+            *(
+                sa.and_(job_table.c.kind == kind, since < before, *live, ~held(self._pauses(db, before)))
+                for kind, before in asked.made.items()
+            ),
         )
-        with self._reading() as db:
-            return [_trouble(row) for row in db.execute(query).mappings()]
 
-    def standing_still(self, since: datetime, closed: Collection[str] = ()) -> list[dict[str, Any]]:
-        """Jobs that might have begun before then, of queues in which nothing runs or has begun or ended since; without
-        those that were paused since, or rest because their route is among the closed."""
-        standing: list[dict[str, Any]] = []
-        with self._reading() as db:
-            waits = (
-                job_table.c.state.in_(BEGINNABLE),
-                sa.func.coalesce(job_table.c.not_before, job_table.c.created_at) < since,
-                ~held(self._pauses(db, since)),
-                _not_at_rest(closed),
+    def _standing(self, db: sa.Connection, asked: Late) -> list[sa.ColumnElement[bool]]:
+        """For each queue that stands still: which jobs stand in it."""
+        since = asked.standing
+        if since is None:
+            return []
+        waits = (
+            job_table.c.state.in_(BEGINNABLE),
+            sa.func.coalesce(job_table.c.not_before, job_table.c.created_at) < since,
+            ~held(self._pauses(db, since)),
+            _not_at_rest(asked.closed_of_standing),
+        )
+        standing: list[sa.ColumnElement[bool]] = []
+        queues = db.execute(sa.select(job_table.c.kind, job_table.c.destination).where(*waits).distinct()).all()
+        for kind, destination in queues:
+            same = job_table.c.destination
+            queue = job_table.c.kind == kind, same.is_(None) if destination is None else same == destination
+            latest = (
+                sa.select(job_table.c.state, job_table.c.started_at, job_table.c.finished_at)
+                .where(*queue, job_table.c.started_at.is_not(None))
+                .order_by(job_table.c.started_at.desc())
+                .limit(RECENT)
             )
-            queues = db.execute(sa.select(job_table.c.kind, job_table.c.destination).where(*waits).distinct()).all()
-            for kind, destination in queues:
-                same = job_table.c.destination
-                queue = job_table.c.kind == kind, same.is_(None) if destination is None else same == destination
-                latest = (
-                    sa.select(job_table.c.state, job_table.c.started_at, job_table.c.finished_at)
-                    .where(*queue, job_table.c.started_at.is_not(None))
-                    .order_by(job_table.c.started_at.desc())
-                    .limit(RECENT)
-                )
-                if not any(
-                    state == "running" or (finished_at or started_at) >= since
-                    for state, started_at, finished_at in db.execute(latest)
-                ):
-                    rows = db.execute(sa.select(job_table).where(*queue, *waits).order_by(job_table.c.created_at))
-                    standing += [_trouble(row) for row in rows.mappings()]
+            if not any(
+                state == "running" or (finished_at or started_at) >= since
+                for state, started_at, finished_at in db.execute(latest)
+            ):
+                standing.append(sa.and_(*queue, *waits))
         return standing
 
     def last_begun(self, destinations: Iterable[str]) -> datetime | None:
@@ -199,13 +221,16 @@ class Pages(Lists):
             state, kinds = series_table.c.state, (job_table.c.kind, job_table.c.state)
             series = _counted(db, series_table, (state,), HEARTBEATS)
             jobs = _counted(db, job_table, kinds, job_table.c.series_uid.in_(OF_HEARTBEATS))
-            of_shadows = sa.select(job_table.c.state, sa.func.count()).where(job_table.c.shadow)
-            shadows: dict[str, int] = dict(tuple(row) for row in db.execute(of_shadows.group_by(job_table.c.state)))
+            # by their routes, too: so it is answered by the index of shadows, which is short
+            of = job_table.c.route, job_table.c.state
+            shadows: Counter[str] = Counter()
+            for _, each, number in db.execute(sa.select(*of, sa.func.count()).where(job_table.c.shadow).group_by(*of)):
+                shadows[each] += number
             return {
                 "series": dict(series),
                 **{
                     each: dict.fromkeys(JOB_STATES, 0)
-                    | {s: n - (shadows.get(s, 0) if each == "infer" else 0) for kind, s, n in jobs if kind == each}
+                    | {s: n - (shadows[s] if each == "infer" else 0) for kind, s, n in jobs if kind == each}
                     for each in JOB_KINDS
                 },
                 "shadow": dict.fromkeys(JOB_STATES, 0) | shadows,  # inferences of shadows, which are in no other
@@ -240,9 +265,24 @@ def _counted(
     return [row for row in counted if row[-1]]
 
 
-def _trouble(job: Any) -> dict[str, Any]:
+def _first_of_each_task(db: sa.Connection, found: sa.Select[Any], order: sa.ColumnElement[Any]) -> list[dict[str, Any]]:
+    """Of these jobs the first of each task, in this order, with how many there are of it."""
     plain = ("kind", "pipeline", "destination", "series_uid", "state", "reason")
-    return {"job": job["id"], **{name: job[name] for name in plain}, "created_at": iso(job["created_at"])}
+    of_inferences = sa.case((job_table.c.kind == "infer", job_table.c.pipeline))
+    task = [job_table.c.kind, of_inferences, job_table.c.destination]
+    ranked = found.with_only_columns(
+        job_table.c.id.label("job"),
+        *(job_table.c[name] for name in plain),
+        job_table.c.created_at,
+        sa.func.count().over(partition_by=task).label("of_task"),
+        sa.func.row_number().over(partition_by=task, order_by=[order, job_table.c.id]).label("in_task"),
+        sa.func.row_number().over(order_by=[order, job_table.c.id]).label("place"),
+    ).subquery()
+    first = sa.select(ranked).where(ranked.c.in_task <= MOST_TOLD).order_by(ranked.c.place)
+    return [
+        {name: row[name] for name in ("job", *plain, "of_task")} | {"created_at": iso(row["created_at"])}
+        for row in db.execute(first).mappings()
+    ]
 
 
 def _job_facts(job: Any, results: Iterable[Any], receipts: Iterable[Any], arrivals: Iterable[Any]) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Shadows(Database):
         last = sa.select(job_table.c.series_uid).where(*mine).order_by(job_table.c.created_at.desc()).limit(RECENT)
         with self._reading() as db:
             uids = list(dict.fromkeys(db.scalars(last)))
+            if not uids:
+                return {}
             live = job_table.c.kind == "infer", job_table.c.shadow.is_(False), job_table.c.series_uid.in_(uids)
             number = sa.func.count(job_table.c.series_uid.distinct())
             rows = db.execute(sa.select(job_table.c.route, number).where(*live).group_by(job_table.c.route))

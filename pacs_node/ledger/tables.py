@@ -166,7 +166,15 @@ job_table = sa.Table(
     sa.Index("ix_job_pipeline", "kind", "pipeline", "series_uid"),
     sa.Index("ix_job_study", "study", "route"),  # few have needs
     sa.Index("ix_job_study_uid", "study_uid", "study"),
-    sa.Index("ix_job_shadow", "shadow", "route", "state", "created_at"),  # what shadows ask for, which is little of all
+    # what shadows ask for, which is little of all; an index of all would be taken for whatever asks for the others
+    sa.Index(
+        "ix_job_shadow",
+        "route",
+        "state",
+        "created_at",
+        sqlite_where=sa.text("shadow = 1"),
+        postgresql_where=sa.text("shadow"),
+    ),
 )
 
 

@@ -155,6 +155,29 @@ def test_many_are_run_again_and_of_each_it_is_said_why_not(story: Story) -> None
     assert story.one("infer").sender == ""
 
 
+def test_however_many_need_a_person_they_are_counted_and_few_are_named(story: Story) -> None:
+    """50 sends that failed and 40 that wait for a destination since yesterday, as after a weekend without a PACS."""
+    story.fail("send", "results does not answer")
+    [failed] = story.ledger.unresolved()
+    job = story.ledger.job(failed["job"])
+    assert job is not None
+    for number in range(49):
+        story.add(replace(job, id=f"failed-{number}", route=f"r{number}"))
+    long_ago = story.now.time - timedelta(days=1)
+    waiting = replace(job, state="waiting", reason="it rests", created_at=long_ago, not_before=story.now.time)
+    story.now.time += timedelta(hours=1)
+    for number in range(40):
+        story.add(replace(waiting, id=f"waiting-{number}", created_at=long_ago + timedelta(seconds=number)))
+    health = story.facts.health()
+    assert [why for why in health["reasons"] if "results" in why] == [
+        "sending to results has failed for good (50 jobs): results does not answer",
+        "sending to results is overdue (40 jobs): it rests",
+    ]
+    assert len(health["attention"]) == 20
+    assert [len(jobs) for jobs in (story.ledger.unresolved(), *story.facts._late().values())] == [20, 0, 0, 20]
+    assert story.facts._late()["is overdue"][0]["job"] == "waiting-0"
+
+
 def test_ready_is_not_while_it_starts_or_stops_or_is_in_trouble(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     assert story.facts.ready() == {"ready": False, "reasons": ["nothing listens for senders yet"]}
     monkeypatch.setattr(Node, "listening", True)

@@ -149,14 +149,12 @@ def test_health_knows_that_it_waits_and_not_that_it_is_stuck(story: Story) -> No
     story.receive()
     for hours in (0, 1, 3, 6.9, 7.01, 7.9):  # its hours begin after seven
         story.time = NOON + timedelta(hours=hours)
-        overdue = story.ledger.overdue(story.facts._due(), story.facts._closed(story.facts._due()["infer"]))
-        assert overdue == [], hours
+        assert not story.facts._late()["is overdue"], hours
         assert not [why for why in story.facts.health()["reasons"] if "overdue" in why], hours
     story.time = NOON + timedelta(hours=6.9)
     assert story.facts.health()["status"] == "ok"
     infer_s = story.node.config.jobs.infer_timeout_s
     story.time = NOON + timedelta(hours=7, seconds=OVERDUE_AFTER_S + infer_s + 1)
-    assert story.ledger.overdue(story.facts._due(), story.facts._closed(story.facts._due()["infer"]))
     assert [why for why in story.facts.health()["reasons"] if "stands still" in why], "nobody works in its hours"
 
 
