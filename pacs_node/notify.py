@@ -264,26 +264,36 @@ class Notifier:
         lines += [f"... and {len(plan.lines) - SHOWN} more"] if len(plan.lines) > SHOWN else []
         number = plan.wrong
         title = f"{self.name}: " + (f"{number} thing{'' if number == 1 else 's'} to see to" if number else "well again")
-        urls = [url.get_secret_value() for url in about.urls]
-        failure: list[str] = ["it took too long"]
+        reach(self.send, [url.get_secret_value() for url in about.urls], title, "\n".join(lines), self._stopping.is_set)
 
-        def deliver() -> None:
-            try:
-                self.send(urls, title, "\n".join(lines))
-            except NotTold as error:
-                failure[:] = [str(error)]
-            except Exception as error:  # noqa: BLE001  the edge of Apprise's plugins: their words may hold addresses
-                failure[:] = [type(error).__name__]
-            else:
-                failure.clear()
 
-        thread = threading.Thread(target=deliver, name="notice", daemon=True)
-        thread.start()
-        until = time.monotonic() + LONGEST_S
-        while thread.is_alive() and time.monotonic() < until and not self._stopping.is_set():
-            thread.join(0.2)
-        if failure:
-            raise NotTold(failure[0])
+def reach(
+    send: Callable[[Sequence[str], str, str], None],
+    urls: Sequence[str],
+    title: str,
+    body: str,
+    given_up: Callable[[], bool] = lambda: False,
+) -> None:
+    """`send`, for LONGEST_S at the most. Raises NotTold, and nothing else that a service may raise."""
+    failure: list[str] = ["it took too long"]
+
+    def tell() -> None:
+        try:
+            send(urls, title, body)
+        except NotTold as error:
+            failure[:] = [str(error)]
+        except Exception as error:  # noqa: BLE001  the edge of Apprise's plugins: their words may hold addresses
+            failure[:] = [type(error).__name__]
+        else:
+            failure.clear()
+
+    thread = threading.Thread(target=tell, name="notice", daemon=True)
+    thread.start()
+    until = time.monotonic() + LONGEST_S
+    while thread.is_alive() and time.monotonic() < until and not given_up():
+        thread.join(0.2)
+    if failure:
+        raise NotTold(failure[0])
 
 
 def deliver(urls: Sequence[str], title: str, body: str) -> None:

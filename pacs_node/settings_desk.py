@@ -1,7 +1,7 @@
-"""The settings as the pages show and change them: peers and routes as forms, tried before they are taken up.
+"""The settings as the pages show and change them: peers, routes and who is told as forms, tried before.
 
-An entry on its way is the TOML text of one [[peer]] or [[route]]; a form is a view of it. Secrets are never shown: a
-form that leaves one empty keeps it.
+An entry on its way is the TOML text of one [[peer]], [[route]] or [[notify]]; a form is a view of it. Secrets are never
+shown: a form that leaves one empty keeps it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from pydantic import BaseModel, SecretStr
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from tomlkit.exceptions import TOMLKitError
 
-from config import Config, Needs, Peer, Route
+from config import Config, Needs, Notify, Peer, Route
 from config.check import KEYWORDS, SECRETS
 from config.schema import NUMBER, NUMBER_VRS
 from pacs_node import settings_file
 from pacs_node.errors import NodeError, SettingsRefused
 from pacs_node.kinds import as_well
+from pacs_node.kinds import wish as of_kinds
+from pacs_node.ledger.lists import iso
 from pacs_node.route import identifying, wish, wishes
 from pacs_node.settings import LiveSettings, in_force
 from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial
@@ -34,9 +36,10 @@ from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute,
 if TYPE_CHECKING:
     from pacs_node.doctor import Examiner
 
-KINDS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route}
+KINDS: dict[str, type[BaseModel]] = {"peer": Peer, "route": Route, "notify": Notify}
 # of a route, with fields of their own
 OWN_WIDGETS = {"match", "options", "pipeline", "send_to", "also", "priors", "needs"}
+IN_THE_FILE_ALONE = {("notify", "urls_file")}
 HELP = {  # what the page says beside a field
     "name": "how routes call it",
     "ae_title": "AE title of a DICOM peer",
@@ -60,6 +63,17 @@ HELP = {  # what the page says beside a field
     "fallback": "only for a series that no other route takes",
     "report_not_run": "a series that is refused gets a report that says why",
     "shadow": "runs behind all others, keeps its results, and sends nothing to anybody",
+    "urls": "addresses as Apprise has them, a line each; not shown, and what is entered replaces them all",
+    "about": "of what it is told",
+    "again_h": "hours after which what lasts is said again",
+    "down_min": "minutes that a destination takes nothing",
+    "full_in_days": "days until the disk is full, by the forecast",
+    "certificate_days": "days before a certificate of the node ends",
+    "paused_h": "hours that something is paused",
+    "pipelines": "findings of these alone, with commas; empty: of all",
+    "kinds": "findings of these kinds alone, as in Nodule, Mass; empty: of all",
+    "min_size_mm": "findings of this size at least, in mm",
+    "categories": "findings of these categories alone, as in Lung-RADS 4A, malignant; empty: of all",
 }
 HOWS = {  # how a condition is put -> in words
     "is": "is",
@@ -130,6 +144,22 @@ class SettingsDesk:
             for peer in self.config().peers
         ]
 
+    def notices(self) -> list[dict[str, Any]]:
+        """Who is told, as it is in force; of an address the service alone."""
+        return [
+            {
+                "name": about.name,
+                "services": [url.get_secret_value().partition("://")[0] for url in about.urls],
+                "about": list(about.about),
+                "findings": of_kinds(about) if "finding" in about.about else "",
+                "lasts": [
+                    {"text": notice.text, "since": iso(notice.since)}
+                    for notice in self.live.ledger.notices(about.name).values()
+                ],
+            }
+            for about in self.config().notices
+        ]
+
     def routes(self) -> list[dict[str, Any]]:
         """As they are in force."""
         return [
@@ -167,6 +197,8 @@ class SettingsDesk:
         if name is not None:
             return settings_file.entry_text(self.live.text(), kind, name)
         new: dict[str, Any] = {"name": ""}
+        if kind == "notify":
+            new |= {"urls": []}
         if kind == "route":  # the first condition that nearly every route has; as it is, it matches nothing
             new |= {"match": {"Modality": []}, "pipeline": "", "send_to": []}
         return settings_file.as_text(kind, new)
@@ -230,6 +262,10 @@ class SettingsDesk:
             "hows": HOWS,
         }
 
+    def secret(self, kind: str) -> frozenset[str]:
+        """The fields of a form that no page shows the content of."""
+        return frozenset(field["key"] for field in self.fields(kind, {}) if field["kind"] in ("secret", "secrets"))
+
     def offered(self) -> dict[str, Any]:
         """{"seen": keyword -> values of what came last, "keywords": all others of the dictionary}"""
         seen = self.trial.seen()
@@ -254,6 +290,8 @@ class SettingsDesk:
         """Raises SettingsRefused, SettingsChanged, LedgerUnavailable; then nothing has changed."""
         called = settings_file.entries(text, kind)[:1]
         new = str(called[0].get("name", "")) if called else ""
+        if kind == "notify":
+            self._addresses(name, text)
         what = f"{kind} '{new}' added" if name is None else f"{kind} '{name}' changed"
         if name is not None and new != name:
             what += f", and is called '{new}' now"
@@ -271,6 +309,34 @@ class SettingsDesk:
         return self.live.reload(who)
 
     # ---- tried
+
+    def _addresses(self, name: str | None, text: str) -> list[str]:
+        """Where messages of a [[notify]] go. Raises SettingsRefused, also for what Apprise does not know."""
+        from pacs_node.notify import unknown_addresses
+
+        called = settings_file.entries(text, "notify")[0].get("name")
+        [about] = [each for each in self._with("notify", name, text).notices if each.name == called]
+        if unknown := unknown_addresses(about):
+            raise SettingsRefused("\n".join(unknown))
+        return [url.get_secret_value() for url in about.urls]
+
+    def tell(self, text: str | None, name: str | None) -> dict[str, Any]:
+        """Whether a message for trial reaches whom a [[notify]] names: {"ok", "words"}. text: as it is to be; None: as
+        it is in force."""
+        from pacs_node.notify import NotTold, deliver, reach
+
+        nothing: dict[str, Any] = {"steps": [], "for_them": {}}
+        try:
+            called = str(name)
+            if text is not None:
+                urls = self._addresses(name, text)
+                called = str(settings_file.entries(text, "notify")[0].get("name"))
+            else:
+                urls = self._addresses(called, self.entry("notify", called))
+            reach(deliver, urls, f"pacs-node {self.config().node.ae_title}: a test", f"- {called} would be told")
+        except (NotTold, SettingsRefused) as error:
+            return {**nothing, "ok": False, "words": f"not reached: {error}"}
+        return {**nothing, "ok": True, "words": f"{called}: the message was taken; look whether it came"}
 
     def test(self, text: str | None, name: str | None) -> dict[str, Any]:
         """What `pacs-node doctor` says of a peer: {"ok", "words", "steps", "for_them": what it must know of this node}.
@@ -417,6 +483,8 @@ class _Form:
 
 
 def _has_field(kind: str, key: str) -> bool:
+    if (kind, key) in IN_THE_FILE_ALONE:
+        return False
     own = kind == "route" and key in OWN_WIDGETS
     return own or (key in KINDS[kind].model_fields and _kind_of(KINDS[kind].model_fields[key].annotation) is not None)
 
@@ -429,7 +497,8 @@ def _kind_of(annotation: Any) -> str | None:
     if get_origin(annotation) is Literal:
         return "choice"
     if get_origin(annotation) is tuple:
-        return "list"
+        of_each = _kind_of(given[0])
+        return {"choice": "choices", "secret": "secrets"}.get(of_each or "", "list")
     if hasattr(annotation, "__metadata__"):
         return _kind_of(given[0])
     simple = {bool: "bool", int: "number", float: "number", str: "text", Path: "text", SecretStr: "secret"}
@@ -450,12 +519,14 @@ def _field(key: str, annotation: Any, default: Any, values: Mapping[str, Any]) -
     shown: Any = default if value is None else value
     if kind == "list":
         shown = ", ".join(map(str, shown or ()))
-    elif kind == "secret":
+    elif kind == "choices":
+        shown = list(map(str, shown or ()))
+    elif kind in ("secret", "secrets"):
         shown = ""
     elif kind != "bool":
         shown = "" if shown is None else str(shown)
     field = {"key": key, "kind": kind, "value": shown, "default": default, "help": HELP.get(key, "")}
-    return {**field, "choices": _choices(annotation), "kept": kind == "secret" and value is not None}
+    return {**field, "choices": _choices(annotation), "kept": kind in ("secret", "secrets") and bool(value)}
 
 
 def _value_of(field: Mapping[str, Any], said: _Form, before: Mapping[str, Any]) -> Any:
@@ -465,6 +536,11 @@ def _value_of(field: Mapping[str, Any], said: _Form, before: Mapping[str, Any]) 
     value: Any
     if kind == "secret":
         return text or (None if said.text(f"{key}.remove") else before.get(key))
+    if kind == "secrets":
+        return [line.strip() for line in text.splitlines() if line.strip()] or before.get(key)
+    if kind == "choices":
+        chosen = said.all(key)
+        return None if key not in before and chosen == list(default) else chosen
     if kind == "bool":
         value = bool(text)
     elif kind == "list":

@@ -1,4 +1,4 @@
-"""The settings file as a text: one peer or route of it changed, and every comment where it was.
+"""The settings file as a text: one entry of it changed, and every comment where it was.
 
 What is written back is what was read, but for the lines of the one entry; a text that would say anything else is
 refused. `write` leaves the file whole, and as whose it was.
@@ -271,16 +271,18 @@ OF_SECRETS = secrets.names(Peer)
 
 
 def must_bring_no_secret_elsewhere(former: str, text: str) -> None:
-    """Raises SettingsRefused where a peer has a secret that nobody has entered, out of a file or the environment, and
+    """Raises SettingsRefused where an entry has a secret that nobody has entered, out of a file or the environment, and
     did not have it before at the same address: who may use the pages would have any file brought anywhere. And where
     it is another folder of this machine, which would be written to."""
-    known = {_reference(each) for each in entries(former, "peer")}
-    for peer in entries(text, "peer"):
-        if any(each is not None for each in _reference(peer)[1:]) and _reference(peer) not in known:
-            raise SettingsRefused(
-                f"peer '{peer.get('name')}': a folder, a secret in a file or in the environment, and the address that "
-                "it is for, are said in the settings file alone: write them there, then `pacs-node reload`"
-            )
+    for kind, reference in (("peer", _reference), ("notify", _reference_of_addresses)):
+        known = {reference(each) for each in entries(former, kind)}
+        for entry in entries(text, kind):
+            if any(each is not None for each in reference(entry)[1:]) and reference(entry) not in known:
+                raise SettingsRefused(
+                    f"{kind} '{entry.get('name')}': a folder, a secret in a file or in the environment, and the "
+                    "address that it is for, are said in the settings file alone: write them there, then `pacs-node "
+                    "reload`"
+                )
 
 
 def _reference(peer: Mapping[str, Any]) -> tuple[str | None, ...]:
@@ -290,11 +292,18 @@ def _reference(peer: Mapping[str, Any]) -> tuple[str | None, ...]:
     return tuple(None if each is None else str(each) for each in (peer.get("dicomweb_url"), *named))
 
 
-# ---- entries: the peers and the routes
+def _reference_of_addresses(about: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Of whom messages go to: the addresses that stand elsewhere, in a file or, in part, in the environment."""
+    urls = about.get("urls", [])
+    named = [each for each in (urls if isinstance(urls, list) else [urls]) if "${" in str(each)]
+    return (None, *(None if each is None else str(each) for each in (about.get("urls_file"), *named)))
+
+
+# ---- entries: the peers, the routes, and who is told
 
 
 def entries(text: str, kind: str) -> list[dict[str, Any]]:
-    """All [[peer]] or [[route]] of a text, in its order. Raises SettingsRefused for what is no TOML."""
+    """All [[peer]], [[route]] or [[notify]] of a text, in its order. Raises SettingsRefused for what is no TOML."""
     listed = _parsed(text).get(kind, [])
     return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 

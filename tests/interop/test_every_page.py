@@ -26,6 +26,7 @@ BESIDES: list[tuple[str, list[str]]] = [
     ("/peers", ["form[action='/peers/test'] button"]),
     ("/peers/edit?name=pacs", ["button[value=test]"]),
     ("/peers/edit", ["button[value=save]"]),
+    ("/notices/edit", ["button[value=save]"]),
     ("/routes/edit?name=chest", ["button[value=try]"]),
     ("/routes/edit", ["button[value=check]"]),
     ("/?q=nothing", []),

@@ -185,10 +185,11 @@ def test_a_stranger_gets_from_nothing_to_a_nodule_in_3d_and_is_told(reader: Read
     reader.web_port = here["8080"]
     pages, orthanc, listener = (f"http://127.0.0.1:{here[port]}/" for port in ("8080", "8042", "8099"))
     for part in parts(written):
-        if part.kind == "sh" and not part.more:  # by then a person sees that the windows have come up
-            for address, asked in ((orthanc, f"{orthanc}instances"), (listener, "pacs-node notify")):
-                if asked in part.text:
-                    reader.is_there(address)
+        # by then a person sees that the windows have come up
+        if part.kind == "sh" and f"{orthanc}instances" in part.text:
+            reader.is_there(orthanc)
+        if part == Part("open", f"{pages}notices/edit"):
+            reader.is_there(listener)
         if part == Part("says", "Nodule 1"):  # "Follow the link to the series"
             sees_its_results(reader, pages)
         reader.does(part)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from html import escape, unescape
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
-from config import Config, Peer, Route, load
+from config import Config, Notify, Peer, Route, load
 from models import catalogue
 from pacs_node.accounts import ADMIN, READER, VIEWER, Accounts
 from pacs_node.doctor import examine, for_the_other_side
 from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
-from pacs_node.settings_desk import _has_field, _kind_of
+from pacs_node.settings_desk import IN_THE_FILE_ALONE, _has_field
 from pacs_node.web.app import create_app
+from pacs_node.web.settings_views import KEPT_S, MOST_KEPT, Entered
 from pacs_node.web.uploads import LONGEST_UPLOAD
 from tests.certificates import Authority
 from tests.factories import us_image
@@ -34,6 +37,10 @@ SECRET = "a-token-that-is-secret"
 TOML = f"""
 [node]
 data_dir = "data"
+[[notify]]
+name = "night"
+urls = ["mailtos://me:{SECRET}@mail.example?to=a@example.org"]
+again_h = 12.0 # half a day
 # our PACS
 [[peer]]
 name = "pacs & <co>"
@@ -56,6 +63,7 @@ send_to = ["results"]
 """
 HTML = {"accept": "text/html"}
 POSTS = ("/peers/edit", "/peers/delete", "/peers/test", "/routes/edit", "/routes/delete",
+         "/notices/edit", "/notices/delete", "/notices/test",
          "/settings/undo", "/settings/reload")  # fmt: skip
 
 
@@ -90,32 +98,37 @@ class Pages:
         """What a browser sends of the form of a page that nothing was changed in."""
         page = self.admin.get(address)
         assert page.status_code == 200, page.text
-        [form] = [each for each in re.findall(r"(?s)<form class=\"entry\".*?</form>", page.text)
-                  if f'name="source" value="{source}"' in each]  # fmt: skip
-        said = []
-        for tag in re.finditer(r"(?s)<input ([^>]*)>|<select name=\"([^\"]+)\"[^>]*>(.*?)</select>|"
-                               r"<textarea name=\"([^\"]+)\"[^>]*>(.*?)</textarea>", form):  # fmt: skip
-            attributes, select, options, area, text = tag.groups()
-            if select:
-                chosen = re.search(r"<option(?: value=\"([^\"]*)\")? selected>([^<]*)", options)
-                first = re.search(r"<option(?: value=\"([^\"]*)\")?>([^<]*)", options)
-                found = chosen or first
-                assert found, select
-                said.append((select, found[1] if found[1] is not None else found[2]))
-            elif area:
-                said.append((area, text))
-            else:
-                of = dict(re.findall(r'([\w-]+)="([^"]*)"', attributes))
-                if of.get("type") == "file" or (of.get("type") == "checkbox" and " checked" not in attributes):
-                    continue
-                said.append((of["name"], of.get("value", "")))
-        return [(name, unescape(value)) for name, value in said]
+        return form_of(page.text, source)
 
     def post(self, address: str, form: list[tuple[str, str]], client: TestClient | None = None, **files: Any) -> Any:
         data: dict[str, list[str]] = {}
         for name, value in form:
             data.setdefault(name, []).append(value)
         return (client or self.admin).post(address, data=data, files=files or None)
+
+
+def form_of(page: str, source: str) -> list[tuple[str, str]]:
+    """What a browser sends of a form of a page that nothing was changed in."""
+    [form] = [each for each in re.findall(r"(?s)<form class=\"entry\".*?</form>", page)
+              if f'name="source" value="{source}"' in each]  # fmt: skip
+    said = []
+    for tag in re.finditer(r"(?s)<input ([^>]*)>|<select name=\"([^\"]+)\"[^>]*>(.*?)</select>|"
+                           r"<textarea name=\"([^\"]+)\"[^>]*>(.*?)</textarea>", form):  # fmt: skip
+        attributes, select, options, area, text = tag.groups()
+        if select:
+            chosen = re.search(r"<option(?: value=\"([^\"]*)\")? selected>([^<]*)", options)
+            first = re.search(r"<option(?: value=\"([^\"]*)\")?>([^<]*)", options)
+            found = chosen or first
+            assert found, select
+            said.append((select, found[1] if found[1] is not None else found[2]))
+        elif area:
+            said.append((area, text))
+        else:
+            of = dict(re.findall(r'([\w-]+)="([^"]*)"', attributes))
+            if of.get("type") == "file" or (of.get("type") == "checkbox" and " checked" not in attributes):
+                continue
+            said.append((of["name"], of.get("value", "")))
+    return [(name, unescape(value)) for name, value in said]
 
 
 def changed(form: list[tuple[str, str]], **values: str) -> list[tuple[str, str]]:
@@ -144,7 +157,7 @@ def test_who_may_see_sees_and_who_may_change_changes(pages: Pages) -> None:
             assert "breast" in page
             assert "<form" not in page.partition("<footer>")[0], "nothing that he may not press"
             assert "/edit" not in page
-        for address in ("/settings", "/peers/edit", "/routes/edit"):
+        for address in ("/settings", "/peers/edit", "/routes/edit", "/notices", "/notices/edit"):
             assert client.get(address).status_code == 403
         for address in POSTS:
             assert pages.post(address, [("name", "web")], client).status_code == 403, address
@@ -166,7 +179,7 @@ def test_where_there_are_no_users_nobody_changes_settings(pages: Pages) -> None:
 @pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}])
 def test_no_page_of_another_site_presses_a_button(pages: Pages, headers: dict[str, str]) -> None:
     posts = {route.path for route in pages.app.routes if "POST" in (getattr(route, "methods", None) or ())}
-    assert {path for path in posts if path.startswith(("/peers", "/routes", "/settings"))} == set(POSTS)
+    assert {path for path in posts if path.startswith(("/peers", "/routes", "/notices", "/settings"))} == set(POSTS)
     for address in POSTS:
         assert pages.admin.post(address, data={"name": "web"}, headers=headers).status_code == 403
 
@@ -194,7 +207,8 @@ def test_a_node_without_a_file_says_so(pages: Pages) -> None:
 
 
 @pytest.mark.parametrize("address", ["/peers/edit?name=pacs%20%26%20%3Cco%3E", "/peers/edit?name=web",
-                                     "/peers/edit?name=results", "/routes/edit?name=breast"])  # fmt: skip
+                                     "/peers/edit?name=results", "/routes/edit?name=breast",
+                                     "/notices/edit?name=night"])  # fmt: skip
 def test_a_form_that_nothing_was_changed_in_changes_nothing(pages: Pages, address: str) -> None:
     """Every field of every kind means what the file says: also secrets, which the page does not have."""
     answer = pages.post(address.partition("?")[0], changed(pages.form(address), do="save"))
@@ -256,10 +270,10 @@ def test_further_destinations_are_rows_of_the_form(pages: Pages) -> None:
     assert pages.config.routes[0].also == ()
 
 
-@pytest.mark.parametrize(("kind", "model"), [("peer", Peer), ("route", Route)])
-def test_every_setting_has_its_field(kind: str, model: type[Peer | Route]) -> None:
+@pytest.mark.parametrize(("kind", "model"), [("peer", Peer), ("route", Route), ("notify", Notify)])
+def test_every_setting_has_its_field(kind: str, model: type[Peer | Route | Notify]) -> None:
     without = {key for key, field in model.model_fields.items() if not _has_field(kind, key)}
-    assert without == {key for key, field in model.model_fields.items() if isinstance(_kind_of(field.annotation), dict)}
+    assert without == {key for of, key in IN_THE_FILE_ALONE if of == kind}
 
 
 def test_a_peer_is_added_changed_and_deleted(pages: Pages) -> None:
@@ -299,6 +313,129 @@ def test_a_peer_that_a_route_needs_is_not_deleted(pages: Pages) -> None:
     assert "[[route]] 'breast': no peer 'results'" in text_of(answer.text)
 
 
+PAGES = ("/peers", "/peers/edit?name=web", "/settings", "/routes", "/notices", "/notices/edit?name=night")
+
+
+class Hook(BaseHTTPRequestHandler):
+    """A program that is told."""
+
+    heard: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hook() -> Iterator[str]:
+    """Its address, as Apprise has it."""
+    Hook.heard.clear()
+    with HTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"json://127.0.0.1:{server.server_address[1]}/{SECRET}"
+        server.shutdown()
+
+
+def test_somebody_is_told_and_no_longer(pages: Pages, hook: str) -> None:
+    """Tried before it is saved, saved, in force at once, tried by the button of the list, deleted."""
+    form = changed(pages.form("/notices/edit"), name="chat", urls=f"{hook}\n", pipelines="breast-us", kinds="Mass")
+    form = [each for each in form if each[0] != "about"] + [("about", "finding"), ("about", "jobs")]
+    tried = pages.post("/notices/edit", changed(form, do="test"))
+    assert "chat: the message was taken" in text_of(tried.text)
+    assert pages.file.read_text() == TOML
+    saved = pages.post("/notices/edit", changed(form, do="save"))
+    assert (saved.status_code, saved.headers["location"]) == (303, "/notices")
+    [_, chat] = pages.config.notices
+    assert (chat.about, chat.pipelines, chat.kinds) == (("finding", "jobs"), ("breast-us",), ("Mass",))
+    shown = text_of(pages.admin.get("/notices").text)
+    assert "chat json finding, jobs Mass" in shown
+    assert "the message was taken" in text_of(pages.post("/notices/test", [("name", "chat")]).text)
+    assert len(Hook.heard) == 2
+    assert not any(SECRET in pages.admin.get(address).text for address in PAGES)
+    kept = changed(pages.form("/notices/edit?name=chat"), again_h="48", do="save")
+    assert pages.post("/notices/edit", kept).status_code == 303
+    assert pages.config.notices[1].urls == chat.urls, "an empty field keeps what the page does not show"
+    digest = dict(pages.form("/notices/edit"))["looked_at"]
+    assert pages.post("/notices/delete", [("name", "chat"), ("looked_at", digest)]).status_code == 303
+    assert pages.file.read_text() == TOML
+
+
+def back(answer: Any) -> list[tuple[str, str]]:
+    """The form of a page that came back, as a browser sends it."""
+    return form_of(answer.text, "form")
+
+
+OF_SECRETS = {
+    "notify": ("/notices/edit", {"name": "chat", "urls": "json://127.0.0.1:1/s3cret"}, lambda c: c.notices[-1].urls[0]),
+    "peer": (
+        "/peers/edit",
+        {"name": "new", "dicomweb_url": "http://127.0.0.1:1/", "dicomweb_token": "s3cret"},
+        lambda c: c.peer("new").dicomweb_token,
+    ),
+}
+
+
+@pytest.mark.parametrize("came_back", ["test", "refused", "test, refused and test"])
+@pytest.mark.parametrize("kind", OF_SECRETS)
+def test_a_secret_that_was_entered_is_still_there_when_the_form_comes_back(
+    pages: Pages, kind: str, came_back: str
+) -> None:
+    address, values, secret_of = OF_SECRETS[kind]
+    form = changed(pages.form(address), **values)
+    for why in came_back.replace(" and", ",").split(", "):
+        asked = changed(form, **({"do": "test"} if why == "test" else {"do": "save", "name": ""}))
+        answer = pages.post(address, asked)
+        assert answer.status_code == (200 if why == "test" else 400)
+        assert "s3cret" not in answer.text
+        assert "kept as it is" in answer.text
+        form = changed(back(answer), name=values["name"])
+    assert pages.post(address, changed(form, do="save")).status_code == 303
+    assert "s3cret" in secret_of(pages.config).get_secret_value()
+
+
+def test_what_was_entered_is_there_for_who_entered_it_alone_and_not_for_long() -> None:
+    seconds = [0.0]
+    entered = Entered(lambda: seconds[0])
+    assert entered.take("eve", entered.keep("ana", {"urls": SECRET})) == {}
+    old = entered.keep("ana", {"urls": SECRET})
+    seconds[0] += KEPT_S
+    assert entered.take("ana", old) == {}
+    handles = [entered.keep("ana", {"urls": str(number)}) for number in range(MOST_KEPT + 1)]
+    assert entered.take("ana", handles[0]) == {}
+    assert entered.take("ana", handles[1]) == {"urls": "1"}
+    assert entered.take("ana", "") == {}
+
+
+@pytest.mark.parametrize(
+    ("urls", "about", "why"),
+    [
+        ("", "jobs", "'urls'"),
+        ("nonsense", "jobs", "is no address for Apprise"),
+        ("unheardof://somewhere/", "jobs", "is none that Apprise knows"),
+        ("json://evil.example/?said=${HOME}", "jobs", "said in the settings file alone"),
+        ("json://127.0.0.1/", "", "'about'"),
+    ],
+)
+@pytest.mark.parametrize("do", ["save", "test"])
+def test_who_cannot_be_told_is_refused_in_words(pages: Pages, do: str, urls: str, about: str, why: str) -> None:
+    form = [each for each in pages.form("/notices/edit") if each[0] != "about"] + [("about", about)] * bool(about)
+    answer = pages.post("/notices/edit", changed(form, name="new", urls=urls, do=do))
+    assert why in text_of(answer.text)
+    assert "evil.example" not in answer.text
+    assert pages.file.read_text() == TOML
+
+
+def test_who_does_not_take_the_message_is_said(pages: Pages) -> None:
+    form = changed(pages.form("/notices/edit"), name="new", urls=f"json://127.0.0.1:{free_port()}/{SECRET}", do="test")
+    answer = pages.post("/notices/edit", form)
+    assert "address 1 of urls did not take the message" in text_of(answer.text)
+    assert SECRET not in answer.text
+
+
 def test_no_page_shows_a_secret_and_no_form_brings_it_elsewhere(pages: Pages) -> None:
     form = pages.form("/peers/edit?name=web")
     answer = pages.post("/peers/edit", changed(form, dicomweb_url="https://evil.example"))
@@ -315,7 +452,7 @@ def test_no_page_shows_a_secret_and_no_form_brings_it_elsewhere(pages: Pages) ->
     )
     assert removed.status_code == 303
     assert pages.config.peer("web").dicomweb_token is None
-    shown = [answer, tested, *(pages.admin.get(a) for a in ("/peers", "/peers/edit?name=web", "/settings", "/routes"))]
+    shown = [answer, tested, *(pages.admin.get(a) for a in PAGES)]
     assert not any(SECRET in page.text for page in shown)
     assert "(not shown)" in pages.admin.get("/settings").text
 

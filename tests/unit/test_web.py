@@ -668,7 +668,7 @@ SENDERS = [  # headers of the one who asks -> whether the node does what is aske
 ]
 
 
-SETTINGS = ("/peers", "/routes", "/settings")
+SETTINGS = ("/peers", "/routes", "/notices", "/settings")
 
 
 @pytest.mark.parametrize("address", POSTS)
