@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from models.breast_us.pipeline import WEIGHTS, BreastUltrasound
+from models.breast_us.pipeline import PRIOR_POWER, TRAINED_ON, WEIGHTS, BreastUltrasound
 from models.nets.breast_triple import CLASSES
 from models.training.breast_us.acquisition import paint_calipers
 from models.training.breast_us.calibrate import at, fit
@@ -41,6 +42,7 @@ from models.training.breast_us.worst_cases import (
     burned_in,
     contrast,
     touches_border,
+    worst_cases,
 )  # fmt: skip
 from models.training.evaluation.metrics import Interval, accuracy, auc, bootstrap, calibration_error, rounded
 from models.training.evaluation.provenance import digests, write_figures
@@ -51,6 +53,8 @@ NORMAL, BENIGN, MALIGNANT = (CLASSES.index(name) for name in ("normal", "benign"
 PARTS = ("val", "test")
 WANTED = 0.95  # of the cancers in val: where the operating point is set
 LARGE_SHARE = 0.12  # of the image
+BOTH = "both"  # hospitals together
+SERVED_PRIOR = "the mix of BUSI's former training part, as served"
 
 
 # ---- how a picture may be shown
@@ -169,6 +173,7 @@ def figures(
 
     mean = lambda values: lambda rows: float(np.asarray(values, float)[rows].mean())  # noqa: E731
     over("Dice, lesion images", lesion, mean([row.dice for row in told.rows]))
+    over("IoU, lesion images", lesion, mean([row.iou for row in told.rows]))
     over("lesion images with Dice above 0.5", lesion, mean([row.dice > 0.5 for row in told.rows]))
     over("normal images without a finding", ~lesion, mean([row.empty for row in told.rows]))
     over("lesion images without a finding", lesion, mean([row.empty for row in told.rows]))
@@ -176,6 +181,7 @@ def figures(
     over("AUC, malignant against benign", lesion, lambda rows: auc(suspicion[rows], labels[rows] == MALIGNANT))
     if not lesion.all():
         over("AUC, normal against lesion", labels >= 0, lambda rows: auc(shares[rows, NORMAL], labels[rows] == NORMAL))
+        over("macro AUC, one against rest", labels >= 0, partial(macro_auc, shares, labels))
     over("sensitivity for malignant, most probable class", labels == MALIGNANT, mean(called == MALIGNANT))
     over("specificity for malignant, most probable class", labels != MALIGNANT, mean(called != MALIGNANT))
     over("cancers called normal", labels == MALIGNANT, mean(called == NORMAL))
@@ -187,6 +193,11 @@ def figures(
         if used is not None:
             over(f"expected calibration error{name}", labels >= 0, partial(miscalibration, used, labels))
     return made
+
+
+def macro_auc(shares: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> float:
+    """Mean over the classes of the AUC of each against the others, of these rows: (N, 3), (N), (M,)"""
+    return float(np.mean([auc(shares[rows, label], labels[rows] == label) for label in range(len(CLASSES))]))
 
 
 def miscalibration(shares: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> float:
@@ -213,29 +224,32 @@ def groups(pictures: Sequence[Picture]) -> Iterator[tuple[str, np.ndarray]]:
             )
 
 
-def tables(pictures: Sequence[Picture], folder: Path) -> dict[str, Any]:
-    """Everything that is kept in the folder, by part, hospital, and how the pictures were shown."""
+def tables(pictures: Sequence[Picture], folder: Path, learnt: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Everything that is kept in the folder, by part, hospital, and how the pictures were shown.
+
+    learnt   images of each class that the weights learnt from: val is told with that mix as the class prior, too
+    """
     told = answers_in(folder)
     by_name = {one.name: one for one in pictures}
     family = dict(zip(by_name, family_of(list(by_name.values())), strict=True))
 
     def of(part: str, shown: str, hospital: str) -> Told:
-        rows = [row for row in told.get((part, shown), []) if row.name.startswith(f"{hospital}/")]
+        rows = [row for row in told.get((part, shown), []) if hospital == BOTH or row.name.startswith(f"{hospital}/")]
         return Told(rows, [family[row.name] for row in rows])
 
     chosen = {h: of("val", "as it is", h) for h in HOSPITALS}
-    pooled = Told([r for t in chosen.values() for r in t.rows], [f for t in chosen.values() for f in t.families])
+    pooled = of("val", "as it is", BOTH)
     point = operating_point(pooled) if pooled.rows else None
     heat = {h: fit(t.shares, t.labels).temperature for h, t in chosen.items() if t.rows}
     made: dict[str, Any] = {"operating point": point, "temperatures": heat}
     for part, shown in told:
-        for hospital in HOSPITALS:
+        for hospital in (*HOSPITALS, BOTH) if shown == "as it is" else HOSPITALS:
             one = of(part, shown, hospital)
             if not one.rows:
                 continue
             entry: dict[str, Any] = {"images": len(one.rows), "families": len(set(one.families))}
             entry["figures"] = rounded(figures(one, point, heat.get(hospital)))
-            if shown == "as it is":
+            if shown == "as it is" and hospital != BOTH:
                 seen = [by_name[row.name] for row in one.rows]
                 entry["groups"] = {
                     name: {"images": int(which.sum()), **rounded(brief(one.only(which), point))}
@@ -243,6 +257,43 @@ def tables(pictures: Sequence[Picture], folder: Path) -> dict[str, Any]:
                     if which.sum() >= 5
                 }
             made.setdefault(part, {}).setdefault(shown, {})[hospital] = entry
+    if learnt and pooled.rows:
+        made["class priors, val"] = {
+            name: {hospital: rounded(by_class(at_prior(one, prior))) for hospital, one in chosen.items() if one.rows}
+            for name, prior in priors(learnt).items()
+        }
+    return made
+
+
+def priors(learnt: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """What the class probabilities may be multiplied by, in the order of CLASSES: the served one first."""
+    mixes = {SERVED_PRIOR: TRAINED_ON, "the mix of the images learnt from": learnt, "none": dict.fromkeys(CLASSES, 1)}
+    return {name: np.array([mix[label] for label in CLASSES]) / sum(mix.values()) for name, mix in mixes.items()}
+
+
+def at_prior(told: Told, prior: np.ndarray) -> Told:
+    """The same answers, had the pipeline multiplied by this prior (3,) instead of the one that it serves with."""
+    shares = told.shares / priors(TRAINED_ON)[SERVED_PRIOR] ** PRIOR_POWER * prior
+    shares /= shares.sum(axis=1, keepdims=True)
+    return Told([replace(row, shares=tuple(one)) for row, one in zip(told.rows, shares.tolist(), strict=True)],
+                told.families)  # fmt: skip
+
+
+BY_CLASS = (
+    "accuracy", "sensitivity for malignant, most probable class", "specificity for malignant, most probable class",
+    "cancers called normal", "expected calibration error",
+)  # fmt: skip
+NORMALS = "normal images called normal"
+
+
+def by_class(told: Told) -> dict[str, Interval]:
+    """The figures that the class probabilities alone decide, and the share of normal images called normal."""
+    made = figures(told, wanted=BY_CLASS.__contains__)
+    normal = told.labels == NORMAL
+    if normal.any():
+        called = (told.only(normal).shares.argmax(axis=1) == NORMAL).astype(float)
+        families = [family for family, one in zip(told.families, normal, strict=True) if one]
+        made[NORMALS] = bootstrap(lambda drawn: float(called[drawn].mean()), families)
     return made
 
 
@@ -286,6 +337,18 @@ def page(made: Mapping[str, Any], title: str) -> str:
                         cells = [say(of[figure]) if figure in of else "" for figure in BRIEF]
                         lines.append(f"| {name} | {of['images']} | " + " | ".join(cells) + " |")
                     lines.append("")
+    if "class priors, val" in made:
+        lines += [
+            "## val, other class priors",
+            "",
+            f"| | hospital | {' | '.join((*BY_CLASS, 'normal images called normal'))} |",
+        ]
+        lines.append("| --- " * (len(BY_CLASS) + 3) + "|")
+        for prior, entries in made["class priors, val"].items():
+            for hospital, of in entries.items():
+                cells = [say(of[n]) if n in of else "" for n in names]
+                lines.append(f"| {prior} | {hospital} | " + " | ".join(cells) + " |")
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -309,7 +372,8 @@ def main(arguments: list[str] | None = None) -> None:
         pipeline = BreastUltrasound("cpu", {"threads": 1}, weights=[given.weights])
         ask(pipeline, parts[given.part], given.shown, given.out / f"{given.part}_{given.shown.replace(' ', '_')}.jsonl")
         return
-    made = tables([*parts["val"], *parts["test"]], given.out)
+    learnt = Counter(CLASSES[one.label] for one in parts["train"])
+    made = tables([*parts["val"], *parts["test"]], given.out, learnt)
     files = (given.data / BUSI_FILE, given.data / BUS_BRA_FILE)
     document = {
         "split_sha256": split_sha256,
@@ -317,6 +381,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     loaded = load(given.weights)
     text = page(made, given.title)
+    if rows := answers_in(given.out).get(("test", "as it is")):
+        text += f"\n## Ten worst cases of test\n\n{worst_cases(rows, {one.name: one for one in parts['test']})}"
     print(text)
     if given.to:
         write_figures(given.to.with_suffix(".json"), document, {loaded.name: loaded.sha256}, digests(files))

@@ -121,8 +121,57 @@ def test_tables_choose_on_val_and_show_each_hospital(tmp_path: Path, monkeypatch
     assert made["operating point"] == pytest.approx(0.8)
     assert made["test"]["as it is"]["busi"]["figures"]["sensitivity at the operating point"]["value"] == 0
     assert made["val"]["as it is"]["bus_bra"]["figures"]["sensitivity at the operating point"]["value"] == 1
+    both = made["test"]["as it is"]["both"]
+    assert both["images"] == sum(made["test"]["as it is"][h]["images"] for h in ("busi", "bus_bra"))
+    assert both["figures"]["sensitivity at the operating point"]["value"] == 0
     text = page(made, "title")
     assert text.index("## test") < text.index("## val")
+    assert "class priors" not in made
+
+
+def at_random(count: int, seed: int) -> Told:
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet([1, 1, 1], count)
+    return Told(
+        [row(f"busi/{i}", i % 3, tuple(one)) for i, one in enumerate(shares.tolist())], list(map(str, range(count)))
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_prior_is_taken_off_before_another_is_put_on(seed: int) -> None:
+    """At the served prior nothing changes; from any to any other the order of suspicion stays."""
+    told = at_random(30, seed)
+    served = judge_hospitals.priors(judge_hospitals.TRAINED_ON)
+    np.testing.assert_allclose(judge_hospitals.at_prior(told, served[judge_hospitals.SERVED_PRIOR]).shares, told.shares)
+    for prior in np.random.default_rng(seed).dirichlet([1, 1, 1], 4):
+        other = judge_hospitals.at_prior(told, prior)
+        np.testing.assert_allclose(other.shares.sum(axis=1), 1)
+        assert (np.argsort(other.suspicion) == np.argsort(told.suspicion)).all()
+        back = judge_hospitals.at_prior(other, served[judge_hospitals.SERVED_PRIOR] ** 2 / prior)
+        np.testing.assert_allclose(back.shares, told.shares)
+
+
+def test_priors_are_told_of_each_hospital_on_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_hospitals, "bootstrap", partial(bootstrap, rounds=20))
+    known = [Picture(one.name, one.label, np.zeros((8, 8), np.uint8), np.eye(8) > 0) for one in ROWS]
+    (tmp_path / "val_as_it_is.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in ROWS))
+    made = tables(known, tmp_path, {"normal": 0, "benign": 1, "malignant": 1})
+    told = made["class priors, val"]
+    assert next(iter(told)) == judge_hospitals.SERVED_PRIOR
+    assert told[judge_hospitals.SERVED_PRIOR]["busi"]["accuracy"]["value"] == 0.5
+    without_normals = told["the mix of the images learnt from"]["busi"]
+    assert without_normals[judge_hospitals.NORMALS]["value"] == without_normals["cancers called normal"]["value"] == 0
+    assert "other class priors" in page(made, "title")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_macro_auc_is_the_mean_of_each_class_against_the_others(seed: int) -> None:
+    told = at_random(60, seed)
+    pairs = [
+        np.mean([a > b for a in told.shares[told.labels == c, c] for b in told.shares[told.labels != c, c]])
+        for c in range(3)
+    ]
+    assert figures(told)["macro AUC, one against rest"].value == pytest.approx(np.mean(pairs))
 
 
 def test_pictures_are_shown_otherwise_and_their_masks_fit() -> None:
