@@ -2,7 +2,7 @@
 a card is in a file.
 
 Held against the files are intervals (a value with its two ends must be one entry of a file), and single numbers of
-three or more decimals, which must be in a file that the card names. A number that no file holds is called (not
+two or more decimals, which must be in a file that the card names. A number that no file holds is called (not
 recorded).
 """
 
@@ -32,8 +32,14 @@ CARDS = sorted((ROOT / "models").glob("*/CARD.md"))
 NOT_SERVED = {"breast_us_hospitals_former.json", "breast_us_hospitals_rio.json", "independent.json"}
 OF_ITEMS = {"scores", "nodules", "labels", "patients"}  # lists of single nodules: any number is in one
 NUMBER = r"-?\d+\.\d+"
-INTERVAL = re.compile(rf"({NUMBER})\**,? ?\(({NUMBER}) to ({NUMBER})\)|(?<!\()({NUMBER}), ({NUMBER}) to ({NUMBER})")
-SINGLE = re.compile(r"(?<![\w.-])-?\d+\.\d{3,}(?![\w.])")
+UNITS = ("%", "mm", "mm3", "ml", "HU", "s", "ms", "MB", "GB", "pixels")
+UNIT = rf"(?: ?(?:{'|'.join(UNITS)}))?"  # of a value, and of the ends, which may repeat it
+INTERVAL = re.compile(
+    rf"({NUMBER}){UNIT}\**,? ?\(({NUMBER}){UNIT} to ({NUMBER}){UNIT}\)|(?<!\()({NUMBER}), ({NUMBER}) to ({NUMBER})"
+)
+SINGLE = re.compile(r"(?<![\w.-])-?\d+\.\d{2,}(?!\w|\.\d)")
+PRINTED = re.compile(r"\d+\.\d+ ± \d+\.\d+")  # of sources, as they print them
+SET = re.compile(rf"by {NUMBER} to {NUMBER}\b")  # hyper-parameters: scaled by 0.85 to 1.15
 
 
 @cache
@@ -74,9 +80,10 @@ def is_of(three: list[str], ends: tuple[float, ...]) -> bool:
 
 
 def prose(card: Path) -> str:
-    """A card without its commands, names and titles of papers."""
+    """A card on one line, without its commands, names and titles of papers."""
     text = re.sub(r"(?m)^    .*$", "", card.read_text("utf-8"))
-    return re.sub(r"doi \S+|`[^`]*`", "", text)
+    line = re.sub(r"\s+", " ", re.sub(r"doi \S+|`[^`]*`", "", text))
+    return SET.sub("", PRINTED.sub("", line))
 
 
 def named(card: Path) -> list[Path]:
@@ -113,6 +120,38 @@ def test_every_interval_of_a_card_is_an_entry_of_a_file(card: Path) -> None:
     missing = [three for three in found if not any(is_of(three, ends) for ends in intervals())]
     assert len(found) > 10
     assert missing == []
+
+
+@pytest.mark.parametrize("bold", ["", "**"])
+@pytest.mark.parametrize("unit", ["", *(space + unit for unit in UNITS for space in ("", " "))])
+@pytest.mark.parametrize("ends", ["({0} to {1})", "({0}{unit} to {1}{unit})", "({0} to {1}{unit})"])
+def test_an_interval_is_seen_however_its_unit_is_written(bold: str, unit: str, ends: str) -> None:
+    for three in (("1.06", "0.71", "1.28"), ("-0.6", "-3.1", "0.25"), ("0.50", "0.49", "0.51")):
+        text = f"longer by {bold}{three[0]}{unit}{bold} {ends.format(*three[1:], unit=unit)} in the median"
+        (match,) = INTERVAL.finditer(text)
+        assert [one for one in match.groups() if one] == [*three]
+
+
+@pytest.mark.parametrize("cut", range(9))
+def test_an_interval_is_seen_wherever_its_line_breaks(cut: int, tmp_path: Path) -> None:
+    words = ["and", "it", "is", "1.06", "mm", "(0.71", "to", "1.28)", "longer"]
+    (tmp_path / "CARD.md").write_text(" ".join(words[:cut]) + "\n" + " ".join(words[cut:]))
+    (match,) = INTERVAL.finditer(prose(tmp_path / "CARD.md"))
+    assert match.groups()[:3] == ("1.06", "0.71", "1.28")
+
+
+AROUND = ["{} of theirs", "falls to {}.", "({})", "{}, and", "**{}**", "| {} |", "{} mm", "{}%"]
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("number", ["0.94", "-0.25", "1.060", "12.34"])
+def test_a_number_of_two_decimals_is_seen_wherever_it_stands(around: str, number: str) -> None:
+    assert [match[0] for match in SINGLE.finditer(f"a volume {around.format(number)} beside")] == [number]
+
+
+@pytest.mark.parametrize("words", ["version 0.3.0", "v0.31", "TIFF 6.0", "w12.34x"])
+def test_versions_are_no_figures(words: str) -> None:
+    assert not SINGLE.search(words)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
