@@ -25,6 +25,7 @@ from models.breast_us.card import CARD, NAME, VERSION, card
 from models.breast_us.cine import Sighting, Track, key_sighting, link, masks_by_image, settle
 from models.breast_us.letterbox import PREPROCESSING, normalise, prepare
 from models.breast_us.margins import without_margins
+from models.breast_us.operating_point import point_of, words
 from models.breast_us.options import Options
 from models.breast_us.suitability import FOREIGN, Suitability, Verdict, curved_probe, fan_shaped, read_suitability
 from models.breast_us.tissue import MOST_COLOUR, tissue
@@ -40,8 +41,8 @@ WEIGHTS = ("breast_triple_lite0_w16",)  # several are averaged
 
 # Chosen on the validation split.
 INSIDE = 0.4  # mask probability; sizes are least biased here (1 % wide), overlap a little better at 0.3
-# Images of BUSI's training part in split.json. The weights have since learnt from two hospitals (75, 959, 459), but that
-# mix would call fewer normal images normal on val: docs/results/breast_us_hospitals.md.
+# Images of BUSI's training part in split.json. The weights have since learnt from two hospitals (75, 959, 459), but
+# with that mix fewer images of val get their class: docs/results/breast_us_hospitals.md.
 TRAINED_ON = {"normal": 75, "benign": 242, "malignant": 115}
 PRIOR_POWER = 1.0  # 0: classes equally frequent; 1: as frequent as in BUSI
 SIZES = (0.86, 1.0)  # of the working size; answers are averaged
@@ -157,6 +158,7 @@ class BreastUltrasound:
         abouts = [triple.about for triple in triples]
         digests = {name: digest for triple in triples for name, digest in triple.sha256.items()}
         self.temperature = temperature_of(abouts)  # None: not calibrated
+        self.point = point_of(abouts, self.temperature)  # None: none was chosen for these weights
         self.suitability: Suitability | None = None  # none was fitted to these weights
         if named := abouts[0].get("suitability"):
             path, first = Path(served[0]), triples[0]
@@ -209,6 +211,7 @@ class BreastUltrasound:
             for track in lesions:
                 found.append(self.finding(track, clip, view, number=len(found) + 1, alone=len(views) == 1))
                 warnings += concerns(found[-1].label, track)
+                warnings += words(found[-1].label, key_sighting(track).classes, self.point)
             if passing:
                 frames = ", ".join(str(images[track[0].image].frame) for track in passing)
                 warnings.append(f"{name_of(clip)}: marks on single frames were not reported (frame {frames})")

@@ -338,12 +338,9 @@ def page(made: Mapping[str, Any], title: str) -> str:
                         lines.append(f"| {name} | {of['images']} | " + " | ".join(cells) + " |")
                     lines.append("")
     if "class priors, val" in made:
-        lines += [
-            "## val, other class priors",
-            "",
-            f"| | hospital | {' | '.join((*BY_CLASS, 'normal images called normal'))} |",
-        ]
-        lines.append("| --- " * (len(BY_CLASS) + 3) + "|")
+        names = [*BY_CLASS, NORMALS]
+        lines += ["## val, other class priors", "", f"| | hospital | {' | '.join(names)} |"]
+        lines.append("| --- " * (len(names) + 2) + "|")
         for prior, entries in made["class priors, val"].items():
             for hospital, of in entries.items():
                 cells = [say(of[n]) if n in of else "" for n in names]

@@ -149,7 +149,11 @@ def cine(tmp_path: Path) -> Truth:
     return breast_cine(tmp_path, seed=2, frames=4, shape=(100, 120), sweeps=(None,), colour=True)
 
 
-def marks(*boxes: tuple[slice, slice] | None, shape: tuple[int, int] = (100, 120)) -> Callable[..., Prediction]:
+def marks(
+    *boxes: tuple[slice, slice] | None,
+    shape: tuple[int, int] = (100, 120),
+    classes: tuple[float, float, float] = (0.1, 0.3, 0.6),
+) -> Callable[..., Prediction]:
     """A stand-in for the network: on the first frame it marks the first box, and so on."""
     left = iter(boxes)
 
@@ -158,7 +162,7 @@ def marks(*boxes: tuple[slice, slice] | None, shape: tuple[int, int] = (100, 120
         box = next(left)
         if box is not None:
             lesion[box] = True
-        return Prediction(lesion * np.float32(0.8), np.array([0.1, 0.3, 0.6]), lesion)
+        return Prediction(lesion * np.float32(0.8), np.array(classes), lesion)
 
     return look
 
@@ -205,6 +209,19 @@ def test_a_category_is_suggested_by_calibrated_weights_only(
         *_, report = encode(findings, [dcmread(cine.files[0], stop_before_pixels=True)], when=WHEN)
         (group,) = [group for group in read.groups(report) if group.template == "1410"]
         assert group.evaluations == only.evaluations
+
+
+@pytest.mark.parametrize(("malignant", "told"), [(0.1, False), (0.3, True), (0.6, False)])
+def test_a_lesion_called_benign_at_the_operating_point_is_told_of(
+    pipeline: BreastUltrasound, cine: Truth, monkeypatch: pytest.MonkeyPatch, malignant: float, told: bool
+) -> None:
+    """In the report's warnings; of what is malignant by its most probable class there is nothing to add."""
+    monkeypatch.setattr(pipeline, "look", marks(HERE, HERE, HERE, None, classes=(0.1, 0.9 - malignant, malignant)))
+    findings = run(pipeline, *cine.files)
+    said = [text for text in findings.warnings if "of the cancers of the validation images" in text]
+    assert [text.split(",")[0] for text in said] == ["Lesion 1: benign is more probable than malignant"] * told
+    *_, report = encode(findings, [dcmread(cine.files[0], stop_before_pixels=True)], when=WHEN)
+    assert ("of the cancers of the validation images" in report.to_json()) == told
 
 
 def test_the_shipped_weights_suggest_nothing_while_they_are_not_calibrated(

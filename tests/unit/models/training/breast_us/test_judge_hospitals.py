@@ -161,7 +161,9 @@ def test_priors_are_told_of_each_hospital_on_val(tmp_path: Path, monkeypatch: py
     assert told[judge_hospitals.SERVED_PRIOR]["busi"]["accuracy"]["value"] == 0.5
     without_normals = told["the mix of the images learnt from"]["busi"]
     assert without_normals[judge_hospitals.NORMALS]["value"] == without_normals["cancers called normal"]["value"] == 0
-    assert "other class priors" in page(made, "title")
+    *_, table = page(made, "title").split("other class priors\n\n")
+    assert {line.count("|") for line in table.strip().splitlines()} == {len(judge_hospitals.BY_CLASS) + 4}
+    assert len(table.strip().splitlines()) == 2 + 3
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -16,6 +16,7 @@ MODELS = Path(weights.__file__).parent
 RECORDED: dict[str, Any] = json.loads(FILE.read_text())
 # what another processor may round otherwise: shares, certainties; mm and percent, of which one pixel may decide
 SHARE, NUMBER = 0.01, 1.2
+FAR = 0.03  # of a distance, relative: bfloat16 moves it by 2 %
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -26,8 +27,9 @@ def test_it_makes_of_its_phantom_what_is_written_down(name: str) -> None:
     assert [made[key] for key in ("lesions", "found", "other findings")] == [
         recorded[key] for key in ("lesions", "found", "other findings")
     ]
-    for key in ("Dice", "certainty", "unfamiliar by"):
-        assert made.get(key, []) == pytest.approx(recorded.get(key, []), abs=SHARE), key
+    for key in ("Dice", "certainty"):
+        assert made[key] == pytest.approx(recorded[key], abs=SHARE), key
+    assert made.get("unfamiliar by", []) == pytest.approx(recorded.get("unfamiliar by", []), rel=FAR)
     for mine, theirs in zip(made["numbers"], recorded["numbers"], strict=True):
         assert mine == pytest.approx(theirs, abs=NUMBER)
 
