@@ -2,7 +2,8 @@
 
     python -m models.training.lung_nodule.figures.found --volumes lidc_voi3d.zip --scan ct_LIDC-IDRI-0003.zip
 
---volumes  nodule volumes of LIDC-IDRI, of the patients of --split: the detector alone, searched as it serves
+--volumes  nodule volumes of LIDC-IDRI, of the patients of --split: the detector alone, searched as it serves; of what
+           is found the outline as reported, beside those that the source of NoduleNet prints
 --scan     the zip of a whole scan of LIDC-IDRI, DICOM and the readers' XML: the pipeline with default options
 
 A nodule is found when a reported mark has its centre on the readers' mask (volumes), or a finding's mask overlaps it
@@ -28,13 +29,15 @@ from rich.progress import track
 from dicom_sr import codes
 from dicom_sr.findings import Finding
 from models.grid import in_common, isotropic
-from models.lung_nodule.detectors import NoduleNetDetector
-from models.lung_nodule.options import Options
+from models.lung_nodule.detections import Detection3D
+from models.lung_nodule.detectors import NoduleNetDetector, candidate
+from models.lung_nodule.nodulenet import detect as volumes
 from models.lung_nodule.pipeline import LungNodule
+from models.lung_nodule.refine import refine
 from models.lung_nodule.texture import SOLID_ABOVE_HU
 from models.measure import calipers
-from models.runtime import Runtime
-from models.training.evaluation.metrics import rounded
+from models.read import Volume
+from models.training.evaluation.metrics import dice, iou, rounded
 from models.training.evaluation.provenance import digests, write_figures
 from models.training.evaluation.tables import cell, sheet
 from models.training.files import write_text
@@ -42,10 +45,21 @@ from models.training.lung_nodule.data import lidc
 from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, small_scan
 from models.training.lung_nodule.data.semisynthetic import Donor, donor_names, read_donor, why_not_donor
 from models.training.lung_nodule.data.slices import MAJORITY, stored_split
+from models.training.lung_nodule.figures.detectors import readers
 from models.training.lung_nodule.residual_unet.evaluate import interval
 
 GROUND_GLASS_HU = -500.0  # median below it; the independent check's border, too
 TEXTURES = {1: "non-solid (1, 2)", 2: "non-solid (1, 2)", 3: "part-solid (3)", 4: "solid (4, 5)", 5: "solid (4, 5)"}
+
+
+# mean and standard deviation of IoU and Dice, percent, as the source of NoduleNet prints them: its own and its peers'
+PUBLISHED = (
+    ("NoduleNet, nodules of 3 readers", "69.98 ± 10.80", "81.80 ± 8.65"),
+    ("NoduleNet, nodules of 4 readers", "71.85 ± 10.48", "83.10 ± 8.85"),
+    ("Central Focused Network", "71.16 ± 12.22", "82.15 ± 10.76"),
+    ("DeepLung", "", "73.89 ± 3.87"),
+    ("iW-Net", "55.00 ± 14.00", ""),
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,9 @@ class Sought:
     certainty: float
     median_hu: float
     texture: str  # as the table in the zip has it; empty where it has none
+    readers: int = 0  # who described it: 3 or 4; 0 where the table does not say
+    iou: float | None = None  # of the outline as reported; None for a nodule that is not reported
+    dice: float | None = None
 
     @property
     def density(self) -> str:
@@ -83,27 +100,71 @@ def textures(archive: zipfile.ZipFile) -> dict[str, str]:
     return found
 
 
-def certainty_on(detector: NoduleNetDetector, donor: Donor) -> float:
-    """Of the surest mark with its centre on the nodule, searched as the detector serves; 0 without one."""
+def surest_on(detector: NoduleNetDetector, donor: Donor) -> Detection3D | None:
+    """The surest mark with its centre on the nodule, searched as the detector serves, on the donor's voxels of 1 mm."""
     scan = small_scan(donor)
     truth = np.pad(isotropic(donor.mask, donor.spacing_mm), BEYOND_MM)
     last = np.array(truth.shape) - 1  # the middle of a box may lie beyond the volume
     found = detector.look(scan.hu, scan.lungs, lambda _share, _what: None)
-    on = [one.score for one in found if truth[tuple(np.clip(np.rint(one.centre_zyx).astype(int), 0, last))]]
-    return float(max(on, default=0.0))
+    on = [one for one in found if truth[tuple(np.clip(np.rint(one.centre_zyx).astype(int), 0, last))]]
+    best = max(on, key=lambda one: one.score, default=None)
+    return None if best is None else volumes.move(best, [-BEYOND_MM] * 3)
 
 
-def sought(path: Path, patients: Sequence[str], detector: NoduleNetDetector) -> list[Sought]:
-    found = []
+def outline(pipeline: LungNodule, donor: Donor, mark: Detection3D) -> np.ndarray | None:
+    """bool like the donor's mask: what the pipeline would report of a mark; None for one that misses the volume."""
+    assert pipeline.refiner is not None
+    affine = np.diag([*donor.spacing_mm, 1.0])
+    volume = Volume(np.rint(donor.hu).astype(np.int16), (), donor.spacing_mm, affine, ())
+    first = candidate(mark, (0, 0, 0), volume)
+    if first is None:
+        return None
+    within_mm, mix = pipeline.detector.within_mm, pipeline.mix()
+    (again,) = refine(volume, [first], pipeline.refiner, side=pipeline.refiner.side, within_mm=within_mm, mix=mix)
+    drawn = np.zeros(donor.mask.shape, bool)
+    drawn[again.candidate.box] = again.candidate.mask
+    return drawn
+
+
+def sought(path: Path, patients: Sequence[str], pipeline: LungNodule) -> list[Sought]:
+    detector, found = pipeline.detector, []
+    assert isinstance(detector, NoduleNetDetector)
     with zipfile.ZipFile(path) as archive:
-        rated = textures(archive)
+        rated, described = textures(archive), readers(archive)
         for name in track(donor_names(archive, patients), "nodule volumes"):
             donor = read_donor(archive, name)
-            if why_not_donor(donor) is None:
-                number = f"{donor.patient}_{donor.name.rsplit('_', 1)[-1]}"
-                median_hu = float(np.median(donor.hu[donor.mask]))
-                found.append(Sought(donor.patient, certainty_on(detector, donor), median_hu, rated.get(number, "")))
+            if why_not_donor(donor) is not None:
+                continue
+            number = f"{donor.patient}_{donor.name.rsplit('_', 1)[-1]}"
+            best = surest_on(detector, donor)
+            reported = best is not None and best.score >= detector.certainty
+            drawn = outline(pipeline, donor, best) if best is not None and reported else None
+            found.append(
+                Sought(
+                    donor.patient,
+                    0.0 if best is None else float(best.score),
+                    float(np.median(donor.hu[donor.mask])),
+                    rated.get(number, ""),
+                    described.get(number, 0),
+                    None if drawn is None else iou(drawn, donor.mask),
+                    None if drawn is None else dice(drawn, donor.mask),
+                )
+            )
     return found
+
+
+def outlines(found: Sequence[Sought]) -> dict[str, Any]:
+    """Mean with its interval over patients, and standard deviation, of IoU and Dice of what is reported."""
+    drawn = [one for one in found if one.dice is not None]
+    groups = {"all": drawn} | {f"{n} readers": [one for one in drawn if one.readers == n] for n in (3, 4)}
+    made: dict[str, Any] = {}
+    for name, some in groups.items():
+        if some:
+            made[name] = {"nodules": len(some)}
+            for what, values in (("IoU", [one.iou for one in some]), ("Dice", [one.dice for one in some])):
+                made[name] |= rounded({what: interval(np.array(values, float), [one.patient for one in some])})
+                made[name][f"{what}, standard deviation"] = round(float(np.std(np.array(values, float))), 4)
+    return made
 
 
 def shares(found: Sequence[Sought], certainty: float) -> dict[str, Any]:
@@ -196,6 +257,16 @@ def page(made: Mapping[str, Any]) -> str:
                 ],
             ),
         ]
+        percent = [
+            [f"here, {name}", *(spread(one, what) for what in ("IoU", "Dice")), str(one["nodules"])]
+            for name, one in made["outlines"].items()
+        ]
+        parts += [
+            "## Outlines of those, beside the source's table",
+            "As reported, refined, on their own pixels; mean ± standard deviation over nodules, percent. The source's"
+            " rows are as printed, of other nodules and folds of LIDC-IDRI; ours are those found at that certainty.",
+            sheet(["", "IoU", "Dice", "nodules"], [*percent, *([*row, ""] for row in PUBLISHED)]),
+        ]
     for name, one in made.get("scans", {}).items():
         parts += [
             f"## {name}, as reported",
@@ -222,6 +293,10 @@ def page(made: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def spread(one: Mapping[str, Any], what: str) -> str:
+    return f"{100 * one[what]['value']:.2f} ± {100 * one[f'{what}, standard deviation']:.2f}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=Path)
@@ -231,18 +306,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not given.volumes and not given.scan:
         parser.error("name --volumes or --scan")
-    detector = NoduleNetDetector(Options(detector="nodulenet"), Runtime.choose("cpu"))
+    pipeline = LungNodule("cpu", {"detector": "nodulenet"})
+    assert isinstance(pipeline.detector, NoduleNetDetector)
     patients, split_sha256 = stored_split()
-    made: dict[str, Any] = {"split": given.split, "split_sha256": split_sha256, "certainty": detector.certainty}
-    weights = {detector.loaded.name: detector.loaded.sha256}
+    certainty = pipeline.detector.certainty
+    made: dict[str, Any] = {"split": given.split, "split_sha256": split_sha256, "certainty": certainty}
     if given.volumes:
-        made["volumes"] = shares(sought(given.volumes, patients[given.split], detector), detector.certainty)
+        found = sought(given.volumes, patients[given.split], pipeline)
+        made |= {"volumes": shares(found, certainty), "outlines": outlines(found)}
     if given.scan:
         made["scans"] = {path.stem: in_scan(path) for path in given.scan}
-        weights = dict(LungNodule("cpu").card.weights_sha256)  # refinement's too
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "lung_found.json"
-    write_figures(path, made, weights, digests([one for one in (given.volumes, *given.scan) if one]))
+    write_figures(
+        path, made, pipeline.card.weights_sha256, digests([one for one in (given.volumes, *given.scan) if one])
+    )
     write_text(path.with_suffix(".md"), page(made))
     print(page(made))
 

@@ -18,7 +18,7 @@ from models.read import read_ct
 from models.training.evaluation.provenance import faults
 from models.training.lung_nodule.data.slices import stored_split
 from models.training.lung_nodule.figures import found
-from models.training.lung_nodule.figures.found import Sought, shares
+from models.training.lung_nodule.figures.found import Sought, outlines, shares, spread
 from tests.scan_sets import whole, write_xml
 
 
@@ -51,17 +51,26 @@ def test_groups_of_texture_are_the_readers_own_and_leave_out_the_unrated() -> No
     assert (made["all"]["nodules"], made["all"]["found"]["value"]) == (3, pytest.approx(2 / 3, abs=1e-3))
 
 
+def test_outlines_are_of_what_is_found_and_of_each_number_of_readers() -> None:
+    drawn = [(4, 0.5, 0.6), (4, 0.7, 0.8), (3, 0.6, 0.75), (4, None, None)]
+    made = outlines([Sought(str(i), 0.9, 0, "", n, iou, dice) for i, (n, iou, dice) in enumerate(drawn)])
+    assert {name: one["nodules"] for name, one in made.items()} == {"all": 3, "3 readers": 1, "4 readers": 2}
+    assert made["4 readers"]["IoU"]["value"] == pytest.approx(0.6)
+    assert made["4 readers"]["Dice, standard deviation"] == pytest.approx(0.1)
+    assert spread(made["4 readers"], "Dice") == "70.00 ± 10.00"
+
+
 def volumes(path: Path) -> Path:
     """A soft ball of 12 mm in noisy lung, of one patient of val and one of test, rated part-solid."""
     split, book = stored_split()[0], Workbook()
     page = book.active
     assert page is not None
-    page.append(["patient_id", "nodule_id", "Texture_value"])
+    page.append(["patient_id", "nodule_id", "Texture_value", "len_mal_details"])
     away = np.linalg.norm(np.moveaxis(np.indices((24, 44, 44)), 0, -1) - (12, 22, 22), axis=-1)
     hu = np.where(away <= 6, 30.0, -850) + np.random.default_rng(0).normal(0, 15, away.shape)
     with zipfile.ZipFile(path, "w") as file:
         for patient in (split["val"][0], split["test"][0]):
-            page.append([patient, 1, 3])
+            page.append([patient, 1, 3, 4])
             for folder, values in (("image", hu), ("nodule_mask", away <= 6)):
                 image = nibabel.Nifti1Image(values.transpose(2, 1, 0).astype(np.float32), np.eye(4))
                 content = io.BytesIO(image.to_bytes())
@@ -82,6 +91,8 @@ def test_volumes_of_the_split_alone_are_searched(tmp_path: Path, capsys: pytest.
         "texture, part-solid (3)": 1,
     }
     assert made["volumes"]["all"]["found"]["value"] == 1  # the ball
+    assert {name: one["nodules"] for name, one in made["outlines"].items()} == {"all": 1, "4 readers": 1}
+    assert made["outlines"]["all"]["Dice"]["value"] > 0.8
     assert list(faults(made)) == []
     assert (tmp_path / "lung_found.md").read_text().strip() in capsys.readouterr().out
 
