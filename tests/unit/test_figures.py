@@ -8,9 +8,11 @@ recorded).
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -29,7 +31,12 @@ FILES = sorted([*RESULTS.glob("*.json"), *(ROOT / "models").glob("*/figures*.jso
 FIGURES = [path for path in FILES if path.name not in OF_NO_NETWORK]
 CARDS = sorted((ROOT / "models").glob("*/CARD.md"))
 # of weights that are not served: former ones, those of one hospital alone; what others measured of both
-NOT_SERVED = {"breast_us_hospitals_former.json", "breast_us_hospitals_rio.json", "independent.json"}
+NOT_SERVED = {
+    "breast_us_hospitals_former.json",
+    "breast_us_hospitals_second.json",
+    "breast_us_hospitals_rio.json",
+    "independent.json",
+}
 OF_ITEMS = {"scores", "nodules", "labels", "patients"}  # lists of single nodules: any number is in one
 NUMBER = r"-?\d+\.\d+"
 UNITS = ("%", "mm", "mm3", "ml", "HU", "s", "ms", "MB", "GB", "pixels")
@@ -89,7 +96,7 @@ def prose(card: Path) -> str:
 def named(card: Path) -> list[Path]:
     """The files in docs/results that a card names, the JSON of a page too, and the JSON beside its weights."""
     text = card.read_text("utf-8")
-    stems = set(re.findall(r"([a-z_]+)\.(?:json|md|csv|svg|png)`", text))
+    stems = set(re.findall(r"([a-z0-9_]+)\.(?:json|md|csv|svg|png)`", text))
     files = [path for path in RESULTS.glob("*.*") if path.stem in stems and path.suffix in (".json", ".md", ".csv")]
     return [*files, *card.parent.glob("*.json")]
 
@@ -176,6 +183,40 @@ def test_a_card_says_what_of_its_figures_was_not_recorded(card: Path) -> None:
     lacking = {path.name for path in named(card) if path in FIGURES and NOT_RECORDED in str(document(path))}
     assert {name for name in lacking if f"`{name}`" not in paragraph} == set()
     assert NOT_RECORDED in paragraph or not lacking
+
+
+def looks() -> list[dict[str, str]]:
+    return [*csv.DictReader((RESULTS / "looks.csv").read_text("utf-8").splitlines())]
+
+
+def told_looks(text: str) -> Counter[str]:
+    """How many looks a card says of each system: "**Looks at test** (...): 9 of `nodulenet`, 7 of `ccfam_fpn`." """
+    said = re.search(r"\*\*Looks at test\*\*.*?: (.*?)\.(?:\s|$)", text, re.DOTALL)
+    return Counter({name: int(count) for count, name in re.findall(r"(\d+)\s+of\s+`(\w+)`", said[1] if said else "")})
+
+
+def test_cards_say_how_often_each_system_was_looked_at() -> None:
+    """All of them together, so that no system of the list is left out and none is told of twice."""
+    told = [told_looks(card.read_text("utf-8")) for card in CARDS]
+    assert sum(told, Counter()) == Counter(look["system"] for look in looks())
+    assert sum(len(one) for one in told) == len({look["system"] for look in looks()})
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_one_look_more_or_less_is_seen(number: int) -> None:
+    assert told_looks(f"**Looks at test** (`looks.csv`, some later): {number} of `a`,\n12\nof `b`. 3 of `c`.") == {
+        "a": number,
+        "b": 12,
+    }
+
+
+def test_a_look_says_when_what_and_why() -> None:
+    for look in looks():
+        assert None not in look, look
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", look["date"]), look
+        assert re.fullmatch(r"[0-9a-f]{7,8}", look["commit"]), look
+        assert min(len(look["system"]), len(look["split"]), len(look["why"])) > 3, look
+    assert [look["date"] for look in looks()] == sorted(look["date"] for look in looks())
 
 
 def test_what_is_written_says_where_it_comes_from(tmp_path: Path) -> None:
