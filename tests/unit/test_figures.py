@@ -45,7 +45,6 @@ INTERVAL = re.compile(
     rf"({NUMBER}){UNIT}\**,? ?\(({NUMBER}){UNIT} to ({NUMBER}){UNIT}\)|(?<!\()({NUMBER}), ({NUMBER}) to ({NUMBER})"
 )
 SINGLE = re.compile(r"(?<![\w.-])-?\d+\.\d{2,}(?!\w|\.\d)")
-PRINTED = re.compile(r"\d+\.\d+ ± \d+\.\d+")  # of sources, as they print them
 SET = re.compile(rf"by {NUMBER} to {NUMBER}\b")  # hyper-parameters: scaled by 0.85 to 1.15
 
 
@@ -90,7 +89,7 @@ def prose(card: Path) -> str:
     """A card on one line, without its commands, names and titles of papers."""
     text = re.sub(r"(?m)^    .*$", "", card.read_text("utf-8"))
     line = re.sub(r"\s+", " ", re.sub(r"doi \S+|`[^`]*`", "", text))
-    return SET.sub("", PRINTED.sub("", line))
+    return SET.sub("", line)
 
 
 def named(card: Path) -> list[Path]:
