@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,13 +20,17 @@ from models.lung_nodule.detections import Candidate, Marked
 from models.lung_nodule.lungs import Lungs, find_lungs
 from models.lung_nodule.options import Options
 from models.lung_nodule.pipeline import REFINER, LungNodule, finding
-from models.lung_nodule.preprocess import SIDE, window
+from models.lung_nodule.preprocess import PREPROCESSING, SIDE, window
 from models.lung_nodule.rules import axes_of_inertia, like_no_nodule, soft_tissue_around, unfit
 from models.lung_nodule.sliding_unet import SlidingUNet, candidates, resampled, tiles
+from models.nets.baselines import build_net
 from models.phantoms import Truth
 from models.phantoms.chest import PATIENT_POSITIONS, chest_ct
 from models.pipeline import UnfitInput
 from models.read import Volume, read_ct
+from models.training.export import export
+from models.training.lung_nodule.residual_unet.recipe import Config
+from models.training.train import configured
 from models.weights import WeightsError
 from tests.harness import need
 from tests.results import WHEN, assert_same
@@ -241,6 +246,26 @@ def test_the_second_look_has_weights_of_its_own(pipeline):
     assert once.card.algorithm.version != pipeline.card.algorithm.version  # the report says which it was
     once.warm()
     pipeline.warm()
+
+
+@pytest.mark.parametrize("changes", [{"vit": "true", "scse": "encoder"}, {"scse": "encoder+bottleneck"}])
+def test_refinement_takes_either_model_of_the_source(tmp_path, changes):
+    """Model 1 (ViT) and Model 2 by `refine_checkpoint`, as a training writes them; untrained: any outline will do."""
+    config = configured(Config(), {"width": "8", "crop": "64", "centred": "true", **changes})
+    torch.manual_seed(0)
+    net = build_net(dataclasses.asdict(config))
+    recipe = SimpleNamespace(name="other", config=config, split_sha256="5" * 64, preprocessing=PREPROCESSING)
+    path = export(recipe, net, {}, 0, tmp_path)
+    pipeline = LungNodule("cpu", {"threads": 1, "refine_checkpoint": str(path)})
+    assert pipeline.refiner.side == 64
+    digest = pipeline.card.weights_sha256["other"]
+    assert digest == weights.load(path).sha256
+    found = pipeline.run(phantom(tmp_path / "ct", "HFS").files, silent)
+    assert found.algorithm.version.endswith(digest[:8])
+    assert len(found.findings) >= 2
+    crops = torch.rand(2, 1, 64, 64)
+    expected = torch.sigmoid(weights.load(path).into(build_net(dataclasses.asdict(config)))(crops))
+    torch.testing.assert_close(pipeline.refiner(crops), expected, atol=0.1, rtol=0)  # bfloat16, where there is one
 
 
 def test_weights_of_the_second_look_are_refused_for_the_first():
