@@ -179,6 +179,8 @@ class Receive(Settings):
 
     processes: Annotated[int, Field(ge=1, le=64)] = 1  # that receive, behind the one port
     max_associations: Count = 10  # of all of them; more are rejected: transient, local limit exceeded
+    # of these, under one AE title and from one address; 0: all, or where several peers may call, all but a fifth
+    max_associations_per_peer: Annotated[int, Field(ge=0)] = 0
     network_timeout_s: Seconds = 60.0  # an idle association is aborted after this
     acse_timeout_s: Seconds = 30.0  # ARTIM: waiting for an association request or its release
     dimse_timeout_s: Seconds = 30.0  # waiting for the answer to a message of ours

@@ -36,7 +36,8 @@ REJECTIONS = {
     "`calls_from`, or has `tls` and calls without, or with a certificate that its settings do not name",
     NO_REASON_GIVEN_NOW: "a host name in `calls_from` cannot be resolved: come again",
     TEMPORARY_CONGESTION: "the node is stopping: come again",
-    LOCAL_LIMIT_EXCEEDED: "`max_associations` are open: come again",
+    LOCAL_LIMIT_EXCEEDED: "`max_associations` are open, or `max_associations_per_peer` of this AE title or address: "
+    "come again",
 }
 COMMITMENT_STATUSES = {
     SUCCESS: "the request is durable and a report follows; the report is durable",

@@ -45,6 +45,7 @@ from pacs_node.off_peak import OffPeak
 from pacs_node.patients import Patients
 from pacs_node.peers import calls_from, certified, tls_files, why_not_believed
 from pacs_node.pulse import Way
+from pacs_node.receive.accept import most_per_peer
 from pacs_node.receive.commitment import CommitmentService
 from pacs_node.receive.scp import Listener, ListenerSettings, why_aside
 from pacs_node.receive.spool import Spool
@@ -517,18 +518,22 @@ class Node:
 
     def _listener_settings(self, tls: Renewed | None) -> ListenerSettings:
         node, receive = self.config.node, self.config.receive
+        allowed = frozenset(
+            [
+                *(peer.ae_title for peer in self.config.peers if peer.may_send and peer.ae_title),
+                *([HEARTBEAT_AE] if self.config.heartbeat.every_minutes else ()),
+            ]
+        )
+        reporters = frozenset(peer.ae_title for peer in self.config.peers if peer.host and peer.ae_title)
+        most = receive.max_associations
         return ListenerSettings(
             ae_title=node.ae_title,
             host=node.dicom_host,
             port=node.dicom_port,
-            allowed=frozenset(
-                [
-                    *(peer.ae_title for peer in self.config.peers if peer.may_send and peer.ae_title),
-                    *([HEARTBEAT_AE] if self.config.heartbeat.every_minutes else ()),
-                ]
-            ),
-            reporters=frozenset(peer.ae_title for peer in self.config.peers if peer.host and peer.ae_title),
-            max_associations=receive.max_associations,
+            allowed=allowed,
+            reporters=reporters,
+            max_associations=most,
+            most_per_peer=most_per_peer(receive.max_associations_per_peer, most, allowed | reporters),
             max_pdu=receive.max_pdu,
             network_timeout_s=receive.network_timeout_s,
             acse_timeout_s=receive.acse_timeout_s,
@@ -559,7 +564,7 @@ class Node:
             self.now,
             commitment,
             self._refused,
-            elsewhere=counts.elsewhere if counts is not None else lambda here: 0,
+            elsewhere=counts.elsewhere if counts is not None else lambda here: (),
         )
         plain, secured = doors
         if not tls.only_tls:

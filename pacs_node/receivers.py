@@ -6,6 +6,7 @@ has their rows written before it decides on a series, and starts one that ended 
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import multiprocessing
 import signal
@@ -34,6 +35,7 @@ START_S = 300.0
 Doors = tuple[socket.socket | None, socket.socket | None]  # that listen: without TLS, with it
 AGAIN_AFTER_S = 1.0  # before one that ended is started again
 ASSEMBLER, ENGINE = "assembler", "engine"  # whom something is for
+SLOTS = 256  # associations of a process whose caller the others know
 READY = -1  # the number of what nobody has asked: it receives
 
 
@@ -41,16 +43,35 @@ class NoAnswer(NodeError):
     """A receiving process does not answer, or answered with an error."""
 
 
-class Counts:
-    """How many associations each process holds open: what one counts, all see."""
+class Callers(ctypes.Structure):
+    """Whose associations a process holds open. Of more than SLOTS the first are known, and how many there are."""
 
-    def __init__(self, shared: Any, own: int) -> None:
+    _fields_ = (("count", ctypes.c_int), ("slots", (ctypes.c_char * 80) * SLOTS))
+
+
+class Counts:
+    """Whose associations each process holds open, as AE title and address: what one notes, all see."""
+
+    def __init__(self, shared: Sequence[Callers], own: int) -> None:
         self._shared, self._own = shared, own
 
-    def elsewhere(self, here: int) -> int:
-        """Those of the other processes; they learn of ours."""
-        self._shared[self._own] = here
-        return sum(self._shared) - here
+    def elsewhere(self, here: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of the other processes; they learn of ours. Without a lock, which one that is killed would keep."""
+        note(self._shared[self._own], here)
+        return [caller for number, each in enumerate(self._shared) if number != self._own for caller in noted(each)]
+
+
+def note(callers: Callers, held: Sequence[tuple[str, str]]) -> None:
+    for number, (calling, address) in enumerate(held[:SLOTS]):
+        callers.slots[number].value = f"{calling}\n{address}".encode(errors="replace")[:79]
+    callers.count = len(held)
+
+
+def noted(callers: Callers) -> Iterator[tuple[str, str]]:
+    for number in range(callers.count):
+        text = callers.slots[number].value.decode(errors="replace") if number < SLOTS else ""
+        calling, _, address = text.partition("\n")
+        yield calling, address
 
 
 class Receives(Protocol):
@@ -93,7 +114,7 @@ class Receivers:
     ) -> None:
         self._make, self._processes, self._woken, self._ended = make, processes, woken, ended
         self._context = multiprocessing.get_context("spawn")
-        self._shared = self._context.RawArray("i", processes)
+        self._shared = self._context.RawArray(Callers, processes)
         self._children: list[_Receiver] = []
         self._stopping = threading.Event()
         self._trouble: dict[int, str] = {}
@@ -197,7 +218,7 @@ class Receivers:
         words = f"receiving process {child.number} ended (exit code {child.process.exitcode})"
         log.error("listener.process-ended", number=child.number, exit_code=child.process.exitcode)
         self._trouble[child.number] = f"{words}; another takes its place"
-        self._shared[child.number] = 0
+        self._shared[child.number].count = 0
         while not self._stopping.wait(AGAIN_AFTER_S):
             try:
                 self._ended(child.process.pid or 0)
@@ -261,7 +282,7 @@ def receive(
     make: Callable[[], Receives],
     doors: Doors,
     lock: _Handed,
-    shared: Sequence[int],
+    shared: Sequence[Callers],
     number: int,
     plain: bool,
     asked: Connection,

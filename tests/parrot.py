@@ -19,8 +19,10 @@ COMMAND, DATA, LAST = 1, 0, 2  # message control header, PS3.8 E.2
 class Parrot:
     """One TCP connection. `with Parrot(port) as parrot: parrot.associate(...)`."""
 
-    def __init__(self, port: int, timeout_s: float = 10, tls: ssl.SSLContext | None = None) -> None:
-        self.connection = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+    def __init__(
+        self, port: int, timeout_s: float = 10, tls: ssl.SSLContext | None = None, at: str = "127.0.0.1"
+    ) -> None:
+        self.connection = socket.create_connection(("127.0.0.1", port), timeout=timeout_s, source_address=(at, 0))
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             self.connection = tls.wrap_socket(self.connection)

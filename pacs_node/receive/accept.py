@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -197,11 +198,37 @@ class Callers:
         return Rejection(*codes, f"{calling!r} calls {elsewhere.words} (calls_from)")
 
 
-def why_no_room(open_associations: int, max_associations: int, draining: bool) -> Rejection | None:
-    """None, or the A-ASSOCIATE-RJ that asks the sender to come again later."""
+KEPT_FREE = 5  # of so many places one is kept from a peer that has taken all others
+
+
+def most_per_peer(asked: int, max_associations: int, titles: Collection[str]) -> int:
+    """How many associations one peer may hold open. asked: what the settings say; 0: all of them, or where several AE
+    titles may call, all but a fifth."""
+    if asked or len(titles) < 2:
+        return min(asked or max_associations, max_associations)
+    return max(1, max_associations - math.ceil(max_associations / KEPT_FREE))
+
+
+def why_no_room(
+    caller: tuple[str, str],
+    held: Collection[tuple[str, str]],
+    max_associations: int,
+    most_per_peer: int,
+    draining: bool,
+) -> Rejection | None:
+    """None, or the A-ASSOCIATE-RJ that asks the sender to come again later.
+
+    caller: AE title and address. held: those of each association that is open.
+    """
     if draining:
         return Rejection(*TEMPORARY_CONGESTION, "the node is stopping")
-    if open_associations >= max_associations:
-        words = f"{open_associations} associations are open, {max_associations} are allowed"
-        return Rejection(*LOCAL_LIMIT_EXCEEDED, words)
+    calling, address = caller
+    limits = (
+        ("associations are open", len(held), max_associations),
+        (f"associations of {calling!r} are open", sum(calling == each for each, _ in held), most_per_peer),
+        (f"associations from {address} are open", sum(address == each for _, each in held), most_per_peer),
+    )
+    for what, count, most in limits:
+        if count >= most:
+            return Rejection(*LOCAL_LIMIT_EXCEEDED, f"{count} {what}, {most} are allowed")
     return None

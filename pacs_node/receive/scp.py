@@ -6,7 +6,7 @@ import itertools
 import os
 import socket
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -64,6 +64,7 @@ class ListenerSettings:
     reporters: frozenset[str] = frozenset()  # those that may only report on storage commitments we asked for
     _: KW_ONLY
     max_associations: int
+    most_per_peer: int = 1 << 30  # of these, under one AE title and from one address
     max_pdu: int  # bytes
     network_timeout_s: float  # of silence on an open association, and for one PDU to come in whole
     acse_timeout_s: float  # from connection to A-ASSOCIATE-RQ: the ARTIM timer of PS3.8 9.1.5
@@ -82,7 +83,8 @@ class Listener:
     A NodeError from it is answered as a failure. on_association_end: after the last on_stored of that association.
     audit: name of the event and its facts, no patient values. now: UTC, aware. commitment: None: not offered.
     on_refused: called with what was not taken in, before the sender hears of it; it must neither raise nor block.
-    elsewhere: told how many associations are open here; how many are in other processes of the same node.
+    elsewhere: told the caller of each association that is open here, AE title and address; who has those that are open
+    in other processes of the same node.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Listener:
         now: Callable[[], datetime],
         commitment: CommitmentService | None = None,
         on_refused: Callable[[Refusal], None] = lambda refusal: None,
-        elsewhere: Callable[[int], int] = lambda here: 0,
+        elsewhere: Callable[[Sequence[tuple[str, str]]], Sequence[tuple[str, str]]] = lambda here: (),
     ) -> None:
         self.commitment = commitment
         self._server: Server | None = None
@@ -234,11 +236,11 @@ class Listener:
         callers = welcome.reporters if reports else welcome.senders
         rejection = callers.why_rejected(calling, called, address, association.upper_layer.connection.shown)
         with self._change:
-            held = len(self._open) + self._elsewhere(len(self._open))
-            rejection = rejection or why_no_room(held, self.settings.max_associations, self._draining)
+            limits = self.settings.max_associations, self.settings.most_per_peer
+            rejection = rejection or why_no_room((calling, address), self._held(), *limits, self._draining)
             if rejection is None:
-                self._open[association] = sender = _Sender(f"{self._began}-{next(self._serial)}", calling)
-                self._elsewhere(len(self._open))
+                self._open[association] = sender = _Sender(f"{self._began}-{next(self._serial)}", calling, address)
+                self._elsewhere(self._held_here())
                 offered = welcome.accepted if calling in welcome.senders.allowed else frozenset()
                 offered = offered | ({VERIFICATION, PUSH_MODEL} if reports else {VERIFICATION})
                 association.acceptor.supported_contexts = _supported(request, offered)
@@ -310,7 +312,7 @@ class Listener:
             sender = self._open.pop(association, None)
             if sender is None:
                 return
-            self._elsewhere(len(self._open))
+            self._elsewhere(self._held_here())
             self._ending.add(association)
         try:
             self._on_association_end(
@@ -320,6 +322,14 @@ class Listener:
             with self._change:
                 self._ending.discard(association)
                 self._change.notify_all()
+
+    def _held_here(self) -> list[tuple[str, str]]:
+        return [(sender.calling_ae, sender.address) for sender in self._open.values()]
+
+    def _held(self) -> list[tuple[str, str]]:
+        """AE title and address of each association that is open, in any process."""
+        here = self._held_here()
+        return [*here, *self._elsewhere(here)]
 
     def _idle(self) -> bool:
         return not self._open and not self._ending
@@ -388,6 +398,7 @@ class _Welcome:
 class _Sender:
     association: str  # its id
     calling_ae: str
+    address: str
 
 
 def _application_entity(settings: ListenerSettings) -> AE:

@@ -16,7 +16,7 @@ from config import load
 from models import catalogue
 from pacs_node import fsck, pack
 from pacs_node.node import Node
-from pacs_node.receivers import Receivers
+from pacs_node.receivers import SLOTS, Callers, Receivers, note, noted
 from pacs_node.records import Instance, Refusal
 from pacs_node.start_up import hold
 from tests.factories import ct_series
@@ -26,7 +26,13 @@ from tests.unit.receive.conftest import encoded
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
+def more() -> str:
+    """Further settings."""
+    return ""
+
+
+@pytest.fixture
+def node(tmp_path: Path, more: str) -> Iterator[Node]:
     """A node that listens in two processes, and does nothing else."""
     (tmp_path / "node.toml").write_text(f"""
 [node]
@@ -45,7 +51,7 @@ quiet_s = 0.5
 name = "scanner"
 ae_title = "ME"
 may_send = true
-""")
+{more}""")
     node = Node(load(tmp_path / "node.toml", catalogue()))
     node.start(work=False, web=False)
     yield node
@@ -100,6 +106,45 @@ def test_their_associations_are_counted_together(node: Node) -> None:
     wait_for(lambda: not node.connected(), 5, "the end of all associations")
     with Parrot(node.config.node.dicom_port) as again:
         assert again.associate()[0] == ASSOCIATE_AC
+
+
+@pytest.mark.parametrize("more", ['[[peer]]\nname = "another"\nae_title = "YOU"\nmay_send = true\n'])
+def test_one_peer_leaves_room_for_another_in_all_of_them(node: Node) -> None:
+    """Of four associations one peer has three, whichever process took them; also after one of them was killed."""
+    port = node.config.node.dicom_port
+
+    def hold() -> list[Parrot]:
+        callers = [Parrot(port, at="127.0.0.2") for _ in range(3)]
+        assert [caller.associate()[0] for caller in callers] == [ASSOCIATE_AC] * 3
+        for at in ("127.0.0.2", "127.0.0.3"):
+            with Parrot(port, at=at) as fourth:
+                assert fourth.associate()[0] == ASSOCIATE_RJ
+        with Parrot(port, at="127.0.0.3") as other:
+            assert other.associate("YOU")[0] == ASSOCIATE_AC
+        return callers
+
+    for caller in hold():
+        caller.connection.close()
+    wait_for(lambda: not node.connected(), 5, "the end of all associations")
+    callers, before = hold(), receivers(node).pids
+    os.kill(before[0], signal.SIGKILL)
+    wait_for(lambda: before[0] not in receivers(node).pids and not node.trouble(), 30, "another process")
+    for caller in callers:
+        caller.connection.close()
+    wait_for(lambda: not node.connected(), 5, "the end of all associations")
+    for caller in hold():
+        caller.connection.close()
+
+
+def test_whose_associations_a_process_holds_is_read_as_it_was_noted() -> None:
+    """Any number of them, shorter lists after longer ones; beyond the slots, and of what is no text, the number."""
+    callers = Callers()
+    for count in (0, 3, 1, SLOTS, SLOTS + 2, 2):
+        held = [(f"AE{number}", f"fe80::{number}%eth0") for number in range(count)]
+        note(callers, held)
+        assert list(noted(callers)) == [*held[:SLOTS], *[("", "")] * (count - SLOTS)]
+    note(callers, [("\u00e9" * 300, "1.2.3.4")])
+    assert len(list(noted(callers))) == 1
 
 
 def test_what_a_killed_one_promised_is_there_and_another_takes_its_place(node: Node) -> None:

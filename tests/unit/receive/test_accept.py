@@ -17,6 +17,7 @@ from pacs_node.receive.accept import (
     Callers,
     Rejection,
     accepted_for,
+    most_per_peer,
     preferred,
     why_no_room,
 )
@@ -212,9 +213,38 @@ def test_names_are_those_of_this_machine() -> None:
 
 
 def test_room() -> None:
-    assert why_no_room(1, 2, draining=False) is None
-    assert codes(why_no_room(2, 2, draining=False)) == (2, 3, 2)
-    assert codes(why_no_room(0, 2, draining=True)) == (2, 3, 1)
+    me, you = ("ME", "10.0.0.1"), ("YOU", "10.0.0.2")
+    assert why_no_room(me, [you], 2, 2, draining=False) is None
+    assert codes(why_no_room(me, [you, you], 2, 2, draining=False)) == (2, 3, 2)
+    assert codes(why_no_room(me, [], 2, 2, draining=True)) == (2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("caller", "words"),
+    [
+        (("ME", "10.0.0.1"), "2 associations of 'ME' are open, 2 are allowed"),
+        (("ME", "10.0.0.9"), "2 associations of 'ME' are open, 2 are allowed"),
+        (("YOU", "10.0.0.1"), "2 associations from 10.0.0.1 are open, 2 are allowed"),
+        (("YOU", "10.0.0.9"), None),
+    ],
+)
+def test_one_peer_has_a_limit_of_its_own_by_title_and_by_address(caller: tuple[str, str], words: str | None) -> None:
+    rejection = why_no_room(caller, [("ME", "10.0.0.1")] * 2, 10, 2, draining=False)
+    assert (rejection.words if rejection else None) == words
+    assert codes(rejection) == (None if words is None else (2, 3, 2))
+
+
+def test_what_one_peer_may_hold() -> None:
+    """One that is alone all; of several none the last, if there are two."""
+    for most in range(1, 60):
+        assert most_per_peer(0, most, {"ME"}) == most
+        left = most - most_per_peer(0, most, {"ME", "YOU"})
+        assert left >= most / 5 or most == 1
+        assert left < most
+        assert left == 0 or left < most / 5 + 1
+    assert most_per_peer(0, 10, {"ME", "YOU"}) == 8
+    assert [most_per_peer(asked, 10, {"ME", "YOU"}) for asked in (1, 9, 10, 99)] == [1, 9, 10, 10]
+    assert most_per_peer(3, 10, {"ME"}) == 3
 
 
 def codes(rejection: Rejection | None) -> tuple[int, int, int] | None:

@@ -187,6 +187,32 @@ def test_too_many_associations(start: Start) -> None:
             assert fourth.associate()[0] == ASSOCIATE_AC
 
 
+def test_one_peer_leaves_room_for_another(start: Start) -> None:
+    """By its AE title, wherever it calls from, and by its address, whatever it says to be; what ends makes room."""
+    node = start(max_associations=4, most_per_peer=3)
+    hers = [Parrot(node.port, at=f"127.0.0.{number}") for number in (2, 2, 3)]
+    for parrot in hers:
+        assert parrot.associate("ME")[0] == ASSOCIATE_AC
+    with Parrot(node.port, at="127.0.0.4") as under_her_title:
+        kind, body = under_her_title.associate("ME")
+        assert (kind, tuple(body[1:])) == (ASSOCIATE_RJ, (2, 3, 2))
+    with Parrot(node.port, at="127.0.0.5") as another:
+        assert another.associate("YOU")[0] == ASSOCIATE_AC
+    until(lambda: len(node.listener.open_associations) == 3)
+    assert hers[2].release() == RELEASE_RP
+    until(lambda: len(node.listener.open_associations) == 2)
+    with Parrot(node.port, at="127.0.0.2") as third, Parrot(node.port, at="127.0.0.2") as fourth:
+        assert third.associate("YOU")[0] == ASSOCIATE_AC
+        assert fourth.associate("YOU")[0] == ASSOCIATE_RJ
+    until(lambda: len(node.refused) == 2)
+    assert [each.reason for each in node.refused] == [
+        "3 associations of 'ME' are open, 3 are allowed",
+        "3 associations from 127.0.0.2 are open, 3 are allowed",
+    ]
+    for parrot in hers:
+        parrot.connection.close()
+
+
 def test_what_is_offered_is_what_is_accepted(node: Node) -> None:
     """Each SOP class in each syntax, one to a context; and nothing else."""
     for uid in STORAGE_SOP_CLASSES:
