@@ -560,7 +560,7 @@ class Retention(Settings):
     stop_free_gb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     # what may go though it is not proven that its results have arrived at every destination
     without_proof: Annotated[tuple[WithoutProof, ...], Field(strict=False)] = ()
-    aside_days: Annotated[int, Field(ge=0, le=36525)] = 0  # what was kept aside or is unreadable; 0: it stays
+    aside_days: Annotated[int, Field(ge=0, le=36525)] = 0  # of what was kept aside or is unreadable; 0: at no age
     timeline_days: Annotated[int, Field(ge=0, le=36525)] = 0  # events of series that were deleted; 0: they stay
 
     @model_validator(mode="after")

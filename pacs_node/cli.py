@@ -513,12 +513,11 @@ def retention(
     A running node deletes by itself what the settings say.
     """
     from config import load
-    from pacs_node.retention import Decision, in_words
+    from pacs_node.retention import Aside, Decision, in_words
     from pacs_node.start_up import FILES_LOCK, exclusively, hold, keep_private
 
-    def told(decision: Decision, done: str) -> None:
-        which = f"{decision.holding.series_uid}: {decision.holding.arrived} images, {in_words(decision.size)}"
-        text = f"{done if decision.goes else 'stays'}: {which}: {decision.why}"
+    def told(decision: Decision | Aside, done: str) -> None:
+        text = f"{done if decision.goes else 'stays'}: {decision.what}, {in_words(decision.size)}: {decision.why}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     keep_private()
@@ -528,7 +527,7 @@ def retention(
 
         node = Node(settings)
         node.ledger.migrate()
-        decisions: list[Decision] = []
+        decisions: list[Decision | Aside] = []
         if delete:
             data_dir = settings.node.data_dir
             with hold(data_dir / "spool.lock"), exclusively(data_dir / FILES_LOCK, wait=True):
@@ -548,7 +547,9 @@ def retention(
         node.ledger.close()
     going = [decision for decision in decisions if decision.goes]
     size = in_words(sum(decision.size for decision in going))
-    summary = f"{len(going)} series, {size} {'deleted' if delete else 'would go'}"
+    aside = sum(isinstance(each, Aside) for each in going)
+    files = f" and {aside} files kept aside" if aside else ""
+    summary = f"{len(going) - aside} series{files}, {size} {'deleted' if delete else 'would go'}"
     console.print(summary if delete else f"{summary}; {len(decisions) - len(going)} stay", highlight=False)
 
 

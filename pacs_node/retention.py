@@ -41,6 +41,7 @@ STEPS = ("deleting", "rows gone", "files gone")
 
 LOOK_EVERY_S = 60.0  # at the disk
 PASS_EVERY_S = 3600.0  # over all series, for their age; and until what could not free enough is tried again
+YOUNG_S = 60.0  # what was kept aside a moment ago stays: the refusal that names it is still to be written down
 LONGEST_S = 5.0  # that a stop of the node waits for a part of a pass
 CHUNK = 200  # series read at a time
 FORECAST_DAYS = 7.0  # that the forecast goes by
@@ -145,6 +146,20 @@ class Decision:
     why: str
     size: int  # bytes of its images and results
 
+    @property
+    def what(self) -> str:
+        return f"{self.holding.series_uid}: {self.holding.arrived} images"
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A file that was kept aside at receipt, or what could not be read, or why it could not: it goes."""
+
+    what: str  # its name, below the spool
+    why: str
+    size: int  # bytes
+    goes: bool = True
+
 
 # ---- effects
 
@@ -179,7 +194,7 @@ class Retention:
         self.sizes: Mapping[str, int | None] = dict.fromkeys(KEPT)  # bytes of what is kept, as last measured
         self.full_in_days: float | None = None
         self._next_pass = 0.0  # by the monotonic clock
-        self._pass: Iterator[Decision | None] | None = None  # that has begun and not ended
+        self._pass: Iterator[Decision | Aside | None] | None = None  # that has begun and not ended
         self.take_up(config)
 
     def take_up(self, config: Config) -> None:
@@ -189,14 +204,17 @@ class Retention:
         self._next_pass = 0.0
 
     def tick(self) -> float | None:
-        """One look: a pass each hour, or when the disk has passed its mark; a part of it at a time."""
+        """One look: a pass each hour, or when the disk has passed its mark; a part of it at a time. While nothing more
+        is found to delete, all series are looked at each hour, and what was kept aside at each look."""
         late = time.monotonic() >= self._next_pass
-        if self._pass is None and not late and (self.short is not None or self._full(start=True) is None):
+        if self._pass is None and not late and self._full(start=True) is None:
             return None
         with exclusively(self.data_dir / FILES_LOCK, wait=False) as mine:
             if not mine:
                 return None  # a backup copies the files that its rows name
             if self._pass is None:
+                if self.short is not None and not late:
+                    return self._more_room()
                 self._next_pass = time.monotonic() + PASS_EVERY_S
                 self._pass = self.a_pass(clear_away=late)
             until = time.monotonic() + LONGEST_S
@@ -211,12 +229,23 @@ class Retention:
         self.measure()
         return None
 
-    def a_pass(self, *, clear_away: bool = True) -> Iterator[Decision | None]:
+    def _more_room(self) -> float | None:
+        """Of what has been kept aside since. The seconds until the next look, if it is to come soon."""
+        until = time.monotonic() + LONGEST_S
+        for _ in self._aside_goes():
+            if time.monotonic() > until:
+                return 0.0
+        if self._full(start=True) is None:
+            self.short = None
+        return None
+
+    def a_pass(self, *, clear_away: bool = True) -> Iterator[Decision | Aside | None]:
         """Delete what may go and is asked to, the oldest first: each one, and None for each that stays."""
         self.resume()
         if clear_away:
             self._clear_away()
         pressed, stays = self._full(start=True) is not None, list[str]()
+        yield from self._aside_goes()
         for decision in self.decisions(lambda: self._full(start=False) if pressed else None, all_of_them=False):
             gone = decision.goes and self._delete(decision)
             if not gone:
@@ -239,7 +268,7 @@ class Retention:
         else:
             self.away = None
 
-    def plan(self) -> Iterator[Decision]:
+    def plan(self) -> Iterator[Decision | Aside]:
         """What a pass would do now, and why what stays stays. Nothing is changed."""
         disk, freed = self._disk(), 0
         pressed = self._full(start=True) is not None
@@ -249,9 +278,37 @@ class Retention:
             then = Disk(disk.total, disk.free + freed)
             return then.above(settings.stop_used_percent, settings.stop_free_gb) if pressed else None
 
+        for aside in self.aside(full):
+            freed += aside.size
+            yield aside
         for decision in self.decisions(full, all_of_them=True):
             freed += decision.size if decision.goes else 0
             yield decision
+
+    def aside(self, full: Callable[[], str | None]) -> Iterator[Aside]:
+        """What was kept aside or could not be read goes before any series, for nothing is made of it: the oldest
+        first, for its age, or as long as the disk asks for room."""
+        now, days = self.now(), self.settings.aside_days
+        files = [path for kind in ("aside", "unreadable") for path in (self.spool.root / kind).iterdir()]
+        for age_days, path in sorted(((_age_days(path, now), path) for path in files), reverse=True):
+            if days and age_days > days:
+                why = f"after {days} days"
+            elif age_days * 86400 > YOUNG_S and (mark := full()) is not None:
+                why = f"because {mark}"
+            else:
+                return  # those that follow are younger
+            yield Aside(path.relative_to(self.spool.root).as_posix(), why, _size(path))
+
+    def _aside_goes(self) -> Iterator[Aside]:
+        pressed = self._full(start=True) is not None
+        for aside in self.aside(lambda: self._full(start=False) if pressed else None):
+            now = self.now()
+            # first the word: a refusal that names a file that is gone would be worse
+            words = f"its bytes were deleted on {now:%Y-%m-%d} by retention, {aside.why}"
+            self.ledger.bytes_deleted(aside.what, words, now)
+            remove(self.spool.root / aside.what)
+            self.audit("refused-bytes-deleted", {"file": aside.what, "bytes": aside.size, "why": aside.why})
+            yield aside
 
     def decisions(self, full: Callable[[], str | None], *, all_of_them: bool) -> Iterator[Decision]:
         """Of each closed series, the oldest first; unless all are asked for, until nothing asks for more room."""
@@ -337,17 +394,8 @@ class Retention:
             finish_here(self.data_dir, self.ledger, self.store, self._drop_folder, self.at)
 
     def _clear_away(self) -> None:
-        """What belongs to no series, and what killed processes left behind."""
-        now, days = self.now(), self.settings.aside_days
-        for kind in ("aside", "unreadable") if days else ():
-            for path in sorted((self.spool.root / kind).iterdir()):
-                if _age_days(path, now) > days:
-                    # first the word: a refusal that names a file that is gone would be worse
-                    why = f"its bytes were deleted on {now:%Y-%m-%d} by retention, after {days} days"
-                    name = path.relative_to(self.spool.root).as_posix()
-                    self.ledger.bytes_deleted(name, why, now)
-                    remove(path)
-                    self.audit("refused-bytes-deleted", {"file": name})
+        """Timelines of what is gone, and what killed processes left behind."""
+        now = self.now()
         if self.settings.timeline_days:
             self.ledger.forget_timelines(now - timedelta(days=self.settings.timeline_days))
         running = {job.id for job in self.ledger.running_jobs()}

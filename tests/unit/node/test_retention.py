@@ -39,7 +39,7 @@ from pacs_node.records import (
     Refusal,
     Result,
 )
-from pacs_node.retention import Decision, Disk
+from pacs_node.retention import Aside, Decision, Disk
 from pacs_node.web.app import create_app
 from tests.factories import ct_series, us_image
 from tests.unit.receive.conftest import arrival, encoded
@@ -158,10 +158,10 @@ class Story:
         self.time += timedelta(days=days)
 
     def run(self) -> list[Decision]:
-        return [each for each in self.node.retention.a_pass() if each is not None]
+        return [each for each in self.node.retention.a_pass() if isinstance(each, Decision)]
 
     def decided(self) -> list[Decision]:
-        return list(self.node.retention.plan())
+        return [each for each in self.node.retention.plan() if isinstance(each, Decision)]
 
     def faults(self) -> list[fsck.Fault]:
         return list(fsck.faults(self.folder / "data", self.node.ledger, self.node.stages.store))
@@ -677,6 +677,114 @@ def test_what_is_no_image_goes_by_its_own_settings(tmp_path: Path) -> None:
     assert {each["event"] for each in story.series()["timeline"]} == {"deleted"}
     with story.node.ledger.engine.connect() as db:
         assert db.execute(sa.text("SELECT count(*) FROM association")).scalar() == 0
+
+
+class SmallDisk:
+    """What lies in the data folder is on a disk of so many bytes, and nothing else is."""
+
+    def __init__(self, story: Story, monkeypatch: pytest.MonkeyPatch, total: int, **marks: float) -> None:
+        self.story, self.total = story, total
+        monkeypatch.setattr(story.node.retention, "_disk", self.measure)
+        settings = story.node.retention.settings.model_copy(update={"keep_days": 0, **marks})
+        story.node.retention.settings = settings
+
+    def measure(self) -> Disk:
+        files = [path for folder in ("spool", "results") for path in (self.story.folder / "data" / folder).rglob("*")]
+        return Disk(self.total, self.total - sum(path.stat().st_size for path in files if path.is_file()))
+
+
+def kept_aside(story: Story, size: int, number: int) -> list[str]:
+    """Files of the kinds that are kept aside, a refusal for each, a day apart; their names, the oldest first."""
+    names = []
+    for count in range(number):
+        name = ("aside/{}.dcm", "unreadable/{}.dcm", "unreadable/{}.txt")[count % 3].format(count)
+        path = story.node.spool.root / name
+        path.write_bytes(bytes(size))
+        os.utime(path, ((story.time - timedelta(days=number - count)).timestamp(),) * 2)
+        story.node.ledger.note_refusal(Refusal("unreadable", T0, "CT1", "127.0.0.1", "cut off", file=name))
+        names.append(name)
+    return names
+
+
+def left(story: Story) -> set[str]:
+    root = story.node.spool.root
+    return {path.relative_to(root).as_posix() for kind in ("aside", "unreadable") for path in (root / kind).iterdir()}
+
+
+def test_a_full_disk_asks_for_what_was_kept_aside_before_any_series(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest first, until the second mark; each one is an event, and its refusal says what became of its bytes. Of
+    what came a moment ago the refusal may not be written yet: it stays. Then series go."""
+    story.arrive()
+    events: list[tuple[str, Any]] = []
+    monkeypatch.setattr(story.node.retention, "audit", lambda event, facts: events.append((event, facts)))
+    names = kept_aside(story, 1 << 20, 9)
+    disk = SmallDisk(story, monkeypatch, 12 << 20, start_used_percent=80.0, stop_used_percent=70.0)
+    assert disk.measure().above(80.0, 0) is None
+    assert list(story.node.retention._aside_goes()) == [], "the mark has not been passed"
+    names += kept_aside(story, (1 << 20) + 1, 12)[9:]  # some of them again, and three more
+    went = [each.what for each in story.node.retention.plan() if isinstance(each, Aside)]
+    assert left(story) == set(names)
+    assert [each for each in story.node.retention.a_pass() if isinstance(each, Decision)] == []
+    assert went == names[: len(went)]
+    assert 0 < len(went) < len(names)
+    assert left(story) == set(names) - set(went)
+    assert disk.measure().above(70.0, 0) is None
+    assert [(event, facts["file"]) for event, facts in events] == [("refused-bytes-deleted", name) for name in went]
+    assert all("of the disk are used" in facts["why"] for _, facts in events)
+    told = {row["reason"] for row in story.node.ledger.refusals(100) if not row["file"]}
+    assert len(told) >= 1
+    assert all("its bytes were deleted on" in reason for reason in told)
+    assert {row["file"] for row in story.node.ledger.refusals(100)} - {""} == left(story)
+    for name in left(story):
+        os.utime(story.node.spool.root / name, (story.time.timestamp(),) * 2)
+    disk.total = 1 << 20
+    [gone] = story.run()
+    assert gone.holding.series_uid == story.uid
+    assert left(story) == set(names) - set(went)
+
+
+def test_what_is_kept_aside_is_looked_at_each_time_while_the_disk_is_full(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else may go: the next look at all series is an hour away, and a sender of what cannot be read goes on."""
+    [job] = story.close()
+    story.end(job, "failed", "out of memory")
+    disk = SmallDisk(story, monkeypatch, 2, start_used_percent=80.0, stop_used_percent=70.0)
+    story.node.retention.tick()
+    assert story.node.retention.short is not None
+    for _ in range(2):
+        assert kept_aside(story, 100, 4)
+        story.node.retention.tick()
+        assert left(story) == set()
+        assert story.node.retention.short is not None
+    assert kept_aside(story, 1 << 20, 4)
+    disk.total = 5 << 19  # without some of them it is well again
+    story.node.retention.tick()
+    assert left(story)
+    assert story.node.retention.short is None
+
+
+def test_the_command_tells_of_what_is_kept_aside(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    story.arrive()
+    story.file.write_text(story.file.read_text().replace("keep_days = 30", "keep_days = 30\naside_days = 3"))
+    kept_aside(story, 1000, 5)
+    for name in left(story):
+        number = int(Path(name).stem)
+        os.utime(story.node.spool.root / name, (datetime.now(UTC).timestamp() - 86400 * (5.5 - number),) * 2)
+    story.node.ledger.close()
+    words = ["retention", "--config", str(story.file)]
+    said = CliRunner().invoke(app, words).stdout.splitlines()
+    assert said[0] == "goes: aside/0.dcm, 0.0 MB: after 3 days"
+    assert [line.split(",")[0] for line in said[1:3]] == ["goes: unreadable/1.dcm", "goes: unreadable/2.txt"]
+    assert said[-1].startswith("1 series and 3 files kept aside, ")
+    assert len(left(story)) == 5
+    done = CliRunner().invoke(app, [*words, "--delete"]).stdout.splitlines()
+    assert [line for line in done if line.startswith("deleted: ")][:3] == [
+        line.replace("goes", "deleted", 1) for line in said[:3]
+    ]
+    assert left(story) == {"aside/3.dcm", "unreadable/4.dcm"}
 
 
 def test_sizes_and_the_forecast(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
