@@ -15,6 +15,14 @@ from pacs_node.errors import LedgerTooOld, LedgerUnavailable
 from pacs_node.ledger.tables import event_table
 
 MIGRATIONS = Path(__file__).with_name("migrations")
+# A server whose machine is gone says nothing: when it is given up, in the words of libpq (its manual, 32.1.2)
+GONE_AFTER = {
+    "connect_timeout": 5,  # s
+    "tcp_user_timeout": 10_000,  # ms that what we sent is not acknowledged; the system's own would be 15 minutes
+    "keepalives_idle": 5,  # s, and the two below: while we wait for its answer
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 AT_ONCE = 500  # values in one statement: SQLite takes 999 parameters, if it is old
 
 
@@ -145,8 +153,7 @@ def revisions() -> set[str]:
 
 def _engine(url: str) -> sa.Engine:
     if not url.startswith("sqlite"):
-        keepalives = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "connect_timeout": 5}
-        return sa.create_engine(url, pool_pre_ping=True, connect_args=keepalives)
+        return sa.create_engine(url, pool_pre_ping=True, connect_args=GONE_AFTER)
     engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
@@ -23,7 +27,7 @@ from models.phantoms import breast_ultrasound
 from pacs_node import jobs, settings_file
 from pacs_node.backup import Images, back_up, restore
 from pacs_node.errors import Await, CannotStart, GiveUp, SettingsRefused
-from pacs_node.ledger import Ledger
+from pacs_node.ledger import Ledger, engine
 from pacs_node.ledger.tables import metadata
 from pacs_node.node import Node
 from pacs_node.records import Job, Package
@@ -378,3 +382,91 @@ def test_what_a_worker_cannot_have_leaves_it_as_it_is_and_its_jobs_wait(machines
     job = Job("1", "infer", "1.2.3", "1.2", 1, "not-installed", "new", 5, datetime.now(UTC))
     with pytest.raises(Await, match="waits for a machine that has the pipeline 'not-installed'"):
         follows.stages.infer(job, [], [], lambda fraction, text: None)
+
+
+class Vanishing:
+    """The way to a server that stands in a machine of its own. When that loses power, nothing is acknowledged any more,
+    and nobody says that a connection has ended: a filter of the kernel drops whatever comes."""
+
+    DROP = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET, no byte of it: socket(7), SO_ATTACH_FILTER
+
+    def __init__(self, port: int) -> None:
+        self.server = port
+        self.door = socket.create_server(("127.0.0.1", 0))
+        self.port = self.door.getsockname()[1]
+        self.connected: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self.door.accept()
+                server = socket.create_connection(("127.0.0.1", self.server))
+                self.connected.append(client)
+                for one, other in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError), other:
+            while some := one.recv(1 << 16):
+                other.sendall(some)
+
+    def vanish(self) -> None:
+        program = ctypes.create_string_buffer(self.DROP)
+        for each in (*self.connected, self.door):
+            with suppress(OSError):  # it has been closed
+                each.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", 1, ctypes.addressof(program)))
+
+    def come_back(self) -> None:
+        """Started again: it knows nothing of its former connections."""
+        self.door.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER
+        for each in self.connected:
+            each.close()
+        self.connected.clear()
+
+
+# Of the ledger and of the job engine: asked anew, while it waits for its rows, at the end of a transaction
+MOMENTS = {
+    "idle": lambda db, vanish: None,
+    "in a transaction": lambda db, vanish: db.execute(sa.text("CREATE TABLE one (two int)")),
+    "while it computes": lambda db, vanish: (
+        threading.Timer(0.5, vanish).start(),
+        db.execute(sa.text("SELECT pg_sleep(600)")),
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("make", [engine._engine, engine.engine_for_jobs])
+def test_nobody_waits_long_for_a_database_whose_machine_is_gone(
+    postgres: Postgres, make: Callable[[str], sa.Engine], moment: str
+) -> None:
+    """TCP alone goes on for a quarter of an hour (tcp_retries2), and senders wait with it. There again, it is used."""
+    way = Vanishing(postgres.port)
+    name = postgres.database(f"vanished{next(NUMBER)}").rpartition("/")[2]
+    database = make(f"postgresql+psycopg://node@127.0.0.1:{way.port}/{name}")
+    ended: list[str] = []
+
+    def ask() -> None:
+        try:
+            with database.begin() as db:
+                MOMENTS[moment](db, way.vanish)
+                way.vanish()
+                db.execute(sa.text("SELECT 1"))
+        except sa.exc.OperationalError as error:
+            ended.append(type(error).__name__)
+
+    with database.begin() as db:
+        db.execute(sa.text("SELECT 1"))
+    asks = threading.Thread(target=ask, daemon=True)
+    asks.start()
+    asks.join(60)  # of the 924 s that Linux would take
+    assert ended == ["OperationalError"]
+    with pytest.raises(sa.exc.OperationalError), database.begin():
+        pass
+    way.come_back()
+    with database.begin() as db:
+        assert db.scalar(sa.text("SELECT 1")) == 1
+    database.dispose()
+    way.door.close()
