@@ -15,6 +15,7 @@ from pacs_node.commitment import FAILURE_REASONS, PUSH_MODEL
 from pacs_node.deliver.arrival import STUDY_ROOT_FIND
 from pacs_node.deliver.destination import STATUSES
 from pacs_node.deliver.stow import STATUSES as HTTP_STATUSES
+from pacs_node.intake import MOST_WAITING
 from pacs_node.receive import commitment
 from pacs_node.receive.accept import (
     CALLED_AE_TITLE_NOT_RECOGNIZED,
@@ -99,7 +100,12 @@ def _lines() -> Iterator[str]:
         [
             ("0x0000", "stored, or identical bytes of a known instance came again"),
             ("0xB000", "another object under a known SOP Instance UID: the first is used, this one is kept aside"),
-            ("0xA700", "less free disk space than `keep_free_gb`, or the database does not answer: send it again"),
+            (
+                "0xA700",
+                "less free disk space than `keep_free_gb`, or "
+                f"{MOST_WAITING} images wait for a database that does not answer: "
+                "send it again",
+            ),
             ("0xA900", "the SOP class in the data set is not the one of the command"),
             ("0xC001", "the data set is longer than `largest_mb`"),
             (

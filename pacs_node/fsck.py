@@ -105,8 +105,17 @@ def mend(data_dir: Path, ledger: Ledger, store: Store | None = None) -> list[str
     """
     spool, store = Spool(data_dir / "spool", 0, ledger.instance), store or SharedFolder()
     finish_here(data_dir, ledger, store, spool.drop_folder)
-    found = Intake(ledger, spool.indexed, lambda step: None).take_in_found(spool.scan(ledger.indexed_up_to()))
+    aside: list[Path] = []
+
+    def kept_twice(first: Instance, second: Instance) -> None:
+        kept = spool.compare(first, second)
+        if kept.aside is not None:
+            aside.append(kept.aside)
+
+    intake = Intake(ledger, spool.indexed, lambda step: None, kept_twice)
+    found = intake.take_in_found(spool.scan(ledger.indexed_up_to()))
     done = [f"{found} images indexed"] if found else []
+    done += [f"{_name(path, data_dir)}: other data under a UID that is taken" for path in dict.fromkeys(aside)]
     for folder in (data_dir / "work", data_dir / "priors"):
         for each in sorted(folder.iterdir()) if folder.is_dir() else ():
             shutil.rmtree(each, ignore_errors=True)

@@ -29,8 +29,8 @@ class Intake:
     """Tells the ledger what the listener tells it, in that order.
 
     indexed: called with what the ledger has from now on. at: called at each step. twice: called with what the ledger
-    has under a UID, and with what another process has kept under it as well. rest: called now and then while nothing
-    comes.
+    has under a UID, and with what was kept under it as well, by another process or while the ledger was away; it may be
+    called again for the same two. rest: called now and then while nothing comes.
     """
 
     def __init__(
@@ -46,13 +46,21 @@ class Intake:
         self._waiting: deque[Instance | AssociationEnd] = deque()
         self._one_at_a_time = threading.Lock()
         self._dozes = False
+        self._away = False  # the ledger, when it was asked last: some of what waits was kept unasked
 
     def find(self, sop_instance_uid: str) -> Instance | None:
-        """What the ledger has. Raises LedgerUnavailable, also when too many wait for their rows: before another is
-        kept."""
+        """What the ledger has; None also while it is away: what it has then is found out with the row (`twice`), and no
+        sender waits for a database that does not answer. Raises LedgerUnavailable when too many wait for their rows:
+        before another is kept."""
         if len(self._waiting) >= MOST_WAITING:
             raise LedgerUnavailable(f"{MOST_WAITING} images wait for the ledger; start the database or free its disk")
-        return self._ledger.instance(sop_instance_uid)
+        if self._away and self._waiting:  # the loop is asking
+            return None
+        try:
+            return self._ledger.instance(sop_instance_uid)
+        except LedgerUnavailable:
+            self._away = True
+            return None
 
     def stored(self, instance: Instance) -> None:
         """Durable in the spool."""
@@ -84,11 +92,12 @@ class Intake:
             while self._waiting:
                 # others append meanwhile. An end is told behind all that its association brought: rows first, then ends
                 some = [self._waiting[number] for number in range(min(len(self._waiting), MOST_AT_ONCE))]
-                self.take_in([each for each in some if isinstance(each, Instance)])
+                self.take_in([each for each in some if isinstance(each, Instance)], unasked=self._away)
                 if ends := [each for each in some if isinstance(each, AssociationEnd)]:
                     self._ledger.associations_ended(ends)
                 for _ in some:
                     self._waiting.popleft()
+                self._away = self._away and bool(self._waiting)
 
     def take_in_found(self, instances: Iterable[Instance]) -> int:
         """Rows for what lies in the spool since before; how many instances there were."""
@@ -96,17 +105,29 @@ class Intake:
         for instance in instances:
             some.append(instance)
             if len(some) == MOST_AT_ONCE:
-                self.take_in(some)
+                self.take_in(some, unasked=True)
                 count, some = count + len(some), []
-        self.take_in(some)
+        self.take_in(some, unasked=True)
         return count + len(some)
 
-    def take_in(self, instances: Sequence[Instance]) -> None:
-        """Rows for instances that are durable in the spool."""
+    def take_in(self, instances: Sequence[Instance], *, unasked: bool = False) -> None:
+        """Rows for instances that are durable in the spool. unasked: some may be there already: they are settled before
+        the rows behind them in their pack say that all is indexed, or a kill in between would have them forgotten."""
         if not instances:
             return
+        settled = set()
+        for first, second in self._there_already(instances) if unasked else ():
+            self._twice(first, second)
+            settled.add(second.stored)
         for first, second in self._ledger.take_in_all(instances, pack.is_there):
-            if first.stored != second.stored:
+            if first.stored != second.stored and second.stored not in settled:
                 self._twice(first, second)
         self._indexed(instances)
         self._at("instance indexed")
+
+    def _there_already(self, instances: Sequence[Instance]) -> list[tuple[Instance, Instance]]:
+        """What the ledger has under a UID, whose file is there, and what was kept under it as well."""
+        uids = sorted({each.sop_instance_uid for each in instances})
+        known = {each.sop_instance_uid: each for each in self._ledger.kept_instances(uids)}
+        pairs = [(known[each.sop_instance_uid], each) for each in instances if each.sop_instance_uid in known]
+        return [(one, other) for one, other in pairs if one.stored != other.stored and pack.is_there(one.stored)]

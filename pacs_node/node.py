@@ -829,7 +829,8 @@ class Node:
         self._refusals.wake()
 
     def _kept_twice(self, first: Instance, second: Instance) -> None:
-        """Two processes that receive were sent images under one UID at the same time, or one was killed in between."""
+        """Two processes that receive were sent images under one UID at the same time, or one was killed in between, or
+        the ledger was away and could not say what it has."""
         kept = self.spool.compare(first, second)
         if kept.aside is not None:
             file = str(kept.aside.relative_to(self.spool.root))

@@ -77,7 +77,7 @@ class ListenerSettings:
 
 
 class Listener:
-    """Takes in instances. `on_stored` has committed the row when it returns; only then the sender hears 0x0000.
+    """Takes in instances. The sender hears 0x0000 once one is durable in the spool and `on_stored` has returned.
 
     on_stored: called with each instance that is durable in the spool, again for one sent again: it must be idempotent.
     A NodeError from it is answered as a failure. on_association_end: after the last on_stored of that association.

@@ -188,7 +188,8 @@ class Spool:
                 yield instance
 
     def held(self, sop_instance_uid: str) -> Instance | None:
-        """What is kept under a UID, if it is there still. Raises LedgerUnavailable."""
+        """What is kept under a UID, if it is there still; None, too, where the index cannot say so now: then `compare`
+        settles it. Raises LedgerUnavailable."""
         instance = self._not_indexed.get(sop_instance_uid) or self._find(sop_instance_uid)
         return instance if instance is not None and pack.is_there(instance.stored) else None
 

@@ -229,12 +229,8 @@ def test_every_series_is_delivered_once_while_workers_and_the_database_go_and_co
             lambda: machines.all_ended(SERIES), PATIENCE_S, f"the end of all:\n{machines.jobs()}\n{machines.said()}"
         )
 
-        # senders were refused in words; what was acknowledged is there
-        assert {status for status, _ in meanwhile.refusals} == {0xA700}, meanwhile.refusals
-        assert all(
-            words.startswith("the database does not answer; start it or free its disk")
-            for _, words in meanwhile.refusals
-        )
+        # no sender was refused; what was acknowledged is there
+        assert meanwhile.refusals == []
         acknowledged = before.stored | meanwhile.stored
         kept = machines.ledger.kept_instances(sorted(acknowledged))
         assert {each.sop_instance_uid for each in kept} == acknowledged

@@ -89,7 +89,7 @@ def test_several_series_in_one_association_and_one_series_in_several(node: Node)
     assert {end.association for end in node.ends} == {instance.association for instance in node.stored}
 
 
-def test_success_only_after_the_row(start: Start, image: Dataset, data_set: bytes) -> None:
+def test_success_only_after_the_node_was_told(start: Start, image: Dataset, data_set: bytes) -> None:
     may_commit = threading.Event()
     answered: list[int] = []
     node = start(on_stored=lambda instance: may_commit.wait(5) and None)
