@@ -167,6 +167,19 @@ def content(stored: Stored, most: int = -1) -> bytes:
         return file.read(stored.size if most < 0 else min(most, stored.size))
 
 
+@contextmanager
+def mapped_content(stored: Stored) -> Iterator[memoryview]:
+    """A stored DICOM file of any size, in memory that the system may take back. Raises OSError.
+
+    Read once before: where the disk does not give it, a map would end the process (SIGBUS).
+    """
+    with stored.path.open("rb", buffering=0) as file:
+        for _ in pieces(file.fileno(), stored.offset, stored.size):
+            pass
+        with mapped(file.fileno(), stored.offset, stored.size) as content:
+            yield content
+
+
 def is_there(stored: Stored) -> bool:
     try:
         return stored.path.stat().st_size >= stored.offset + stored.size

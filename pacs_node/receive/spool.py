@@ -33,7 +33,7 @@ from pacs_node.errors import NotReadable, ReceiveError, SpoolFull, TooLarge, Wro
 from pacs_node.pack import Pack, Record
 from pacs_node.receive import part10
 from pacs_node.receive.header import Buffer, Identity, Start, identify
-from pacs_node.records import Instance
+from pacs_node.records import Instance, Stored
 
 log = structlog.get_logger(__name__)
 
@@ -152,8 +152,10 @@ class Spool:
                     on_damaged(path, f"it cannot be read: {error.strerror}")
 
     def _own_file(self, path: Path, on_damaged: Callable[[Path, str], None]) -> Iterator[Instance]:
+        state = path.stat()
         try:
-            instance = _read(path.read_bytes(), path, 0, datetime.fromtimestamp(path.stat().st_mtime, UTC), "")
+            with pack.mapped_content(Stored(path, 0, state.st_size)) as content:
+                instance = _read(content, path, 0, datetime.fromtimestamp(state.st_mtime, UTC), "")
             if _digest(instance.sop_instance_uid) != path.stem:
                 raise NotReadable(f"{path.name} holds another instance than its name says")
         except NotReadable as error:
@@ -167,10 +169,8 @@ class Spool:
     def _rest_of(self, path: Path, start: int, on_damaged: Callable[[Path, str], None]) -> Iterator[Instance]:
         """An earlier process ended before the index had them, or before they were whole."""
         synced = False
-        with path.open("rb") as file:
-            for record in pack.records(path, start):
-                file.seek(record.offset)
-                content = file.read(record.size)
+        for record in pack.records(path, start):
+            with pack.mapped_content(Stored(path, record.offset, record.size)) as content:
                 try:
                     if not record.whole:
                         raise NotReadable(f"the record at byte {record.offset} of {path.name} is damaged")
@@ -182,10 +182,10 @@ class Spool:
                         self._write(damaged, content)
                         on_damaged(damaged, str(error))
                     continue
-                if not synced:
-                    self._sync_again(path)
-                    synced = True
-                yield instance
+            if not synced:
+                self._sync_again(path)
+                synced = True
+            yield instance
 
     def held(self, sop_instance_uid: str) -> Instance | None:
         """What is kept under a UID, if it is there still; None, too, where the index cannot say so now: then `compare`
@@ -252,12 +252,13 @@ class Spool:
     def compare(self, first: Instance, second: Instance) -> Kept:
         """Both were kept under one UID: other bytes are kept aside, as they would have been, had the second come later.
         Raises OSError, NotReadable."""
-        content = pack.content(second.stored)
-        head = part10.decode(content[:LONGEST_HEAD])
-        uids = head.sop_class_uid, head.sop_instance_uid
-        announced = Announced(*uids, head.transfer_syntax_uid, second.association, second.calling_ae)
-        identity = Identity(*uids, second.study_uid, second.series_uid)
-        return self._keep_another(announced, identity, first, memoryview(content)[head.size :])
+        with pack.mapped_content(second.stored) as content:
+            head = part10.decode(content[:LONGEST_HEAD])
+            uids = head.sop_class_uid, head.sop_instance_uid
+            announced = Announced(*uids, head.transfer_syntax_uid, second.association, second.calling_ae)
+            identity = Identity(*uids, second.study_uid, second.series_uid)
+            with content[head.size :] as data_set:
+                return self._keep_another(announced, identity, first, data_set)
 
     def keep_unreadable(self, announced: Announced, data_set: memoryview, reason: str) -> Path:
         path = self._unreadable / f"{hashlib.sha256(data_set).hexdigest()}.dcm"
@@ -558,10 +559,10 @@ def _check_against_command(identity: Identity, announced: Announced) -> None:
     raise wrong
 
 
-def _read(content: bytes, path: Path, offset: int, received_at: datetime, association: str) -> Instance:
+def _read(content: memoryview, path: Path, offset: int, received_at: datetime, association: str) -> Instance:
     """The Instance that a stored DICOM file is. Raises NotReadable."""
     head = part10.decode(content[:LONGEST_HEAD])
-    identity = identify(memoryview(content)[head.size :], head.transfer_syntax_uid)
+    identity = identify(content[head.size :], head.transfer_syntax_uid)
     return Instance(
         sop_instance_uid=identity.sop_instance_uid,
         sop_class_uid=identity.sop_class_uid,

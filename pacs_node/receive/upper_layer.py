@@ -37,7 +37,8 @@ from pacs_node.tls import NotSecured, Renewed
 
 log = structlog.get_logger(__name__)
 
-LONGEST_REQUEST = 1 << 18  # bytes of an A-ASSOCIATE-RQ: 128 contexts of 40 syntaxes stay below it
+# bytes of an A-ASSOCIATE-RQ: 128 contexts, each with all 40 syntaxes of PS3.6, have 150 KB; what is more is nobody's
+LONGEST_REQUEST = 1 << 18
 MOST_CONTEXTS = 128  # in one: their numbers are odd and go up to 255, PS3.8 9.3.2.2
 
 LONGEST_UNLIMITED = 1 << 28  # bytes of a PDU where none was agreed (max_pdu = 0): it is held in memory while it comes
@@ -56,6 +57,7 @@ TLS_HANDSHAKE = 22  # what a record of TLS begins with: RFC 8446 5.1
 NO_SYNTAX = UID("2.25.0")  # nobody's
 RELEASE_RP = struct.pack(">BxLxxxx", RELEASED, 4)  # PS3.8 9.3.7
 CONTEXT_ITEM, BEFORE_ITEMS = 0x20, 74  # an item of the request, and the byte where its items begin
+CALLED, CALLING = slice(10 - 6, 26 - 6), slice(26 - 6, 42 - 6)  # the titles, without the six bytes before: Table 9-11
 
 # source and reason of an A-ABORT: PS3.8 Table 9-26
 USER, PROVIDER = 0, 2

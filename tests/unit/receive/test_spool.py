@@ -7,7 +7,9 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
@@ -19,7 +21,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicom_sr.uids import IMPLEMENTATION_CLASS_UID
-from pacs_node import pack
+from pacs_node import fsck, pack
 from pacs_node.errors import LedgerUnavailable, NotReadable, ReceiveError, SpoolFull, TooLarge, WrongSopClass
 from pacs_node.intake import Intake
 from pacs_node.ledger import Ledger
@@ -28,7 +30,7 @@ from pacs_node.receive.header import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
 from pacs_node.receive.spool import EARLY, Fate, Spool
 from pacs_node.records import Instance
 from tests.factories import ct_series
-from tests.unit.receive.conftest import NOON, arrival, data_set_of, encoded
+from tests.unit.receive.conftest import NOON, Arrival, arrival, data_set_of, encoded
 
 
 @pytest.fixture
@@ -586,3 +588,89 @@ def test_what_is_remembered_of_series_does_not_grow(spool: Spool, monkeypatch: p
         arrival(image, encoded(image)).brought_to(spool)
         assert len(spool._folders_on_disk) <= 3
     assert len(scanned(spool.root)[1]) == 8
+
+
+# ---- images larger than the memory of a small machine
+
+HUGE = 96 << 20  # bytes of pixels; one may have two GiB
+LITTLE = 24 << 20  # bytes that a reader may take, whatever the size of an image
+
+
+def huge(encapsulated: bool) -> Arrival:
+    [image] = ct_series(shape=(1, 8, 8), name="large")
+    if encapsulated:
+        content = encoded(image)
+        at = content.index(b"\xe0\x7f\x10\x00")  # Pixel Data, which is the last
+        fragment = b"\xfe\xff\x00\xe0" + struct.pack("<L", HUGE) + bytes(HUGE)
+        pixels = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\0\0\0\0" + fragment
+        content = content[:at] + pixels + b"\xfe\xff\xdd\xe0\0\0\0\0"
+        return arrival(image, content, transfer_syntax_uid="1.2.840.10008.1.2.4.90")
+    image.PixelData = bytes(HUGE)
+    return arrival(image, encoded(image))
+
+
+def as_one_file(kept: Instance, spoilt: bool) -> None:
+    """As earlier versions kept it; spoilt: it is another image than its name says."""
+    name = "0" * 64 if spoilt else hashlib.sha256(kept.sop_instance_uid.encode()).hexdigest()
+    kept.path.with_name(f"{name}.dcm").write_bytes(pack.content(kept.stored))
+    kept.path.unlink()
+
+
+def spoil(kept: Instance) -> None:
+    with kept.path.open("r+b") as file:
+        file.seek(kept.offset + kept.size - 20)
+        file.write(b"x")
+
+
+def found_again(spool: Spool, kept: Instance) -> None:
+    assert [each.sop_instance_uid for each in spool.scan()] == [kept.sop_instance_uid]
+
+
+def nothing_found(spool: Spool, kept: Instance) -> None:
+    assert list(spool.scan()) == []
+    assert [path.suffix for path in (spool.root / "unreadable").iterdir()] == [".dcm"]
+
+
+def compared(spool: Spool, kept: Instance) -> None:
+    assert spool.compare(kept, kept).fate is Fate.SAME
+
+
+def compared_with_other(spool: Spool, kept: Instance) -> None:
+    [other] = ct_series(shape=(1, 8, 8), name="small")
+    small = arrival(other, encoded(other)).brought_to(spool).instance
+    assert spool.compare(small, kept).fate is Fate.ASIDE
+
+
+def checked(spool: Spool, kept: Instance) -> None:
+    ledger = Ledger(f"sqlite:///{spool.root.parent}/node.sqlite", spool.root.parent)
+    ledger.migrate()
+    assert [fault.kind for fault in fsck.faults(spool.root.parent, ledger)] == [fsck.NOT_INDEXED]
+    assert fsck.mend(spool.root.parent, ledger) == ["1 images indexed"]
+    ledger.close()
+
+
+READERS: dict[str, tuple[Callable[[Instance], None], Callable[[Spool, Instance], None]]] = {
+    "a start": (lambda kept: None, found_again),
+    "a start after damage": (spoil, nothing_found),
+    "a start on a file of an earlier version": (lambda kept: as_one_file(kept, spoilt=False), found_again),
+    "a start on one with another name": (lambda kept: as_one_file(kept, spoilt=True), nothing_found),
+    "what is the same, with its row": (lambda kept: None, compared),
+    "what is another, with its row": (lambda kept: None, compared_with_other),
+    "fsck": (lambda kept: None, checked),
+}
+
+
+@pytest.mark.parametrize("encapsulated", [False, True])
+@pytest.mark.parametrize("reader", READERS)
+def test_an_image_of_any_size_is_read_in_little_memory(tmp_path: Path, reader: str, encapsulated: bool) -> None:
+    """Else a small machine would start again and again on the image that it cannot hold."""
+    prepare, read = READERS[reader]
+    kept = huge(encapsulated).brought_to(Spool(tmp_path / "spool", 0), fragment=1 << 20).instance
+    prepare(kept)
+    spool = Spool(tmp_path / "spool", 0)
+    tracemalloc.start()
+    try:
+        read(spool, kept)
+        assert tracemalloc.get_traced_memory()[1] < LITTLE
+    finally:
+        tracemalloc.stop()
