@@ -611,6 +611,9 @@ class SettingsVersion:
     text: str = field(repr=False)  # all of it, with names in place of secrets: see settings_file.kept
 
 
+Work = tuple[str, str, str]  # an inference as its duration is known: of a route, its pipeline, a digest of its options
+
+
 @dataclass(frozen=True)
 class Received:
     """A series as a route may be tried on it."""

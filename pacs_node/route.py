@@ -67,6 +67,7 @@ class Rule:
     needs: Needs | None = None  # other series of the study that it waits for
     hours: str = ""  # at which its jobs run, unless they are urgent
     fallback: bool = False  # only for what no other route takes
+    report_not_run: bool = False  # of what its pipeline refuses: a report that says why
 
     def why_not(self, header: Dataset) -> str | None:
         """None, or the first condition that fails, in words and without patient values.

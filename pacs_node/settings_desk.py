@@ -21,7 +21,7 @@ from pydantic import BaseModel, SecretStr
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from tomlkit.exceptions import TOMLKitError
 
-from config import Config, Needs, Notify, Peer, Route
+from config import Config, Notify, Peer, Route
 from config.check import KEYWORDS, SECRETS
 from config.schema import NUMBER, NUMBER_VRS
 from pacs_node import settings_file
@@ -31,7 +31,7 @@ from pacs_node.kinds import wish as of_kinds
 from pacs_node.ledger.lists import iso
 from pacs_node.route import identifying, wish, wishes
 from pacs_node.settings import LiveSettings, in_force
-from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial
+from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial, patience
 
 if TYPE_CHECKING:
     from pacs_node.doctor import Examiner
@@ -179,7 +179,7 @@ class SettingsDesk:
                     for key, condition in route.match.items()
                 ],
                 "needs": [] if route.needs is None else list(map(wishes, route.needs.series)),
-                "waits": "" if route.needs is None else _patience(route.needs),
+                "waits": "" if (needs := route.needs) is None else patience(needs.wait_minutes, needs.if_incomplete),
             }
             for route in self.config().routes
         ]
@@ -393,11 +393,6 @@ def _asked_of(route: Route) -> list[str]:
     return [keyword for match in (route.match, *others) for keyword in match]
 
 
-def _patience(needs: Needs) -> str:
-    otherwise = "runs without" if needs.if_incomplete == "run" else "does not run"
-    return f"waits {needs.wait_minutes:g} minutes for them, then {otherwise}"
-
-
 def _tls_of(peer: Peer, config: Config) -> list[dict[str, Any]]:
     """How what goes to a peer and comes from it is secured: {"way", "good", "words"}."""
     ways: list[tuple[str, bool, str]] = []
@@ -455,10 +450,9 @@ def _replayed(replay: Replay) -> dict[str, Any]:
 
 
 def _of_route(route: OfRoute) -> dict[str, Any]:
-    names = ("route", "pipeline", "now", "then", "more", "less", "refused", "waits")
+    names = ("route", "pipeline", "now", "then", "more", "less", "other", "refused", "waits")
     shown = {name: getattr(route, name) for name in names}
-    each = route.seconds_each
-    minutes = None if each is None else {"each": each / 60, "change": (route.more - route.less) * each / 60}
+    minutes = None if route.seconds is None else route.seconds / 60
     return {**shown, "minutes": minutes, "why_not": route.why_not.most_common(3)}
 
 

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from pacs_node.errors import NodeError
 from pacs_node.flow import with_fallbacks
 from pacs_node.kinds import as_well
 from pacs_node.ledger import Ledger
+from pacs_node.ledger.found import variant
 from pacs_node.privacy import identifies
-from pacs_node.records import Received, Stored
-from pacs_node.route import Rule, missing
+from pacs_node.records import NOT_URGENT, PRIORITY_NAMES, Received, Stored, Work
+from pacs_node.route import Rule, missing, priority_of, wishes
 from pacs_node.route import route as asked
 from pacs_node.stages import WiredStages, rules_of
 
@@ -45,6 +46,7 @@ NO_SUCH_ROUTE = "there is no such route"
 UNREADABLE = (*attributes.UNREADABLE, attributes.BadAttribute, InvalidDicomError, TooMuch, NodeError, OSError)
 
 CardOf = Callable[[str, Mapping[str, Any]], Card]
+Seconds = Callable[[Work], float | None]
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,17 @@ class Outcome:
     now: str | None
     then: str | None
     refused: str | None = None  # why the pipeline would not run for it, if the route takes it
-    same_job: bool = True  # where both take it: the same pipeline is told the same
+    otherwise: tuple[str, ...] = ()  # where both take it: what of that would be another thing, in words
     terms: tuple[str, ...] = ()  # what else the route says of what it takes, in words
     waits: tuple[str, ...] = ()  # for these series of its study, if the route takes it: they are not here
+    work_now: Work | None = None  # None: nothing is inferred
+    work_then: Work | None = None
 
     @property
     def change(self) -> str:
         """What the change would make of this series: "more", "less", "other", or "": nothing."""
         if self.now is None and self.then is None:
-            return "" if self.same_job else "other"
+            return "other" if self.otherwise else ""
         return "more" if self.then is None else "less" if self.now is None else ""
 
 
@@ -74,30 +78,50 @@ def outcomes(
     then: Sequence[Rule],
     card_of: CardOf,
     others: Callable[[], Sequence[Dataset]] = tuple,
+    unfit: str | None = None,
 ) -> list[Outcome]:
-    """Of each route that there is or would be, in their order. others: of the other series of its study, a header."""
+    """Of each route that there is or would be, in their order.
+
+    others   of the other series of its study, a header
+    unfit    why the series was not fit when it came; None: it was, or it is not known
+    """
     before, after = {rule.name: rule for rule in now}, {rule.name: rule for rule in then}
     said_now, said_then = _why_not(header, now), _why_not(header, then)
+    former, others = _renamed(now, then), cache(others)
+    taken = partial(_taken, header, card_of, others, unfit)
     found = []
-    for name in dict.fromkeys((*after, *before)):
-        old, new = before.get(name), after.get(name)
+    for name in dict.fromkeys((*after, *(each for each in before if each not in former.values()))):
+        old, new = before.get(former.get(name, name)), after.get(name)
         rule = new or old
         assert rule is not None
-        why_not = said_then.get(name, NO_SUCH_ROUTE)
-        needs = new.needs if new is not None and why_not is None else None
+        known_as = old.name if old is not None else name
+        why_not_now, why_not = said_now.get(known_as, NO_SUCH_ROUTE), said_then.get(name, NO_SUCH_ROUTE)
+        was = taken(old) if old is not None and why_not_now is None else None
+        would = taken(new) if new is not None and why_not is None else None
         found.append(
             Outcome(
                 name,
                 rule.pipeline,
-                said_now.get(name, NO_SUCH_ROUTE),
+                why_not_now,
                 why_not,
-                _refused(header, card_of(rule.pipeline, rule.options)),
-                old is None or new is None or _asked(old) == _asked(new),
+                would.refused if would is not None else None,
+                _differs(was.effects, would.effects) if was is not None and would is not None else (),
                 _terms(rule),
-                () if needs is None else tuple(missing(needs.series, others())),
+                would.lacks if would is not None else (),
+                was.work(known_as) if was is not None else None,
+                would.work(known_as) if would is not None else None,
             )
         )
     return found
+
+
+def _renamed(now: Sequence[Rule], then: Sequence[Rule]) -> dict[str, str]:
+    """New name -> former one: a route in the place of one that is gone is that route."""
+    names, new_names = [rule.name for rule in now], [rule.name for rule in then]
+    if len(names) != len(new_names):
+        return {}
+    pairs = zip(names, new_names, strict=True)
+    return {new: old for old, new in pairs if old not in new_names and new not in names}
 
 
 def _why_not(header: Dataset, rules: Sequence[Rule]) -> dict[str, str | None]:
@@ -105,6 +129,76 @@ def _why_not(header: Dataset, rules: Sequence[Rule]) -> dict[str, str | None]:
     said = asked(rules, header)
     whys = with_fallbacks([(rule.name, rule.fallback, rule.shadow, why_not) for rule, why_not in said])
     return {rule.name: why_not for rule, why_not in zip(rules, whys, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A series that a route takes."""
+
+    rule: Rule
+    refused: str | None
+    lacks: tuple[str, ...]
+    effects: Mapping[str, str]  # field of the route -> what it makes of this series, in words
+
+    def work(self, known_as: str) -> Work | None:
+        skipped = bool(self.lacks) and self.rule.needs is not None and self.rule.needs.if_incomplete == "skip"
+        if self.refused is not None or skipped:
+            return None
+        return known_as, self.rule.pipeline, variant(self.rule.options)
+
+
+def _taken(
+    header: Dataset, card_of: CardOf, others: Callable[[], Sequence[Dataset]], unfit: str | None, rule: Rule
+) -> _Taken:
+    refused = _refused(header, card_of(rule.pipeline, rule.options)) or unfit
+    lacks = () if rule.needs is None else tuple(missing(rule.needs.series, others()))
+    return _Taken(rule, refused, lacks, _effects(rule, header, runs=refused is None))
+
+
+def _effects(rule: Rule, header: Dataset, *, runs: bool) -> dict[str, str]:
+    """Field of a route -> what it makes of a series that it takes, in words; what makes nothing of it is left out."""
+    priority = priority_of(rule, header)
+    effects = {
+        "name": rule.name,
+        "pipeline": rule.pipeline,
+        "options": ", ".join(f"{key} = {value}" for key, value in rule.options.items()),
+        "shadow": "yes" if rule.shadow else "",
+    }
+    if runs:
+        effects |= {
+            "priority": PRIORITY_NAMES.get(priority, str(priority)),
+            "hours": rule.hours if priority >= NOT_URGENT else "",
+            "needs": _needed(rule),
+            "priors": rule.priors or "",
+        }
+    elif not rule.shadow:
+        effects["report_not_run"] = "yes" if rule.report_not_run else ""
+    if not rule.shadow and (runs or rule.report_not_run):
+        effects["send_to"] = " and ".join(rule.send_to)
+    if not rule.shadow and runs:
+        effects["also"] = "; ".join(_as_well(rule))
+    return effects
+
+
+def _differs(was: Mapping[str, str], then: Mapping[str, str]) -> tuple[str, ...]:
+    """One effect beside the other, in words."""
+    keys = dict.fromkeys((*then, *was))
+    pairs = [(key, was.get(key, ""), then.get(key, "")) for key in keys]
+    return tuple(f"{key}: {new or 'none'}, was {old or 'none'}" for key, old, new in pairs if old != new)
+
+
+def _needed(rule: Rule) -> str:
+    if rule.needs is None:
+        return ""
+    return (
+        f"{' and '.join(map(wishes, rule.needs.series))}, {patience(rule.needs.wait_minutes, rule.needs.if_incomplete)}"
+    )
+
+
+def patience(wait_minutes: float, if_incomplete: str) -> str:
+    """How long other series of a study are waited for, in words."""
+    otherwise = "runs without" if if_incomplete == "run" else "does not run"
+    return f"waits {wait_minutes:g} minutes for them, then {otherwise}"
 
 
 def _terms(rule: Rule) -> tuple[str, ...]:
@@ -116,10 +210,6 @@ def _terms(rule: Rule) -> tuple[str, ...]:
 
 def _as_well(rule: Rule) -> tuple[str, ...]:
     return tuple(as_well(each.send_to, each) for each in rule.also)
-
-
-def _asked(rule: Rule) -> tuple[str, Mapping[str, Any], bool]:
-    return rule.pipeline, rule.options, rule.shadow
 
 
 def _refused(header: Dataset, card: Card) -> str | None:
@@ -140,9 +230,10 @@ class OfRoute:
     then: int = 0
     more: int = 0
     less: int = 0
+    other: int = 0  # taken now and then, and something of it would be another thing
     refused: int = 0  # of those that it would take: outside of the card, or not fit when they came
     waits: int = 0  # of those that it would take: not all series that it needs of the study are here
-    seconds_each: float | None = None  # of an inference, as it took of late; None: not known
+    seconds: float | None = 0.0  # more of inference, as long as it took of late; None: of one that has not run here
     why_not: Counter[str] = field(default_factory=Counter)
 
 
@@ -159,11 +250,9 @@ class Replay:
 
     @property
     def more_seconds(self) -> float | None:
-        """Of inference, for what would run additionally and no longer; None: of a route that is not known."""
-        known = [route for route in self.routes if route.more or route.less]
-        if any(route.seconds_each is None for route in known):
-            return None
-        return sum((route.more - route.less) * (route.seconds_each or 0.0) for route in known)
+        """Of inference, for what would run additionally, otherwise and no longer; None: of one that is not known."""
+        known = [route.seconds for route in self.routes if route.seconds is not None]
+        return sum(known) if len(known) == len(self.routes) else None
 
 
 class Trial:
@@ -180,12 +269,15 @@ class Trial:
         """None: there is no such series, or no image of it. Raises UNREADABLE."""
         received = self.ledger.tried_on(series_uid)
         header = self._header(received) if received is not None else None
-        return (received, self._outcomes(header, then)) if received is not None and header is not None else None
+        return (
+            (received, self._outcomes(header, then, received)) if received is not None and header is not None else None
+        )
 
     def on_the_last(self, days: int, then: Config) -> Replay:
         since = self.now() - timedelta(days=days)
         found = self.ledger.tried_on_since(since, MOST_TRIED + 1)
         routes: dict[str, OfRoute] = {}
+        took = self._seconds()
         changed, unread = [], 0
         for received in found[:MOST_TRIED]:
             try:
@@ -195,14 +287,11 @@ class Trial:
             if header is None:
                 unread += 1
                 continue
-            said = self._outcomes(header, then)
+            said = self._outcomes(header, then, received)
             for each in said:
-                _count(routes.setdefault(each.route, OfRoute(each.route, each.pipeline)), each, received)
+                _count(routes.setdefault(each.route, OfRoute(each.route, each.pipeline)), each, took)
             if any(each.change for each in said):
                 changed.append((received, said))
-        of_route, of_pipeline = self._seconds()
-        for route in routes.values():
-            route.seconds_each = of_route.get((route.route, route.pipeline), of_pipeline.get(route.pipeline))
         tried = min(len(found), MOST_TRIED)
         return Replay(days, tried, len(found) > MOST_TRIED, unread, list(routes.values()), changed)
 
@@ -219,10 +308,11 @@ class Trial:
                 counts[keyword][value] += 1
         return {key: [value for value, _ in of.most_common(MOST_VALUES)] for key, of in sorted(counts.items())}
 
-    def _outcomes(self, header: Dataset, then: Config) -> list[Outcome]:
+    def _outcomes(self, header: Dataset, then: Config, received: Received | None = None) -> list[Outcome]:
         study, series = (attributes.text(header, f"{of}InstanceUID") for of in ("Study", "Series"))
         others = partial(self.stages.study, study, series)
-        return outcomes(header, self.stages.rules, rules_of(then), self.stages.known.card, others)
+        unfit = received.reason if received is not None and not received.fit else None
+        return outcomes(header, self.stages.rules, rules_of(then), self.stages.known.card, others, unfit)
 
     def _header(self, received: Received) -> Dataset | None:
         image = self.ledger.an_image_of(received)
@@ -232,24 +322,27 @@ class Trial:
         with self.stages.unpacked(f"{uuid.uuid4().hex[:16]}.look", [stored], whole=True) as files:
             return read_header(files[0])
 
-    def _seconds(self) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
-        """How long an inference took of late: of a route, and of a pipeline."""
+    def _seconds(self) -> Seconds:
+        """How long an inference took of late: of its route, else of all routes; None: it has not run here."""
         measured = self.ledger.inference_seconds(self.now() - timedelta(days=MEASURED_DAYS), MOST_MEASURED)
-        return (
-            _means(((route, pipeline), seconds) for route, pipeline, seconds in measured),
-            _means((pipeline, seconds) for _, pipeline, seconds in measured),
-        )
+        of_route = _means((work, seconds) for work, seconds in measured)
+        of_any = _means((work[1:], seconds) for work, seconds in measured)
+        return lambda work: of_route.get(work, of_any.get(work[1:]))
 
 
-def _count(route: OfRoute, said: Outcome, received: Received) -> None:
+def _count(route: OfRoute, said: Outcome, took: Seconds) -> None:
     route.now += said.now is None
     route.then += said.then is None
-    route.more += said.change in ("more", "other")
-    route.less += said.change in ("less", "other")
-    route.refused += said.then is None and (said.refused is not None or not received.fit)
+    route.more += said.change == "more"
+    route.less += said.change == "less"
+    route.other += said.change == "other"
+    route.refused += said.then is None and said.refused is not None
     route.waits += bool(said.waits)
     if said.then is not None:
         route.why_not[said.then] += 1
+    if route.seconds is not None and said.work_now != said.work_then:
+        now, then = (0.0 if work is None else took(work) for work in (said.work_now, said.work_then))
+        route.seconds = None if now is None or then is None else route.seconds + then - now
 
 
 def _means(measured: Iterable[tuple[Any, float]]) -> dict[Any, float]:

@@ -544,6 +544,7 @@ def rules_of(config: Config) -> list[Rule]:
             _needs(r),
             r.hours,
             r.fallback,
+            r.report_not_run,
         )
         for r in config.routes
     ]

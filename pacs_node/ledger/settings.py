@@ -10,8 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.engine import Database
+from pacs_node.ledger.found import variant
 from pacs_node.ledger.tables import instance_table, job_table, no_heartbeat, series_table, settings_version_table
-from pacs_node.records import Instance, Received, SettingsVersion
+from pacs_node.records import Instance, Received, SettingsVersion, Work
 
 MOST_VERSIONS = 500  # kept of each settings file, the newest
 
@@ -78,12 +79,12 @@ class SettingsRows(Database):
             row = row or db.execute(of_it).mappings().first()
             return Instance(**{**row, "path": self._path(row["path"])}) if row else None
 
-    def inference_seconds(self, since: datetime, limit: int) -> list[tuple[str, str, float]]:
-        """(route, pipeline, seconds) of inferences that began since then and ended well, the newest first."""
+    def inference_seconds(self, since: datetime, limit: int) -> list[tuple[Work, float]]:
+        """How many seconds each took of the inferences that began since then and ended well, the newest first."""
         with self._reading() as db:
-            columns = job_table.c.route, job_table.c.pipeline, job_table.c.started_at, job_table.c.finished_at
+            columns = "route", "pipeline", "options", "started_at", "finished_at"
             rows = db.execute(
-                sa.select(*columns)
+                sa.select(*(job_table.c[name] for name in columns))
                 .where(
                     job_table.c.kind == "infer",
                     job_table.c.destination.is_(None),
@@ -95,8 +96,10 @@ class SettingsRows(Database):
                 .order_by(job_table.c.started_at.desc())
                 .limit(limit)
             ).all()
-            took = [(route, pipeline, finished - started) for route, pipeline, started, finished in rows]
-            return [(route, pipeline, each / timedelta(seconds=1)) for route, pipeline, each in took]
+            return [
+                ((route, pipeline, variant(options)), (finished - started) / timedelta(seconds=1))
+                for route, pipeline, options, started, finished in rows
+            ]
 
     def open_sends(self) -> dict[str, int]:
         """Destination -> how many jobs are still to talk to it."""

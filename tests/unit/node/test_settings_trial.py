@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import Dataset
 
-from config import Config, load
+from config import Config, Needs, Route, load
+from config.schema import Also
 from models import catalogue
+from pacs_node.ledger.found import variant
 from pacs_node.node import Node
 from pacs_node.records import Edition, Evidence, Instance, OpenSeries
 from pacs_node.settings_trial import NEVER_OFFERED, NO_SUCH_ROUTE, Trial, outcomes
@@ -137,8 +141,115 @@ def test_days_are_days_and_minutes_are_those_of_late(told: Told) -> None:
     replay = told.trial.on_the_last(30, told.config(CHEST.replace(', Manufacturer = "no such maker"', "")))
     assert replay.tried == 2
     chest = replay.routes[1]
-    assert (chest.route, chest.more, chest.seconds_each) == ("chest", 1, None)
+    assert (chest.route, chest.more, chest.seconds) == ("chest", 1, None)
     assert replay.more_seconds is None, "lung-nodule has not run here yet"
+
+
+# field of a route -> what is said of it where a route takes a series before and after: another value of it, in words
+CHANGED: dict[str, tuple[Any, str | None]] = {
+    "name": ("second look", "name: second look, was breast"),
+    "match": ({"Modality": ["US", "CR"]}, None),  # it takes the series as before: nothing changes for it
+    "pipeline": ("lung-nodule", "pipeline: lung-nodule, was breast-us"),
+    "send_to": (("second",), "send_to: second, was results"),
+    "hours": ("19:00-07:00", "hours: 19:00-07:00, was none"),
+    "also": ((Also(send_to=("second",), kinds=("Lesion",)),), "also: to second as well, if found: Lesion, was none"),
+    "priority": ("stat", "priority: STAT, was routine"),
+    "priors": ("second", "priors: second, was none"),
+    "options": ({"threads": 1}, "options: threads = 1, was none"),
+    "report_not_run": (True, None),  # of what is refused alone; see below
+    "shadow": (True, "shadow: yes, was none"),
+    "needs": (
+        Needs(series=({"Modality": "MG"},), wait_minutes=5.0),
+        "needs: a series with Modality MG, waits 5 minutes for them, then does not run, was none",
+    ),
+    "fallback": (True, None),  # no other route takes it
+}
+
+
+def test_every_field_of_a_route_has_words() -> None:
+    assert CHANGED.keys() == Route.model_fields.keys()
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_whatever_changes_is_said_and_nothing_else(told: Told, field: str) -> None:
+    value, words = CHANGED[field]
+    replay = told.trial.on_the_last(2, with_route(told.config(), **{field: value}))
+    [breast] = replay.routes
+    said = [words for _, found in replay.changed for each in found for words in each.otherwise]
+    assert (breast.now, breast.then, breast.more, breast.less) == (1, 1, 0, 0)
+    assert breast.other == len(replay.changed) == (words is not None)
+    assert words in said if words is not None else not said
+    assert {each.partition(":")[0] for each in said} <= {field, *ALONG_WITH.get(field, ())}
+    assert told.trial.on_the_last(2, told.config()).changed == []
+
+
+# what another value of a field changes besides, of the series that came: a shadow is last and sends nothing; the other
+# pipeline takes no ultrasound, so nothing of it is sent
+ALONG_WITH = {"shadow": ("priority", "hours", "send_to"), "pipeline": ("send_to", "priority")}
+
+
+def test_a_report_that_says_why_is_said_of_what_is_refused(told: Told) -> None:
+    told.node.stages.wire(told.node.stages.wiring(with_route(told.config(), match={"Modality": "CT"})))
+    replay = told.trial.on_the_last(
+        30, with_route(told.config(), match={"Modality": "CT"}, report_not_run=True, send_to=("second",))
+    )
+    [breast] = replay.routes
+    assert (breast.now, breast.then, breast.refused, breast.other) == (1, 1, 1, 1)
+    [(_, [said])] = replay.changed
+    assert said.refused == "Modality is CT, breast-us takes US"
+    assert said.otherwise == ("report_not_run: yes, was none", "send_to: second, was none")
+    assert replay.more_seconds == 0.0
+
+
+BREAST, LUNG = ("breast-us", {}), ("lung-nodule", {})
+LUNG_TWICE = ("lung-nodule", {"views": 2})
+
+
+@pytest.mark.parametrize("then", [BREAST, LUNG, LUNG_TWICE, ("lung-nodule", {"views": 3}), None])
+@pytest.mark.parametrize("now", [BREAST, LUNG, LUNG_TWICE, None])
+@pytest.mark.parametrize("renamed", [False, True])
+@pytest.mark.parametrize("fit", [True, False])
+def test_minutes_are_those_of_each_pipeline_and_its_options(
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+    now: tuple[str, dict[str, int]] | None,
+    then: tuple[str, dict[str, int]] | None,
+    renamed: bool,
+    fit: bool,
+) -> None:
+    """Of a CT series, which breast-us refuses."""
+
+    def seconds(asks: tuple[str, dict[str, int]] | None) -> float | None:
+        if asks is None or asks[0] == "breast-us" or not fit:
+            return 0.0
+        return {0: 600.0, 2: 1500.0}.get(asks[1].get("views", 0))
+
+    def config(asks: tuple[str, dict[str, int]] | None, name: str) -> Config:
+        match = {"Modality": "CT" if asks is not None else "MG"}
+        pipeline, options = asks or LUNG
+        return with_route(told.config(), name=name, match=match, pipeline=pipeline, options=options)
+
+    measured = [("other", "breast-us", {}, 60.0), ("other", "lung-nodule", {}, 600.0)]
+    measured += [("other", "lung-nodule", {"views": 2}, 1500.0)]
+    works = [((route, pipeline, variant(options)), took) for route, pipeline, options, took in measured]
+    monkeypatch.setattr(told.node.ledger, "inference_seconds", lambda since, most: works)
+    received = told.node.ledger.tried_on(told.ct)
+    assert received is not None
+    ct = replace(received, fit=fit, reason="" if fit else "gantry tilt of 12 degrees")
+    monkeypatch.setattr(told.node.ledger, "tried_on_since", lambda since, most: [ct])
+    told.node.stages.wire(told.node.stages.wiring(config(now, "breast")))
+    replay = told.trial.on_the_last(30, config(then, "renamed" if renamed else "breast"))
+    was, would = seconds(now), seconds(then)
+    assert was is not None
+    assert replay.more_seconds == (None if would is None else pytest.approx(would - was))
+    assert bool(replay.changed) == (now != then or (renamed and now is not None))
+
+
+def with_route(config: Config, **changed: Any) -> Config:
+    """With one more peer, and the first route another one."""
+    second = config.peers[0].model_copy(update={"name": "second"})
+    route = config.routes[0].model_copy(update=changed)
+    return config.model_copy(update={"peers": (*config.peers, second), "routes": (route, *config.routes[1:])})
 
 
 def test_a_series_that_was_not_fit_would_be_refused_again(told: Told) -> None:
