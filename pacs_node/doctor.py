@@ -21,6 +21,7 @@ from config import Config, Peer
 from config.certificates import Certificate, certificate_of
 from config.check import unwritable
 from dicom_sr.forms import CHAINS, KEY_OBJECTS, PICTURE, Form, Profile, forms_of
+from pacs_node import priors
 from pacs_node.association import (
     REJECTIONS,
     Context,
@@ -183,6 +184,7 @@ def _dicom(config: Config, peer: Peer, asked: DicomPeer, now: Callable[[], datet
     yield from _results(config, peer, asked, say)
     queried = _query(config, peer, asked, say)
     yield queried
+    yield from _earlier(config, peer, asked, say)
     yield _commitment(peer, asked, queried.state == "good", say)
     yield say("clock", "not asked", "DICOM has no question for it", "let both ask a time server")
 
@@ -369,6 +371,24 @@ def _query(config: Config, peer: Peer, asked: DicomPeer, say: Say) -> Finding:
     return say("C-FIND", "good", "it answers (Study Root)")
 
 
+def _earlier(config: Config, peer: Peer, asked: DicomPeer, say: Say) -> Iterator[Finding]:
+    """Whether it would send what a comparison needs of an earlier study, if a route asks it for that."""
+    routes = [route.name for route in config.routes if route.priors == peer.name]
+    if not routes:
+        return
+    users = " and ".join(f"priors of [[route]] '{name}'" for name in routes)
+    advice = f"{users} needs it: have it serve C-GET to {config.node.ae_title!r} and send these, or remove it"
+    try:
+        lacks = priors.not_sent(asked)
+    except NodeError as error:
+        yield say("C-GET", "bad", _without_name(error, asked), advice)
+        return
+    if lacks:
+        yield say("C-GET", "bad", "; ".join(lacks), advice)
+    else:
+        yield say("C-GET", "good", "it would send reports, Segmentations and CT images of earlier studies")
+
+
 def _commitment(peer: Peer, asked: DicomPeer, finds: bool, say: Say) -> Finding:
     if peer.confirm in ("query", "none"):
         return say("storage commitment", "not asked", f"confirm = '{peer.confirm}' does without")
@@ -412,16 +432,36 @@ def _dicomweb(web: stow.WebPeer, now: Callable[[], datetime], say: Say) -> Itera
     yield say("connection", "good", f"{web.url} answers")
     if answer.status_code == 404:  # no such series, or no such service?
         answer = stow.ask(web, "GET", f"/studies?StudyInstanceUID={NOBODYS_UID}&limit=1")
-    yield _http("QIDO-RS", answer.status_code, advice, say)
+    yield _searched(answer, advice, say)
     boundary = "nothing"
     headers = {"Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}'}
     stored = stow.ask(web, "POST", "/studies", headers=headers, content=f"--{boundary}--\r\n".encode())
-    if stored.status_code in stow.BY_INSTANCE | {204, 415} or 500 <= stored.status_code < 600:
-        text = f"it is there (HTTP {stored.status_code} to a request that stores nothing)"
-        yield say("STOW-RS", "good", text)
-    else:
-        yield _http("STOW-RS", stored.status_code, advice, say)
+    yield _stored(stored, advice, say)
     yield from _clock(answer.date, now(), say)
+
+
+# besides success, what a STOW-RS service itself answers to a request that stores nothing: PS3.18 Table 10.5.3-1
+REFUSALS_OF_STOW = {400, 409, 415}
+GATEWAYS = {502, 503, 504}  # of whoever stands before a service, RFC 9110 15.6
+PAGES = b"<!doctype html", b"<html"
+
+
+def _searched(answer: stow.Answer, advice: str, say: Say) -> Finding:
+    if answer.status_code == 200 and not isinstance(stow.json_of(answer), list):
+        return say("QIDO-RS", "bad", "HTTP 200, and no list of what it found: it is no DICOMweb service", advice)
+    return _http("QIDO-RS", answer.status_code, advice, say)
+
+
+def _stored(answer: stow.Answer, advice: str, say: Say) -> Finding:
+    status = answer.status_code
+    if status < 300 and answer.body.lstrip()[:14].lower().startswith(PAGES):
+        return say("STOW-RS", "bad", f"HTTP {status} with a web page: it is no DICOMweb service", advice)
+    if status < 300 or status in REFUSALS_OF_STOW:
+        return say("STOW-RS", "good", f"it is there (HTTP {status} to a request that stores nothing)")
+    if status == 500:
+        text = "HTTP 500: it failed at a request that stores nothing; it may store results all the same"
+        return say("STOW-RS", "remark", text, "its log says at what it failed")
+    return _http("STOW-RS", status, advice, say)
 
 
 def _http(step: str, status: int, advice: str, say: Say) -> Finding:
@@ -430,6 +470,8 @@ def _http(step: str, status: int, advice: str, say: Say) -> Finding:
         return say(step, "good", f"it answers (HTTP {status})")
     if status in (401, 403):
         advice = "correct dicomweb_token, or dicomweb_user and dicomweb_password; or let this user in over there"
+    if status in GATEWAYS:
+        advice = "a proxy before it may have answered: does the service behind it run? Its log may say more"
     return say(step, "bad", f"HTTP {status}: {meaning}", advice)
 
 

@@ -29,6 +29,7 @@ from pydicom.errors import InvalidDicomError
 from pynetdicom import _config, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicom_sr import attributes
@@ -305,6 +306,39 @@ OUTCOME = TypeAdapter(Outcome)
 # --------------------------------------------------------------------------------------------------- C-FIND and C-GET
 
 
+def not_sent(archive: Peer) -> list[str]:
+    """What a comparison needs of an earlier study and the archive would not send, in words. Nothing is fetched.
+
+    Raises Unreachable or Rejected.
+    """
+    kinds = {"reports": REPORTS, "Segmentations": SEGMENTATIONS, "CT images": IMAGES}
+    classes = [sop_class for each in kinds.values() for sop_class in each]
+    try:
+        with association(archive, _contexts(classes), ext_neg=_as_receiver(classes)) as opened:
+            serves = _serves_get(opened)
+            sends = {str(context.abstract_syntax) for context in opened.accepted_contexts if context.as_scp}
+    except NoneAccepted:
+        serves = False
+    if not serves:
+        return ["it does not serve C-GET (Study Root)"]
+    return [f"it would not send {kind} by C-GET" for kind, of in kinds.items() if sends.isdisjoint(of)]
+
+
+def _as_receiver(sop_classes: Sequence[str]) -> list[SCP_SCU_RoleSelectionNegotiation]:
+    return [build_role(sop_class, scp_role=True) for sop_class in sop_classes]
+
+
+def _contexts(sop_classes: Sequence[str]) -> list[PresentationContext]:
+    return [
+        build_context(STUDY_ROOT_GET),
+        *(build_context(sop_class, [syntax]) for sop_class in sop_classes for syntax in _syntaxes(sop_class)),
+    ]
+
+
+def _serves_get(opened: Association) -> bool:
+    return any(context.abstract_syntax == STUDY_ROOT_GET for context in opened.accepted_contexts)
+
+
 class _Peer:
     """One archive, a folder for what it sends, and the moment at which it has taken too long."""
 
@@ -365,12 +399,8 @@ class _Peer:
             arrived[uid] = path
             return SUCCESS
 
-        contexts = [
-            build_context(STUDY_ROOT_GET),
-            *(build_context(sop_class, [syntax]) for sop_class in sop_classes for syntax in _syntaxes(sop_class)),
-        ]
-        with self._association(contexts, sop_classes, store) as opened:
-            if not any(c.abstract_syntax == STUDY_ROOT_GET for c in opened.accepted_contexts):
+        with self._association(_contexts(sop_classes), sop_classes, store) as opened:
+            if not _serves_get(opened):
                 raise NoComparison(f"{self.archive.name} does not serve C-GET")
             for status, _ in opened.send_c_get(query, STUDY_ROOT_GET):
                 if some and status.get("Status", SUCCESS) not in PENDING | {SUCCESS}:
@@ -425,7 +455,7 @@ class _Peer:
                 peer,
                 contexts,
                 handlers=[(evt.EVT_C_STORE, store)] if store is not None else [],
-                ext_neg=[build_role(sop_class, scp_role=True) for sop_class in received],
+                ext_neg=_as_receiver(received),
                 connect_s=CONNECT_S,
             ) as opened:
                 yield opened

@@ -119,7 +119,7 @@ class StowDestination:
             },
             content=_body(head, outgoing, tail),
         )
-        said = _json(answer)
+        said = json_of(answer)
         judged = [
             _judge(each, answer.status_code, said, instead.get(each.sop_instance_uid, ""), now) for each in outgoing
         ]
@@ -172,7 +172,7 @@ class QidoArrivalCheck:
             raise Deferred(f"{words}: {meaning}")
         if answer.status_code == 404:
             raise NotFound(f"{words}: {meaning}")
-        items = [] if answer.status_code == 204 else _json(answer)
+        items = [] if answer.status_code == 204 else json_of(answer)
         if outcome is not Outcome.STORED or not isinstance(items, list):
             raise NotOffered(f"{words} and no list of what it found")
         return items
@@ -294,7 +294,7 @@ def _reason(body: object, sequence: str, sop_instance_uid: str, tag: str) -> int
     return None
 
 
-def _json(answer: Answer) -> object:
+def json_of(answer: Answer) -> object:
     """The JSON of an answer; None when it is none: a server may answer in another form, or not at all."""
     try:
         return json.loads(answer.body)

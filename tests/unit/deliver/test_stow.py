@@ -17,7 +17,7 @@ import pydicom
 import pytest
 
 from pacs_node.deliver.destination import Deferred, Undeliverable, Verbatim
-from pacs_node.deliver.stow import Answer, QidoArrivalCheck, StowDestination, WebPeer, _json
+from pacs_node.deliver.stow import Answer, QidoArrivalCheck, StowDestination, WebPeer, json_of
 from pacs_node.errors import NotOffered
 from pacs_node.records import Offer, Package, Sent
 from tests.harness import need
@@ -81,7 +81,7 @@ def web() -> Iterator[Callable[..., Web]]:
     "body", [b"[" * 100_000, b'{"00081199":' * 100_000, b'{"a":' + b"9" * 10_000 + b"}", b"\xff\xfe", b""]
 )
 def test_an_answer_that_is_no_json_is_none(body: bytes) -> None:
-    assert _json(Answer(200, body)) is None
+    assert json_of(Answer(200, body)) is None
 
 
 def uid_of(path: Path) -> str:

@@ -10,13 +10,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import StorageCommitmentPushModel, StudyRootQueryRetrieveInformationModelFind, Verification
+from pynetdicom.sop_class import (
+    StorageCommitmentPushModel,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    Verification,
+)
 from typer.testing import CliRunner
 
 from config import Config, load
@@ -61,6 +67,8 @@ def pacs(site: Site) -> Iterator[Callable[..., int]]:
         echoes: bool = True,
         knows: str = "",
         shows: Identity | None = None,
+        gets: tuple[str, ...] | None = None,
+        roles: bool = True,
     ) -> int:
         ae = AE("PACS")
         ae.require_called_aet = True
@@ -74,6 +82,10 @@ def pacs(site: Site) -> Iterator[Callable[..., int]]:
         ):
             if there:
                 ae.add_supported_context(service)
+        if gets is not None:
+            ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+            for sop_class in gets:
+                ae.add_supported_context(sop_class, scu_role=roles or None, scp_role=roles or None)
         context = None
         if shows is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -260,10 +272,10 @@ def test_a_certificate_that_we_show_and_it_does_not_take(pacs: Start, site: Site
 
 @pytest.fixture
 def web() -> Iterator[Callable[..., str]]:
-    """web(GET status, POST status, ahead_s) -> its URL."""
+    """web(GET status, POST status, ahead_s, what it says with 200) -> its URL."""
     servers: list[ThreadingHTTPServer] = []
 
-    def start(get: int = 204, post: int = 400, ahead_s: float = 0) -> str:
+    def start(get: int = 204, post: int = 400, ahead_s: float = 0, says: bytes = b"[]") -> str:
         class Answers(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self._say(get)
@@ -275,8 +287,10 @@ def web() -> Iterator[Callable[..., str]]:
             def _say(self, status: int) -> None:
                 self.send_response_only(status)
                 self.send_header("Date", format_datetime(NOW + timedelta(seconds=ahead_s), usegmt=True))
-                self.send_header("Content-Length", "0")
+                body = says if status == 200 else b""
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -297,6 +311,9 @@ def web() -> Iterator[Callable[..., str]]:
     [
         ({}, {}),
         ({"get": 200}, {}),
+        ({"get": 200, "says": b"{}"}, {"QIDO-RS": "bad"}),
+        ({"get": 200, "post": 200, "says": b"\n<!DOCTYPE html><html></html>"}, {"QIDO-RS": "bad", "STOW-RS": "bad"}),
+        ({"get": 502, "post": 502}, {"QIDO-RS": "bad", "STOW-RS": "bad"}),
         ({"get": 404}, {"QIDO-RS": "bad"}),
         ({"get": 401, "post": 401}, {"QIDO-RS": "bad", "STOW-RS": "bad"}),
         ({"post": 403}, {"STOW-RS": "bad"}),
@@ -317,6 +334,45 @@ def test_a_dicomweb_server(
     assert {step: each.state for step, each in steps.items()} == good | states
     assert "s3cret" not in str(steps)
     assert all(each.advice for each in steps.values() if each.state == "bad")
+
+
+# PS3.18 Table 10.5.3-1; all else but success is of somebody else, or says that it does not work
+ANSWERS_OF_STOW = {400: "good", 409: "good", 415: "good", 500: "remark"}
+
+
+@pytest.mark.parametrize("status", [*(int(each) for each in HTTPStatus if each >= 200), 520, 599])
+def test_stow_is_there_only_if_it_says_so_itself(web: Callable[..., str], status: int, tmp_path: Path) -> None:
+    peer = f'[[peer]]\nname = "pacs"\ndicomweb_url = "{web(post=status)}"\n'
+    (tmp_path / "node.toml").write_text(f'[node]\ndata_dir = "data"\n{peer}')
+    said = found(tmp_path / "node.toml")["STOW-RS"]
+    assert said.state == ("good" if status < 300 else ANSWERS_OF_STOW.get(status, "bad"))
+    assert said.state == "good" or (said.advice and str(status) in said.text)
+
+
+ROUTE = '[[route]]\nname = "chest"\nmatch = {}\npipeline = "lung-nodule"\nsend_to = ["pacs"]\npriors = "pacs"\n'
+CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+@pytest.mark.parametrize(
+    ("serves", "state", "words"),
+    [
+        ({"gets": (SR_3D, SEG, CT)}, "good", ""),
+        ({"gets": (SR_3D, SEG, CT), "roles": False}, "bad", "would not send reports by C-GET"),
+        ({"gets": (SEG, CT)}, "bad", "would not send reports by C-GET"),
+        ({"gets": (SR_3D, CT)}, "bad", "would not send Segmentations by C-GET"),
+        ({"gets": (SR_3D, SEG)}, "bad", "would not send CT images by C-GET"),
+        ({}, "bad", "does not serve C-GET"),
+        ({"stores": ()}, "bad", "does not serve C-GET"),
+    ],
+)
+def test_a_peer_that_is_asked_for_earlier_studies_must_send_them(
+    pacs: Start, serves: dict[str, Any], state: str, words: str, site: Site, tmp_path: Path
+) -> None:
+    said = found(settings(site, tmp_path, pacs(**serves), ROUTE))["C-GET"]
+    assert said.state == state
+    assert words in said.text
+    assert bool(said.advice) == (state == "bad")
+    assert "C-GET" not in found(settings(site, tmp_path, pacs(**serves)))
 
 
 def test_nobody_at_the_address_of_a_dicomweb_server(tmp_path: Path) -> None:
