@@ -683,9 +683,11 @@ def user_add(
 @user.command("list")
 def user_list(config: ConfigFile) -> None:
     """Who there is, with which role, and whether locked."""
+    from pacs_node.records import moment
+
     with _in_words(), _accounts(config) as accounts:
         for each in accounts.kept.users():
-            locked = f", locked until {each.locked_until:%Y-%m-%d %H:%M} UTC" if each.locked_until else ""
+            locked = f", locked until {moment(each.locked_until)}" if each.locked_until else ""
             console.print(f"{each.name}  {each.role}{locked}", markup=False, highlight=False)
 
 
@@ -729,9 +731,11 @@ def token_add(
 @token.command("list")
 def token_list(config: ConfigFile) -> None:
     """Which there are, with which role, until when, and when they were used last."""
+    from pacs_node.records import moment
+
     with _in_words(), _accounts(config) as accounts:
         for each in accounts.kept.tokens():
-            used = f"last used {each.used_at:%Y-%m-%d %H:%M} UTC" if each.used_at else "never used"
+            used = f"last used {moment(each.used_at)}" if each.used_at else "never used"
             text = f"{each.name}  {each.role}  until {each.expires_at:%Y-%m-%d}  {used}"
             console.print(text, markup=False, highlight=False)
 

@@ -36,6 +36,7 @@ from pacs_node.records import (
     REFUSAL_KINDS,
     Pause,
     Wanted,
+    moment,
     why_held,
 )
 from pacs_node.retention import Retention
@@ -314,7 +315,7 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         if node.working or not node.listening or node.ledger.living():
             return []
         last = node.ledger.last_begun(peer.name for peer in node.config.peers if peer.reachable)
-        since = f"since {last.astimezone():%Y-%m-%d %H:%M}" if last is not None else "yet"
+        since = f"since {moment(last)}" if last is not None else "yet"
         return [f"no worker has taken work {since}, and none lives: start one, pacs-node worker, on any machine"]
 
     def _clock(self) -> list[str]:

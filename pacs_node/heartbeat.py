@@ -24,7 +24,7 @@ from pacs_node.deliver.destination import Deferred, Undeliverable
 from pacs_node.deliver.dimse import send
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop
-from pacs_node.records import HEARTBEAT_AE, HEARTBEAT_ID, OPEN_JOB_STATES, why_held
+from pacs_node.records import HEARTBEAT_AE, HEARTBEAT_ID, OPEN_JOB_STATES, moment, why_held
 
 log = structlog.get_logger()
 
@@ -72,10 +72,10 @@ class Heartbeat:
         if last is None:
             return None
         if last["state"] == "failed":
-            return f"the heartbeat of {last['began_at']:%Y-%m-%d %H:%M} UTC failed: {last['why']}"
+            return f"the heartbeat of {moment(last['began_at'])} failed: {last['why']}"
         missed = timedelta(minutes=3 * self.config.heartbeat.every_minutes + self.config.heartbeat.late_minutes)
         if last["state"] == "arrived" and self.now() - last["began_at"] > missed:
-            return f"there has been no heartbeat since {last['began_at']:%Y-%m-%d %H:%M} UTC"
+            return f"there has been no heartbeat since {moment(last['began_at'])}"
         return None
 
     # ---- what it does

@@ -25,7 +25,7 @@ from pacs_node.errors import LedgerUnavailable, NodeError
 from pacs_node.kinds import of_kind
 from pacs_node.ledger import Ledger
 from pacs_node.loop import Loop
-from pacs_node.records import Notice, Pause
+from pacs_node.records import Notice, Pause, moment
 from pacs_node.silence_alarm import WEEK, WEEKS, fallen_silent, words
 
 log = structlog.get_logger()
@@ -68,7 +68,7 @@ def wrong_now(about: Notify, world: World, told: Mapping[str, Notice]) -> dict[s
         found["node"] = "; ".join(world.trouble)
     found |= {f"jobs {task}": sentence for task, sentence in world.failed.items()}
     found |= {
-        f"destination {name}": f"{name} has taken nothing since {_local(since)}: {why}"
+        f"destination {name}": f"{name} has taken nothing since {moment(since)}: {why}"
         for name, since, why in world.down
         if world.now - since >= timedelta(minutes=about.down_min)
     }
@@ -122,7 +122,7 @@ def planned(
     over = [key for key in told if key not in wrong and not key.startswith(FINDING)]
     bad = [
         *(notice.text for notice in new.values()),
-        *(f"still, since {_local(notice.since)}: {notice.text}" for notice in due.values()),
+        *(f"still, since {moment(notice.since)}: {notice.text}" for notice in due.values()),
     ]
     good = [f"well again: {told[key].text}" for key in over if key.partition(" ")[0] in wanted]
     return Plan((*bad, *good), len(bad), tuple((new | due).items()), tuple(over))
@@ -136,10 +136,6 @@ def found(about: Notify, jobs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         if wanted and (not about.pipelines or job["pipeline"] in about.pipelines):
             told[f"{FINDING}{job['id']}"] = f"{job['pipeline']} found: {', '.join(wanted)}; series {job['series_uid']}"
     return told
-
-
-def _local(time: datetime) -> str:
-    return f"{time.astimezone():%Y-%m-%d %H:%M}"
 
 
 # ---- effects
@@ -254,7 +250,7 @@ class Notifier:
             local = [time.astimezone().replace(tzinfo=None) for time in all_of_it]
             fallen = fallen_silent(sorted(local), here)
             if fallen is not None:
-                silent[f"{modality} from {sender}"] = words(sender, modality, fallen, here)
+                silent[f"{modality} from {sender}"] = words(sender, modality, all_of_it[-1], fallen.an_hour)
         self._learnt = time.monotonic(), silent, heard
         return silent, heard
 

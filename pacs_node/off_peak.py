@@ -47,5 +47,5 @@ class OffPeak:
 
 
 def _words(hours: Hours, opens: datetime | None, zone: tzinfo | None) -> str:
-    when = f", from {opens.astimezone(zone):%Y-%m-%d %H:%M} on" if opens is not None else ""
+    when = f", from {opens.astimezone(zone):%Y-%m-%d %H:%M %Z} on" if opens is not None else ""
     return f"waits for the hours of its route, {hours.text}{when}"

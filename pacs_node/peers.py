@@ -25,7 +25,7 @@ from pacs_node.errors import (
 )
 from pacs_node.ledger import Ledger
 from pacs_node.receive.address import why_elsewhere
-from pacs_node.records import Answer, Form, Offer, Package, Prepared
+from pacs_node.records import Answer, Form, Offer, Package, Prepared, moment
 from pacs_node.tls import Called, Certified, Files
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class LedgerMemory:
 
     def refusals(self, now: datetime) -> dict[tuple[str, str], str]:
         return {
-            (answer.sop_class_uid, answer.transfer_syntax_uid): f"{answer.refused} (asked {answer.at:%Y-%m-%d %H:%M})"
+            (answer.sop_class_uid, answer.transfer_syntax_uid): f"{answer.refused} (asked {moment(answer.at)})"
             for answer in self.answers()
             # an answer of the future was given before the clock was set back: nobody knows how old it is
             if answer.refused is not None and answer.at <= now < self.asked_again_at(answer)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from dicom_sr.findings import Findings
+
+
+def moment(at: datetime, to: str = "minutes") -> str:
+    """A moment as people are told it, on pages, in messages and in reasons: "2026-03-14 09:40 UTC".
+
+    to   "minutes" or "seconds"
+    """
+    return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(' ', to)} UTC"
 
 
 Of = TypeVar("Of")
@@ -387,9 +395,9 @@ class Pause:
 
     def said(self, by: str = "") -> str:
         """For whom it may be nobody's business who has paused it."""
-        end = f" until {self.until:%Y-%m-%d %H:%M} UTC" if self.until is not None else ""
+        end = f" until {moment(self.until)}" if self.until is not None else ""
         why = f": {self.reason}" if self.reason else ""
-        return f"{self.what} is paused{by} since {self.since:%Y-%m-%d %H:%M} UTC{end}{why}"
+        return f"{self.what} is paused{by} since {moment(self.since)}{end}{why}"
 
 
 # a report tells a sender what we keep of its images: nothing of ours is brought there

@@ -24,7 +24,7 @@ from config import Config, Known, Receive, check
 from pacs_node import settings_file
 from pacs_node.errors import LedgerUnavailable, NodeError, SettingsChanged, SettingsRefused, Told
 from pacs_node.ledger import Ledger
-from pacs_node.records import SettingsVersion
+from pacs_node.records import SettingsVersion, moment
 from pacs_node.route import identifying
 
 log = structlog.get_logger()
@@ -283,7 +283,7 @@ class LiveSettings:
         before = next((each for each in versions if each.id < number), None)
         if before is None or number not in {each.id for each in versions}:
             raise SettingsRefused("what the settings were before is not known any more")
-        what = f"put back as before {next(each.at for each in versions if each.id == number):%Y-%m-%d %H:%M:%S}"
+        what = f"put back as before {moment(next(each.at for each in versions if each.id == number), 'seconds')}"
         self.change(lambda now: _as_before(before.text, now), looked_at, who, what, back=True)
 
     def versions(self, limit: int = 100) -> list[SettingsVersion]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pacs_node.records import moment
+
 WEEKS = 6  # that are looked back
 FEWEST_WEEKS = 3  # of them that must be known
 FORGIVEN = 1  # of four or more: a week of holidays, or one in which the sender was repaired
@@ -48,8 +50,7 @@ def _between(came: Sequence[datetime], after: datetime, until: datetime) -> int:
     return bisect_right(came, until) - bisect_right(came, after)
 
 
-def words(sender: str, modality: str, fallen: Fallen, now: datetime) -> str:
-    """ "no CT from CT2 since 09:40, normally 6 an hour" """
-    since = f"{fallen.since:%H:%M}" if fallen.since.date() == now.date() else f"{fallen.since:%Y-%m-%d %H:%M}"
-    often = f"{fallen.an_hour:.0f} an hour" if fallen.an_hour >= 1.5 else f"{fallen.an_hour * 24:.0f} a day"
-    return f"no {modality} from {sender} since {since}, normally {often}"
+def words(sender: str, modality: str, since: datetime, an_hour: float) -> str:
+    """ "no CT from CT2 since 2026-03-14 09:40 UTC, normally 6 an hour" """
+    often = f"{an_hour:.0f} an hour" if an_hour >= 1.5 else f"{an_hour * 24:.0f} a day"
+    return f"no {modality} from {sender} since {moment(since)}, normally {often}"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pacs_node.records import NEXT, PRIORITY_NAMES, SHADOW, Job
+from pacs_node.records import NEXT, PRIORITY_NAMES, SHADOW, Job, moment
 
 EVERY = 4  # starts: one of so many is for a job that has been overtaken for too long
 
@@ -68,7 +68,7 @@ def begun(overtaken: Mapping[int, int], priority: int, classes: Iterable[int]) -
 def _why(job: Job, *, owed: bool) -> str:
     kind = PRIORITY_NAMES.get(job.priority, f"priority {job.priority}")
     if owed:
-        since = f"{job.created_at:%Y-%m-%d %H:%M}"
+        since = moment(job.created_at)
         return f"{kind}, waiting since {since}: one start of {EVERY} is for what more urgent jobs overtake"
     if job.priority == NEXT:
         return "next, because a person wants it so"

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from pacs_node.ledger.pauses import Pauses, held
 from pacs_node.ledger.tables import job_table, queue_table
-from pacs_node.records import BEGINNABLE, NOT_URGENT, Also, Job, Pause, why_held
+from pacs_node.records import BEGINNABLE, NOT_URGENT, Also, Job, Pause, moment, why_held
 from pacs_node.turns import Next, begun, in_order, turn_of
 
 BELONGS_TO = {"send": "infer_job", "confirm": "send_job", "report": "transaction_uid"}  # the column `parent`, by kind
@@ -90,7 +90,9 @@ class Queues(Pauses):
         rows = db.execute(sa.select(job_table).where(*later).order_by(job_table.c.not_before).limit(most)).mappings()
         jobs = [job_of(row) for row in rows]
         return [
-            _shown(job, f"not before {job.not_before:%Y-%m-%d %H:%M:%S}: {job.reason}", job.created_at) for job in jobs
+            _shown(job, f"not before {moment(job.not_before, 'seconds')}: {job.reason}", job.created_at)
+            for job in jobs
+            if job.not_before is not None
         ]
 
     def _held(

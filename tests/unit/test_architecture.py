@@ -92,7 +92,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "editions": {"records"},
     "silence": {"records"},
     "ahead": {"records", "errors"},
-    "silence_alarm": set(),
+    "silence_alarm": {"records"},
     "pulse": {"records"},
     "outcomes": set(),
     "spans": set(),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import pytest
 from pydicom.dataset import Dataset
 
 from dicom_sr import encode
 from dicom_sr.source import plane
 from models.read import read_ultrasound
+from pacs_node.records import Pause, moment
 from tests.factories import ct_series, us_image
+from tests.harness import ROOT
 from tests.results import WHEN, ct_findings
 
 
@@ -49,3 +56,32 @@ def test_other_options_make_other_objects() -> None:
         for dataset in encode(replace(plain, variant=variant), images, when=WHEN)
     }
     assert len(uids) == 2
+
+
+@pytest.fixture(params=["UTC", "Europe/Berlin", "Asia/Kolkata", "America/St_Johns"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In this time zone."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_a_time_is_said_in_utc_wherever_the_machine_is(machine: None) -> None:
+    at = datetime(2026, 3, 14, 11, 10, 5, tzinfo=timezone(timedelta(hours=1, minutes=30)))
+    assert moment(at) == "2026-03-14 09:40 UTC"
+    assert moment(at, "seconds") == "2026-03-14 09:40:05 UTC"
+    paused = Pause("destination", "pacs", at, "ana", until=at + timedelta(hours=1))
+    assert paused.words.endswith("since 2026-03-14 09:40 UTC until 2026-03-14 10:40 UTC")
+
+
+def test_no_source_says_a_time_without_its_zone() -> None:
+    said = [
+        (path.name, found[0])
+        for folder in ("pacs_node", "config", "models", "dicom_sr")
+        for path in (ROOT / folder).rglob("*.py")
+        for found in re.finditer(r"\{[^{}]*:[^{}]*%H:%M[^{}]*\}.{0,4}", path.read_text())
+    ]
+    assert said, "the pattern finds none"
+    assert not [each for each in said if "%Z" not in each[1] and not each[1].endswith("} UTC")]

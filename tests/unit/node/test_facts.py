@@ -16,7 +16,7 @@ from models import catalogue
 from pacs_node import notify
 from pacs_node.facts import NodeFacts
 from pacs_node.node import Node
-from pacs_node.records import JOB_KINDS, Evidence, Instance, Job, OpenSeries, Result, Wanted
+from pacs_node.records import JOB_KINDS, Evidence, Instance, Job, OpenSeries, Result, Wanted, moment
 from tests.factories import us_image
 from tests.harness import wait_for
 
@@ -220,7 +220,7 @@ def test_a_node_tells_of_what_failed_and_of_a_destination_that_takes_nothing(
         story.node.notifier.stop()
     [(title, body)] = messages
     assert title == "pacs-node PACSNODE: 1 thing to see to"
-    assert re.fullmatch(r"- results has taken nothing since \S+ \S+: the folder is away", body)
+    assert re.fullmatch(r"- results has taken nothing since \S+ \S+ UTC: the folder is away", body)
 
 
 TASK = {"infer": "breast-us", "send": "sending to results", "confirm": "proving arrival at results"}
@@ -316,8 +316,7 @@ def test_that_no_worker_lives_has_a_line_of_its_own(story: Story, monkeypatch: p
     story.now.time += timedelta(hours=1)
     story.begin(send)
     story.ledger.give_up_lease("w1")
-    at = story.now.time.astimezone()
-    assert [f"since {at:%Y-%m-%d %H:%M}, and none lives" in each for each in said()] == [True]
+    assert [f"since {moment(story.now.time)}, and none lives" in each for each in said()] == [True]
     monkeypatch.setattr(Node, "working", True)
     assert not said(), "it works itself"
 

@@ -21,7 +21,7 @@ def test_a_refusal_holds_for_a_while(ledger: Ledger) -> None:
     memory = LedgerMemory(ledger, PACS, "NODE")
     memory.remember([Answer(SEG, EXPLICIT_LE, "not supported", T0), Answer(SEG, IMPLICIT_LE, None, T0)])
     again = LedgerMemory(ledger, PACS, "NODE")
-    known = {(SEG, EXPLICIT_LE): "not supported (asked 2026-01-02 03:04)"}
+    known = {(SEG, EXPLICIT_LE): "not supported (asked 2026-01-02 03:04 UTC)"}
     assert again.refusals(T0 + timedelta(hours=1, minutes=59)) == known
     assert again.refusals(T0 + timedelta(hours=2)) == {}
     assert again.refusals(T0 - timedelta(hours=5)) == {}, "the clock was set back: nobody knows how old it is"

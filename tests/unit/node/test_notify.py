@@ -47,7 +47,7 @@ WRONG = World(  # everything at once
     full_in_days=6.9,
     certificates=[("web", 14), ("other", None)],
     drifts={"lung-nodule 1 kernel": "lung-nodule 1: Convolution Kernel drifts"},
-    silent={"CT from CT2": "no CT from CT2 since 09:40, normally 6 an hour"},
+    silent={"CT from CT2": "no CT from CT2 since 2026-03-14 09:40 UTC, normally 6 an hour"},
     paused=[Pause("device", "cpu", NOON - timedelta(hours=13), "ada")],
     heartbeat="the heartbeat failed",
 )
@@ -94,7 +94,7 @@ def test_new_lasting_and_well_again() -> None:
         assert planned(told, {"disk": "full in 5 days"}, again, NOON + timedelta(hours=hours)).lines == ()
     later = planned(told, {"disk": "full in 5 days"}, again, NOON + again)
     assert later.lines[0].endswith(": full in 5 days")
-    assert later.lines[0].startswith("still, since 2026-03-0")
+    assert later.lines[0].startswith("still, since 2026-03-02 12:00 UTC: ")
     told |= dict(later.noted)
     assert planned(told, {"disk": "full in 5 days"}, again, NOON + 1.9 * again).lines == ()
     over = planned(told, {}, again, NOON + 2 * again)
@@ -388,12 +388,15 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def test_a_mail_and_a_webhook_arrive(mailbox: tuple[str, Mailbox], webhook: tuple[str, list[dict[str, Any]]]) -> None:
-    deliver([mailbox[0], webhook[0]], "pacs-node AI: 1 thing to see to", "- no CT from CT2 since 09:40")
+    deliver([mailbox[0], webhook[0]], "pacs-node AI: 1 thing to see to", "- no CT from CT2 since 09:40 UTC")
     [mail] = mailbox[1].mails
     assert mail.rcpt_tos == ["oncall@example.org"]
-    assert "no CT from CT2 since 09:40" in mail.content.decode()
+    assert "no CT from CT2 since 09:40 UTC" in mail.content.decode()
     [told] = webhook[1]
-    assert (told["title"], told["message"]) == ("pacs-node AI: 1 thing to see to", "- no CT from CT2 since 09:40")
+    assert (told["title"], told["message"]) == (
+        "pacs-node AI: 1 thing to see to",
+        "- no CT from CT2 since 09:40 UTC",
+    )
 
 
 def test_where_one_of_several_takes_it_the_others_are_in_the_log(webhook: tuple[str, list[dict[str, Any]]]) -> None:

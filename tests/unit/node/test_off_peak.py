@@ -24,7 +24,7 @@ from pacs_node.web.app import create_app
 from tests.factories import us_image
 
 NOON = datetime(2026, 6, 3, 10, 0, tzinfo=UTC)  # a Wednesday, 12:00 in Berlin
-WORDS = "waits for the hours of its route, 19:00-07:00, from 2026-06-03 19:00 on"
+WORDS = "waits for the hours of its route, 19:00-07:00, from 2026-06-03 19:00 CEST on"
 TOML = """
 [node]
 data_dir = "data"
