@@ -55,7 +55,7 @@ soak: dev
 	TCP_NODELAY=1 $(BIN)/python -m tests.fault.soak --seed $(or $(SEED),1) --kills $(or $(KILLS),500)
 
 faults: dev
-	$(BIN)/python -m tests.fault.nth $(PART)
+	$(BIN)/python -m tests.fault.nth $(or $(PART),0:1) $(or $(MINUTES),inf) $(or $(SEED),1)
 
 powercuts: dev
 	$(BIN)/python -m tests.fault.power $(CUTS)

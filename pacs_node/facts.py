@@ -47,7 +47,7 @@ from pacs_node.viewer_facts import Viewed, ViewerFacts
 
 OVERDUE_AFTER_S = 3600.0  # a job that has not ended an hour after its time is named by /health
 RUNNING_SLACK_S = 900.0  # and so is one whose attempt runs for this much longer than its limits add up to
-STANDING_S = 60.0  # or that has not begun for so long, and two sweeps, though nothing of its queue runs
+STANDING_S = 15.0  # or that has not begun for so long, and two sweeps, though nothing of its queue runs
 AHEAD_S = 60.0  # times so far in the future were not measured by another clock: ours was set back
 
 NUMBERS = re.compile(r"\d+(\.\d+)?")
@@ -71,7 +71,12 @@ TASKS = {  # kind of job -> what it does, in words
 }
 
 FAILED = "has failed for good"
-LATE = {"running": "runs for longer than it may", "standing": "stands still", "overdue": "is overdue"}
+LATE = {
+    "running": "runs for longer than it may",
+    "standing": "stands still",
+    "overdue": "is overdue",
+    "failing": "fails and is tried again",
+}
 QUEUES = {**TASKS, "infer": "inference"}
 
 
@@ -218,6 +223,7 @@ class NodeFacts(ViewerFacts, PipelineFacts):
                 unattended=still,
                 standing=still if settled else None,
                 made=due,
+                failing=now - timedelta(seconds=self.node.config.jobs.sweep_s),
                 closed_of_standing=self._closed(still),
                 closed_of_made=self._closed(due["infer"]),
                 held=() if self._no_device(ledger.pauses(now)) is None else ("infer",),

@@ -754,19 +754,23 @@ class Flow:
         if isinstance(failure, Await):
             waits = self.ledger.retry_later(job, str(failure), failure.until, (), self.now(), counts=failure.counts)
             return (failure.until - self.now()).total_seconds() if waits else None
+        error = kind_of(failure)
         if isinstance(failure, StoreAway):  # it says nothing of this job: however long it takes
             until = self.now() + timedelta(seconds=STORE_AGAIN_S)
-            waits = self.ledger.retry_later(job, str(failure), until, failure.receipts, self.now(), counts=False)
+            waits = self.ledger.retry_later(
+                job, str(failure), until, failure.receipts, self.now(), counts=False, error=error
+            )
             return STORE_AGAIN_S if waits else None
         policy = self.retry_policies[job.kind]
         most = min(policy.max_attempts, self.most_attempts.get(type(failure), policy.max_attempts))
         if job.attempt >= most:
-            reason, error = f"gave up after {job.attempt} attempts: {failure}", kind_of(failure)
+            reason = f"gave up after {job.attempt} attempts: {failure}"
             self.ledger.finish(job, "failed", reason, self.now(), receipts=failure.receipts, error=error)
             return None
         delay_s = policy.delay_s(job.attempt, self.jitter)
-        not_before = self.now() + timedelta(seconds=delay_s)
-        return delay_s if self.ledger.retry_later(job, str(failure), not_before, failure.receipts, self.now()) else None
+        until = self.now() + timedelta(seconds=delay_s)
+        waits = self.ledger.retry_later(job, str(failure), until, failure.receipts, self.now(), error=error)
+        return delay_s if waits else None
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from models import catalogue, declaration_at, forms
 from models.forms import Choice
 from models.pipeline import Card, Declaration, Prior
 from pacs_node.errors import (
+    DISK_ERRORS,
     GiveUp,
     Interrupted,
     JobError,
@@ -40,6 +41,7 @@ from pacs_node.errors import (
     Refused,
     TimedOut,
     Told,
+    TryAgain,
     Unforeseen,
 )
 from pacs_node.memory import machine_bytes
@@ -154,6 +156,13 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class DiskFails:
+    """Waiting may cure it."""
+
+    words: str
+
+
+@dataclass(frozen=True)
 class Broken:
     """By an error that nobody foresaw. spoilt: nothing may work any more on its device."""
 
@@ -162,8 +171,10 @@ class Broken:
     spoilt: bool
 
 
-Said = Begun | At | Took | Unfit | NoMemory | Failed | Broken
-SAID: dict[str, type[Said]] = {kind.__name__: kind for kind in (Begun, At, Took, Unfit, NoMemory, Failed, Broken)}
+Said = Begun | At | Took | Unfit | NoMemory | Failed | DiskFails | Broken
+SAID: dict[str, type[Said]] = {
+    kind.__name__: kind for kind in (Begun, At, Took, Unfit, NoMemory, Failed, DiskFails, Broken)
+}
 ANSWER = "Answer"
 
 
@@ -444,6 +455,9 @@ class Inference:
                 return Unforeseen(what, Told(words, trace))
             case Failed(words):
                 return GiveUp(words)
+            case DiskFails(words):
+                self.stop()  # it may be the descriptors of that process that have run out
+                return TryAgain(f"{what}: {words}")
             case _:
                 raise AssertionError(said)
 
@@ -541,7 +555,12 @@ class _Models:
             return Unfit(str(refusal)[:LONGEST_WORDS])
         except _out_of_memory() as error:
             return NoMemory((str(error).splitlines() or ["no more memory"])[0][:LONGEST_WORDS])
-        except (WeightsError, BadOptions, BadOutput, BadPipeline) as error:
+        except (WeightsError, BadOptions, BadOutput, BadPipeline, OSError) as error:
+            of_disk = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(of_disk, OSError) and of_disk.errno in DISK_ERRORS:
+                return DiskFails(Told.of(of_disk).words[:LONGEST_WORDS])
+            if isinstance(error, OSError):
+                raise
             return Failed(str(error)[:LONGEST_WORDS])
 
     def _answer(self, request: Request, say: Callable[[Said], None]) -> Any:

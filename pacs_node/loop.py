@@ -55,8 +55,12 @@ class Loop:
         """None, or what is wrong, in words, for /health."""
         if self._failure is not None:
             return self._failure
+        return self.late(max(OVERDUE_S, OVERDUE * self._every_s))
+
+    def late(self, after_s: float) -> str | None:
+        """None, or that no tick has ended for longer than this."""
         silent_s = time.monotonic() - self._last
-        if self._thread.is_alive() and silent_s > max(OVERDUE_S, OVERDUE * self._every_s):
+        if self._thread.is_alive() and silent_s > after_s:
             return f"{self.name} has not come round for {silent_s:.0f} s"
         return None
 

@@ -87,6 +87,7 @@ ALONE_S = 120.0  # a data folder of which nothing was heard for this long receiv
 ALONE_EVERY_S = 10.0
 RENEW_BEFORE = timedelta(days=7)  # `/health` says so
 ENGINE_POLL_S = 0.1  # how soon a new job is noticed
+LATE_S = 5.0  # a sweep that takes so much longer than two should is told of: the job engine, or its database, hangs
 
 
 def utc_now() -> datetime:
@@ -706,8 +707,9 @@ class Node:
 
     def trouble_of_receiving(self) -> list[str]:
         """In this process."""
-        said = (self.intake.loop.trouble, self._refusals.trouble, self.audit.trouble)
-        return [trouble for trouble in said if trouble is not None]
+        said = (self.intake.loop.trouble, self._refusals.trouble, self.audit.trouble, self.spool.trouble)
+        doors = self.listener.trouble if self.listener is not None else []
+        return [*doors, *(trouble for trouble in said if trouble is not None)]
 
     # ---- what drives the flow, and what is told of it
 
@@ -741,7 +743,8 @@ class Node:
         told = self.notifier.trouble() if self.notifier is not None else []
         away = self.syslog.trouble if self.syslog is not None else None
         traces = self.traces.trouble if self.traces is not None else None
-        told = [*told, *(each for each in (away, self.audit.ailing, traces) if each is not None)]
+        late = self.engine.sweeper.late(LATE_S + 2 * self.config.jobs.sweep_s) if self.engine is not None else None
+        told = [*told, *(each for each in (away, self.audit.ailing, traces, late) if each is not None)]
         told += [*self._heartbeat_fails(), *filter(None, [self.patients.loop.trouble])]
         return [*self.stages.inference.trouble(), *self._certificate_ends(), *told]
 

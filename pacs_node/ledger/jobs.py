@@ -272,14 +272,17 @@ class Jobs(Editions, Queues, Figures, Tallies, FoundRows):
         now: datetime,
         *,
         counts: bool = True,
+        error: str | None = None,
     ) -> bool:
         """This attempt failed in a way that waiting may cure; the next attempt is a row, not a sleeping thread.
 
-        counts: False, and it is none of the attempts that a job may make
+        counts: False, and it is none of the attempts that a job may make. error: the class of what it failed by; None:
+        it waits for something, and has not failed
         """
         step = {"attempt": job.attempt + 1} if counts else {"generation": job.generation + 1}
+        known = {"reason": reason, "error": error, "crashes": 0, "not_before": not_before}
         with self._begin() as db:
-            moved = self._move(db, job, "waiting", reason=reason, crashes=0, not_before=not_before, **step)
+            moved = self._move(db, job, "waiting", **known, **step)
             if moved:
                 self._add_receipts(db, job, receipts)
                 self._note(db, job.series_uid, now, "retry", f"{task_of(job)}: {reason}")

@@ -45,6 +45,7 @@ class Late:
     unattended: datetime  # so should one of another worker that began before then
     standing: datetime | None  # of a queue something should have begun since; None: not asked
     made: Mapping[str, datetime]  # kind -> a job that was made before then should have ended
+    failing: datetime  # one that was made before then should have come through, and not failed to be tried again
     closed_of_standing: Collection[str] = ()  # routes that were not open all the time since `standing`
     closed_of_made: Collection[str] = ()  # or since `made`
     held: Collection[str] = ()  # kinds that cannot begin now
@@ -131,7 +132,8 @@ class Pages(Lists):
         "standing": they might have begun before then, and of their queue nothing runs or has begun or ended since.
         "overdue": they have not ended though they were made before the time of their kind; shadows wait as long as
         others run, and who waits for other series of a study has a time of their own. Whoever was paused since, or
-        rests because their route is closed, is neither standing nor overdue."""
+        rests because their route is closed, is neither standing nor overdue. "failing": their last attempt has failed,
+        and they are tried again."""
         begun, of = job_table.c.started_at, job_table.c.kind
         with self._reading() as db:
             long = [sa.and_(of == kind, begun < before) for kind, before in asked.begun.items()]
@@ -141,6 +143,8 @@ class Pages(Lists):
             able = sa.not_(sa.and_(of.in_(asked.held), job_table.c.state != "running"))
             standing = [sa.and_(each, able) for each in self._standing(db, asked)]
             overdue = sa.and_(self._overdue(db, asked), able, *(sa.not_(each) for each in (running, *standing)))
+            told = *(sa.not_(each) for each in (running, *standing)), sa.not_(overdue)
+            failing = sa.and_(self._failing(db, asked.failing), able, *told)
             made = job_table.c.created_at
             return {
                 "running": _first_of_each_task(db, sa.select(job_table).where(running), begun),
@@ -148,6 +152,7 @@ class Pages(Lists):
                 if standing
                 else [],
                 "overdue": _first_of_each_task(db, sa.select(job_table).where(overdue), made),
+                "failing": _first_of_each_task(db, sa.select(job_table).where(failing), made),
             }
 
     def _overdue(self, db: sa.Connection, asked: Late) -> sa.ColumnElement[bool]:
@@ -159,6 +164,15 @@ class Pages(Lists):
                 sa.and_(job_table.c.kind == kind, since < before, *live, ~held(self._pauses(db, before)))
                 for kind, before in asked.made.items()
             ),
+        )
+
+    def _failing(self, db: sa.Connection, before: datetime) -> sa.ColumnElement[bool]:
+        return sa.and_(
+            job_table.c.state.in_(OPEN_JOB_STATES),
+            job_table.c.error.is_not(None),
+            job_table.c.created_at < before,
+            job_table.c.shadow.is_(False),
+            ~held(self._pauses(db, before)),
         )
 
     def _standing(self, db: sa.Connection, asked: Late) -> list[sa.ColumnElement[bool]]:

@@ -148,7 +148,7 @@ job_table = sa.Table(
     sa.Column("crashes", sa.Integer, nullable=False, default=0),  # attempts begun without an outcome, in a row
     sa.Column("executor", sa.String(128)),
     sa.Column("reason", sa.Text, nullable=False, default=""),
-    sa.Column("error", sa.String(64)),  # class of the error that it failed by
+    sa.Column("error", sa.String(64)),  # class of the error that it, or its last attempt, failed by
     sa.Column("rested_s", sa.Float),  # of its wait, while the hours of its route were not
     sa.Column("progress", sa.Float, nullable=False, default=0.0),
     sa.Column("progress_text", sa.Text, nullable=False, default=""),

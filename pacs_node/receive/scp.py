@@ -198,6 +198,12 @@ class Listener:
         with self._change:
             return frozenset(sender.association for sender in self._open.values())
 
+    @property
+    def trouble(self) -> list[str]:
+        """Why nobody can come in, in words."""
+        said = (server.trouble for server in (self._server, self._secured) if server is not None)
+        return [each for each in said if each is not None]
+
     def stop(self, drain_s: float) -> None:
         """Refuse new associations, let the open ones go on for up to `drain_s`, then abort them."""
         servers = [server for server in (self._server, self._secured) if server is not None]

@@ -106,6 +106,7 @@ class Spool:
         self._packs = threading.Lock()
         self._serial = itertools.count()
         self._began = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}"
+        self._fails = False  # the disk did, when an image came last
 
     def begin(self, announced: Announced) -> Incoming:
         """A data set is on its way."""
@@ -270,6 +271,29 @@ class Spool:
         disk = os.statvfs(self.root)
         if disk.f_bavail * disk.f_frsize - size < self.keep_free_gb * GB:
             raise SpoolFull(f"{self.root} has less than {self.keep_free_gb:g} GB free; free some space")
+
+    @property
+    def trouble(self) -> str | None:
+        """None, or why no image can be kept now: once one could not be, the disk is tried until it works again."""
+        if not self._fails:
+            return None
+        try:
+            trial = self.loose()
+            try:
+                record = trial.begin()
+                record.write(b"\0")
+                record.keep(datetime.now(UTC), "")
+            finally:
+                self.discard(trial)
+            sync(self._unfinished)
+        except OSError as error:
+            return f"images cannot be kept ({error.strerror}): senders are answered 0xA700"
+        self._fails = False
+        return None
+
+    def failed(self) -> None:
+        """An image was not kept, for an error of the disk."""
+        self._fails = True
 
     def full(self) -> SpoolFull:
         return SpoolFull(f"{self.root} ran full while writing; free some space")
@@ -476,6 +500,7 @@ class Incoming:
                 raise
             return self._spool.store(self, identity, now(), then)
         except OSError as error:
+            self._spool.failed()
             if error.errno in pack.NO_SPACE:
                 raise self._spool.full() from error
             raise

@@ -6,6 +6,7 @@ threads for each association that look every few milliseconds if there is anythi
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 import struct
@@ -49,6 +50,8 @@ LISTEN_BACKLOG = 128  # connections that wait to be taken; the next one is dropp
 MOST_UNSERVED = 4  # requests of a peer while it owes us an answer: one, unless a window was agreed (PS3.7 D.3.3.3)
 
 TELL_EVERY_S = 10.0  # that some were closed: a stranger must not fill the log either
+TAKE_AGAIN_S = 0.1  # after a connection could not be taken: it waits on, and nothing else would slow us down
+TAKING_FAILS_S = 1.0  # after that, for /health
 
 # PDU types: PS3.8 9.3
 REQUEST, ACCEPT, REJECT, DATA, RELEASE, RELEASED, ABORT = 1, 2, 3, 4, 5, 6, 7
@@ -107,6 +110,7 @@ class Server(ThreadedAssociationServer):
         self._door, self._tls = door, tls
         self.on_not_secured = on_not_secured
         self._ended = False  # an association, since garbage was last collected
+        self._not_taken = ("", -math.inf)  # why a connection could not be taken, and when
         super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
 
     def _make_room(self, max_associations: int) -> None:
@@ -132,11 +136,24 @@ class Server(ThreadedAssociationServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """The handshake is for the thread of the connection."""
-        connected, address = super().get_request()
+        try:
+            connected, address = super().get_request()
+        except (BlockingIOError, ConnectionError):  # another process was quicker; the peer was gone
+            raise
+        except OSError as error:
+            self._not_taken = error.strerror or "", time.monotonic()
+            time.sleep(TAKE_AGAIN_S)
+            raise
         if self._tls is not None:
             context = self._tls.context()
             connected = context.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)
         return connected, address
+
+    @property
+    def trouble(self) -> str | None:
+        """None, or why no connection can be taken now."""
+        why, at = self._not_taken
+        return f"no connection can be taken ({why})" if time.monotonic() - at < TAKING_FAILS_S else None
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Is there room for a connection that has not said yet whose it is?"""

@@ -2,7 +2,7 @@
 
 A fault names calls that do one thing to one part of the node: `write` to the `ledger`. Every call before the n-th is
 let go on, and so is every one once the fault is over. Then all that was answered with 0x0000 is delivered, once,
-without a restart, and /health tells the truth meanwhile.
+without a restart, and /health is "ok" again, which it is not while something that was promised cannot move.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import random
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import Self
 
@@ -97,11 +98,15 @@ PLACES = {  # of a file below the node's folder -> the part of the node that it 
 }
 DISK = frozenset(("write", "sync", "name", "open"))
 ON_THE_DISK = frozenset(("pack", "ledger", "engine", "results", "work"))
-NEEDED = frozenset(
-    {"ledger"}
-)  # while it fails, /health says so at once; of the engine within a minute; a lock is waited for
 WITHIN_S = 120.0  # everything is delivered after the end of a fault
-HELD_S = 3.0
+HELD_S = 4.0
+TOLD_S = 2.0  # /health says what fails: a sweep, an attempt that is made again, and a look
+TOLD_LATER_S = {  # where somebody else waits first
+    ("lock", "ledger"): 8.0,  # SQLite: until two sweeps and 5 s have not come round (node.LATE_S)
+    ("lock", "engine"): 8.0,
+    ("", "engine"): 18.0,  # DBOS: until a job has stood still for two sweeps and 15 s (facts.STANDING_S)
+}
+NOBODY_WAITS = {("", "log"), ("recv", "sender"), ("send", "sender")}  # a line is lost; the sender's own connection
 UNLOCK = fcntl.F_UNLCK.to_bytes(2, sys.byteorder)  # the type of a struct flock
 Class = tuple[str, str]  # what is done, to which part
 
@@ -122,6 +127,17 @@ class Fault:
     def __str__(self) -> str:
         lasts = f", and all others for {self.for_s:g} s" if self.for_s else ""
         return f"{self.what}: call {self.n} fails with {errno.errorcode[self.error]}{lasts}"
+
+    @property
+    def told_s(self) -> float | None:
+        """/health says so after this time; None: nobody waits for what fails."""
+        if any({(deed, part), ("", part)} & NOBODY_WAITS for deed, part in self.of) or self.error == errno.ECONNABORTED:
+            return None
+        return min(told_s(of) for of in self.of)
+
+
+def told_s(of: Class) -> float:
+    return TOLD_LATER_S.get(of, TOLD_LATER_S.get(("", of[1]), TOLD_S))
 
 
 class Sockets:
@@ -155,18 +171,17 @@ class Sockets:
 
 
 class Failing:
-    """Counts calls by class, and fails those that the fault of the moment names."""
+    """Counts calls by class, and fails those that the faults of the moment name."""
 
     def __init__(self, folder: Path, ports: dict[int, str]) -> None:
         self.folder, self.ports, self._sockets = str(folder), ports, Sockets()
         self.counted: Counter[Class] = Counter()
-        self.fault: Fault | None = None
-        self.hits: list[float] = []  # when a call failed
+        self.hits: dict[Fault, list[float]] = {}  # of each fault, when a call failed
         self._lock = threading.Lock()
 
-    def arm(self, fault: Fault | None) -> None:
+    def arm(self, *faults: Fault) -> None:
         with self._lock:
-            self.fault, self.hits = fault, []
+            self.hits = {fault: [] for fault in faults}
             self.counted.clear()
 
     def judge(self, call: Call) -> int:
@@ -175,15 +190,13 @@ class Failing:
             return 0
         with self._lock:
             self.counted[of] += 1
-            fault = self.fault
-            if fault is None or of not in fault.of:
-                return 0
             now = time.monotonic()
-            due = sum(self.counted[each] for each in fault.of) == fault.n
-            holds = bool(self.hits) and now - self.hits[0] < fault.for_s
-            if due or holds:
-                self.hits.append(now)
-                return fault.error
+            for fault, hits in self.hits.items():
+                due = sum(self.counted[each] for each in fault.of) == fault.n
+                holds = bool(hits) and now - hits[0] < fault.for_s
+                if of in fault.of and (due or holds):
+                    hits.append(now)
+                    return fault.error
         return 0
 
     def class_of(self, call: Call) -> Class | None:
@@ -214,7 +227,8 @@ class Health:
     """What /health says, looked at all the time."""
 
     def __init__(self, port: int) -> None:
-        self.url, self.said = f"http://127.0.0.1:{port}/health", list[tuple[float, str, list[str]]]()
+        self.url = f"http://127.0.0.1:{port}/health"
+        self.said: list[tuple[float, float, str, list[str]]] = []  # when it was asked, and answered; what
         self.associations = 0  # that are open
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -230,22 +244,24 @@ class Health:
     def _look(self) -> None:
         with httpx.Client(timeout=20) as client:
             while not self._over.wait(0.2):
+                asked = time.monotonic()
                 try:
                     answer = client.get(self.url)
                     facts = answer.json()
                     good = answer.status_code == (503 if facts["status"] == "trouble" else 200)
                     status = facts["status"] if good else f"{facts['status']} with {answer.status_code}"
-                    self.said.append((time.monotonic(), status, facts["reasons"]))
+                    self.said.append((asked, time.monotonic(), status, facts["reasons"]))
                     self.associations = facts["open_associations"]
                 except (httpx.TransportError, ValueError) as error:
-                    self.said.append((time.monotonic(), f"no answer: {type(error).__name__}", []))
+                    self.said.append((asked, time.monotonic(), f"no answer: {type(error).__name__}", []))
 
     @property
     def now(self) -> tuple[str, list[str]]:
-        return self.said[-1][1:] if self.said else ("not asked", [])
+        return self.said[-1][2:] if self.said else ("not asked", [])
 
-    def between(self, since: float, until: float) -> set[str]:
-        return {status for at, status, _ in self.said if since <= at <= until}
+    def between(self, since: float, until: float) -> list[str]:
+        """What it answered to whatever it was asked then."""
+        return [status for asked, answered, status, _ in self.said if since <= asked and answered <= until]
 
 
 class Bench:
@@ -277,34 +293,44 @@ class Bench:
 
     def whole(self) -> Counter[Class]:
         """A series without any fault: how many calls of each class it takes."""
-        wrong = self.tried(None)
+        wrong = self.tried()
         assert wrong is None, wrong
         return Counter(self.failing.counted)
 
-    def tried(self, fault: Fault | None) -> str | None:
-        """One series through the node with this fault; None, or what is wrong then."""
+    def tried(self, *faults: Fault) -> str | None:
+        """One series through the node with these faults; None, or what is wrong then."""
         self.serial += 1
         # long, so that it is written as it comes; and short
         images = series_of(f"nth {self.serial}", range(1, 2), size=300)
         images += series_of(f"nth {self.serial}", range(2, 3), size=40)
-        self.failing.arm(fault)
+        self.failing.arm(*faults)
         told = self.books.send(self.node.dicom_port, images, tries=60, wait=time.sleep)
         if not self.node.alive:
             return f"the node ended: {self.node.log()[-1500:]}"
         if not told:
             return f"the images are refused for ever: {self.health.now}"
-        deadline = time.monotonic() + WITHIN_S
-        while why := self.not_yet(images):
+        deadline, moved_at = time.monotonic() + WITHIN_S, math.inf
+        while True:
+            why = self.not_moved(images)
+            if why is None:
+                moved_at = min(moved_at, time.monotonic())
+                if self.health.now[0] == "ok":
+                    break
+                why = "all is delivered, and /health does not say so"
             if not self.node.alive:
                 return f"the node ended: {self.node.log()[-1500:]}"
             if time.monotonic() > deadline:
                 return f"{why}; /health says {self.health.now}"
             time.sleep(0.05)
-        wrong = self.not_told(self.failing.hits) if fault is not None and fault.for_s else None
-        self.failing.fault = None
-        return wrong or self.not_once(images)
+        told = (self.not_told(fault, hits, moved_at) for fault, hits in self.failing.hits.items())
+        return next((wrong for wrong in told if wrong is not None), None) or self.not_once(images)
 
-    def not_yet(self, images: Sequence[Image]) -> str | None:
+    @property
+    def reached(self) -> int:
+        """How many of the faults have come to pass."""
+        return sum(map(bool, self.failing.hits.values()))
+
+    def not_moved(self, images: Sequence[Image]) -> str | None:
         """None once all is where it should be, and said to be; else what is not."""
         uids = frozenset(image.sop_instance_uid for image in images)
         for name, reports in (("PACS", dict(self.honest.reports)), ("folder", self.delivered(images))):
@@ -321,7 +347,7 @@ class Bench:
             return f"jobs of {images[0].series_uid} ended so: {odd}"
         if self.health.associations:
             return f"{self.health.associations} associations are open still"
-        return None if self.health.now[0] == "ok" else "all is delivered, and /health does not say so"
+        return None
 
     def delivered(self, images: Sequence[Image]) -> dict[str, Arrived]:
         """Reports in the folder about any of these."""
@@ -341,65 +367,85 @@ class Bench:
                     return f"{what} in the {name}: {wrong} among {sorted(reports)}"
         return None
 
-    def not_told(self, hits: Sequence[float]) -> str | None:
-        """While what the node needs has failed again and again, /health has said so at least once."""
-        fault = self.failing.fault
-        if fault is None or not any(of[1] in NEEDED and of[0] != "lock" for of in fault.of) or not hits:
+    def not_told(self, fault: Fault, hits: Sequence[float], moved_at: float) -> str | None:
+        """While something stood still because it failed again and again, /health did not say "ok"."""
+        if (told_s := fault.told_s) is None or len(hits) < 2:
             return None
-        steady = hits[-1] - hits[0] > HELD_S / 2 and max(b - a for a, b in pairwise(hits)) < 1.0
-        said = self.health.between(hits[0], hits[-1] + 1.0)
-        return f"/health said {said} while it failed {len(hits)} times" if steady and said <= {"ok"} else None
+        gap_s = max(after - before for before, after in pairwise(hits))
+        if hits[-1] - hits[0] < max(told_s, gap_s) or gap_s > told_s or moved_at < hits[-1]:
+            return None  # it was tried too seldom to know, or nothing waited for it
+        said = self.health.between(hits[0] + told_s, hits[-1])
+        return f"/health said {said} while it failed {len(hits)} times" if "ok" in said else None
 
 
 def faults(counted: Counter[Class]) -> Iterator[Fault]:
-    """Every n of every class, each error once; then each class for some seconds, and the whole disk."""
+    """Every n of every class with every error, once; then each class for some seconds, and the whole disk."""
     for of, count in sorted(counted.items()):
         errors = DEEDS[of[0]][1]
-        for n in range(1, count + 1):
-            yield Fault(frozenset({of}), n, errors[n % len(errors)])
+        for error in errors:
+            for n in range(1, count + 1):
+                yield Fault(frozenset({of}), n, error)
         if of[0] == "thread":
             continue
         for number, error in enumerate(errors):
             for n in sorted({1 + number, 1 + count // 2, count}):
-                yield Fault(frozenset({of}), n, error, HELD_S)
+                yield Fault(frozenset({of}), n, error, max(HELD_S, told_s(of) + 4.0))
     disk = frozenset(of for of in counted if of[0] in DISK and of[1] in ON_THE_DISK)
     together = sum(counted[of] for of in disk)
     for n in range(1, together, max(1, together // 12)):
         yield Fault(disk, n, errno.ENOSPC, HELD_S)
 
 
-def sample(counted: Counter[Class], seed: int, most: int) -> list[Fault]:
-    """Some of them: classes in turn, so that each comes before any comes again."""
+def in_turn(found: Iterable[Fault], seed: int) -> list[Fault]:
+    """The same, shuffled: of each class one, then of each another."""
     dice = random.Random(seed)
     by_class: dict[frozenset[Class], list[Fault]] = {}
-    for fault in faults(counted):
+    for fault in found:
         by_class.setdefault(fault.of, []).append(fault)
     groups = list(by_class.values())
-    dice.shuffle(groups)
-    return [dice.choice(group) for group in groups][:most]
+    for group in (groups, *groups):
+        dice.shuffle(group)
+    return [fault for fault in chain.from_iterable(zip_longest(*groups)) if fault is not None]
 
 
-def run(part: slice) -> Iterator[tuple[Fault, str | None, bool]]:
-    """Every fault of a part of all, what is wrong with it, and whether the node came to it. A node that was found to
-    be wrong makes room for a new one."""
+def sample(counted: Counter[Class], seed: int) -> list[Fault]:
+    """One call of each class, so that each deed fails with each of its errors."""
+    dice = random.Random(seed)
+    drawn = []
+    for deed, (_, errors) in DEEDS.items():
+        parts = sorted(part for at, part in counted if at == deed)
+        first = dice.randrange(len(errors))
+        for number in range(max(len(parts), len(errors)) if parts else 0):
+            of = (deed, parts[number % len(parts)])
+            error = errors[(first + number) % len(errors)]
+            drawn.append(Fault(frozenset({of}), dice.randint(1, counted[of]), error))
+    dice.shuffle(drawn)
+    return drawn
+
+
+def run(part: slice, seed: int, within_s: float) -> Iterator[tuple[Fault, str | None, bool]]:
+    """Every fault of a part of all, as far as the time goes, what is wrong with it, and whether the node came to it. A
+    node that was found to be wrong makes room for a new one."""
     todo: list[Fault] | None = None
-    while todo is None or todo:
+    until = time.monotonic() + within_s
+    while (todo is None or todo) and time.monotonic() < until:
         with tempfile.TemporaryDirectory(prefix="nth-") as folder, Bench(Path(folder)) as bench:
             if todo is None:
-                todo = list(faults(bench.whole()))[part]
+                todo = in_turn(faults(bench.whole()), seed)[part]
             wrong = None
-            while todo and wrong is None:
+            while todo and wrong is None and time.monotonic() < until:
                 fault = todo.pop(0)
                 wrong = bench.tried(fault)
-                yield fault, wrong, bool(bench.failing.hits)
+                yield fault, wrong, bool(bench.reached)
 
 
 def main() -> None:
-    """All of it, or a part: python -m tests.fault.nth [FIRST:EVERY]."""
-    first, _, every = (sys.argv[1] if len(sys.argv) > 1 else "0:1").partition(":")
+    """All of it, or a part, or as many as a time allows: python -m tests.fault.nth [FIRST:EVERY] [MINUTES] [SEED]."""
+    part, minutes, seed, *_ = [*sys.argv[1:], *["0:1", "inf", "1"][len(sys.argv) - 1 :]]
+    first, _, every = part.partition(":")
     began = time.monotonic()
     of, reached, wrong = Counter[str](), 0, 0
-    for fault, said, came in run(slice(int(first), None, int(every))):
+    for fault, said, came in run(slice(int(first), None, int(every)), int(seed), 60 * float(minutes)):
         of[fault.what] += 1
         reached += came
         wrong += said is not None
@@ -407,7 +453,7 @@ def main() -> None:
             print(f"{fault}: {said}", flush=True)
     figures = {"faults": of.total(), "reached": reached, "wrong": wrong, "of": dict(sorted(of.items()))}
     figures["minutes"] = round((time.monotonic() - began) / 60, 1)
-    results.record("faults", {"part": f"{first}:{every}", **figures})
+    results.record("faults", {"part": part, "seed": int(seed), **figures})
     print(json.dumps(figures, indent=1))
     sys.exit(wrong > 0)
 

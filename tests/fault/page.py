@@ -51,13 +51,17 @@ compare what senders were told with what the honest destination has: every image
 beside one that says the same or that nothing has replaced, and each says the figure that its images' pixels make."""
 CALLS = """## Failing calls
 
-`make faults` (`tests/fault/nth.py`; `PART=0:5` for every fifth): a series goes from C-STORE to a PACS and to a folder,
-and the n-th write, sync, rename, open, truncation, read, lock, connect, send, receive, accept or start of a thread of
-one part of the node fails, for every n: received images, both databases, results, copies for the inference, the folder,
-the log, the sender's connection, the PACS's, the inference process's. Then the same for 3 seconds, and a disk that is
-full for 3 seconds. The kernel refuses the real call (seccomp's user notification), of Python and of SQLite alike.
-While the ledger fails `/health` says so at once; of the job engine's own file within a minute, for the engine waits by
-itself. The tests draw some of these faults (`FAULT_SEED`)."""
+`make faults` (`tests/fault/nth.py`; `PART=0:5` for every fifth, `MINUTES=60` for as many as that allows): a series goes
+from C-STORE to a PACS and to a folder, and the n-th write, sync, rename, open, truncation, read, lock, connect, send,
+receive, accept or start of a thread of one part of the node fails, for every n and with every error that such a call
+may give: received images, both databases, results, copies for the inference, the folder, the log, the sender's
+connection, the PACS's, the inference process's. Then the same for seconds, and a disk that is full for seconds. The
+kernel refuses the real call (seccomp's user notification), of Python and of SQLite alike.
+
+While something that was promised cannot move, `/health` must never say "ok", from two seconds after the first failure
+on (eight while SQLite waits for a lock; eighteen for the job engine's own file, where nothing but a job that stands
+still may show it), and must say "ok" again afterwards, without a restart. The tests try one call of every class, and
+every error (`FAULT_SEED`)."""
 POWER = """## Power cuts
 
 `make powercuts` (`tests/fault/power.py`; `CUTS=500` for so many of them): every call that touches the node's files is
@@ -110,7 +114,14 @@ def page() -> str:
     fuzz = json.loads(FUZZ.read_text()) if FUZZ.exists() else None
     kills = {"kills": "kills", "seed": "seed", "images promised": "acknowledged", "reports": "reports", "lost": "lost"}
     kills |= {"twice": "duplicate", "differing": "differing", "sent again": "sent_again", "minutes": "minutes"}
-    calls = {"part": "part", "faults": "faults", "that came to pass": "reached", "wrong": "wrong", "minutes": "minutes"}
+    calls = {
+        "part": "part",
+        "seed": "seed",
+        "faults": "faults",
+        "that came to pass": "reached",
+        "wrong": "wrong",
+        "minutes": "minutes",
+    }
     power = {"calls": "acts", "images promised": "acknowledged", "cuts": "cuts", "nodes started": "started"}
     power |= {"wrong": "wrong", "minutes": "minutes"}
     fuzzed = {name: name for name in ("conversations", "bodies", "crashes", "hangs")}

@@ -140,6 +140,9 @@ class Pipeline:
             raise SystemExit(4)
         if self.does == "refuse":
             raise UnfitInput("the slices are not axial")
+        if self.does.startswith("fail with "):
+            number = int(self.does.split()[-1])
+            raise OSError(number, os.strerror(number), str(files[0]))
         if self.does == "eat":
             raise MemoryError("8 GB wanted")
         return Findings("t", "volume", (), (), Algorithm("t", "1"), facts={"file": files[0].name, "pid": os.getpid()})

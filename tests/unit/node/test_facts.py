@@ -174,7 +174,7 @@ def test_however_many_need_a_person_they_are_counted_and_few_are_named(story: St
         "sending to results is overdue (40 jobs): it rests",
     ]
     assert len(health["attention"]) == 20
-    assert [len(jobs) for jobs in (story.ledger.unresolved(), *story.facts._late().values())] == [20, 0, 0, 20]
+    assert [len(jobs) for jobs in (story.ledger.unresolved(), *story.facts._late().values())] == [20, 0, 0, 20, 0]
     assert story.facts._late()["is overdue"][0]["job"] == "waiting-0"
 
 
@@ -291,6 +291,46 @@ def test_overdue_jobs_are_named(story: Story) -> None:
     story.begin(send)
     assert story.ledger.retry_later(send, "results does not answer", story.now() + timedelta(hours=1), (), story.now())
     assert story.facts.health()["reasons"] == ["sending to results is overdue (1 job): results does not answer"]
+
+
+@pytest.mark.parametrize("kind", JOB_KINDS)
+def test_a_job_that_fails_and_is_tried_again_is_named_until_it_ends(story: Story, kind: str) -> None:
+    if kind != "infer":
+        story.end(story.one("infer"), "done", "1 finding")
+        story.add(other(kind, "results"))
+    job, later = story.one(kind), story.now() + timedelta(hours=1)
+    story.begin(job)
+    assert story.ledger.retry_later(job, "it has to wait for a report", later, (), story.now())
+    story.now.time += timedelta(seconds=30)
+    assert story.status == "ok", "to wait is not to fail"
+    job = story.one(kind)
+    story.begin(job)
+    assert story.ledger.retry_later(job, "the disk is full", later, (), story.now(), error="TryAgain")
+    health = story.facts.health()
+    assert health["status"] == "degraded"
+    [reason] = health["reasons"]
+    assert reason.endswith("fails and is tried again (1 job): the disk is full")
+    assert health["attention"][0]["job"] == job.id
+    job = story.one(kind)
+    story.begin(job)
+    assert story.status == "degraded", "it runs, and nobody knows what will come of it"
+    assert story.ledger.finish(job, "done", "", story.now())
+    assert story.status == "ok"
+
+
+def test_a_job_that_failed_a_moment_ago_or_is_paused_needs_nobody(story: Story) -> None:
+    send = story.node.flow._send_job(story.one("infer"), "results")
+    story.end(story.one("infer"), "done", "1 finding", send)
+    story.begin(send)
+    assert story.ledger.retry_later(send, "away", story.now() + timedelta(hours=1), (), story.now(), error="TryAgain")
+    assert story.status == "ok", "it is younger than a sweep"
+    story.now.time += timedelta(seconds=30)
+    assert story.status == "degraded"
+    assert story.facts.pause("destination", "results", "", "it is moved") is None
+    assert story.status == "ok"
+    assert story.facts.resume("destination", "results", "")
+    assert story.ledger.run_again(send.id, story.now())
+    assert story.status == "ok", "somebody has seen to it"
 
 
 def other(kind: str, destination: str | None) -> Job:

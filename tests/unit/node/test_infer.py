@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import tempfile
@@ -18,7 +19,16 @@ from models import PIPELINES
 from models.pipeline import Prior
 from pacs_node import confine, infer
 from pacs_node.cli import app
-from pacs_node.errors import GiveUp, Interrupted, LedgerUnavailable, OutOfMemory, Refused, TryAgain, Unforeseen
+from pacs_node.errors import (
+    DISK_ERRORS,
+    GiveUp,
+    Interrupted,
+    LedgerUnavailable,
+    OutOfMemory,
+    Refused,
+    TryAgain,
+    Unforeseen,
+)
 from pacs_node.infer import Inference
 from pacs_node.messages import Messages
 from tests.unit.node.pipelines import Pipeline
@@ -61,6 +71,18 @@ def test_unfit_input_is_a_refusal_in_words(inference: Inference) -> None:
     with pytest.raises(Refused, match="the slices are not axial"):
         ask(inference, "refuse")
     assert ask(inference, "answer").facts["pid"] == before
+
+
+@pytest.mark.parametrize("number", sorted(DISK_ERRORS))
+def test_a_disk_that_does_not_give_an_image_is_waited_for(inference: Inference, number: int) -> None:
+    with pytest.raises(TryAgain, match=f"test: .*{os.strerror(number)}"):
+        ask(inference, f"fail with {number}")
+    assert ask(inference, "answer").facts["file"] == "a.dcm"
+
+
+def test_a_file_that_is_not_there_is_not_waited_for(inference: Inference) -> None:
+    with pytest.raises(Unforeseen, match="No such file"):
+        ask(inference, f"fail with {errno.ENOENT}")
 
 
 def test_options_that_a_pipeline_does_not_take_fail_the_job_in_words() -> None:

@@ -45,6 +45,19 @@ def test_trouble_is_told_without_the_error_text() -> None:
     assert "Doe" not in said
 
 
+def test_one_that_hangs_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    on, now = threading.Event(), [0.0]
+    monkeypatch.setattr("pacs_node.loop.time.monotonic", lambda: now[0])
+    loop = Loop("sweeper", lambda: None if on.wait(30) else 0.0, 1)
+    loop.start()
+    now[0] = 6.0
+    assert loop.late(7.0) is None
+    assert (loop.late(5.0), loop.trouble) == ("sweeper has not come round for 6 s", None)
+    on.set()
+    loop.stop()
+    assert loop.late(5.0) is None
+
+
 class Unspeakable(Exception):
     """Not even its words can be had."""
 

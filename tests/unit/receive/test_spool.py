@@ -277,7 +277,11 @@ def test_the_nth_call_fails(
         kept = sent.brought_to(spool)
     except (ReceiveError, OSError) as error:
         said = error
+    trouble = spool.trouble
     monkeypatch.undo()
+    assert trouble == (f"images cannot be kept ({os.strerror(code)}): senders are answered 0xA700" if said else None)
+    assert spool.trouble is None, "it is tried again"
+    assert [*(spool.root / "unfinished").iterdir()] == [], "what was tried leaves nothing behind"
     assert said is None or isinstance(said, SpoolFull) == (code == 28), said
     there = [before] if kept is None else [before, kept.instance]
     assert {data_set_of(each) for each in scanned(spool.root)[1]} >= {data_set_of(each) for each in there}
