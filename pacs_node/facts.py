@@ -110,6 +110,9 @@ class Running(Viewed, Protocol):
     def trouble(self) -> list[str]: ...
     def ailing(self) -> list[str]: ...
     def inference(self) -> dict[str, Any]: ...
+
+    executor: str
+
     def devices(self) -> list[dict[str, Any]]: ...
     def connected(self) -> frozenset[str]: ...
     def wake(self) -> None: ...
@@ -254,18 +257,24 @@ class NodeFacts(ViewerFacts, PipelineFacts):
         return {
             "destination": [peer.name for peer in config.peers if peer.reachable],
             "pipeline": sorted({route.pipeline for route in config.routes}),
-            "device": self._device_names(),
+            "device": self._all_devices(),
         }
 
     def _device_names(self) -> list[str]:
         return list(dict.fromkeys(each["device"] for each in self.node.devices()))
+
+    def _all_devices(self) -> list[str]:
+        """With those of workers on other machines, as a pause names them."""
+        others = self.node.ledger.devices_of_others(self.node.executor)
+        return list(dict.fromkeys([*self._device_names(), *(f"{each['device']}@{each['machine']}" for each in others)]))
 
     def pause(self, kind: str, name: str, by: str, reason: str = "", hours: float | None = None) -> str | None:
         """Jobs of it begin no more, for so long or until somebody resumes it. None, or why not."""
         known, now = self.can_pause().get(kind), self.node.now()
         if known is None:
             return f"kind is one of {', '.join(PAUSES)}, not '{kind}'"
-        if (name.partition("@")[0] if kind == "device" else name) not in known or len(name) > LONGEST_NAME:
+        called = {each.partition("@")[0] for each in known} if kind == "device" else known
+        if (name.partition("@")[0] if kind == "device" else name) not in called or len(name) > LONGEST_NAME:
             return f"there is no {kind} '{name}'; there are {', '.join(known) or 'none'}"
         if hours is not None and not 0 < hours <= LONGEST_PAUSE_H:
             return f"hours is a number up to {LONGEST_PAUSE_H}; without, it lasts until somebody resumes it"

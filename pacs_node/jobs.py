@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -110,8 +110,11 @@ class Engine:
         overtaken_s: float = 3600.0,
         monotonic: Callable[[], float] = time.monotonic,
         devices_left: Callable[[Sequence[Pause]], int] | None = None,
+        devices: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
     ) -> None:
-        """devices_left: how many inferences may run here at a time while this is paused."""
+        """devices_left: how many inferences may run here at a time while this is paused. devices: for other machines to
+        see."""
+        self.devices = devices
         self.devices_left = devices_left or (lambda pauses: infer_slots)
         self.ledger, self.flow, self.executor, self.now, self.monotonic = ledger, flow, executor, now, monotonic
         self.infer_slots, self.send_slots = infer_slots, send_slots
@@ -146,7 +149,7 @@ class Engine:
         self._run_job = run_job
 
     def start(self) -> None:
-        self.ledger.renew_lease(self.executor, self.lease_s)
+        self.ledger.renew_lease(self.executor, self.lease_s, self.devices())
         slots = self.infer_slots
         self.infer_slots = self.devices_left(self.ledger.pauses(self.now()))
         for job in self.ledger.running_jobs():
@@ -226,7 +229,7 @@ class Engine:
 
     def sweep(self) -> float | None:
         """Make the engine agree with the ledger; the seconds until a job is due, if one is. Says "I am alive", too."""
-        self.ledger.renew_lease(self.executor, self.lease_s)
+        self.ledger.renew_lease(self.executor, self.lease_s, self.devices())
         self._back()
         living = self._living()
         self._correct_times()

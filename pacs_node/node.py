@@ -591,6 +591,7 @@ class Node:
             now=self.now,
             overtaken_s=jobs.overtaken_s,
             devices_left=partial(self.stages.inference.heed, machine=socket.gethostname()),
+            devices=lambda: [{**each, "machine": socket.gethostname()} for each in self.devices()],
         )
         self.engine.start()
         inference = self.stages.inference

@@ -318,7 +318,7 @@ class SystemCollector(Collector):
         return told
 
     def _devices(self, devices: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
-        named = [({"number": str(number), "device": each["device"]}, each) for number, each in enumerate(devices)]
+        named = [({"number": str(number), "device": _place(each)}, each) for number, each in enumerate(devices)]
         info = [({**labels, "state": each["state"]}, 1.0) for labels, each in named]
         yield _labelled("pacs_node_device_info", "1: each inference process, and what it does", info)
         held = [(labels, float(each["held_mb"] << 20)) for labels, each in named]
@@ -332,6 +332,10 @@ class SystemCollector(Collector):
             yield _labelled(name, words, [({"peer": each["name"]}, _seconds(each[key])) for each in peers])
         refused = [({"peer": each["name"]}, float(each["refused"])) for each in peers]
         yield _labelled("pacs_node_peer_refused", "Refusals of this peer among the newest 1000 of all", refused)
+
+
+def _place(device: Mapping[str, Any]) -> str:
+    return f"{device['device']}@{device['machine']}" if device["machine"] else str(device["device"])
 
 
 def _labelled(name: str, words: str, values: list[tuple[dict[str, str], float]]) -> Metric:

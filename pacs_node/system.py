@@ -35,6 +35,8 @@ class Running(Protocol):
     started_at: datetime
     heartbeat: Heartbeat
 
+    executor: str
+
     def devices(self) -> list[dict[str, Any]]: ...
 
 
@@ -56,7 +58,7 @@ def state_of(node: Running) -> dict[str, Any]:
         "started_at": iso(node.started_at),
         "now": iso(now),
         "clock_ahead_s": None if ahead_s is None else round(ahead_s, 3),
-        "devices": node.devices(),
+        "devices": [*({**each, "machine": ""} for each in node.devices()), *ledger.devices_of_others(node.executor)],
         "models": list(models(config)),
         "disk": {
             "total_bytes": disk.total,

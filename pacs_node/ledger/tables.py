@@ -404,6 +404,7 @@ lease_table = sa.Table(
     metadata,
     sa.Column("executor", sa.String(128), primary_key=True),
     sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("devices", sa.JSON),  # of a worker, as its process says them, with its machine
 )
 
 

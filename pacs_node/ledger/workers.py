@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -47,17 +48,19 @@ class Workers(Database):
             ).mappings()
             return [Answer(**{name: row[name] for name in Answer.__dataclass_fields__}) for row in rows]
 
-    def renew_lease(self, executor: str, lease_s: float) -> None:
-        """I am alive until the database's clock says otherwise."""
+    def renew_lease(self, executor: str, lease_s: float, devices: Sequence[Mapping[str, Any]] = ()) -> None:
+        """I am alive until the database's clock says otherwise, and these are my devices."""
         with self._begin() as db:
-            self._renew(db, executor, lease_s)
+            self._renew(db, executor, lease_s, devices)
 
-    def _renew(self, db: sa.Connection, executor: str, lease_s: float) -> None:
-        expires_at = self._clock(db) + timedelta(seconds=lease_s)
+    def _renew(
+        self, db: sa.Connection, executor: str, lease_s: float, devices: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        new = {"expires_at": self._clock(db) + timedelta(seconds=lease_s), "devices": list(devices)}
         db.execute(
             self._insert(lease_table)
-            .values(executor=executor, expires_at=expires_at)
-            .on_conflict_do_update(index_elements=[lease_table.c.executor], set_={"expires_at": expires_at})
+            .values(executor=executor, **new)
+            .on_conflict_do_update(index_elements=[lease_table.c.executor], set_=new)
         )
 
     def receive_alone(self, folder: str, lease_s: float) -> bool:
@@ -87,6 +90,13 @@ class Workers(Database):
             workers = lease_table.c.expires_at > since, ~lease_table.c.executor.startswith(RECEIVES)
             rows = db.execute(sa.select(lease_table).where(*workers)).mappings()
             return {row["executor"]: row["expires_at"] for row in rows}
+
+    def devices_of_others(self, executor: str) -> list[dict[str, Any]]:
+        """Those of all other workers whose lease has not run out, with their machines."""
+        with self._reading() as db:
+            others = lease_table.c.expires_at > self._clock(db), lease_table.c.executor != executor
+            rows = db.scalars(sa.select(lease_table.c.devices).where(*others).order_by(lease_table.c.executor))
+            return [device for devices in rows for device in devices or ()]
 
     def _clock(self, db: sa.Connection) -> datetime:
         """The database's clock, so that machines need not agree on the time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -248,6 +249,8 @@ def test_every_series_is_delivered_once_while_workers_and_the_database_go_and_co
         assert {study for study, number in reports.items() if number > 1} <= again, "only an attempt cut short repeats"
         assert len({str(image.SOPInstanceUID) for image in machines.pacs.of("SR")}) == SERIES, "with one object"
         assert machines.node.healthy(), machines.node.log()
+        devices = httpx.get(f"http://127.0.0.1:{machines.node.web_port}/api/system", timeout=30).json()["devices"]
+        assert socket.gethostname() in {each["machine"] for each in devices}, "the page has those of the workers"
 
 
 class Holding(Receiver):

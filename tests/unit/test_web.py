@@ -217,7 +217,10 @@ class InMemory:
             "started_at": "2026-03-01T13:01:05.000+00:00",
             "now": "2026-03-02T13:01:05.000+00:00",
             "clock_ahead_s": -7.25,
-            "devices": [{**device, "held_mb": 1234, "memory_mb": 143771, "failures": 0, "failure": ""}],
+            "devices": [
+                {**device, "held_mb": 1234, "memory_mb": 143771, "failures": 0, "failure": "", "machine": machine}
+                for machine in ("", "gpu2<script>")
+            ],
             "models": [
                 {
                     "pipeline": "lung-nodule",

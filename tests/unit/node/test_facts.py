@@ -178,6 +178,22 @@ def test_however_many_need_a_person_they_are_counted_and_few_are_named(story: St
     assert story.facts._late()["is overdue"][0]["job"] == "waiting-0"
 
 
+def test_devices_of_workers_on_other_machines_are_told_and_can_be_paused(story: Story) -> None:
+    theirs = {**story.node.devices()[0], "device": "cuda:0", "loaded": ["lung-nodule"], "machine": "gpu2"}
+    story.ledger.renew_lease(story.node.executor, 60, [{**theirs, "device": "mine"}])
+    story.ledger.renew_lease("gpu2-1", 60, [theirs])
+    story.ledger.renew_lease("gone", -1, [{**theirs, "machine": "gone"}])
+    story.ledger.renew_lease("before", 60)
+    own = [{**each, "machine": ""} for each in story.node.devices()]
+    assert story.facts.system()["devices"] == [*own, theirs]
+    assert story.facts.can_pause()["device"] == [*(each["device"] for each in own), "cuda:0@gpu2"]
+    assert story.facts.pause("device", "cuda:0@gpu2", "ana") is None
+    assert story.facts.pause("device", "cuda:7@gpu2", "ana") is not None
+    assert story.facts.health()["status"] == "ok", "our own go on"
+    story.ledger.renew_lease("gpu2-1", 60, [{**theirs, "state": "running"}])
+    assert story.facts.system()["devices"][-1]["state"] == "running"
+
+
 def test_ready_is_not_while_it_starts_or_stops_or_is_in_trouble(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     assert story.facts.ready() == {"ready": False, "reasons": ["nothing listens for senders yet"]}
     monkeypatch.setattr(Node, "listening", True)

@@ -55,8 +55,8 @@ STATE = {
     "database": "SQLite",
     "schema": "0023",
     "devices": [
-        {"device": "cuda:0", "state": "idle", "held_mb": 7},
-        {"device": "cuda:0", "state": "idle", "held_mb": 8},
+        {"device": "cuda:0", "machine": "", "state": "idle", "held_mb": 7},
+        {"device": "cuda:0", "machine": "gpu2", "state": "idle", "held_mb": 8},
     ],
     "backlog": [{"kind": "send", "oldest_s": 5.0}, {"kind": "send", "oldest_s": 90.5}],
     "peers": [{"name": "pacs", "received_at": None, "sent_at": NOON.isoformat(), "refused": 3}],
@@ -79,7 +79,7 @@ def test_prometheus_reads_the_figures() -> None:
     assert values["pacs_node_oldest_job_age_seconds", ("kind", "infer")] == 0
     assert values["pacs_node_peer_sent_timestamp_seconds", ("peer", "pacs")] == NOON.timestamp()
     assert str(values["pacs_node_peer_received_timestamp_seconds", ("peer", "pacs")]) == "nan"
-    assert values["pacs_node_device_held_bytes", ("device", "cuda:0"), ("number", "1")] == 8 << 20
+    assert values["pacs_node_device_held_bytes", ("device", "cuda:0@gpu2"), ("number", "1")] == 8 << 20
     assert values["pacs_node_certificate_expiry_timestamp_seconds", ("what", "web")] == NOON.timestamp()
     assert values[("pacs_node_heartbeat_arrived",)] == 1
     assert values[("pacs_node_heartbeat_seconds",)] == 12.5
