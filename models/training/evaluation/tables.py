@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,10 +133,18 @@ def run(
                 write_text(path.with_suffix(".md"), markdown(study, results))
             if folder.exists():
                 folders[row.name] = folder
-    # without the trainings' folders, as in a fresh checkout, the pictures of the run that made the results stay
-    pictures = study.illustrate(folders, out) if folders else sorted(out.glob(f"{study.name}_*.png"))
+    # without the folder of every row, as in a fresh checkout, the pictures of the run that made the results stay
+    wanted = {row.name for table in study.tables for row in table.rows if not row.why_not}
+    pictures: Sequence[Path] = drawn_before(study.name, out)
+    if folders and (not pictures or wanted <= folders.keys()):
+        pictures = study.illustrate(folders, out)
     write_text(path.with_suffix(".md"), markdown(study, results, pictures))
     return path.with_suffix(".md")
+
+
+def drawn_before(name: str, out: Path) -> list[Path]:
+    """The pictures of this study in the folder, not those of another one whose name goes on: lines_x.png, .svg."""
+    return sorted(path for path in out.iterdir() if re.fullmatch(rf"{re.escape(name)}_[a-z]+\.(png|svg)", path.name))
 
 
 def markdown(study: Study, results: Mapping[str, Any], pictures: Sequence[Path] = ()) -> str:

@@ -49,8 +49,10 @@ class Lines:
         return Result({"score": Interval(score, score - 0.25, score + 0.25)}, {"parameters": 1234567})
 
     def illustrate(self, folders, out):
-        (out / "lines_x.png").write_bytes(b"")
-        return [out / "lines_x.png"]
+        names = " ".join(sorted(folders))
+        for name in ("lines_x.png", "lines_y.svg"):
+            (out / name).write_text(names)
+        return [out / "lines_x.png", out / "lines_y.svg"]
 
 
 EPOCH_S = 30
@@ -86,6 +88,33 @@ def test_a_killed_table_goes_on_and_trains_nothing_twice(tmp_path, monkeypatch):
     assert "| huge |  | no GPU |" in text
     assert "![lines_x](lines_x.png)" in text
     assert "epochs" not in text  # a column that neither has is left out
+
+
+def test_pictures_stay_where_not_every_row_was_trained_here(tmp_path):
+    """The results of another machine, whose trainings are not here, with one row missing: it is trained, no more.
+    A study whose name goes on has pictures of its own."""
+    out = tmp_path / "out"
+    tables.run(Lines(), out, tmp_path / "there", quiet())
+    assert (out / "lines_x.png").read_text() == "fast slow"
+    (out / "lines_short_x.png").write_bytes(b"")
+    made = json.loads((out / "lines.json").read_text())
+    (out / "lines.json").write_text(json.dumps({key: one for key, one in made.items() if one["row"] != "fast"}))
+    again = Lines()
+    text = tables.run(again, out, tmp_path / "here", quiet()).read_text()
+    assert [name for name, _ in again.trained] == ["fast"]
+    assert (out / "lines_x.png").read_text() == "fast slow"
+    assert re.findall(r"!\[\w+\]\(([\w.]+)\)", text) == ["lines_x.png", "lines_y.svg"]
+
+
+def test_without_pictures_they_are_drawn_of_what_is_here(tmp_path):
+    out = tmp_path / "out"
+    tables.run(Lines(), out, tmp_path / "there", quiet())
+    (out / "lines_x.png").unlink()
+    (out / "lines_y.svg").unlink()
+    made = json.loads((out / "lines.json").read_text())
+    (out / "lines.json").write_text(json.dumps({key: one for key, one in made.items() if one["row"] != "fast"}))
+    tables.run(Lines(), out, tmp_path / "here", quiet())
+    assert (out / "lines_x.png").read_text() == "fast"
 
 
 def test_the_digest_knows_settings_by_what_they_are():
