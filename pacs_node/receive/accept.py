@@ -173,13 +173,9 @@ class Callers:
     resolve: Callable[[str], frozenset[Address]] = resolved
     certified: Mapping[str, Collection[Certified]] = field(default_factory=dict)
 
-    def why_rejected(self, calling: str, called: str, address: str, shown: Shown | None = None) -> Rejection | None:
-        """None, or the A-ASSOCIATE-RJ to answer. AE titles are compared without surrounding spaces: PS3.5 6.2.
-
-        shown: the certificate of the caller; None: it came without TLS.
-
-        May wait for a name to be resolved: hold no lock.
-        """
+    def why_no_caller(self, calling: str, called: str) -> Rejection | None:
+        """What the AE titles alone say: None, or the A-ASSOCIATE-RJ to answer. They are compared without surrounding
+        spaces: PS3.5 6.2."""
         calling, called = calling.strip(), called.strip()
         if called != self.called_ae.strip():
             words = f"{calling!r} calls {called!r}; this node is {self.called_ae!r}"
@@ -187,6 +183,18 @@ class Callers:
         if calling not in self.allowed:
             words = f"{calling!r} is no peer that may send"
             return Rejection(*CALLING_AE_TITLE_NOT_RECOGNIZED, words)
+        return None
+
+    def why_rejected(self, calling: str, called: str, address: str, shown: Shown | None = None) -> Rejection | None:
+        """None, or the A-ASSOCIATE-RJ to answer.
+
+        shown: the certificate of the caller; None: it came without TLS.
+
+        May wait for a name to be resolved: hold no lock.
+        """
+        if (rejection := self.why_no_caller(calling, called)) is not None:
+            return rejection
+        calling = calling.strip()
         why_not = [each.why_not(shown) for each in self.certified.get(calling, ())]
         if why_not and None not in why_not:
             return Rejection(*CALLING_AE_TITLE_NOT_RECOGNIZED, f"{calling!r} calls {why_not[0]}")

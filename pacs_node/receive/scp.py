@@ -29,6 +29,7 @@ from pacs_node.receive.accept import (
     TRANSFER_SYNTAXES,
     VERIFICATION,
     Callers,
+    Rejection,
     accepted_for,
     preferred,
     why_no_room,
@@ -167,6 +168,7 @@ class Listener:
             _application_entity(self.settings),
             (self.settings.host, port),
             handlers,
+            self.on_called,
             self.on_store,
             self.on_ended,
             self.settings.max_associations,
@@ -229,6 +231,13 @@ class Listener:
         self._audit("tls-failed", {"from": address, "words": words})
         self._on_refused(Refusal("TLS failed", self._now(), "", address, words))
 
+    def on_called(self, association: AcceptedAssociation, calling: str, called: str) -> bool:
+        """Whether the rest of a request with these AE titles is worth a look; else the association is rejected."""
+        rejection = self._welcome.reporters.why_no_caller(calling, called)
+        if rejection is not None:
+            self._reject(association, calling, called, rejection)
+        return rejection is None
+
     def on_requested(self, event: evt.Event) -> None:
         """Accept or reject an association before anything else is negotiated."""
         association = cast(AcceptedAssociation, event.assoc)
@@ -254,6 +263,10 @@ class Listener:
             facts = {"calling_ae": calling, "from": address, "association": sender.association}
             self._audit("association-opened", facts)
             return
+        self._reject(association, calling, called, rejection)
+
+    def _reject(self, association: AcceptedAssociation, calling: str, called: str, rejection: Rejection) -> None:
+        address = str(association.requestor.address)
         association.acse.send_reject(rejection.result, rejection.source, rejection.reason)
         self._audit(
             "association-rejected",

@@ -91,6 +91,7 @@ class Server(ThreadedAssociationServer):
         ae: AE,
         address: tuple[str, int],
         handlers: Sequence[tuple[evt.EventType, Callable[[evt.Event], Any]]],
+        on_called: Callable[[AcceptedAssociation, str, str], bool],
         on_store: Callable[[AcceptedAssociation, StoreRequest], Incoming],
         on_end: Callable[[AcceptedAssociation], None],
         max_associations: int,
@@ -98,12 +99,13 @@ class Server(ThreadedAssociationServer):
         tls: Renewed | None = None,
         on_not_secured: Callable[[str, str], None] = lambda address, words: None,
     ) -> None:
-        """on_store: called with each C-STORE-RQ, in the thread that reads, and by one message at a time. on_end: called
-        when an association is over, however it ended. door: where other processes listen as well. tls: nobody is served
-        without. on_not_secured: called with the address of one with whom it did not come about, and why. Raises OSError
-        when the port is taken."""
+        """on_called: called with the AE titles of a request, calling and called, before the rest of it is decoded;
+        False: it has rejected the association. on_store: called with each C-STORE-RQ, in the thread that reads, and by
+        one message at a time. on_end: called when an association is over, however it ended. door: where other processes
+        listen as well. tls: nobody is served without. on_not_secured: called with the address of one with whom it did
+        not come about, and why. Raises OSError when the port is taken."""
         self._make_room(max_associations)
-        self.handlers, self.on_store, self.on_end = handlers, on_store, on_end
+        self.handlers, self.on_called, self.on_store, self.on_end = handlers, on_called, on_store, on_end
         self._connected: dict[int, tuple[str, Association | None]] = {}  # id of the socket -> address, association
         self._lock = threading.Lock()
         self._closed, self._told = 0, -TELL_EVERY_S
@@ -236,7 +238,11 @@ class AcceptedAssociation(Association):
         self._server = server
         connection = SecuredConnection(request) if isinstance(request, ssl.SSLSocket) else Connection(request)
         self.upper_layer = UpperLayer(
-            self, connection, lambda store: server.on_store(self, store), ae.network_timeout or float("inf")
+            self,
+            connection,
+            lambda calling, called: server.on_called(self, calling, called),
+            lambda store: server.on_store(self, store),
+            ae.network_timeout or float("inf"),
         )
         self.dul = cast(Any, self.upper_layer)
         self.dimse = _Messages(self)
@@ -278,11 +284,12 @@ class UpperLayer:
         self,
         association: AcceptedAssociation,
         connection: Connection,
+        on_called: Callable[[str, str], bool],
         on_store: Callable[[StoreRequest], Incoming],
         silence_s: float,
     ) -> None:
         self.association, self.connection = association, connection
-        self._silence_s = silence_s
+        self._on_called, self._silence_s = on_called, silence_s
         self._longest = association.ae.maximum_pdu_size or LONGEST_UNLIMITED
         self._transfer = DataTransfer(connection, on_store, self._other)
         self._coming: DIMSEMessage | None = None  # a message that is no C-STORE, not yet whole
@@ -385,16 +392,17 @@ class UpperLayer:
 
     def _negotiate(self, connected: float) -> None:
         association = self.association
-        association.requestor.primitive = self._request(connected)
+        body = self._request(connected)
         self.connection.patience(self._silence_s)
-        if association.is_rejected:
+        if not self._is_welcome(body):
             return
+        association.requestor.primitive = self._decoded(body)
         evt.trigger(association, evt.EVT_REQUESTED, {})
         if not association.is_rejected:
             association.acse.negotiate_association()
 
-    def _request(self, connected: float) -> A_ASSOCIATE:
-        """The A-ASSOCIATE-RQ. The ARTIM timer of PS3.8 9.1.5 runs until it is whole."""
+    def _request(self, connected: float) -> bytes:
+        """The A-ASSOCIATE-RQ, without its first six bytes. The ARTIM timer of PS3.8 9.1.5 runs until it is whole."""
         artim_s = self.association.acse_timeout or float("inf")
         self.connection.patience(artim_s)
         self.connection.allow(max(0.0, connected + artim_s - time.monotonic()))
@@ -407,14 +415,27 @@ class UpperLayer:
             raise Aborted
         if kind != REQUEST:
             raise Misplaced(f"a PDU of type {kind} before an association was asked for", UNEXPECTED_PDU)
+        if length < BEFORE_ITEMS - 6:
+            raise ProtocolError(f"an association request of {length} bytes")
+        return body
+
+    def _is_welcome(self, body: bytes) -> bool:
+        """By its first bytes, before pynetdicom takes a sixth of a second for 128 contexts; if not, it is rejected."""
+        if not struct.unpack_from(">H", body)[0] & 1:  # other versions are other bits: PS3.8 Table 9-11
+            self.association.acse.send_reject(*NOT_OUR_VERSION)
+            return False
+        calling, called = (body[title].decode("ascii", "replace").strip() for title in (CALLING, CALLED))
+        return self._on_called(calling, called)
+
+    def _decoded(self, body: bytes) -> A_ASSOCIATE:
         contexts = sum(1 for item in items(body) if item == CONTEXT_ITEM)
         if contexts > MOST_CONTEXTS:  # each costs pynetdicom a tenth of a millisecond
             raise ProtocolError(f"an association request with {contexts} presentation contexts")
         request = A_ASSOCIATE_RQ()
         try:
-            request.decode(struct.pack(">BxL", kind, length) + body)
+            request.decode(struct.pack(">BxL", REQUEST, len(body)) + body)
             primitive = request.to_primitive()
-            version, longest = request.protocol_version, primitive.maximum_length_received or LEAST_PDU  # 0: any
+            longest = primitive.maximum_length_received or LEAST_PDU  # 0: any
         except Exception as error:
             raise ProtocolError(f"an association request that cannot be read: {Told.of(error).words}") from error
         if longest < LEAST_PDU:
@@ -422,8 +443,6 @@ class UpperLayer:
         for context in primitive.presentation_context_definition_list:
             if not context.transfer_syntax:  # none, or none that is a UID: it alone is not accepted, PS3.8 9.3.3.2
                 context.transfer_syntax = [NO_SYNTAX]
-        if not version & 1:  # other versions are other bits: PS3.8 Table 9-11
-            self.association.acse.send_reject(*NOT_OUR_VERSION)
         return primitive
 
     def _serve_next(self) -> None:

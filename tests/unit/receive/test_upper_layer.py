@@ -13,12 +13,14 @@ from collections.abc import Callable
 import pytest
 from pydicom.dataset import Dataset
 
+from pacs_node.receive import upper_layer
 from pacs_node.receive.connection import Connection
 from pacs_node.receive.scp import VERIFICATION
 from pacs_node.receive.upper_layer import Server
 from tests.parrot import (
     ABORT,
     ASSOCIATE_AC,
+    ASSOCIATE_RJ,
     CT,
     EXPLICIT_LE,
     LAST,
@@ -33,11 +35,11 @@ from tests.unit.receive.conftest import Node
 
 Start = Callable[..., Node]
 
-REQUEST, REJECT, RELEASE_RQ, UNKNOWN = 1, 3, 5, 9
+REQUEST, RELEASE_RQ, UNKNOWN = 1, 5, 9
 BODIES = {
     REQUEST: associate_rq("ME", "NODE", CT, (EXPLICIT_LE,))[6:],
     ASSOCIATE_AC: associate_rq("ME", "NODE", CT, (EXPLICIT_LE,))[6:],
-    REJECT: b"\0\1\1\1",
+    ASSOCIATE_RJ: b"\0\1\1\1",
     4: b"",
     RELEASE_RQ: bytes(4),
     RELEASE_RP: bytes(4),
@@ -49,12 +51,12 @@ UNRECOGNIZED, UNEXPECTED = 1, 2  # reasons of an A-ABORT of the service provider
 # what is answered: the type of a PDU, and the reason in an A-ABORT; (0, None): the connection is closed
 BEFORE = {
     REQUEST: (ASSOCIATE_AC, None),
-    **dict.fromkeys((ASSOCIATE_AC, REJECT, 4, RELEASE_RQ, RELEASE_RP), (ABORT, UNEXPECTED)),
+    **dict.fromkeys((ASSOCIATE_AC, ASSOCIATE_RJ, 4, RELEASE_RQ, RELEASE_RP), (ABORT, UNEXPECTED)),
     ABORT: (0, None),
     UNKNOWN: (ABORT, UNRECOGNIZED),
 }
 WITHIN = {
-    **dict.fromkeys((REQUEST, ASSOCIATE_AC, REJECT, RELEASE_RP), (ABORT, UNEXPECTED)),
+    **dict.fromkeys((REQUEST, ASSOCIATE_AC, ASSOCIATE_RJ, RELEASE_RP), (ABORT, UNEXPECTED)),
     RELEASE_RQ: (RELEASE_RP, None),
     ABORT: (0, None),
     UNKNOWN: (ABORT, UNRECOGNIZED),
@@ -99,6 +101,54 @@ def test_a_context_without_a_transfer_syntax_is_not_accepted_and_the_others_are(
             assert results[2 * number + 1] == 0
             assert results[3 - 2 * number] in (3, 4), "abstract syntax or transfer syntaxes not supported"
             parrot.release()
+
+
+EVERY_SYNTAX = tuple(f"1.2.840.10008.1.2.4.{number}" for number in range(100, 140))
+FULL = associate_rq("ME", "NODE", CT, EVERY_SYNTAX, *[(CT, EVERY_SYNTAX)] * 127)
+MANY = associate_rq("ME", "NODE", CT, (EXPLICIT_LE,), *[(CT, (EXPLICIT_LE,))] * 127)
+REQUESTS = {  # what comes behind the titles, and what a peer hears of it
+    "a small one": (associate_rq("ME", "NODE", CT, (EXPLICIT_LE,))[74:], ASSOCIATE_AC),
+    "all contexts with all syntaxes": (FULL[74:], ASSOCIATE_AC),
+    "more contexts than there are numbers": (MANY[74:] * 2, ABORT),
+    "nothing": (b"", ASSOCIATE_AC),
+    "no items": (b"\xff" * 5000, ABORT),
+    "an item that is cut off": (FULL[74:-5], ABORT),
+}
+
+
+@pytest.mark.parametrize("what", REQUESTS)
+@pytest.mark.parametrize(
+    ("version", "calling", "called", "codes"),
+    [
+        (1, "STRANGER", "NODE", (1, 1, 3)),
+        (1, "ME", "NOBODY", (1, 1, 7)),
+        (1, "", "", (1, 1, 7)),
+        (1, "\udcff\udcfe", "NODE", (1, 1, 3)),
+        (2, "ME", "NODE", (1, 2, 2)),
+    ],
+)
+def test_of_a_stranger_the_titles_alone_are_looked_at(
+    node: Node, what: str, version: int, calling: str, called: str, codes: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A request may have 128 contexts, which take a sixth of a second: whoever is no peer has none of it."""
+    decoded: list[bytes] = []
+    monkeypatch.setattr(upper_layer.A_ASSOCIATE_RQ, "decode", lambda request, some: decoded.append(some))
+    titles = (title.encode("ascii", "surrogateescape").ljust(16) for title in (called, calling))
+    with Parrot(node.port) as parrot:
+        parrot.say(pdu(1, struct.pack(">H2x16s16s32x", version, *titles) + REQUESTS[what][0]))
+        kind, body = parrot.hear()
+        assert (kind, tuple(body[1:])) == (ASSOCIATE_RJ, codes)
+    assert decoded == []
+
+
+@pytest.mark.parametrize("what", REQUESTS)
+def test_a_request_of_a_peer_is_read_whole(node: Node, what: str) -> None:
+    rest, answer = REQUESTS[what]
+    assert len(FULL) < upper_layer.LONGEST_REQUEST * 0.6
+    with Parrot(node.port) as parrot:
+        parrot.say(pdu(1, struct.pack(">H2x16s16s32x", 1, b"NODE".ljust(16), b"ME".ljust(16)) + rest))
+        assert parrot.hear()[0] == answer
 
 
 def accepted(body: bytes) -> list[tuple[int, int]]:
