@@ -74,7 +74,8 @@ tables: dev
 
 # wrong associations, data sets, requests and answers, drawn from SEED, against a running node; the tests draw some
 fuzz: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(or $(SEED),1) --inputs $(or $(INPUTS),100000)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(or $(SEED),1) --inputs $(or $(INPUTS),100000) --json docs/results/fuzz.json; \
+	found=$$?; $(BIN)/python -m tests.fault.page && exit $$found
 
 # the one file of others that the pages load, as its makers built it; deploy/viewer pins it
 vendor:

@@ -71,11 +71,14 @@ up what is there: every image that had been promised by then is there with its b
 every copy that was noted is in the folder. On some of these disks a node is started, and delivers everything once."""
 FUZZING = """## Fuzzing
 
-Conversations, data sets and bodies that no honest sender would send, while honest ones go on."""
+`make fuzz SEED=1` (`tests/fuzz`): conversations, data sets and bodies that no honest sender would send, while honest
+ones go on. Found is what is wrong in the log or in an answer, memory that grew by more than 50 MB, and an honest sender
+that waited for more than a second."""
 
 
 def measured_on(entry: Mapping[str, Any]) -> str:
-    load = f", load {entry['load']:.1f} when it ended" if "load" in entry else ""
+    began = f"{entry['load_began']:.1f} when it began, " if "load_began" in entry else ""
+    load = f", load {began}{entry['load']:.1f} when it ended" if "load" in entry else ""
     return f"*{entry['machine']}{load}; commit {entry['commit']}{', ' + entry['at'][:10] if 'at' in entry else ''}.*"
 
 
@@ -107,6 +110,11 @@ def more(entry: Mapping[str, Any]) -> Iterator[str]:
         if key in entry:
             yield f"{words}: {', '.join(f'{name} {number}' for name, number in entry[key].items())}."
             yield ""
+    if "found" in entry:
+        yield "Found at that commit:" if entry["found"] else "Nothing was found."
+        yield ""
+        yield from (f"- {each}" for each in entry["found"])
+        yield from [""] if entry["found"] else []
 
 
 def page() -> str:

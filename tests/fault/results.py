@@ -18,13 +18,22 @@ def all_results() -> dict[str, Any]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def record(name: str, figures: Mapping[str, Any]) -> None:
-    """In the place of what was found there before."""
-    entry = {
-        **figures,
+def load() -> float:
+    """Of the last minute: how many processes would run."""
+    return round(os.getloadavg()[0], 1)
+
+
+def measured_on() -> dict[str, Any]:
+    """What a run ends on, as the machine says it."""
+    return {
         "machine": f"{_cpu()}, {os.cpu_count()} cores",
-        "load": round(os.getloadavg()[0], 1),
+        "load": load(),
         "commit": _commit(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def record(name: str, figures: Mapping[str, Any]) -> None:
+    """In the place of what was found there before."""
+    entry = {**figures, **measured_on()}
     RESULTS.write_text(json.dumps({**all_results(), name: entry}, indent=1, sort_keys=True) + "\n")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+
+import pytest
 
 from tests.fault.books import Arrived, Books, series_of
 from tests.fault.cheap import figure_of
-from tests.fault.page import PAGE, page
+from tests.fault.page import FUZZ, PAGE, page, section
+from tests.fault.results import load, measured_on
+from tests.harness import ROOT
 
 IMAGES = series_of("book", range(1, 4), size=8)
 ALL = frozenset(each.sop_instance_uid for each in IMAGES)
@@ -44,3 +49,18 @@ def test_the_balance() -> None:
 
 def test_the_page_is_written_from_the_results() -> None:
     assert PAGE.read_text() == page(), "run: python -m tests.fault.page"
+
+
+@pytest.mark.parametrize("found", [[], ["its memory grew by 86 MB"], ["one", "two"]])
+def test_the_page_says_what_a_run_found_and_on_what(found: list[str]) -> None:
+    entry = {"crashes": 0, "found": found, "load_began": load(), **measured_on()}
+    told = "\n".join(section("", {"crashes": "crashes"}, entry))
+    assert [line for line in told.splitlines() if line.startswith("- ")] == [f"- {each}" for each in found]
+    assert ("Nothing was found." in told) is not bool(found)
+    assert f"{os.cpu_count()} cores, load {entry['load_began']:.1f} when it began, {entry['load']:.1f} when it" in told
+    assert entry["commit"] in told
+
+
+def test_every_run_puts_its_figures_where_the_page_is_written_from() -> None:
+    [line] = [line for line in (ROOT / "Makefile").read_text().splitlines() if "-m tests.fuzz" in line]
+    assert f"--json {FUZZ.relative_to(ROOT)}" in line

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from tests.fault.results import load, measured_on
 from tests.fuzz.campaign import Campaign, Use, mixed, work
 from tests.fuzz.data_sets import SERIES_OF
-from tests.harness import ROOT, wait_for
+from tests.harness import wait_for
 
 WARM_UP = 0.1  # of all inputs, until everything that is kept once is there
 GROWTH_MB, SLOWEST_S = 50, 1.0
@@ -42,6 +40,7 @@ def main() -> int:
 
 
 def run(folder: Path, asked: argparse.Namespace) -> int:
+    load_began = load()
     campaign = Campaign(folder, asked.seed)
     conversations, data_sets = int(asked.inputs * 0.35), int(asked.inputs * 0.35) // SERIES_OF * SERIES_OF
     bodies = max(0, asked.inputs - conversations - data_sets)
@@ -88,8 +87,8 @@ def run(folder: Path, asked: argparse.Namespace) -> int:
         "honest": len(campaign.watch.honest_s),
         "statuses": dict(sorted(campaign.watch.statuses.items())),
         "seconds": round(time.monotonic() - began),
-        "commit": subprocess.check_output(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], text=True).strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "load_began": load_began,
+        **measured_on(),
     }
     if growth is not None and growth > GROWTH_MB:
         found.append(f"its memory grew by {growth:.0f} MB")
