@@ -40,6 +40,8 @@ def faults(data_dir: Path, ledger: Ledger, store: Store | None = None) -> Iterat
         yield Fault(LEFT_BEHIND, _name(path, data_dir), words)
     yield from _of_images(spool / "instances", ledger, going)
     yield from _of_results(data_dir, ledger.every_object(), store)
+    for kind in ("results", "rejected"):
+        yield from _of_no_job(data_dir / kind, ledger, going)
     for folder in (spool / "unfinished", data_dir / "work", data_dir / "priors"):
         for each in sorted(folder.iterdir()) if folder.is_dir() else ():
             yield Fault(LEFT_BEHIND, _name(each, data_dir), "belongs to nothing, unless a node is at work")
@@ -62,6 +64,17 @@ def _of_results(data_dir: Path, results: Sequence[Result], store: Store) -> Iter
                 elif hashlib.sha256(file.read_bytes()).hexdigest() != result.sha256:
                     words = f"result {result.sop_instance_uid} is not what was written; run the series again"
                     yield Fault(DAMAGED, name, words)
+
+
+def _of_no_job(folder: Path, ledger: Ledger, going: Collection[Path]) -> Iterator[Fault]:
+    """What lies among results, and no row leads to it. Said alone: of a database that was restored it may be the only
+    copy of what was sent since."""
+    there = sorted(set(folder.iterdir()).difference(going)) if folder.is_dir() else []
+    kept = ledger.jobs_kept([each.name for each in there])  # asked after the look: a job has its row before its folder
+    for each in there:
+        if each.name not in kept:
+            words = "no job of a series that is here made it, and nothing uses it; see what it is, then move it away"
+            yield Fault(NOT_INDEXED, _name(each, folder.parent), words)
 
 
 def _of_images(folder: Path, ledger: Ledger, going: Collection[Path]) -> Iterator[Fault]:

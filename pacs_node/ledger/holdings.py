@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pacs_node.ledger.commitments import Commitments
+from pacs_node.ledger.engine import portions
 from pacs_node.ledger.queues import job_of
 from pacs_node.ledger.series import SeriesRows
 from pacs_node.ledger.tables import (
@@ -128,6 +129,16 @@ class Holdings(SeriesRows, Commitments):
         """All of it is gone for good."""
         with self._begin() as db:
             db.execute(sa.delete(deletion_table).where(deletion_table.c.id == deletion.id))
+
+    def jobs_kept(self, ids: Sequence[str]) -> set[str]:
+        """Which of these are jobs of series that have not been deleted."""
+        kept: set[str] = set()
+        with self._reading() as db:
+            for some in portions(ids):
+                mine = sa.select(job_table.c.id).where(job_table.c.id.in_(some))
+                gone = mine.join(series_table, series_table.c.series_uid == job_table.c.series_uid)
+                kept.update(db.scalars(mine.except_(gone.where(series_table.c.state == DELETED))))
+        return kept
 
     def bytes_deleted(self, file: str, why: str, now: datetime) -> None:
         """What was kept of something refused, below the spool folder, is to go: it is said where the refusal is."""

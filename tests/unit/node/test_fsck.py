@@ -37,6 +37,10 @@ class Stored:
     def faults(self) -> list[fsck.Fault]:
         return list(fsck.faults(self.folder, self.ledger))
 
+    def forget(self, what: str = "UPDATE series SET state = 'deleted'") -> None:
+        with self.ledger.engine.begin() as db:
+            db.execute(sa.text(what))
+
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Stored:
@@ -90,6 +94,11 @@ FAULTS: dict[str, tuple[Callable[[Stored], object], list[str]]] = {
     "its end": (lambda s: cut(s.alone.path, s.alone.size - 1), [fsck.DAMAGED]),
     "a result": (lambda s: s.result.unlink(), [fsck.LOST]),
     "a bit of a result": (lambda s: flip(s.result, 3), [fsck.DAMAGED]),
+    "results of no job": (lambda s: (s.folder / "results" / "j" / "1").mkdir(parents=True), [fsck.NOT_INDEXED]),
+    "rejected objects of no job": (lambda s: (s.folder / "rejected" / "j").mkdir(parents=True), [fsck.NOT_INDEXED]),
+    "a file among results": (lambda s: (s.folder / "results" / "x.dcm").write_bytes(b"x"), [fsck.NOT_INDEXED]),
+    "a series that a row calls deleted": (lambda s: s.forget(), [fsck.NOT_INDEXED]),
+    "results without their jobs": (lambda s: s.forget("DELETE FROM job"), [fsck.NOT_INDEXED]),
     "what a killed job unpacked": (lambda s: (s.folder / "work" / "j.1").mkdir(parents=True), [fsck.LEFT_BEHIND]),
 }
 
