@@ -530,7 +530,7 @@ class Infer(Settings):
     # that the inference processes together may take; 0: nine tenths of what the machine, or the container, has
     memory_gb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     tune: bool = True  # measure at start which form of a network is the fastest here, where that is not known yet
-    confine: bool = True  # it has no network and writes nowhere but into scratch folders, where the system allows it
+    confine: bool = True  # no network; reads its images and weights, writes scratch files, where the system allows it
 
     @model_validator(mode="after")
     def _one_way(self) -> Infer:

@@ -86,10 +86,11 @@ class Devices:
         confined: bool = True,
         peaks: Peaks | None = None,
         forms_at: Path | None = None,
+        reads: Sequence[Path] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """memory_gb: for all of them together; 0: as MOST_OF_MEMORY says. forms_at: where the forms of networks are
-        kept, see models/forms.py."""
+        kept, see models/forms.py. reads: as Inference takes it."""
         self.memory_bytes = int(memory_gb * 1e9) or int(MOST_OF_MEMORY * machine_bytes())
         self.peaks, self.forms_at, self.monotonic = peaks or Peaks(), forms_at, monotonic
         threads = _threads(list(names).count("cpu"))
@@ -105,6 +106,7 @@ class Devices:
                     threads=threads,
                     beside=partial(self._held_beside, number),
                     forms_at=forms_at,
+                    reads=reads,
                 ),
             )
             for number, name in enumerate("cuda:0" if each == "cuda" else each for each in names)

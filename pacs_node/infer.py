@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from pacs_node.messages import BadMessage, Late, Messages
 log = structlog.get_logger()
 
 Progress = Callable[[float, str], None]
+Identity = tuple[int, int] | None  # of a file or folder: device and inode; None: it is not there
 
 PROGRAM = Path(__file__).with_name("inference_process.py")
 MOST_OF_MEMORY = 0.9  # of the machine, or the container, where the settings name no limit
@@ -190,9 +191,10 @@ class Child:
         programs: bool,
         threads: int | None = None,
         forms_at: Path | None = None,
+        reads: Mapping[Path, Identity] | None = None,
     ) -> None:
         """threads: of the processor; None: what its libraries choose, all of them. forms_at: where the forms of
-        networks are kept"""
+        networks are kept. reads: what it needs to read besides libraries; None: whatever it may"""
         ours, theirs = socket.socketpair()
         line, self._life_line = os.pipe()
         environment = environment_without_secrets()
@@ -207,7 +209,9 @@ class Child:
             "confine": confined,
             "programs": programs,
             "forms": None if forms_at is None else str(forms_at),
+            "reads": None if reads is None else [str(path) for path in reads],
         }
+        self.reads = reads
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", str(PROGRAM), json.dumps(told)],
@@ -271,10 +275,12 @@ class Inference:
         threads: int | None = None,
         beside: Callable[[], Sequence[int]] = lambda: (),
         forms_at: Path | None = None,
+        reads: Sequence[Path] | None = None,
     ) -> None:
         """pipelines: name -> "module:DECLARATION"; when not given, all that are here. memory_gb: 0: as MOST_OF_MEMORY
         says. threads: of the processor. beside: what the processes of other devices hold, bytes. forms_at: where
-        the forms of networks are kept; None: they are as a rule."""
+        the forms of networks are kept; None: they are as a rule. reads: folders in which the images lie: a confined
+        child reads nothing else, but for libraries and what options name; None: whatever it may."""
         self.device, self.timeout_s, self.confined = device, timeout_s, confined
         self.memory_bytes = int(memory_gb * 1e9) or int(MOST_OF_MEMORY * machine_bytes())
         self.pipelines = dict(catalogue().targets if pipelines is None else pipelines)
@@ -282,6 +288,8 @@ class Inference:
         self.most_held = self.most_on_device = 0  # bytes, since somebody set them to 0
         self.device_bytes = 0  # of the CUDA device; 0: not known yet
         self._lock = threading.Lock()
+        self._folders = [*(reads or ()), *([forms_at.parent] if forms_at is not None else ())]
+        self._reads = None if reads is None else set(self._folders)
         self._children: dict[bool, Child] = {}  # by whether it starts programs of others
         self._closing = False
 
@@ -314,6 +322,8 @@ class Inference:
     def _ask(self, request: Request, what: str, timeout_s: float, progress: Progress) -> Any:
         with self._lock:
             deadline = time.monotonic() + timeout_s
+            if not isinstance(request, Compare):
+                self._will_read(request.options)
             child = self._ready(request.pipeline)
             child.messages.meanwhile = lambda: self._within_memory(child, what)
             answered = False
@@ -389,6 +399,8 @@ class Inference:
     def warm(self, pipelines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Start the child and load these pipelines with their options, so that the first patient does not wait."""
         with self._lock:
+            for _, options in pipelines:
+                self._will_read(options)
             for name, options in pipelines:
                 child = self._ready(name)
                 try:
@@ -417,7 +429,8 @@ class Inference:
             raise Interrupted("the node is stopping")
         programs = self._starts_programs(pipeline)
         child = self._children.get(programs)
-        if child is None or not child.is_alive:
+        reads = None if programs else self._readable()
+        if child is None or not child.is_alive or child.reads != reads:
             if child is not None:
                 self._children.pop(programs).end()
             child = Child(
@@ -427,12 +440,27 @@ class Inference:
                 programs=programs,
                 threads=self.threads,
                 forms_at=self.forms_at,
+                reads=reads,
             )
             self._children[programs] = child
             if self._closing:  # since it was looked at: `close` has not seen this one
                 self.stop()
                 raise Interrupted("the node is stopping")
         return child
+
+    def _will_read(self, options: Mapping[str, Any]) -> None:
+        """What a pipeline is told may name its weights. A child cannot be given more to read: another takes its
+        place."""
+        if self._reads is not None:
+            self._reads |= set(places_in(options))
+
+    def _readable(self) -> dict[Path, Identity] | None:
+        if self._reads is None:
+            return None
+        for folder in self._folders:
+            with suppress(OSError):  # the job that finds it missing is told
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return {path: _identity(path) for path in self._reads}
 
     def _starts_programs(self, pipeline: str) -> bool:
         """Whether it does; a pipeline that cannot be loaded says so in the child."""
@@ -460,6 +488,26 @@ class Inference:
                 return TryAgain(f"{what}: {words}")
             case _:
                 raise AssertionError(said)
+
+
+def places_in(value: Any) -> Iterator[Path]:
+    """Files and folders that options name by absolute paths."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from places_in(each)
+    elif isinstance(value, str) and len(path := Path(value).parts) > 1 and path[0] == "/":
+        yield Path(value)
+
+
+def _identity(path: Path) -> Identity:
+    """Another one when it was made anew: what a child may read it may by this."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _send_request(messages: Messages, request: Request, deadline: float) -> None:

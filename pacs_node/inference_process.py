@@ -19,7 +19,7 @@ def main() -> None:
     sys.path[:] = told["path"]
     from pacs_node.confine import confine
 
-    lacking = confine(programs=told["programs"]) if told["confine"] else []
+    lacking = confine(programs=told["programs"], reads=told["reads"]) if told["confine"] else []
     threading.Thread(target=_end_with_parent, args=(told["life_line"],), daemon=True).start()
     from pacs_node import observe
     from pacs_node.infer import serve

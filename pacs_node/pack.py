@@ -189,14 +189,15 @@ def is_there(stored: Stored) -> bool:
 
 @contextmanager
 def unpacked(images: Sequence[Stored], folder: Path, *, whole: bool = False) -> Iterator[list[Path]]:
-    """Each image as a file of its own. Those in packs are copied into `folder`, not synced, and it is gone afterwards.
-    Of one that cannot be read there is no file, or a shorter one; with `whole`, only if waiting does not cure that.
-    Raises OSError when there is no space, and for what waiting may cure."""
+    """Each image as a file of its own. Those in packs, and with `whole` all, are copied into `folder`, not synced, and
+    it is gone afterwards: who must not read the spool may read that. Of one that cannot be read there is no file, or a
+    shorter one; with `whole`, only if waiting does not cure that. Raises OSError when there is no space, and for what
+    waiting may cure."""
     try:
         files = []
         for number, stored in enumerate(images):
             path = stored.path
-            if path.suffix == SUFFIX:
+            if path.suffix == SUFFIX or (whole and path.parent != folder):  # else it is a copy already
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 path = folder / f"{number:05d}.dcm"
                 try:

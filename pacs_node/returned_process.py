@@ -24,7 +24,7 @@ def main() -> None:
     if asked["confine"]:
         from pacs_node.confine import confine
 
-        confine()
+        confine(reads=[asked["theirs"], *asked["ours"].values()])
     import pydicom
 
     from dicom_sr.edits import edits

@@ -92,6 +92,7 @@ def devices_of(config: Config, *, known_forms: bool = True) -> Devices:
         confined=config.infer.confine,
         peaks=Peaks(folder / "memory.json"),
         forms_at=folder / "forms.json",
+        reads=[config.node.data_dir / name for name in ("work", "priors")],
     )
     if not known_forms:
         for device in devices.all:

@@ -77,7 +77,8 @@ def main() -> None:
     if asked["confine"]:
         from pacs_node.confine import confine
 
-        confine()
+        results_at = [path for paths in asked["results"].values() for path in paths]
+        confine(reads=[*asked["files"], *asked["beside"], *results_at, asked["folder"]])
     from models.pipeline import UnfitInput
 
     folder = Path(asked["folder"])

@@ -28,7 +28,7 @@ from pathlib import Path
 import structlog
 
 from pacs_node import pack
-from pacs_node.durable import sync
+from pacs_node.durable import remove, sync
 from pacs_node.errors import NotReadable, ReceiveError, SpoolFull, TooLarge, WrongSopClass
 from pacs_node.pack import Pack, Record
 from pacs_node.receive import part10
@@ -107,6 +107,7 @@ class Spool:
         self._serial = itertools.count()
         self._began = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}"
         self._fails = False  # the disk did, when an image came last
+        self._trying = threading.Lock()
 
     def begin(self, announced: Announced) -> Incoming:
         """A data set is on its way."""
@@ -131,7 +132,7 @@ class Spool:
         what cannot be read is copied to unreadable/, and on_damaged is told where and why.
         """
         for leftover in self._leftovers:
-            leftover.unlink(missing_ok=True)
+            remove(leftover)
         self._leftovers.clear()
         known = known or {}
         for folder in self._instances.iterdir():
@@ -277,19 +278,29 @@ class Spool:
         """None, or why no image can be kept now: once one could not be, the disk is tried until it works again."""
         if not self._fails:
             return None
+        with self._trying:
+            try:
+                self._try()
+            except OSError as error:
+                return f"images cannot be kept ({error.strerror}): senders are answered 0xA700"
+            self._fails = False
+            return None
+
+    def _try(self) -> None:
+        """All that an image needs, in a folder that is gone afterwards. Raises OSError."""
+        folder = self._unfinished / f"{self._began}-trial-{next(self._serial)}"
+        folder.mkdir(mode=0o700)
         try:
-            trial = self.loose()
+            trial = Pack(folder / f"trial{pack.SUFFIX}")
             try:
                 record = trial.begin()
                 record.write(b"\0")
                 record.keep(datetime.now(UTC), "")
             finally:
-                self.discard(trial)
-            sync(self._unfinished)
-        except OSError as error:
-            return f"images cannot be kept ({error.strerror}): senders are answered 0xA700"
-        self._fails = False
-        return None
+                trial.close()
+            sync(folder)
+        finally:
+            remove(folder)
 
     def failed(self) -> None:
         """An image was not kept, for an error of the disk."""

@@ -82,6 +82,19 @@ def reach(file: Path) -> dict[str, Any]:
     return done
 
 
+def peek(file: Path) -> dict[str, Any]:
+    """Which of the files that this one names can be read."""
+    found: dict[str, Any] = {"pid": os.getpid()}
+    for path in json.loads(file.read_text()):
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            found[path] = type(error).__name__
+        else:
+            found[path] = "read"
+    return found
+
+
 def hold(file: Path) -> dict[str, Any]:
     """Until the file is gone; one beside it says that it runs."""
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix="held-"):
@@ -97,6 +110,7 @@ MISDEEDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "grow": grow,
     "close and stay": close_and_stay,
     "reach": reach,
+    "peek": peek,
     "hold": hold,
 }
 

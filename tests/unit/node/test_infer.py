@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -276,6 +279,84 @@ def test_the_process_reaches_neither_the_network_nor_the_files_of_the_node(elsew
         assert {what: facts[what] for what in LET} == LET
 
 
+NOT_ITS_OWN = (
+    *("node.toml", "password.txt", "key.pem", "data/node.sqlite", "data/node.sqlite-wal", "data/node-jobs.sqlite"),
+    *("data/identity.key", "data/audit/audit.xml", "data/spool/instances/a/1.pack", "data/results/1/1/SR.dcm"),
+    *("data/rejected/1/SR.dcm", "data/viewing/1/volume.bin", "backups/node.sqlite", "results/study-1/SR.dcm"),
+)
+ITS_OWN = ("data/work/1.1/00000.dcm", "data/priors/1.1/a.dcm", "data/inference/forms.json")
+
+
+@pytest.mark.parametrize("confined", [True, False])
+@pytest.mark.parametrize("here", [True, False], ids=["in the working folder", "elsewhere"])
+def test_the_process_reads_nothing_but_its_images_and_libraries(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, confined: bool, here: bool
+) -> None:
+    """Also where the folder of the settings is one that modules are looked for in, as `python -m` has it."""
+    if confined and confine.READING in "".join(confine.tried()):
+        pytest.skip("this kernel has no Landlock")
+    monkeypatch.setattr(sys, "path", [str(elsewhere), "", *sys.path] if here else sys.path)
+    monkeypatch.chdir(elsewhere if here else "/")
+    asked = elsewhere / "data" / "work" / "1.1" / "asked.json"
+    for path in (elsewhere / name for name in (*NOT_ITS_OWN, *ITS_OWN)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    environ = f"/proc/{os.getpid()}/environ"
+    root = f"/proc/{os.getpid()}/root{elsewhere}/node.toml"
+    asked.write_text(json.dumps([*(str(elsewhere / name) for name in (*NOT_ITS_OWN, *ITS_OWN)), environ, root]))
+    reads = [elsewhere / "data" / name for name in ("work", "priors")]
+    forms_at = elsewhere / "data" / "inference" / "forms.json"
+    inference = Inference("cpu", 30, TABLE, confined=confined, reads=reads, forms_at=forms_at)
+    try:
+        found = ask(inference, "peek", str(asked)).facts
+    finally:
+        inference.stop()
+    assert {found[str(elsewhere / name)] for name in ITS_OWN} == {"read"}
+    theirs = {found[each] for each in (*(str(elsewhere / name) for name in NOT_ITS_OWN), environ, root)}
+    assert theirs == ({"PermissionError"} if confined else {"read"})
+
+
+def test_weights_that_options_name_can_be_read_also_by_a_process_that_runs_already(elsewhere: Path) -> None:
+    """Of a route that was added, or of a folder that was replaced. As long as nothing new is named it is kept."""
+    if confine.READING in "".join(confine.tried()):
+        pytest.skip("this kernel has no Landlock")
+    weights, asked = elsewhere / "bundle" / "weights", elsewhere / "work" / "asked.json"
+    for path in (weights, asked):
+        path.parent.mkdir()
+        path.write_text("x")
+    asked.write_text(json.dumps([str(weights)]))
+    inference = Inference("cpu", 30, TABLE, reads=[asked.parent])
+
+    def peek(**options: Any) -> tuple[str, int]:
+        facts = inference.run("test", {"does": "peek", **options}, [asked], lambda *_: None).facts
+        return facts[str(weights)], facts["pid"]
+
+    try:
+        assert peek()[0] == "PermissionError"
+        found, first = peek(nested={"of": [str(weights.parent)]})
+        assert found == "read"
+        assert peek() == ("read", first), "it is loaded for other jobs, too"
+        weights.parent.rename(elsewhere / "old")
+        weights.parent.mkdir()
+        weights.write_text("y")
+        assert peek()[0] == "read"
+    finally:
+        inference.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [
+        ({}, []),
+        ({"bundle": "/weights/lung", "labels": {"1": {"name": "lung"}}}, ["/weights/lung"]),
+        ({"many": ["/a/b", ["/c"]], "number": 3, "none": None}, ["/a/b", "/c"]),
+        ({"all": "/", "relative": "data", "up": "../data"}, []),
+    ],
+)
+def test_the_places_that_options_name(options: dict[str, Any], places: list[str]) -> None:
+    assert [str(each) for each in infer.places_in(options)] == places
+
+
 @pytest.mark.parametrize("name", confine.UNLESS_PROGRAMS | confine.ALWAYS)
 def test_what_cannot_be_given_up_is_told_and_is_no_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def fails() -> None:
@@ -287,6 +368,17 @@ def test_what_cannot_be_given_up_is_told_and_is_no_error(monkeypatch: pytest.Mon
     monkeypatch.setattr(confine, "ALWAYS", {each: fails if each == name else do for each, do in every.items()})
     assert confine.confine() == [f"{name}: Operation not permitted"]
     assert confine.confine(programs=True) == ([f"{name}: Operation not permitted"] if name in confine.ALWAYS else [])
+
+
+def test_that_it_can_read_all_is_told_and_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(needed: object) -> None:
+        raise confine.Unavailable("the kernel has no Landlock")
+
+    monkeypatch.setattr(confine, "UNLESS_PROGRAMS", {})
+    monkeypatch.setattr(confine, "ALWAYS", {})
+    monkeypatch.setattr(confine, "_reads_only", fails)
+    assert confine.confine(reads=[]) == ["it can read what the node can read: the kernel has no Landlock"]
+    assert confine.confine(programs=True, reads=[]) == confine.confine() == []
 
 
 @pytest.mark.parametrize(("asked", "told"), [("true", True), ("false", False)])
