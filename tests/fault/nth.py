@@ -267,11 +267,11 @@ class Health:
 class Bench:
     """A node whose calls can be made to fail, a sender and two destinations: a PACS and a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: str = "") -> None:
         self.books, self.honest = Books(), Honest()
         self.stack = ExitStack()
         self.node = NodeProcess(
-            folder / "node", TOML.format(port=self.honest.port), installed=installed(folder / "site")
+            folder / "node", settings + TOML.format(port=self.honest.port), installed=installed(folder / "site")
         )
         ports = {self.node.dicom_port: "sender", self.node.web_port: "web", self.honest.port: "honest"}
         self.failing = Failing(folder / "node", ports)
