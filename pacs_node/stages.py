@@ -604,7 +604,10 @@ def header_of(instance: Instance, path: Path, room: Room | None = None) -> Datas
             return read_header(path, room)
         # a part may read as a whole one; where all is stored, the disk would not give it just now
         why += f"of {instance.size} bytes {there} are there"
-        passing = OSError(errno.EIO, os.strerror(errno.EIO)) if pack.is_there(instance.stored) else None
+        passing = _not_given(instance)
+    except FileNotFoundError as error:  # of a copy: it could not be made
+        why += error.strerror or type(error).__name__
+        passing = _not_given(instance)
     except OSError as error:
         why += error.strerror or type(error).__name__
         passing = error if may_pass(error) else None
@@ -618,6 +621,11 @@ def header_of(instance: Instance, path: Path, room: Room | None = None) -> Datas
         why += Told.of(error).words
     log.warning("header unreadable", instance=instance.sop_instance_uid, why=why)
     return Unread(instance, why, passing)
+
+
+def _not_given(instance: Instance) -> OSError | None:
+    """That the disk did not give it; None: it is not stored any more."""
+    return OSError(errno.EIO, os.strerror(errno.EIO)) if pack.is_there(instance.stored) else None
 
 
 def without(unread: Mapping[str, str], verdict: Verdict) -> Verdict:

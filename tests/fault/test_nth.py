@@ -60,6 +60,7 @@ def test_a_disk_that_is_full_for_some_seconds(bench: Bench) -> None:
         ({"write", "sync"}, "engine", 20, errno.EIO, HELD_S),
         ({"write"}, "log", 1, errno.ENOSPC, HELD_S),
         ({"read"}, "work", 20, errno.EIO, HELD_S),  # the inference process is not given the copy
+        ({"open"}, "pack", 4, errno.EIO, HELD_S),  # a series that cannot be copied is judged later, not without images
         ({"name"}, "pack", 1, errno.ENOSPC, HELD_S),
         ({"sync"}, "pack", 1, errno.EIO, HELD_S),  # from here on: /health said "ok" all the while
         ({"accept"}, "sender", 1, errno.EMFILE, HELD_S),
