@@ -30,10 +30,10 @@ from dicom_sr.slices import slices_of
 from models import catalogue
 from models.pixels import faults
 from pacs_node.assemble.geometry import Unfit, _alike, judge
-from pacs_node.errors import NotReadable
+from pacs_node.errors import NotReadable, may_pass
 from pacs_node.receive.header import identify
 from pacs_node.records import Instance, Verdict
-from pacs_node.stages import header_of, unread
+from pacs_node.stages import Unread, header_of, unread
 from tests.factories import ct_series, us_image
 
 CARDS = catalogue().cards
@@ -208,6 +208,20 @@ def instance_of(image: Dataset, path: Path) -> Instance:
 
 def header_at(image: Dataset, path: Path, room: Room | None = None) -> Dataset:
     return header_of(instance_of(image, path), path, room)
+
+
+@pytest.mark.parametrize("copied", [None, 0, 100], ids=["no copy", "nothing of it", "a part"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_what_is_stored_and_was_not_copied_is_waited_for(tmp_path: Path, copied: int | None, stored: bool) -> None:
+    image, copy = us_image(), tmp_path / "00000.dcm"
+    kept = replace(instance_of(image, tmp_path / "1.pack"), offset=128, size=1000)
+    if stored:
+        kept.path.write_bytes(bytes(1128))
+    if copied is not None:
+        copy.write_bytes(bytes(copied))
+    header = header_of(kept, copy)
+    assert isinstance(header, Unread)
+    assert (header.passing is not None and may_pass(header.passing)) == stored
 
 
 def test_a_bomb_in_the_pixels_is_refused_at_receipt_and_at_the_verdict(tmp_path: Path) -> None:
