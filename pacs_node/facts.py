@@ -378,18 +378,19 @@ class NodeFacts(ViewerFacts, PipelineFacts):
             "kind": self.node.ledger.kinds_found(),
         }
 
-    def bulk(self, do: str, wanted: Wanted | Sequence[str], by: str) -> dict[str, str | None]:
-        """Each of these series retried, run again or deleted: None, or why not. Of those that a filter finds, the first
-        MOST_AT_ONCE."""
-        if isinstance(wanted, Wanted):
-            wanted = self.node.ledger.series_uids_of(MOST_AT_ONCE, wanted)
+    def series_uids(self, wanted: Wanted) -> list[str]:
+        """The first MOST_AT_ONCE that a filter finds."""
+        return self.node.ledger.series_uids_of(MOST_AT_ONCE, wanted)
+
+    def bulk(self, do: str, series_uids: Sequence[str], by: str) -> dict[str, str | None]:
+        """Each of these series retried, run again or deleted: None, or why not."""
         can: dict[str, Callable[[str], str | None]] = {
             "retry": self._retry_all,
             "rerun": self.node.rerun,
             "delete": partial(self._delete, by=by),
         }
         how = can[do]
-        return self._without_paths({uid: how(uid) for uid in wanted})
+        return self._without_paths({uid: how(uid) for uid in series_uids})
 
     def _retry_all(self, series_uid: str) -> str | None:
         series = self.node.ledger.series(series_uid)

@@ -159,7 +159,7 @@ def create_app(
             at("/api/series", lists.series_list, "limit", *WHERE),
             at("/api/series.csv", lists.export, *FILTER),
             at("/api/changes", LiveViews(facts).changes),
-            at("/api/bulk", lists.bulk, "do", "series", "all", "query", "confirmed", methods=post),
+            at("/api/bulk", lists.bulk, "do", "series", "all", "query", "confirmed", "until", "agreed", methods=post),
             at("/api/export", ExportViews(facts, lists).results, "series", "all", "query", methods=post),
             at("/api/patient", patients.search, methods=post),
             at("/api/series/{uid}", views.series),

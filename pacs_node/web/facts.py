@@ -37,7 +37,10 @@ class Facts(Protocol):
     def choices(self) -> dict[str, list[str]]:
         """What a list can be narrowed to: "modality", "sender", "pipeline" and "kind" of findings."""
 
-    def bulk(self, do: str, wanted: Wanted | Sequence[str], by: str) -> dict[str, str | None]:
+    def series_uids(self, wanted: Wanted) -> list[str]:
+        """Of the series that are wanted, as many as one button is for, in their order."""
+
+    def bulk(self, do: str, series_uids: Sequence[str], by: str) -> dict[str, str | None]:
         """Retry, run again or delete these series: series UID -> None, or why not. by: on whose behalf."""
 
     def series(self, series_uid: str) -> dict[str, Any] | None:

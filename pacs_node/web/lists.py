@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -128,23 +130,41 @@ class ListViews:
         form = [*request.query_params.multi_items(), *request.state.form]
         if (do := dict(form).get("do", "")) not in DO:
             raise HTTPException(400, f"do is one of {', '.join(DO)}, not {do[:20]!a}")
-        chosen, asked = self.chosen(request, form, ("do", "all", "query", "confirmed"))
+        chosen, asked = self.chosen(request, form, ("do", "all", "query", "confirmed", "until", "agreed"))
         query = asked.get("query", "")
-        if asked.get("confirmed") != "yes":
-            if not for_people(request):
-                raise HTTPException(400, "say confirmed=yes: it is done at once")
-            number = min(MOST, self.facts.series_count(chosen)[0]) if isinstance(chosen, Wanted) else len(chosen)
-            shown = {"do": do, "words": DO[do], "number": number, "query": query, "all": asked.get("all")}
-            shown["uids"] = [] if isinstance(chosen, Wanted) else chosen
-            return self.views.page(request, "bulk.html", {**shown, "most": MOST, "done": None})
+        until = day_or_time("until", asked.get("until") or None) or datetime.now(UTC)
+        uids = self._until(chosen, until) if isinstance(chosen, Wanted) else chosen
+        confirmed, agreed = asked.get("confirmed") == "yes", digest_of(uids)
+        # a page asks for a list before it does something with it; a program may
+        changed = confirmed and bool(asked.get("all")) and asked.get("agreed", agreed) != agreed
+        unasked = for_people(request) and bool(asked.get("all")) and "agreed" not in asked
+        if not for_people(request) and not confirmed:
+            raise HTTPException(400, "say confirmed=yes: it is done at once")
+        if not for_people(request) and changed:
+            raise HTTPException(409, f"the list is of other series now, {len(uids)} of them; nothing was done")
+        if not confirmed or changed or unasked:
+            shown = {"do": do, "words": DO[do], "number": len(uids), "query": query, "all": asked.get("all")}
+            shown |= {"uids": [] if isinstance(chosen, Wanted) else uids, "most": MOST, "done": None}
+            shown |= {"until": until.isoformat(), "agreed": agreed, "changed": changed}
+            return self.views.page(request, "bulk.html", shown, 409 if changed else 200)
         who = request.state.who.name if request.state.who is not None else ""
-        said = self.facts.bulk(do, chosen, who or "somebody")
+        said = self.facts.bulk(do, uids, who or "somebody")
         request.state.said = done_with(do, said)
         done = [uid for uid, why_not in said.items() if why_not is None]
         left = {uid: why_not for uid, why_not in said.items() if why_not is not None}
         if for_people(request):
             return self.views.page(request, "bulk.html", {"words": DO[do], "done": done, "left": left, "query": query})
         return JSONResponse({"done": done, "not": left})
+
+    def _until(self, wanted: Wanted, until: datetime) -> list[str]:
+        """Those of a list whose first image came before then: what comes while somebody reads a question is not meant."""
+        before = until if wanted.before is None else min(wanted.before, until)
+        return self.facts.series_uids(replace(wanted, before=before))
+
+
+def digest_of(uids: Sequence[str]) -> str:
+    """Another one for other series, whatever their order."""
+    return sha256("\\".join(sorted(uids)).encode()).hexdigest()[:32]
 
 
 def _job(job: Mapping[str, Any]) -> str:

@@ -107,7 +107,7 @@ class Everything(InMemory):
         self.status = {"status": "degraded", "ae_title": "AI", "dicom_port": 11112, "attention": []}
         self.pause("destination", "pacs", "ana")
 
-    def bulk(self, do: str, wanted: Any, by: str) -> dict[str, str | None]:
+    def bulk(self, do: str, series_uids: Any, by: str) -> dict[str, str | None]:
         return {"1.2.826.1": None}
 
     def shadows(self) -> list[dict[str, Any]]:

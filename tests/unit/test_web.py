@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -152,7 +152,7 @@ class InMemory:
         self.rerun_asked: list[str] = []
         self.wanted: list[Wanted] = []
         self.exported: list[str] = []
-        self.bulk_asked: list[tuple[str, Wanted | Sequence[str], str]] = []
+        self.bulk_asked: list[tuple[str, Sequence[str], str]] = []
         self.stamps = ["7-x"]
         self.readiness: dict[str, Any] = {"ready": True, "reasons": []}
         self.many_asked: list[tuple[str | None, datetime | None]] = []
@@ -197,8 +197,11 @@ class InMemory:
             "kind": ["Nodule"],
         }
 
-    def bulk(self, do: str, wanted: Wanted | Sequence[str], by: str) -> dict[str, str | None]:
-        self.bulk_asked.append((do, wanted, by))
+    def series_uids(self, wanted: Wanted) -> list[str]:
+        return [s["series_uid"] for s in self._of(wanted)][:1000]
+
+    def bulk(self, do: str, series_uids: Sequence[str], by: str) -> dict[str, str | None]:
+        self.bulk_asked.append((do, series_uids, by))
         return {"1.2.826.1": None, "1.2.826.2": "its results are not at pacs: no answer"}
 
     def stamp(self) -> str:
@@ -1022,7 +1025,52 @@ def test_many_series_are_chosen_confirmed_and_done(web: TestClient, facts: InMem
     assert "55 series" in visible(whole)
     web.post("/api/bulk", params={"do": "rerun", "all": "1", "confirmed": "yes", "query": query})
     assert facts.bulk_asked[0] == ("delete", ["1.2.826.1", "1.2.826.2"], "somebody")
-    assert facts.bulk_asked[1] == ("rerun", Wanted("Thorax", trouble=True), "somebody")
+    assert facts.bulk_asked[1] == ("rerun", [s["series_uid"] for s in facts.all], "somebody")
+
+
+@pytest.mark.parametrize("chosen", ["all=1&query=", "all=1&query=q%3DThorax", "all=1&query=before%3D2026-04-01"])
+@pytest.mark.parametrize("do", ["retry", "rerun", "delete"])
+@pytest.mark.parametrize("meanwhile", ["nothing", "one comes", "one goes", "one goes and another is found"])
+def test_what_was_confirmed_is_done_and_nothing_else(
+    web: TestClient, facts: InMemory, do: str, chosen: str, meanwhile: str
+) -> None:
+    browser = {"accept": "text/html", "content-type": "application/x-www-form-urlencoded"}
+    facts.all = facts.all[:5]
+    before = [s["series_uid"] for s in facts.all]
+
+    def form(page: str) -> str:
+        fields = re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page)
+        return urlencode([(name, unescape(value)) for name, value in fields])
+
+    page = web.post("/api/bulk", content=f"do={do}&{chosen}", headers=browser).text
+    assert "Yes, 5 series" in page
+    if meanwhile == "one comes":
+        now = (datetime.now(UTC) + timedelta(seconds=1)).isoformat(timespec="milliseconds")
+        facts.all.append(whole(90, first_arrival=now))
+    elif meanwhile != "nothing":
+        facts.all.pop(2)
+    if meanwhile.endswith("is found"):  # it was here, and has become one of those that the list is of
+        facts.all.append(whole(91))
+    answer = web.post("/api/bulk", content=form(page), headers=browser)
+    if meanwhile in ("nothing", "one comes"):
+        assert facts.bulk_asked == [(do, before, "somebody")]
+        return
+    number = len(facts.all)
+    assert (answer.status_code, facts.bulk_asked) == (409, [])
+    assert "Nothing was done" in answer.text
+    assert f"Yes, {number} series" in answer.text
+    assert web.post("/api/bulk", content=form(answer.text), headers=browser).status_code == 200
+    assert facts.bulk_asked == [(do, [s["series_uid"] for s in facts.all], "somebody")]
+
+
+def test_a_page_never_skips_its_question_and_a_program_may_bind_what_it_means(web: TestClient, facts: InMemory) -> None:
+    confirmed = {"do": "rerun", "all": "1", "confirmed": "yes", "query": ""}
+    page = web.post("/api/bulk", params=confirmed, headers={"accept": "text/html"})
+    assert (page.status_code, facts.bulk_asked) == (200, [])
+    answer = web.post("/api/bulk", params={**confirmed, "agreed": "0" * 32})
+    assert (answer.status_code, facts.bulk_asked) == (409, [])
+    assert "nothing was done" in answer.json()["error"]
+    assert web.post("/api/bulk", params={**confirmed, "until": "soon"}).status_code == 400
 
 
 @pytest.mark.parametrize(

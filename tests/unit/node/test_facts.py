@@ -140,9 +140,9 @@ def test_many_are_retried_and_the_rest_is_said(story: Story) -> None:
     nothing = {story.uid: "nothing of it has failed or waits"}
     assert story.facts.bulk("retry", [story.uid], "ada") == nothing
     job = story.fail("send")
-    assert story.facts.bulk("retry", Wanted(trouble=True), "ada") == {story.uid: None}
+    assert story.facts.bulk("retry", story.facts.series_uids(Wanted(trouble=True)), "ada") == {story.uid: None}
     assert story.one("send").id == job.id
-    assert story.facts.bulk("retry", Wanted(trouble=True), "ada") == {}
+    assert story.facts.bulk("retry", story.facts.series_uids(Wanted(trouble=True)), "ada") == {}
     assert story.facts.bulk("retry", ["1.2.3"], "ada") == {"1.2.3": "nothing of it has failed or waits"}
 
 
