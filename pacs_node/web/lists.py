@@ -157,7 +157,7 @@ class ListViews:
         return JSONResponse({"done": done, "not": left})
 
     def _until(self, wanted: Wanted, until: datetime) -> list[str]:
-        """Those of a list whose first image came before then: what comes while somebody reads a question is not meant."""
+        """Those of a list whose first image came before then: what comes while somebody reads is not meant."""
         before = until if wanted.before is None else min(wanted.before, until)
         return self.facts.series_uids(replace(wanted, before=before))
 

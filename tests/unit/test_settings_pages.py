@@ -31,7 +31,7 @@ from pacs_node.web.uploads import LONGEST_UPLOAD
 from tests.certificates import Authority
 from tests.factories import us_image
 from tests.harness import Receiver, free_port
-from tests.viewers import served
+from tests.viewers import Seen, served
 
 SECRET = "a-token-that-is-secret"
 TOML = f"""
@@ -645,6 +645,33 @@ def test_a_new_route_has_nothing_chosen_that_nobody_chose(pages: Pages) -> None:
     for wanted in ("needs 'name'", "Modality = []: an empty list matches nothing", "no pipeline ''", "'send_to'"):
         assert wanted in said
     assert pages.file.read_text() == TOML
+
+
+def test_every_row_of_conditions_offers_what_has_really_come(tmp_path: Path) -> None:
+    """Also one that no keyword has been saved for, and without any script."""
+    (tmp_path / "images").mkdir()
+    us_image(tmp_path / "images")
+    seen = Seen(tmp_path, sorted((tmp_path / "images").iterdir()), None)
+    try:
+        accounts = Accounts(seen.node.ledger, lambda: datetime.now(UTC))
+        headers = {**HTML, "authorization": f"Bearer {accounts.add_token('ana', ADMIN, 1)}"}
+        browser, desk = TestClient(seen.app(accounts), headers=headers), seen.node.desk()
+        assert desk is not None
+        came = desk.offered()["seen"]
+        assert came["Modality"] == ["US"]
+        for address in ("/routes/edit", "/routes/edit?name=breast"):
+            page = browser.get(address).text
+            lists = dict(re.findall(r'(?s)<datalist id="([^"]+)">(.*?)</datalist>', page))
+            rows = re.findall(r'name="condition.keyword" value="([^"]*)".*?name="condition.value"([^>]*)>', page, re.S)
+            assert [keyword for keyword, _ in rows if not keyword], "rows for new conditions"
+            for keyword, value in rows:
+                [name] = re.findall(r'list="([^"]+)"', value)
+                options = dict.fromkeys(map(unescape, re.findall(r'<option value="([^"]*)"', lists[name])))
+                assert list(options) == (
+                    came[keyword] if keyword else list(dict.fromkeys(each for of in came.values() for each in of))
+                )
+    finally:
+        seen.close()
 
 
 def test_history_is_shown_and_undone(pages: Pages) -> None:
