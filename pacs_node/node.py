@@ -850,7 +850,8 @@ class Node:
         while self._not_noted:
             refusal = self._not_noted.popleft()
             try:
-                self.ledger.note_refusal(refusal)
+                of_peer = bool(refusal.calling_ae) and refusal.calling_ae in {p.ae_title for p in self.config.peers}
+                self.ledger.note_refusal(refusal, of_peer=of_peer)
             except LedgerUnavailable:
                 self._not_noted.appendleft(refusal)
                 raise

@@ -330,8 +330,12 @@ class SystemCollector(Collector):
             ("pacs_node_peer_sent_timestamp_seconds", "When a send to it last ended well", "sent_at"),
         ):
             yield _labelled(name, words, [({"peer": each["name"]}, _seconds(each[key])) for each in peers])
-        refused = [({"peer": each["name"]}, float(each["refused"])) for each in peers]
-        yield _labelled("pacs_node_peer_refused", "Refusals of this peer among the newest 1000 of all", refused)
+        refused = CounterMetricFamily(
+            "pacs_node_peer_refused", "What was refused or kept aside of the AE title of a peer", labels=["peer"]
+        )
+        for each in peers:  # none is a figure, too: an alert needs it
+            refused.add_metric([each["name"]], each["refused"])
+        yield refused
 
 
 def _place(device: Mapping[str, Any]) -> str:

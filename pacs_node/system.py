@@ -104,7 +104,7 @@ def models(config: Config) -> Iterator[dict[str, Any]]:
 def peers(config: Config, ledger: Ledger) -> Iterator[dict[str, Any]]:
     """When each peer last sent something that was taken, and last took something that was sent to it."""
     received = ledger.last_received()
-    refused = ledger.refused_of_each()
+    refused = ledger.refused_of_peers()
     for peer in config.peers:
         title = peer.ae_title or ""
         yield {

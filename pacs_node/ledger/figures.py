@@ -17,7 +17,6 @@ from pacs_node.ledger.tables import (
     job_table,
     mark_table,
     no_heartbeat,
-    refusal_table,
     series_table,
 )
 from pacs_node.records import DURATIONS, OPEN_JOB_STATES, STEPS_S
@@ -98,13 +97,6 @@ class Figures(Database):
         with self._reading() as db:
             rows = db.execute(latest.order_by(job_table.c.started_at.desc()).limit(RECENT))
             return max((at for state, at in rows if state == "done" and at is not None), default=None)
-
-    def refused_of_each(self) -> dict[str, int]:
-        """AE title -> how many of the refusals that are kept are its."""
-        of = refusal_table.c.calling_ae, sa.func.count()
-        with self._reading() as db:
-            rows = db.execute(sa.select(*of).group_by(refusal_table.c.calling_ae))
-            return dict(tuple(row) for row in rows)
 
     def clock_ahead_s(self) -> float | None:
         """How far the clock of the database is ahead of ours, seconds; None: it is ours."""

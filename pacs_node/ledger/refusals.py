@@ -11,6 +11,7 @@ from pacs_node.ledger.lists import iso
 from pacs_node.ledger.tables import (
     refusal_count_table,
     refusal_table,
+    refused_peer_table,
 )
 from pacs_node.records import Refusal
 
@@ -20,8 +21,12 @@ MOST_REFUSALS = 1000  # rows kept, the newest; the counts go on
 class Refusals(Database):
     """What senders brought in vain."""
 
-    def note_refusal(self, refusal: Refusal) -> None:
-        """Remember what was not taken in: the newest MOST_REFUSALS of them, and how many of each kind there were."""
+    def note_refusal(self, refusal: Refusal, *, of_peer: bool = False) -> None:
+        """Remember what was not taken in: the newest MOST_REFUSALS of them, and how many of each kind there were.
+
+        of_peer   the AE title is one of the settings: how many there were of it, too. Of others nothing is counted
+                  alone, for a stranger can call itself anything.
+        """
         row = {  # what came from the network may hold anything; PostgreSQL takes no NUL
             name: each.replace("\0", "") if isinstance(each := getattr(refusal, name), str) else each
             for name in Refusal.__dataclass_fields__
@@ -37,6 +42,17 @@ class Refusals(Database):
                     set_={"number": refusal_count_table.c.number + 1, "latest": refusal.at},
                 )
             )
+
+            if of_peer:
+                mine = self._insert(refused_peer_table).values(ae_title=row["calling_ae"], number=1)
+                more = {"number": refused_peer_table.c.number + 1}
+                db.execute(mine.on_conflict_do_update(index_elements=[refused_peer_table.c.ae_title], set_=more))
+
+    def refused_of_peers(self) -> dict[str, int]:
+        """AE title of a peer -> how many of its refusals there have been since the ledger counts them."""
+        with self._reading() as db:
+            rows = db.execute(sa.select(refused_peer_table.c.ae_title, refused_peer_table.c.number))
+            return dict(tuple(row) for row in rows)
 
     def refusals(self, limit: int, kind: str = "", sender: str = "") -> list[dict[str, Any]]:
         """The newest first; of a kind or an AE title alone, where they are named."""

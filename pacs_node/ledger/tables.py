@@ -349,6 +349,14 @@ refusal_table = sa.Table(
 )
 
 
+refused_peer_table = sa.Table(  # how often, of AE titles that the settings named at the time: strangers add none
+    "refused_peer",
+    metadata,
+    sa.Column("ae_title", sa.String(64), primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+)
+
+
 refusal_count_table = sa.Table(
     "refusal_count",
     metadata,

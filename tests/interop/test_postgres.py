@@ -96,7 +96,7 @@ def test_a_list_is_searched_and_counted_there_too(ledger: Ledger) -> None:
     assert ledger.last_received().keys() == {"CT1", "CT2", "US_1"}
     assert sum(map(len, ledger.came_since(rows[0]["first_arrival"].replace(year=2000)).values())) == len(rows)
     assert ledger.stamp() == ledger.stamp()
-    assert ledger.refused_of_each() == {}
+    assert ledger.refused_of_peers() == {}
     assert ledger.refusals_by_sender(5) == []
     assert abs(ledger.clock_ahead_s() or 0.0) < 60, "it is the clock of this machine"
 

@@ -157,7 +157,7 @@ def test_a_ledger_that_is_away_holds_no_sender_up_and_is_told_later(
     node = make()
     assert node.listener is not None
 
-    def away(self: Ledger, refusal: Refusal) -> None:
+    def away(*_: object, **__: object) -> None:
         time.sleep(0.2)
         raise LedgerUnavailable("the database does not answer")
 
@@ -189,3 +189,50 @@ def test_the_newest_are_kept_and_all_are_counted(tmp_path: Path, monkeypatch: py
     assert {kind: count["number"] for kind, count in counts.items()} == {"unreadable": 12, "kept aside": 1}
     assert counts["unreadable"]["latest"].startswith("2026-03-14T12:00:11")
     ledger.close()
+
+
+def test_the_count_of_a_peer_lasts_through_a_flood_of_strangers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never falls, however many others come, and whatever they call themselves; and they add no label and no row."""
+    monkeypatch.setattr("pacs_node.ledger.refusals.MOST_REFUSALS", 5)
+    told = Refusing(tmp_path)
+    try:
+        counts = []
+        for number in range(40):
+            title = "CT1" if number % 10 == 0 else f"STRANGER{number}" if number % 10 < 9 else ""
+            told.node._refused(Refusal("association rejected", T0, title, "10.0.0.9", "rejected"))
+            told.node._note_refusals()
+            counts.append(told.refused())
+        assert [each["ct"] for each in counts] == [number // 10 + 1 for number in range(40)]
+        assert all(each == {"ct": each["ct"], "us": 0.0} for each in counts), "of peers alone, also those with none"
+        assert told.node.ledger.refused_of_peers() == {"CT1": 4}
+    finally:
+        told.node.stop()
+    again = Refusing(tmp_path)
+    try:
+        assert again.refused() == {"ct": 4.0, "us": 0.0}, "after a restart"
+    finally:
+        again.node.stop()
+
+
+class Refusing:
+    """A node that knows two senders, and what Prometheus reads of it."""
+
+    def __init__(self, folder: Path) -> None:
+        peers = "".join(
+            f'[[peer]]\nname = "{name}"\nae_title = "{title}"\nmay_send = true\n'
+            for name, title in (("ct", "CT1"), ("us", "US1"))
+        )
+        (folder / "node.toml").write_text(f'[node]\ndata_dir = "{folder}/data"\n{peers}')
+        self.node = Node(load(folder / "node.toml", catalogue()))
+        self.node.ledger.migrate()
+
+    def refused(self) -> dict[str, float]:
+        figures = self.node.figures(NodeFacts(self.node))
+        return {
+            sample.labels["peer"]: sample.value
+            for metric in figures.collect()
+            for sample in metric.samples
+            if sample.name == "pacs_node_peer_refused_total"
+        }
