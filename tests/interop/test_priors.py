@@ -90,6 +90,14 @@ def job(**changes: Any) -> Job:
     return Job(**{**about, "route": "chest", "priority": 5, "created_at": NOW, "priors": "pacs", **changes})
 
 
+def test_before_it_is_needed_an_archive_says_whether_it_would_send_them(pacs: Orthanc, tmp_path: Path) -> None:
+    joined = stages(tmp_path, pacs.dicom_port, timeout_s=10)
+    try:
+        assert priors.not_sent(joined.dicom_peers["pacs"]) == []
+    finally:
+        joined.inference.stop()
+
+
 def test_the_whole_comparison(pacs: Orthanc, earlier: Study, present: Study, tmp_path: Path) -> None:
     joined = stages(tmp_path, pacs.dicom_port)
     try:
