@@ -234,7 +234,7 @@ class ViewerFacts:
             row = rows.setdefault((pipeline, version), {"pipeline": pipeline, "version": version, **none})
             row["counts"][kind] = number
             if kind == "edited" and dice is not None:
-                row["dice"] = round(dice, 3)
+                row["dice"] = dice
         return list(rows.values())
 
 

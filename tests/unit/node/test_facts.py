@@ -10,11 +10,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from config import Notify, load
 from models import catalogue
 from pacs_node import notify
 from pacs_node.facts import NodeFacts
+from pacs_node.ledger.tables import feedback_table
 from pacs_node.node import Node
 from pacs_node.records import JOB_KINDS, Evidence, Instance, Job, OpenSeries, Result, Wanted, moment
 from tests.factories import us_image
@@ -510,3 +512,23 @@ def test_one_series_that_cannot_be_judged_stops_no_other(story: Story, monkeypat
 
     monkeypatch.setattr(story.node.flow, "rerun", broken)
     assert (story.facts.rerun(story.uid) or "").startswith("could not be judged: KeyError")
+
+
+def test_a_mean_dice_is_rounded_once_by_who_shows_it(tmp_path: Path) -> None:
+    """Rounded before, and again to two digits, each tenth of a thousandth above a half is another number there than
+    beside the finding."""
+    story = Story(tmp_path)
+    told = {f"{n:04}": n / 10_000 for n in range(1, 10_000)}
+    row = {
+        "at": story.now(),
+        "reader": "",
+        "series_uid": "1",
+        "job": "1",
+        "pipeline": "p",
+        "kind": "edited",
+        "label": "",
+    }
+    with story.ledger.engine.begin() as db:
+        db.execute(sa.insert(feedback_table), [{**row, "version": name, "dice": dice} for name, dice in told.items()])
+    counted = {each["version"]: each["dice"] for each in story.facts.feedback_counts()}
+    assert [name for name, dice in told.items() if f"{counted[name]:.2f}" != f"{dice:.2f}"] == []
