@@ -174,7 +174,7 @@ def _effects(rule: Rule, header: Dataset, *, runs: bool) -> dict[str, str]:
     elif not rule.shadow:
         effects["report_not_run"] = "yes" if rule.report_not_run else ""
     if not rule.shadow and (runs or rule.report_not_run):
-        effects["send_to"] = " and ".join(rule.send_to)
+        effects["send_to"] = " and ".join(sorted(rule.send_to))  # their order is nobody's business
     if not rule.shadow and runs:
         effects["also"] = "; ".join(_as_well(rule))
     return effects

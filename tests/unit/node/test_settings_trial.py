@@ -188,6 +188,13 @@ def test_whatever_changes_is_said_and_nothing_else(told: Told, field: str) -> No
 ALONG_WITH = {"shadow": ("priority", "hours", "send_to"), "pipeline": ("send_to", "priority")}
 
 
+def test_destinations_in_another_order_are_the_same(told: Told) -> None:
+    """As the form of a route writes them."""
+    two = with_route(told.config(), send_to=("results", "second"))
+    told.node.stages.wire(told.node.stages.wiring(two))
+    assert told.trial.on_the_last(2, with_route(told.config(), send_to=("second", "results"))).changed == []
+
+
 def test_a_report_that_says_why_is_said_of_what_is_refused(told: Told) -> None:
     told.node.stages.wire(told.node.stages.wiring(with_route(told.config(), match={"Modality": "CT"})))
     replay = told.trial.on_the_last(
