@@ -61,7 +61,8 @@ kernel refuses the real call (seccomp's user notification), of Python and of SQL
 While something that was promised cannot move, `/health` must never say "ok", from two seconds after the first failure
 on (eight while SQLite waits for a lock; eighteen for the job engine's own file, where nothing but a job that stands
 still may show it), and must say "ok" again afterwards, without a restart. The tests try one call of every class, and
-every error (`FAULT_SEED`).
+every error (`FAULT_SEED`). A run takes the classes in turn; one that was given minutes has tried what its figure says,
+of some 4000 faults.
 
 Besides (`tests/fault/test_cut_off.py`): another program locks a SQLite file for longer than the node waits for it; on
 PostgreSQL the connection is lost at the n-th statement, before the server has it, and after it has done what it says
