@@ -124,7 +124,7 @@ def test_bad_values_of_every_key_at_every_address(told: Told) -> None:
 
 
 # of a node that has never been started, as this one: it is not ready, and no settings of it can be changed
-NOT_STARTED = ("/ready", "/peers", "/routes", "/settings")
+NOT_STARTED = ("/ready", "/peers", "/routes", "/notices", "/settings")
 
 
 @pytest.mark.parametrize("header", HEADERS)
