@@ -16,6 +16,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 
 from pacs_node.association import Messages, _Transport
 from tests.certificates import Authority
+from tests.harness import wait_for
 
 ANSWER = 1, object()
 
@@ -63,8 +64,7 @@ def test_what_is_about_tls_alone_is_nothing_that_has_come(tmp_path: Path) -> Non
         assert select.select([secured], [], [], 10)[0], "something is there to be read ..."
         assert not transport.ready, "... which is no PDU"
         said.put(b"seven bytes and more"[:7])
-        assert select.select([secured], [], [], 10)[0]
-        assert transport.ready
+        wait_for(lambda: transport.ready, 10, "what came behind the tickets")
         assert transport.ready, "asked again"
         assert bytes(transport.recv(6)) == b"seven "
         assert transport.ready, "what OpenSSL holds has come"
@@ -72,6 +72,6 @@ def test_what_is_about_tls_alone_is_nothing_that_has_come(tmp_path: Path) -> Non
         assert not transport.ready
         said.put(b"")
         server.join()
-        assert transport.ready, "the end is something that has come, too"
+        wait_for(lambda: transport.ready, 10, "the end, which is something that has come, too")
         assert transport.recv(6) == b""
         assert dul.event_queue.empty()
