@@ -43,7 +43,7 @@ from models.read import display
 from pacs_node import pack
 from pacs_node.durable import sync, write_whole
 from pacs_node.errors import GiveUp, TryAgain
-from pacs_node.records import Edition, Form, Instance, Offer, Package, Prepared, Result, Stored, WhenAsked
+from pacs_node.records import FORMS, Edition, Form, Instance, Offer, Package, Prepared, Result, Stored, WhenAsked
 
 log = structlog.get_logger()
 
@@ -243,7 +243,7 @@ class ResultForms:
         if segments:
             uids = " ".join(str(each.SOPInstanceUID) for each in segments.values())
             name += f"-for-{hashlib.sha256(uids.encode()).hexdigest()[:16]}"
-        folder = offer.path.parent / "forms" / name
+        folder = offer.path.parent / FORMS / name
         try:
             if not folder.is_dir():
                 _keep(self._made(package, offer, form, segments), folder, form.transfer_syntax_uid)

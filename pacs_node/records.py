@@ -568,6 +568,7 @@ class Commitment:
         return self.report is None and not self.over
 
 
+FORMS = "forms"  # the folder beside results for what is made of them for a destination
 FEEDBACK_KINDS = {  # what a reader can say of a finding
     "agree": "agree",
     "no-lesion": "not a lesion",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from pydicom.filereader import read_file_meta_info
+
 from config import Config
 from pacs_node.errors import NodeError, StoreAway, TryAgain
 from pacs_node.identity import Identity
 from pacs_node.ledger import Ledger
 from pacs_node.patients import Patients
-from pacs_node.records import FEEDBACK_KINDS, RETURNED_KINDS, Feedback
+from pacs_node.records import FEEDBACK_KINDS, FORMS, RETURNED_KINDS, Feedback
 from pacs_node.shadow import WORDS
 from pacs_node.stages import WiredStages
 from pacs_node.viewing import PARTS, Asked, Made, Viewing
@@ -142,27 +144,36 @@ class ViewerFacts:
         return path if path is not None and path.is_file() and name not in PARTS.values() else None
 
     def result_file(self, job_id: str, name: str) -> bytes | None:
-        """A result of a job, as it was sent; name: its SOP Instance UID and .dcm. None of a shadow."""
-        if self.node.ledger.shadows_among([job_id]):
+        """A result of an inference as it was made, or what was made of it and sent; of a send what it sent. name: its
+        SOP Instance UID and .dcm. None of a shadow, and of what is not here."""
+        ledger, uid = self.node.ledger, name.removesuffix(".dcm")
+        made_by = ledger.made_by(job_id)
+        if made_by is None or ledger.shadows_among([made_by]):
             return None
-        path = next((e.path for e in self.node.ledger.results(job_id) if f"{e.sop_instance_uid}.dcm" == name), None)
-        if path is None:
-            return None
+        results = ledger.results(made_by)
+        path = next((each.path for each in results if each.sop_instance_uid == uid), None)
         try:
-            with self.node.stages.here([path]) as [here]:
-                return here.read_bytes()
+            if path is not None:
+                with self.node.stages.here([path]) as [here]:
+                    return here.read_bytes()
+            if uid in ledger.sent_besides(made_by):
+                return _form_of(dict.fromkeys(each.path.parent for each in results), uid)
         except (OSError, NodeError):  # deleted, or the store does not answer
             return None
+        return None
 
     def results_of(self, series_uid: str) -> list[dict[str, str]]:
-        """The results in force of a series: "job", "pipeline", "sop_class_uid", "sop_instance_uid"."""
+        """The results in force of a series, and what was made of them and sent: "job", "pipeline", "sop_class_uid",
+        "sop_instance_uid"."""
         series = self.node.ledger.series(series_uid)
         jobs = [job for job in results_in_force(series["jobs"] if series else []) if not job["shadow"]]
-        keys = ("sop_class_uid", "sop_instance_uid")
         return [
-            {"job": job["id"], "pipeline": job["pipeline"], **{key: each[key] for key in keys}}
+            {"job": job["id"], "pipeline": job["pipeline"], "sop_class_uid": of, "sop_instance_uid": uid}
             for job in jobs
-            for each in job["results"]
+            for uid, of in (
+                {each["sop_instance_uid"]: each["sop_class_uid"] for each in job["results"]}
+                | self.node.ledger.sent_besides(job["id"])
+            ).items()
         ]
 
     def viewer_address(self, study_uid: str, series_uid: str) -> str | None:
@@ -236,6 +247,15 @@ class ViewerFacts:
             if kind == "edited" and dice is not None:
                 row["dice"] = dice
         return list(rows.values())
+
+
+def _form_of(folders: Iterable[Path], uid: str) -> bytes | None:
+    """What was made of results in one of these folders, where this machine has made it. Raises OSError."""
+    for folder in folders:
+        for path in sorted(folder.glob(f"{FORMS}/*/*.dcm")):
+            if str(read_file_meta_info(path).MediaStorageSOPInstanceUID) == uid:
+                return path.read_bytes()
+    return None
 
 
 def results_in_force(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -119,6 +119,25 @@ class Pages(Lists):
                 ],
             }
 
+    def made_by(self, job_id: str) -> str | None:
+        """The inference whose results a job sends; of an inference itself."""
+        sent = sa.case((job_table.c.kind == "send", job_table.c.parent), else_=job_table.c.id)
+        with self._reading() as db:
+            return db.scalar(sa.select(sent).where(job_table.c.id == job_id))
+
+    def sent_besides(self, job_id: str) -> dict[str, str]:
+        """SOP Instance UID -> SOP Class UID of what destinations have taken that was made of the results of an
+        inference: captures, key objects, other forms. In the order of their sending."""
+        receipt, own = receipt_table.c, sa.select(result_table.c.sop_instance_uid).where(result_table.c.job == job_id)
+        taken = (
+            sa.select(receipt.sop_instance_uid, receipt.sop_class_uid)
+            .join(job_table, job_table.c.id == receipt.job)
+            .where(job_table.c.parent == job_id, receipt.stored, receipt.sop_instance_uid.not_in(own))
+            .order_by(receipt.at)
+        )
+        with self._reading() as db:
+            return dict(tuple(row) for row in db.execute(taken))
+
     def unresolved(self, *, shadow: bool = False) -> list[dict[str, Any]]:
         """Jobs that failed for good and that nobody has dealt with, the latest first, as plain values: of each task the
         first MOST_TOLD, with how many there are of it. shadow: those of shadow routes instead."""

@@ -7,11 +7,13 @@ through the day in their order, and each leaves the node as well as it was.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import platform
 import re
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -369,6 +371,21 @@ def test_a_clip_is_played_with_the_outline_of_the_segmentation(ana: Somebody, da
 
 def frames_of(segmentation: Dataset) -> np.ndarray:
     return np.asarray(segmentation.pixel_array).reshape(-1, segmentation.Rows, segmentation.Columns)
+
+
+def test_whatever_the_pacs_has_taken_is_downloaded_as_it_was_sent(ana: Somebody, day: Day) -> None:
+    """The Segmentation and the report by the job that made them, the capture by the one that sent it; and as ZIP."""
+    stored = {each["sop_instance_uid"] for job in day.facts("clip")["jobs"] for each in job["receipts"]}
+    taken = [each for modality in ("SEG", "SR", "OT", "US") for each in day.in_pacs("clip", modality)]
+    assert {str(each.SOPInstanceUID) for each in taken} == stored
+    assert "Secondary Capture" in " ".join(each.SOPClassUID.name for each in taken)
+    ana.at("clip")
+    for each in taken:
+        got = ana.page.do("download", words=str(each.SOPInstanceUID))
+        assert pydicom.dcmread(got["path"]) == each
+    sent = day.client.post("/api/export", data={"series": day.series["clip"]})
+    with zipfile.ZipFile(io.BytesIO(sent.content)) as archive:
+        assert {Path(name).stem for name in archive.namelist() if name.endswith(".dcm")} == stored
 
 
 def test_priors_and_also_of_a_route_do_what_they_say(ana: Somebody, day: Day, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pacs_node import notify
 from pacs_node.facts import NodeFacts
 from pacs_node.ledger.tables import feedback_table
 from pacs_node.node import Node
-from pacs_node.records import JOB_KINDS, Evidence, Instance, Job, OpenSeries, Result, Wanted, moment
+from pacs_node.records import FORMS, JOB_KINDS, Evidence, Instance, Job, OpenSeries, Receipt, Result, Wanted, moment
 from tests.factories import us_image
 from tests.harness import wait_for
 
@@ -178,6 +178,37 @@ def test_however_many_need_a_person_they_are_counted_and_few_are_named(story: St
     assert len(health["attention"]) == 20
     assert [len(jobs) for jobs in (story.ledger.unresolved(), *story.facts._late().values())] == [20, 0, 0, 20, 0]
     assert story.facts._late()["is overdue"][0]["job"] == "waiting-0"
+
+
+def test_what_was_sent_is_found_by_who_made_it_and_who_sent_it(story: Story) -> None:
+    """Of what lies beside the results that alone which a destination has taken."""
+    infer = story.one("infer")
+    send = story.node.flow._send_job(infer, "results")
+    story.end(infer, "done", "1 finding", send)
+    [result] = story.ledger.results(infer.id)
+    result.path.parent.mkdir(parents=True, exist_ok=True)
+    result.path.write_bytes(b"result")
+    for number, uid in enumerate(("2.25.10", "2.25.11")):
+        folder = result.path.parent / FORMS / f"form-{number}"
+        folder.mkdir(parents=True)
+        image = us_image()
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = uid
+        image.save_as(folder / "01-OT.dcm", enforce_file_format=True)
+    story.begin(send)
+    of = "1.2.840.10008.5.1.4.1.1.7"
+    receipts = [
+        Receipt(uid, uid != "2.25.11", 0, "", story.now(), of) for uid in ("2.25.9", "2.25.10", "2.25.11", "2.25.12")
+    ]
+    assert story.ledger.finish(send, "done", "sent", story.now(), receipts=receipts)
+    form = (result.path.parent / FORMS / "form-0" / "01-OT.dcm").read_bytes()
+    for job in (infer.id, send.id):
+        assert story.facts.result_file(job, "2.25.9.dcm") == b"result"
+        assert story.facts.result_file(job, "2.25.10.dcm") == form
+        assert story.facts.result_file(job, "2.25.11.dcm") is None, "no destination has it"
+        assert story.facts.result_file(job, "2.25.12.dcm") is None, "it is not here"
+    assert story.facts.result_file("nobody", "2.25.9.dcm") is None
+    there = [(each["job"], each["sop_instance_uid"]) for each in story.facts.results_of(story.uid)]
+    assert there == [(infer.id, uid) for uid in ("2.25.9", "2.25.10", "2.25.12")]
 
 
 def test_devices_of_workers_on_other_machines_are_told_and_can_be_paused(story: Story) -> None:

@@ -145,6 +145,7 @@ def run_of_a_node(folder: Path) -> tuple[list[list[str]], Path]:
                      f"patient={sought}", f"patient={sought}&after={uid}",
                      "trouble=1", "findings=without", "kind=Mass&min_mm=8",
                      "q=breast", "q=1.2", "pipeline=breast-us", "job=failed", "sort=slowest")  # fmt: skip
+            assert client.post("/api/export", data={"series": uid}).status_code == 200
             for page in (*(f"/?{each}" for each in lists), f"/series/{uid}", "/refusals", "/destinations", "/rerun",
                          "/health", "/metrics", "/system", "/ready", "/api/series", f"/api/series/{uid}",
                          "/api/refusals", "/api/queue", f"/series/{uid}/view",
