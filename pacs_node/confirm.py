@@ -1,6 +1,7 @@
 """The story of an arrival: "sent" is what a destination answered once; "arrived" is what it says when asked again.
 
-    asked for storage commitment -> its report, on this association, on a later one, or never -> else a query
+    asked for storage commitment -> its report, on this association, on a later one, or never -> else a query;
+    of a heartbeat the query first
 
 The request's Transaction UID is in the ledger before the peer hears of it: a node that dies between the two asks again
 with the same one, so that nothing is lost and nothing asked for twice. It is random, and shown nowhere: only
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pacs_node.commitment import NO_SUCH_INSTANCE, reason_words
 from pacs_node.errors import Await, GiveUp, NotOffered, TryAgain
-from pacs_node.records import ArrivalProof, Commitment, CommitmentReport, Job, Sent
+from pacs_node.records import HEARTBEAT_AE, ArrivalProof, Commitment, CommitmentReport, Job, Sent
 
 if TYPE_CHECKING:
     from pacs_node.ledger import Ledger
@@ -73,11 +74,17 @@ class Confirm:
         if arrival_check is None:
             raise GiveUp(f"the settings have no peer '{job.destination}' that can be asked whether results arrived")
         sent, gone = self._sent(job)
-        committed, doubts = (
-            self._by_commitment(job, sent, arrival_check, last) if sent and arrival_check.commits else (set(), {})
-        )
-        rest = [each for each in sent if each.sop_instance_uid not in committed]
-        found, no_answer = self._by_query(rest, arrival_check, last) if rest and arrival_check.query else (None, "")
+        committed, doubts = set[str](), dict[str, str]()
+        rest, found, no_answer = sent, None, ""
+        # a heartbeat is to be found by whoever looks for it; of its results a promise says less
+        query_first = bool(sent and arrival_check.query) and job.sender == HEARTBEAT_AE
+        if query_first:
+            found, no_answer = self._by_query(sent, arrival_check, last)
+        if found is None and sent and arrival_check.commits:
+            committed, doubts = self._by_commitment(job, sent, arrival_check, last)
+            rest = [each for each in sent if each.sop_instance_uid not in committed]
+        if rest and arrival_check.query and not query_first:
+            found, no_answer = self._by_query(rest, arrival_check, last)
         if found is not None and len(found) < len(rest) and not last:
             raise TryAgain(f"{arrival_check.query} finds {len(found)} of {len(rest)} objects at {job.destination}")
 

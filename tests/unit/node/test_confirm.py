@@ -16,6 +16,7 @@ from pacs_node.errors import NotOffered, TryAgain
 from pacs_node.flow import Flow, RetryPolicy
 from pacs_node.ledger import Ledger
 from pacs_node.records import (
+    HEARTBEAT_AE,
     CommitmentReport,
     CommitmentRequest,
     Instance,
@@ -88,17 +89,18 @@ class Story:
             self.kill_at = None
             raise Killed
 
-    def sent(self, destination: str = "pacs") -> Job | None:
+    def sent(self, destination: str = "pacs", sender: str = "") -> Job | None:
         """One series has been inferred and sent; the job that follows."""
         self.ledger.take_in(Instance("1.1", "c", "1.9", "1.8", "t", Path("/x"), 1, T0, "a", "CT1"))
-        job = Job("j", "infer", "1.9", "1.8", 1, "breast-us", "r", 5, T0, (destination,))
+        job = Job("j", "infer", "1.9", "1.8", 1, "breast-us", "r", 5, T0, (destination,), sender=sender)
         self.ledger.close_series(
             "1.9", arrived=1, because="quiet", modality="US", description="", verdict=Verdict(True, "fit"), rules=[],
             jobs=[job], revision=1, now=T0,
         )  # fmt: skip
         self.ledger.begin(job, "w", T0)
         results = [Result(uid, sop_class, Path("/r") / uid) for sop_class, uid in BOTH]
-        send = Job("s", "send", "1.9", "1.8", 1, "breast-us", "r", 5, T0, destination=destination, infer_job="j")
+        send = Job("s", "send", "1.9", "1.8", 1, "breast-us", "r", 5, T0, destination=destination, infer_job="j",
+                   sender=sender)  # fmt: skip
         self.ledger.finish(job, "done", "2 findings", T0, results=results, follow_up=[send])
         self.flow.run("s", 1, 1)
         return next((job for job in self.ledger.open_jobs() if job.kind == "confirm"), None)
@@ -377,6 +379,24 @@ def test_only_what_the_settings_allow_is_asked(story: Story, commits: bool, quer
     facts = story.run()
     assert bool(story.stages.asked) is commits
     assert facts["state"] == ("failed" if commits else "done")
+
+
+@pytest.mark.parametrize("query", ["C-FIND", None])
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("has", [{"2.1", "2.2"}, {"2.1"}])
+def test_the_results_of_a_heartbeat_are_looked_for_and_a_promise_says_less(
+    story: Story, query: str | None, silent: bool, has: set[str]
+) -> None:
+    """Storage commitment counts where no query is answered alone."""
+    story.sent(sender=HEARTBEAT_AE)
+    story.stages.answer, story.stages.query, story.stages.silent, story.stages.has = (BOTH,), query, silent, has
+    facts = story.run()
+    asked = query is not None and not silent
+    assert bool(story.stages.asked) is not asked
+    if asked and len(has) == 1:
+        assert (facts["state"], facts["reason"]) == ("waiting", "C-FIND finds 1 of 2 objects at pacs")
+    else:
+        assert facts["reason"] == ("arrived: found by C-FIND" if asked else "arrived: storage commitment")
 
 
 def test_a_sender_is_answered_once(story: Story) -> None:
