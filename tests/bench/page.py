@@ -69,7 +69,7 @@ def chest(line: Mapping[str, Any]) -> Iterator[str]:
     cost = f"{line['s']:.1f} s, {line['CPU s']:.1f} s of processor"
     yield f"`lung-nodule`, {line['threads']} threads, {line['form']}: {cost}."
     yield ""
-    yield "| step | s | most memory of the process by its end, MB |"
+    yield "| step | s | most memory of the process meanwhile, MB |"
     yield "| --- | ---: | ---: |"
     for what in [key.removesuffix(", peak MB") for key in line if key.endswith(", peak MB")]:
         yield f"| {what} | {line[f'{what}, s']:.2f} | {line[f'{what}, peak MB']} |"
@@ -91,7 +91,8 @@ def flowing(chest_ct: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     memory = last("flow: peak memory")
     if memory is not None:
-        yield f"The main process held at most {memory['node_mb']:.0f} MB meanwhile."
+        held = f"{memory['node_mb']:.0f} MB meanwhile, that of the inference {memory['inference_mb']:.0f} MB"
+        yield f"The main process held at most {held}."
         yield ""
 
 
