@@ -15,7 +15,7 @@ from pacs_node.ledger.found import in_series, with_findings
 from pacs_node.ledger.patients import of_patient
 from pacs_node.ledger.pauses import Pauses
 from pacs_node.ledger.tables import event_table, job_table, no_heartbeat, series_table
-from pacs_node.records import EVERY, Wanted
+from pacs_node.records import EVERY, OPEN_JOB_STATES, Wanted
 
 # not the verdict, which names every image
 SUMMARY = [series_table.c[name] for name in (
@@ -123,7 +123,7 @@ def conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
     if wanted.job:
         found.append(of.series_uid.in_(sa.select(job_table.c.series_uid).where(job_table.c.state == wanted.job)))
     if wanted.trouble:
-        again = job_table.c.state == "waiting", job_table.c.attempt > 1, job_table.c.shadow.is_(False)
+        again = job_table.c.state.in_(OPEN_JOB_STATES), job_table.c.attempt > 1, job_table.c.shadow.is_(False)
         retried = sa.select(job_table.c.series_uid).where(*again)
         failed = failed_for_good(sa.select(job_table.c.series_uid))
         found.append(of.series_uid.in_(sa.union(retried, failed)))

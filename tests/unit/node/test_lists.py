@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from pacs_node.ledger import Ledger
 from pacs_node.ledger.found import rows_of
 from pacs_node.ledger.tables import found_table, job_table, series_table
-from pacs_node.records import HEARTBEAT_AE, ArrivalProof, Instance, Job, Receipt, Verdict, Wanted
+from pacs_node.records import HEARTBEAT_AE, OPEN_JOB_STATES, ArrivalProof, Instance, Job, Receipt, Verdict, Wanted
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WORDS = ("Thorax 1.0 B31f", "Mamma_links", "100% dose", "", "THORAX lung", "back\\slash")
@@ -110,7 +110,7 @@ def is_trouble(row: dict[str, Any]) -> bool:
         return any(later["kind"] == job["kind"] for later in row["jobs"][number + 1 :])
 
     return any(
-        (job["state"] == "waiting" and job["attempt"] > 1)
+        (job["state"] in OPEN_JOB_STATES and job["attempt"] > 1)
         or (
             job["state"] == "failed"
             and job["revision"] == row["revision"]

@@ -39,6 +39,7 @@ trusted = "{certificates}/hospital-ca.pem"
 [receive]
 processes = {processes}
 max_associations = 3
+max_associations_per_peer = 3
 keep_free_gb = 0.0
 drain_s = 1.0
 [assemble]
