@@ -769,7 +769,7 @@ def test_the_system_page_says_what_the_machine_is(ana: Somebody, day: Day) -> No
     assert re.search(rf"Heartbeat arrived [\d :-]+, in {beat['seconds']:.0f} s its series", said)
     assert "breast-us" in ana.presses("its series")
     assert ana.path == f"/series/{beat['series']}"
-    assert "arrived: storage commitment" in ana.reads()
+    assert "arrived: found by C-FIND" in ana.reads()
 
 
 # rows of the table that follows a heading of these words
