@@ -31,7 +31,7 @@ from pacs_node.kinds import wish as of_kinds
 from pacs_node.ledger.lists import iso
 from pacs_node.route import identifying, wish, wishes
 from pacs_node.settings import LiveSettings, in_force
-from pacs_node.settings_trial import MOST_DAYS, MOST_TRIED, UNREADABLE, OfRoute, Outcome, Replay, Trial, patience
+from pacs_node.settings_trial import MOST_DAYS, UNREADABLE, OfRoute, Outcome, Replay, Trial, patience
 
 if TYPE_CHECKING:
     from pacs_node.doctor import Examiner
@@ -438,7 +438,7 @@ def _replayed(replay: Replay) -> dict[str, Any]:
     return {
         "days": replay.days,
         "tried": replay.tried,
-        "most": MOST_TRIED if replay.left_out else None,
+        "most": replay.tried if replay.left_out else None,
         "unread": replay.unread,
         "routes": [_of_route(each) for each in replay.routes],
         "changed": [

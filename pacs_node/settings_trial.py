@@ -6,6 +6,7 @@ Nothing is judged and nothing is run: headers are read, and the rules say what t
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,8 @@ from pacs_node.route import Rule, missing, priority_of, wishes
 from pacs_node.route import route as asked
 from pacs_node.stages import WiredStages, rules_of
 
-MOST_TRIED = 500  # series of one replay, the newest
+MOST_TRIED = 10_000  # series of one replay, the newest
+LONGEST_TRIED_S = 20.0  # and no more of them than in this time
 MOST_DAYS = 365
 MOST_LOOKED_AT = 40  # series whose headers give the values that a condition may be picked from
 MOST_VALUES = 12  # of one attribute, the most frequent
@@ -258,8 +260,14 @@ class Replay:
 class Trial:
     """Tries routes on what the node has. now: the time."""
 
-    def __init__(self, stages: WiredStages, ledger: Ledger, now: Callable[[], datetime]) -> None:
-        self.stages, self.ledger, self.now = stages, ledger, now
+    def __init__(
+        self,
+        stages: WiredStages,
+        ledger: Ledger,
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stages, self.ledger, self.now, self.monotonic = stages, ledger, now, monotonic
 
     def on_file(self, path: Path, then: Config) -> list[Outcome]:
         """Raises UNREADABLE."""
@@ -278,8 +286,11 @@ class Trial:
         found = self.ledger.tried_on_since(since, MOST_TRIED + 1)
         routes: dict[str, OfRoute] = {}
         took = self._seconds()
-        changed, unread = [], 0
-        for received in found[:MOST_TRIED]:
+        changed, tried, unread, until = [], 0, 0, self.monotonic() + LONGEST_TRIED_S
+        for tried, received in enumerate(found[:MOST_TRIED], start=1):
+            if tried > 1 and self.monotonic() > until:
+                tried -= 1
+                break
             try:
                 header = self._header(received)
             except UNREADABLE:
@@ -292,8 +303,7 @@ class Trial:
                 _count(routes.setdefault(each.route, OfRoute(each.route, each.pipeline)), each, took)
             if any(each.change for each in said):
                 changed.append((received, said))
-        tried = min(len(found), MOST_TRIED)
-        return Replay(days, tried, len(found) > MOST_TRIED, unread, list(routes.values()), changed)
+        return Replay(days, tried, tried < len(found), unread, list(routes.values()), changed)
 
     def seen(self) -> dict[str, list[str]]:
         """Keyword -> values of it in the headers of what came last, the most frequent first. None tells who a patient

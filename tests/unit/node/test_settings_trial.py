@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from models import catalogue
 from pacs_node.ledger.found import variant
 from pacs_node.node import Node
 from pacs_node.records import Edition, Evidence, Instance, OpenSeries
-from pacs_node.settings_trial import NEVER_OFFERED, NO_SUCH_ROUTE, Trial, outcomes
+from pacs_node.settings_trial import LONGEST_TRIED_S, NEVER_OFFERED, NO_SUCH_ROUTE, Trial, outcomes
 from pacs_node.stages import rules_of
 from tests.factories import ct_series, us_image
 
@@ -272,6 +273,16 @@ def test_images_that_are_gone_are_counted_and_stop_nothing(told: Told) -> None:
         path.unlink()
     replay = told.trial.on_the_last(30, told.config())
     assert (replay.tried, replay.unread) == (2, 1)
+
+
+@pytest.mark.parametrize(("seconds", "tried"), [(0.0, 2), (LONGEST_TRIED_S / 2, 2), (LONGEST_TRIED_S + 1, 1)])
+def test_as_many_are_tried_as_there_is_time_for_and_the_rest_is_said(told: Told, seconds: float, tried: int) -> None:
+    """seconds: that each takes. The first is tried however long it takes."""
+    clock = itertools.count(0.0, seconds)
+    told.trial.monotonic = lambda: next(clock)
+    replay = told.trial.on_the_last(30, told.config())
+    assert (replay.tried, replay.left_out, replay.unread) == (tried, tried < 2, 0)
+    assert {route.now + sum(route.why_not.values()) for route in replay.routes} == {tried}
 
 
 def test_values_to_pick_from_tell_no_patient(told: Told) -> None:
