@@ -343,7 +343,11 @@ class Bench:
             return f"no answer about the series: {error!r}"
         if facts is None:
             return f"jobs of {images[0].series_uid} have not ended: {self.node.series(images[0].series_uid)}"
-        odd = [(job["kind"], job["state"], job["reason"]) for job in facts["jobs"] if job["state"] != "done"]
+        # where a fault has parted the images, those that came late make a revision: it ends what is left of the former
+        before = {job["id"] for job in facts["jobs"] if job["revision"] < facts["revision"]}
+        ended = {job["id"] for job in facts["jobs"] if job["state"] == "done"}
+        ended |= before & {job["id"] for job in facts["jobs"] if job["state"] == "superseded"}
+        odd = [(job["kind"], job["state"], job["reason"]) for job in facts["jobs"] if job["id"] not in ended]
         if odd:
             return f"jobs of {images[0].series_uid} ended so: {odd}"
         if self.health.associations:
