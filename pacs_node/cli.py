@@ -628,7 +628,7 @@ def notify(
     """
     from config import load
     from pacs_node.ledger import Ledger
-    from pacs_node.notify import NotTold, deliver
+    from pacs_node.notify import NotTold, trial
     from pacs_node.start_up import keep_private, must_be_writable
 
     keep_private()
@@ -642,9 +642,8 @@ def notify(
         for about in settings.notices:
             said = f"told of {', '.join(about.about)}"
             if test:
-                urls = [url.get_secret_value() for url in about.urls]
                 try:
-                    deliver(urls, f"pacs-node {settings.node.ae_title}: a test", f"- {about.name} is {said}")
+                    trial(about, settings.node.ae_title)
                 except NotTold as error:
                     unreached, said = unreached + 1, f"not reached: {error}"
             else:

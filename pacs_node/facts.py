@@ -36,6 +36,7 @@ from pacs_node.records import (
     REFUSAL_KINDS,
     Pause,
     Wanted,
+    device_at,
     moment,
     why_held,
 )
@@ -101,6 +102,7 @@ class Running(Viewed, Protocol):
     stopping: bool
     audit: Audit
     settings: LiveSettings | None
+    executor: str
 
     def rejected(self, job_id: str) -> Path: ...
     @property
@@ -110,9 +112,6 @@ class Running(Viewed, Protocol):
     def trouble(self) -> list[str]: ...
     def ailing(self) -> list[str]: ...
     def inference(self) -> dict[str, Any]: ...
-
-    executor: str
-
     def devices(self) -> list[dict[str, Any]]: ...
     def connected(self) -> frozenset[str]: ...
     def wake(self) -> None: ...
@@ -266,7 +265,8 @@ class NodeFacts(ViewerFacts, PipelineFacts):
     def _all_devices(self) -> list[str]:
         """With those of workers on other machines, as a pause names them."""
         others = self.node.ledger.devices_of_others(self.node.executor)
-        return list(dict.fromkeys([*self._device_names(), *(f"{each['device']}@{each['machine']}" for each in others)]))
+        named = [device_at(each["device"], each["machine"]) for each in others]
+        return list(dict.fromkeys([*self._device_names(), *named]))
 
     def pause(self, kind: str, name: str, by: str, reason: str = "", hours: float | None = None) -> str | None:
         """Jobs of it begin no more, for so long or until somebody resumes it. None, or why not."""

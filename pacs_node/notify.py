@@ -260,17 +260,23 @@ class Notifier:
         lines += [f"... and {len(plan.lines) - SHOWN} more"] if len(plan.lines) > SHOWN else []
         number = plan.wrong
         title = f"{self.name}: " + (f"{number} thing{'' if number == 1 else 's'} to see to" if number else "well again")
-        reach(self.send, [url.get_secret_value() for url in about.urls], title, "\n".join(lines), self._stopping.is_set)
+        reach(about, title, "\n".join(lines), self.send, self._stopping.is_set)
+
+
+def trial(about: Notify, node: str) -> None:
+    """Send a message for trial, by which a receiver learns of what it is told. Raises NotTold."""
+    reach(about, f"pacs-node {node}: a test", f"- {about.name} is told of {', '.join(about.about)}", deliver)
 
 
 def reach(
-    send: Callable[[Sequence[str], str, str], None],
-    urls: Sequence[str],
+    about: Notify,
     title: str,
     body: str,
+    send: Callable[[Sequence[str], str, str], None],
     given_up: Callable[[], bool] = lambda: False,
 ) -> None:
     """`send`, for LONGEST_S at the most. Raises NotTold, and nothing else that a service may raise."""
+    urls = [url.get_secret_value() for url in about.urls]
     failure: list[str] = ["it took too long"]
 
     def tell() -> None:

@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from pacs_node.errors import Told
-from pacs_node.records import DURATIONS, JOB_KINDS, REFUSAL_KINDS, STEPS_S
+from pacs_node.records import DURATIONS, JOB_KINDS, REFUSAL_KINDS, STEPS_S, device_at
 
 log = structlog.get_logger()
 
@@ -318,7 +318,10 @@ class SystemCollector(Collector):
         return told
 
     def _devices(self, devices: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
-        named = [({"number": str(number), "device": _place(each)}, each) for number, each in enumerate(devices)]
+        named = [
+            ({"number": str(number), "device": device_at(each["device"], each["machine"])}, each)
+            for number, each in enumerate(devices)
+        ]
         info = [({**labels, "state": each["state"]}, 1.0) for labels, each in named]
         yield _labelled("pacs_node_device_info", "1: each inference process, and what it does", info)
         held = [(labels, float(each["held_mb"] << 20)) for labels, each in named]
@@ -336,10 +339,6 @@ class SystemCollector(Collector):
         for each in peers:  # none is a figure, too: an alert needs it
             refused.add_metric([each["name"]], each["refused"])
         yield refused
-
-
-def _place(device: Mapping[str, Any]) -> str:
-    return f"{device['device']}@{device['machine']}" if device["machine"] else str(device["device"])
 
 
 def _labelled(name: str, words: str, values: list[tuple[dict[str, str], float]]) -> Metric:

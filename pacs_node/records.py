@@ -409,9 +409,14 @@ def why_held(pauses: Iterable[Pause], kind: str, pipeline: str, destination: str
     return next((each.words for each in pauses if each.holds(kind, pipeline, destination)), None)
 
 
+def device_at(device: str, machine: str) -> str:
+    """A device as pauses, pages and figures name it; machine: its host name, empty for our own."""
+    return f"{device}@{machine}" if machine else device
+
+
 def device_pauses(pauses: Iterable[Pause], device: str, machine: str) -> list[Pause]:
     """Those of a device of this machine."""
-    names = (device, f"{device}@{machine}")
+    names = device, device_at(device, machine)
     return [each for each in pauses if each.kind == "device" and each.name in names]
 
 

@@ -291,7 +291,7 @@ class SettingsDesk:
         called = settings_file.entries(text, kind)[:1]
         new = str(called[0].get("name", "")) if called else ""
         if kind == "notify":
-            self._addresses(name, text)
+            self._receiver(name, text)
         what = f"{kind} '{new}' added" if name is None else f"{kind} '{name}' changed"
         if name is not None and new != name:
             what += f", and is called '{new}' now"
@@ -310,33 +310,31 @@ class SettingsDesk:
 
     # ---- tried
 
-    def _addresses(self, name: str | None, text: str) -> list[str]:
-        """Where messages of a [[notify]] go. Raises SettingsRefused, also for what Apprise does not know."""
+    def _receiver(self, name: str | None, text: str) -> Notify:
+        """As it is to be. Raises SettingsRefused, also for addresses that Apprise does not know."""
         from pacs_node.notify import unknown_addresses
 
         called = settings_file.entries(text, "notify")[0].get("name")
         [about] = [each for each in self._with("notify", name, text).notices if each.name == called]
         if unknown := unknown_addresses(about):
             raise SettingsRefused("\n".join(unknown))
-        return [url.get_secret_value() for url in about.urls]
+        return about
 
     def tell(self, text: str | None, name: str | None) -> dict[str, Any]:
-        """Whether a message for trial reaches whom a [[notify]] names: {"ok", "words"}. text: as it is to be; None: as
-        it is in force."""
-        from pacs_node.notify import NotTold, deliver, reach
+        """Whether a message for trial reaches a receiver: {"ok", "words", "steps": none, "for_them": nothing}. text: as
+        it is to be; None: as it is in force."""
+        from pacs_node.notify import trial
 
-        nothing: dict[str, Any] = {"steps": [], "for_them": {}}
+        said: dict[str, Any] = {"ok": False, "steps": [], "for_them": {}}
         try:
-            called = str(name)
-            if text is not None:
-                urls = self._addresses(name, text)
-                called = str(settings_file.entries(text, "notify")[0].get("name"))
-            else:
-                urls = self._addresses(called, self.entry("notify", called))
-            reach(deliver, urls, f"pacs-node {self.config().node.ae_title}: a test", f"- {called} would be told")
-        except (NotTold, SettingsRefused) as error:
-            return {**nothing, "ok": False, "words": f"not reached: {error}"}
-        return {**nothing, "ok": True, "words": f"{called}: the message was taken; look whether it came"}
+            known = {each.name: each for each in self.config().notices}
+            about = known.get(str(name)) if text is None else self._receiver(name, text)
+            if about is None:
+                return {**said, "words": f"the settings have no receiver '{name}'"}
+            trial(about, self.config().node.ae_title)
+        except NodeError as error:
+            return {**said, "words": f"not reached: {error}"}
+        return {**said, "ok": True, "words": f"{about.name}: the message was taken; look whether it came"}
 
     def test(self, text: str | None, name: str | None) -> dict[str, Any]:
         """What `pacs-node doctor` says of a peer: {"ok", "words", "steps", "for_them": what it must know of this node}.

@@ -287,10 +287,10 @@ class Trial:
         routes: dict[str, OfRoute] = {}
         took = self._seconds()
         changed, tried, unread, until = [], 0, 0, self.monotonic() + LONGEST_TRIED_S
-        for tried, received in enumerate(found[:MOST_TRIED], start=1):
-            if tried > 1 and self.monotonic() > until:
-                tried -= 1
+        for received in found[:MOST_TRIED]:
+            if tried and self.monotonic() > until:
                 break
+            tried += 1
             try:
                 header = self._header(received)
             except UNREADABLE:

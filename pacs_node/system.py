@@ -34,7 +34,6 @@ class Running(Protocol):
     off_peak: OffPeak
     started_at: datetime
     heartbeat: Heartbeat
-
     executor: str
 
     def devices(self) -> list[dict[str, Any]]: ...
