@@ -136,11 +136,11 @@ def test_the_assembler_closes_what_is_complete_after_any_call_has_failed(assembl
     uid = ""
     for error in ERRORS if name in OF_LEDGER else ERRORS[:1]:  # other errors in a room are its images' own
         part.fail(name, error)
-        uid = uid or assembling.receive(name)
-        if name == "expect":  # an aid: silence closes the series as well
-            wait_for(lambda: part.failed, 20, f"{error!r}")
+        if name == "expect":  # an aid: silence closes the series as well, and then nobody asks again
             uid = assembling.receive(f"{name} {ERRORS.index(error)}")
+            wait_for(lambda: part.failed, 20, f"{error!r}")
         else:
+            uid = uid or assembling.receive(name)
             wait_for(lambda: part.failed > 1 and assembling.node.trouble(), 20, f"{error!r}, and /health saying so")
             assert not assembling.closed(uid)
     part.mend()
