@@ -44,6 +44,7 @@ class TripleConfig:
     size: int = 256  # only heads="literal" is tied to it
     dropout: float = 0.0  # before the class head on the bottleneck
     drop_path: float = 0.0  # of a lite encoder
+    attended: bool = False  # B reads the deepest CBAM's output, as published; a plain encoder's always does
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> TripleConfig:
@@ -152,6 +153,7 @@ class LiteSegmentationNet(nn.Module):
         )
         self.to_logits = nn.Conv2d(config.width, 1, 1)
         self.smoothing = Smoothing() if config.smoothing else None
+        self.attended = config.attended
 
     def see(self, image: torch.Tensor) -> Seen:
         """(B, 1, H, W), H and W multiples of 32 -> Seen"""
@@ -161,6 +163,8 @@ class LiteSegmentationNet(nn.Module):
             *gates, last = self.attention
             skips = [*(x + gate(x) for x, gate in zip(skips, gates, strict=False)), last(deepest)]
         y = skips.pop()
+        if self.attended:
+            deepest = y
         for up, block in zip(self.up, self.decoder, strict=True):
             y = block(torch.cat([skips.pop(), up(y)], dim=1))
         logits = F.interpolate(self.to_logits(y), scale_factor=2, mode="bilinear")

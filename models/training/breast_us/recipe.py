@@ -98,6 +98,7 @@ class Config(TrainConfig):
     attention: bool = True
     dropout: float = 0.4
     drop_path: float = 0.1
+    attended: bool = True  # see TripleConfig
     mask_weight: float = 1.0  # of the Tversky loss
     bce_weight: float = 0.5  # of the mask's cross-entropy, against the Tversky loss
     auxiliary_weight: float = 0.3  # of both in the stage "classification"

@@ -120,6 +120,19 @@ def test_the_bottleneck_attention_has_no_residual_but_the_skips_have() -> None:
         assert torch.allclose(net.see(image).bottleneck, plain.see(image).bottleneck / 4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("encoder", "attended"), [("plain", False), ("lite0", True), ("lite0", False)])
+def test_benign_or_malignant_is_read_from_the_deepest_attention_as_published(encoder: Encoder, attended: bool) -> None:
+    """Shut the deepest CBAM, and the head sees the same of every image; only weights made before it was so have
+    something left to see."""
+    net = ClassificationNet(TripleConfig(encoder=encoder, width=4, heads="pooled", attended=attended)).eval()
+    gates = net.body.attention
+    assert gates is not None
+    gates[-1].register_forward_hook(lambda _gate, _taken, given: torch.zeros_like(given))
+    with torch.no_grad():
+        first, second = (net.features(net.body.see(torch.randn(1, 1, 64, 64)))[1] for _ in range(2))
+    assert torch.equal(first, second) == (attended or encoder == "plain")
+
+
 def test_cbam_only_weakens() -> None:
     x = torch.rand(2, 32, 9, 11)
     out = CBAM(32)(x)
