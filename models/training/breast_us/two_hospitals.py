@@ -50,7 +50,7 @@ class Config(JointConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        must_be_known(self, {"hospitals": get_args(Trained), "stage": ("joint",)})
+        must_be_known(self, {"hospitals": get_args(Trained), "stage": ("joint", "fusion")})
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -64,10 +64,17 @@ class HospitalsRecipe(BreastRecipe):
 
     def __init__(self, pictures: list[Picture], config: Config) -> None:
         self.images, self.split_sha256 = divided(pictures, config.seen)  # type: ignore[assignment]
-        self.masks = self.frozen = None
+        self.masks = None
+        fuses = config.stage == "fusion"
+        if fuses and not config.start:
+            raise WeightsError("stage=fusion needs start=PATH, weights of this recipe")
         self.start = begun(Path(config.start), self.images) if config.start else None
         self.config: Config = replace(config, start_sha256=self.start.sha256 if self.start else "")
-        self.name = f"breast_triple_{config.encoder}_w{config.width}"
+        if fuses and self.start:  # C sees what B was trained to see
+            self.config = replace(self.config, size=self.start.about["config"]["size"])
+        kind = config.fusion if fuses else f"{config.encoder}_w{config.width}"
+        self.name = f"breast_{'fusion' if fuses else 'triple'}_{kind}"
+        self.frozen = self.parts().eval().requires_grad_(False) if fuses else None
         self.class_weights = 1 / torch.tensor(self.frequencies(), dtype=torch.float32)
 
     def frequencies(self) -> np.ndarray:
@@ -83,7 +90,9 @@ class HospitalsRecipe(BreastRecipe):
         return [one for one in self.images[split] if isinstance(one, Picture) and one.hospital == hospital]
 
     def model(self) -> nn.Module:
-        """The whole network from `start`; without it the encoder from ImageNet, the rest fresh."""
+        """The whole network from `start`; without it the encoder from ImageNet, the rest fresh. Or C on top of it."""
+        if self.config.stage == "fusion":
+            return super().model()
         if self.start is None:
             net = super().model()
         else:
@@ -117,7 +126,10 @@ class HospitalsRecipe(BreastRecipe):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Figures of each hospital on the network's own grid; the score takes Dice and AUC of each alike."""
+        """Figures of each hospital on the network's own grid; the score takes Dice and AUC of each alike. Of C its
+        class figures beside those of B alone, of both hospitals together."""
+        if self.config.stage == "fusion":
+            return super().evaluate(model, split)
         found, shares = [], []
         for batch in self.batches(split, 0):
             image = batch["image"].to(next(model.parameters()).device, memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ from models.training.breast_us.data import SHARES, read_busi, read_split, split_
 from models.training.breast_us.hospitals import Picture, make_split, read_hospitals_split
 from models.training.breast_us.triple_files import parts_for
 from models.training.breast_us.two_hospitals import Config, HospitalsRecipe, begun
-from models.weights import WeightsError, packed
+from models.weights import WeightsError, load, packed
 
 BLACK = np.zeros((8, 8), np.uint8)
 
@@ -178,6 +178,29 @@ def copied(folder: Path, split_sha256: str) -> Path:
     about = json.loads(shipped.with_suffix(".json").read_text())
     weights.with_suffix(".json").write_text(json.dumps({**about, "split_sha256": split_sha256}))
     return weights
+
+
+def test_fusion_learns_on_both_hospitals_and_leaves_what_it_stands_on_alone(
+    recipe: HospitalsRecipe,
+    document: dict,
+    tmp_path: Path,  # type: ignore[type-arg]
+) -> None:
+    """It sees what B was trained to see, begins as B's very answer and is judged beside it."""
+    start = copied(tmp_path, document["sha256"])
+    pictures = [one for part in ("train", "val") for one in recipe.images[part]]
+    fusing = HospitalsRecipe(pictures, replace(recipe.config, stage="fusion", start=str(start)))  # type: ignore[arg-type]
+    assert fusing.name == "breast_fusion_small"
+    assert fusing.config.size == load(start).about["config"]["size"]
+    net = fusing.model()
+    figures = fusing.evaluate(net, "val")
+    assert figures["accuracy"] == figures["alone_accuracy"]
+    assert figures["nll"] == pytest.approx(figures["alone_nll"], rel=1e-3)
+    fusing.loss(net, next(fusing.batches("train", 0))).backward()
+    assert all(one.grad is not None for one in net.parameters())
+    assert fusing.frozen is not None
+    assert not any(one.requires_grad for one in fusing.frozen.parameters())
+    with pytest.raises(WeightsError, match="fusion needs start=PATH"):
+        HospitalsRecipe(pictures, replace(recipe.config, stage="fusion", start=""))  # type: ignore[arg-type]
 
 
 def test_weights_that_know_what_is_tested_on_do_not_start(document: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
