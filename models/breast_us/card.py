@@ -10,7 +10,7 @@ from models.breast_us.options import Options
 from models.pipeline import Card, Declaration
 
 NAME = "breast-us"
-VERSION = "0.3.1"  # of what is done with the weights' answers; not that of the node
+VERSION = "0.4.0"  # of what is done with the weights' answers; not that of the node
 
 CARD = Card(
     name=NAME,

@@ -34,6 +34,7 @@ CARDS = sorted((ROOT / "models").glob("*/CARD.md"))
 NOT_SERVED = {
     "breast_us_hospitals_former.json",
     "breast_us_hospitals_second.json",
+    "breast_us_hospitals_third.json",
     "breast_us_hospitals_rio.json",
     "independent.json",
 }

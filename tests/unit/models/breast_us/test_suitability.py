@@ -146,13 +146,13 @@ def test_one_in_a_hundred_passes_the_limit() -> None:
 
 def test_features_of_other_weights_are_refused(tmp_path: Path) -> None:
     source = packed("breast_us", WEIGHTS[0])
-    named = json.loads(source.with_suffix(".json").read_text())["suitability"]
-    for name in (source.stem, named):
+    about = json.loads(source.with_suffix(".json").read_text())
+    named = about["suitability"]
+    for name in (source.stem, named, about["fusion"]):
         for suffix in (".safetensors", ".json"):
             shutil.copy(source.with_name(name + suffix), tmp_path)
     beside = tmp_path / f"{named}.json"
-    about = json.loads(beside.read_text())
-    beside.write_text(json.dumps({**about, "weights_sha256": "0" * 64}))
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "weights_sha256": "0" * 64}))
     with pytest.raises(WeightsError, match="fitted to other weights"):
         BreastUltrasound("cpu", weights=[tmp_path / source.name])
     beside.unlink()
