@@ -10,6 +10,7 @@ from models.options import PipelineOptions
 
 Purpose = Literal["screening", "incidental"]  # what a study was made for: Lung-RADS or Fleischner
 DetectorName = Literal["nodulenet", "ccfam-fpn", "sliding-unet"]
+RefinerName = Literal["model-1", "model-2"]  # of its source: with a ViT in the bottleneck, or without
 LEAST_WINDOW = 64  # voxels: neighbours share 32
 OPTION_DETECTORS: dict[str, tuple[DetectorName, ...]] = {  # options that not every detector has
     "certainty": ("nodulenet", "ccfam-fpn"),
@@ -57,6 +58,7 @@ class Options(PipelineOptions):
     # of all again
     at_most: int = Field(default=30, ge=1)  # findings kept: the most certain and, one in ten, the largest of the others
     refine: bool = True  # outline every finding anew, in the middle of a crop of its own: better by 0.06 Dice, CARD.md
+    refiner: RefinerName = "model-2"  # the network that does
     refine_flips: bool = False  # ... averaged over the crop and its mirror images: four times the work
     malignancy: bool = False  # how suspicious radiologists would rate each nodule, not histology: CARD.md
     attention: bool = False  # with malignancy: a picture of each finding, nine slices and where the network looked
@@ -77,6 +79,15 @@ class Options(PipelineOptions):
         for name in ("attention", "malignancy_checkpoint"):
             if getattr(self, name) and not self.malignancy:
                 raise ValueError(f"{name} is without effect unless malignancy = true")
+        return self
+
+    @model_validator(mode="after")
+    def of_the_refinement(self) -> Self:
+        given = [name for name in ("refiner", "refine_checkpoint", "refine_flips") if name in self.model_fields_set]
+        if given and not self.refine:
+            raise ValueError(f"{given[0]} is without effect where refine = false")
+        if self.refine_checkpoint and "refiner" in self.model_fields_set:
+            raise ValueError("refiner is without effect beside refine_checkpoint: its weights say which network it is")
         return self
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from models.lung_nodule.detections import Candidate
 from models.lung_nodule.detectors import DETECTORS
 from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
 from models.lung_nodule.malignancy import Suspicion, pictures, with_suspicion
-from models.lung_nodule.options import Options
+from models.lung_nodule.options import Options, RefinerName
 from models.lung_nodule.refine import Mix, Refined, distinct, refine
 from models.lung_nodule.sliding_unet import BATCH, ServedUNet
 from models.lung_nodule.texture import RULE, THICK_MM, texture
@@ -35,7 +35,10 @@ from models.pipeline import Progress, UnfitInput
 from models.read import Volume, read_ct
 from models.runtime import Runtime
 
-REFINER = "residual_unet_centred_w16"  # learnt on crops with the finding in the middle, for the refinement
+REFINERS: dict[RefinerName, str] = {  # learnt on crops with the finding in the middle, for the refinement
+    "model-1": "residual_unet_vit_centred_w16",
+    "model-2": "residual_unet_centred_w16",
+}
 
 
 class LungNodule:
@@ -47,7 +50,8 @@ class LungNodule:
         self.detector = DETECTORS[self.options.detector](self.options, self.runtime)
         self.refiner: ServedUNet | None = None
         if self.options.refine:  # it sees some hundred crops of a scan
-            self.refiner = ServedUNet.at(self.options.refine_checkpoint, REFINER, self.runtime, compiled=False)
+            shipped = REFINERS[self.options.refiner]
+            self.refiner = ServedUNet.at(self.options.refine_checkpoint, shipped, self.runtime, compiled=False)
         asked = self.options.malignancy_checkpoint
         self.suspicion = Suspicion([Path(asked)] if asked else None, self.runtime) if self.options.malignancy else None
         used = [self.detector.loaded, *([self.refiner.loaded] if self.refiner else [])]

@@ -19,15 +19,17 @@ from models import weights
 from models.lung_nodule.detections import Candidate, Marked
 from models.lung_nodule.lungs import Lungs, find_lungs
 from models.lung_nodule.options import Options
-from models.lung_nodule.pipeline import REFINER, LungNodule, finding
+from models.lung_nodule.pipeline import REFINERS, LungNodule, finding
 from models.lung_nodule.preprocess import PREPROCESSING, SIDE, window
 from models.lung_nodule.rules import axes_of_inertia, like_no_nodule, soft_tissue_around, unfit
 from models.lung_nodule.sliding_unet import SlidingUNet, candidates, resampled, tiles
 from models.nets.baselines import build_net
+from models.options import BadOptions
 from models.phantoms import Truth
 from models.phantoms.chest import PATIENT_POSITIONS, chest_ct
 from models.pipeline import UnfitInput
 from models.read import Volume, read_ct
+from models.training.evaluation.shipped import dice
 from models.training.export import export
 from models.training.lung_nodule.residual_unet.recipe import Config
 from models.training.train import configured
@@ -242,7 +244,7 @@ def test_the_second_look_has_weights_of_its_own(pipeline):
     assert once.refiner is None
     (shipped,) = once.card.weights_sha256
     assert pipeline.refiner.side == 64
-    assert list(pipeline.card.weights_sha256) == [shipped, REFINER]
+    assert list(pipeline.card.weights_sha256) == [shipped, REFINERS["model-2"]]
     assert once.card.algorithm.version != pipeline.card.algorithm.version  # the report says which it was
     once.warm()
     pipeline.warm()
@@ -268,9 +270,40 @@ def test_refinement_takes_either_model_of_the_source(tmp_path, changes):
     torch.testing.assert_close(pipeline.refiner(crops), expected, atol=0.1, rtol=0)  # bfloat16, where there is one
 
 
+@pytest.mark.parametrize(("refiner", "vit"), [("model-1", True), ("model-2", False)])
+def test_a_route_chooses_between_the_models_of_the_source(tmp_path, refiner, vit):
+    """Both ship; the report's version and the weights on the page say which outlined."""
+    pipeline = LungNodule("cpu", {"threads": 1, "refiner": refiner})
+    assert list(pipeline.card.weights_sha256)[1] == REFINERS[refiner]
+    config = pipeline.refiner.loaded.about["config"]
+    assert (config["vit"], config["centred"], pipeline.refiner.side) == (vit, True, 64)
+    truth = phantom(tmp_path, "HFS")
+    found = pipeline.run(truth.files, silent)
+    assert found.algorithm.version.endswith(pipeline.refiner.loaded.sha256[:8])
+    overlaps = [max(dice(lesion, one) for one in found.findings) for lesion in truth.lesions]
+    assert min(overlaps) > 0.6, overlaps
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        *(
+            ({"refine": False, name: value}, f"{name} is without effect where refine = false")
+            for name, value in (("refiner", "model-1"), ("refine_checkpoint", "a"), ("refine_flips", True))
+        ),
+        ({"refiner": "model-2", "refine_checkpoint": "a"}, "refiner is without effect beside refine_checkpoint"),
+        ({"refiner": "model-3"}, "model-1"),
+    ],
+)
+def test_what_would_be_without_effect_on_the_outlines_is_refused(options, said):
+    with pytest.raises(BadOptions, match=said):
+        Options.read(options)
+
+
 def test_weights_of_the_second_look_are_refused_for_the_first():
+    path = weights.packed("lung_nodule", REFINERS["model-2"])
     with pytest.raises(WeightsError, match="learnt on crops of 64 pixels, not of 128"):
-        LungNodule("cpu", {"detector": "sliding-unet", "checkpoint": str(weights.packed("lung_nodule", REFINER))})
+        LungNodule("cpu", {"detector": "sliding-unet", "checkpoint": str(path)})
 
 
 def test_pixels_of_unknown_size_are_resampled():
