@@ -221,6 +221,8 @@ def learnt_from(about: dict[str, object], known: dict[str, str]) -> str:
     """What the JSON beside a weight file says of the weights that its training began with."""
     config = about["config"]
     assert isinstance(config, dict)
+    if config.get("start_sha256") in known:
+        return f"{known[config['start_sha256']]}, ours"
     if config.get("encoder") == "lite0" and config.get("pretrained"):
         return "EfficientNet-Lite0, learnt on ImageNet"
     first = [known[digest] for digest in about.get("init") or {} if digest in known]  # type: ignore[attr-defined]
