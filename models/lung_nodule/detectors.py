@@ -154,18 +154,22 @@ DETECTORS: Mapping[DetectorName, Callable[[Options, Runtime], Detector]] = {
 def candidate(found: Detection3D, start_zyx: tuple[int, int, int], volume: Volume) -> Candidate | None:
     """A detection on a grid of 1 mm that starts at start_zyx of the volume's, on the volume's own; None outside it.
 
-    A box without a mask becomes the ellipsoid in it; of a mask in several pieces the largest one stays.
+    Its mask is where its probability is above one half there: brought over as True and False, it would grow by half a
+    voxel wherever the grids meet. A box without a mask becomes the ellipsoid in it; of a mask in several pieces the
+    largest one stays. What lies between two slices goes to the nearest one.
     """
     mask = ellipsoid([b - a for a, b in zip(found.box[:3], found.box[3:], strict=True)])
     mask = mask if found.mask is None else found.mask
     start = [a + b for a, b in zip(found.box[:3], start_zyx, strict=True)]
-    on_volume = on_source(mask, start, volume.spacing_mm, volume.hu.shape)
-    if on_volume is None:
+    soft = found.soft and found.soft.moved(start_zyx).on_source(volume.spacing_mm, volume.hu.shape)
+    if soft is not None and (soft.values > 0.5).any():
+        there, corner = soft.values > 0.5, soft.start_zyx
+    elif on_volume := on_source(mask, start, volume.spacing_mm, volume.hu.shape):
+        there, corner = on_volume
+    else:
         return None
-    there, corner = on_volume
     labels, _ = ndimage.label(there, structure=NEIGHBOURS)  # specks beside the nodule are not the nodule
     there = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-    soft = found.soft and found.soft.moved(start_zyx).on_source(volume.spacing_mm, volume.hu.shape)
     return Candidate(there, corner, found.score, soft).with_mask(there, corner)
 
 

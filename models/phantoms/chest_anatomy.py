@@ -110,8 +110,14 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def place_nodules(rng: np.random.Generator, grid: Grid, vessels: list[Tube], count: int) -> list[Ball]:
-    """Nodules inside the lungs and the scan, apart from each other and from large vessels.
+def place_nodules(
+    rng: np.random.Generator,
+    grid: Grid,
+    vessels: list[Tube],
+    count: int,
+    radii_mm: tuple[float, float] = (3.0, 10.0),
+) -> list[Ball]:
+    """Nodules inside the lungs and the scan, apart from each other and from large vessels; radii_mm: from and to.
 
     Raises ValueError when the scan has no room for so many.
     """
@@ -121,7 +127,7 @@ def place_nodules(rng: np.random.Generator, grid: Grid, vessels: list[Tube], cou
         if len(balls) == count:
             return balls
         centre, half_axes, _ = LUNGS[attempt % 2]
-        radius = rng.uniform(3.0, 10.0)
+        radius = rng.uniform(*radii_mm)
         place = centre + unit(rng.normal(size=3)) * half_axes * rng.random() ** (1 / 3)
         index = (np.linalg.inv(grid.affine) @ [*place, 1])[:3]
         margin = (radius + 4) / np.linalg.norm(grid.affine[:3, :3], axis=0)

@@ -161,6 +161,19 @@ def test_a_marks_probability_and_its_mask_lie_on_each_other(every):
     np.testing.assert_array_equal(drawn[at_1_mm], wanted > 0.5)
 
 
+@pytest.mark.parametrize("mm", [0.5, 0.7, 1.0])
+def test_a_mark_does_not_grow_where_the_grids_meet(mm):
+    """On pixels of half a millimetre every second one lies midway between two of 1 mm."""
+    away = np.linalg.norm(np.indices((21, 21, 21)) - 10.0, axis=0)
+    values = (1 / (1 + np.exp((away - 6.2) / 0.3))).astype(np.float32)
+    found = Detection3D((10, 10, 10), (0, 0, 0, 21, 21, 21), values > 0.5, 0.9, 0.9, 0.9, Soft(values, (0, 0, 0)))
+    shape = tuple(int(60 / side) for side in (1.0, mm, mm))
+    volume = Volume(np.zeros(shape, np.int16), (), (1.0, mm, mm), np.diag([1.0, mm, mm, 1.0]), ())
+    one = candidate(found, (20, 20, 20), volume)
+    area = one.mask.sum(axis=(1, 2)).max() * mm**2
+    assert 2 * np.sqrt(area / np.pi) == pytest.approx(12.4, abs=0.2)
+
+
 def test_views_and_the_detectors_own_outline_are_used_as_the_route_says(monkeypatch):
     seen = []
     monkeypatch.setattr(
