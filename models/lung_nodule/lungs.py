@@ -16,7 +16,8 @@ from models.pipeline import UnfitInput
 from models.read import Volume
 
 AIR_BELOW_HU = -320  # between lung and soft tissue; van Rikxoort 2009 uses thresholds near this
-LUNG_MEAN_HU = (-970.0, -400.0)  # bowel gas and trachea alone are darker, as a mean
+LUNG_MEDIAN_HU = (-970.0, -400.0)  # bowel gas and trachea alone are darker; inside, where no wall is mixed in
+STOOL_ABOVE_HU, STOOL_SHARE = -650.0, 0.2  # denser than nearly all lung, and little of the cross-section
 SMALLEST_LUNG_ML = 60.0  # a component below this is no lung (a few slices of one still are more)
 SMALLEST_LUNGS_ML = 150.0  # both together; below it the scan shows no lungs
 CLOSING_MM = 10.0  # radius: brings juxtapleural nodules and hilar vessels up to 20 mm wide back in
@@ -34,6 +35,7 @@ class Lungs:
     volume_ml: float
     middle_x_mm: float | None  # LPS x between the two lungs; None when only one is in view
     step: int = 1  # the mask was made on every step-th row and column: finer than that it knows nothing
+    share: float = 1.0  # of the body's cross-section, on the slice with most lung
 
 
 def find_lungs(volume: Volume) -> Lungs:
@@ -44,7 +46,8 @@ def find_lungs(volume: Volume) -> Lungs:
     voxel_ml = float(np.prod(spacing)) / 1000
 
     air = coarse < AIR_BELOW_HU
-    inside = air & filled(largest(eroded(~air)))
+    body = filled(largest(eroded(~air)))
+    inside = air & body
     (near,) = ndimage.find_objects(inside.astype(np.uint8)) or [None]
     labels, count = ndimage.label(inside[near]) if near else (np.zeros((1, 1, 1), np.int32), 0)
     parts = {
@@ -53,19 +56,40 @@ def find_lungs(volume: Volume) -> Lungs:
         if size * voxel_ml >= SMALLEST_LUNG_ML
     }
     lungs, closed_lungs = (np.zeros(coarse.shape, bool) for _ in range(2))
+    seen: list[str] = []
     for label, box in parts.items():
         part = labels[box] == label
-        if LUNG_MEAN_HU[0] < coarse[near][box][part].mean() < LUNG_MEAN_HU[1]:
+        middle_hu = median_inside(coarse[near][box], part)
+        if LUNG_MEDIAN_HU[0] < middle_hu < LUNG_MEDIAN_HU[1]:
             lungs[near][box] |= part
             # each by itself, or the closing would bridge the mediastinum
             closed_lungs[near][box] |= closed(part, CLOSING_MM / spacing[1])
+        else:
+            seen.append(f"{part.sum() * voxel_ml:.0f} ml of {middle_hu:.0f} HU")
     volume_ml = float(lungs.sum()) * voxel_ml
     if volume_ml < SMALLEST_LUNGS_ML:
+        beside = f", beside what is darker or denser than lung ({', '.join(seen)})" if seen else ""
         raise UnfitInput(
             f"no lungs found: {volume_ml:.0f} ml of aerated tissue inside the body, at least {SMALLEST_LUNGS_ML:.0f} ml"
-            " is needed; is this a chest CT?"
+            f" is needed{beside}; is this a chest CT? Send the series that shows the chest"
         )
-    return Lungs(repeated(closed_lungs, step, volume.hu.shape), volume_ml, middle_x(lungs, volume, step), step)
+    per_slice = lungs.sum(axis=(1, 2))
+    share = float(per_slice.max() / body[int(per_slice.argmax())].sum())
+    middle_hu = median_inside(coarse, lungs)
+    if middle_hu > STOOL_ABOVE_HU and share < STOOL_SHARE:
+        raise UnfitInput(
+            f"no lungs found: what holds air inside the body has {middle_hu:.0f} HU and takes {share:.0%} of its"
+            " cross-section where it is widest, like stool in the bowel; is this a chest CT? Send the series that shows"
+            " the chest"
+        )
+    mask = repeated(closed_lungs, step, volume.hu.shape)
+    return Lungs(mask, volume_ml, middle_x(lungs, volume, step), step, share)
+
+
+def median_inside(hu: np.ndarray, part: np.ndarray) -> float:
+    """HU of a bool part (z, y, x), the pixels at its border left out where it has others."""
+    inner = eroded(part)
+    return float(np.median(hu[inner if inner.any() else part]))
 
 
 def repeated(mask: np.ndarray, step: int, shape: Sequence[int]) -> np.ndarray:

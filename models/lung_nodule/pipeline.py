@@ -27,6 +27,7 @@ from models.lung_nodule.detectors import DETECTORS
 from models.lung_nodule.lungs import Lungs, distance_to_pleura, find_lungs
 from models.lung_nodule.malignancy import Suspicion, pictures, with_suspicion
 from models.lung_nodule.options import Options, RefinerName
+from models.lung_nodule.plausible import doubts, refuse_no_hounsfield
 from models.lung_nodule.refine import Mix, Refined, distinct, refine
 from models.lung_nodule.sliding_unet import BATCH, ServedUNet
 from models.lung_nodule.texture import RULE, THICK_MM, texture
@@ -74,6 +75,7 @@ class LungNodule:
         progress(0.0, "reading the images")
         volume = read_ct(files)
         refuse_unfit(volume)
+        refuse_no_hounsfield(volume.hu)
         progress(0.05, "looking for the lungs")
         lungs = find_lungs(volume)
         marked = self.detector(volume, lungs, lambda share, what: progress(0.1 + 0.8 * share, what))
@@ -93,7 +95,7 @@ class LungNodule:
                 images=volume.images,
                 findings=tuple(found),
                 algorithm=self.card.algorithm,
-                warnings=(*volume.remarks, *marked.remarks, *warnings),
+                warnings=(*volume.remarks, *doubts(volume, lungs), *marked.remarks, *warnings),
                 sought=codes.NODULE,
                 sought_site=codes.LUNG,
                 facts={
