@@ -11,9 +11,11 @@ receiver take the suggestion for a radiologist's.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from pydicom.dataset import Dataset
@@ -143,9 +145,9 @@ LIMITS: dict[Purpose, str] = {
         " counts the marks of this report, solid and subsolid by themselves; false marks count too."
     ),
 }
-# Three of four long axes are within this of those that readers draw (docs/results/independent.json), and growth counts
-# for Lung-RADS only beyond it. What a size this much smaller or larger would change is not suggested.
-CLOSE_MM = 1.5
+# What a size this much smaller or larger would change is not suggested: three of four mean diameters are no farther off
+# those of phantoms and of readers, whichever are worse (docs/results/sizes.json; figures/sizes.py writes both).
+CLOSE_MM: float = json.loads(Path(__file__).with_name("size_margin.json").read_text("utf-8"))["margin_mm"]
 TOO_YOUNG = "No Fleischner follow-up is suggested: the patient is younger than 35 years."
 
 
@@ -191,7 +193,7 @@ def about(nodule: Nodule) -> Iterator[Nodule]:
 def too_close(labels: Sequence[str]) -> str:
     return (
         f"No category or follow-up is suggested for {', '.join(labels)}: with a size {CLOSE_MM} mm smaller or larger it"
-        " would be another, and one size of four is farther than that from what readers measure."
+        " would be another, and one size of four is farther than that from the true one, or from what readers measure."
     )
 
 

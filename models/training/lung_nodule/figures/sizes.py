@@ -222,12 +222,17 @@ def off(pipeline: LungNodule, known: Known, cluster: str) -> Off:
 
 
 def summary(found: Sequence[Off], part: str) -> dict[str, Any]:
-    """Nodules, and of each figure the median with its interval, and the standard deviation."""
+    """Nodules, and of each figure the median with its interval, and the standard deviation.
+
+    The interval is over patients or slabs; of one slab alone over its nodules.
+    """
     some = [one for one in found if part in one.parts]
+    owners = [one.cluster for one in some]
+    owners = owners if len(set(owners)) > 1 else [str(number) for number in range(len(some))]
     made: dict[str, Any] = {"nodules": len(some)}
     for what in some[0].parts[part] if some else ():
         values = np.array([one.parts[part][what] for one in some])
-        middle = bootstrap(lambda rows, of=values: float(np.median(of[rows])), [one.cluster for one in some])
+        middle = bootstrap(lambda rows, of=values: float(np.median(of[rows])), owners)
         made[what] = {**middle.rounded(2), "standard deviation": round(float(values.std()), 2)}
     return made
 
