@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,10 @@ def chosen(pictures: Sequence[Picture], families: Sequence[str]) -> list[tuple[s
     return some
 
 
+def mean(values: np.ndarray, rows: np.ndarray) -> float:
+    return float(values[rows].mean())
+
+
 def followed(pipeline: BreastUltrasound, pictures: Sequence[tuple[str, Picture]]) -> dict[str, Any]:
     """The figures of each hospital's pans, with intervals over families."""
     rows: dict[str, list[tuple[str, dict[str, float]]]] = {hospital: [] for hospital in HOSPITALS}
@@ -153,7 +158,7 @@ def followed(pipeline: BreastUltrasound, pictures: Sequence[tuple[str, Picture]]
         made[hospital] = {"pans": len(of), "refused": refused[hospital]}
         for name in of[0][1] if of else ():
             values = np.array([row[name] for _, row in of])
-            made[hospital][name] = bootstrap(lambda drawn, v=values: float(v[drawn].mean()), owners).rounded(3)
+            made[hospital][name] = bootstrap(partial(mean, values), owners).rounded(3)
     return made
 
 

@@ -16,6 +16,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def phantoms(pipeline: LungNodule, seed: int) -> Iterator[Known | None]:
             on = [one for one in marks if in_common(one.mask, one.offset_zyx, truth.mask, truth.offset_zyx)]
             best = max(on, key=lambda one: one.certainty, default=None)
             group = f"{mm[0]:g} x {mm[1]:g} mm, {kernel}"
-            yield best and Known(volume, truth.mask, truth.offset_zyx, size, group, best)
+            yield Known(volume, truth.mask, truth.offset_zyx, size, group, best) if best else None
 
 
 # ------------------------------------------------------------------------------------------------------------- readers
@@ -147,7 +148,7 @@ def read(pipeline: LungNodule, volumes: Path, patients: Sequence[str]) -> Iterat
             sure = found is not None and found.score >= pipeline.detector.certainty
             mark = candidate(found, (0, 0, 0), volume) if found is not None and sure else None
             size = Size.of(donor.mask, donor.spacing_mm)
-            yield mark and Known(volume, donor.mask, (0, 0, 0), size, donor.patient, mark)
+            yield Known(volume, donor.mask, (0, 0, 0), size, donor.patient, mark) if mark else None
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -221,6 +222,10 @@ def off(pipeline: LungNodule, known: Known, cluster: str) -> Off:
     return Off(known.group, cluster, mean_mm, made)
 
 
+def median(values: np.ndarray, rows: np.ndarray) -> float:
+    return float(np.median(values[rows]))
+
+
 def summary(found: Sequence[Off], part: str) -> dict[str, Any]:
     """Nodules, and of each figure the median with its interval, and the standard deviation.
 
@@ -232,7 +237,7 @@ def summary(found: Sequence[Off], part: str) -> dict[str, Any]:
     made: dict[str, Any] = {"nodules": len(some)}
     for what in some[0].parts[part] if some else ():
         values = np.array([one.parts[part][what] for one in some])
-        middle = bootstrap(lambda rows, of=values: float(np.median(of[rows])), owners)
+        middle = bootstrap(partial(median, values), owners)
         made[what] = {**middle.rounded(2), "standard deviation": round(float(values.std()), 2)}
     return made
 
