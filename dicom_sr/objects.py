@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 from dicom_sr import attributes
 from dicom_sr.capture import pictures
 from dicom_sr.copies import ratio_and_method, remarks
+from dicom_sr.files import Files
 from dicom_sr.findings import Findings
 from dicom_sr.report import report
 from dicom_sr.revision import Written, name_predecessors, rejection_note
@@ -55,11 +56,14 @@ def check_objects(
     omit_empty_frames: bool = True,
     replaces: Sequence[Written] = (),
     note: bool = False,
+    files: Files | None = None,
 ) -> tuple[list[Dataset], list[Fault]]:
     """As `encode`; and the warnings of the checks.
 
-    note   a last object rejects what is replaced, if anything is, see `revision.rejection_note`
+    note    a last object rejects what is replaced, if anything is, see `revision.rejection_note`
+    files   takes the files that are made for the checks
     """
+    files = files or Files()
     segs = segmentations(findings, sources, when=when, revision=revision, omit_empty_frames=omit_empty_frames)
     document = report(findings, sources, when=when, revision=revision, segmentations=segs)
     name_predecessors(document, replaces)
@@ -68,7 +72,7 @@ def check_objects(
     found = [
         Fault(fault.rule, fault.severity, f"{dataset.Modality}: {fault.text}")
         for dataset in finished
-        for fault in faults(dataset, sources, findings=findings, segmentations=segs, replaces=replaces)
+        for fault in faults(dataset, sources, findings=findings, segmentations=segs, replaces=replaces, files=files)
     ]
     if any(fault.severity == "error" for fault in found):
         raise Rejected(finished, found)

@@ -19,6 +19,7 @@ from pydicom.uid import (
 )
 
 from dicom_sr import modules
+from dicom_sr.files import Files
 from dicom_sr.findings import Findings
 from dicom_sr.revision import Written
 from dicom_sr.rules import every, report, segmentation
@@ -51,6 +52,7 @@ def faults(
     segmentations: Sequence[Dataset] = (),
     replaces: Sequence[Written] = (),
     rules: Sequence[Rule] | None = None,
+    files: Files | None = None,
 ) -> list[Fault]:
     """Everything that is wrong with a Segmentation or report of ours; no error if it may leave.
 
@@ -58,8 +60,9 @@ def faults(
     findings        if given, the object must say the same when it is read back
     segmentations   those that belong to the same result
     replaces        the earlier objects that it replaces
+    files           takes those that are made here
     """
-    subject = Subject(dataset, sources, findings, segmentations, replaces)
+    subject = Subject(dataset, sources, findings, segmentations, replaces, files or Files())
     found: list[Fault] = []
     for stage in STAGES:
         for rule in RULES if rules is None else rules:

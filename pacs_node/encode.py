@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from pydicom.uid import (
 from dicom_sr import EncodingError, Fault, Rejected, Written, check_objects, forms, read
 from dicom_sr.attributes import UNREADABLE
 from dicom_sr.derived import Results
+from dicom_sr.files import Files
 from dicom_sr.findings import Findings, ImageRef
 from dicom_sr.labelmap import SEGMENT_CLASSES, retarget
 from dicom_sr.not_run import not_run_reports
@@ -80,12 +81,14 @@ def encode_results(
     the disk is full or gone.
     """
     sources = [read_header(file) for file in files]
-    before = _written(replaces)
+    before, made = _written(replaces), Files()
     try:
-        objects, warnings = check_objects(findings, sources, when=when, revision=revision, replaces=before, note=note)
+        objects, warnings = check_objects(
+            findings, sources, when=when, revision=revision, replaces=before, note=note, files=made
+        )
     except EncodingError as error:
         raise _held_back(error, rejected) from error
-    return _written_down(objects, folder, warnings)
+    return _written_down(objects, folder, warnings, made)
 
 
 def encode_not_run(
@@ -120,7 +123,7 @@ def encode_not_run(
         raise _held_back(error, rejected) from error
     except EncodingError as error:
         raise GiveUp(str(error)) from error
-    return _written_down(documents, folder, ())
+    return _written_down(documents, folder, (), Files())
 
 
 @contextmanager
@@ -152,19 +155,21 @@ def _held_back(error: EncodingError, rejected: Path | None) -> GiveUp:
     if rejected is not None and isinstance(error, Rejected):
         kept = f"; they are kept in {rejected}"
         try:
-            _written_down(error.objects, rejected, ())
+            _written_down(error.objects, rejected, (), Files())
         except (ValueError, TypeError, AttributeError) as unwritable:
             kept += f" as far as they can be written: {unwritable}"
         (rejected / REASONS).write_text("".join(f"{fault.severity}: {fault}\n" for fault in error.faults))
     return GiveUp(f"results not sent, they fail their own checks: {error}{kept}")
 
 
-def _written_down(objects: Sequence[pydicom.Dataset], folder: Path, warnings: Sequence[Fault]) -> list[Result]:
+def _written_down(
+    objects: Sequence[pydicom.Dataset], folder: Path, warnings: Sequence[Fault], made: Files
+) -> list[Result]:
     names = [REJECTION_NOTE if each.Modality == "KO" else str(each.Modality) for each in objects]
     paths = [folder / f"{number:02d}-{name}.dcm" for number, name in enumerate(names, start=1)]
     try:
         for dataset, path in zip(objects, paths, strict=True):
-            write_whole(path, partial(dataset.save_as, enforce_file_format=True))
+            write_whole(path, methodcaller("write", made.of(dataset)))
         sync(folder.parent.parent)
     except OSError as error:
         raise TryAgain(f"results cannot be written to {folder}: {error.strerror}; free or mount the disk") from error
@@ -175,7 +180,7 @@ def _written_down(objects: Sequence[pydicom.Dataset], folder: Path, warnings: Se
             str(each.SOPClassUID),
             path,
             str(each.SeriesInstanceUID),
-            hashlib.sha256(path.read_bytes()).hexdigest(),
+            hashlib.sha256(made.of(each)).hexdigest(),
             remarks if number == 0 else (),
         )
         for number, (each, path) in enumerate(zip(objects, paths, strict=True))

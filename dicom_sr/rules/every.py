@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pydicom
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -38,19 +37,9 @@ def only_known_attributes(subject: Subject) -> Iterator[str]:
         yield f"{keyword} belongs to no module of this kind of object"
 
 
-def _ours(dataset: Dataset) -> Iterator[pydicom.DataElement]:
-    """Every element at every depth that we wrote; what is copied is as the source has it."""
-    for element in dataset:
-        if element.keyword not in modules.AS_THE_SOURCE_HAS_IT:
-            yield element
-            if element.VR == "SQ":
-                for item in element.value:
-                    yield from _ours(item)
-
-
 def uids(subject: Subject) -> Iterator[str]:
     """What we wrote ourselves. A UID of the sources is theirs: see `uids_of_sources`."""
-    theirs = _theirs(subject)
+    theirs = subject.uids_of_sources
     for keyword, uid in _uids(subject):
         if not UID(uid).is_valid and uid not in theirs:
             yield f"{keyword} {uid} is not a UID"
@@ -58,27 +47,22 @@ def uids(subject: Subject) -> Iterator[str]:
 
 def uids_of_sources(subject: Subject) -> Iterator[str]:
     """A reference must say what the source says, so a UID of the sources that breaks PS3.5 9.1 is written as it is."""
-    theirs = _theirs(subject)
+    theirs = subject.uids_of_sources
     for keyword in sorted({keyword for keyword, uid in _uids(subject) if uid in theirs and not UID(uid).is_valid}):
         yield f"{keyword} is the images' own, which breaks the rules for UIDs (a component begins with 0)"
 
 
 def _uids(subject: Subject) -> Iterator[tuple[str, str]]:
-    for element in (subject.dataset["StudyInstanceUID"], *_ours(subject.dataset)):
+    for element in (subject.dataset["StudyInstanceUID"], *subject.written):
         if element.VR == "UI":
             for uid in element.value if element.VM > 1 else [element.value]:
                 if uid:
                     yield element.keyword, str(uid)
 
 
-def _theirs(subject: Subject) -> set[str]:
-    keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
-    return {attributes.text(source, keyword) for source in subject.sources for keyword in keywords}
-
-
 def values(subject: Subject) -> Iterator[str]:
     """Length and characters of every value, as text, which is how it is written."""
-    for element in _ours(subject.dataset):
+    for element in subject.written:
         if element.VR in NOT_TEXT or element.is_empty:
             continue
         for value in element.value if element.VM > 1 else [element.value]:
@@ -102,7 +86,7 @@ def file_meta(subject: Subject) -> Iterator[str]:
 
 
 def code_items(subject: Subject) -> Iterator[str]:
-    for element in _ours(subject.dataset):
+    for element in subject.written:
         if element.VR != "SQ" or not element.keyword.endswith("CodeSequence"):
             continue
         for item in element.value:

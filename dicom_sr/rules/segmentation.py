@@ -214,7 +214,7 @@ def round_trip(subject: Subject) -> Iterator[str]:
     places = subject.places
     drawn: dict[str, dict[int, _Part]] = {}
     for segmentation in subject.segmentations or [dataset]:
-        for tracked, index, mask in _drawn(_from_bytes(segmentation), places, findings.images):
+        for tracked, index, mask in _drawn(_read_back(subject, segmentation), places, findings.images):
             drawn.setdefault(tracked, {})[index] = _part(mask)
     for segment in dataset.SegmentSequence:
         name = f"segment {segment.SegmentNumber} ({segment.SegmentLabel})"
@@ -224,11 +224,8 @@ def round_trip(subject: Subject) -> Iterator[str]:
             yield f"{name} reads back as another mask" + _moved(masks, finding, places)
 
 
-def _from_bytes(dataset: Dataset) -> Dataset:
-    buffer = BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    buffer.seek(0)
-    return pydicom.dcmread(buffer)
+def _read_back(subject: Subject, segmentation: Dataset) -> Dataset:
+    return pydicom.dcmread(BytesIO(subject.files.of(segmentation)))
 
 
 def _drawn(

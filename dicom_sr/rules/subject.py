@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
-from dicom_sr import read
+from dicom_sr import attributes, modules, read
+from dicom_sr.files import Files
 from dicom_sr.findings import Findings
 from dicom_sr.revision import Written
 from dicom_sr.source import Plane, between_mm, headers_by_uid, plane
@@ -50,6 +52,17 @@ class Subject:
     findings: Findings | None
     segmentations: Sequence[Dataset]
     replaces: Sequence[Written]
+    files: Files = field(default_factory=Files)
+
+    @cached_property
+    def written(self) -> list[DataElement]:
+        """Every element at every depth that we wrote; what is copied is as the source has it."""
+        return list(_written(self.dataset))
+
+    @cached_property
+    def uids_of_sources(self) -> set[str]:
+        keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
+        return {attributes.text(source, keyword) for source in self.sources for keyword in keywords}
 
     @cached_property
     def known(self) -> dict[str, Dataset]:
@@ -85,3 +98,12 @@ class Subject:
     def frame_places(self) -> list[Plane]:
         """Of each frame of a Segmentation."""
         return [plane(self.dataset, frame + 1) for frame in self.frames]
+
+
+def _written(dataset: Dataset) -> Iterator[DataElement]:
+    for element in dataset:
+        if element.keyword not in modules.AS_THE_SOURCE_HAS_IT:
+            yield element
+            if element.VR == "SQ":
+                for item in element.value:
+                    yield from _written(item)

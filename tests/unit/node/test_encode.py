@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -50,6 +52,22 @@ def test_a_warning_is_sent_with_its_remark(tmp_path: Path) -> None:
     assert [len(result.remarks) for result in results] == [1, 0]
     assert "several segments are called Nodule 1" in results[0].remarks[0]
     assert all(result.path.exists() for result in results)
+
+
+def test_what_is_written_is_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each object becomes a file once: the one that the geometry was read back from is the one that leaves."""
+    case = CASES["ct_two"]()
+    files, save_as, made = saved(case, tmp_path / "images"), pydicom.Dataset.save_as, list[str]()
+
+    def noted(dataset: pydicom.Dataset, *arguments: Any, **named: Any) -> None:
+        made.append(dataset.SOPInstanceUID)
+        save_as(dataset, *arguments, **named)
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", noted)
+    results = encode_results(case.findings, files, tmp_path / "out", when=WHEN, revision=1)
+    assert made == [result.sop_instance_uid for result in results]
+    assert [pydicom.dcmread(result.path).SOPInstanceUID for result in results] == made
+    assert [hashlib.sha256(result.path.read_bytes()).hexdigest() for result in results] == [r.sha256 for r in results]
 
 
 def test_the_rejection_note_is_offered_last_and_sent_as_it_is(tmp_path: Path) -> None:
