@@ -62,7 +62,7 @@ def variant_of(asked: Mapping[str, Any]) -> str:
 
 def encode_results(
     findings: Findings,
-    files: Sequence[Path],
+    sources: Sequence[pydicom.Dataset],
     folder: Path,
     *,
     when: datetime,
@@ -73,6 +73,7 @@ def encode_results(
 ) -> list[Result]:
     """Write one job's SEG and SR into `folder`; in sending order. The same arguments write the same bytes.
 
+    sources     headers of the images, in any order
     replaces    objects of earlier results that are void now
     note        also write the Key Object Selection that rejects them
     rejected    where objects are kept that do not pass the checks
@@ -80,7 +81,6 @@ def encode_results(
     Raises GiveUp when an object does not pass the checks: it is not sent, and the reason names the rule; TryAgain when
     the disk is full or gone.
     """
-    sources = [read_header(file) for file in files]
     before, made = _written(replaces), Files()
     try:
         objects, warnings = check_objects(

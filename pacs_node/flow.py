@@ -113,12 +113,13 @@ class Stages(Protocol):
     def unpacked(
         self, name: str, images: Sequence[Stored], *, whole: bool = False
     ) -> AbstractContextManager[list[Path]]: ...
+    def sources(self, files: Sequence[Path]) -> AbstractContextManager[Callable[[], list[Dataset]]]: ...
     def infer(
         self, job: Job, images: Sequence[Stored], files: Sequence[Path], progress: Callable[[float, str], None]
     ) -> Findings: ...
     def compare(self, job: Job, findings: Findings, files: Sequence[Path]) -> Findings: ...
     def places(self, findings: Findings, files: Mapping[str, Path]) -> dict[str, Any] | None: ...
-    def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]: ...
+    def encode(self, job: Job, findings: Findings, sources: Sequence[Dataset], edition: Edition) -> list[Result]: ...
     def reports_not_run(self, job: Job) -> bool: ...
     def is_shadow(self, route: str) -> bool: ...
     def encode_not_run(
@@ -541,24 +542,25 @@ class Flow:
             with suppress(LedgerUnavailable):  # nobody is harmed by a bar that stands still
                 self.ledger.progress(job, fraction, text)
 
-        with _step("inference"):
-            findings = self.stages.infer(job, images, files, progress)
-        self.at("inferred")
-        with _step("the comparison with an earlier study"):
-            findings = verdict.told(self.stages.compare(job, findings, files))
-        self.at("compared")
-        count = len(findings.findings)
-        self._answer(
-            job,
-            findings.algorithm.version,
-            lambda edition: self.stages.encode(job, findings, files, edition),
-            state="done",
-            reason=f"{count} finding{'' if count == 1 else 's'}",
-            warnings=list(findings.warnings),
-            facts={**findings.facts, **sizes(findings)},
-            places=self.stages.places(findings, dict(zip(verdict.use, files, strict=True))),
-            counted=_counted(job, findings, files),
-        )
+        with self.stages.sources(files) as sources:
+            with _step("inference"):
+                findings = self.stages.infer(job, images, files, progress)
+            self.at("inferred")
+            with _step("the comparison with an earlier study"):
+                findings = verdict.told(self.stages.compare(job, findings, files))
+            self.at("compared")
+            count = len(findings.findings)
+            self._answer(
+                job,
+                findings.algorithm.version,
+                lambda edition: self.stages.encode(job, findings, sources(), edition),
+                state="done",
+                reason=f"{count} finding{'' if count == 1 else 's'}",
+                warnings=list(findings.warnings),
+                facts={**findings.facts, **sizes(findings)},
+                places=self.stages.places(findings, dict(zip(verdict.use, files, strict=True))),
+                counted=_counted(job, findings, files),
+            )
 
     def _refuse(self, job: Job, reason: str) -> None:
         """The input is not fit. Said on the page; and, if the route wants it, by a report to the destinations."""

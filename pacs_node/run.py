@@ -233,12 +233,13 @@ class _Analysis:
         if not self.verdict.fit:
             raise Refused(self.verdict.reason)
         of = {attributes.text(header, "SOPInstanceUID"): Path(str(header.filename)) for header in self.headers}
-        files = [of[uid] for uid in self.verdict.use]
+        files, known = [of[uid] for uid in self.verdict.use], headers_by_uid(self.headers)
+        sources = [known[uid] for uid in self.verdict.use]
         findings = self.verdict.told(self.inference.run(self.pipeline, self.options, files, progress))
         said = replace(findings, variant=variant_of(self.options))
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".unfinished-") as name:
-            made, warnings = self._made(said, files, of, Path(name), when)
+            made, warnings = self._made(said, sources, of, Path(name), when)
             written = [_moved(path, self.folder / target) for path, target in made]
         count = len(findings.findings)
         return Outcome(
@@ -252,11 +253,11 @@ class _Analysis:
         )
 
     def _made(
-        self, findings: Findings, files: Sequence[Path], of: Mapping[str, Path], folder: Path, when: datetime
+        self, findings: Findings, sources: Sequence[Dataset], of: Mapping[str, Path], folder: Path, when: datetime
     ) -> tuple[list[tuple[Path, str]], list[str]]:
         """(file, its name among the results) of the SEG, SR, captures and pictures; and warnings."""
         rejected = self.folder / "rejected"
-        results = encode_results(findings, files, folder / "results", when=when, revision=1, rejected=rejected)
+        results = encode_results(findings, sources, folder / "results", when=when, revision=1, rejected=rejected)
         made = [(result.path, result.path.name) for result in results]
         warnings = [remark for result in results for remark in result.remarks]
         package = Package(

@@ -73,6 +73,7 @@ from pacs_node.records import (
 )
 from pacs_node.route import Rule, missing, priority_of, route
 from pacs_node.shadow import places_of
+from pacs_node.sources import Sources, read_meanwhile
 from pacs_node.store import Bucket, ObjectStore, SharedFolder, Store, clear_forgotten
 
 log = structlog.get_logger()
@@ -358,13 +359,16 @@ class WiredStages:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]:
+    def sources(self, files: Sequence[Path]) -> AbstractContextManager[Sources]:
+        return read_meanwhile(files)
+
+    def encode(self, job: Job, findings: Findings, sources: Sequence[Dataset], edition: Edition) -> list[Result]:
         from pacs_node.encode import encode_results, variant_of  # 30 MB, for who has a result
 
         with self._rejects(job) as rejected, self._results_of(job.id) as folder:
             written = encode_results(
                 replace(findings, variant=variant_of(job.asked)),
-                files,
+                sources,
                 folder / str(job.generation),
                 when=edition.dated,
                 revision=edition.result_revision,

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from config import load
 from dicom_sr.findings import Findings
+from dicom_sr.reading import read_header
 from models import catalogue
 from models.measure import measure_nodule
 from models.phantoms import chest_ct
@@ -104,7 +105,8 @@ class Seen:
 
     def _encoded(self, job: Job, findings: Findings) -> list[Result]:
         folder = self.node.config.node.data_dir / "results" / job.id / "1"
-        return encode_results(findings, self.files, folder, when=self.now(), revision=1)
+        headers = [read_header(file) for file in self.files]
+        return encode_results(findings, headers, folder, when=self.now(), revision=1)
 
     def app(self, accounts: Accounts | None = None) -> Starlette:
         return create_app(

@@ -92,6 +92,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "editions": {"records"},
     "silence": {"records"},
     "ahead": {"records", "errors"},
+    "sources": set(),
     "silence_alarm": {"records"},
     "pulse": {"records"},
     "outcomes": set(),
@@ -121,6 +122,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
 OUTSIDE = {  # of the spine: which other packages of ours
     **{each: {"dicom_sr"} for each in ("flow", "records", "association", "commitment", "kinds", "outcomes", "spans")},
     "identity": {"dicom_sr"},  # headers
+    "sources": {"dicom_sr"},  # headers
     "off_peak": {"config"},  # the settings in force, and hours of the week
     "program": {"config"},  # config.secrets, as infer
     "settings_file": {"config"},  # which settings are secret

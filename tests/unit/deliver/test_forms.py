@@ -61,7 +61,7 @@ class Remembered:
 
 def package(folder: Path, findings: Findings, images: Sequence[Dataset]) -> Package:
     files = [Path(image.filename) for image in images]
-    results = encode_results(findings, files, folder / "results" / "job" / "1", when=WHEN, revision=1)
+    results = encode_results(findings, images, folder / "results" / "job" / "1", when=WHEN, revision=1)
     sources = {str(image.SOPInstanceUID): Stored(file) for image, file in zip(images, files, strict=True)}
     return Package("job", tuple(result.path for result in results), sources)
 

@@ -45,6 +45,7 @@ from pacs_node.records import (
     Stored,
     Verdict,
 )
+from pacs_node.sources import Sources, read_meanwhile
 from tests.factories import us_image
 from tests.results import mass, us_findings
 
@@ -93,13 +94,16 @@ class Scripted:
         found = us_findings(images, mass(1, (0, 12, 20)))
         return replace(found, algorithm=replace(found.algorithm, version=self.version))
 
+    def sources(self, files: Sequence[Path]) -> AbstractContextManager[Sources]:
+        return read_meanwhile(files)
+
     def compare(self, job: Job, findings: Findings, files: list[Path]) -> Findings:
         return findings
 
-    def encode(self, job: Job, findings: Findings, files: Sequence[Path], edition: Edition) -> list[Result]:
+    def encode(self, job: Job, findings: Findings, sources: Sequence[Dataset], edition: Edition) -> list[Result]:
         self.before_encode()
         return encode_results(
-            findings, files, self.folder / "results" / job.id / str(job.generation), when=edition.dated,
+            findings, sources, self.folder / "results" / job.id / str(job.generation), when=edition.dated,
             revision=edition.result_revision, replaces=edition.replaces, note=bool(self.notes),
         )  # fmt: skip
 
@@ -486,13 +490,15 @@ IN_ANOTHER_PROCESS = """
 import json, sys
 from datetime import datetime
 from pathlib import Path
+from dicom_sr.reading import read_header
 from pacs_node.encode import encode_results
 from pacs_node.records import Result
 import tests.unit.node.test_editions as here
 folder, *files = map(Path, sys.argv[1:])
 findings = here.Scripted(folder).infer(None, [], files, None)
 before = Result("1.2.3.4", here.SR, Path("x"), "1.2.3")
-results = encode_results(findings, files, folder, when=here.T0, revision=2, replaces=[before], note=True)
+headers = [read_header(file) for file in files]
+results = encode_results(findings, headers, folder, when=here.T0, revision=2, replaces=[before], note=True)
 print(json.dumps([(r.sop_instance_uid, r.sha256) for r in results]))
 """
 

@@ -17,15 +17,7 @@ from dicom_sr.forms import Profile
 from pacs_node.encode import REASONS, ResultForms, encode_results
 from pacs_node.errors import GiveUp
 from pacs_node.records import Package, Result
-from tests.results import CASES, WHEN, Case
-
-
-def saved(case: Case, folder: Path) -> list[Path]:
-    folder.mkdir()
-    paths = [folder / f"{number}.dcm" for number in range(len(case.images))]
-    for image, path in zip(case.images, paths, strict=True):
-        image.save_as(path, enforce_file_format=True)
-    return paths
+from tests.results import CASES, WHEN
 
 
 def test_a_failing_object_is_kept_and_not_sent(tmp_path: Path) -> None:
@@ -33,9 +25,9 @@ def test_a_failing_object_is_kept_and_not_sent(tmp_path: Path) -> None:
     first, *others = case.findings.findings
     wrong = replace(first, measurements=(Measurement(codes.VOXEL_VOLUME, 9999.0, codes.MM3),))
     findings = replace(case.findings, findings=(wrong, *others))
-    files, results, rejected = saved(case, tmp_path / "images"), tmp_path / "results", tmp_path / "rejected" / "j1"
+    results, rejected = tmp_path / "results", tmp_path / "rejected" / "j1"
     with pytest.raises(GiveUp) as refusal:
-        encode_results(findings, files, results, when=WHEN, revision=1, rejected=rejected)
+        encode_results(findings, case.headers, results, when=WHEN, revision=1, rejected=rejected)
     for words in ("not sent", "Nodule 1 is reported with 9999 mm3", "[volume as drawn]", str(rejected)):
         assert words in str(refusal.value)
     assert not results.exists()
@@ -48,7 +40,7 @@ def test_a_warning_is_sent_with_its_remark(tmp_path: Path) -> None:
     case = CASES["ct_two"]()
     first, second = case.findings.findings
     findings = replace(case.findings, findings=(first, replace(second, label=first.label)))
-    results = encode_results(findings, saved(case, tmp_path / "images"), tmp_path / "out", when=WHEN, revision=1)
+    results = encode_results(findings, case.headers, tmp_path / "out", when=WHEN, revision=1)
     assert [len(result.remarks) for result in results] == [1, 0]
     assert "several segments are called Nodule 1" in results[0].remarks[0]
     assert all(result.path.exists() for result in results)
@@ -57,14 +49,14 @@ def test_a_warning_is_sent_with_its_remark(tmp_path: Path) -> None:
 def test_what_is_written_is_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each object becomes a file once: the one that the geometry was read back from is the one that leaves."""
     case = CASES["ct_two"]()
-    files, save_as, made = saved(case, tmp_path / "images"), pydicom.Dataset.save_as, list[str]()
+    save_as, made = pydicom.Dataset.save_as, list[str]()
 
     def noted(dataset: pydicom.Dataset, *arguments: Any, **named: Any) -> None:
         made.append(dataset.SOPInstanceUID)
         save_as(dataset, *arguments, **named)
 
     monkeypatch.setattr(pydicom.Dataset, "save_as", noted)
-    results = encode_results(case.findings, files, tmp_path / "out", when=WHEN, revision=1)
+    results = encode_results(case.findings, case.headers, tmp_path / "out", when=WHEN, revision=1)
     assert made == [result.sop_instance_uid for result in results]
     assert [pydicom.dcmread(result.path).SOPInstanceUID for result in results] == made
     assert [hashlib.sha256(result.path.read_bytes()).hexdigest() for result in results] == [r.sha256 for r in results]
@@ -75,7 +67,7 @@ def test_the_rejection_note_is_offered_last_and_sent_as_it_is(tmp_path: Path) ->
     case = CASES["ct_two"]()
     before = Result("1.2.3.4", "1.2.840.10008.5.1.4.1.1.88.33", Path("x"), "1.2.3")
     results = encode_results(
-        case.findings, saved(case, tmp_path / "images"), tmp_path / "out", when=WHEN, revision=2, replaces=[before],
+        case.findings, case.headers, tmp_path / "out", when=WHEN, revision=2, replaces=[before],
         note=True,
     )  # fmt: skip
     package = Package("j1", tuple(result.path for result in results))
@@ -91,7 +83,7 @@ def test_pictures_are_offered_as_they_are_and_may_be_refused(tmp_path: Path) -> 
     case = CASES["ct_two"]()
     drawn = Picture(1, "where it looked", np.zeros((8, 9, 3), np.uint8))
     findings = replace(case.findings, pictures=(drawn,))
-    results = encode_results(findings, saved(case, tmp_path / "images"), tmp_path / "out", when=WHEN, revision=1)
+    results = encode_results(findings, case.headers, tmp_path / "out", when=WHEN, revision=1)
     assert [result.path.name for result in results] == ["01-SEG.dcm", "02-SR.dcm", "03-OT.dcm"]
     package = Package("j1", tuple(result.path for result in results))
     offering = ResultForms(Profile(key_images="none"))

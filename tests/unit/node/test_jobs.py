@@ -7,12 +7,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import Dataset
 
 from dicom_sr.findings import Algorithm, Findings
 from pacs_node import pack
@@ -56,6 +57,9 @@ class ScriptedRooms:
         progress(0.5, "half")
         return NOTHING_FOUND
 
+    def sources(self, files: list[Path]) -> AbstractContextManager[Callable[[], list[Dataset]]]:
+        return nullcontext(list)
+
     def compare(self, job: Job, findings: Findings, files: list[Path]) -> Findings:
         return findings
 
@@ -68,7 +72,7 @@ class ScriptedRooms:
     def reports_not_run(self, job: Job) -> bool:
         return False
 
-    def encode(self, job: Job, findings: Findings, files: list[Path], edition: Edition) -> list[Result]:
+    def encode(self, job: Job, findings: Findings, sources: Sequence[Dataset], edition: Edition) -> list[Result]:
         return [Result(f"2.{job.id}", "1.2.840.10008.5.1.4.1.1.88.34", self.folder / job.id)]
 
     def deliver(self, destination: str, package: Package) -> list[Receipt]:
