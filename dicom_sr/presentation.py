@@ -4,10 +4,12 @@ drawn over the images by the viewer itself. For images in grey values only."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import highdicom as hd
 import numpy as np
+from highdicom._standard_utils import get_module_attribute_map
 from pydicom.dataset import Dataset
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
@@ -29,6 +31,17 @@ RESCALING = ("RescaleSlope", "RescaleIntercept", "RescaleType")
 FOOT = (0.0, 0.95, 1.0, 1.0)  # of the displayed area: the line that says what this is not for
 
 
+@contextmanager
+def _table_let_go() -> Iterator[None]:
+    """highdicom looks into a table of all modules of the standard for what is an image and what is copied of it: 75 MB,
+    which it would keep for as long as the process lives."""
+    try:
+        yield
+    finally:
+        get_module_attribute_map.cache_clear()
+
+
+@_table_let_go()
 def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]:
     """One presentation state for all images with a finding. The images' own window and rescaling hold.
 

@@ -6,6 +6,7 @@ maps and Segmentations by highdicom.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from itertools import pairwise
@@ -15,6 +16,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from highdicom._standard_utils import get_module_attribute_map
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -378,6 +380,16 @@ def test_headers_that_lack_what_may_be_lacking_make_every_form() -> None:
     results, _ = results_of(ct_findings(images, nodule(1, (2, 4, 5))), images)
     for form in (*FORMS.values(), LABEL_MAP, ALL_FRAMES, KEY_IMAGES, PAGES, KEY_OBJECTS):
         assert as_bytes(made(form, original_of(form, results), results)[0], form)
+
+
+@pytest.mark.parametrize("name", ["ct_two", "us_one", "us_clip"])  # the last is in colour: it gets none
+def test_no_form_leaves_the_table_of_all_modules_in_memory(name: str) -> None:
+    get_module_attribute_map.cache_clear()
+    results = case_results(name)
+    for form in (*FORMS.values(), LABEL_MAP, ALL_FRAMES, KEY_IMAGES, PAGES, KEY_OBJECTS, *FOR_OHIF.values()):
+        with suppress(EncodingError):
+            made(form, original_of(form, results), results)
+    assert get_module_attribute_map.cache_info().currsize == 0
 
 
 def test_a_presentation_state_is_for_one_clip() -> None:
