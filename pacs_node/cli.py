@@ -924,10 +924,10 @@ def version() -> None:
 def _run(config: Path, *, listen: bool, work: bool, web: bool) -> None:
     from config import load
     from pacs_node import observe
-    from pacs_node.start_up import few_arenas, keep_private
+    from pacs_node.start_up import give_memory_back, keep_private
 
     keep_private()
-    few_arenas()
+    give_memory_back()
     observe.start_logging(plain=sys.stderr.isatty())
     observe.hear_everything()
     at_a_terminal = sys.stdin is not None and sys.stdin.isatty()

@@ -29,8 +29,8 @@ class Intake:
     """Tells the ledger what the listener tells it, in that order.
 
     indexed: called with what the ledger has from now on. at: called at each step. twice: called with what the ledger
-    has under a UID, and with what was kept under it as well, by another process or while the ledger was away; it may be
-    called again for the same two. rest: called now and then while nothing comes.
+    has under a UID, and with what was kept under it as well, by another process or while the ledger was away; after a
+    kill it may be called again for the same two. rest: called now and then while nothing comes.
     """
 
     def __init__(

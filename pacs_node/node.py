@@ -243,8 +243,7 @@ class Node:
                 self._alone.start()
             self.patients.begin()
             self.retention.resume()  # before what it left on the disk is taken for images that have come
-            # durable on disk, but its row was never written
-            self.intake.take_in_found(self.spool.scan(self.ledger.indexed_up_to(), self._damaged))
+            self.take_in_found()
             if self.config.receive.processes == 1:
                 self.start_receiving()
             else:
@@ -502,6 +501,12 @@ class Node:
         )
         self.receivers.start((plain, secured), lock)
         self._refusals.start()
+
+    def take_in_found(self) -> None:
+        """What is durable on the disk since before the start, and has no row. Nobody receives yet."""
+        if self.intake.take_in_found(self.spool.scan(self.ledger.indexed_up_to(), self._damaged)):
+            self._note_refusals()  # while what they tell of would be found once more
+            self.spool.cut_off(self.ledger.indexed_up_to())
 
     def _receiver_ended(self, pid: int) -> None:
         """What it promised and had no time to index."""

@@ -26,7 +26,7 @@ import structlog
 from pacs_node import observe
 from pacs_node.errors import LedgerUnavailable, NodeError
 from pacs_node.loop import describe
-from pacs_node.start_up import few_arenas, keep_private
+from pacs_node.start_up import give_memory_back, keep_private
 
 log = structlog.get_logger()
 
@@ -292,7 +292,7 @@ def receive(
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)  # they are for the parent, which drains, or tells of new settings
     keep_private()
-    few_arenas()
+    give_memory_back()
     observe.start_logging(plain=plain)
     observe.hear_everything()
     assert lock.descriptor  # held for as long as this process lives

@@ -31,7 +31,7 @@ def read_meanwhile(files: Iterable[Path]) -> Iterator[Sources]:
 
 
 def _headers(files: Iterable[Path], unwanted: threading.Event) -> list[Dataset]:
-    headers = []
+    headers: list[Dataset] = []
     for file in files:
         if unwanted.is_set():
             break

@@ -98,6 +98,7 @@ class Spool:
         sync(root)
         sync(root.parent)
         self._leftovers = list(self._unfinished.iterdir())
+        self._read_through: dict[Path, int] = {}  # packs of which a scan found nothing but images, and their ends
         self._folders_on_disk: dict[str, None] = {}  # whose own names are known to be durable, the latest of them
         self._not_indexed: dict[str, Instance] = {}  # by SOP Instance UID
         self._one_writer_per_instance = tuple(threading.Lock() for _ in range(64))
@@ -134,6 +135,7 @@ class Spool:
         for leftover in self._leftovers:
             remove(leftover)
         self._leftovers.clear()
+        self._read_through.clear()
         known = known or {}
         for folder in self._instances.iterdir():
             for path in sorted(folder.iterdir()):
@@ -170,8 +172,9 @@ class Spool:
 
     def _rest_of(self, path: Path, start: int, on_damaged: Callable[[Path, str], None]) -> Iterator[Instance]:
         """An earlier process ended before the index had them, or before they were whole."""
-        synced = False
+        synced, at = False, start
         for record in pack.records(path, start):
+            at = record.offset + record.size if record.offset == at + pack.HEAD else -1
             with pack.mapped_content(Stored(path, record.offset, record.size)) as content:
                 try:
                     if not record.whole:
@@ -183,11 +186,34 @@ class Spool:
                     if not damaged.exists():  # an earlier start has said so
                         self._write(damaged, content)
                         on_damaged(damaged, str(error))
+                    at = -1
                     continue
             if not synced:
                 self._sync_again(path)
                 synced = True
             yield instance
+        if at == path.stat().st_size:
+            self._read_through[path] = at
+
+    def cut_off(self, known: Mapping[Path, int]) -> None:
+        """All that a scan has found is settled: the index has it, or it is kept under the same UID elsewhere. What lies
+        behind all that the index has of a pack is removed, or each start would read it and compare it again. Nobody
+        writes to these packs any more; one with anything behind that is no whole image stays as it is.
+
+        known: as in `scan`, since then
+        """
+        for path, end in self._read_through.items():
+            indexed = known.get(path, 0)
+            try:
+                if path.stat().st_size != end or indexed == end:
+                    continue
+                if indexed:
+                    os.truncate(path, indexed)
+                    sync(path)
+                else:
+                    remove(path)
+            except OSError as error:  # the next start tries it again
+                log.warning("spool.not-cut-off", file=path.name, error=error.strerror)
 
     def held(self, sop_instance_uid: str) -> Instance | None:
         """What is kept under a UID, if it is there still; None, too, where the index cannot say so now: then `compare`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -143,6 +144,56 @@ def test_what_is_there_already_is_found_out_when_it_is_back(
         assert noted(node) == ({("kept aside", image.SOPInstanceUID)} if expected else set())
     assert brought(node, again).fate is fate, "as ever"
     node.ledger.close()
+
+
+def packs(node: Node) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in (node.spool.root / "instances").rglob("*.pack")}
+
+
+@pytest.fixture
+def left_twice(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Node, Dataset, int]]:
+    """A node at its start; the one before had three images, kept each under its UID once more while the ledger was
+    away, as in COMES, and was killed. And the third image, and the bytes that all three take."""
+    images = ct_series(shape=(3, 16, 16))
+    for image in images:
+        brought(node, image)
+    node.intake.flush()
+    [size] = packs(node).values()
+    with away(monkeypatch):
+        for image, (change, _) in zip(images, COMES.values(), strict=True):
+            assert brought(node, change(image)).fate is Fate.NEW
+    started = new_node(tmp_path)
+    yield started, images[-1], size
+    started.ledger.close()
+
+
+def test_what_was_settled_is_not_found_at_the_next_start(left_twice: tuple[Node, Dataset, int], tmp_path: Path) -> None:
+    node, image, size = left_twice
+    node.take_in_found()
+    assert list(packs(node).values()) == [size], "the pack of one was cut, that of the other had nothing else"
+    assert [len(node.ledger.refusals(100)), len(aside(node))] == [2, 2]
+    kept = node.ledger.instance(image.SOPInstanceUID)
+    assert kept is not None
+    assert data_set_of(kept) == encoded(image)
+    again = new_node(tmp_path)
+    assert list(again.spool.scan(again.ledger.indexed_up_to())) == []
+    assert brought(again, other(image, series=True)).fate is Fate.ASIDE, "as ever"
+    again.ledger.close()
+
+
+@pytest.mark.parametrize("what", ["damaged", "torn"])
+def test_a_pack_with_anything_but_whole_images_behind_stays_as_it_is(
+    left_twice: tuple[Node, Dataset, int], what: str
+) -> None:
+    node, _, size = left_twice
+    for path in (node.spool.root / "instances").rglob("*.pack"):
+        with path.open("r+b") as file:
+            file.seek(-100 if what == "damaged" else 0, os.SEEK_END)
+            file.write(b"neither")
+    before = packs(node)
+    assert [each for each in before.values() if each > size]
+    node.take_in_found()
+    assert packs(node) == before
 
 
 def test_it_is_asked_once_and_senders_wait_for_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
