@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 
+LARGE = 1 << 23  # bytes: each page of such a block is a page fault, and maps of 2 MB are made again and again
+
 
 def main() -> None:
     told = json.loads(sys.argv[1])
@@ -20,6 +22,9 @@ def main() -> None:
     from pacs_node.confine import confine
 
     lacking = confine(programs=told["programs"], reads=told["reads"]) if told["confine"] else []
+    from pacs_node.start_up import give_memory_back
+
+    give_memory_back(LARGE)
     threading.Thread(target=_end_with_parent, args=(told["life_line"],), daemon=True).start()
     from pacs_node import observe
     from pacs_node.infer import serve

@@ -29,15 +29,18 @@ ARENAS = 2
 LARGE = 1 << 21  # bytes, two PDUs of ours
 
 
-def give_memory_back() -> None:
+def give_memory_back(large: int = LARGE) -> None:
     """Threads come and go with associations, and glibc gives each memory of its own, which is not given back: a node of
     106 MB had 89 with two such arenas, and did not grow. And it takes a large block from the system and gives it back,
-    until one is given back: blocks of that size, up to 32 MB, are cut from an arena from then on, which keeps them."""
+    until one is given back: blocks of that size, up to 32 MB, are cut from an arena from then on, which keeps them.
+
+    large   bytes, of blocks that are always the system's own
+    """
     with suppress(OSError, AttributeError):  # another C library has no such call
         libc = ctypes.CDLL(None)
         libc.mallopt(M_ARENA_MAX, ARENAS)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
-        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGE)
+        libc.mallopt(M_MMAP_THRESHOLD, large)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * large)
 
 
 @contextmanager

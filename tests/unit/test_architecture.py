@@ -85,7 +85,7 @@ SPINE = {  # the other files of pacs_node -> the files of pacs_node they may imp
     "settings_file": {"errors", "durable"},
     "messages": {"errors"},  # between the node and its inference process
     "confine": set(),
-    "inference_process": {"confine", "infer", "observe"},
+    "inference_process": {"confine", "infer", "observe", "start_up"},
     "association": {"errors", "tls"},
     "tls": {"errors"},
     "confirm": {"records", "errors", "commitment", "ledger"},

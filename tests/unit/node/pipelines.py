@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pickle
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dicom_sr.findings import Algorithm, Findings
 from models.pipeline import Card, Declaration, UnfitInput
@@ -104,6 +105,23 @@ def hold(file: Path) -> dict[str, Any]:
     return {"pid": os.getpid()}
 
 
+class MemoryUse(ctypes.Structure):
+    """mallinfo2(3), of which `mapped` is called hblkhd."""
+
+    _fields_: ClassVar = [("before", ctypes.c_size_t * 4), ("mapped", ctypes.c_size_t), ("behind", ctypes.c_size_t * 5)]
+
+
+def borrowed() -> int:
+    """How much of a block of 8 MB the C library takes from the system, after one of 16 MB was given back."""
+    tell = ctypes.CDLL(None).mallinfo2
+    tell.restype = MemoryUse
+    larger = bytearray(16 << 20)
+    del larger
+    before = tell().mapped
+    block = bytearray(8 << 20)
+    return int(tell().mapped - before) if block is not None else 0
+
+
 MISDEEDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "speak a pickle": lambda file: speak(pickle.dumps(("done", None)) * 10),
     "flood": flood,
@@ -112,6 +130,7 @@ MISDEEDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "reach": reach,
     "peek": peek,
     "hold": hold,
+    "borrow": lambda file: {"borrowed": borrowed()},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -58,6 +59,11 @@ def test_it_answers_and_tells_its_progress(inference: Inference) -> None:
     assert findings.facts["file"] == "one.dcm"
     assert findings.facts["device"] == "cpu"
     assert heard == [0.5]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="another C library")
+def test_its_large_blocks_of_memory_are_the_systems_own(inference: Inference) -> None:
+    assert ask(inference, "borrow").facts["borrowed"] >= 8 << 20
 
 
 def test_models_stay_warm_between_jobs(inference: Inference) -> None:
