@@ -1,6 +1,7 @@
 """Crops of whole scans for NoduleNet: around a nodule or anywhere in the lungs, turned, mirrored and scaled at random.
 
-A share of them is degraded, too: as if the scanner had been noisier, calibrated otherwise, or its slices thicker.
+A share of them is degraded, too: as if the scanner had been noisier, calibrated otherwise, or its slices thicker. And
+in a share of them dense nodules are thinned to ground glass, which is rare in LIDC-IDRI.
 
 A scan is prepared once and kept as two files of bytes, which are mapped, not read: a crop touches its own part only.
 """
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from models.lung_nodule.nodulenet.preprocess import OUTSIDE, PREPROCESSING, network_input, prepare
+from models.lung_nodule.nodulenet.preprocess import OUTSIDE, PREPROCESSING, WINDOW_HU, network_input, prepare
 from models.lung_nodule.nodulenet.proposals import with_margin
 from models.training.files import replacing
 from models.training.lung_nodule.data.scans import Scan
@@ -31,6 +32,10 @@ ZOOM = (0.75, 1.25)
 NOISE = (0.0, 0.06)  # standard deviation, of network input: up to 54 HU
 OFFSET = (-0.03, 0.03)  # up to 27 HU
 SLICES_MM = (1, 2, 3, 4, 5)  # as thick as these
+FAINT_HU = -500.0  # a nodule with a median below it is faint: ground glass, or small
+GLASS = (0.15, 0.5)  # what is left of a dense nodule's excess over its lung: -720 to -425 HU of 0 in lung of -850
+FADE = 2.0  # voxels beyond a mask, over which thinning fades out
+AROUND = 10.0  # voxels beyond a mask whose lung a thinned nodule comes near to
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +64,9 @@ class Prepared:
         return {number: box for number, box in enumerate(found, start=1) if number >= LESION and box is not None}
 
 
+Place = tuple[str, int, tuple[slice, ...]]  # of a lesion: the scan's name, its number there, its box
+
+
 class PreparedScans:
     """Prepared scans by name, each made once and kept in a folder named after what it was made of."""
 
@@ -76,9 +84,19 @@ class PreparedScans:
                     np.save(file, volume)
         return Prepared(*(np.load(path, mmap_mode="r") for path in paths))
 
-    def lesions(self) -> list[tuple[str, int, tuple[slice, ...]]]:
-        """All lesions of all scans: (name, number, box)"""
+    def lesions(self) -> list[Place]:
+        """All lesions of all scans."""
         return [(name, number, box) for name in self.names for number, box in self[name].lesions().items()]
+
+    def faint(self, lesions: Sequence[Place]) -> list[Place]:
+        """Those of these whose median is below FAINT_HU."""
+        below = np.interp(FAINT_HU, WINDOW_HU, (0, 255))
+
+        def median(name: str, number: int, box: tuple[slice, ...]) -> float:
+            scan = self[name]
+            return float(np.median(scan.grey[box][scan.regions[box] == number]))
+
+        return [one for one in lesions if median(*one) < below]
 
 
 def cache_name(folder: Path, names: Sequence[str]) -> str:
@@ -190,6 +208,30 @@ def degrade(image: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.where(outside, image, worse)
 
 
+def ground_glass(image: Tensor, masks: Tensor, rng: np.random.Generator) -> Tensor:
+    """Network input (1, d, h, w) with its dense nodules thinned to ground glass; OUTSIDE and faint nodules stay.
+
+    masks   (1, d, h, w) as of Crop. Up to the first voxel beyond a mask a share (GLASS) of what a voxel is above the
+            median of the lung around is left, and the noise that goes with the rest is put back.
+    """
+    values = image[0].numpy().copy()
+    inside = values != float(network_input(torch.tensor(OUTSIDE)))
+    dark = float(network_input(torch.tensor(np.interp(FAINT_HU, WINDOW_HU, (0, 255)))))
+    for number in range(1, int(masks.max()) + 1):
+        mask = masks[0].numpy() == number
+        away = ndimage.distance_transform_edt(~mask)
+        lung = values[inside & (away > FADE) & (away < AROUND) & (values < dark)]
+        if not lung.size or np.median(values[mask]) < dark:
+            continue
+        middle = np.median(lung)
+        deviation = 1.4826 * np.median(np.abs(lung - middle))  # robust: vessels are no noise
+        grain = ndimage.gaussian_filter(rng.standard_normal(values.shape, np.float32), 0.7)
+        left = rng.uniform(*GLASS)
+        thin = middle + left * (values - middle) + np.sqrt(1 - left**2) * deviation * grain / grain.std()
+        values += np.where(inside, np.clip((FADE + 1 - away) / FADE, 0, 1), 0) * (thin - values)
+    return torch.from_numpy(values)[None]
+
+
 def thicker(image: Tensor, voxels: int) -> Tensor:
     """(1, d, h, w) as slices of so many voxels show it: each their mean, linear between their middles."""
     depth = image.shape[1]
@@ -219,19 +261,21 @@ def mistakes(path: Path, digest: str) -> list[tuple[str, tuple[float, float, flo
 
 def crops(
     scans: PreparedScans,
-    lesions: Sequence[tuple[str, int, tuple[slice, ...]]],
+    lesions: Sequence[Place],
     *,
     seed: Sequence[int],
     count: int,
     side: int,
     background_fraction: float,
     degrade_prob: float = 0.0,
+    glass_prob: float = 0.0,
     hard_negatives: Sequence[tuple[str, tuple[float, float, float]]] = (),
 ) -> Iterator[Crop]:
     """So many crops, augmented, the same for the same seed. Every lesion's turn comes before any comes twice.
 
     background_fraction   of the crops: round a random place in the lungs of a random scan, not round a nodule
     degrade_prob          of a crop to be `degraded`
+    glass_prob            of a crop round a nodule to have its dense nodules thinned to ground glass
     hard_negatives        scans and places that every second background crop shows, at a random place in it
     """
     rng = np.random.default_rng(seed)
@@ -250,6 +294,8 @@ def crops(
             order = order or rng.permutation(len(lesions)).tolist()
             name, _, box = lesions[order.pop()]
             crop = cut_out(scans[name], view_of(box, matrix, side, rng))
+            if glass_prob and rng.random() < glass_prob:
+                crop = replace(crop, image=ground_glass(crop.image, crop.masks, rng))
         yield replace(crop, image=degrade(crop.image, rng)) if rng.random() < degrade_prob else crop
 
 

@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from models.training.evaluation.froc import froc, hitting
 from models.training.layouts import CACHE
 from models.training.losses import tversky_loss
 from models.training.lung_nodule.data.scans import Lesion, Scan, Scans
-from models.training.lung_nodule.nodulenet.data import PreparedScans, cache_name, crops, make_batches, mistakes
+from models.training.lung_nodule.nodulenet.data import Place, PreparedScans, cache_name, crops, make_batches, mistakes
 from models.training.lung_nodule.nodulenet.losses import box_loss, class_loss, focal_loss, hard_cross_entropy, sampled
 from models.training.lung_nodule.nodulenet.targets import POSITIVE, label_anchors, present, sample_rois
 from models.training.recipe import TrainConfig, sgd_or_adamw
@@ -65,6 +66,8 @@ class Config(TrainConfig):
         ""  # file of hard_negatives.py; every second of the crops anywhere is then round one of its places
     )
     degrade_prob: float = 0.5  # share of them with noise, offset and thick slices, see data.degraded; 0 as published
+    glass_prob: float = 0.0  # share of the crops round a nodule with dense nodules thinned to ground glass
+    faint_times: int = 1  # so often comes a nodule with a median below data.FAINT_HU for each time that another comes
     positives: int = 1  # anchors of a crop that cross-entropy learns from; focal loss takes all
     rcnn_from: float = 65 / 200  # share of the epochs after which the RCNN head learns too
     mask_from: float = 80 / 200
@@ -89,6 +92,10 @@ class NoduleNetRecipe:
         cache = Path(config.cache or CACHE).expanduser() / cache_name(data, names)
         self.prepared = PreparedScans(names, self.scans.load, cache)
         self.lesions = self.prepared.lesions()
+
+    @cached_property
+    def faint(self) -> list[Place]:
+        return self.prepared.faint(self.lesions)
 
     def configure(self, config: Config) -> None:
         """Take other hyper-parameters, on the same data. Raises ValueError for those that make no sense."""
@@ -131,12 +138,13 @@ class NoduleNetRecipe:
         config = self.config
         drawn = crops(
             self.prepared,
-            self.lesions,
+            self.lesions + (self.faint * (config.faint_times - 1) if config.faint_times > 1 else []),
             seed=(config.seed, epoch),
             count=config.crops,
             side=config.crop,
             background_fraction=config.background_fraction,
             degrade_prob=config.degrade_prob,
+            glass_prob=config.glass_prob,
             hard_negatives=self.hard_negatives,
         )
         for batch in make_batches(drawn, config.batch):

@@ -37,6 +37,7 @@ from models.training.lung_nodule.nodulenet.data import (
     crops,
     cut_out,
     degrade,
+    ground_glass,
     make_batches,
     random_matrix,
     thicker,
@@ -113,6 +114,54 @@ def test_a_crop_as_it_lies_is_the_scan_itself():
     torch.testing.assert_close(crop.image[0], network_input(torch.from_numpy(scan.grey)), atol=1e-3, rtol=0)
     np.testing.assert_array_equal(crop.masks[0].numpy() == 1, scan.regions == LESION)
     assert crop.boxes.tolist() == [[21, 25, 19, 40, 44, 38]]  # 11 voxels wide, and 4 on each side
+
+
+def test_a_dense_nodule_becomes_ground_glass_and_nothing_else_changes():
+    """HU of 40 in lung of -850 becomes -850 + 0.15..0.5 * 890; what is faint, far or beyond the lungs stays."""
+    scan = scan_with([(20, 20, 20), (44, 44, 44)])
+    faint = scan.lesions[1]
+    scan.hu[faint.box][faint.mask] = -650
+    crop = cut_out(Prepared.of(scan), View(np.array([31.5] * 3), np.eye(3), 64))
+
+    def hu(image, places):
+        return (image[0].numpy()[places] + 1) * 128 / 255 * 1800 - 1200
+
+    dense, other = (crop.masks[0].numpy() == number for number in (1, 2))
+    away = ndimage.distance_transform_edt(~dense)
+    medians = []
+    for seed in range(20):
+        thin = ground_glass(crop.image, crop.masks, np.random.default_rng(seed))
+        np.testing.assert_array_equal(thin[0].numpy()[away >= 3], crop.image[0].numpy()[away >= 3])
+        medians.append(np.median(hu(thin, dense)))
+        assert 15 < hu(thin, dense).std() < 45  # of lung 30
+    assert -727 < min(medians) < -650
+    assert -500 < max(medians) < -398
+    assert np.median(hu(crop.image, other)) == pytest.approx(-650, abs=8)
+    assert (crop.image[0].numpy()[dense] > 0.2).all()  # the crop itself is what it was
+    cut = crop.image.clone()
+    cut[..., 20:] = (OUTSIDE - 128) / 128
+    thin = ground_glass(cut, crop.masks, np.random.default_rng(0))
+    assert torch.equal(thin[..., 20:], cut[..., 20:])
+    assert not torch.equal(thin, cut)
+
+
+def test_faint_nodules_come_more_often_and_dense_ones_as_ground_glass(tmp_path):
+    scan = scan_with([(20, 20, 20), (44, 44, 44)])
+    faint = scan.lesions[1]
+    scan.hu[faint.box][faint.mask] = -650
+    scan_set(tmp_path, {"a": ("train", scan)})
+    config = recipe.Config(
+        width=4, crop=32, batch=1, crops=24, background_fraction=0.0, degrade_prob=0.0, cache=str(tmp_path / "cache")
+    )
+
+    def dense(config):
+        """Crops whose nodule is brighter than -300 HU."""
+        drawn = NoduleNetRecipe(tmp_path, config).batches("train", 0)
+        return sum(float(one["image"][one["masks"] == 1].median()) > 0 for one in drawn)
+
+    assert dense(config) == 12
+    assert dense(dataclasses.replace(config, faint_times=3)) == 6
+    assert dense(dataclasses.replace(config, glass_prob=1.0)) == 0
 
 
 @pytest.mark.parametrize("voxels", [1, 2, 3, 5])
