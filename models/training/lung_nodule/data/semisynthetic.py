@@ -76,6 +76,7 @@ WHOLE_CHEST_ML = 4000.0  # of lung: a background with less counts as that share 
 RIM_MM = 3.0  # beyond the mask, up to which a scan is changed
 TISSUE_HU = 40.0  # what counts as all tissue and no lung
 LUNG_BELOW_HU = -500
+NO_LUNG_HU = -850.0  # of the lung round a nodule where too little of it is in view
 WALL_ABOVE_HU = -300
 WALL_SHARE = 0.12  # of the donor's surroundings that must be wall for one that touches the pleura
 APART_MM = 8.0  # between two nodules, at least
@@ -102,7 +103,7 @@ class Donor:
         """The median of the parenchyma round the nodule, HU."""
         away = ~ndimage.binary_dilation(self.mask, iterations=2)
         lung = self.hu[away & (self.hu < LUNG_BELOW_HU)]
-        return float(np.median(lung)) if lung.size >= 50 else -850.0
+        return float(np.median(lung)) if lung.size >= 50 else NO_LUNG_HU
 
     @cached_property
     def wall(self) -> np.ndarray | None:

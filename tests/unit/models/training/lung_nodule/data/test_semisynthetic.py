@@ -22,7 +22,7 @@ from scipy import ndimage
 from models.phantoms import chest_ct
 from models.training.layouts import UnknownLayout
 from models.training.lung_nodule.data import semisynthetic
-from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, write
+from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, small_scan, without_compact, write
 from models.training.lung_nodule.data.scans import Scan, Scans, ball
 from models.training.lung_nodule.data.semisynthetic import (
     RIM_MM,
@@ -309,6 +309,42 @@ def test_each_nodule_volume_is_a_scan_with_its_nodule_where_it_is(volumes: Path,
             above = scan.hu[lesion.offset_zyx[0] - 3][inside.any(axis=0)]  # beyond the volume: no nodule goes on
             assert np.median(above) == pytest.approx(LUNG_HU, abs=25)
             assert inside[scan.lungs].sum() > 0.5 * inside.sum()  # closed over it
+
+
+@pytest.mark.parametrize("wall", [False, True])
+def test_what_is_beyond_a_nodule_volume_does_not_depend_on_the_mask(wall: bool) -> None:
+    """Neither HU nor lungs: who outlines it must not see by the image where the readers did."""
+    one = donor(radius_mm=5.0, wall=wall)
+    shifted = np.roll(one.mask, 4, axis=2)
+    whole = small_scan(one)
+    assert whole.lesions
+    for mask in (shifted, np.zeros_like(one.mask), ndimage.binary_dilation(one.mask, iterations=3)):
+        other = small_scan(replace(one, mask=mask))
+        np.testing.assert_array_equal(other.hu, whole.hu)
+        np.testing.assert_array_equal(other.lungs, whole.lungs)
+
+
+def test_lung_and_wall_go_on_beyond_a_slice_nodules_ground_glass_and_vessels_do_not() -> None:
+    """Balls of 14 mm, one of them ground glass and one at the wall, and a vessel that leaves the picture."""
+    y, x = np.indices((76, 76))
+    lung = np.random.default_rng(0).normal(LUNG_HU, NOISE_HU, y.shape)
+    wall = x >= 56
+    compact = {
+        "dense": ((y - 20) ** 2 + (x - 20) ** 2 < 49, NODULE_HU),
+        "ground glass": ((y - 50) ** 2 + (x - 20) ** 2 < 49, -600.0),
+        "at the wall": ((y - 38) ** 2 + (x - 52) ** 2 < 49, NODULE_HU),
+        "vessel": ((abs(y - 64) < 3) & (x < 40), NODULE_HU),
+    }
+    there = np.where(wall, 40.0, lung)
+    for where, hu in compact.values():
+        there[where & ~wall] = hu
+    beyond = without_compact(there.astype(np.int16), LUNG_HU)
+    assert (beyond[wall] == 40).all()
+    for where, _ in compact.values():
+        apart = where & (x < 53)  # of what is at the wall a bump as flat as this stays
+        assert (beyond[apart] == LUNG_HU).mean() > 0.8
+    quiet = ~wall & ~np.any([where for where, _ in compact.values()], axis=0)
+    assert beyond[quiet].std() == pytest.approx(NOISE_HU, rel=0.1)  # its own, not a flat plane
 
 
 def small_phantom(seed: int) -> Background:
