@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import torch
 
+from models.runtime import channels_last, trained_in
 from models.training.export import Origin, export
 from models.training.recipe import RecipeModule
 from models.training.train import RECIPES, configured
@@ -71,7 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     files = (given.first, given.second)
     try:
         states = [read(path) for path in files]
-        config = replace(module.Config(), **states[1].get("config", {}))  # a checkpoint from before configs: --width
+        before = states[1].get("config", {})  # none: a checkpoint from before configs, see --width
+        before = {name: value for name, value in before.items() if name != "hard_negatives"}  # a digest, not the file
+        config = replace(module.Config(), **before)
         recipe = module.build(given.data, configured(config, {"width": given.width} if given.width else {}))
         model = recipe.model().eval()
         for path, state in zip(files, states, strict=True):
@@ -80,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, WeightsError) as error:
         raise SystemExit(str(error)) from error
     model.load_state_dict(blended(states[0]["average"], states[1]["average"], given.share))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(model, trained_in("cpu"))
     half = half_precision("cpu", recipe.config.amp)
     with torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
         figures = recipe.evaluate(model, "val")

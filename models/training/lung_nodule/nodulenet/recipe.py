@@ -50,7 +50,7 @@ class Config(TrainConfig):
     width: int = 12  # of 24
     epochs: int = 60
     batch: int = 4
-    amp: bool = False  # on a processor bfloat16 gradients of 3-D convolutions are not to be trusted; on a GPU: amp=true
+    amp: bool = False  # bfloat16; sound on a GPU, and on a processor with crops of 64 or more (decisions.md)
     lr: float = 1e-3
     ema_decay: float = 0.99
     focal: bool = True  # this and the next two: see NoduleNetConfig

@@ -24,6 +24,7 @@ from models.lung_nodule.nodulenet.preprocess import OUTSIDE, hulls, network_inpu
 from models.lung_nodule.nodulenet.proposals import with_margin, without_margin
 from models.nets.nodulenet import ANCHORS_MM, MASK, RCNN, Level, NoduleNet, NoduleNetConfig, anchor_boxes
 from models.runtime import Runtime, channels_last
+from models.training import soup
 from models.training.evaluation import tables
 from models.training.evaluation.tables import Table
 from models.training.layouts import UnknownLayout
@@ -455,6 +456,30 @@ def test_what_is_marked_and_is_no_nodule_is_listed_and_looked_at_again(learnt, t
     hard.write_text(json.dumps({"scans_sha256": "another", "places": {}}))
     with pytest.raises(ValueError, match=r"hard\.json was made of other scans"):
         NoduleNetRecipe(tmp_path, dataclasses.replace(config, hard_negatives=str(hard)))
+
+
+def test_a_training_with_hard_negatives_is_averaged_with_another(tmp_path):
+    """last.pt names the list by its digest, and its weights are of three dimensions."""
+    data, hard = tmp_path / "set", tmp_path / "hard.json"
+    data.mkdir()
+    scan = scan_with([(30, 34, 28)])
+    scan_set(data, {"a": ("train", scan), "b": ("val", scan)})
+    config = recipe.Config(
+        width=4, crop=32, batch=1, crops=2, epochs=1, rcnn_from=0, mask_from=1, val_scans=1, cache=str(tmp_path)
+    )
+    digest = NoduleNetRecipe(data, config).scans.digest
+    hard.write_text(json.dumps({"scans_sha256": digest, "places": {"a": [(30, 34, 28)]}}))
+    for number, name in enumerate("ab"):
+        each = dataclasses.replace(config, hard_negatives=str(hard), seed=number)
+        train(NoduleNetRecipe(data, each), tmp_path / name, console=Console(file=io.StringIO()))
+    given = ["nodulenet", "--data", str(data), "--share", "0.5", "--out", str(tmp_path / "soup")]
+    soup.main(
+        [*given, "--first", str(tmp_path / "a/nodulenet_w4.safetensors"), "--second", str(tmp_path / "b/last.pt")]
+    )
+    one, two, mean = (load_file(tmp_path / name / "nodulenet_w4.safetensors") for name in ("a", "b", "soup"))
+    for name in ("rpn.shared.weight", "rcnn.logits.weight"):
+        torch.testing.assert_close(mean[name].float(), (one[name].float() + two[name].float()) / 2, atol=1e-3, rtol=0)
+        assert not torch.equal(one[name], two[name])
 
 
 def test_the_margin_comes_and_goes():
