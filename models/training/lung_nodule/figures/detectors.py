@@ -66,6 +66,8 @@ SECOND_LOOKS: Mapping[str, dict[str, Any]] = {
 ANYWHERE: dict[str, Any] = {"smallest_mm": 0.0, "largest_mm": 1000.0, "in_lung": 0.0}
 STRICT = "marks on the backgrounds' own opacities counted as mistakes"
 PHANTOMS = "phantoms only"
+REAL = "real backgrounds only"
+REAL_STRICT = "real backgrounds only, marks on their own opacities counted as mistakes"
 SHOWN_PX = 64  # of a finding's picture
 
 
@@ -368,13 +370,18 @@ def measure(scans: Scans, split: str, slices_mm: int, detectors: Mapping[Detecto
 
 
 def variants_of(found: Mapping[str, list[list[Mark]]], judged: Sequence[Scan]) -> dict[str, dict[str, Froc]]:
-    """The same marks judged strictly, and on phantoms alone."""
-    whole = [place for place, scan in enumerate(judged) if scan.patient.startswith(PHANTOM)]
-    scans = [judged[place] for place in whole]
-    return {
-        STRICT: {name: curve(each, judged, strict=True) for name, each in found.items()},
-        PHANTOMS: {name: curve([each[place] for place in whole], scans) for name, each in found.items()},
-    }
+    """The same marks judged strictly, and on each kind of background by itself; without a kind that is not there."""
+    on_phantom = [scan.patient.startswith(PHANTOM) for scan in judged]
+    asked = ((STRICT, None, True), (PHANTOMS, True, False), (REAL, False, False), (REAL_STRICT, False, True))
+    made = {}
+    for what, kind, strict in asked:
+        places = [place for place, phantom in enumerate(on_phantom) if kind in (None, phantom)]
+        if places:
+            scans = [judged[place] for place in places]
+            made[what] = {
+                name: curve([each[place] for place in places], scans, strict=strict) for name, each in found.items()
+            }
+    return made
 
 
 if __name__ == "__main__":

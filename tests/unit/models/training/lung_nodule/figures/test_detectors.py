@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from models.training.lung_nodule.data.slices import stored_split
 from models.training.lung_nodule.figures import detectors as detector_figures
 from models.training.lung_nodule.figures import lungs_first
 from models.training.lung_nodule.figures.detectors import in_slices_of
+from models.training.lung_nodule.nodulenet.evaluate import Mark
 from tests.scan_sets import scan_set
 
 
@@ -50,6 +52,26 @@ def test_detectors_are_measured_side_by_side(chests, tmp_path, monkeypatch, caps
     assert "1 semi-synthetic scans of the test split" in said
     assert ("as slices of 4 mm show them" in said) == (slices_mm == 4)
     assert said.strip() in capsys.readouterr().out
+
+
+def test_each_kind_of_background_is_judged_by_itself_and_strictly():
+    """A mark on the nodule of each, and one on an opacity that only the real background has."""
+    phantom, real = chest("phantom-1", 6.0), chest("person", 6.0)
+    own = replace(real.lesions[0], centre_zyx=(24.0, 40.0, 70.0), offset_zyx=(18, 34, 64))
+    real = replace(real, irrelevant=(own,))
+    nodule = Mark((24, 40, 48), 0.5)
+    found = {"any": [[nodule], [nodule, Mark((24, 40, 70), 0.9)]]}
+    judged = {what: by["any"] for what, by in detector_figures.variants_of(found, [phantom, real]).items()}
+    mistakes = {what: float(one.false_positives.max(initial=0)) for what, one in judged.items()}
+    assert mistakes == {
+        detector_figures.STRICT: 0.5,
+        detector_figures.PHANTOMS: 0,
+        detector_figures.REAL: 0,
+        detector_figures.REAL_STRICT: 1,
+    }
+    assert set(detector_figures.variants_of({"any": [[nodule]]}, [phantom])) == {
+        detector_figures.STRICT, detector_figures.PHANTOMS,
+    }  # fmt: skip
 
 
 def test_lungs_first_is_measured_three_ways(chests, tmp_path, capsys):
