@@ -504,9 +504,14 @@ class Node:
 
     def take_in_found(self) -> None:
         """What is durable on the disk since before the start, and has no row. Nobody receives yet."""
-        if self.intake.take_in_found(self.spool.scan(self.ledger.indexed_up_to(), self._damaged)):
+        if not self.intake.take_in_found(self.spool.scan(self.ledger.indexed_up_to(), self._damaged)):
+            return
+        try:
             self._note_refusals()  # while what they tell of would be found once more
-            self.spool.cut_off(self.ledger.indexed_up_to())
+        except Exception as error:  # noqa: BLE001  its loop tells of it; the next start finds what they tell of
+            log.warning("refusals.not-noted", error=describe(error))
+            return
+        self.spool.cut_off(self.ledger.indexed_up_to())
 
     def _receiver_ended(self, pid: int) -> None:
         """What it promised and had no time to index."""

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -200,12 +200,21 @@ class Spool:
         behind all that the index has of a pack is removed, or each start would read it and compare it again. Nobody
         writes to these packs any more; one with anything behind that is no whole image stays as it is.
 
-        known: as in `scan`, since then
+        known: as in `scan`, since then. Which file a path means, the file itself says: rows may name it by another one.
         """
-        for path, end in self._read_through.items():
-            indexed = known.get(path, 0)
+        behind = {path: end for path, end in self._read_through.items() if known.get(path, 0) < end}
+        if not behind:
+            return
+        ends: dict[tuple[int, int], int] = {}
+        for path, end in known.items():
+            with suppress(FileNotFoundError):  # no longer there: nothing of it can be removed
+                state = path.stat()
+                ends[state.st_dev, state.st_ino] = max(end, ends.get((state.st_dev, state.st_ino), 0))
+        for path, end in behind.items():
             try:
-                if path.stat().st_size != end or indexed == end:
+                state = path.stat()
+                indexed = ends.get((state.st_dev, state.st_ino), 0)
+                if state.st_size != end or indexed >= end:
                     continue
                 if indexed:
                     os.truncate(path, indexed)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,45 @@ def test_a_pack_with_anything_but_whole_images_behind_stays_as_it_is(
     assert [each for each in before.values() if each > size]
     node.take_in_found()
     assert packs(node) == before
+
+
+def test_no_pack_is_cut_that_rows_name_by_another_path(left_twice: tuple[Node, Dataset, int], tmp_path: Path) -> None:
+    """As where the folder of the data is mounted twice; here each file has a second name in another folder."""
+    _, _, size = left_twice
+    shutil.copytree(tmp_path / "data" / "spool", tmp_path / "again" / "spool", copy_function=os.link)
+    with (
+        closing(sqlite3.connect(tmp_path / "data" / "node.sqlite")) as db,
+        closing(sqlite3.connect(tmp_path / "again" / "node.sqlite")) as copied,
+    ):
+        db.backup(copied)
+        with copied:
+            copied.execute("UPDATE instance SET path = ? || path", (f"{tmp_path}/data/",))
+    (tmp_path / "node.toml").write_text('[node]\ndata_dir = "again"\n[receive]\nkeep_free_gb = 0.0\n')
+    node = new_node(tmp_path)
+    assert not set(node.ledger.indexed_up_to()) & set((node.spool.root / "instances").rglob("*.pack"))
+    node.take_in_found()
+    assert list(packs(node).values()) == [size], "what no row names is gone, what rows name is there"
+    for image in ct_series(shape=(3, 16, 16)):
+        kept = node.ledger.instance(image.SOPInstanceUID)
+        assert kept is not None
+        assert data_set_of(kept) == encoded(image)
+    node.ledger.close()
+
+
+def test_a_start_whose_refusals_cannot_be_noted_cuts_nothing_and_goes_on(
+    left_twice: tuple[Node, Dataset, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, _, _ = left_twice
+    before = packs(node)
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise ValueError("a text that this database does not take")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "note_refusal", refuses)
+        node.take_in_found()
+    assert packs(node) == before
+    assert len(noted(node)) == 2, "later"
 
 
 def test_it_is_asked_once_and_senders_wait_for_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
