@@ -45,6 +45,7 @@ CHEST = partial(chest_ct, seed=9, slices=32, size=256, spacing_mm=(2.5, 1.1, 1.1
 THIN_CHEST = partial(chest_ct, seed=9, slices=14, size=256, spacing_mm=(2.5, 1.1, 1.1), nodules=2)
 CASES = {
     "nodulenet, with suspicion": Case("lung-nodule", CHEST, {"malignancy": True}),
+    "nodulenet, refined by model-1": Case("lung-nodule", THIN_CHEST, {"refiner": "model-1"}),
     "ccfam-fpn": Case("lung-nodule", CHEST, {"detector": "ccfam-fpn"}),
     "sliding-unet": Case("lung-nodule", THIN_CHEST, {"detector": "sliding-unet"}),
     "lymph-node": Case(

@@ -31,14 +31,14 @@ def lung_nodule() -> LungNodule:
 @pytest.mark.parametrize(
     ("hu", "reason"),
     [
-        (np.zeros((6, 64, 64)), "no lungs found"),
-        (np.ones((6, 64, 64)), "no lungs found"),
-        (np.full((6, 64, 64), -1024), "no lungs found"),
-        (np.full((6, 64, 64), 3071), "no lungs found"),
+        (np.zeros((6, 64, 64)), "no air: the darkest hundredth of the picture has 0 HU"),
+        (np.ones((6, 64, 64)), "no air"),
+        (np.full((6, 64, 64), -1024), "no tissue: the densest voxel has -1024 HU"),
+        (np.full((6, 64, 64), 3071), "no air"),
         (np.random.default_rng(0).integers(-1000, 400, (6, 64, 64)), "no lungs found"),
-        (np.full((6, 1, 500), -800), "no lungs found"),
-        (np.full((6, 500, 1), 40), "no lungs found"),
-        (np.full((6, 8, 3000), -800), "no lungs found"),
+        (np.full((6, 1, 500), -800), "no tissue"),
+        (np.full((6, 500, 1), 40), "no air"),
+        (np.full((6, 8, 3000), -800), "no tissue"),
         (np.zeros((1, 64, 64)), "1 slices are too few"),
     ],
 )
