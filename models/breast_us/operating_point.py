@@ -1,7 +1,7 @@
 """The operating point: from which share of malignant a lesion is told of, although another class is more probable.
 
 The most probable class takes the mix of the training images for granted and calls cancers benign. A point chosen on
-val, in the JSON beside the weights (`"operating_point": 0.143`), is the share of benign and malignant together that
+val, in the JSON beside the weights (`"operating_point"`), is the share of benign and malignant together that
 95 % of the cancers of val reach. The report says so in words; it changes no class and no probability.
 """
 

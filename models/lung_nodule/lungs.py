@@ -75,8 +75,7 @@ def find_lungs(volume: Volume) -> Lungs:
         )
     per_slice = lungs.sum(axis=(1, 2))
     share = float(per_slice.max() / body[int(per_slice.argmax())].sum())
-    middle_hu = median_inside(coarse, lungs)
-    if middle_hu > STOOL_ABOVE_HU and share < STOOL_SHARE:
+    if share < STOOL_SHARE and (middle_hu := median_inside(coarse, lungs)) > STOOL_ABOVE_HU:
         raise UnfitInput(
             f"no lungs found: what holds air inside the body has {middle_hu:.0f} HU and takes {share:.0%} of its"
             " cross-section where it is widest, like stool in the bowel; is this a chest CT? Send the series that shows"

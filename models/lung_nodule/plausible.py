@@ -5,15 +5,16 @@ What cannot be one is refused; what may be one and looks odd is told in a senten
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
-from models.lung_nodule.lungs import Lungs
+from models.lung_nodule.lungs import AIR_BELOW_HU, Lungs
 from models.pipeline import UnfitInput
 from models.read import Volume
 
 AIR_AT_MOST_HU = -700.0  # the darkest hundredth of a chest: air round it, or lung where the field ends inside the body
-DENSE_ABOVE_HU = -320.0  # as in lungs.py: no lung and no air
 BODY_HU = (-200.0, 300.0)  # median of what is no air: from a body that is mostly fat to one full of contrast and bone
 STEP_PX = 4  # every so many rows and columns are looked at for that
 
@@ -44,10 +45,10 @@ def refuse_no_hounsfield(hu: np.ndarray) -> None:
             f"no air: the darkest hundredth of the picture has {darkest:.0f} HU, air and lung have {AIR_AT_MOST_HU:.0f}"
             f" and less; this is no chest CT, or its values are no Hounsfield units: {HEADER}"
         )
-    dense = some[some > DENSE_ABOVE_HU]
+    dense = some[some > AIR_BELOW_HU]
     if not dense.size:
         raise UnfitInput(
-            f"no tissue: the densest voxel has {int(some.max())} HU, tissue has more than {DENSE_ABOVE_HU:.0f}; there"
+            f"no tissue: the densest voxel has {int(some.max())} HU, tissue has more than {AIR_BELOW_HU}; there"
             f" is nothing but air, or the values are no Hounsfield units: {HEADER}"
         )
     middle = float(np.median(dense))
@@ -77,9 +78,12 @@ def doubts(volume: Volume, lungs: Lungs) -> list[str]:
     low, half = int(heights[0]), int(heights.mean())
     columns = np.flatnonzero(mask.any(axis=(0, 1)))
     middle = (columns[0] + columns[-1]) / 2
-    airway = np.array([has_airway(one, middle, y_mm * x_mm / 100, MIDLINE_MM / x_mm) for one in hu])
-    above, below = (longest_run(part) * z_mm for part in (airway[half:], airway[low:half]))
-    if below >= LONG_MM and above < SHORT_MM:
+
+    def airway_mm(part: np.ndarray) -> float:
+        """The longest windpipe without a gap."""
+        return z_mm * longest_run([has_airway(one, middle, y_mm * x_mm / 100, MIDLINE_MM / x_mm) for one in part])
+
+    if airway_mm(hu[low:half]) >= LONG_MM and airway_mm(hu[half:]) < SHORT_MM:  # above is asked in few chests
         return [*told, UPSIDE_DOWN]
     left_mm = between_lungs(mask[low:half], middle) * x_mm
     return [*told, MIRRORED] if left_mm < HEART_MM else told
@@ -110,8 +114,8 @@ def has_airway(hu: np.ndarray, middle: float, pixel_cm2: float, reach_px: float)
     return any(abs(x - middle) <= reach_px for _, x in places)
 
 
-def longest_run(flags: np.ndarray) -> int:
-    """How many True stand together, at most; (n,)"""
+def longest_run(flags: Sequence[bool]) -> int:
+    """How many True stand together, at most."""
     labels, _ = ndimage.label(flags)
     return int(np.bincount(labels[labels > 0]).max(initial=0))
 

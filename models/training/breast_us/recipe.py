@@ -173,8 +173,7 @@ class BreastRecipe:
             # C sees what its A and B were trained to see
             size=self.start.about["config"]["size"] if self.start and config.stage == "fusion" else config.size,
         )
-        kind = config.fusion if config.stage == "fusion" else f"{config.encoder}_w{config.width}"
-        self.name = f"breast_{'triple' if config.stage == 'joint' else config.stage}_{kind}"
+        self.name = named(config)
         counts = np.bincount([image.label for image in self.images["train"]], minlength=len(CLASSES))
         frequency = torch.tensor(np.maximum(counts, 1) / counts.mean(), dtype=torch.float32)
         self.class_weights = 1 / frequency
@@ -365,6 +364,12 @@ def divide(images: list[Labelled], config: Config) -> tuple[dict[str, list[Label
     split = rotation(images, config.folds, config.fold)
     by_name = {image.name: image for image in images}
     return {part: [by_name[name] for name in split[part]] for part in ("train", "val", "test")}, split_sha256(split)
+
+
+def named(config: Config) -> str:
+    """What a training's files are called: the stage, and the network of it."""
+    kind = config.fusion if config.stage == "fusion" else f"{config.encoder}_w{config.width}"
+    return f"breast_{'triple' if config.stage == 'joint' else config.stage}_{kind}"
 
 
 def differences(config: Config, theirs: Mapping[str, Any]) -> str:

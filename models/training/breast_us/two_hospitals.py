@@ -28,7 +28,7 @@ from models.nets.breast_triple import CLASSES, ClassificationNet, LiteSegmentati
 from models.training.breast_us.acquisition import vary
 from models.training.breast_us.data import read_split, split_sha256
 from models.training.breast_us.hospitals import HOSPITALS, Picture, divided, read_hospitals, read_hospitals_split
-from models.training.breast_us.recipe import BreastRecipe
+from models.training.breast_us.recipe import BreastRecipe, named
 from models.training.breast_us.recipe import Config as JointConfig
 from models.training.evaluation.metrics import accuracy, auc
 from models.training.recipe import must_be_known
@@ -72,8 +72,7 @@ class HospitalsRecipe(BreastRecipe):
         self.config: Config = replace(config, start_sha256=self.start.sha256 if self.start else "")
         if fuses and self.start:  # C sees what B was trained to see
             self.config = replace(self.config, size=self.start.about["config"]["size"])
-        kind = config.fusion if fuses else f"{config.encoder}_w{config.width}"
-        self.name = f"breast_{'fusion' if fuses else 'triple'}_{kind}"
+        self.name = named(config)
         self.frozen = self.parts().eval().requires_grad_(False) if fuses else None
         self.class_weights = 1 / torch.tensor(self.frequencies(), dtype=torch.float32)
 

@@ -63,8 +63,8 @@ def compared(looks: Mapping[str, Looked]) -> dict[str, dict[str, Any]]:
     for name, one in looks.items():
         made[name] = {"figures": rounded({what: mean(values[name][what], one.patients) for what in SHOWN})}
         if name != BASE:
-            less = {what: mean(values[name][what] - values[BASE][what], one.patients) for what in SHOWN}
-            made[name]["more than Model 2"] = rounded(less)
+            more = {what: mean(values[name][what] - values[BASE][what], one.patients) for what in SHOWN}
+            made[name]["more than Model 2"] = rounded(more)
     return made
 
 
