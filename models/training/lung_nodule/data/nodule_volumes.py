@@ -20,6 +20,7 @@ from scipy import ndimage
 from skimage.morphology import disk
 
 from models.grid import isotropic
+from models.read import Volume
 from models.training.files import write_text
 from models.training.lung_nodule.data.scans import FORMAT, INDEX, Lesion, Scan, store
 from models.training.lung_nodule.data.semisynthetic import (
@@ -38,6 +39,12 @@ BEYOND_MM = 16  # added on every side
 CLOSED_MM = 5  # a nodule volume has no lung mask: its lung is what is dark, closed by so much
 WALL_MM = 8  # radius of a disc: soft tissue that has room for it is wall, what has none is compact
 BRIGHTER_HU = 150  # than lung: no lung any more. Ground glass is, noise is not
+
+
+def on_its_pixels(donor: Donor) -> Volume:
+    """A nodule volume as a pipeline reads one: whole HU, on its own pixels, of no images."""
+    affine = np.diag([*donor.spacing_mm, 1.0])
+    return Volume(np.rint(donor.hu).astype(np.int16), (), donor.spacing_mm, affine, ())
 
 
 def small_scan(donor: Donor) -> Scan:

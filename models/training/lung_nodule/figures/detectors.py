@@ -46,7 +46,7 @@ from models.training.evaluation.metrics import Interval, dice, rounded
 from models.training.evaluation.provenance import digests, write_figures
 from models.training.evaluation.tables import cell, sheet
 from models.training.files import write_text
-from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, small_scan
+from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, on_its_pixels, small_scan
 from models.training.lung_nodule.data.scans import Scan, Scans
 from models.training.lung_nodule.data.semisynthetic import PHANTOM, Donor, donor_names, read_donor, why_not_donor
 from models.training.lung_nodule.data.slices import stored_split
@@ -185,8 +185,7 @@ def outline_figures(path: Path, patients: Sequence[str]) -> dict[str, Interval]:
                 kept.setdefault(f"found, {group}", []).append((donor.patient, float(found is not None)))
             if found is None:
                 continue
-            affine = np.diag([*donor.spacing_mm, 1.0])
-            volume = Volume(np.rint(donor.hu).astype(np.int16), (), donor.spacing_mm, affine, ())
+            volume = on_its_pixels(donor)
             first = candidate(found, (0, 0, 0), volume)
             if first is None:
                 continue

@@ -36,13 +36,12 @@ from models.lung_nodule.pipeline import LungNodule
 from models.lung_nodule.refine import refine
 from models.lung_nodule.texture import SOLID_ABOVE_HU
 from models.measure import calipers
-from models.read import Volume
 from models.training.evaluation.metrics import dice, iou, rounded
 from models.training.evaluation.provenance import digests, write_figures
 from models.training.evaluation.tables import cell, sheet
 from models.training.files import write_text
 from models.training.lung_nodule.data import lidc
-from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, small_scan
+from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, on_its_pixels, small_scan
 from models.training.lung_nodule.data.semisynthetic import Donor, donor_names, read_donor, why_not_donor
 from models.training.lung_nodule.data.slices import MAJORITY, stored_split
 from models.training.lung_nodule.figures.detectors import readers
@@ -114,8 +113,7 @@ def surest_on(detector: NoduleNetDetector, donor: Donor) -> Detection3D | None:
 def outline(pipeline: LungNodule, donor: Donor, mark: Detection3D) -> np.ndarray | None:
     """bool like the donor's mask: what the pipeline would report of a mark; None for one that misses the volume."""
     assert pipeline.refiner is not None
-    affine = np.diag([*donor.spacing_mm, 1.0])
-    volume = Volume(np.rint(donor.hu).astype(np.int16), (), donor.spacing_mm, affine, ())
+    volume = on_its_pixels(donor)
     first = candidate(mark, (0, 0, 0), volume)
     if first is None:
         return None

@@ -36,6 +36,7 @@ from models.read import Volume
 from models.training.evaluation.metrics import bootstrap
 from models.training.evaluation.provenance import digests, write_figures
 from models.training.files import write_text
+from models.training.lung_nodule.data.nodule_volumes import on_its_pixels
 from models.training.lung_nodule.data.semisynthetic import donor_names, read_donor, why_not_donor
 from models.training.lung_nodule.data.slices import stored_split
 from models.training.lung_nodule.figures.borders import at_half_height
@@ -141,9 +142,7 @@ def read(pipeline: LungNodule, volumes: Path, patients: Sequence[str]) -> Iterat
             donor = read_donor(archive, name)
             if why_not_donor(donor) is not None:
                 continue
-            volume = Volume(
-                np.rint(donor.hu).astype(np.int16), (), donor.spacing_mm, np.diag([*donor.spacing_mm, 1.0]), ()
-            )
+            volume = on_its_pixels(donor)
             found = surest_on(pipeline.detector, donor)
             sure = found is not None and found.score >= pipeline.detector.certainty
             mark = candidate(found, (0, 0, 0), volume) if found is not None and sure else None
