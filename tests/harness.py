@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -29,10 +30,28 @@ ROOT = Path(__file__).resolve().parents[1]
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")  # Orthanc takes no file that does not end in .so
 
 
+def _ports() -> Iterator[int]:
+    """Ports to listen on, in an order of chance, none twice.
+
+    From below those that the system gives to outgoing connections (Linux: 32768 and up), for such a connection may
+    take the port between our look and the start of who is to listen there. Each of pytest's workers has its own.
+    """
+    number = int("0" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"))
+    of = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    mine = list(range(12000 + number, 32768, of))
+    random.SystemRandom().shuffle(mine)
+    yield from mine
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return int(door.getsockname()[1])
+    for port in _PORTS:
+        with socket.socket() as door, contextlib.suppress(OSError):
+            door.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("every port was given out")
 
 
 def missing(reason: str) -> NoReturn:

@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import resource
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -41,7 +40,7 @@ from pacs_node.receive.scp import Listener, ListenerSettings
 from pacs_node.receive.spool import Announced, Spool
 from tests.bench.record import record
 from tests.factories import ct_series
-from tests.harness import Orthanc
+from tests.harness import Orthanc, free_port
 
 ROUNDS = 3
 PROGRAMS = "/usr/bin"  # DCMTK's; pynetdicom has programs of the same names
@@ -145,9 +144,7 @@ def ours(
 
 @contextmanager
 def storescp(folder: Path, case: Case, costs: list[dict[str, float]]) -> Iterator[Server]:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        port = door.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([f"{PROGRAMS}/storescp", "--fork", "+B", "-od", str(folder), str(port)], env=QUICK)
     echo = [f"{PROGRAMS}/echoscu", "127.0.0.1", str(port)]
     while subprocess.run(echo, env=QUICK, capture_output=True, check=False).returncode:
