@@ -18,12 +18,13 @@ log = structlog.get_logger()
 OVERDUE = 5  # intervals without a finished tick (and at least OVERDUE_S) are trouble
 OVERDUE_S = 60.0
 SAID_AGAIN_S = 60.0  # a loop that goes on failing alike says so this often
+AGAIN_S = 1.0  # after its first failure a loop tries again so soon, then twice as late each time, up to its interval
 
 
 class Loop:
     """Calls `tick` every `every_s` seconds; sooner when woken, or when the tick answers after how many seconds.
 
-    One that raises is logged, and the next one comes.
+    One that raises is logged, and the next one comes soon: the trouble may be over long before the interval is.
     """
 
     def __init__(self, name: str, tick: Callable[[], float | None], every_s: float) -> None:
@@ -32,6 +33,7 @@ class Loop:
         self._ticker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._thread = threading.Thread(target=self._run, name=f"{name}-loop", daemon=True)
         self._failure: str | None = None
+        self._failures = 0  # since a tick succeeded
         self._said: tuple[str, float] | None = None  # what was logged last of its failing, and when
         self._last = time.monotonic()
 
@@ -74,7 +76,10 @@ class Loop:
                     wait_s = min(wait_s, max(0.0, sooner_s))
             except Exception as error:  # noqa: BLE001 - the edge of the loop: it goes on, and /health says what fails
                 self._failed(error)
+                wait_s = min(wait_s, AGAIN_S * 2 ** min(self._failures, 20))
+                self._failures += 1
             else:
+                self._failures = 0
                 self._recovered()
             self._last = time.monotonic()
             self._wake.wait(wait_s)

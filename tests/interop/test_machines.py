@@ -248,7 +248,7 @@ def test_every_series_is_delivered_once_while_workers_and_the_database_go_and_co
         again = {job["study_uid"] for job in sent.values() if job["generation"] > 1 or job["attempt"] > 1}
         assert {study for study, number in reports.items() if number > 1} <= again, "only an attempt cut short repeats"
         assert len({str(image.SOPInstanceUID) for image in machines.pacs.of("SR")}) == SERIES, "with one object"
-        assert machines.node.healthy(), machines.node.log()
+        wait_for(machines.node.healthy, PATIENCE_S, f"no trouble left:\n{machines.node.log()}")
         devices = httpx.get(f"http://127.0.0.1:{machines.node.web_port}/api/system", timeout=30).json()["devices"]
         assert socket.gethostname() in {each["machine"] for each in devices}, "the page has those of the workers"
 

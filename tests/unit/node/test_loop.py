@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 
 import pytest
 
@@ -25,6 +27,24 @@ def test_a_failing_tick_is_not_the_last() -> None:
     count = len(ticks)
     assert not loop._thread.is_alive()
     assert len(ticks) == count
+
+
+def test_one_that_failed_tries_again_long_before_its_interval_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/health must not say for an hour what was over in a second."""
+    monkeypatch.setattr("pacs_node.loop.AGAIN_S", 0.01)
+    at: list[float] = []
+
+    def tick() -> None:
+        at.append(time.monotonic())
+        if len(at) < 5:
+            raise ConnectionError("the database does not answer")
+
+    loop = Loop("retention", tick, 3600)
+    loop.start()
+    wait_for(lambda: len(at) == 5 and loop.trouble is None, 30, "the tick after the failing ones")
+    loop.stop()
+    waits = [after - before for before, after in itertools.pairwise(at)]
+    assert all(wait >= 0.01 * 2**number for number, wait in enumerate(waits)), "a database that is away is not hammered"
 
 
 def test_trouble_is_told_without_the_error_text() -> None:
