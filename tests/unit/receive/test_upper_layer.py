@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import pytest
 from pydicom.dataset import Dataset
 
+from pacs_node.receive import connection as connection_module
 from pacs_node.receive import upper_layer
 from pacs_node.receive.connection import Connection
 from pacs_node.receive.scp import VERIFICATION
@@ -186,6 +188,49 @@ def test_after_an_abort_the_peer_hears_it_though_it_goes_on_sending(node: Node) 
         parrot.associate()
         parrot.say(pdu(UNKNOWN, bytes(4)) + bytes(1 << 19))
         assert answered(parrot) == (ABORT, UNRECOGNIZED)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a connection stands is asked of Linux")
+@pytest.mark.parametrize("stopped", [False, True], ids=["read on", "reading stopped"])
+@pytest.mark.parametrize("peer", ["sends without end", "says no more", "closes"])
+def test_nobody_waits_for_a_node_that_has_gone(peer: str, stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hears the last word, and the end. One that sends without listening is not left before a shut window."""
+    monkeypatch.setattr(connection_module, "LINGER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()) as theirs:
+        theirs.settimeout(20)
+        ours, _ = door.accept()
+        ends: list[str] = []
+
+        def floods() -> None:
+            try:
+                while True:
+                    theirs.sendall(bytes(1 << 20))
+            except OSError as error:
+                ends.append(type(error).__name__)
+
+        flood = threading.Thread(target=floods)
+        with ours:
+            connection = Connection(ours)
+            if peer == "sends without end":
+                flood.start()
+                connection.allow(10)
+                connection.peek(100)
+            if stopped:
+                time.sleep(0.3)  # until its window is shut
+                connection.stop_reading()
+            connection.send(b"the last word")
+            if peer == "closes":
+                theirs.shutdown(socket.SHUT_WR)
+            connection.see_off()
+        if flood.ident is not None:
+            flood.join(15)
+            assert not flood.is_alive(), "it still sends to nobody"
+            assert ends == ["ConnectionResetError"] or ends == ["BrokenPipeError"]
+        assert theirs.recv(100) == b"the last word"
+        assert theirs.recv(100) == b""
+        if peer != "closes":
+            with pytest.raises(OSError, match=r"Broken pipe|reset"):
+                theirs.send(b"more")
 
 
 def test_messages_that_nobody_waits_for_are_answered_one_by_one(node: Node) -> None:
