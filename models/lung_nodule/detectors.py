@@ -76,14 +76,15 @@ class AtOneMillimetre:
     def prepare(self, runtime: Runtime) -> None:
         raise NotImplementedError
 
-    def look(self, hu: np.ndarray, lungs: np.ndarray, progress: Progress) -> Detections:
-        """int16 HU and bool (z, y, x) on voxels of 1 mm -> what may be nodules there"""
+    def look(self, hu: Callable[[], np.ndarray], lungs: np.ndarray, progress: Progress) -> Detections:
+        """int16 HU and bool (z, y, x) on voxels of 1 mm -> what may be nodules there. The HU are made when they are
+        needed, so that who looks holds them alone, and no longer than it wants."""
         raise NotImplementedError
 
     def warm(self) -> None:
         lungs = np.zeros((32, 32, 32), bool)
         lungs[12:20, 12:20, 12:20] = True
-        self.look(np.where(lungs, -850, 0).astype(np.int16), lungs, lambda _share, _what: None)
+        self.look(lambda: np.where(lungs, -850, 0).astype(np.int16), lungs, lambda _share, _what: None)
 
     def __call__(self, volume: Volume, lungs: Lungs, progress: Progress) -> Marked:
         margin = (
@@ -94,9 +95,8 @@ class AtOneMillimetre:
             return Marked([], (), {})
         offset = [s.start for s in near]
         start = first_voxel(offset, volume.spacing_mm)
-        hu = isotropic(volume.hu[near], volume.spacing_mm, offset)
         inside = isotropic(lungs.mask[near], volume.spacing_mm, offset)
-        found = self.look(hu, inside, progress)
+        found = self.look(lambda: isotropic(volume.hu[near], volume.spacing_mm, offset), inside, progress)
         marks = [candidate(one, start, volume) for one in found if one.score >= self.certainty]
         facts: dict[str, str | float] = {"device": found.device, "marks": len(found)}
         if found.window:
@@ -119,14 +119,14 @@ class NoduleNetDetector(AtOneMillimetre):
     def prepare(self, runtime: Runtime) -> None:
         self.net = volumes.network(self.loaded).to(runtime.device)
 
-    def look(self, hu: np.ndarray, lungs: np.ndarray, progress: Progress) -> Detections:
+    def look(self, hu: Callable[[], np.ndarray], lungs: np.ndarray, progress: Progress) -> Detections:
         options = DetectOptions(
             window=self.options.window,
             views=self.options.views,
             closer=min(volumes.CLOSER, self.certainty / 2),
             outlined=self.certainty,
         )
-        return volumes.detect(self.net, hu, lungs, options=options, progress=progress)
+        return volumes.detect(self.net, hu(), lungs, options=options, progress=progress)
 
 
 class CCFAMDetector(AtOneMillimetre):
@@ -140,8 +140,8 @@ class CCFAMDetector(AtOneMillimetre):
     def prepare(self, runtime: Runtime) -> None:
         self.net = slices.network(self.loaded).to(runtime.device)
 
-    def look(self, hu: np.ndarray, lungs: np.ndarray, progress: Progress) -> Detections:
-        return slices.detect(self.net, hu, lungs, progress=progress)
+    def look(self, hu: Callable[[], np.ndarray], lungs: np.ndarray, progress: Progress) -> Detections:
+        return slices.detect(self.net, hu(), lungs, progress=progress)
 
 
 DETECTORS: Mapping[DetectorName, Callable[[Options, Runtime], Detector]] = {

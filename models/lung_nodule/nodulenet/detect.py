@@ -91,6 +91,7 @@ def detect(
     if near is None:
         return Detections([], remarks=(), window=0, device=str(runtime))
     grey, inside = prepare(hu[near], lungs[near]), lungs[near]
+    del hu  # tens of MB that nothing needs while the maps take the most
     remarks: list[str] = []
     served = channels_last(fold_batchnorm(model))
     for place in dict.fromkeys((str(runtime.device), "cpu")):

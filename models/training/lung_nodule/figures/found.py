@@ -104,7 +104,7 @@ def surest_on(detector: NoduleNetDetector, donor: Donor) -> Detection3D | None:
     scan = small_scan(donor)
     truth = np.pad(isotropic(donor.mask, donor.spacing_mm), BEYOND_MM)
     last = np.array(truth.shape) - 1  # the middle of a box may lie beyond the volume
-    found = detector.look(scan.hu, scan.lungs, lambda _share, _what: None)
+    found = detector.look(lambda: scan.hu, scan.lungs, lambda _share, _what: None)
     on = [one for one in found if truth[tuple(np.clip(np.rint(one.centre_zyx).astype(int), 0, last))]]
     best = max(on, key=lambda one: one.score, default=None)
     return None if best is None else volumes.move(best, [-BEYOND_MM] * 3)
