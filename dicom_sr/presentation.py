@@ -4,46 +4,38 @@ drawn over the images by the viewer itself. For images in grey values only."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
 
-import highdicom as hd
 import numpy as np
-from highdicom._standard_utils import get_module_attribute_map
+from highdicom.color import CIELabColor
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
-from dicom_sr.copies import ALWAYS_COPIED
+from dicom_sr import attributes
 from dicom_sr.derived import Marked, Results, derived, mark_findings, say_body_part
 from dicom_sr.findings import ImageRef
+from dicom_sr.frames import Frame
 from dicom_sr.frames import frame as frame_of
 from dicom_sr.header import RESEARCH_ONLY
 from dicom_sr.outline import outlines
 from dicom_sr.source import EncodingError
 
-PIXEL = hd.pr.AnnotationUnitsValues.PIXEL  # (0, 0) is the outer corner of the first pixel, PS3.3 C.10.5.1.2
-DISPLAY = hd.pr.AnnotationUnitsValues.DISPLAY
-POLYLINE = hd.pr.GraphicTypeValues.POLYLINE
-MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+PIXEL, DISPLAY = "PIXEL", "DISPLAY"  # pixels: (0, 0) is the outer corner of the first one, PS3.3 C.10.5.1.2
+SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}  # of the presentation LUT: it alone says what is white
 NAME_OFFSET = 2.0  # pixels between a name and the part it names
-WINDOW = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction")
-RESCALING = ("RescaleSlope", "RescaleIntercept", "RescaleType")
+WINDOW = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence")
+RESCALING = ("RescaleIntercept", "RescaleSlope", "RescaleType")
 FOOT = (0.0, 0.95, 1.0, 1.0)  # of the displayed area: the line that says what this is not for
+REMARK = "REMARK"  # its layer
 
 
-@contextmanager
-def _table_let_go() -> Iterator[None]:
-    """highdicom looks into a table of all modules of the standard for what is an image and what is copied of it: 75 MB,
-    which it would keep for as long as the process lives."""
-    try:
-        yield
-    finally:
-        get_module_attribute_map.cache_clear()
-
-
-@_table_let_go()
 def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]:
     """One presentation state for all images with a finding. The images' own window and rescaling hold.
+
+    Written by hand: highdicom's classes look into a table of all modules of the Standard for each image they refer to,
+    75 MB and seconds of the interpreter.
 
     Raises EncodingError: an image is in colour or is not there, there are several clips, or the rescaling differs.
     """
@@ -52,145 +44,216 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
         {ref for finding in findings for ref in finding.segment.masks},
         key=lambda ref: (ref.sop_instance_uid, ref.frame or 0),
     )
-    images = {
-        uid: _complete(results.source(some), [ref.frame for ref in refs if ref.sop_instance_uid == uid])
-        for uid, some in {ref.sop_instance_uid: ref for ref in refs}.items()
-    }
-    if any(image.get("PhotometricInterpretation") not in MONOCHROME for image in images.values()):
+    images = {ref.sop_instance_uid: results.source(ref) for ref in refs}
+    shapes = {SHAPES.get(attributes.text(image, "PhotometricInterpretation")) for image in images.values()}
+    if None in shapes:
         raise EncodingError("the images are in colour")
+    if len(shapes) > 1:
+        raise EncodingError(
+            "the least value is white in some images, black in others: a presentation state shows all alike"
+        )
     if len(images) > 1 and any(int(image.get("NumberOfFrames") or 1) > 1 for image in images.values()):
         raise EncodingError("several images, some of many frames: a presentation state takes one such image")
-    if len({(str(i.get("RescaleSlope")), str(i.get("RescaleIntercept"))) for i in images.values()}) > 1:
-        raise EncodingError("the images are rescaled differently, and a presentation state rescales all alike")
+    shown = {ref: frame_of(images[ref.sop_instance_uid], ref.frame) for ref in refs}
 
-    layers = {
-        finding.segment.number: hd.pr.GraphicLayer(
-            layer_name=f"FINDING {finding.segment.number}",
-            order=order,
-            description=finding.segment.label[:64],
-            display_color=hd.color.CIELabColor.from_rgb(*finding.colour),
-        )
-        for order, finding in enumerate(findings, start=1)
-    }
-    remark = hd.pr.GraphicLayer(layer_name="REMARK", order=len(layers) + 1)
-    state = hd.pr.GrayscaleSoftcopyPresentationState(
-        referenced_images=list(images.values()),
-        series_instance_uid=segmentation.SeriesInstanceUID,  # these are replaced by `derived`
-        series_number=1,
-        sop_instance_uid=segmentation.SOPInstanceUID,
-        instance_number=1,
-        manufacturer=segmentation.Manufacturer,
-        manufacturer_model_name=segmentation.ManufacturerModelName,
-        software_versions=str(segmentation.SoftwareVersions),
-        device_serial_number=segmentation.DeviceSerialNumber,
-        content_label="AI FINDINGS",
-        content_description=RESEARCH_ONLY,
-        graphic_layers=[*layers.values(), remark],
-        graphic_annotations=[
-            *(
-                _annotation(finding, ref, layers[finding.segment.number], results)
-                for finding in findings
-                for ref in refs
-                if ref in finding.segment.masks or any(line.image == ref for line in finding.calipers)
-            ),
-            _remark(remark, list(images.values())),
-        ],
-    )
-    result = derived(
+    state = derived(
         segmentation,
         sop_class_uid=GrayscaleSoftcopyPresentationStateStorage,
         modality="PR",
         role="presentation state",
         series_number=9400,
     )
-    for element in state:
-        if element.keyword not in result:
-            result.add(element)
-    result.PresentationCreationDate, result.PresentationCreationTime = (
-        segmentation.ContentDate,
-        segmentation.ContentTime,
-    )
-    say_body_part(result, images.values())
     for keyword in ("ContentDate", "ContentTime"):  # of images, not of presentation states
-        result.pop(keyword, None)
-    return [result]
+        state.pop(keyword, None)
+    say_body_part(state, images.values())
+    state.ContentLabel, state.ContentDescription = "AI FINDINGS", RESEARCH_ONLY
+    state.PresentationCreationDate = segmentation.ContentDate
+    state.PresentationCreationTime = segmentation.ContentTime
+    state.ContentCreatorName = None
+    state.ReferencedSeriesSequence = _by_series(images.values())
+    state.GraphicAnnotationSequence = [
+        *(
+            _annotation(finding, ref, results)
+            for finding in findings
+            for ref in refs
+            if ref in finding.segment.masks or any(line.image == ref for line in finding.calipers)
+        ),
+        _remark(images.values()),
+    ]
+    state.GraphicLayerSequence = [*map(_layer, findings), _item(GraphicLayer=REMARK)]
+    for order, layer in enumerate(state.GraphicLayerSequence, start=1):
+        layer.GraphicLayerOrder = order
+    state.DisplayedAreaSelectionSequence = [_area(shown)]
+    for element in _rescaling(shown):
+        state[element.tag] = element
+    if windows := _windows(shown):
+        state.SoftcopyVOILUTSequence = windows
+    [state.PresentationLUTShape] = shapes
+    return [state]
 
 
-def _complete(source: Dataset, frames: Sequence[int | None]) -> Dataset:
-    """The header with the attributes that highdicom reads, empty where there is none; `derived` has the values.
-
-    Of an image of many frames rescaling and window of the frames named stand in functional groups: highdicom takes
-    every such image for an enhanced one, and wants what is common to all frames among the shared ones.
-    Raises EncodingError where the frames are rescaled differently.
-    """
-    header = copy.deepcopy(source)
-    for keyword in ALWAYS_COPIED:
-        if keyword not in header:
-            setattr(header, keyword, None)
-    if "NumberOfFrames" not in header:
-        return header
-    of_frames = {frame: _window_and_rescaling(source, frame) for frame in frames if frame is not None}
-    rescalings = [rescaling for _, rescaling in of_frames.values()]
-    if any(rescaling != rescalings[0] for rescaling in rescalings):
-        raise EncodingError("the frames are rescaled differently, and a presentation state rescales all alike")
-    shared = Dataset()
-    if rescalings and rescalings[0]:
-        shared.PixelValueTransformationSequence = [rescalings[0]]
-    header.SharedFunctionalGroupsSequence = [shared]
-    header.PerFrameFunctionalGroupsSequence = [Dataset() for _ in range(int(header.NumberOfFrames))]
-    for frame, (window, _) in of_frames.items():
-        if window:
-            header.PerFrameFunctionalGroupsSequence[frame - 1].FrameVOILUTSequence = [window]
-    return header
+def _item(**values: object) -> Dataset:
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item
 
 
-def _window_and_rescaling(source: Dataset, frame: int) -> tuple[Dataset, Dataset]:
-    """Items of Frame VOI LUT and Pixel Value Transformation Sequence, PS3.3 C.7.6.16.2.10b and 9; empty if none."""
-    one = frame_of(source, frame)
-    items = Dataset(), Dataset()
-    for item, keywords in zip(items, (WINDOW, RESCALING), strict=True):
-        for keyword in keywords if one.layers else ():
-            holder = one.holder(keyword)
-            if keyword in holder:
-                item[keyword] = holder[keyword]
-    return items
+def _reference(image: Dataset, frames: Iterable[int | None] = ()) -> Dataset:
+    """An item of Referenced Image Sequence: PS3.3 Table 10-3."""
+    item = _item(ReferencedSOPClassUID=image.SOPClassUID, ReferencedSOPInstanceUID=image.SOPInstanceUID)
+    if numbers := [number for number in frames if number is not None]:
+        item.ReferencedFrameNumber = numbers if len(numbers) > 1 else numbers[0]
+    return item
 
 
-def _annotation(finding: Marked, ref: ImageRef, layer: hd.pr.GraphicLayer, results: Results) -> hd.pr.GraphicAnnotation:
+def _references(refs: Iterable[ImageRef], shown: Mapping[ImageRef, Frame]) -> list[Dataset]:
+    """One item for each image, with the frames that are meant."""
+    frames: dict[str, list[ImageRef]] = {}
+    for ref in refs:
+        frames.setdefault(ref.sop_instance_uid, []).append(ref)
+    return [_reference(shown[same[0]].header, [ref.frame for ref in same]) for same in frames.values()]
+
+
+def _by_series(images: Iterable[Dataset]) -> list[Dataset]:
+    """Presentation State Relationship, PS3.3 C.11.11: each image once."""
+    series: dict[str, list[Dataset]] = {}
+    for image in images:
+        series.setdefault(str(image.SeriesInstanceUID), []).append(_reference(image))
+    return [_item(ReferencedImageSequence=same, SeriesInstanceUID=uid) for uid, same in series.items()]
+
+
+def _area(shown: Mapping[ImageRef, Frame]) -> Dataset:
+    """The whole of each image, its pixels as wide and high as they are: PS3.3 C.10.4. Raises EncodingError."""
+    kinds = {(int(frame.header.Columns), int(frame.header.Rows), *_aspect(frame)) for frame in shown.values()}
+    if len(kinds) > 1:
+        raise EncodingError("the images are of several sizes or shapes of pixels, and a presentation state shows one")
+    [(columns, rows, *aspect)] = kinds
+    return _item(
+        PixelOriginInterpretation="VOLUME",
+        DisplayedAreaTopLeftHandCorner=[1, 1],
+        DisplayedAreaBottomRightHandCorner=[columns, rows],
+        PresentationSizeMode="SCALE TO FIT",
+        PresentationPixelAspectRatio=aspect,
+    )
+
+
+def _aspect(frame: Frame) -> tuple[int, int]:
+    """Height to width of a pixel, in small whole numbers; 1 to 1 where the image does not say it."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        try:
+            height, width = frame.numbers(keyword, 2)
+        except attributes.BadAttribute:
+            continue
+        if height > 0 and width > 0 and (ratio := Fraction(height / width).limit_denominator(1000)) > 0:
+            return ratio.numerator, ratio.denominator
+    return 1, 1
+
+
+def _held(frame: Frame, keywords: Iterable[str]) -> Dataset:
+    """What a frame says of these, wherever it says it, without what is empty."""
+    found = Dataset()
+    for keyword in keywords:
+        holder = frame.holder(keyword)
+        if keyword in holder and not holder[keyword].is_empty:
+            found[keyword] = copy.deepcopy(holder[keyword])
+    return found
+
+
+def _rescaling(shown: Mapping[ImageRef, Frame]) -> list[DataElement]:
+    """The Modality LUT module, PS3.3 C.11.1; it holds for all images. Raises EncodingError."""
+    if any(frame.header.get("ModalityLUTSequence") for frame in shown.values()):
+        raise EncodingError("the values of the images go through a table of their own (Modality LUT Sequence)")
+    rescalings = {str(found): found for frame in shown.values() for found in [_held(frame, RESCALING)]}
+    if len(rescalings) > 1:
+        raise EncodingError("the images are rescaled differently, and a presentation state rescales all alike")
+    found = next(iter(rescalings.values()), Dataset())
+    if ("RescaleSlope" in found) != ("RescaleIntercept" in found):
+        raise EncodingError("the images have a rescale slope without an intercept, or the other way round")
+    if "RescaleSlope" not in found:
+        return []
+    if "RescaleType" not in found:
+        found.RescaleType = "US"  # unspecified
+    return list(found)
+
+
+def _windows(shown: Mapping[ImageRef, Frame]) -> list[Dataset]:
+    """The Softcopy VOI LUT module, PS3.3 C.11.8: one item for all images and frames if they have one window, else one
+    for those of each window; none for those without. Raises EncodingError."""
+    headers = {ref.sop_instance_uid: frame.header for ref, frame in shown.items()}
+    every = sum(int(header.get("NumberOfFrames") or 1) for header in headers.values())
+    alike: dict[str, list[ImageRef]] = {}
+    windows: dict[str, Dataset] = {}
+    for ref, frame in shown.items():
+        window = _held(frame, WINDOW)
+        if ("WindowCenter" in window) != ("WindowWidth" in window):
+            raise EncodingError("the images have a window centre without a width, or the other way round")
+        if "WindowCenter" not in window and "VOILUTSequence" not in window:
+            continue
+        windows[str(window)] = window
+        alike.setdefault(str(window), []).append(ref)
+    for said, refs in alike.items():
+        if len(refs) < every:
+            windows[said].ReferencedImageSequence = _references(refs, shown)
+    return list(windows.values())
+
+
+def _layer(finding: Marked) -> Dataset:
+    """PS3.3 C.10.7"""
+    return _item(
+        GraphicLayer=_layer_of(finding),
+        GraphicLayerDescription=finding.segment.label[:64],
+        GraphicLayerRecommendedDisplayCIELabValue=list(CIELabColor.from_rgb(*finding.colour).value),
+    )
+
+
+def _layer_of(finding: Marked) -> str:
+    return f"FINDING {finding.segment.number}"
+
+
+def _annotation(finding: Marked, ref: ImageRef, results: Results) -> Dataset:
+    """PS3.3 C.10.5: the outline of a finding on one image, its calipers if they lie there, and its name."""
     mask = finding.segment.masks.get(ref)
     loops = [] if mask is None else [loop for part in outlines(mask) for loop in part]
     lines = [line.points for line in finding.calipers if line.image == ref]
     corner = np.concatenate([*loops, *lines]).max(axis=0) + NAME_OFFSET
     source = results.source(ref)
     right, below = np.minimum(corner, (int(source.Columns), int(source.Rows)))
-    return hd.pr.GraphicAnnotation(
-        referenced_images=[source],
-        referenced_frame_number=ref.frame,
-        graphic_layer=layer,
-        graphic_objects=[
-            hd.pr.GraphicObject(
-                graphic_type=POLYLINE,
-                graphic_data=points,
-                units=PIXEL,
-                tracking_id=finding.segment.label,
-                tracking_uid=finding.segment.tracking_uid,
-            )
-            for points in (*loops, *lines)
-        ],
-        text_objects=[
-            hd.pr.TextObject(
-                text_value=finding.segment.label,
-                units=PIXEL,
-                anchor_point=(float(right), float(below)),
-                anchor_point_visible=False,
-            )
-        ],
+    name = _item(
+        AnchorPointAnnotationUnits=PIXEL,
+        UnformattedTextValue=finding.segment.label,
+        AnchorPoint=[float(right), float(below)],
+        AnchorPointVisibility="N",
+    )
+    return _item(
+        ReferencedImageSequence=[_reference(source, [ref.frame])],
+        GraphicLayer=_layer_of(finding),
+        TextObjectSequence=[name],
+        GraphicObjectSequence=[_polyline(points, finding) for points in (*loops, *lines)],
     )
 
 
-def _remark(layer: hd.pr.GraphicLayer, images: list[Dataset]) -> hd.pr.GraphicAnnotation:
-    return hd.pr.GraphicAnnotation(
-        referenced_images=images,
-        graphic_layer=layer,
-        text_objects=[hd.pr.TextObject(text_value=f"{RESEARCH_ONLY}.", units=DISPLAY, bounding_box=FOOT)],
+def _polyline(points: np.ndarray, finding: Marked) -> Dataset:
+    return _item(
+        TrackingID=finding.segment.label,
+        TrackingUID=finding.segment.tracking_uid,
+        GraphicAnnotationUnits=PIXEL,
+        GraphicDimensions=2,
+        NumberOfGraphicPoints=len(points),
+        GraphicData=points.astype(float).ravel().tolist(),
+        GraphicType="POLYLINE",
+        GraphicFilled="N",
+    )
+
+
+def _remark(images: Iterable[Dataset]) -> Dataset:
+    text = _item(
+        BoundingBoxAnnotationUnits=DISPLAY,
+        UnformattedTextValue=f"{RESEARCH_ONLY}.",
+        BoundingBoxTopLeftHandCorner=list(FOOT[:2]),
+        BoundingBoxBottomRightHandCorner=list(FOOT[2:]),
+        BoundingBoxTextHorizontalJustification="CENTER",
+    )
+    return _item(
+        ReferencedImageSequence=[_reference(image) for image in images], GraphicLayer=REMARK, TextObjectSequence=[text]
     )

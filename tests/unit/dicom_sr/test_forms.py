@@ -6,17 +6,18 @@ maps and Segmentations by highdicom.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
 
+import highdicom
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from highdicom._standard_utils import get_module_attribute_map
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -383,13 +384,93 @@ def test_headers_that_lack_what_may_be_lacking_make_every_form() -> None:
 
 
 @pytest.mark.parametrize("name", ["ct_two", "us_one", "us_clip"])  # the last is in colour: it gets none
-def test_no_form_leaves_the_table_of_all_modules_in_memory(name: str) -> None:
-    get_module_attribute_map.cache_clear()
+def test_no_form_needs_the_table_of_all_modules(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """75 MB, and a second of the interpreter each time that it is read again."""
+
+    def looked() -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(highdicom._standard_utils, "get_module_attribute_map", looked)
     results = case_results(name)
     for form in (*FORMS.values(), LABEL_MAP, ALL_FRAMES, KEY_IMAGES, PAGES, KEY_OBJECTS, *FOR_OHIF.values()):
         with suppress(EncodingError):
             made(form, original_of(form, results), results)
-    assert get_module_attribute_map.cache_info().currsize == 0
+
+
+def state_of(images: list[Dataset]) -> Dataset:
+    results, _ = results_of(ct_findings(images, nodule(1, (2, 4, 5))), images)
+    return made(GSPS, results.segmentations[0], results)[0]
+
+
+def test_a_presentation_state_says_that_the_least_value_is_white() -> None:
+    """As DCMTK's dcmpsmk does; the image's own photometric interpretation no longer counts: PS3.4 N.2."""
+    images = ct_series()
+    assert state_of(images).PresentationLUTShape == "IDENTITY"
+    for image in images:
+        image.PhotometricInterpretation = "MONOCHROME1"
+    assert state_of(images).PresentationLUTShape == "INVERSE"
+
+
+@pytest.mark.parametrize(("spacing", "aspect"), [((0.75, 0.75), [1, 1]), ((0.5, 0.8), [5, 8]), ((1.4, 0.7), [2, 1])])
+def test_a_presentation_state_shows_pixels_as_high_as_they_are(spacing: tuple[float, float], aspect: list[int]) -> None:
+    [area] = state_of(ct_series(spacing_mm=(2.5, *spacing))).DisplayedAreaSelectionSequence
+    assert area.PresentationPixelAspectRatio == aspect
+    assert area.DisplayedAreaBottomRightHandCorner == [40, 32]
+
+
+def test_each_image_keeps_its_own_window_in_a_presentation_state() -> None:
+    images = ct_series()
+    for number, image in enumerate(images):
+        image.WindowCenter, image.WindowWidth = (["40", "-600"], ["400", "1500"]) if number % 2 else ("50", "350")
+    state = state_of(images)
+    named = {
+        reference.ReferencedSOPInstanceUID: (window.WindowCenter, window.WindowWidth)
+        for window in state.SoftcopyVOILUTSequence
+        for reference in window.ReferencedImageSequence
+    }
+    [series] = state.ReferencedSeriesSequence
+    assert named.keys() == {each.ReferencedSOPInstanceUID for each in series.ReferencedImageSequence}
+    own = {image.SOPInstanceUID: (image.WindowCenter, image.WindowWidth) for image in images}
+    assert named == {uid: own[uid] for uid in named}
+    assert len(set(map(str, named.values()))) == 2
+
+
+def without_intercept(image: Dataset) -> None:
+    del image.RescaleIntercept
+
+
+def with_table(image: Dataset) -> None:
+    item = Dataset()
+    item.LUTDescriptor, item.ModalityLUTType, item.LUTData = [2, 0, 16], "US", b"\0\0\1\0"
+    image.ModalityLUTSequence = [item]
+
+
+def of_another_size(image: Dataset) -> None:
+    if image.InstanceNumber % 2:
+        image.Columns += 1
+
+
+def without_width(image: Dataset) -> None:
+    image.WindowCenter, image.WindowWidth = "40", None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_intercept, "without an intercept"),
+        (with_table, "table of their own"),
+        (without_width, "without a width"),
+    ],
+)
+def test_what_a_presentation_state_would_show_wrongly_it_does_not_show(
+    change: Callable[[Dataset], None], words: str
+) -> None:
+    images = ct_series()
+    results, headers = results_of(ct_findings(images, nodule(1, (2, 4, 5))), images)
+    for each in headers:
+        change(each)
+    with pytest.raises(EncodingError, match=words):
+        made(GSPS, results.segmentations[0], results)
 
 
 def test_a_presentation_state_is_for_one_clip() -> None:
