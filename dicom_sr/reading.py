@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pydicom
 from pydicom.datadict import DicomDictionary
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.sequence import Sequence
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
@@ -92,6 +93,18 @@ def read_header(path: Path, room: Room | None = None) -> FileDataset:
         if error.errno is not None:
             raise
         raise CutOff(str(error)) from error
+
+
+def weight(header: Dataset) -> int:
+    """About how many bytes a header takes in memory."""
+    found = ELEMENT
+    for element in header.values():  # as they are: raw, unless they were asked for
+        found += ELEMENT
+        if isinstance(element.value, Sequence):
+            found += sum(map(weight, element.value))
+        elif isinstance(element.value, bytes | str):
+            found += len(element.value)
+    return found
 
 
 def _beginning(path: Path) -> tuple[str, int]:

@@ -20,6 +20,7 @@ log = structlog.get_logger()
 Judged = TypeVar("Judged")
 
 SILENT_S = 0.5  # of a series, before it is judged
+MOST_KEPT = 1 << 26  # bytes of all that is kept: headers of a chest as one enhanced image take 3 MB, hostile ones 50
 MORE = 2  # times as many images before it is judged again: one that trickles in costs at most twice as much
 
 
@@ -27,17 +28,21 @@ MORE = 2  # times as many images before it is judged again: one that trickles in
 class _Kept(Generic[Judged]):
     arrived: int
     instances: tuple[Instance, ...] = ()
-    judged: Judged | None = None  # None: it could not be
+    judged: Judged | None = None  # None: it could not be, or is not kept
+    weight: int = 0  # bytes
 
 
 class Ahead(Generic[Judged]):
     """What was judged of series that are open. Used by one thread at a time, but for `due`.
 
-    judge: of all images of a series; the same answer for the same images until `forget`.
+    judge: of all images of a series; the same answer for the same images until `forget`. weigh: about how many bytes
+    an answer takes; more than MOST_KEPT together are not kept.
     """
 
-    def __init__(self, judge: Callable[[Sequence[Instance]], Judged]) -> None:
-        self._judge = judge
+    def __init__(
+        self, judge: Callable[[Sequence[Instance]], Judged], weigh: Callable[[Judged], int] = lambda judged: 0
+    ) -> None:
+        self._judge, self._weigh = judge, weigh
         self._kept: dict[str, _Kept[Judged]] = {}
 
     def due(self, open_series: Iterable[OpenSeries], now: datetime) -> OpenSeries | None:
@@ -54,12 +59,16 @@ class Ahead(Generic[Judged]):
 
     def look(self, series: OpenSeries, instances: Sequence[Instance]) -> None:
         """Judge it, and keep what comes out."""
-        judged = None
+        self._kept.pop(series.series_uid, None)
+        judged, weight = None, 0
         try:
             judged = self._judge(instances)
+            weight = self._weigh(judged)
         except Exception as error:  # noqa: BLE001 - nothing hangs on it: closing judges again, and says what it finds
             log.info("series not judged ahead", series=series.series_uid, error=Told.of(error).words)
-        self._kept[series.series_uid] = _Kept(series.evidence.arrived, tuple(instances), judged)
+        if weight + sum(kept.weight for kept in self._kept.values()) > MOST_KEPT:
+            judged, weight = None, 0
+        self._kept[series.series_uid] = _Kept(series.evidence.arrived, tuple(instances), judged, weight)
 
     def answer(self, instances: Sequence[Instance]) -> Judged | None:
         """What was judged of exactly these images, if anything was."""

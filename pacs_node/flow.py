@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from dicom_sr import attributes
+from dicom_sr.reading import weight
 from dicom_sr.returned import CLASSES
 from pacs_node.ahead import Ahead
 from pacs_node.confirm import ArrivalCheck, Confirm
@@ -193,7 +194,7 @@ class Flow:
             OutOfMemory: min(infer_attempts, OUT_OF_MEMORY_ATTEMPTS),
         }
         self.silence = Silence(monotonic)
-        self.ahead = Ahead(self._judge)
+        self.ahead = Ahead(self._judge, lambda judged: weight(judged[0]))
         self._open: list[OpenSeries] = []  # at the last look
         self.heartbeat: Callable[[], Way | None] = lambda: None  # which way a heartbeat goes, if there are any
         self.patient_of: Callable[[Dataset], Collection[str] | None] = lambda header: None  # hashes, see identity.py

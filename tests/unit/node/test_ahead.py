@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset
 
 from config import load
+from dicom_sr.reading import weight
 from models import catalogue
 from pacs_node.ahead import MORE, SILENT_S, Ahead
 from pacs_node.assemble.series import Evidence
@@ -81,6 +83,30 @@ def test_an_error_is_left_to_the_closing() -> None:
     ahead.look(silent(2), images(2))
     assert ahead.answer(images(2)) is None
     assert ahead.due([silent(3)], NOON) is None, "not tried without end"
+
+
+def test_what_is_kept_of_all_series_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender who leaves series with large headers open would fill the memory; closing judges them as ever."""
+    monkeypatch.setattr("pacs_node.ahead.MOST_KEPT", 10)
+    ahead: Ahead[int] = Ahead(len, weigh=lambda judged: judged)
+    kept = {"1.1": 4, "1.2": 5, "1.3": 2, "1.4": 1}
+    for uid, count in kept.items():
+        ahead.look(silent(count, uid), images(count, uid))
+    answers = {uid: ahead.answer(images(count, uid)) for uid, count in kept.items()}
+    assert answers == {"1.1": 4, "1.2": 5, "1.3": None, "1.4": 1}
+    assert ahead.due([silent(2, "1.3")], NOON) is None, "not judged again and again"
+    ahead.look(silent(2, "1.3"), images(2, "1.3"))
+    assert ahead.answer(images(2, "1.3")) == 2, "the others are closed"
+
+
+def test_a_header_weighs_what_its_items_do() -> None:
+    light, heavy, long = us_image(), us_image(), us_image()
+    heavy.RequestAttributesSequence = [Dataset() for _ in range(1000)]
+    for item in heavy.RequestAttributesSequence:
+        item.ScheduledProcedureStepID = "1"
+    long.ImageComments = "x" * 10_000
+    assert weight(heavy) - weight(light) > 1000 * 64
+    assert weight(long) - weight(light) >= 10_000
 
 
 TOML = """
