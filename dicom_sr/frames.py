@@ -36,6 +36,7 @@ MACROS = {
     "FrameAcquisitionNumber": "FrameContentSequence",
     "FrameAcquisitionDateTime": "FrameContentSequence",
     "FrameType": "CTImageFrameTypeSequence",
+    "PixelPresentation": "CTImageFrameTypeSequence",
     "VolumetricProperties": "CTImageFrameTypeSequence",
     "VolumeBasedCalculationTechnique": "CTImageFrameTypeSequence",
     "ConvolutionKernel": "CTReconstructionSequence",

@@ -22,6 +22,9 @@ from dicom_sr.modalities import CALLED, VOLUME_CLASSES
 
 HOUNSFIELD = {"", "HU", "US"}  # Rescale Type: absent means HU for CT, US is "unspecified", PS3.3 C.11.1.1.2
 
+GREY = "MONOCHROME"  # 1 or 2, PS3.3 C.7.6.3.1.2: a value of PALETTE COLOR is a place in a table of colours
+IN_COLOUR = {"COLOR", "TRUE_COLOR"}  # Pixel Presentation of a frame, C.8.16.2.1.1: so are its larger values
+
 DIRECTION = 1e-3  # largest difference of direction cosines that are "the same"; viewers use this one too
 PIXEL_SPACING = 1e-3  # share of it
 OBLIQUE_DEGREES = 30.0  # from axial; beyond, organs no longer look as the models know them
@@ -153,6 +156,8 @@ def _not_of(header: Dataset, modality: str) -> str | None:
         return why
     if attributes.has(header, "SamplesPerPixel") and attributes.whole(header, "SamplesPerPixel") != 1:
         return "is in colour (SamplesPerPixel is not 1)"
+    if (colours := attributes.text(header, "PhotometricInterpretation").upper()) and not colours.startswith(GREY):
+        return f"is in colour (PhotometricInterpretation is {attributes.shown([colours])})"
     return None
 
 
@@ -160,6 +165,8 @@ def _slice(frame: Frame, hounsfield: bool) -> Slice:
     """Raises BadAttribute or NotASlice."""
     if why := why_no_slice(frame, reconstructed=hounsfield):
         raise NotASlice(why)
+    if (presented := frame.text("PixelPresentation").upper()) in IN_COLOUR:
+        raise NotASlice(f"is in colour (PixelPresentation is {presented})")
     header = frame.header
     position = np.array(frame.numbers("ImagePositionPatient", 3))
     cosines = np.array(frame.numbers("ImageOrientationPatient", 6))

@@ -15,7 +15,7 @@ from dicom_sr.frames import MACROS, MOST_FRAMES, UNASSIGNED
 from dicom_sr.image_type import MEANINGS, NO_SLICE, OF_PICTURES, PROPERTIES, SECONDARY, TECHNIQUES
 from dicom_sr.modalities import CT_CLASSES, IMAGE_CLASSES, ULTRASOUND_CLASSES
 from dicom_sr.regions import PIXEL_MM
-from dicom_sr.slices import HOUNSFIELD, MOST_PIXELS, MOST_VOXELS, OBLIQUE_DEGREES, UNEVEN, UNEVEN_MM
+from dicom_sr.slices import GREY, HOUNSFIELD, IN_COLOUR, MOST_PIXELS, MOST_VOXELS, OBLIQUE_DEGREES, UNEVEN, UNEVEN_MM
 from models import PIPELINES, catalogue
 from models.image_pixel import COLOURS
 from models.pipeline import Requirements
@@ -100,7 +100,8 @@ def _ct() -> list[str]:
                  + " missing, empty, or no numbers", "it could only be guessed where it lies and what its values mean"),
                 (f"`RescaleType` other than {', '.join(sorted(HOUNSFIELD - {''}))} or empty",
                  "its values are not Hounsfield units (PS3.3 C.11.1.1.2)"),
-                ("`SamplesPerPixel` other than 1", "it is in colour"),
+                (f"`SamplesPerPixel` other than 1, `PhotometricInterpretation` other than {GREY}1 and {GREY}2,"
+                 f" `PixelPresentation` of a frame {' or '.join(sorted(IN_COLOUR))}", "it is in colour"),
                 ("`QualityControlImage` YES", "it is a phantom"),
                 *((f"`VolumeBasedCalculationTechnique` {value}", f"it is a {meaning}")
                   for value, meaning in TECHNIQUES.items()),

@@ -28,7 +28,7 @@ from models import catalogue
 from models.pipeline import Card, Requirements
 from pacs_node.assemble.geometry import judge
 from pacs_node.records import Verdict
-from tests.factories import ct_series, header, us_image
+from tests.factories import ct_series, enhanced_ct, header, us_image
 
 CARDS = catalogue().cards  # of the node's own pipelines
 SMALL = {"shape": (10, 4, 6)}
@@ -196,6 +196,21 @@ def test_an_image_that_does_not_belong_is_set_aside(change: dict[str, Any], reas
     aside(headers, reason)
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.parametrize("colours", ["PALETTE COLOR", "palette color ", "RGB", "YBR_FULL", "MONOCHROME1", "", None])
+def test_values_that_are_places_in_a_table_of_colours_are_no_hounsfield_units(modality: str, colours: str) -> None:
+    """One sample for each pixel, and still a colour: a map of perfusion, under the SOP Class of slices."""
+    headers = series() if modality == "CT" else slices_of(modality)
+    headers[-1].PhotometricInterpretation = colours
+    result = judge(headers, [*CARDS, card(modality, ANY_VOLUME)], min_slices=8)
+    assert result.fit
+    if not colours or colours.startswith("MONOCHROME"):
+        assert result.set_aside == {}, "nothing speaks against it"
+    else:
+        (why,) = result.set_aside.values()
+        assert why == f"is in colour (PhotometricInterpretation is '{colours.strip().upper()}')"
+
+
 def of_the_same_study(headers: list[Dataset]) -> list[Dataset]:
     for image in headers:
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
@@ -311,6 +326,19 @@ def enhanced(headers: Sequence[Dataset]) -> Dataset:
 def test_one_enhanced_image_is_a_volume() -> None:
     result = verdict([enhanced(series())])
     assert (result.fit, result.use, result.reason) == (True, ("1.2.3.4",), "10 axial slices, 2.5 mm apart")
+
+
+@pytest.mark.parametrize("presented", ["COLOR", "TRUE_COLOR", "MONOCHROME", ""])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_frame_in_colour_is_no_slice(presented: str, shared: bool) -> None:
+    """A supplemental palette: values from some one on are colours, PS3.3 C.7.6.19."""
+    image = enhanced_ct(ct_series(**SMALL), shared=shared)
+    groups = image.SharedFunctionalGroupsSequence if shared else image.PerFrameFunctionalGroupsSequence
+    for group in groups:
+        group.CTImageFrameTypeSequence[0].PixelPresentation = presented
+    reason = verdict([image]).reason
+    assert verdict([image]).fit == (presented in ("MONOCHROME", ""))
+    assert f"frame 1: is in colour (PixelPresentation is {presented})" in reason or verdict([image]).fit
 
 
 def test_an_enhanced_image_is_judged_frame_by_frame() -> None:
