@@ -155,10 +155,7 @@ def _contribution(algorithm: Algorithm, at: str) -> Dataset:
 
 def _in_zone_of(source: Dataset, when: datetime) -> datetime:
     """`when` on the source's clock, if both say their time zone; else as given."""
-    offset = attributes.text(source, "TimezoneOffsetFromUTC")
-    if when.tzinfo is None or not offset:
+    offset, _ = copied(source, "TimezoneOffsetFromUTC")  # one that is none is left out of the result
+    if when.tzinfo is None or offset is None:
         return when
-    try:
-        return when.astimezone(datetime.strptime(offset, "%z").tzinfo)
-    except ValueError:  # not an offset: it is left out of the result, too
-        return when
+    return when.astimezone(datetime.strptime(str(offset.value), "%z").tzinfo)

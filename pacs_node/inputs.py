@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from pydicom.uid import UID
 
-from dicom_sr.copies import COPIED_IF_PRESENT, MUST_BE_EQUAL
+from dicom_sr.copies import COPIED_IF_PRESENT, HOW_REMOVED, MUST_BE_EQUAL, WHOSE_TRIAL
 from dicom_sr.frames import MACROS, MOST_FRAMES, UNASSIGNED
 from dicom_sr.image_type import MEANINGS, NO_SLICE, OF_PICTURES, PROPERTIES, SECONDARY, TECHNIQUES
 from dicom_sr.modalities import CT_CLASSES, IMAGE_CLASSES, ULTRASOUND_CLASSES
@@ -52,6 +52,10 @@ def _names(uids: Iterable[str]) -> str:
 
 def _keywords(keywords: Iterable[str]) -> str:
     return ", ".join(f"`{keyword}`" for keyword in keywords)
+
+
+def _one_of(keywords: Iterable[str]) -> str:
+    return " or ".join(f"`{keyword}`" for keyword in keywords)
 
 
 def _receipt() -> list[str]:
@@ -254,7 +258,9 @@ def _copies() -> list[str]:
         "",
         "Copied where they are values of their VR, else mended or left out, with a warning: "
         f"{_keywords(keyword for keyword in COPIED_IF_PRESENT if keyword not in MUST_BE_EQUAL)},"
-        " `LossyImageCompressionRatio`.",
+        " `LossyImageCompressionRatio`. What has no value is not copied; nor is what its module does not allow: an item"
+        " without what it must say, more than one issuer, an identity removed nobody says how"
+        f" ({_keywords(HOW_REMOVED)}), a clinical trial without {' and without '.join(map(_one_of, WHOSE_TRIAL))}.",
         "",
         "Text that its character set does not decode is read as UTF-8 or Latin-1, so that no letter is lost, with a"
         " warning.",

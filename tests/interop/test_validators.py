@@ -27,6 +27,7 @@ from dicom_sr.not_run import not_run_report
 from dicom_sr.plain_sr import comprehensive_sr
 from dicom_sr.rounding import rounded
 from dicom_sr.source import headers_by_uid
+from tests.copies import ODD, say
 from tests.factories import ORIENTATIONS, ct_series, header, point_lps_mm, us_image
 from tests.harness import missing, need
 from tests.results import CASES, WHEN, ct_findings, encoded, mass, nodule, us_findings
@@ -126,6 +127,15 @@ def test_dciodvfy_has_nothing_to_say(name: str, tmp_path: Path) -> None:
     for dataset in encoded(name)[1]:
         _, output = run("dciodvfy", save(dataset, tmp_path))
         assert "Segmentation" in output or "SR" in output  # it knew what it looked at
+        assert complaints("dciodvfy", output) == []
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_dciodvfy_accepts_what_is_copied_of_odd_images(name: str, tmp_path: Path) -> None:
+    images = ct_series()
+    say(images, name)
+    for dataset in encode(ct_findings(images, nodule(1, (2, 5, 8))), [header(i) for i in images], when=WHEN):
+        _, output = run("dciodvfy", save(dataset, tmp_path))
         assert complaints("dciodvfy", output) == []
 
 

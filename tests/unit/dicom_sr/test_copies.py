@@ -12,7 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from dicom_sr import check_objects
-from dicom_sr.copies import MUST_BE_EQUAL, copied, describe_copied, remarks
+from dicom_sr.copies import ITEMS, MUST_BE_EQUAL, copied, describe_copied, remarks
+from tests.copies import ODD, item, say
 from tests.factories import us_image
 from tests.results import WHEN, mass, us_findings
 
@@ -32,7 +33,7 @@ BAD = [
     ("TimezoneOffsetFromUTC", "SH", b"+0100 ", "+0100", False),
     ("StudyDescription", "LO", b"Chest\rroutine", "Chest routine", True),
     ("StudyDescription", "LO", b"x" * 70, "x" * 64, True),
-    ("ClinicalTrialSiteName", "LO", b"A site", "A site", False),
+    ("DeidentificationMethod", "LO", b"by hand ", "by hand", False),
     ("IssuerOfPatientID", "LO", b"y" * 70, "y" * 70, True),
     ("PatientWeight", "FD", b"\0\0\0\0\0\x80Q@", "70.0", False),
     ("PatientWeight", "SQ", b"garbage!", "", True),
@@ -101,6 +102,49 @@ def test_no_letter_of_a_name_is_lost(charset: str | None, data: bytes, name: str
         assert describe_copied(back, "PatientName") == name
     if told is not None:
         assert any("PatientName" in fault.text and "character set" in fault.text for fault in found) == told
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_breaks_its_module_holds_no_result_back_and_is_not_written(name: str) -> None:
+    image = us_image()
+    say([image], name)
+    objects, found = check_objects(us_findings([image], mass(1, (0, 10, 10))), [image], when=WHEN)
+    said, meant, told = ODD[name]
+    for dataset in objects:
+        for keyword in said:
+            assert (keyword in dataset) == (keyword in meant), keyword
+            assert keyword not in dataset or meant[keyword] == dataset[keyword].VM or len(dataset[keyword].value) > 1
+    assert bool(found) == told, found
+    assert all(fault.severity == "warning" for fault in found)
+
+
+@pytest.mark.parametrize("keyword", ITEMS)
+@pytest.mark.parametrize("data", [b"-1", b"n/a ", b"\1\2\3", b"a\x07b\r\n", b"\xfe\xff\x00\xe0\xff\x00\x00\x00"])
+def test_a_sequence_that_is_cut_off_holds_no_result_back(keyword: str, data: bytes) -> None:
+    image = source(keyword, "SQ", data)
+    objects, found = check_objects(us_findings([image], mass(1, (0, 10, 10))), [image], when=WHEN)
+    assert not any(keyword in dataset for dataset in objects)
+    assert [fault.text for fault in found if keyword in fault.text]
+
+
+@pytest.mark.parametrize(("charset", "data", "name", "told"), NAMES)
+@pytest.mark.parametrize("own", [False, True])
+def test_no_letter_of_an_item_is_lost(charset: str, data: bytes, name: str, told: bool | None, own: bool) -> None:
+    """own: the item has a Specific Character Set of its own, PS3.5 7.5.3"""
+    image, meant = source("PatientName", "PN", b"A ", "ISO_IR 6" if own else charset), item(CodeValue="1")
+    meant.CodingSchemeDesignator, tag = "99A", Tag("CodeMeaning")
+    meant._dict[tag] = RawDataElement(tag, "LO", len(data), data, 0, False, True)
+    if own and charset is not None:
+        meant.SpecificCharacterSet = charset.split("\\")
+    image.ProcedureCodeSequence = [meant]
+    objects, found = check_objects(us_findings([image], mass(1, (0, 10, 10))), [image], when=WHEN)
+    for dataset in objects:
+        buffer = BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        (back,) = pydicom.dcmread(BytesIO(buffer.getvalue())).ProcedureCodeSequence
+        assert describe_copied(back, "CodeMeaning") == name
+    if told is not None:
+        assert any("CodeMeaning" in fault.text and "character set" in fault.text for fault in found) == told
 
 
 def test_what_is_sound_is_nothing_to_say() -> None:
