@@ -122,6 +122,16 @@ def frame(header: Dataset, number: int | None = None) -> Frame:
     return Frame(header, number, (own[number - 1] if number <= len(own) else Dataset(), *shared[:1]))
 
 
+def holders(header: Dataset, keyword: str) -> list[Dataset]:
+    """The data sets that hold an attribute of an image: itself, or the functional groups of its frames, each once.
+    Never raises."""
+    if OWN not in header:
+        return [header]
+    own, shared = attributes.items(header, OWN), attributes.items(header, SHARED)[:1]
+    every = [Frame(header, number, (groups, *shared)).holder(keyword) for number, groups in enumerate(own, start=1)]
+    return list({id(holder): holder for holder in every if keyword in holder}.values())
+
+
 def frames(header: Dataset) -> Iterator[Frame]:
     """Every frame of an image that lies somewhere: one, or one for each item of its functional groups.
 

@@ -7,7 +7,8 @@
     ContrastBolusAgent = { absent = true }            missing or empty; { present = true } is the opposite
     "SequenceOfUltrasoundRegions.RegionDataType" = 1  any item of the sequence
 
-Of a tag with several values one is enough. Numbers are compared as numbers wherever the rule or the tag has them.
+Of a tag with several values one is enough, and of an enhanced image one of its frames, in whose functional groups the
+tag is looked for. Numbers are compared as numbers wherever the rule or the tag has them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.tag import Tag
 
 from dicom_sr import attributes
+from dicom_sr.frames import holders
 from pacs_node.privacy import identifies
 from pacs_node.records import SHADOW, Also, Needs
 
@@ -139,13 +141,18 @@ def not_ours(header: Dataset) -> str | None:
 
 def _why_not(header: Dataset, path: str, condition: Any) -> str | None:
     try:
-        values = _values([header], path.split("."), cut=isinstance(condition, Mapping) and "regex" in condition)
+        keywords = path.split(".")
+        cut = isinstance(condition, Mapping) and "regex" in condition
+        said_in = holders(header, keywords[0])
+        values = _values(said_in, keywords, cut=cut)
     except attributes.UNREADABLE:
         return f"{path} cannot be read"
     except attributes.BadAttribute as bad:
         return str(bad)
     if _holds(values, condition):
         return None
+    if len(said_in) > 1:  # frames say the same again and again
+        values = list({str(value): value for value in values}.values())
     if condition == {"absent": True}:
         return f"{path} is present, rule wants it absent"
     if not values:

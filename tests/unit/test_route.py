@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, EnhancedSRStorage, ImplicitVRLittleEndia
 
 from config.schema import bad_condition
 from pacs_node.route import ROUTINE, STAT, Rule, not_ours, priority_of, route
-from tests.factories import ct_series, header, us_image
+from tests.factories import ct_series, enhanced_ct, header, us_image
 
 
 def rule(match: dict[str, Any], name: str = "chest") -> Rule:
@@ -119,6 +119,58 @@ def test_sequences_are_matched_by_a_dotted_path(match: dict[str, Any]) -> None:
 )
 def test_the_first_reason_of_a_non_match(match: dict[str, Any], reason: str) -> None:
     assert rule(match).why_not(CT) == reason
+
+
+def enhanced(*, legacy: bool, shared: bool) -> Dataset:
+    """The image of `CT` as an enhanced one of three frames, the kernel and kV in the groups of a scanner."""
+    image = enhanced_ct(ct_series(shape=(3, 4, 4), SliceThickness="2.50"), legacy=legacy, shared=shared)
+    if not legacy:
+        groups = image.SharedFunctionalGroupsSequence if shared else image.PerFrameFunctionalGroupsSequence
+        for number, group in enumerate(groups):
+            reconstruction, rays = Dataset(), Dataset()
+            reconstruction.ConvolutionKernel, rays.KVP = "B30f" if number == 0 else "B80f", "120"
+            group.CTReconstructionSequence, group.CTXRayDetailsSequence = [reconstruction], [rays]
+    return header(image)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "match",
+    [
+        {"SliceThickness": {"max": 3}},
+        {"SliceThickness": 2.5},
+        {"PixelSpacing": {"max": 0.8}},
+        {"ConvolutionKernel": "b30f"},
+        {"ConvolutionKernel": {"regex": "^B"}},
+        {"ConvolutionKernel": ["B20f", "B30f"]},
+        {"KVP": {"min": 80, "max": 140}},
+        {"RescaleType": "HU"},
+        {"WindowCenter": {"present": True}},
+        {"ImagePositionPatient": {"present": True}},
+        {"ContrastBolusAgent": {"absent": True}},
+        {"Modality": "CT", "Rows": 4},
+    ],
+)
+def test_an_enhanced_image_is_matched_by_what_its_frames_say(match: dict[str, Any], legacy: bool, shared: bool) -> None:
+    """Nothing of a frame stands at the top of an enhanced image, PS3.3 C.7.6.16: no route would take it."""
+    assert rule(match).why_not(enhanced(legacy=legacy, shared=shared)) is None
+
+
+@pytest.mark.parametrize(
+    ("match", "reason"),
+    [
+        ({"SliceThickness": {"max": 2}}, "SliceThickness is 2.50, rule wants at most 2"),
+        ({"SliceThickness": {"absent": True}}, "SliceThickness is present, rule wants it absent"),
+        ({"ConvolutionKernel": "B60f"}, "ConvolutionKernel is B30f, B80f, rule wants B60f"),
+        ({"SpacingBetweenSlices": {"max": 2}}, "SpacingBetweenSlices is missing, rule wants at most 2"),
+    ],
+)
+def test_and_not_by_what_they_do_not_say(match: dict[str, Any], reason: str) -> None:
+    assert rule(match).why_not(enhanced(legacy=False, shared=False)) == reason
+    of_one = enhanced(legacy=False, shared=True)
+    of_one.SpacingBetweenSlices = "1.5"  # at the top of an enhanced image it is of another object
+    assert rule(match).why_not(of_one) == reason.replace("B30f, B80f", "B30f")
 
 
 def test_a_value_that_cannot_be_read_is_a_reason() -> None:
