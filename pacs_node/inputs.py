@@ -19,6 +19,7 @@ from dicom_sr.slices import GREY, HOUNSFIELD, IN_COLOUR, MOST_PIXELS, MOST_VOXEL
 from models import PIPELINES, catalogue
 from models.image_pixel import COLOURS
 from models.pipeline import Requirements
+from models.pixels import GREY_IF
 from pacs_node.assemble.acquisitions import CLEAR, PAUSE_S
 from pacs_node.assemble.geometry import CROOKED_MM, FEW_DOUBLES, GAP
 from pacs_node.receive.accept import DECODED, KEPT_ONLY
@@ -245,7 +246,9 @@ def _pixels() -> list[str]:
             ],
         ),
         f"Photometric interpretations: {', '.join(COLOURS)}. At most {MOST_PIXELS} pixels a frame. Values may lie above"
-        " bit 0 (`HighBit`), and padding may be wider than `BitsStored`; colour of a JPEG is what its stream says.",
+        " bit 0 (`HighBit`), and padding may be wider than `BitsStored`; colour of a JPEG is what its stream says. A"
+        f" picture of three samples that is grey ({GREY_IF:.0%} of its pixels) only if they are read as another colour"
+        " space or in another `PlanarConfiguration` than is said is read so.",
         "",
     ]
 

@@ -27,6 +27,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.pixels import convert_color_space
 from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -644,6 +645,69 @@ def test_the_colours_of_a_jpeg_are_what_its_own_marks_say(tmp_path: Path, label:
     inside = np.s_[2:18, 2:22], np.s_[22:38, 2:22], np.s_[2:18, 26:46], np.s_[22:38, 26:46]
     for place in inside:
         np.testing.assert_allclose(shown(path, header)[0][place].astype(int), CORNERS[place], atol=6)
+
+
+SCREEN = np.repeat(np.clip(NOISE.rayleigh(40, (2, ROWS, COLUMNS)), 0, 255).astype(np.uint8)[..., None], 3, axis=3)
+SCREEN[:, :8, :24] = (250, 190, 20)  # letters and calipers take a tenth of it
+DOPPLER = SCREEN.copy()
+DOPPLER[:, :, 12:] = (200, 40, 30)
+
+
+def in_colours(pictures: np.ndarray, ycbcr: bool) -> np.ndarray:
+    return np.stack([convert_color_space(one, "RGB", "YBR_FULL") for one in pictures]) if ycbcr else pictures
+
+
+@pytest.mark.parametrize("label", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+@pytest.mark.parametrize("ycbcr", [False, True])
+@pytest.mark.parametrize(("planes", "said"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        *(ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, DEFLATED_IMAGE_FRAME),
+        *(ENCAPSULATED_UNCOMPRESSED, RLELossless, JPEGLSLossless, JPEG2000Lossless),
+    ],
+)
+def test_a_grey_picture_is_grey_whatever_is_said_of_its_samples(
+    tmp_path: Path, syntax: str, planes: int, said: int, ycbcr: bool, label: str
+) -> None:
+    """Senders decode JPEG and keep its label, or turn planes into pixels and keep the header."""
+    samples = in_colours(SCREEN, ycbcr)
+    ds = image("US", samples, "RGB", stored=8)
+    if syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
+        if planes or said:
+            return  # they have an order of their own
+    elif planes:
+        ds.PixelData = samples.transpose(0, 3, 1, 2).tobytes()
+    if label == "YBR_FULL_422" and syntax in (ENCAPSULATED_UNCOMPRESSED, DEFLATED_IMAGE_FRAME):
+        return
+    ds = in_syntax(ds, syntax)
+    ds.PhotometricInterpretation, ds.PlanarConfiguration = label, said
+    path = written(ds, tmp_path / "x.dcm")
+    header = dcmread(path, stop_before_pixels=True)
+    assert why_not(path, header) is None
+    np.testing.assert_allclose(shown(path, header).astype(int), SCREEN, atol=3)
+
+
+@pytest.mark.parametrize("ycbcr", [False, True])
+@pytest.mark.parametrize("planes", [0, 1])
+@pytest.mark.parametrize("picture", [DOPPLER, np.full((1, 30, 40, 3), (200, 0, 40), np.uint8), RGB])
+def test_a_picture_in_colour_is_what_its_header_says(
+    tmp_path: Path, picture: np.ndarray, ycbcr: bool, planes: int
+) -> None:
+    samples = in_colours(picture, ycbcr)
+    ds = image("US", samples, "YBR_FULL" if ycbcr else "RGB", stored=8)
+    ds.PlanarConfiguration, ds.PixelData = planes, (samples.transpose(0, 3, 1, 2) if planes else samples).tobytes()
+    path = written(ds, tmp_path / "x.dcm")
+    np.testing.assert_allclose(shown(path, dcmread(path, stop_before_pixels=True)).astype(int), picture, atol=3)
+
+
+@pytest.mark.parametrize("label", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+def test_a_grey_jpeg_in_rgb_without_a_mark_is_grey(tmp_path: Path, label: str) -> None:
+    """libjpeg's rule takes it for YCbCr: three components named 1 2 3, and nothing that says what they are."""
+    streams = [renamed(without_adobe(jpeg(one, subsampling=0, keep_rgb=True)), b"\1\2\3") for one in SCREEN]
+    path = written(encapsulated(image("US", SCREEN, label, stored=8), JPEGBaseline8Bit, streams), tmp_path / "x.dcm")
+    grey = shown(path, dcmread(path, stop_before_pixels=True))[:, 16:].astype(int)
+    np.testing.assert_allclose(grey, SCREEN[:, 16:], atol=12)
 
 
 @pytest.mark.parametrize("big", [False, True])
