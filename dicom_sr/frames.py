@@ -35,6 +35,8 @@ MACROS = {
     "VOILUTFunction": "FrameVOILUTSequence",
     "FrameAcquisitionNumber": "FrameContentSequence",
     "FrameAcquisitionDateTime": "FrameContentSequence",
+    "TemporalPositionIndex": "FrameContentSequence",
+    "NominalPercentageOfCardiacPhase": "CardiacSynchronizationSequence",
     "FrameType": "CTImageFrameTypeSequence",
     "PixelPresentation": "CTImageFrameTypeSequence",
     "VolumetricProperties": "CTImageFrameTypeSequence",

@@ -20,7 +20,7 @@ from models import PIPELINES, catalogue
 from models.image_pixel import COLOURS
 from models.pipeline import Requirements
 from models.pixels import GREY_IF
-from pacs_node.assemble.acquisitions import CLEAR, PAUSE_S
+from pacs_node.assemble.acquisitions import CLEAR, OF_A_PHASE, PAUSE_S, RECONSTRUCTIONS
 from pacs_node.assemble.geometry import CROOKED_MM, FEW_DOUBLES, GAP
 from pacs_node.receive.accept import DECODED, KEPT_ONLY
 
@@ -134,13 +134,14 @@ def _ct() -> list[str]:
                 ("all images state one position", "never"),
                 ("a part of a concatenation missing", "never"),
                 ("slices of several acquisitions alternate (`AcquisitionNumber`, `IrradiationEventUID`, pauses of"
-                 f" {PAUSE_S:g} s in `AcquisitionTime`, `ContrastBolusAgent`)",
+                 f" {PAUSE_S:g} s in `AcquisitionTime` or another `AcquisitionDate`, `ContrastBolusAgent`, `KVP`,"
+                 f" {_keywords(OF_A_PHASE)})",
                  f"one has {CLEAR} times as many slices as the next: it alone is analysed, and the report says so"),
                 (f"more than {MOST_VOXELS:.3g} voxels", "never"),
             ],
         ),
         "Said in the verdict and in the report, and analysed: acquisitions that follow each other, several"
-        " reconstruction kernels.",
+        f" {' or '.join(RECONSTRUCTIONS.values())} ({_keywords(RECONSTRUCTIONS)}).",
         "",
         "Slice Thickness may be missing. Where it is, the Segmentation states the distance between the slices instead.",
         "",

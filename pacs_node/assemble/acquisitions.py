@@ -3,7 +3,7 @@
 one after the other along the patient     joined, and said: what lies at the seam may be cut or doubled
 alternating                               two breaths in one volume: only the one that is clearly meant is used, and
                                           said; where that is not clear, nothing is
-several kernels in one acquisition        used, and said: the texture differs, places do not
+several kernels or thicknesses in one      used, and said: the texture differs, places do not
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 
 from dicom_sr import attributes
@@ -22,7 +23,12 @@ CLEAR = 2  # times as many slices as any other: then it is clear which acquisiti
 SEQUENTIAL = 4  # more acquisitions than this in a row: a scanner that counts each rotation, nothing to say
 PAUSE_S = 10.0  # without a slice: another pass of the scanner; a chest takes less in one
 STRAY = 0.1  # of the slices: so few that say otherwise about contrast are a slip of the pen
-TELLS_APART = ("AcquisitionNumber", "AcquisitionTime", "ConvolutionKernel", "ContrastBolusAgent")
+OF_A_PHASE = ("TemporalPositionIdentifier", "TemporalPositionIndex", "NominalPercentageOfCardiacPhase")
+TELLS_APART = (
+    *("AcquisitionNumber", "AcquisitionTime", "ConvolutionKernel", "ContrastBolusAgent", "KVP", "SliceThickness"),
+    *OF_A_PHASE,
+)
+RECONSTRUCTIONS = {"ConvolutionKernel": "reconstruction kernels", "SliceThickness": "slice thicknesses"}
 
 
 class Mixed(Exception):
@@ -46,6 +52,8 @@ def one_acquisition(slices: Sequence[Slice]) -> Chosen:
         ("IrradiationEventUID", _events),
         ("AcquisitionTime", _passes),
         ("ContrastBolusAgent", _contrast),
+        ("KVP", _numbers_of("KVP")),
+        *((keyword, _numbers_of(keyword)) for keyword in OF_A_PHASE),
     ):
         labels = tell(slices)
         counts = Counter(labels[id(one)] for one in slices if id(one) in labels).most_common()
@@ -55,9 +63,9 @@ def one_acquisition(slices: Sequence[Slice]) -> Chosen:
         named += f" and {len(counts) - MOST_NAMED} more" if len(counts) > MOST_NAMED else ""
         runs = _runs(slices, labels)
         if runs <= len(counts):
-            if len(counts) <= SEQUENTIAL:
+            if len(counts) <= SEQUENTIAL and not remarks:  # number, event and time tell of the same seam
                 remarks.append(f"{len(counts)} acquisitions follow each other ({keyword}: {named}): look at the seams")
-            break
+            continue
         (largest, many), (_, next_many) = counts[:2]
         if many < CLEAR * next_many:
             raise Mixed(
@@ -67,8 +75,8 @@ def one_acquisition(slices: Sequence[Slice]) -> Chosen:
         remarks.append(
             f"slices of {len(counts)} acquisitions alternate ({named}): only {keyword} {largest} is analysed"
         )
-        return Chosen(kept, (*remarks, *_kernels(kept)), f"of another acquisition ({keyword})")
-    return Chosen(tuple(slices), (*remarks, *_kernels(slices)))
+        return Chosen(kept, (*remarks, *_reconstructions(kept)), f"of another acquisition ({keyword})")
+    return Chosen(tuple(slices), (*remarks, *_reconstructions(slices)))
 
 
 def acquisition_of(one: Slice) -> str:
@@ -86,6 +94,19 @@ def _number(one: Slice) -> str:
 
 def _numbers(slices: Sequence[Slice]) -> dict[int, str]:
     return _known(slices, _number)
+
+
+def _numbers_of(keyword: str) -> Callable[[Sequence[Slice]], dict[int, str]]:
+    """By the number that each slice says; where it is none, the slice goes with its neighbours."""
+    return lambda slices: _known(slices, lambda one: _as_number(one, keyword))
+
+
+def _as_number(one: Slice, keyword: str) -> str:
+    """ "120" of 120, 120.0 and 1.2e2; empty where it is no number."""
+    try:
+        return f"{one.frame.numbers(keyword, 1)[0]:g}"
+    except BadAttribute:
+        return ""
 
 
 def _events(slices: Sequence[Slice]) -> dict[int, str]:
@@ -113,13 +134,15 @@ def _contrast(slices: Sequence[Slice]) -> dict[int, str]:
     return {key: label for key, label in labels.items() if counts[label] > STRAY * len(slices)}
 
 
-def _kernels(slices: Sequence[Slice]) -> list[str]:
-    counts = Counter("\\".join(one.frame.texts("ConvolutionKernel")) for one in slices)
-    counts.pop("", None)
-    if len(counts) < 2:
-        return []
-    named = ", ".join(f"{kernel} ({count} slices)" for kernel, count in sorted(counts.items())[:4])
-    return [f"slices of {len(counts)} reconstruction kernels in one volume (ConvolutionKernel: {named})"]
+def _reconstructions(slices: Sequence[Slice]) -> list[str]:
+    remarks = []
+    for keyword, called in RECONSTRUCTIONS.items():
+        counts = Counter(_as_number(one, keyword) or "\\".join(one.frame.texts(keyword)) for one in slices)
+        counts.pop("", None)
+        if len(counts) > 1:
+            named = ", ".join(f"{each} ({count} slices)" for each, count in sorted(counts.items())[:4])
+            remarks.append(f"slices of {len(counts)} {called} in one volume ({keyword}: {named})")
+    return remarks
 
 
 def _known(slices: Sequence[Slice], tell: Callable[[Slice], str]) -> dict[int, str]:
@@ -141,11 +164,22 @@ def _runs(slices: Sequence[Slice], labels: dict[int, str]) -> int:
 
 
 def _seconds(one: Slice) -> float | None:
-    """Acquisition time in seconds of its day: AcquisitionTime (TM) or the time in (Frame)AcquisitionDateTime (DT)."""
-    for keyword, start in (("FrameAcquisitionDateTime", 8), ("AcquisitionDateTime", 8), ("AcquisitionTime", 0)):
-        digits = one.frame.text(keyword)[start:]
+    """Acquisition time in seconds: that in (Frame)AcquisitionDateTime (DT), or AcquisitionTime (TM) of AcquisitionDate;
+    of its day alone where no day is said."""
+    for keyword in ("FrameAcquisitionDateTime", "AcquisitionDateTime", "AcquisitionTime"):
+        whole = one.frame.text(keyword)
+        of_day = keyword == "AcquisitionTime"
+        day, digits = (one.frame.text("AcquisitionDate"), whole) if of_day else (whole[:8], whole[8:])
         if len(digits) >= 6 and digits[:6].isascii() and digits[:6].isdigit():
             fraction = digits[6:].split("+")[0].split("-")[0]
             tail = float(f"0{fraction}") if fraction.startswith(".") and fraction[1:].isdigit() else 0.0
-            return int(digits[:2]) * 3600 + int(digits[2:4]) * 60 + int(digits[4:6]) + tail
+            return _days(day) * 86400 + int(digits[:2]) * 3600 + int(digits[2:4]) * 60 + int(digits[4:6]) + tail
     return None
+
+
+def _days(day: str) -> int:
+    """Of a DA, from the first of all; 0 where it is none."""
+    try:
+        return date.fromisoformat(day).toordinal()
+    except ValueError:
+        return 0
