@@ -16,7 +16,7 @@ from dicom_sr.frames import count, rows_and_columns
 from dicom_sr.header import series_description
 from dicom_sr.report import REASON, Group, _comment, _edge, _evaluations, _Report
 from dicom_sr.revision import Written, name_predecessors
-from dicom_sr.source import EncodingError
+from dicom_sr.source import EncodingError, identity_differs, person
 from dicom_sr.validate import Rejected, faults
 
 NOT_ANALYSED = "Not analysed"
@@ -34,10 +34,11 @@ def not_run_reports(
 ) -> list[Dataset]:
     """A report for each patient and study that images of the series name: usually one. As `not_run_report`."""
     of: dict[tuple[str, ...], list[Dataset]] = {}
-    for header in sources:
-        if _can_be_named(header):
-            whose = tuple("\\".join(attributes.texts(header, keyword)) for keyword in WHOSE)
-            of.setdefault(whose, []).append(header)
+    named = [header for header in sources if _can_be_named(header)]
+    several = identity_differs(named) is not None
+    for header in named:
+        whose = tuple("\\".join(attributes.texts(header, keyword)) for keyword in WHOSE)
+        of.setdefault((*whose, *(person(header).values() if several else ())), []).append(header)
     groups = sorted(of.items(), key=lambda item: (-len(item[1]), item[0])) or [((), [])]
     return [
         not_run_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -114,7 +115,8 @@ def identity_differs(headers: Sequence[Dataset]) -> str | None:
     """None, or in words why images are not of one patient and study; without the values.
 
     UIDs and texts are compared without the spaces and nulls that pad them, PS3.5 6.2. A patient is named by Patient ID
-    and its issuer, PS3.3 C.7.1.1; an image that does not say the issuer may be of any.
+    and its issuer, PS3.3 C.7.1.1, where there is none by the name; and has one sex and date of birth, or the ID is of
+    two. An image that does not say issuer, sex or date may be of any; so may one whose name is another under one ID.
     """
     for keyword in ("StudyInstanceUID", "PatientID"):
         several = {tuple(attributes.texts(header, keyword)) or ("",) for header in headers}
@@ -123,7 +125,26 @@ def identity_differs(headers: Sequence[Dataset]) -> str | None:
     issuers = {attributes.text(header, "IssuerOfPatientID") for header in headers} - {""}
     if len(issuers) > 1:
         return f"the images have {len(issuers)} different values of IssuerOfPatientID; results belong to one patient"
+    for keyword in ("PatientBirthDate", "PatientSex", "PatientName"):
+        people = {person(header).get(keyword, "") for header in headers} - {""}
+        if len(people) > 1:
+            return f"the images have {len(people)} different values of {keyword}; results belong to one patient"
     return None
+
+
+def person(header: Dataset) -> dict[str, str]:
+    """What tells a person from others that go by the same Patient ID, or by none, however it is written; "" for what
+    says nothing."""
+    sex = attributes.text(header, "PatientSex")[:1].upper()
+    born = re.sub(r"\D", "", attributes.text(header, "PatientBirthDate"))
+    told = {
+        "PatientBirthDate": born if born.strip("0") else "",
+        "PatientSex": sex if sex in ("M", "F") else "",  # O is also said of what is not known
+    }
+    if not attributes.text(header, "PatientID"):
+        latin = attributes.text(header, "PatientName").split("=")[0]  # the first component group, PS3.5 6.2.1.2
+        told["PatientName"] = " ".join(re.split(r"[\^\s]+", latin.casefold())).strip()
+    return told
 
 
 def group_by_instance(images: Sequence[ImageRef]) -> dict[tuple[str, str], list[int]]:

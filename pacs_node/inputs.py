@@ -83,7 +83,9 @@ def _identity() -> list[str]:
         "## Whose it is",
         "",
         "Refused at the verdict: a series whose images differ in `StudyInstanceUID`, in `PatientID`, or in an"
-        " `IssuerOfPatientID` that they state. Compared as PS3.5 6.2 says, without padding.",
+        " `IssuerOfPatientID` that they state. Compared as PS3.5 6.2 says, without padding. So is one whose images"
+        " state two dates of birth (`PatientBirthDate`) or sexes (`PatientSex`, M and F), however they are written, or"
+        " without `PatientID` two names (`PatientName`, its first component group).",
         "",
     ]
 

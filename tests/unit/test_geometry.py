@@ -257,6 +257,43 @@ def test_images_of_two_patients_or_studies_are_refused(keyword: str, build: Call
     assert "1.2.3" not in verdict(headers).reason
 
 
+TWO_PEOPLE = [  # Patient ID, keyword, what one says, what the other says; are they two?
+    ("TEST-1", "PatientBirthDate", "19600101", "19700101", True),
+    ("TEST-1", "PatientBirthDate", "19600101", "1960.01.01", False),
+    ("TEST-1", "PatientBirthDate", "19600101", "00000000", False),
+    ("TEST-1", "PatientBirthDate", "19600101", None, False),
+    ("TEST-1", "PatientSex", "F", "M", True),
+    ("TEST-1", "PatientSex", "F", "female", False),
+    ("TEST-1", "PatientSex", "F", "O", False),
+    ("TEST-1", "PatientSex", "F", "", False),
+    ("TEST-1", "PatientName", "Doe^Jane", "Married^Jane", False),
+    ("", "PatientName", "Doe^Jane", "Roe^Richard", True),
+    (None, "PatientName", "Doe^Jane", "Roe^Richard", True),
+    ("", "PatientName", "Doe^Jane", "DOE^JANE^^^", False),
+    ("", "PatientName", "Doe^Jane", "Doe^Jane=\u5c71\u7530^\u592a\u90ce", False),
+    ("", "PatientName", "Doe^Jane", "", False),
+    ("", "PatientBirthDate", "19600101", "19700101", True),
+]
+
+
+@pytest.mark.parametrize(("number", "keyword", "one", "other", "two"), TWO_PEOPLE)
+@pytest.mark.parametrize("build", [lambda: series(), lambda: [clinic(number=1), clinic(number=2)]])
+def test_two_people_under_one_number_or_none_are_refused(
+    build: Callable[[], list[Dataset]], number: str | None, keyword: str, one: str, other: str | None, two: bool
+) -> None:
+    headers = build()
+    for image in headers:
+        image.SpecificCharacterSet = "ISO_IR 192"
+        image.PatientID = number
+        setattr(image, keyword, one)
+    setattr(headers[-1], keyword, other)
+    result = verdict(headers)
+    assert result.fit != two, result.reason
+    assert (f"2 different values of {keyword}; results belong to one patient" in result.reason) == two
+    for name in ("Roe", "19700101", "Married"):
+        assert name not in result.reason
+
+
 def test_an_image_that_does_not_say_the_issuer_may_be_of_any() -> None:
     headers = series()
     headers[3].IssuerOfPatientID = "HOSPITAL"

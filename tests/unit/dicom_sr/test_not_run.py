@@ -6,7 +6,7 @@ import pytest
 
 from dicom_sr import EncodingError, Written, codes, read
 from dicom_sr.findings import Evaluation
-from dicom_sr.not_run import not_run_report
+from dicom_sr.not_run import not_run_report, not_run_reports
 from dicom_sr.validate import problems
 from tests.factories import ct_series, header, us_image
 from tests.results import WHEN, encoded
@@ -49,6 +49,30 @@ def test_it_is_another_object_than_the_analysis_and_replaces_only_what_it_is_tol
 def test_the_order_of_the_images_is_nobodys_business() -> None:
     images = ct_series()
     assert written(images).to_json() == written(images[::-1]).to_json()
+
+
+@pytest.mark.parametrize(
+    ("number", "keyword", "values"),
+    [
+        ("", "PatientName", ("Doe^Jane", "Roe^Richard")),
+        ("TEST-1", "PatientBirthDate", ("19600101", "19700101")),
+        ("TEST-1", "PatientSex", ("F", "M")),
+    ],
+)
+def test_two_people_in_one_series_have_a_report_each(number: str, keyword: str, values: tuple[str, str]) -> None:
+    images = [header(image) for image in ct_series()]
+    for k, image in enumerate(images):
+        image.PatientID = number
+        setattr(image, keyword, values[k % 3 == 0])
+    reports = not_run_reports("lung-nodule", "", "two patients", images, version="0.1.0", when=WHEN)
+    assert [str(report[keyword].value) for report in reports] == list(values)
+    assert [problems(report, images) for report in reports] == [[], []]
+
+
+def test_an_image_that_says_less_of_its_patient_has_no_report_of_its_own() -> None:
+    images = [header(image) for image in ct_series()]
+    images[2].PatientBirthDate = images[3].PatientSex = ""
+    assert len(not_run_reports("lung-nodule", "", "tilted", images, version="0.1.0", when=WHEN)) == 1
 
 
 def test_without_an_image_there_is_nothing_to_say_it_of() -> None:
