@@ -48,6 +48,8 @@ MACROS = {
     "KVP": "CTXRayDetailsSequence",
     "FrameLaterality": "FrameAnatomySequence",
 }
+FRAME_TYPE = "CTImageFrameTypeSequence"  # those of other modalities hold the same: PS3.3 C.8.13.5.1, C.8.22.5.1
+ALSO_IN = {FRAME_TYPE: ("MRImageFrameTypeSequence", "PETFrameTypeSequence")}
 UNASSIGNED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
 # Where a frame lies is said by its groups alone: a value at the top of an enhanced image is of another object.
 GROUPS_ALONE = frozenset(
@@ -73,10 +75,11 @@ class Frame:
         if not self.layers:
             return self.header
         macro = MACROS.get(keyword)
-        for layer in self.layers:
-            for group in attributes.items(layer, macro) if macro else ():
-                if keyword in group:
-                    return group
+        for name in (macro, *ALSO_IN.get(macro, ())) if macro else ():
+            for layer in self.layers:
+                for group in attributes.items(layer, name):
+                    if keyword in group:
+                        return group
         if keyword in GROUPS_ALONE:
             return Dataset()
         for name in UNASSIGNED:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pydicom.uid import UID
 
 from dicom_sr.copies import COPIED_IF_PRESENT, HOW_REMOVED, MUST_BE_EQUAL, WHOSE_TRIAL
-from dicom_sr.frames import MACROS, MOST_FRAMES, UNASSIGNED
+from dicom_sr.frames import ALSO_IN, FRAME_TYPE, MACROS, MOST_FRAMES, UNASSIGNED
 from dicom_sr.image_type import MEANINGS, NO_SLICE, OF_PICTURES, PROPERTIES, SECONDARY, TECHNIQUES
 from dicom_sr.modalities import CT_CLASSES, IMAGE_CLASSES, ULTRASOUND_CLASSES
 from dicom_sr.regions import PIXEL_MM
@@ -97,6 +97,7 @@ def _ct() -> list[str]:
         "",
         f"SOP Classes: {_names(CT_CLASSES)}. Where the attributes of a frame are looked for: "
         + ", ".join(f"`{keyword}` in `{macro}`" for keyword, macro in MACROS.items())
+        + f"; of MR and PET those of `{FRAME_TYPE}` in {_keywords(ALSO_IN[FRAME_TYPE])}"
         + f"; others also in {_keywords(UNASSIGNED)}, and at the top.",
         "",
         *_table(

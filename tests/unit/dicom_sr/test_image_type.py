@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_sr.frames import Frame
+from dicom_sr.frames import ALSO_IN, FRAME_TYPE, Frame
 from dicom_sr.image_type import why_no_picture, why_no_slice
 
 SLICES = [
@@ -85,6 +85,21 @@ def test_the_type_of_a_frame_counts_as_that_of_an_image(frame_type: str) -> None
     why = why_no_slice(Frame(image(ImageType=["MIXED", "PRIMARY", "VOLUME", "MIXED"]), 3, (own,)))
     assert why is not None
     assert "FrameType is" in why
+
+
+@pytest.mark.parametrize("macro", [FRAME_TYPE, *ALSO_IN[FRAME_TYPE]])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_frame_of_every_modality_says_its_type_in_a_sequence_of_its_own(macro: str, shared: bool) -> None:
+    layers = Dataset(), Dataset()
+    for said in (
+        {"FrameType": ["DERIVED", "PRIMARY", "PROJECTION", "MIP"]},
+        {"FrameType": ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], "VolumeBasedCalculationTechnique": "MAX_IP"},
+        {"FrameType": ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], "VolumetricProperties": "DISTORTED"},
+    ):
+        setattr(layers[shared], macro, [image(**said)])
+        frame = Frame(image(ImageType=["ORIGINAL", "PRIMARY", "VOLUME", "MIXED"]), 2, layers)
+        for reconstructed in (False, True):
+            assert why_no_slice(frame, reconstructed=reconstructed) is not None
 
 
 @pytest.mark.parametrize(
