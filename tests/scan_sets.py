@@ -19,7 +19,15 @@ def scan_set(folder: Path, scans: Mapping[str, tuple[str, Scan]], split_sha256: 
     folder.mkdir(exist_ok=True)
     for name, (_, scan) in scans.items():
         store(folder / f"{name}.npz", scan)
-    listed = [{"name": name, "file": f"{name}.npz", "part": part} for name, (part, _) in scans.items()]
+    listed = [
+        {
+            "name": name,
+            "file": f"{name}.npz",
+            "part": part,
+            "lesions": [{"patient": f"donor {number} of {name}"} for number in range(len(scan.lesions))],
+        }
+        for name, (part, scan) in scans.items()
+    ]
     index = {"format": FORMAT, "semi_synthetic": True, "split_sha256": split_sha256, "scans": listed}
     (folder / INDEX).write_text(json.dumps(index | {"sha256": index_digest(index)}))
     return folder

@@ -80,6 +80,7 @@ class Events:
     score, scan, is_hit   (n,) of each event
     lesions               (scans,) in each scan, found or not
     shares                (scans,) of a whole scan
+    lesion                (n,) of a hit: which of all lesions, scan by scan; None where lesions are not told apart
     """
 
     score: np.ndarray
@@ -87,21 +88,27 @@ class Events:
     is_hit: np.ndarray
     lesions: np.ndarray
     shares: np.ndarray
+    lesion: np.ndarray | None = None
 
-    def curve(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(thresholds, false positives per scan, sensitivity) when scan i counts times[i] times."""
+    def curve(
+        self, times: np.ndarray, lesion_times: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(thresholds, false positives per scan, sensitivity) when scan i counts times[i] times, its lesions as often,
+        or as lesion_times says: (lesions,), scan by scan."""
         last = np.flatnonzero(np.append(self.score[1:] != self.score[:-1], True))[: self.score.size]  # of equal scores
-        counted = times[self.scan]
+        counted, lesions = times[self.scan], int(times @ self.lesions)
+        if lesion_times is not None and self.lesion is not None:
+            counted = np.where(self.is_hit, lesion_times[self.lesion], counted)
+            lesions = int(lesion_times.sum())
         hits = np.cumsum(counted * self.is_hit)[last]
         false = np.cumsum(counted * ~self.is_hit)[last]
-        lesions = int(times @ self.lesions)
         sensitivity = hits / lesions if lesions else np.full(len(last), np.nan)
         return self.score[last], false / (times @ self.shares), sensitivity
 
-    def at(self, rates: Sequence[float], times: np.ndarray) -> np.ndarray:
+    def at(self, rates: Sequence[float], times: np.ndarray, lesion_times: np.ndarray | None = None) -> np.ndarray:
         """(rates,) sensitivity at the lowest threshold with no more false positives per scan; nan without lesions."""
-        _, false, sensitivity = self.curve(times)
-        nothing = np.where(times @ self.lesions, 0.0, np.nan)
+        _, false, sensitivity = self.curve(times, lesion_times)
+        nothing = np.where(times @ self.lesions if lesion_times is None else lesion_times.sum(), 0.0, np.nan)
         return np.append(nothing, sensitivity)[np.searchsorted(false, rates, side="right")]
 
 
@@ -112,6 +119,7 @@ def froc(
     irrelevant: Sequence[Sequence[Sphere]] | None = None,
     shares: Sequence[float] | None = None,
     groups: Sequence[str] | None = None,
+    lesion_groups: Sequence[Sequence[str]] | None = None,
     rounds: int = 1000,
     seed: int = 2024,
 ) -> Froc:
@@ -123,6 +131,9 @@ def froc(
                  scan, so that half a chest does not halve them; each is whole when not given
     groups       what is drawn together in a bootstrap, for example the patient of each scan; each scan by itself when
                  not given
+    lesion_groups  of each lesion of each scan, where a lesion is not the scan's own but was pasted: whose it is. Both
+                 are drawn then, each by itself, and a lesion counts as often as its scan times as often as its owner
+                 (the pigeonhole bootstrap: Owen, Ann. Appl. Stat. 1 (2007) 386-411)
 
     Raises ValueError when the sequences differ in length, when there is no scan or no lesion, or a score is no number.
     """
@@ -131,21 +142,30 @@ def froc(
     owners = list(groups) if groups is not None else [str(i) for i in range(len(truth))]
     if not len(found) == len(truth) == len(irrelevant) == len(shares) == len(owners):
         raise ValueError(f"marks of {len(found)} scans, but the truth of {len(truth)}; give one entry to each scan")
+    if lesion_groups is not None and [*map(len, lesion_groups)] != [*map(len, truth)]:
+        raise ValueError("the owners of the pasted lesions are not as many as the lesions; name one for each lesion")
     if not all(0 < share <= 1 for share in shares):
         raise ValueError("a scan's share of a whole one is above 0 and at most 1")
     if not any(len(lesions) for lesions in truth):
         raise ValueError("no scan has a lesion: there is no sensitivity to measure")
     events = events_of(found, truth, irrelevant, shares)
 
-    def figures(rows: np.ndarray) -> np.ndarray:
-        at = events.at(RATES, np.bincount(rows, minlength=len(truth)))
+    def figures(times: np.ndarray, lesion_times: np.ndarray | None = None) -> np.ndarray:
+        at = events.at(RATES, times, lesion_times)
         return np.append(at, at.mean())
 
-    everything = np.arange(len(truth))
-    drawn = np.array([figures(rows) for rows in draws(owners, rounds, seed)])
+    once = np.ones(len(truth), int)
+    drawn_scans = (np.bincount(rows, minlength=len(truth)) for rows in draws(owners, rounds, seed))
+    if lesion_groups is None:
+        drawn = np.array([figures(times) for times in drawn_scans])
+    else:
+        pasted = [owner for each in lesion_groups for owner in each]
+        drawn_lesions = (np.bincount(rows, minlength=len(pasted)) for rows in draws(pasted, rounds, seed + 1))
+        pairs = zip(drawn_scans, drawn_lesions, strict=True)
+        drawn = np.array([figures(times, np.repeat(times, events.lesions) * each) for times, each in pairs])
     low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
-    intervals = [Interval(*map(float, one)) for one in zip(figures(everything), low, high, strict=True)]
-    thresholds, false, sensitivity = events.curve(np.ones(len(truth), int))
+    intervals = [Interval(*map(float, one)) for one in zip(figures(once), low, high, strict=True)]
+    thresholds, false, sensitivity = events.curve(once)
     return Froc(
         scans=len(truth),
         lesions=int(events.lesions.sum()),
@@ -163,7 +183,8 @@ def events_of(
     irrelevant: Sequence[Sequence[Sphere]],
     shares: Sequence[float],
 ) -> Events:
-    score, scan, is_hit = [], [], []
+    score, scan, is_hit, lesion = [], [], [], []
+    before = 0  # lesions of earlier scans
     for index, (marks, lesions, neither) in enumerate(zip(found, truth, irrelevant, strict=True)):
         scores = np.array([mark.score for mark in marks], float)
         if not np.isfinite(scores).all():
@@ -173,6 +194,8 @@ def events_of(
         false = scores[~hits.any(axis=1) & ~hitting(marks, neither).any(axis=1)]
         score += [*best, *false]
         is_hit += [True] * len(best) + [False] * len(false)
+        lesion += [*(before + np.flatnonzero(hits.any(axis=0))), *[0] * len(false)]
+        before += len(lesions)
         scan += [index] * (len(best) + len(false))
     order = np.argsort(-np.array(score, float), kind="stable")
     return Events(
@@ -181,6 +204,7 @@ def events_of(
         np.array(is_hit, bool)[order],
         np.array([len(lesions) for lesions in truth]),
         np.array(shares, float),
+        np.array(lesion, int)[order],
     )
 
 

@@ -394,6 +394,7 @@ class Scans:
                    with "unseen": those of "test" whose patients the stored split does not name
     split_sha256   of the split of the patients: weights of another split must not be judged on this one
     digest         of all that the folder's list says: other scans, another digest
+    donors         name of a semi-synthetic scan -> the patient of each of its lesions
     """
 
     def __init__(
@@ -408,6 +409,7 @@ class Scans:
         if index.get("format") != FORMAT:
             raise UnknownLayout(f"{self.folder / INDEX} is no list of scans of this version, {FORMAT!r}; make it anew")
         self.files = {one["name"]: one["file"] for one in index["scans"]}
+        self.donors = {one["name"]: [each["patient"] for each in one.get("lesions", ())] for one in index["scans"]}
         self.semi_synthetic = bool(index["semi_synthetic"])
         self.digest = index_digest(index)
         if index["semi_synthetic"]:

@@ -264,7 +264,7 @@ def report(made: Mapping[str, Any]) -> str:
             for what, figures in made["variants"].items()
             for part in (f"The same, {what} ({kind}):", rates(figures, kind))
         ),
-        *([ABOUT_OWN] if made["variants"] else []),
+        *([ABOUT_OWN, about_backgrounds(made["backgrounds"])] if made["variants"] else []),
         f"Least certainty with at most 1, 2 and 4 false positives per chest on val ({kind}), and CPM there:",
         sheet(
             ["", "1", "2", "4", "CPM, val"],
@@ -292,6 +292,15 @@ def report(made: Mapping[str, Any]) -> str:
             ),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def about_backgrounds(counts: Mapping[str, int]) -> str:
+    """How few are drawn from, and what an interval over them is worth."""
+    return (
+        f"The backgrounds are {counts['persons']} persons and {counts['phantoms']} phantoms. Where two persons are all"
+        " there are, half of the draws hold but one of them: such an interval shows how far the two are apart, and"
+        " nothing of a third."
+    )
 
 
 def rates(froc_: Mapping[str, Mapping[str, Mapping[str, float]]], kind: str) -> str:
@@ -349,13 +358,15 @@ def measure(scans: Scans, split: str, slices_mm: int, detectors: Mapping[Detecto
     looks = [partial(marks_of, detector) for detector in detectors.values()]
     found, judged = searched(scans, split, looks, slices_mm)
     val_found, val_scans = (found, judged) if split == "val" else searched(scans, "val", looks, slices_mm)
-    curves = {name: curve(each, judged) for name, each in found.items()}
+    donors = [scans.donors[scan.name] for scan in judged] if scans.semi_synthetic else None
+    curves = {name: curve(each, judged, donors=donors) for name, each in found.items()}
     val = {name: curve(each, val_scans, rounds=1) for name, each in val_found.items()}
     synthetic = all(scan.semi_synthetic for scan in judged)
-    variants = variants_of(found, judged) if split == "test" and synthetic else {}
+    variants = variants_of(found, judged, donors) if split == "test" and donors else {}
     return {
         "semi_synthetic": synthetic,
-        "drawn": "scans" if synthetic else "patients",
+        "drawn": "backgrounds and the patients of the nodules, crossed" if synthetic else "patients",
+        "backgrounds": {kind: len(names) for kind, names in backgrounds(judged).items()},
         "split": split,
         "slices_mm": slices_mm,
         "split_sha256": scans.split_sha256,
@@ -368,7 +379,16 @@ def measure(scans: Scans, split: str, slices_mm: int, detectors: Mapping[Detecto
     }
 
 
-def variants_of(found: Mapping[str, list[list[Mark]]], judged: Sequence[Scan]) -> dict[str, dict[str, Froc]]:
+def backgrounds(judged: Sequence[Scan]) -> dict[str, set[str]]:
+    """Whose chests the scans are: of persons, and of phantoms."""
+    names = {scan.patient for scan in judged}
+    phantoms = {name for name in names if name.startswith(PHANTOM)}
+    return {"persons": names - phantoms, "phantoms": phantoms}
+
+
+def variants_of(
+    found: Mapping[str, list[list[Mark]]], judged: Sequence[Scan], donors: Sequence[Sequence[str]] | None = None
+) -> dict[str, dict[str, Froc]]:
     """The same marks judged strictly, and on each kind of background by itself; without a kind that is not there."""
     on_phantom = [scan.patient.startswith(PHANTOM) for scan in judged]
     asked = ((STRICT, None, True), (PHANTOMS, True, False), (REAL, False, False), (REAL_STRICT, False, True))
@@ -377,8 +397,10 @@ def variants_of(found: Mapping[str, list[list[Mark]]], judged: Sequence[Scan]) -
         places = [place for place, phantom in enumerate(on_phantom) if kind in (None, phantom)]
         if places:
             scans = [judged[place] for place in places]
+            owners = None if donors is None else [donors[place] for place in places]
             made[what] = {
-                name: curve([each[place] for place in places], scans, strict=strict) for name, each in found.items()
+                name: curve([each[place] for place in places], scans, strict=strict, donors=owners)
+                for name, each in found.items()
             }
     return made
 

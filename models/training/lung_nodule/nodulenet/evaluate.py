@@ -49,20 +49,28 @@ def marks(net: NoduleNet, scan: Scan, views: int = 1) -> dict[str, list[Mark]]:
     return found
 
 
-def curve(found: Sequence[Sequence[Mark]], scans: Sequence[Scan], rounds: int = 1000, strict: bool = False) -> Froc:
+def curve(
+    found: Sequence[Sequence[Mark]],
+    scans: Sequence[Scan],
+    rounds: int = 1000,
+    strict: bool = False,
+    donors: Sequence[Sequence[str]] | None = None,
+) -> Froc:
     """By LUNA16's rule, false positives per whole chest.
 
     strict   a mark on an irrelevant finding is a mistake
+    donors   of each scan of a semi-synthetic set, the patient of each nodule
 
-    Bootstraps draw patients; of a semi-synthetic set scans, for its backgrounds are but a few persons while the nodules
-    differ from scan to scan.
+    Bootstraps draw patients. Of a semi-synthetic set they draw backgrounds and donors, crossed; scans where the donors
+    are not told, which takes scans that show one lung again for independent.
     """
     return froc(
         found,
         [scan.lesions for scan in scans],
         irrelevant=None if strict else [scan.irrelevant for scan in scans],
         shares=[scan.share for scan in scans],
-        groups=[owner(scan) for scan in scans],
+        groups=[owner(scan) if donors is None else scan.patient for scan in scans],
+        lesion_groups=donors,
         rounds=rounds,
     )
 

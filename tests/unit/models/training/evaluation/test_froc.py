@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.training.evaluation.froc import RATES, Mark, froc
+from models.training.evaluation.froc import RATES, Mark, events_of, froc
 
 
 @dataclass(frozen=True)
@@ -157,3 +157,37 @@ def test_bootstraps_draw_scans() -> None:
     assert first.high == pytest.approx(0.5 + 1.96 * 0.079, abs=0.03)
     together = froc(found, truth, groups=["a", "b"] * 20).cpm  # two patients: all, none, or half is found
     assert (together.low, together.high) == (0.0, 1.0)
+
+
+def test_pasted_lesions_are_drawn_by_their_owners_crossed_with_the_scans() -> None:
+    """Twenty scans show the nodules of two patients, one always found: the scans agree, the patients do not."""
+    found, truth = [[at(0, 1.0)]] * 20, [[ball(0), ball(50)]] * 20
+    assert froc(found, truth).cpm == froc(found, truth, groups=["a", "b"] * 10).cpm  # as if all were certain
+    crossed = froc(found, truth, lesion_groups=[["p", "q"]] * 20).cpm
+    assert (crossed.value, crossed.low, crossed.high) == (0.5, 0.0, 1.0)
+    own = froc(found, truth, lesion_groups=[[f"p{i}", f"q{i}"] for i in range(20)]).cpm
+    assert 0 < own.low < 0.5 < own.high < 1
+
+
+def test_a_false_positive_is_drawn_with_its_scan_and_not_with_an_owner() -> None:
+    found = [[at(0, 0.5), at(90, 0.9)], [at(0, 0.5)]]
+    one_owner = froc(found, [[ball(0)], [ball(0)]], lesion_groups=[["p"], ["p"]]).at[1 / 8]
+    assert (one_owner.value, one_owner.low, one_owner.high) == (0.0, 0.0, 1.0)  # without the first scan all is found
+
+
+def test_each_pasted_lesion_has_an_owner() -> None:
+    with pytest.raises(ValueError, match="name one for each lesion"):
+        froc([[]], [[ball(0), ball(9)]], lesion_groups=[["p"]])
+
+
+@settings(deadline=None)
+@given(scans())
+@pytest.mark.filterwarnings("ignore:All-NaN")
+def test_lesions_drawn_with_their_scans_give_the_plain_curve(scans: list[tuple]) -> None:
+    """Lesions that count as often as their scans give the plain curve: each hit knows its lesion."""
+    found, truth, neither = ([*column] for column in zip(*scans, strict=True))
+    events = events_of(found, truth, neither, [1.0] * len(truth))
+    times = np.arange(1, len(truth) + 1)
+    plain, crossed = events.curve(times), events.curve(times, np.repeat(times, events.lesions))
+    for one, other in zip(plain, crossed, strict=True):
+        np.testing.assert_allclose(one, other)

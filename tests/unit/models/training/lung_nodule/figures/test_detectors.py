@@ -48,7 +48,12 @@ def test_detectors_are_measured_side_by_side(chests, tmp_path, monkeypatch, caps
     assert made["froc"]["NoduleNet, mean of both"]["CPM"]["value"] == 1.0  # the ball, and nothing else before it
     assert made["froc"]["CCFAM-FPN"]["sensitivity at 8 FP/scan"]["value"] == 1.0
     assert (made["scans"], made["lesions"], made["slices_mm"]) == (1, 1, slices_mm)
+    assert (made["drawn"], made["backgrounds"]) == (
+        "backgrounds and the patients of the nodules, crossed",
+        {"persons": 0, "phantoms": 1},
+    )
     said = (tmp_path / "lung_detectors.md").read_text()
+    assert "0 persons and 1 phantoms" in said
     assert "1 semi-synthetic scans of the test split" in said
     assert ("as slices of 4 mm show them" in said) == (slices_mm == 4)
     assert said.strip() in capsys.readouterr().out
@@ -72,6 +77,15 @@ def test_each_kind_of_background_is_judged_by_itself_and_strictly():
     assert set(detector_figures.variants_of({"any": [[nodule]]}, [phantom])) == {
         detector_figures.STRICT, detector_figures.PHANTOMS,
     }  # fmt: skip
+
+
+def test_intervals_are_over_backgrounds_and_donors() -> None:
+    """Two scans of one person, one found, differ by chance among nodules alone: the one donor's are drawn together."""
+    scans = [replace(chest(name, 6.0), patient="person") for name in ("a", "b")]
+    found = {"any": [[Mark((24, 40, 48), 0.9)], []]}
+    by = [detector_figures.variants_of(found, scans, donors) for donors in (None, [["p"], ["p"]], [["p"], ["q"]])]
+    cpm = [one[detector_figures.REAL]["any"].cpm for one in by]
+    assert [(one.value, one.low, one.high) for one in cpm] == [(0.5, 0, 1), (0.5, 0.5, 0.5), (0.5, 0, 1)]
 
 
 def test_lungs_first_is_measured_three_ways(chests, tmp_path, capsys):
