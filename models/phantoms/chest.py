@@ -18,16 +18,19 @@ from models.phantoms.chest_anatomy import (
     BLOOD_HU,
     BODY,
     BONE_HU,
+    EDGE_MM,
     LUNG_HU,
     Ball,
     Detail,
     Grid,
     Tube,
     ball_lesion,
+    paint_tubes,
     place_nodules,
     unit,
     vessel_tree,
 )
+from models.phantoms.chest_disease import SOLID_ABOVE_HU, Disease, paint_disease
 from models.phantoms.truth import Truth, phantom_uid
 
 ORIENTATIONS: dict[str, tuple[float, ...]] = {  # ImageOrientationPatient: direction of a row, then of a column, in LPS
@@ -45,7 +48,6 @@ ORIENTATIONS: dict[str, tuple[float, ...]] = {  # ImageOrientationPatient: direc
 }
 PATIENT_POSITIONS = ("HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL")  # PS3.3 C.7.3.1.1.2
 NOISE_HU = 22.0
-EDGE_MM = 0.45  # how fast a small object fades into what surrounds it
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def chest_ct(
     detail: bool = False,
     origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     gantry_deg: float = 0.0,
+    disease: Disease | None = None,
 ) -> Truth:
     """One CT series of a chest with lungs, heart, bones, branching vessels and `nodules` nodules of 6 to 20 mm.
 
@@ -101,6 +104,7 @@ def chest_ct(
     detail       airways, small vessels, fissures and uneven lungs too
     origin_mm    where the middle of the chest lies in LPS; scanners put the origin anywhere
     gantry_deg   by so much the slices are tipped while the table still moves along the patient
+    disease      of the whole lung; a nodule within what is airless cannot be seen, but it is in the Truth
 
     The same arguments make the same files. `Truth.files` ascend along the normal, as models.read.read_ct orders them.
     """
@@ -113,11 +117,13 @@ def chest_ct(
     else:
         series += f" {study_date} {[ball.half_axes_mm.tolist() for ball in balls]}"
     body = grid if pose is None else Grid(grid.shape, np.linalg.inv(pose) @ grid.affine)  # the grid as the body sees it
-    hu = chest_hu(rng, body, vessels, balls, KERNELS[kernel], Detail.of(seed) if detail else None)
+    hu = chest_hu(rng, body, vessels, balls, KERNELS[kernel], Detail.of(seed) if detail else None, disease)
     if (kernel, detail, any(origin_mm)) != ("standard", False, False):
         series += f" {kernel} {detail} {origin_mm}"
     if gantry_deg:
         series += f" {gantry_deg}"
+    if disease is not None:
+        series += f" {disease}"
     moved = np.eye(4)
     moved[:3, 3] = origin_mm
     affine = moved @ grid.affine
@@ -153,6 +159,7 @@ def chest_volume(
     shape: tuple[int, int, int] = (300, 320, 320),
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
     kernel: str = "standard",
+    disease: Disease | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A chest without nodules, with all the detail: int16 HU (z, y, x), and its affine to LPS mm; no files.
 
@@ -169,7 +176,7 @@ def chest_volume(
     grid = chest_grid(shape[0], shape[1:], spacing_mm, "HFS")
     body = Grid(grid.shape, np.linalg.inv(pose) @ grid.affine)
     vessels = [tube for side in (-1, 1) for tube in vessel_tree(rng, side, thinnest_mm=1.1)]
-    return chest_hu(rng, body, vessels, (), KERNELS[kernel], Detail.of(seed)), grid.affine
+    return chest_hu(rng, body, vessels, (), KERNELS[kernel], Detail.of(seed), disease), grid.affine
 
 
 def chest_balls(seed: int, nodules: int) -> list[Ball]:
@@ -207,6 +214,7 @@ def chest_hu(
     balls: Sequence[Ball],
     kernel: Kernel = KERNELS["standard"],
     detail: Detail | None = None,
+    disease: Disease | None = None,
 ) -> np.ndarray:
     """int16 (z, y, x) in HU, with a scanner's blur and noise."""
     hu = np.empty(grid.shape, np.float32)
@@ -220,12 +228,18 @@ def chest_hu(
         paint_body(hu[z], x, y, height, 0.0 if detail is None else THICKER_MM)
         if detail is not None:
             paint_lungs(hu[z], x, y, height, detail)
+    if disease is not None:
+        paint_disease(hu, grid, disease)
+        airless = hu > SOLID_ABOVE_HU
+        before = hu[airless]
     if detail is not None:
         paint_tubes(hu, grid, detail.airways, 0.0, LUNG_HU + 60)  # walls, in lung only: not through the heart
         paint_tubes(hu, grid, [Tube(t.start_mm, t.end_mm, 0.72 * t.radius_mm) for t in detail.airways], -1000.0, 0.0)
         paint_tubes(hu, grid, detail.vessels, BLOOD_HU, LUNG_HU + 250)
     for tube in vessels:
         paint(hu, grid, tube, BLOOD_HU)
+    if disease is not None:
+        hu[airless] = before  # which hides its vessels, or holds none
     for ball in balls:
         paint(hu, grid, ball, ball.hu)
     return scanned(rng, hu, kernel)
@@ -260,45 +274,6 @@ def paint_lungs(image: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray, 
         away = (z - surface) / np.float32(np.hypot(1, np.hypot(slope_x, slope_y)))
         added += np.where(x * side > 0, 160 * np.exp(-((away / 0.7) ** 2)), 0)
     image[box][inside] += added[inside]
-
-
-def paint_tubes(hu: np.ndarray, grid: Grid, tubes: Sequence[Tube], value: float, into_hu: float) -> None:
-    """Many tubes at once, where the picture is below into_hu (or above value, if value is the lower): soft edges.
-
-    By points along their axes, half a radius apart, each of which marks the voxels round it: a hundredth of the voxels
-    that the box of a slanting tube has.
-    """
-    share = np.zeros(hu.size, np.float32)
-    mm = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    to_index = np.linalg.inv(grid.affine)
-    radii = np.array([tube.radius_mm for tube in tubes])
-    widest = np.quantile(radii, [0.5, 0.9, 1.0])  # three groups: the cube of voxels to look at depends on the radius
-    for low, high in zip([-1.0, *widest], widest, strict=False):
-        group = [tube for tube in tubes if low < tube.radius_mm <= high]
-        points, radius = [], []
-        for tube in group:
-            count = 2 + int(np.linalg.norm(tube.end_mm - tube.start_mm) / max(0.5 * tube.radius_mm, 0.4))
-            way = np.linspace(0, 1, count)[:, None]
-            points.append(tube.start_mm + way * (tube.end_mm - tube.start_mm))
-            radius.append(np.full(count, tube.radius_mm))
-        if not points:
-            continue
-        index = np.concatenate(points) @ to_index[:3, :3].T + to_index[:3, 3]
-        r = np.concatenate(radius).astype(np.float32)
-        base = np.rint(index).astype(int)
-        reach = np.ceil((high + 2 * EDGE_MM) / mm).astype(int)
-        for offset in np.ndindex(*(2 * reach + 1)):
-            voxel = base + offset - reach
-            away = ((voxel - index) @ grid.affine[:3, :3].T).astype(np.float32)
-            depth = r - np.sqrt((away * away).sum(axis=1))
-            near = (depth > -2.5 * EDGE_MM) & ((voxel >= 0) & (voxel < grid.shape)).all(axis=1)
-            flat = np.ravel_multi_index(tuple(voxel[near].T), grid.shape)
-            np.maximum.at(share, flat, 1 / (1 + np.exp(-depth[near] / EDGE_MM)))
-    share = share.reshape(grid.shape)
-    if value < into_hu:
-        hu += np.where(hu < into_hu, np.minimum(value - hu, 0), 0) * share
-    else:
-        hu += np.where(hu < into_hu, value - hu, 0) * share
 
 
 def outer(rows: np.ndarray, down: float, columns: np.ndarray, across: float) -> np.ndarray:

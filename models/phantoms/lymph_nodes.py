@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from models.phantoms.chest import EDGE_MM, KERNELS, chest_grid, ct_dicom, paint, paint_tubes, scanned, written
+from models.phantoms.chest import KERNELS, chest_grid, ct_dicom, paint, scanned, written
 from models.phantoms.chest_anatomy import (
     BONE_HU,
+    EDGE_MM,
     FAT_HU,
     LUNG_HU,
     MARROW_HU,
@@ -24,6 +25,7 @@ from models.phantoms.chest_anatomy import (
     Grid,
     Tube,
     ball_lesion,
+    paint_tubes,
     unit,
     vessel_tree,
 )

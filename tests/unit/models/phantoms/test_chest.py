@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from models.phantoms.chest import KERNELS, chest_ct, chest_volume, paint_tubes
-from models.phantoms.chest_anatomy import BLOOD_HU, LUNG_HU, Grid, Tube
+from models.phantoms.chest import KERNELS, chest_ct, chest_volume
+from models.phantoms.chest_anatomy import BLOOD_HU, LUNG_HU, Grid, Tube, paint_tubes
 from models.read import read_ct
 from tests.harness import need
 
