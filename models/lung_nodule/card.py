@@ -9,7 +9,7 @@ from dicom_sr.findings import Algorithm
 from models.lung_nodule.options import Options
 from models.pipeline import Card, Declaration, Requirements
 
-VERSION = "0.5.2"  # of what is done with the weights' answers; not that of the node
+VERSION = "0.5.3"  # of what is done with the weights' answers; not that of the node
 
 CARD = Card(
     name="lung-nodule",

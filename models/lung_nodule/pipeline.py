@@ -20,6 +20,7 @@ from pydicom.sr.coding import Code
 from dicom_sr import codes
 from dicom_sr.findings import Evaluation, Finding, Findings, Measurement
 from dicom_sr.importance import renumber
+from models.lung_nodule.airless import not_looked_at, sides
 from models.lung_nodule.card import CARD, VERSION, card
 from models.lung_nodule.categories import with_suggestions
 from models.lung_nodule.detections import Candidate
@@ -87,6 +88,7 @@ class LungNodule:
             rated = self.suspicion(volume, found)
             found = with_suspicion(found, rated)
             warnings.append(self.suspicion.words)
+        chest = sides(volume, lungs)
         progress(1.0, "done")
         result = renumber(
             Findings(
@@ -95,7 +97,7 @@ class LungNodule:
                 images=volume.images,
                 findings=tuple(found),
                 algorithm=self.card.algorithm,
-                warnings=(*volume.remarks, *doubts(volume, lungs), *marked.remarks, *warnings),
+                warnings=(*volume.remarks, *doubts(volume, lungs), *not_looked_at(chest), *marked.remarks, *warnings),
                 sought=codes.NODULE,
                 sought_site=codes.LUNG,
                 facts={
@@ -103,6 +105,7 @@ class LungNodule:
                     "detector": self.options.detector,
                     "slices": len(volume.images),
                     "lungs_ml": round(lungs.volume_ml),
+                    "not_looked_at_ml": round(sum(side.airless_ml for side in chest)),
                     **marked.facts,
                 },
             )
