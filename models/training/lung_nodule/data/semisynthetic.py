@@ -21,6 +21,8 @@ measured semi-synthetically, and every figure has to say so. How they are made:
   over the scan, within RIM_MM of the mask, and the scan's own lung shows through the rest. So lung HU are the scan's
   own, tissue HU the donor's. The donor's noise is scaled to that of the lung it comes to, and fades where the scan's
   own is left.
+- --diseased SHARE gives so many of the phantoms emphysema, fibrosis, consolidation or effusion, by their own seeds,
+  which no two parts share; without it all are healthy.
 - Places: all of the mask within the lung mask, off its border, large vessels and airways by margins that grow with the
   nodule; a donor that touched the pleura (seen by the wall beside it) touches it again, on a side that faces alike.
 """
@@ -35,7 +37,7 @@ import platform
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ from skimage.restoration import denoise_tv_chambolle
 from models.grid import box_at, isotropic
 from models.lung_nodule.lungs import find_lungs
 from models.phantoms.chest import KERNELS, chest_volume
+from models.phantoms.chest_disease import KINDS, Disease
 from models.pipeline import UnfitInput
 from models.read import Volume, read_ct
 from models.training.files import write_text
@@ -82,6 +85,7 @@ WALL_SHARE = 0.12  # of the donor's surroundings that must be wall for one that 
 APART_MM = 8.0  # between two nodules, at least
 EXCLUDED = Path(__file__).with_name("annotations_excluded.csv")
 PHANTOM = "phantom-"  # how their names begin
+SEVERITY = (0.2, 0.9)  # of a diseased phantom, from and to: there is lung left to paste into
 PHANTOM_MM = ((1.0, 1.0, 1.0), (1.25, 0.8, 0.8), (2.5, 0.9, 0.9))  # slice spacing, pixels
 
 
@@ -388,15 +392,15 @@ def read_folder(path: Path) -> Volume:
         return read_ct(sorted(Path(folder).rglob("*.dcm")))
 
 
-def phantom(seed: int, shape_mm: tuple[int, int, int] = (290, 250, 320)) -> Background:
+def phantom(seed: int, disease: Disease | None = None, shape_mm: tuple[int, int, int] = (290, 250, 320)) -> Background:
     """A phantom with the spacing and kernel that its seed draws."""
     rng = np.random.default_rng((seed, 80))
     spacing = PHANTOM_MM[rng.integers(len(PHANTOM_MM))]
     kernel = list(KERNELS)[rng.integers(len(KERNELS))]
     z, y, x = (round(n / mm) for n, mm in zip(shape_mm, spacing, strict=True))
-    hu, affine = chest_volume(seed, shape=(z, y, x), spacing_mm=spacing, kernel=kernel)
+    hu, affine = chest_volume(seed, shape=(z, y, x), spacing_mm=spacing, kernel=kernel, disease=disease)
     lungs = find_lungs(Volume(hu, (), spacing, affine, ())).mask
-    name = f"{PHANTOM}{seed}"
+    name = f"{PHANTOM}{seed}" if disease is None else f"{PHANTOM}{seed}-{disease.kind}"
     return cut_out(Background(name, name, isotropic(hu, spacing), isotropic(lungs, spacing)))
 
 
@@ -517,6 +521,14 @@ def phantom_seed(plan: Plan) -> int:
     return (set_seed * 100_000 + number) * 10 + part
 
 
+def disease_of(plan: Plan, diseased: float) -> Disease | None:
+    """What a phantom has, if it is one of the share that has anything; another share gives each the same disease."""
+    rng = np.random.default_rng((*plan.seed, 2))
+    if plan.real is not None or rng.random() >= diseased:
+        return None
+    return Disease(KINDS[rng.integers(len(KINDS))], round(float(rng.uniform(*SEVERITY)), 3), phantom_seed(plan))
+
+
 def make(plan: Plan, background: Background, donors: zipfile.ZipFile) -> tuple[Scan, list[dict[str, Any]], list[str]]:
     """(the scan, what the index says about each lesion, names of donors that found no place)"""
     rng = np.random.default_rng((*plan.seed, 1))
@@ -560,9 +572,18 @@ def make(plan: Plan, background: Background, donors: zipfile.ZipFile) -> tuple[S
 
 
 def generate(
-    volumes: Path, scans: Sequence[Path], out: Path, count: int, seed: int, excluded: Path = EXCLUDED
+    volumes: Path,
+    scans: Sequence[Path],
+    out: Path,
+    count: int,
+    seed: int,
+    excluded: Path = EXCLUDED,
+    diseased: float = 0.0,
 ) -> dict[str, Any]:
-    """Make a set, or the rest of it; returns its index. Raises ValueError when the folder holds another set."""
+    """Make a set, or the rest of it; returns its index. diseased: that share of the phantoms.
+
+    Raises ValueError when the folder holds another set.
+    """
     out.mkdir(parents=True, exist_ok=True)
     split, split_sha256 = stored_split()
     listed(excluded)
@@ -583,6 +604,8 @@ def generate(
             "backgrounds": [{"name": path.name, "size": path.stat().st_size} for path in scans],
             "excluded": hashlib.sha256(excluded.read_bytes()).hexdigest(),
         }
+        if diseased:  # a set of healthy ones says nothing of it, as before there were others
+            settings["diseased"] = diseased
         index: dict[str, Any] = {
             "format": FORMAT,
             "semi_synthetic": True,
@@ -602,7 +625,8 @@ def generate(
         for plan in track(plans(donors, count, seed, len(scans)), "semi-synthetic scans"):
             if plan.name in done:
                 continue
-            ground = phantom(phantom_seed(plan)) if plan.real is None else piece_of(plan.real, plan.part)
+            disease = disease_of(plan, diseased)
+            ground = phantom(phantom_seed(plan), disease) if plan.real is None else piece_of(plan.real, plan.part)
             scan, facts, lacking = make(plan, ground, archive)
             file = f"{plan.name}.npz"
             store(out / file, scan)
@@ -619,10 +643,19 @@ def generate(
                     "lesions": facts,
                     "own": len(ground.own),
                     "without_room": lacking,
+                    **({"disease": asdict(disease)} if disease else {}),
                 }
             )
             write_text(out / INDEX, json.dumps(index | {"sha256": index_digest(index)}, indent=1) + "\n")
     return index | {"sha256": index_digest(index)}
+
+
+def share(text: str) -> float:
+    """Raises ValueError for what is no number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -638,9 +671,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scans", type=int, default=64, help="of all parts together")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--diseased", type=share, default=0.0, help="of the phantoms, from 0 to 1: not healthy")
     given = parser.parse_args(arguments)
     try:
-        index = generate(given.volumes, given.scan, given.out, given.scans, given.seed, given.excluded)
+        index = generate(given.volumes, given.scan, given.out, given.scans, given.seed, given.excluded, given.diseased)
     except (ValueError, UnfitInput) as error:
         raise SystemExit(str(error)) from error
     for part in PARTS:

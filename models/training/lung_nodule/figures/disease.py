@@ -215,8 +215,8 @@ def page(made: Mapping[str, Any]) -> str:
                 "# Lungs that are not healthy",
                 "Phantoms of models/phantoms, of which disease, nodules and sizes are known, through lung-nodule with"
                 f" default options: up to {NODULES} nodules each, and the same chests without any. They are drawings,"
-                " not patients: what a rule says of them holds for rules, what a network finds in them says little of its"
-                " sensitivity in patients. 95 % intervals by 1000 bootstraps over phantoms.",
+                " not patients: what a rule says of them holds for rules, what a network finds in them says little of"
+                " its sensitivity in patients. 95 % intervals by 1000 bootstraps over phantoms.",
                 sheet(
                     [
                         "",

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from models.phantoms import chest_ct
+from models.phantoms.chest_disease import KINDS, Disease
 from models.training.layouts import UnknownLayout
 from models.training.lung_nodule.data import semisynthetic
 from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, small_scan, without_compact, write
@@ -30,6 +31,7 @@ from models.training.lung_nodule.data.semisynthetic import (
     Chest,
     Donor,
     Plan,
+    disease_of,
     donor_names,
     generate,
     graft,
@@ -347,8 +349,9 @@ def test_lung_and_wall_go_on_beyond_a_slice_nodules_ground_glass_and_vessels_do_
     assert beyond[quiet].std() == pytest.approx(NOISE_HU, rel=0.1)  # its own, not a flat plane
 
 
-def small_phantom(seed: int) -> Background:
-    return chest(seed, shape=(72, 84, 112))
+def small_phantom(seed: int, disease: Disease | None = None) -> Background:
+    ground = chest(seed, shape=(72, 84, 112))
+    return ground if disease is None else replace(ground, name=disease.kind)
 
 
 @pytest.fixture
@@ -383,6 +386,57 @@ def test_same_seed_same_bytes_and_no_donor_in_two_parts(volumes: Path, tmp_path:
     index.write_text(index.read_text().replace('"test-0000"', '"train-9999"'))
     with pytest.raises(UnknownLayout, match="changed"):
         Scans(tmp_path / "a")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_share_of_the_phantoms_is_diseased_and_the_others_are_as_without(volumes: Path, tmp_path: Path) -> None:
+    healthy, some, ill = (generate(volumes, [], tmp_path / str(n), 12, seed=3, diseased=n) for n in (0, 0.5, 1))
+    assert "diseased" not in healthy["settings"]
+    assert not any("disease" in one for one in healthy["scans"])
+    assert some["settings"]["diseased"] == 0.5
+    assert all("disease" in one for one in ill["scans"])
+    with_any = {one["name"]: one["disease"] for one in some["scans"] if "disease" in one}
+    assert 0 < len(with_any) < len(some["scans"])
+    for one, other, third in zip(healthy["scans"], some["scans"], ill["scans"], strict=True):
+        if one["name"] in with_any:
+            assert with_any[one["name"]] == third["disease"]
+            assert other["background"] == with_any[one["name"]]["kind"]
+        else:
+            assert one == other  # to the digest of its file
+    drawn = [(one["part"], one["disease"]["seed"]) for one in ill["scans"]]
+    train, test = ({seed for part, seed in drawn if part == name} for name in ("train", "test"))
+    assert not train & test
+    with pytest.raises(ValueError, match="another set"):
+        generate(volumes, [], tmp_path / "0.5", 12, seed=3)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_diseases_are_of_phantoms_alone_and_as_many_as_asked(number: int) -> None:
+    made = plans({part: ["x"] for part in ("train", "val", "test")}, 300, number, 2)
+    phantoms = [plan for plan in made if plan.real is None]
+    assert not any(disease_of(plan, 1.0) for plan in made if plan.real is not None)
+    found = [disease_of(plan, 0.4) for plan in phantoms]
+    assert 0.2 < sum(one is not None for one in found) / len(found) < 0.6
+    assert {one.kind for one in found if one} == set(KINDS)
+
+
+def test_nodules_are_pasted_into_what_a_disease_leaves_of_the_lung(volumes: Path) -> None:
+    ground = semisynthetic.phantom(71, Disease("effusion", 0.6, 71))
+    assert ground.name == "phantom-71-effusion"
+    assert ground.lungs.sum() < 0.95 * semisynthetic.phantom(71).lungs.sum()
+    with zipfile.ZipFile(volumes) as archive:
+        names = donor_names(archive, stored_split()[0]["train"])
+        scan, _, _ = make(Plan("train-0000", "train", None, (1, 0, 0), tuple(names)), ground, archive)
+    assert scan.lesions
+    for lesion in scan.lesions:
+        assert ground.lungs[lesion.box][lesion.mask].mean() > 0.9
+
+
+@pytest.mark.parametrize("asked", ["-0.1", "1.1", "half"])
+def test_a_share_that_is_none_is_refused(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        semisynthetic.main(["--volumes", "v.zip", "--out", "o", "--diseased", asked])
+    assert "--diseased" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small")
