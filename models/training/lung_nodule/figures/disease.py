@@ -14,25 +14,25 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import track
 
-from dicom_sr import codes
 from models.grid import in_common
 from models.lung_nodule.pipeline import LungNodule
 from models.measure import calipers
 from models.phantoms.chest import chest_balls, chest_ct, chest_grid, paint_body
 from models.phantoms.chest_anatomy import Ball, Grid, unit
-from models.phantoms.chest_disease import AERATED_BELOW_HU, KINDS, SOLID_ABOVE_HU, Disease, paint_disease
+from models.phantoms.chest_disease import AERATED_BELOW_HU, KINDS, SOLID_ABOVE_HU, Disease, Kind, paint_disease
 from models.pipeline import UnfitInput
 from models.training.evaluation.metrics import Interval, bootstrap, rounded
 from models.training.evaluation.provenance import NONE, write_figures
 from models.training.evaluation.tables import cell, sheet
 from models.training.files import write_text
+from models.training.lung_nodule.figures.found import long_axis_mm
 
 FIRST_SEED = 9000  # no set of training phantoms begins so low
 SEVERITIES = 0.4, 0.8
@@ -126,11 +126,12 @@ def look(pipeline: LungNodule, seed: int, disease: Disease | None) -> Looked:
         shared = [in_common(lesion.mask, lesion.offset_zyx, one.mask, one.offset_zyx) for one in made.findings]
         hits = [number for number, voxels in enumerate(shared) if voxels]
         taken |= set(hits)
-        best = made.findings[max(hits, key=lambda number: shared[number])] if hits else None
-        middle = lesion.mask[int(lesion.mask.sum(axis=(1, 2)).argmax())]
-        true_mm = calipers(middle, SHAPE["spacing_mm"][1:]).long_mm
-        said_mm = best and next(float(one.value) for one in best.measurements if one.name == codes.LONG_AXIS)
-        nodules.append(Nodule(zone, best is not None, None if said_mm is None else said_mm - true_mm))
+        off_mm = None
+        if hits:
+            best = made.findings[max(hits, key=lambda number: shared[number])]
+            middle = lesion.mask[int(lesion.mask.sum(axis=(1, 2)).argmax())]
+            off_mm = long_axis_mm(best) - calipers(middle, SHAPE["spacing_mm"][1:]).long_mm
+        nodules.append(Nodule(zone, bool(hits), off_mm))
     return Looked(
         disease,
         seed,
@@ -156,32 +157,33 @@ def figures(looked: Sequence[Looked]) -> dict[str, Any]:
         "told that something was not looked at": sum(one.told for one in seen),
         "too many candidates": sum(any("candidates were found" in words for words in one.warnings) for one in seen),
     }
-    means: dict[str, Callable[[Looked], float]] = {
-        "false marks with nodules": lambda one: one.false_marks,
-        "false marks without nodules": lambda one: one.false_marks_without,
-        "lost air, ml": lambda one: one.airless_ml,
-        "said to be lost, ml": lambda one: one.said_ml,
+    means: dict[str, Callable[[Looked], Sequence[float]]] = {
+        "false marks with nodules": lambda one: [one.false_marks],
+        "false marks without nodules": lambda one: [one.false_marks_without],
+        "lost air, ml": lambda one: [one.airless_ml],
+        "said to be lost, ml": lambda one: [one.said_ml],
     }
     if seen:
-        made |= rounded({what: over(seen, lambda some, f=f: [f(one) for one in some]) for what, f in means.items()}, 2)
+        made |= rounded({what: over(seen, f) for what, f in means.items()}, 2)
     for zone in (AIR, BESIDE, WITHIN):
-        nodules = [nodule for one in seen for nodule in one.nodules if nodule.zone == zone]
-        if nodules:
-            silent = [n for one in seen if not one.told for n in one.nodules if n.zone == zone and not n.found]
-            found = over(seen, lambda some, z=zone: [n.found for one in some for n in one.nodules if n.zone == z])
-            made[zone] = {"nodules": len(nodules), **rounded({"found": found}), "missed without a word": len(silent)}
-    off = over(seen, lambda some: [n.off_mm for one in some for n in one.nodules if n.off_mm is not None])
+        inside = [replace(one, nodules=tuple(n for n in one.nodules if n.zone == zone)) for one in seen]
+        if count := sum(len(one.nodules) for one in inside):
+            found = over(inside, lambda one: [float(n.found) for n in one.nodules])
+            silent = sum(not n.found for one in inside if not one.told for n in one.nodules)
+            made[zone] = {"nodules": count, **rounded({"found": found}), "missed without a word": silent}
+    off = over(seen, lambda one: [n.off_mm for n in one.nodules if n.off_mm is not None])
     return made | (rounded({"long axis less the true one, mm": off}, 2) if np.isfinite(off.value) else {})
 
 
-def over(looked: Sequence[Looked], values: Callable[[Sequence[Looked]], Sequence[float]]) -> Interval:
+def over(looked: Sequence[Looked], values_of: Callable[[Looked], Sequence[float]]) -> Interval:
     """The mean of all values, with its interval over phantoms; nan where there are none."""
+    values = [values_of(one) for one in looked]
 
     def mean(rows: np.ndarray) -> float:
-        some = values([looked[row] for row in rows])
+        some = [value for row in rows for value in values[row]]
         return float(np.mean(some)) if some else float("nan")
 
-    if not looked or not values(looked):
+    if not any(values):
         return Interval(*[float("nan")] * 3)
     return bootstrap(mean, [str(one.seed) for one in looked])
 
@@ -251,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     given = parser.parse_args(arguments)
     kinds = given.kind or [HEALTHY, *KINDS]
-    asked = [(None, 0.0)] if HEALTHY in kinds else []
-    asked += [(kind, severity) for kind in KINDS if kind in kinds for severity in SEVERITIES]
+    ill = [(kind, severity) for kind in KINDS if kind in kinds for severity in SEVERITIES]
+    asked: list[tuple[Kind | None, float]] = [*([(None, 0.0)] if HEALTHY in kinds else []), *ill]
     pipeline = LungNodule("cpu")
     given.out.mkdir(parents=True, exist_ok=True)
     looked: dict[str, list[Looked]] = {}
