@@ -40,7 +40,7 @@ HEALTHY = "healthy"
 NODULES = 8
 SHAPE: dict[str, Any] = {"slices": 104, "size": 340, "spacing_mm": (2.5, 1.0, 1.0)}
 CANVAS_MM = 2.0
-FLUID_HU = 22.0  # below it what has no air is fluid, above it collapsed lung: models.phantoms.chest_disease
+FLUID_HU = (-5.0, 22.0)  # of an effusion; above is collapsed lung, below its rim: models.phantoms.chest_disease
 WITHIN, BESIDE, AIR = "within what has no air", "beside it", "in aerated lung"
 BESIDE_MM = 8.0
 
@@ -76,7 +76,7 @@ class Looked:
 
 
 def canvas(disease: Disease) -> tuple[Grid, np.ndarray, np.ndarray]:
-    """(a grid of CANVAS_MM, HU of the body with the disease alone, bool: lung that it left without air)"""
+    """(a grid of CANVAS_MM, bool: lung that the disease left without air, bool: what of it is fluid)"""
     grid = chest_grid(135, (100, 150), (CANVAS_MM,) * 3, "HFS")
     hu = np.empty(grid.shape, np.float32)
     x, y, z = np.moveaxis(grid.points(tuple(slice(0, n) for n in grid.shape)), -1, 0)
@@ -84,10 +84,12 @@ def canvas(disease: Disease) -> tuple[Grid, np.ndarray, np.ndarray]:
         paint_body(one, *place)
     aerated = hu < AERATED_BELOW_HU
     paint_disease(hu, grid, disease)
-    return grid, hu, aerated & (hu > SOLID_ABOVE_HU)
+    airless = aerated & (hu > SOLID_ABOVE_HU)
+    low, high = FLUID_HU
+    return grid, airless, airless & (hu > low) & (hu < high) & (disease.kind == "effusion")
 
 
-def zone_of(ball: Ball, grid: Grid, hu: np.ndarray, airless: np.ndarray) -> str | None:
+def zone_of(ball: Ball, grid: Grid, airless: np.ndarray, fluid: np.ndarray) -> str | None:
     """Where a nodule lies; None for one in pleural fluid."""
     directions = np.array([unit(one) for one in np.random.default_rng(0).normal(size=(200, 3))])
 
@@ -96,7 +98,7 @@ def zone_of(ball: Ball, grid: Grid, hu: np.ndarray, airless: np.ndarray) -> str 
         index = np.rint((places - grid.affine[:3, 3]) @ np.linalg.inv(grid.affine[:3, :3]).T).astype(int)
         return tuple(np.clip(index, 0, np.array(grid.shape) - 1).T)
 
-    if (airless & (hu < FLUID_HU))[at(0)].mean() > 0.1:
+    if fluid[at(0)].mean() > 0.1:
         return None
     if airless[at(2)].mean() >= 0.5:
         return WITHIN
@@ -106,8 +108,8 @@ def zone_of(ball: Ball, grid: Grid, hu: np.ndarray, airless: np.ndarray) -> str 
 def look(pipeline: LungNodule, seed: int, disease: Disease | None) -> Looked:
     balls, zones, airless_ml = chest_balls(seed, NODULES), [AIR] * NODULES, 0.0
     if disease is not None:
-        grid, hu, airless = canvas(disease)
-        placed = [(ball, zone) for ball in balls if (zone := zone_of(ball, grid, hu, airless))]
+        grid, airless, fluid = canvas(disease)
+        placed = [(ball, zone) for ball in balls if (zone := zone_of(ball, grid, airless, fluid))]
         balls, zones = [ball for ball, _ in placed], [zone for _, zone in placed]
         airless_ml = float(airless.sum()) * CANVAS_MM**3 / 1000
     refused, reported = [], []

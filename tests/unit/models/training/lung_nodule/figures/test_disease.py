@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from models.phantoms.chest import chest_balls
 from models.phantoms.chest_disease import Disease
@@ -20,25 +21,33 @@ TOLD = ("Beside the left lung at least 300 ml hold no air. It was not looked at.
 
 @pytest.mark.parametrize(("beyond_mm", "zone"), [(-25, None), (40, AIR)])
 def test_no_nodule_is_counted_in_fluid(beyond_mm: float, zone: str | None) -> None:
-    grid, hu, airless = canvas(Disease("effusion", 0.6, 1))
+    grid, airless, fluid = canvas(Disease("effusion", 0.6, 1))
     x, y, z = np.moveaxis(grid.points(tuple(slice(0, n) for n in grid.shape)), -1, 0)
-    fluid = airless & (hu < command.FLUID_HU)
     side = np.sign(x[fluid].mean())
     line = fluid & (np.abs(x - side * 76) < 1.1) & (np.abs(z + 5) < 1.1)
     front = np.array([side * 76, y[line].min(), -5.0])
     ball = replace(chest_balls(1, 1)[0], centre_mm=front - [0, beyond_mm, 0], half_axes_mm=np.full(3, 4.0))
-    assert zone_of(ball, grid, hu, airless) == zone
+    assert zone_of(ball, grid, airless, fluid) == zone
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_consolidation_is_no_fluid_however_thin_it_is(seed: int) -> None:
+    grid, airless, fluid = canvas(Disease("consolidation", 0.8, seed))
+    assert not fluid.any()
+    deepest = ndimage.distance_transform_edt(airless)
+    index = np.unravel_index(int(deepest.argmax()), airless.shape)
+    middle = grid.affine[:3, :3] @ index + grid.affine[:3, 3]
+    ball = replace(chest_balls(1, 1)[0], centre_mm=middle, half_axes_mm=np.full(3, 3.0))
+    assert zone_of(ball, grid, airless, fluid) == WITHIN
 
 
 @pytest.mark.parametrize(("beyond_mm", "zone"), [(-12, WITHIN), (8, BESIDE), (30, AIR)])
 def test_where_a_nodule_lies_is_told_by_what_is_round_it(beyond_mm: float, zone: str) -> None:
-    grid, hu, airless = canvas(Disease("consolidation", 0.5, 1))
-    hu, airless = np.full_like(hu, -860), np.zeros_like(airless)
+    grid, airless, fluid = canvas(Disease("consolidation", 0.5, 1))
     y = grid.points(tuple(slice(0, n) for n in grid.shape))[..., 1]
-    airless[y > 20] = True
-    hu[airless] = 35
+    airless = y > 20
     ball = replace(chest_balls(1, 1)[0], centre_mm=np.array([70.0, 20 - beyond_mm, 0]), half_axes_mm=np.full(3, 4.0))
-    assert zone_of(ball, grid, hu, airless) == zone
+    assert zone_of(ball, grid, airless, fluid) == zone
 
 
 def test_counts_by_hand() -> None:
