@@ -29,6 +29,7 @@ from models.weights import WeightsError
 RECIPES = {
     "ccfam_fpn": "models.training.lung_nodule.ccfam_fpn.recipe",
     "nodulenet": "models.training.lung_nodule.nodulenet.recipe",
+    "nodule_baseline": "models.training.lung_nodule.baselines.recipe",
     "residual_unet": "models.training.lung_nodule.residual_unet.recipe",
     "malignancy": "models.training.lung_nodule.malignancy.recipe",
     "lymph_node": "models.training.lymph_node.recipe",
