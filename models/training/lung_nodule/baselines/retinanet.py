@@ -26,7 +26,7 @@ from models.training.lung_nodule.nodulenet.evaluate import Mark
 from models.training.lung_nodule.nodulenet.losses import ALPHA, GAMMA
 from models.training.lung_nodule.nodulenet.targets import ANCHOR_IOU, present
 
-ANCHORS_MM = (4.0, 6.0)  # cubes, on the finest level; each further one doubles them, up to 48 mm
+ANCHORS_MM = (4.0, 6.0, 10.0)  # cubes, on the finest level; each further one doubles them
 LEVEL_SCALES = (1, 2, 4, 8)  # of strides 4, 8, 16, 32
 CANDIDATES = 4  # places a level that ATSS considers: this and the next three as in MONAI's example for LUNA16
 MIN_SCORE = 0.02
@@ -64,15 +64,16 @@ class Float32RetinaNet(RetinaNet):
 
 
 class FocalLossPerPositive(nn.Module):
-    """The focal loss as its paper has it, section 4.1: its sum per positive anchor. MONAI's mean is over all."""
+    """The focal loss as its paper has it, section 4.1: its sum per positive anchor. MONAI's "mean" is over all anchors, and
+    so is its "sum" where there are no dimensions of space."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.summed = FocalLoss(gamma=GAMMA, alpha=ALPHA, reduction="sum")
+        self.each = FocalLoss(gamma=GAMMA, alpha=ALPHA, reduction="none")
 
     def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
         """(n, 1), (n, 1) -> scalar"""
-        return cast(Tensor, self.summed(logits, truth)) / truth.sum().clamp_min(1)
+        return cast(Tensor, self.each(logits, truth)).sum() / truth.sum().clamp_min(1)
 
 
 class NoduleRetinaNet(RetinaNetDetector):

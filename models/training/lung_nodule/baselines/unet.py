@@ -67,11 +67,14 @@ def in_boxes(boxes: Tensor, shape: torch.Size) -> Tensor:
 def pieces(probability: np.ndarray, threshold: float) -> tuple[list[Mark], list[Mark]]:
     """26-connected pieces of (z, y, x) above the threshold as marks at their centroids: by largest, by mean value."""
     labels, count = ndimage.label(probability > threshold, np.ones((3, 3, 3)))
-    numbers = np.arange(1, count + 1)
-    centroids = [(float(z), float(y), float(x)) for z, y, x in ndimage.center_of_mass(labels > 0, labels, numbers)]
-    both = (ndimage.maximum, ndimage.mean)
+    where = np.nonzero(labels)
+    piece, value = labels[where] - 1, probability[where]
+    voxels = np.bincount(piece, minlength=count)
+    centroids = np.stack([np.bincount(piece, axis, count) / voxels for axis in where], axis=1).tolist()
+    most = np.zeros(count)
+    np.maximum.at(most, piece, value)
     largest, mean = (
-        [Mark(at, float(score)) for at, score in zip(centroids, of(probability, labels, numbers), strict=True)]
-        for of in both
+        [Mark((z, y, x), score) for (z, y, x), score in zip(centroids, scores.tolist(), strict=True)]
+        for scores in (most, np.bincount(piece, value, count) / voxels)
     )
     return largest, mean

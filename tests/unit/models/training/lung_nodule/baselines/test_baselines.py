@@ -12,11 +12,12 @@ from models.layers.boxes import around, iou
 from models.lung_nodule.nodulenet.proposals import with_margin
 from models.training.lung_nodule.baselines import recipe as baselines
 from models.training.lung_nodule.baselines.recipe import Config, search
-from models.training.lung_nodule.baselines.retinanet import ANCHORS_MM, LEVEL_SCALES, NoduleRetinaNet
+from models.training.lung_nodule.baselines.retinanet import ANCHORS_MM, LEVEL_SCALES, FocalLossPerPositive, NoduleRetinaNet
 from models.training.lung_nodule.baselines.unet import NoduleUNet, in_boxes, pieces
 from models.training.lung_nodule.data.scans import Lesion, Scan
 from models.training.lung_nodule.nodulenet import recipe as nodulenet
 from models.training.lung_nodule.nodulenet.evaluate import curve
+from models.training.lung_nodule.nodulenet.losses import focal_loss
 from models.training.trainer import train
 from tests.scan_sets import scan_set
 
@@ -88,7 +89,7 @@ def test_an_anchor_is_centred_on_its_place_to_the_voxel_in_a_volume_of_any_size(
         answers = net.network(torch.zeros(1, 1, 320, 32, 32))
     assert {one.dtype for maps in answers.values() for one in maps} == {torch.float32}
     (anchors,) = net.anchor_generator(torch.zeros(1, 1, 320, 32, 32), answers["classification"])
-    last = anchors[79 * 64 * 2 + 63 * 2]  # the last place of the finest level: stride 4, 80 x 8 x 8
+    last = anchors[(79 * 64 + 63) * len(ANCHORS_MM)]  # the last place of the finest level: stride 4, 80 x 8 x 8
     assert last.tolist() == [316, 28, 28, 320, 32, 32]
 
 
@@ -105,6 +106,13 @@ def test_what_is_to_be_ignored_is_neither_nodule_nor_background():
     assert (matched[~on] != -2).all()
     net.loss(batch_of([], ignored=[]))
     assert (seen[1][1] == -1).all()  # all background
+
+
+def test_the_focal_loss_is_a_sum_per_positive_as_nodulenets_is():
+    logits = torch.linspace(-6, 3, 1000)[:, None]
+    truth = torch.zeros(1000, 1)
+    truth[[3, 500, 990]] = 1
+    torch.testing.assert_close(FocalLossPerPositive()(logits, truth), focal_loss(logits.T, truth.T))
 
 
 # ------------------------------------------------------------------------------------------------------------- voxels
