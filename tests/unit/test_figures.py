@@ -37,6 +37,7 @@ NOT_SERVED = {
     "breast_us_hospitals_third.json",
     "breast_us_hospitals_rio.json",
     "independent.json",
+    "lung_baselines.json",
 }
 OF_ITEMS = {"scores", "nodules", "labels", "patients"}  # lists of single nodules: any number is in one
 NUMBER = r"-?\d+\.\d+"

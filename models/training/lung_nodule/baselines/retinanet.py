@@ -64,8 +64,10 @@ class Float32RetinaNet(RetinaNet):
 
 
 class FocalLossPerPositive(nn.Module):
-    """The focal loss as its paper has it, section 4.1: its sum per positive anchor. MONAI's "mean" is over all anchors, and
-    so is its "sum" where there are no dimensions of space."""
+    """The focal loss as its paper has it, section 4.1: its sum per positive anchor.
+
+    MONAI's "mean" is over all anchors, and so is its "sum" where there are no dimensions of space.
+    """
 
     def __init__(self) -> None:
         super().__init__()

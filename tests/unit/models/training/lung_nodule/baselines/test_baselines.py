@@ -12,7 +12,12 @@ from models.layers.boxes import around, iou
 from models.lung_nodule.nodulenet.proposals import with_margin
 from models.training.lung_nodule.baselines import recipe as baselines
 from models.training.lung_nodule.baselines.recipe import Config, search
-from models.training.lung_nodule.baselines.retinanet import ANCHORS_MM, LEVEL_SCALES, FocalLossPerPositive, NoduleRetinaNet
+from models.training.lung_nodule.baselines.retinanet import (
+    ANCHORS_MM,
+    LEVEL_SCALES,
+    FocalLossPerPositive,
+    NoduleRetinaNet,
+)
 from models.training.lung_nodule.baselines.unet import NoduleUNet, in_boxes, pieces
 from models.training.lung_nodule.data.scans import Lesion, Scan
 from models.training.lung_nodule.nodulenet import recipe as nodulenet
