@@ -1,11 +1,13 @@
 """A plain U-Net in three dimensions that outlines nodules, on the voxels and crops of NoduleNet: a baseline.
 
-MONAI's UNet with residual units as in its own tutorials; Dice and cross-entropy; marks are connected pieces of what is
-probable enough. Its stride is 2 from the first layer on.
+MONAI's UNet without residual units: with them its last ones see a single channel, and in a short training say nothing
+for long. Its stride is 2 from the first layer on. Dice and cross-entropy; marks are connected pieces of what is
+probable enough.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -14,9 +16,10 @@ import torch
 from monai.losses.dice import DiceCELoss
 from monai.networks.nets.unet import UNet
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.lung_nodule.nodulenet.proposals import without_margin
+from models.nets.nodulenet import PRIOR
 from models.training.lung_nodule.nodulenet.evaluate import Mark
 from models.training.lung_nodule.nodulenet.targets import present
 
@@ -30,7 +33,9 @@ class NoduleUNet(UNet):
     multiple = 16  # voxels; every side of an input is a multiple of this
 
     def __init__(self, width: int) -> None:
-        super().__init__(3, 1, 1, [width * 2**level for level in range(5)], [2, 2, 2, 2], num_res_units=2, norm="batch")
+        super().__init__(3, 1, 1, [width * 2**level for level in range(5)], [2, 2, 2, 2], norm="batch")
+        *_, last = (part for part in self.modules() if isinstance(part, nn.ConvTranspose3d))
+        nn.init.constant_(cast(Tensor, last.bias), math.log(PRIOR / (1 - PRIOR)))
         self.dice_and_cross_entropy = DiceCELoss(sigmoid=True, batch=True)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
