@@ -39,7 +39,7 @@ from models.weights import Weights
 
 NAMES = {"retinanet": "RetinaNet (MONAI)", "unet": "U-Net (MONAI)"}
 NODULENET = "NoduleNet"
-ALIKE = ("crop", "batch", "crops", "epochs", "background_fraction", "degrade_prob", "lr", "amp", "seed")
+ALIKE = ("crop", "batch", "crops", "epochs", "background_fraction", "degrade_prob", "lr", "amp", "seed", "val_scans")
 WORKING = (1, 2, 4)  # false positives per chest
 
 Marks = list[list[Mark]]  # of each scan
@@ -149,9 +149,9 @@ def page(made: Mapping[str, Any]) -> str:
         "# NoduleNet's detection beside two baselines under one budget",
         f"Each was trained from nothing on the same {shared['crops'] * shared['epochs']} crops of {shared['crop']}"
         f" voxels ({shared['epochs']} epochs of {shared['crops']}, batches of {shared['batch']}, peak rate"
-        f" {shared['lr']:g}, bfloat16), one seed: what chance does to a training is not in the intervals. Epoch and"
-        " rule of marks were chosen on val. None of these weights is served or shipped. NoduleNet looks a second time,"
-        " closer, at what its first look marks; the baselines look once.",
+        f" {shared['lr']:g}), one seed: what chance does to a training is not in the intervals. The epoch was chosen on"
+        f" {shared['val_scans']} scans of val, the rule of marks on all of it. None of these weights is served or"
+        " shipped. NoduleNet looks a second time, closer, at what its first look marks; the baselines look once.",
         f"{made['scans']} {kind} scans of the test split, {made['lesions']} {kind} nodules; rule and rates of LUNA16,"
         " false positives per whole chest; 95 % intervals by 1000 bootstraps over scans. In the last column marks on"
         " the backgrounds' own opacities count as mistakes. Minutes are of the wall, on cores that other work used,"
