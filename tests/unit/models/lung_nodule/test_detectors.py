@@ -121,8 +121,6 @@ def test_of_a_mask_in_pieces_the_largest_is_the_nodule():
 
 
 @settings(max_examples=40, deadline=None)
-@example((4.4375, 1.0, 1.0), (0.0, 0.0, 0.0), 3.0)
-@example((1.0, 1.0, 1.25), (0.0, 0.0, 0.0), 3.0)
 @given(
     st.tuples(st.floats(0.5, 5), st.floats(0.4, 1.3), st.floats(0.4, 1.3)),
     st.tuples(*[st.integers(-6, 30)] * 3),
@@ -188,9 +186,9 @@ def test_views_and_the_detectors_own_outline_are_used_as_the_route_says(monkeypa
             seen.append(options.views) or Detections([], remarks=(), window=0, device="")
         ),
     )
-    nothing = np.zeros((16, 16, 16), np.int16), np.ones((16, 16, 16), bool)
+    nothing, lungs = np.zeros((16, 16, 16), np.int16), np.ones((16, 16, 16), bool)
     for options in ({}, {"views": 2}):
-        LungNodule("cpu", {"threads": 1, **options}).detector.look(*nothing, silent)
+        LungNodule("cpu", {"threads": 1, **options}).detector.look(lambda: nothing, lungs, silent)
     assert seen == [4, 2]
 
     told = []
@@ -360,7 +358,7 @@ def test_what_a_detector_sees_does_not_depend_on_the_box_that_is_cut(spacing_mm,
 
     class Watching(NoduleNetDetector):
         def look(self, hu, lungs, progress):
-            seen.append((hu, lungs))
+            seen.append((hu(), lungs))
             return Detections([], remarks=(), window=0, device="")
 
     detector = Watching(Options(threads=1), Runtime.choose("cpu"))
