@@ -111,6 +111,12 @@ def bootstrap(
     return Interval(float(figure(np.arange(len(patients)))), float(low), float(high))
 
 
+def interval(values: Sequence[float] | np.ndarray, patients: Sequence[str]) -> Interval:
+    """The mean of the values, with its interval over patients."""
+    figures = np.asarray(values, dtype=float)
+    return bootstrap(lambda rows: float(figures[rows].mean()), patients)
+
+
 def draws(patients: Sequence[str], rounds: int, seed: int) -> Iterator[np.ndarray]:
     """Rows of as many patients as there are, drawn with repetition, `rounds` times."""
     names, owner = np.unique(np.asarray(patients), return_inverse=True)

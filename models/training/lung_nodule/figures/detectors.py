@@ -42,7 +42,7 @@ from models.lung_nodule.sliding_unet import SlidingUNet
 from models.read import Volume, read_ct
 from models.runtime import Runtime
 from models.training.evaluation.froc import RATES, Froc
-from models.training.evaluation.metrics import Interval, dice, rounded
+from models.training.evaluation.metrics import Interval, dice, interval, rounded
 from models.training.evaluation.provenance import digests, write_figures
 from models.training.evaluation.tables import cell, sheet
 from models.training.files import write_text
@@ -52,7 +52,6 @@ from models.training.lung_nodule.data.semisynthetic import PHANTOM, Donor, donor
 from models.training.lung_nodule.data.slices import stored_split
 from models.training.lung_nodule.nodulenet.data import thicker
 from models.training.lung_nodule.nodulenet.evaluate import Mark, curve, marks, without_voxels
-from models.training.lung_nodule.residual_unet.evaluate import interval
 from models.training.plots import save_grid
 
 NEAR: dict[str, Any] = {"within_mm": NoduleNetDetector.within_mm}

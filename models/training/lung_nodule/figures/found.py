@@ -36,7 +36,7 @@ from models.lung_nodule.pipeline import LungNodule
 from models.lung_nodule.refine import refine
 from models.lung_nodule.texture import SOLID_ABOVE_HU
 from models.measure import calipers
-from models.training.evaluation.metrics import dice, iou, rounded
+from models.training.evaluation.metrics import dice, interval, iou, rounded
 from models.training.evaluation.provenance import digests, write_figures
 from models.training.evaluation.tables import cell, sheet
 from models.training.files import write_text
@@ -45,7 +45,6 @@ from models.training.lung_nodule.data.nodule_volumes import BEYOND_MM, on_its_pi
 from models.training.lung_nodule.data.semisynthetic import Donor, donor_names, read_donor, why_not_donor
 from models.training.lung_nodule.data.slices import MAJORITY, stored_split
 from models.training.lung_nodule.figures.detectors import readers
-from models.training.lung_nodule.residual_unet.evaluate import interval
 
 GROUND_GLASS_HU = -500.0  # median below it; the independent check's border, too
 TEXTURES = {1: "non-solid (1, 2)", 2: "non-solid (1, 2)", 3: "part-solid (3)", 4: "solid (4, 5)", 5: "solid (4, 5)"}

@@ -30,11 +30,10 @@ from models.lung_nodule.preprocess import SIDE
 from models.lung_nodule.refine import refine
 from models.lung_nodule.sliding_unet import STRIDE, SlidingUNet, candidates
 from models.read import Volume, read_ct
-from models.training.evaluation.metrics import Interval, dice, rounded
+from models.training.evaluation.metrics import Interval, dice, interval, rounded
 from models.training.evaluation.provenance import digests, write_figures
 from models.training.lung_nodule.data.semisynthetic import donor_names, read_donor
 from models.training.lung_nodule.data.slices import stored_split
-from models.training.lung_nodule.residual_unet.evaluate import interval
 
 FEATHER_PX = 4  # of the paste's edge
 AROUND_PX = (SIDE + STRIDE) // 2  # of scan on each side of the nodule's middle

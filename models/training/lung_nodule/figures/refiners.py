@@ -25,11 +25,11 @@ from models.lung_nodule.pipeline import REFINERS
 from models.lung_nodule.sliding_unet import BATCH, ServedUNet
 from models.nets.baselines import build_net
 from models.runtime import Runtime
-from models.training.evaluation.metrics import Interval, dice, iou, rounded
+from models.training.evaluation.metrics import Interval, dice, interval, iou, rounded
 from models.training.evaluation.provenance import digests, write_figures
 from models.training.evaluation.tables import cell, sheet
 from models.training.files import write_text
-from models.training.lung_nodule.residual_unet.evaluate import Looked, interval, load_ensemble, look, slices_for
+from models.training.lung_nodule.residual_unet.evaluate import Looked, load_ensemble, look, slices_for
 from models.training.lung_nodule.residual_unet.slice_outcomes import correct, outcomes
 
 ROUNDS = 7

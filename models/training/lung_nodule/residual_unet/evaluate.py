@@ -28,7 +28,7 @@ from models.lung_nodule.sliding_unet import CHECKPOINT
 from models.nets.baselines import build_net
 from models.runtime import Runtime
 from models.training.evaluation.ensemble import DIHEDRAL, PLAIN, Ensemble
-from models.training.evaluation.metrics import Interval, Judgement, bootstrap, count_words, dice, iou
+from models.training.evaluation.metrics import Interval, Judgement, bootstrap, count_words, dice, interval, iou
 from models.training.files import write_text
 from models.training.layouts import open_root
 from models.training.lung_nodule.data.crops import index_of
@@ -303,12 +303,6 @@ def judge(predicted: np.ndarray, truth: np.ndarray, nodules: list[str]) -> dict[
     return {name: interval(values, patients) for name, values in by_slice.items()} | {
         name: interval(values, [nodule.split("/")[0] for nodule in members]) for name, values in by_nodule.items()
     }
-
-
-def interval(values: Sequence[float] | np.ndarray, patients: Sequence[str]) -> Interval:
-    """The mean of the values, with its interval over patients."""
-    figures = np.asarray(values, dtype=float)
-    return bootstrap(lambda rows: float(figures[rows].mean()), patients)
 
 
 def touching(mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
