@@ -57,8 +57,11 @@ def sides(volume: Volume, lungs: Lungs) -> list[Side]:
     voxel_ml = float(z_mm * y_mm * x_mm) / 1000
     area = mask.sum(axis=(1, 2))
     wide = area >= WIDEST * area.max()
-    calm = ndimage.uniform_filter(hu.astype(np.float32), (1, 3, 3))
-    ribs = ndimage.maximum_filter1d(calm > RIB_ABOVE_HU, 2 * int(np.ceil(RIB_MM / z_mm)) + 1, axis=0)[wide]
+    reach = int(np.ceil(RIB_MM / z_mm))
+    first, last = np.flatnonzero(wide)[[0, -1]]
+    near = slice(max(0, first - reach), last + reach + 1)
+    calm = ndimage.uniform_filter(hu[near].astype(np.float32), (1, 3, 3))
+    ribs = ndimage.maximum_filter1d(calm > RIB_ABOVE_HU, 2 * reach + 1, axis=0)[wide[near]]
     columns = np.flatnonzero(mask.any(axis=(0, 1)))
     place = np.arange(mask.shape[2])
     made = []
