@@ -124,18 +124,18 @@ def image_reference(ref: ImageRef) -> Dataset:
     return item
 
 
-def references(instances: dict[str, tuple[str, str]]) -> list[Dataset]:
-    """Items of Referenced Series Sequence for {SOP Instance UID: (SOP Class UID, Series Instance UID)}."""
+def references(instances: dict[str, tuple[str, str]], sequence: str = "ReferencedInstanceSequence") -> list[Dataset]:
+    """Items of Referenced Series Sequence for {SOP Instance UID: (SOP Class UID, Series Instance UID)}.
+
+    sequence    of the instances of a series; "ReferencedImageSequence" in a presentation state, PS3.3 C.11.11
+    """
     series: dict[str, Dataset] = {}
     for instance_uid, (class_uid, series_uid) in instances.items():
-        item = Dataset()
-        item.ReferencedSOPClassUID = class_uid
-        item.ReferencedSOPInstanceUID = instance_uid
         if series_uid not in series:
             series[series_uid] = Dataset()
             series[series_uid].SeriesInstanceUID = series_uid
-            series[series_uid].ReferencedInstanceSequence = []
-        series[series_uid].ReferencedInstanceSequence.append(item)
+            setattr(series[series_uid], sequence, [])
+        series[series_uid][sequence].value.append(image_reference(ImageRef(class_uid, instance_uid)))
     return list(series.values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -18,9 +19,9 @@ from dicom_sr.derived import Marked, Results, derived, mark_findings, say_body_p
 from dicom_sr.findings import ImageRef
 from dicom_sr.frames import Frame
 from dicom_sr.frames import frame as frame_of
-from dicom_sr.header import RESEARCH_ONLY
+from dicom_sr.header import RESEARCH_ONLY, image_reference, references
 from dicom_sr.outline import outlines
-from dicom_sr.source import EncodingError
+from dicom_sr.source import EncodingError, group_by_instance
 
 PIXEL, DISPLAY = "PIXEL", "DISPLAY"  # pixels: (0, 0) is the outer corner of the first one, PS3.3 C.10.5.1.2
 SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}  # of the presentation LUT: it alone says what is white
@@ -34,8 +35,7 @@ REMARK = "REMARK"  # its layer
 def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]:
     """One presentation state for all images with a finding. The images' own window and rescaling hold.
 
-    Written by hand: highdicom's classes look into a table of all modules of the Standard for each image they refer to,
-    75 MB and seconds of the interpreter.
+    Written by hand: highdicom's classes look into a table of all modules of the Standard; nothing else needs its 75 MB.
 
     Raises EncodingError: an image is in colour or is not there, there are several clips, or the rescaling differs.
     """
@@ -70,7 +70,8 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
     state.PresentationCreationDate = segmentation.ContentDate
     state.PresentationCreationTime = segmentation.ContentTime
     state.ContentCreatorName = None
-    state.ReferencedSeriesSequence = _by_series(images.values())
+    series = {uid: (str(image.SOPClassUID), str(image.SeriesInstanceUID)) for uid, image in images.items()}
+    state.ReferencedSeriesSequence = references(series, "ReferencedImageSequence")
     state.GraphicAnnotationSequence = [
         *(
             _annotation(finding, ref, results)
@@ -78,7 +79,7 @@ def presentation_state(segmentation: Dataset, results: Results) -> list[Dataset]
             for ref in refs
             if ref in finding.segment.masks or any(line.image == ref for line in finding.calipers)
         ),
-        _remark(images.values()),
+        _remark(refs),
     ]
     state.GraphicLayerSequence = [*map(_layer, findings), _item(GraphicLayer=REMARK)]
     for order, layer in enumerate(state.GraphicLayerSequence, start=1):
@@ -99,28 +100,15 @@ def _item(**values: object) -> Dataset:
     return item
 
 
-def _reference(image: Dataset, frames: Iterable[int | None] = ()) -> Dataset:
-    """An item of Referenced Image Sequence: PS3.3 Table 10-3."""
-    item = _item(ReferencedSOPClassUID=image.SOPClassUID, ReferencedSOPInstanceUID=image.SOPInstanceUID)
-    if numbers := [number for number in frames if number is not None]:
-        item.ReferencedFrameNumber = numbers if len(numbers) > 1 else numbers[0]
-    return item
-
-
-def _references(refs: Iterable[ImageRef], shown: Mapping[ImageRef, Frame]) -> list[Dataset]:
+def _references(refs: Iterable[ImageRef]) -> list[Dataset]:
     """One item for each image, with the frames that are meant."""
-    frames: dict[str, list[ImageRef]] = {}
-    for ref in refs:
-        frames.setdefault(ref.sop_instance_uid, []).append(ref)
-    return [_reference(shown[same[0]].header, [ref.frame for ref in same]) for same in frames.values()]
-
-
-def _by_series(images: Iterable[Dataset]) -> list[Dataset]:
-    """Presentation State Relationship, PS3.3 C.11.11: each image once."""
-    series: dict[str, list[Dataset]] = {}
-    for image in images:
-        series.setdefault(str(image.SeriesInstanceUID), []).append(_reference(image))
-    return [_item(ReferencedImageSequence=same, SeriesInstanceUID=uid) for uid, same in series.items()]
+    items = []
+    for (class_uid, instance_uid), frames in group_by_instance(list(refs)).items():
+        item = image_reference(ImageRef(class_uid, instance_uid))
+        if frames:
+            item.ReferencedFrameNumber = frames
+        items.append(item)
+    return items
 
 
 def _area(shown: Mapping[ImageRef, Frame]) -> Dataset:
@@ -194,7 +182,7 @@ def _windows(shown: Mapping[ImageRef, Frame]) -> list[Dataset]:
         alike.setdefault(str(window), []).append(ref)
     for said, refs in alike.items():
         if len(refs) < every:
-            windows[said].ReferencedImageSequence = _references(refs, shown)
+            windows[said].ReferencedImageSequence = _references(refs)
     return list(windows.values())
 
 
@@ -226,7 +214,7 @@ def _annotation(finding: Marked, ref: ImageRef, results: Results) -> Dataset:
         AnchorPointVisibility="N",
     )
     return _item(
-        ReferencedImageSequence=[_reference(source, [ref.frame])],
+        ReferencedImageSequence=[image_reference(ref)],
         GraphicLayer=_layer_of(finding),
         TextObjectSequence=[name],
         GraphicObjectSequence=[_polyline(points, finding) for points in (*loops, *lines)],
@@ -246,7 +234,8 @@ def _polyline(points: np.ndarray, finding: Marked) -> Dataset:
     )
 
 
-def _remark(images: Iterable[Dataset]) -> Dataset:
+def _remark(refs: Iterable[ImageRef]) -> Dataset:
+    """On each image, all its frames."""
     text = _item(
         BoundingBoxAnnotationUnits=DISPLAY,
         UnformattedTextValue=f"{RESEARCH_ONLY}.",
@@ -254,6 +243,5 @@ def _remark(images: Iterable[Dataset]) -> Dataset:
         BoundingBoxBottomRightHandCorner=list(FOOT[2:]),
         BoundingBoxTextHorizontalJustification="CENTER",
     )
-    return _item(
-        ReferencedImageSequence=[_reference(image) for image in images], GraphicLayer=REMARK, TextObjectSequence=[text]
-    )
+    images = _references(replace(ref, frame=None) for ref in refs)
+    return _item(ReferencedImageSequence=images, GraphicLayer=REMARK, TextObjectSequence=[text])
