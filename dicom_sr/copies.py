@@ -239,9 +239,12 @@ def _is_whole(item: Dataset, needed: tuple[tuple[str, ...], ...]) -> bool:
         return False
     if any(keyword in item and beside not in item for keyword, beside in BESIDE.items()):
         return False
-    inner = [(each, CODE if "CodeSequence" in element.keyword else ()) for element in item if element.VR == "SQ"
-             for each in element.value]  # fmt: skip
-    return all(_is_whole(each, needed) for each, needed in inner)
+    return all(
+        _is_whole(each, CODE if "CodeSequence" in element.keyword else ())
+        for element in item
+        if element.VR == "SQ"
+        for each in element.value
+    )
 
 
 def _text(source: Dataset, keyword: str, sets: list[str]) -> tuple[str, str | None]:

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 Judged = TypeVar("Judged")
 
 SILENT_S = 0.5  # of a series, before it is judged
-MOST_KEPT = 1 << 26  # bytes of all that is kept: headers of a chest as one enhanced image take 3 MB, hostile ones 50
+MOST_KEPT = 1 << 26  # bytes of all that is kept: a header of 300 frames takes about 1 MB, a hostile one 30 and more
 MORE = 2  # times as many images before it is judged again: one that trickles in costs at most twice as much
 
 

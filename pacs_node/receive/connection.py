@@ -117,11 +117,9 @@ class Connection:
             while time.monotonic() < until:
                 self.some(READ_AHEAD)
         with contextlib.suppress(OSError):
-            while there := self._is_there():  # a reader that was stopped reads no more, and would not hear the end
-                if time.monotonic() >= until:
-                    break
+            while self._is_there() and time.monotonic() < until:  # who was stopped from reading would not hear the end
                 time.sleep(LINGER_S / 100)
-            if there:
+            if self._is_there():
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
 
     def _is_there(self) -> bool:
