@@ -19,7 +19,7 @@ RIB_ABOVE_HU = 160
 RIB_MM = 14.0  # up and down to the next rib, at most: between two of them a line would leave the chest
 WALL_MM = 15.0  # between lung and rib in health: 0 to 3 mm behind in three real CTs, 10 in nine of ten lines
 WIDEST = 0.6  # slices with so much of the largest area of lung: nearer to the ends no rib lies straight behind lung
-LEAST_SHARE = 0.1  # of a side; three real CTs have 0.003 at most, healthy phantoms 0.08
+LEAST_SHARE = 0.1  # of a side; three real CTs have 0.004 at most, healthy phantoms 0.08
 UNEVEN = 0.5  # the smaller lung of the larger; 0.8 to 0.9 in health
 
 ONE_LUNG = (

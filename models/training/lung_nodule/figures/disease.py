@@ -236,7 +236,7 @@ def page(made: Mapping[str, Any]) -> str:
                     rows,
                 ),
                 "Said to be lost is what lies between lung and ribs where the lungs are widest: of a drawn chest, whose"
-                " ribs do not taper with its lungs, some in health, too; in three real CTs 2 to 14 ml.",
+                " ribs do not taper with its lungs, some in health, too.",
                 *(["Refused:", "\n".join(words)] if words else []),
                 f"Nodules by where they lie: within, where most of what is round them has no air; beside, within"
                 f" {BESIDE_MM:g} mm of that. Missed without a word: not found, and no warning that something was not"
